@@ -1,0 +1,52 @@
+"""Whole files or none: write under a temporary name, flush, rename."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+
+def _replace(path: Path, write) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` as UTF-8; a reader sees the old file or the new one, never half of it."""
+    _replace(Path(path), lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write strict JSON (NaN and infinity are refused: they would not read back elsewhere)."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors, whole or not at all."""
+    ready = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    _replace(Path(path), lambda p: save_file(ready, p, metadata=dict(metadata or {})))
+
+
+def read_json(path: str | Path) -> Any:
+    """Read one JSON file.
+
+    Raises:
+        ValueError: when the file is not JSON, with the way out.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error}); delete it and run the same command again") from error
