@@ -132,14 +132,19 @@ def _to_json(item: Item) -> dict[str, Any]:
     return row
 
 
-def read_items(directory: str | Path) -> ItemSet:
+def read_items(directory: str | Path, problems: Problems | None = None) -> ItemSet:
     """Read and check an item set.
 
+    Args:
+        problems: collect what is wrong here and return the items that could be read, so that other checks can add to it.
+
     Raises:
-        ValueError: everything that is wrong with the set, all at once, each with file, line, item and remedy.
+        ValueError: everything that is wrong with the set, all at once, each with file, line, item and remedy. With ``problems``, only
+            when a file is missing.
     """
     directory = Path(directory)
-    problems = Problems(f"the item set {directory}")
+    collect = problems is not None
+    problems = Problems(f"the item set {directory}") if problems is None else problems
     header_file, items_file = directory / "set.json", directory / "items.jsonl"
     for path, remedy in ((header_file, "declare the concepts there"), (items_file, "put one item per line there")):
         if not path.is_file():
@@ -162,7 +167,8 @@ def read_items(directory: str | Path) -> ItemSet:
         line_of.setdefault(item.id, number)
         items.append(item)
     _check_splits(items, items_file, line_of, problems)
-    problems.raise_if_any()
+    if not collect:
+        problems.raise_if_any()
     return ItemSet(root=directory, name=name, concepts=concepts, alarm=alarm, items=tuple(items))
 
 
@@ -282,13 +288,11 @@ def _check_splits(items: Sequence[Item], path: Path, line_of: dict[str, int], pr
             problems.add(f"{path}: clip {clip!r} is in several splits: {named}; keep all questions of a clip in one split")
 
 
-def require_splits(items: ItemSet, needs: dict[str, bool]) -> None:
-    """Check that every split in ``needs`` has gap items, and labels where its value is True.
+def check_splits_filled(items: ItemSet, needs: dict[str, bool], problems: Problems) -> None:
+    """Check that every split in ``needs`` has gap items, and, where its value is True, a gold option on each and every concept.
 
-    Raises:
-        ValueError: naming every empty split, every unlabelled item of a labelled split, and every missing concept.
+    Adds to ``problems`` every empty split, every unlabelled item of a labelled split, and every missing concept.
     """
-    problems = Problems(f"the item set {items.root}")
     path = items.root / "items.jsonl"
     for split, labelled in needs.items():
         chosen = items.select(split=split, purpose="gap").items
@@ -303,8 +307,8 @@ def require_splits(items: ItemSet, needs: dict[str, bool]) -> None:
                 f"{path}: split {split!r} needs labels, but {len(missing)} items have no gold option, "
                 f"e.g. {missing[:3]}; label them or move them to split 'train'"
             )
+            continue
         seen = {i.concept for i in chosen}
         for concept in items.concepts:
-            if concept not in seen and not missing:
-                problems.add(f"{path}: split {split!r} has no item whose gold expresses {concept!r}; a probe could not learn or be judged on it")
-    problems.raise_if_any()
+            if concept not in seen:
+                problems.add(f"{path}: split {split!r} has no item whose gold expresses {concept!r}; no probe can learn or be judged on it")

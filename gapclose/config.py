@@ -1,0 +1,192 @@
+"""The one configuration of every job: nested dataclasses, read from YAML, overridden by ``--any.key value``.
+
+A key that does not exist is refused by name, with the nearest one that does; all such keys are named at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from gapclose.errors import Problems
+from gapclose.files import write_text
+from gapclose.gap import GapConfig
+from gapclose.models import ModelConfig
+from gapclose.observe import ObserveConfig
+from gapclose.probes import ProbeConfig
+from gapclose.targets import TargetsConfig
+from gapclose.trainer import LoraConfig, TrainConfig
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Where the items are."""
+
+    path: str = "digits"
+    """directory with set.json and items.jsonl; ``digits`` makes the embedded world inside the run directory"""
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    """What a run leaves behind for others."""
+
+    merged: bool = False
+    """also write the model with the adapter merged in"""
+    verify: bool = True
+    """reload the export in a fresh process and compare scores and answers"""
+    tolerance: float = 1e-3
+    """largest difference of an option score, in nats, that --verify accepts for the adapter; ten times as much for the merged model"""
+
+
+@dataclass(kw_only=True)
+class TrackingConfig:
+    """Where records are mirrored to."""
+
+    project: str = "gapclose"
+    """Weights & Biases project"""
+    name: str | None = None
+    """run name; null: the run directory's name"""
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Everything a run is determined by."""
+
+    run_dir: str = "runs/digits"
+    """where everything is written; the same command continues an interrupted run"""
+    seed: int = 0
+    """of data, folds, adapters, batch order and resampling"""
+    tracking: str = "none"
+    """none or wandb"""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    gap: GapConfig = field(default_factory=GapConfig)
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    wandb: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        if self.tracking not in ("none", "wandb"):
+            raise ValueError(f"tracking is {self.tracking!r}; choose none or wandb")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must not be negative")
+
+
+# What may differ between two starts of one run: it changes no number of the run.
+FREE_KEYS = ("tracking", "wandb.", "export.", "run_dir", "train.logging_steps", "train.save_steps", "train.micro_batch_size")
+
+
+def known_keys(kind: Any = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the configuration, groups included."""
+    for f in dataclasses.fields(kind):
+        yield prefix + f.name
+        factory = f.default_factory
+        if dataclasses.is_dataclass(factory):
+            yield from known_keys(factory, f"{prefix}{f.name}.")
+
+
+def parse_config(arguments: Sequence[str], *, prog: str = "gapclose") -> Config:
+    """Build the configuration from command-line arguments (``--config FILE --any.key value``).
+
+    Raises:
+        ValueError: naming every unknown key with its nearest valid one, or the value that does not fit.
+    """
+    _refuse_unknown(arguments)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=prog, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file; options after it override its values")
+    parser.add_class_arguments(Config)
+    try:
+        values = vars(parser.instantiate(parser.parse_args(list(arguments))))
+    except ArgumentError as error:
+        raise ValueError(f"the configuration does not fit: {error}") from error
+    values.pop("config", None)
+    return Config(**values)
+
+
+def _refuse_unknown(arguments: Sequence[str]) -> None:
+    known = set(known_keys())
+    problems = Problems("the configuration")
+
+    def check(key: str, where: str) -> None:
+        if key in known:
+            return
+        near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(
+            key.split(".")[-1], {k.split(".")[-1]: k for k in known}, n=1
+        )
+        hint = f"; did you mean {near[0]!r}?" if near else "; `gapclose close --help` lists all keys"
+        problems.add(f"{where}: unknown key {key!r}{hint}")
+
+    for position, argument in enumerate(arguments):
+        if not argument.startswith("--"):
+            continue
+        key, _, value = argument[2:].partition("=")
+        if key == "config":
+            path = Path(value or (arguments[position + 1] if position + 1 < len(arguments) else ""))
+            for name in _file_keys(path, problems):
+                check(name, str(path))
+        elif key != "help":
+            check(key, "command line")
+    problems.raise_if_any()
+
+
+def _file_keys(path: Path, problems: Problems) -> list[str]:
+    """Dotted keys of a YAML file, outermost groups that are unknown standing for all below them."""
+    if not path.is_file():
+        problems.add(f"{path}: no such configuration file")
+        return []
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        problems.add(f"{path}: not YAML ({error})")
+        return []
+    if not isinstance(tree, dict):
+        problems.add(f"{path}: holds {type(tree).__name__}, not keys and values")
+        return []
+    known = set(known_keys())
+
+    def walk(node: dict, prefix: str) -> Iterator[str]:
+        for name, value in node.items():
+            key = f"{prefix}{name}"
+            yield key
+            if isinstance(value, dict) and key in known:
+                yield from walk(value, key + ".")
+
+    return list(walk(tree, ""))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write every setting, defaults included, or check that the run there was started with the same ones.
+
+    Raises:
+        ValueError: when the run directory belongs to other settings, naming each with both values.
+    """
+    tree = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    if path.is_file():
+        before, now = _flat(yaml.safe_load(path.read_text(encoding="utf-8"))), _flat(yaml.safe_load(tree))
+        changed = {k: (before.get(k), v) for k, v in now.items() if before.get(k) != v and not k.startswith(FREE_KEYS)}
+        if changed:
+            listed = "\n".join(f"  - {k}: {a!r} there, {b!r} now" for k, (a, b) in changed.items())
+            raise ValueError(
+                f"{path.parent} holds a run with other settings:\n{listed}\nGive this one another directory (--run_dir), or delete that one."
+            )
+    write_text(path, tree)

@@ -1,0 +1,355 @@
+"""The gap between what a model represents (reading) and what it says (action), with clip-bootstrap intervals.
+
+Every statistic is an array of R + 1 values: the estimate on the data first, then R replicates that resample whole clips. Two
+statistics on the same :class:`Clips` are paired replicate by replicate, so differences and ratios get their intervals by plain
+arithmetic. Pure functions of arrays: nothing here knows about models.
+
+Shapes: N items, C concepts, O options, R replicates, M clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import logsumexp
+from scipy.stats import norm
+
+from gapclose.items import Item, ItemSet
+
+
+@dataclass(kw_only=True)
+class GapConfig:
+    """How the gap is measured and judged."""
+
+    replicates: int = 2000
+    """clip-bootstrap replicates behind every interval"""
+    standard_budget: float = 0.05
+    """standard accuracy that a checkpoint may lose, 0..1; beyond it the state is over-rejecting"""
+    reading_tolerance: float = 0.05
+    """balanced accuracy that a reading may lose before it counts as fallen, 0..1 (the interval must exclude zero too)"""
+    closed_at: float = 0.9
+    """closure from which the state is closed"""
+    parse_floor: float = 0.9
+    """share of the base's parse rate below which the state is collapsed, 0..1"""
+
+    def __post_init__(self) -> None:
+        if self.replicates < 100:
+            raise ValueError(f"gap.replicates is {self.replicates}; intervals need at least 100")
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate with its 95 % percentile interval; nan where it is not defined."""
+
+    value: float
+    lower: float
+    upper: float
+
+    @classmethod
+    def of(cls, statistic: np.ndarray) -> Interval:
+        value, replicates = float(statistic[0]), statistic[1:][np.isfinite(statistic[1:])]
+        if not np.isfinite(value) or not len(replicates):
+            return cls(value, np.nan, np.nan)
+        lower, upper = np.quantile(replicates, [0.025, 0.975])
+        return cls(value, float(lower), float(upper))
+
+    def as_dict(self) -> dict[str, float | None]:
+        """For JSON, with None for what is not defined."""
+        return {k: float(v) if np.isfinite(v) else None for k, v in (("value", self.value), ("lower", self.lower), ("upper", self.upper))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What a measurement is judged by."""
+
+    clip: np.ndarray
+    """(N,) group"""
+    modality: np.ndarray
+    """(N,) str"""
+    concept: np.ndarray
+    """(N,) int, index of the right concept"""
+    gold: np.ndarray
+    """(N,) int, index of the right option"""
+    option_concept: np.ndarray
+    """(N, O) int, concept that each option expresses; -1 beyond an item's options"""
+    concepts: tuple[str, ...]
+    alarm: tuple[str, ...]
+
+    @classmethod
+    def of(cls, items: ItemSet) -> Labels:
+        """Raises: ValueError when an item is unlabelled."""
+        missing = [i.id for i in items if i.gold is None]
+        if missing:
+            raise ValueError(f"{len(missing)} items have no gold option, e.g. {missing[:3]}; only labelled items can be measured")
+        index = {c: k for k, c in enumerate(items.concepts)}
+        return cls(
+            clip=np.array([i.clip for i in items]),
+            modality=np.array([i.modality for i in items]),
+            concept=np.array([index[i.concept] for i in items], dtype=int),
+            gold=np.array([i.gold for i in items], dtype=int),
+            option_concept=option_concepts(items.items, items.concepts),
+            concepts=items.concepts,
+            alarm=items.alarm,
+        )
+
+    def take(self, keep: np.ndarray) -> Labels:
+        """The items where ``keep`` (N,) bool holds."""
+        arrays = {k: getattr(self, k)[keep] for k in ("clip", "modality", "concept", "gold", "option_concept")}
+        return Labels(**arrays, concepts=self.concepts, alarm=self.alarm)
+
+    @property
+    def standard(self) -> np.ndarray:
+        """(N,) bool: items whose right concept is no alarm."""
+        return ~np.isin(self.concept, [self.concepts.index(a) for a in self.alarm])
+
+    @property
+    def cells(self) -> tuple[np.ndarray, list[str]]:
+        """Cell index per item (N,) and cell names ``modality/concept``, for the cells that occur."""
+        names = [f"{m}/{self.concepts[c]}" for m, c in zip(self.modality, self.concept, strict=True)]
+        unique, index = np.unique(names, return_inverse=True)
+        return index, unique.tolist()
+
+    @property
+    def detections(self) -> list[list[int]]:
+        """Sets of concepts to detect: the alarms together, or each concept against the rest where there are none."""
+        if self.alarm:
+            return [[self.concepts.index(a) for a in self.alarm]]
+        return [[c] for c in range(len(self.concepts))]
+
+
+def option_concepts(items: Sequence[Item], concepts: Sequence[str]) -> np.ndarray:
+    """(N, O) concept index of every option, -1 beyond an item's options."""
+    index = {c: k for k, c in enumerate(concepts)}
+    table = np.full((len(items), max(len(i.options) for i in items)), -1)
+    for n, item in enumerate(items):
+        table[n, : len(item.options)] = [index[o.concept] for o in item.options]
+    return table
+
+
+class Clips:
+    """Clip resampling: ``weights`` (R + 1, M) counts how often each clip is drawn; row 0 is the data themselves."""
+
+    def __init__(self, clip: np.ndarray, replicates: int, seed: int) -> None:
+        _, self.index = np.unique(clip, return_inverse=True)
+        self.n = int(self.index.max()) + 1
+        drawn = np.random.default_rng(seed).multinomial(self.n, np.full(self.n, 1 / self.n), size=replicates)
+        self.weights = np.concatenate([np.ones((1, self.n)), drawn])
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Weighted sum over items of (N,) or (N, K) values, (R + 1, K)."""
+        values = values.reshape(len(values), -1).astype(float)
+        per_clip = np.zeros((self.n, values.shape[1]))
+        np.add.at(per_clip, self.index, values)
+        return self.weights @ per_clip
+
+    def mean(self, values: np.ndarray, where: np.ndarray) -> np.ndarray:
+        """Mean of (N,) values over the items where ``where`` holds, (R + 1,)."""
+        sums = self.sums(np.stack([values * where, where], axis=1))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return sums[:, 0] / sums[:, 1]
+
+    def cell_means(self, values: np.ndarray, labels: Labels) -> np.ndarray:
+        """Mean of (N,) values in every cell, (R + 1, cells); nan where a replicate has no item of the cell."""
+        index, names = labels.cells
+        one_hot = index[:, None] == np.arange(len(names))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.sums(values[:, None] * one_hot) / self.sums(one_hot)
+
+    def balanced(self, correct: np.ndarray, labels: Labels) -> np.ndarray:
+        """Mean accuracy over the cells modality x concept, (R + 1,)."""
+        return np.nanmean(self.cell_means(correct, labels), axis=1)
+
+    def _levels(self, score: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weighted positives and negatives at every distinct score, falling, each (R + 1, levels)."""
+        order = np.argsort(-score, kind="stable")
+        starts = np.flatnonzero(np.r_[True, np.diff(score[order]) != 0])
+        weights = self.weights[:, self.index[order]]
+        p = positive[order]
+        return np.add.reduceat(weights * p, starts, axis=1), np.add.reduceat(weights * ~p, starts, axis=1)
+
+    def auroc(self, score: np.ndarray, positive: np.ndarray) -> np.ndarray:
+        """Area under the ROC curve, ties counted half (Mann-Whitney), (R + 1,)."""
+        p, n = self._levels(score, positive)
+        below = n.sum(1, keepdims=True) - n.cumsum(1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (p * (below + 0.5 * n)).sum(1) / (p.sum(1) * n.sum(1))
+
+    def tpr_at(self, score: np.ndarray, positive: np.ndarray, false_alarm: np.ndarray) -> np.ndarray:
+        """True-positive rate of ``score`` at the false-alarm rates (R + 1,), on the ROC with straight lines between points."""
+        p, n = self._levels(score, positive)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            tpr, fpr = p.cumsum(1) / p.sum(1, keepdims=True), n.cumsum(1) / n.sum(1, keepdims=True)
+        # at a vertical step np.interp takes the last point, the highest TPR within that false-alarm rate
+        rows = zip(false_alarm, fpr, tpr, strict=True)
+        return np.array([np.interp(f, np.r_[0.0, x], np.r_[0.0, y]) if np.isfinite(x).all() else np.nan for f, x, y in rows])
+
+
+def action_distribution(scores: np.ndarray) -> np.ndarray:
+    """pi(o|x) = softmax of the option scores, (N, O); 0 beyond an item's options."""
+    return np.exp(scores - logsumexp(scores, axis=1, keepdims=True))
+
+
+def concept_scores(scores: np.ndarray, option_concept: np.ndarray, concepts: Sequence[int], *, inside: bool) -> np.ndarray:
+    """logsumexp of the scores of the options that express (``inside``) or do not express one of ``concepts``, (N,)."""
+    member = np.isin(option_concept, concepts)
+    keep = member if inside else (~member & (option_concept >= 0))
+    return logsumexp(np.where(keep, scores, -np.inf), axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """What the model does, judged on concepts."""
+
+    chosen: np.ndarray
+    """(N,) option index, -1 for none (an answer that does not parse)"""
+    scores: np.ndarray
+    """(N, O) option scores in nats"""
+
+    def concept(self, labels: Labels) -> np.ndarray:
+        """(N,) concept that the chosen option expresses, -1 for none."""
+        picked = np.take_along_axis(labels.option_concept, np.maximum(self.chosen, 0)[:, None], axis=1)[:, 0]
+        return np.where(self.chosen < 0, -1, picked)
+
+
+def detection(clips: Clips, labels: Labels, action: Action, reading: np.ndarray) -> dict[str, np.ndarray]:
+    """Operating points and threshold-free measures, averaged over the sets of concepts to detect; each (R + 1,).
+
+    ``matched`` is TPR of the reading at the action's own false-alarm rate minus the action's TPR. d' and criterion use the
+    log-linear correction (Hautus 1995): a pure shift of threshold moves the criterion and not d'.
+    """
+    rows: list[dict[str, np.ndarray]] = []
+    said = action.concept(labels)
+    for positives in labels.detections:
+        positive = np.isin(labels.concept, positives)
+        if positive.all() or not positive.any():
+            continue
+        alarmed = np.isin(said, positives)
+        tpr, far = clips.mean(alarmed, positive), clips.mean(alarmed, ~positive)
+        inside = concept_scores(action.scores, labels.option_concept, positives, inside=True)
+        margin = inside - concept_scores(action.scores, labels.option_concept, positives, inside=False)
+        believed = reading[:, positives].sum(1)
+        evidence = np.log(np.maximum(believed, 1e-300)) - np.log(np.maximum(1 - believed, 1e-300))
+        counts = clips.sums(np.stack([alarmed & positive, positive, alarmed & ~positive, ~positive], axis=1))
+        hit, alarm = (counts[:, 0] + 0.5) / (counts[:, 1] + 1), (counts[:, 2] + 0.5) / (counts[:, 3] + 1)
+        auroc, reading_auroc = clips.auroc(margin, positive), clips.auroc(evidence, positive)
+        reading_tpr = clips.tpr_at(evidence, positive, far)
+        rows.append(
+            {
+                "tpr": tpr,
+                "false_alarm": far,
+                "reading_tpr": reading_tpr,
+                "matched": reading_tpr - tpr,
+                "auroc": auroc,
+                "reading_auroc": reading_auroc,
+                "dprime": norm.ppf(hit) - norm.ppf(alarm),
+                "criterion": -0.5 * (norm.ppf(hit) + norm.ppf(alarm)),
+            }
+        )
+    keys = ("tpr", "false_alarm", "reading_tpr", "matched", "auroc", "reading_auroc", "dprime", "criterion")
+    nothing = np.full(len(clips.weights), np.nan)
+    return {k: np.mean([r[k] for r in rows], axis=0) if rows else nothing for k in keys}
+
+
+def statistics(clips: Clips, labels: Labels, action: Action, reading: np.ndarray) -> dict[str, np.ndarray]:
+    """Everything that is measured about one (model, probe) pair, each (R + 1,)."""
+    said = action.concept(labels)
+    action_balanced = clips.balanced(said == labels.concept, labels)
+    reading_balanced = clips.balanced(reading.argmax(1) == labels.concept, labels)
+    right_option = action.chosen == labels.gold
+    found = detection(clips, labels, action, reading)
+    return {
+        "action.balanced": action_balanced,
+        "action.option_balanced": clips.balanced(right_option, labels),
+        "action.standard_accuracy": clips.mean(right_option, labels.standard),
+        "action.rejection": found["tpr"],
+        "action.false_alarm": found["false_alarm"],
+        "action.auroc": found["auroc"],
+        "action.dprime": found["dprime"],
+        "action.criterion": found["criterion"],
+        "reading.balanced": reading_balanced,
+        "reading.auroc": found["reading_auroc"],
+        "reading.tpr_at_false_alarm": found["reading_tpr"],
+        "gap.balanced": reading_balanced - action_balanced,
+        "gap.matched": found["matched"],
+        "gap.auroc": found["reading_auroc"] - found["auroc"],
+    }
+
+
+def intervals(statistic: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Dotted names -> nested dicts of ``{"value", "lower", "upper"}``, ready for JSON."""
+    nested: dict[str, Any] = {}
+    for name, values in statistic.items():
+        *path, leaf = name.split(".")
+        place = nested
+        for key in path:
+            place = place.setdefault(key, {})
+        place[leaf] = Interval.of(values).as_dict()
+    return nested
+
+
+def closure(base: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """How much of the base's gap is closed, and what moved, on the same clips; each (R + 1,).
+
+    ``closure`` = (action now - action base) / (reading base - action base), by balanced accuracy; ``closure_auroc`` the same by AUROC.
+    The gap changes by ``reading_change`` - ``action_gain``: one that shrank because the reading fell is not closed.
+    """
+    gain = now["action.balanced"] - base["action.balanced"]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        by_auroc = (now["action.auroc"] - base["action.auroc"]) / (base["reading.auroc"] - base["action.auroc"])
+        return {
+            "closure": gain / (base["reading.balanced"] - base["action.balanced"]),
+            "closure_auroc": by_auroc,
+            "action_gain": gain,
+            "auroc_gain": now["action.auroc"] - base["action.auroc"],
+            "reading_change": now["reading.balanced"] - base["reading.balanced"],
+            "gap_before": base["gap.balanced"],
+            "gap_after": now["gap.balanced"],
+            "standard_drop": base["action.standard_accuracy"] - now["action.standard_accuracy"],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a state is decided on: point estimates, and whether a fall is beyond chance."""
+
+    closure: float
+    standard_drop: float
+    frozen_fell: bool
+    fresh_fell: bool
+    parse_rate: float
+    base_parse_rate: float
+
+
+STATES = {
+    "collapsed": "answers no longer parse",
+    "over-rejecting": "standard accuracy fell beyond the budget",
+    "lost": "a fresh probe no longer reads it: the knowledge itself fell",
+    "moved": "a fresh probe reads it, the frozen one no longer does",
+    "closed": "the action follows the reading",
+    "blocked": "the reading holds, the action does not follow",
+    "open": "part of the gap remains",
+}
+
+
+def state_of(evidence: Evidence, config: GapConfig) -> str:
+    """One word for a measurement, the most alarming that applies; :data:`STATES` explains each."""
+    if evidence.parse_rate < config.parse_floor * evidence.base_parse_rate:
+        return "collapsed"
+    if evidence.standard_drop > config.standard_budget:
+        return "over-rejecting"
+    if evidence.fresh_fell:
+        return "lost"
+    if evidence.frozen_fell:
+        return "moved"
+    if evidence.closure >= config.closed_at:
+        return "closed"
+    return "blocked" if evidence.closure < 0.1 else "open"
+
+
+def fell(now: np.ndarray, base: np.ndarray, tolerance: float) -> bool:
+    """Whether a statistic fell by more than ``tolerance``, with an interval of the paired difference that excludes zero."""
+    change = Interval.of(now - base)
+    return change.value < -tolerance and change.upper < 0

@@ -1,0 +1,290 @@
+"""Load a transformers multimodal LM and find in it what the rest needs: decoder layers, answer positions, option tokens.
+
+Shapes: B batch, T tokens, D width of the residual stream, P answer positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gapclose.errors import Problems
+from gapclose.items import Item, ItemSet
+from gapclose.media import Media
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Which model to load, and how."""
+
+    path: str = "digits"
+    """checkpoint directory or hub name; ``digits`` is the tiny model that ships with the package"""
+    dtype: str = "auto"
+    """auto (what the checkpoint holds), float32, bfloat16 or float16"""
+    attention: str = "sdpa"
+    """attention implementation of transformers: sdpa, eager, flash_attention_2"""
+    trust_remote_code: bool = False
+    """run code that the checkpoint brings along; leave off unless you have read it"""
+
+    def __post_init__(self) -> None:
+        if self.dtype != "auto" and self.dtype not in DTYPES:
+            raise ValueError(f"model.dtype is {self.dtype!r}; choose auto, {', '.join(DTYPES)}")
+
+    @property
+    def resolved_path(self) -> str:
+        """The directory or hub name that transformers is given."""
+        if self.path == "digits":
+            return str(Path(__file__).parent / "digits" / "base")
+        return self.path
+
+
+_torchvision_schemas: list[torch.library.Library] = []
+
+
+def mend_torchvision() -> None:
+    """Let ``import torchvision`` succeed beside a CPU build of torch.
+
+    The package index carries no CPU build of torchvision, and the CUDA build's import dies on CPU torch with "operator
+    torchvision::nms does not exist". Declaring the two schemas first is enough for image processors, which use torch's own
+    resizing (``torchvision.ops`` stays unusable). Acts on that very error only. Remove when the index serves a CPU build, or
+    when torchvision imports without its compiled operators (https://github.com/pytorch/vision/issues/8626).
+    """
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        return
+    except RuntimeError as error:
+        if "torchvision::nms does not exist" not in str(error):
+            raise
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _torchvision_schemas.append(library)
+        import torchvision  # noqa: F401
+
+
+@dataclass(kw_only=True)
+class LoadedModel:
+    """A model with its processor. ``model`` may become a PEFT or engine-wrapped module; the rest looks through the wrapping."""
+
+    model: Any
+    processor: Any
+    path: str
+    fingerprint: str
+
+    @property
+    def tokenizer(self) -> Any:
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def sampling_rate(self) -> int:
+        """What the audio encoder expects, in Hz; 16,000 when the model hears nothing."""
+        return getattr(getattr(self.processor, "feature_extractor", None), "sampling_rate", None) or 16_000
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return decoder_layers(self.model)
+
+    @property
+    def width(self) -> int:
+        return self.model.get_input_embeddings().weight.shape[1]
+
+    def option_tokens(self, text: str) -> list[int]:
+        """Token ids of an answer as the model would generate it right after the prompt."""
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def media(self, items: ItemSet, *, blank: bool = False) -> Media:
+        return Media(items.root, self.sampling_rate, blank=blank)
+
+    def prompts(self, items: Sequence[Item], media: Media) -> dict[str, torch.Tensor]:
+        """Processor output for a batch of items that carry the same kinds of media, padded on the left.
+
+        Every row ends at its answer position: ``input_ids[:, -1]`` is the last prompt token.
+        """
+        texts = [self.processor.apply_chat_template(i.messages, tokenize=False, add_generation_prompt=True) for i in items]
+        images = [[media.load(k, p) for k, p in i.media if k == "image"] for i in items]
+        sounds = [media.load(k, p) for i in items for k, p in i.media if k == "audio"]
+        inputs: dict[str, Any] = {"text": texts, "return_tensors": "pt", "padding": True}
+        if any(images):
+            inputs["images"] = images
+        if sounds:
+            inputs["audio"] = sounds
+        return dict(self.processor(**inputs))
+
+
+def media_signature(item: Item) -> tuple[str, ...]:
+    """The kinds of media in prompt order; only items that agree on it share a batch."""
+    return tuple(kind for kind, _ in item.media)
+
+
+def load_model(config: ModelConfig) -> LoadedModel:
+    """Load model and processor in eval mode on the CPU; accelerate moves it.
+
+    Raises:
+        ValueError: when the directory is no checkpoint, or no decoder layers can be found.
+    """
+    mend_torchvision()
+    import transformers
+
+    path = config.resolved_path
+    known = {"trust_remote_code": config.trust_remote_code}
+    try:
+        loaded_config = transformers.AutoConfig.from_pretrained(path, **known)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.path {path!r} cannot be read as a transformers checkpoint: {error}") from error
+    # A full Qwen-Omni checkpoint holds a talker too; the thinker is the part that reads and answers.
+    model_config = getattr(loaded_config, "thinker_config", loaded_config)
+    dtype = config.dtype if config.dtype == "auto" else DTYPES[config.dtype]
+    auto = transformers.AutoModelForMultimodalLM
+    if type(model_config) not in auto._model_mapping:
+        auto = transformers.AutoModelForCausalLM
+    model = auto.from_pretrained(path, config=model_config, dtype=dtype, attn_implementation=config.attention, **known).eval()
+    processor = transformers.AutoProcessor.from_pretrained(path, **known)
+    loaded = LoadedModel(model=model, processor=processor, path=path, fingerprint=checkpoint_fingerprint(path, model))
+    loaded.tokenizer.padding_side = "left"
+    decoder_layers(model)
+    return loaded
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The tokenizer alone: enough to check options before any weight is read."""
+    mend_torchvision()
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(config.resolved_path, trust_remote_code=config.trust_remote_code)
+
+
+def unwrap(model: Any) -> Any:
+    """The transformers model inside engine (DDP) and PEFT wrapping."""
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The decoder blocks of the language model, found through ``get_decoder()`` and never by a fixed path.
+
+    Raises:
+        ValueError: when there are none, naming the class.
+    """
+    module, seen = unwrap(model), set()
+    while not isinstance(getattr(module, "layers", None), nn.ModuleList):
+        seen.add(id(module))
+        deeper = module.get_decoder() if hasattr(module, "get_decoder") else None
+        if deeper is None or id(deeper) in seen:
+            deeper = getattr(module, "language_model", None) or getattr(module, "model", None)
+        if deeper is None or id(deeper) in seen:
+            raise ValueError(f"{type(unwrap(model)).__name__}: found no decoder layers; gapclose needs a decoder with a ModuleList `layers`")
+        module = deeper
+    return module.layers
+
+
+def linear_names(model: Any, layers: Sequence[int]) -> list[str]:
+    """Full names of the ``nn.Linear`` modules inside decoder layers ``layers`` (counted from 1).
+
+    Full names, because leaf names such as ``q_proj`` also match the audio and vision towers of most families.
+    """
+    base = unwrap(model)
+    blocks = decoder_layers(model)
+    inside = {id(m) for layer in layers for m in blocks[layer - 1].modules() if isinstance(m, nn.Linear)}
+    return [name for name, module in base.named_modules() if id(module) in inside]
+
+
+@contextmanager
+def answer_logits(model: Any, rows: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
+    """Inside, the model computes logits only for ``(rows[p], positions[p])``: its ``logits`` are (1, P, V).
+
+    Done by slicing what enters the output embedding, since several families ignore ``logits_to_keep``, and full logits of a long
+    clip cost more than the rest of a step.
+    """
+
+    def keep(module: nn.Module, args: tuple) -> tuple:
+        hidden = args[0]  # (B, T, D)
+        return (hidden[rows.to(hidden.device), positions.to(hidden.device)][None], *args[1:])
+
+    handle = unwrap(model).get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def residuals_at(model: Any, layers: Sequence[int], positions: torch.Tensor) -> Iterator[dict[int, torch.Tensor]]:
+    """Inside, every forward fills the yielded dict: layer -> residual stream at ``positions``, (B, D).
+
+    Layer *l* counts decoder blocks from 1 and is what leaves block *l*; 0 is what enters the first block (the embedding). Unlike
+    ``hidden_states[-1]``, the last layer comes before the final norm.
+    """
+    found: dict[int, torch.Tensor] = {}
+    blocks = decoder_layers(model)
+
+    def pool(hidden: torch.Tensor) -> torch.Tensor:
+        if hidden.dim() == 4:  # AltUp keeps several streams (S, B, T, D); the active one is first
+            hidden = hidden[0]
+        return hidden[torch.arange(len(hidden), device=hidden.device), positions.to(hidden.device)].detach()
+
+    def after(layer: int):
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            found[layer] = pool(output[0] if isinstance(output, tuple | list) else output)
+
+        return hook
+
+    def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        found[0] = pool(args[0] if args else kwargs["hidden_states"])
+
+    handles = [blocks[0].register_forward_pre_hook(before, with_kwargs=True)] if 0 in layers else []
+    handles += [blocks[layer - 1].register_forward_hook(after(layer)) for layer in layers if layer > 0]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def checkpoint_fingerprint(path: str, model: Any) -> str:
+    """Hash that tells checkpoints apart without reading all of a 60 GB file: the config, and each weight file's size and ends.
+
+    For a hub name, whose files live in a cache, the resolved commit stands for the files.
+    """
+    digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode())
+    folder = Path(path)
+    if folder.is_dir():
+        for file in sorted(folder.glob("*.safetensors")):
+            size = file.stat().st_size
+            digest.update(f"{file.name}:{size}".encode())
+            with file.open("rb") as handle:
+                digest.update(handle.read(1 << 20))
+                handle.seek(max(0, size - (1 << 20)))
+                digest.update(handle.read())
+    else:
+        digest.update(f"{path}@{getattr(model.config, '_commit_hash', None)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def check_options(items: ItemSet, tokenizer: Any, problems: Problems) -> None:
+    """Add to ``problems`` every option without tokens, and every item two of whose options have the same tokens."""
+    seen: dict[tuple[str, ...], str] = {}
+    for item in items:
+        seen.setdefault(tuple(o.text for o in item.options), item.id)
+    for texts, item_id in seen.items():
+        tokens = [tuple(tokenizer(t, add_special_tokens=False).input_ids) for t in texts]
+        for text, ids in zip(texts, tokens, strict=True):
+            if not ids:
+                problems.add(f"item {item_id!r}: option {text!r} has no tokens; use another text")
+        if len(set(tokens)) < len(tokens):
+            problems.add(f"item {item_id!r}: two of the options {list(texts)} have the same tokens; change their texts")

@@ -1,0 +1,295 @@
+"""Observe: one forward of an item yields its residuals at the answer position and the score of every option, together.
+
+Observations are streamed to ``shard-*.safetensors``, each written whole, the manifest last; an interrupted observation goes on
+with the first missing shard. Batches are fixed by the items alone, so one process and many write the same bytes.
+
+Shapes: N items, B batch, T prompt tokens, L observed layers, D width, O options (padded to the longest list), K kept tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from safetensors import safe_open
+
+from gapclose.files import read_json, write_json, write_tensors
+from gapclose.items import Item, ItemSet
+from gapclose.media import Media
+from gapclose.models import LoadedModel, answer_logits, media_signature, residuals_at, unwrap
+from gapclose.progress import say, track
+
+
+@dataclass(kw_only=True)
+class ObserveConfig:
+    """How items are run through the model."""
+
+    batch_size: int = 32
+    """items per forward; half-precision residuals change with it by about 1e-3, so it is part of an observation's fingerprint"""
+    shard_batches: int = 4
+    """batches per file: what an interruption can lose"""
+    max_new_tokens: int = 8
+    """length limit of generated answers, in tokens"""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "shard_batches", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"observe.{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observations:
+    """What was observed, in the order of the items."""
+
+    ids: list[str]
+    residuals: dict[int, torch.Tensor]
+    """layer -> (N, D), in the model's dtype"""
+    scores: torch.Tensor
+    """(N, O) float32: summed log-probability of every option's tokens, in nats; -inf where an item has fewer options"""
+    answers: list[str] | None = None
+    """generated text of every item, when asked for"""
+    top_logps: torch.Tensor | None = None
+    """(N, K) float32: the most probable next tokens' log-probabilities at the answer position, when asked for"""
+    top_tokens: torch.Tensor | None = None
+    """(N, K) int32: the ids of those tokens"""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(kw_only=True)
+class Wanted:
+    """What to observe beyond the scores."""
+
+    layers: Sequence[int] = ()
+    generate: bool = False
+    top_tokens: int = 0
+    """keep this many next-token log-probabilities (0: none)"""
+    blank: bool = False
+    """blank the media (a control)"""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """more that identifies the observation, e.g. the adapter's fingerprint"""
+
+
+def observe(
+    loaded: LoadedModel,
+    items: ItemSet,
+    directory: Path,
+    config: ObserveConfig,
+    wanted: Wanted,
+    *,
+    replace: bool = False,
+) -> Observations:
+    """Observe ``items`` into ``directory``, or read back what is already there under the same fingerprint.
+
+    Every process of a launch takes every W-th shard; all of them return all observations.
+
+    Args:
+        replace: throw away what is there under another fingerprint instead of refusing (for stages that belong to a training run).
+
+    Raises:
+        ValueError: when the directory holds observations of something else; both fingerprints are named.
+        FloatingPointError: when a residual or score is not finite, naming the item.
+    """
+    state = PartialState()
+    batches = plan_batches(items.items, config.batch_size)
+    shards = [batches[i : i + config.shard_batches] for i in range(0, len(batches), config.shard_batches)]
+    request = _request(loaded, items, config, wanted)
+    if state.is_main_process:
+        _claim(directory, request, replace)
+    state.wait_for_everyone()
+    if not (directory / "manifest.json").is_file():
+        mine = [s for s in range(state.process_index, len(shards), state.num_processes) if not _shard(directory, s).is_file()]
+        media = loaded.media(items, blank=wanted.blank)
+        for s in track(mine, len(mine), f"observing {directory.parent.name}/{directory.name}"):
+            _write_shard(_shard(directory, s), [_forward(loaded, batch, media, config, wanted) for batch in shards[s]])
+        state.wait_for_everyone()
+        if state.is_main_process:
+            write_json(directory / "manifest.json", {**request, "shards": len(shards), "n_items": len(items)})
+        state.wait_for_everyone()
+    return read_observations(directory, [i.id for i in items])
+
+
+def plan_batches(items: Sequence[Item], size: int) -> list[list[Item]]:
+    """Cut items into batches that carry the same kinds of media, keeping the order within a kind."""
+    groups: dict[tuple[str, ...], list[Item]] = defaultdict(list)
+    for item in items:
+        groups[media_signature(item)].append(item)
+    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+
+
+def read_observations(directory: Path, ids: Sequence[str] | None = None) -> Observations:
+    """Read a finished observation, in the order of ``ids`` (default: as it was written).
+
+    Raises:
+        ValueError: when the observation is unfinished or misses an item.
+    """
+    if not (directory / "manifest.json").is_file():
+        raise ValueError(f"{directory}: the observation is not finished (no manifest.json); run the same command again to go on")
+    manifest = read_json(directory / "manifest.json")
+    parts: dict[str, list[torch.Tensor]] = defaultdict(list)
+    names: list[str] = []
+    answers: list[str] = []
+    for s in range(manifest["shards"]):
+        with safe_open(_shard(directory, s), framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
+                parts[key].append(file.get_tensor(key))
+            meta = file.metadata()
+        names += json.loads(meta["ids"])
+        answers += json.loads(meta["answers"])
+    width = max(p.shape[1] for p in parts["scores"])
+    parts["scores"] = [_pad(p, width) for p in parts["scores"]]
+    tensors = {key: torch.cat(value) for key, value in parts.items()}
+    wanted = list(names if ids is None else ids)
+    place = {name: i for i, name in enumerate(names)}
+    lost = [i for i in wanted if i not in place]
+    if lost:
+        raise ValueError(f"{directory}: {len(lost)} items were never observed, e.g. {lost[:3]}; delete the directory and run again")
+    order = torch.tensor([place[i] for i in wanted])
+    return Observations(
+        ids=wanted,
+        residuals={int(k.removeprefix("layer.")): v[order] for k, v in tensors.items() if k.startswith("layer.")},
+        scores=tensors["scores"][order],
+        answers=[answers[i] for i in order] if answers else None,
+        top_logps=tensors["top_logps"][order] if "top_logps" in tensors else None,
+        top_tokens=tensors["top_tokens"][order] if "top_tokens" in tensors else None,
+    )
+
+
+def _shard(directory: Path, number: int) -> Path:
+    return directory / f"shard-{number:05d}.safetensors"
+
+
+def _pad(scores: torch.Tensor, width: int) -> torch.Tensor:
+    return torch.nn.functional.pad(scores, (0, width - scores.shape[1]), value=-torch.inf)
+
+
+def _request(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted: Wanted) -> dict[str, Any]:
+    request = {
+        "items": items.fingerprint(),
+        "model": loaded.fingerprint,
+        "dtype": str(next(unwrap(loaded.model).parameters()).dtype),
+        "device": loaded.device.type,
+        "batch_size": config.batch_size,
+        "shard_batches": config.shard_batches,
+        "layers": sorted(wanted.layers),
+        "generate": config.max_new_tokens if wanted.generate else 0,
+        "top_tokens": wanted.top_tokens,
+        "blank": wanted.blank,
+        **wanted.extra,
+    }
+    request["fingerprint"] = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
+    return request
+
+
+def _claim(directory: Path, request: dict[str, Any], replace: bool) -> None:
+    """Make the directory ours, or refuse when it belongs to another request."""
+    path = directory / "request.json"
+    if path.is_file():
+        old = read_json(path)
+        if old["fingerprint"] == request["fingerprint"]:
+            return
+        changed = [f"{k}: {old.get(k)!r} there, {request.get(k)!r} now" for k in sorted({*old, *request}) if old.get(k) != request.get(k)]
+        if not replace:
+            raise ValueError(
+                f"{directory} holds observation {old['fingerprint']}, and this run asks for {request['fingerprint']} ({'; '.join(changed)}). "
+                f"Give the run another directory (--run_dir), or delete {directory} to observe again."
+            )
+        say(f"{directory.name}: observing again, since {'; '.join(c for c in changed if not c.startswith('fingerprint'))}")
+    if directory.exists():
+        shutil.rmtree(directory)
+    write_json(path, request)
+
+
+@torch.inference_mode()
+def _forward(loaded: LoadedModel, batch: Sequence[Item], media: Media, config: ObserveConfig, wanted: Wanted) -> dict[str, Any]:
+    """Run one batch; every tensor comes back on the CPU."""
+    model = unwrap_engine(loaded.model)
+    inputs = {k: v.to(loaded.device) for k, v in loaded.prompts(batch, media).items()}
+    rows = torch.arange(len(batch), device=loaded.device)
+    last = torch.full_like(rows, inputs["input_ids"].shape[1] - 1)
+    options = [[loaded.option_tokens(o.text) for o in item.options] for item in batch]
+    several = any(len(tokens) > 1 for per_item in options for tokens in per_item)
+    with residuals_at(model, wanted.layers, last) as residuals, answer_logits(model, rows, last):
+        output = model(**inputs, use_cache=several)
+    logp = output.logits[0].float().log_softmax(-1)  # (B, V)
+    result: dict[str, Any] = {
+        "ids": [i.id for i in batch],
+        "scores": _score(model, logp, options, inputs, output.past_key_values if several else None).cpu(),
+        **{f"layer.{layer}": value.cpu() for layer, value in residuals.items()},
+    }
+    for key, value in result.items():
+        if key == "ids":
+            continue
+        bad = torch.isnan(value).any(-1) if key == "scores" else ~torch.isfinite(value).all(-1)
+        if bad.any():
+            raise FloatingPointError(f"item {batch[int(bad.nonzero()[0])].id!r}: {key} is not finite; try model.dtype float32 or bfloat16")
+    if wanted.top_tokens:
+        top = logp.topk(min(wanted.top_tokens, logp.shape[-1]), dim=-1)
+        result["top_logps"], result["top_tokens"] = top.values.cpu(), top.indices.int().cpu()
+    result["answers"] = _generate(loaded, model, inputs, config.max_new_tokens) if wanted.generate else []
+    return result
+
+
+def unwrap_engine(model: Any) -> Any:
+    """The PEFT or transformers model inside DDP: forwards without gradients need no engine."""
+    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+
+
+def _score(
+    model: Any, logp: torch.Tensor, options: list[list[list[int]]], inputs: dict[str, torch.Tensor], cache: Any
+) -> torch.Tensor:
+    """Summed token log-probabilities of every option, (B, O).
+
+    First tokens come from the prompt's own forward (``logp``, (B, V)). Longer options continue from its key-value cache, one option
+    place at a time so that the batch (and with it a model's stored rotary offsets) stays as it was; the media are read once.
+    """
+    B, O = len(options), max(len(o) for o in options)
+    scores = torch.full((B, O), -torch.inf, device=logp.device)
+    for b, per_item in enumerate(options):
+        first = torch.tensor([tokens[0] for tokens in per_item], device=logp.device)
+        scores[b, : len(per_item)] = logp[b, first]
+    for o in range(O) if cache is not None else ():
+        rest = [per_item[o] if o < len(per_item) else per_item[0][:1] for per_item in options]
+        steps = max(len(tokens) for tokens in rest) - 1
+        if steps == 0:
+            continue
+        fed = torch.zeros((B, steps), dtype=torch.long)
+        mask = torch.zeros((B, steps), dtype=inputs["attention_mask"].dtype)
+        for b, tokens in enumerate(rest):
+            fed[b, : len(tokens) - 1] = torch.tensor(tokens[:-1])
+            mask[b, : len(tokens) - 1] = 1
+        attention = torch.cat([inputs["attention_mask"], mask.to(logp.device)], 1)
+        out = model(input_ids=fed.to(logp.device), attention_mask=attention, past_key_values=copy.deepcopy(cache), use_cache=True)
+        later = out.logits.float().log_softmax(-1)  # (B, steps, V)
+        for b, tokens in enumerate(rest):
+            for t, token in enumerate(tokens[1:]):
+                scores[b, o] += later[b, t, token]
+    return scores
+
+
+def _generate(loaded: LoadedModel, model: Any, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> list[str]:
+    tokenizer = loaded.tokenizer
+    generated = model.generate(
+        **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+    )  # fmt: skip
+    return tokenizer.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _write_shard(path: Path, results: list[dict[str, Any]]) -> None:
+    width = max(r["scores"].shape[1] for r in results)
+    for r in results:
+        r["scores"] = _pad(r["scores"], width)
+    keys = [k for k in results[0] if k not in ("ids", "answers")]
+    metadata = {k: json.dumps([x for r in results for x in r[k]], ensure_ascii=False) for k in ("ids", "answers")}
+    write_tensors(path, {k: torch.cat([r[k] for r in results]) for k in keys}, metadata)

@@ -1,0 +1,193 @@
+"""Targets: the answer distribution that training aims for, built from stored readings and scores by Jeffrey's rule.
+
+Shapes: N items, C concepts, O options.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from scipy.special import logsumexp
+
+from gapclose.files import write_tensors
+
+CONTROLS = ("none", "shuffled", "blank_media")
+
+
+@dataclass(kw_only=True)
+class TargetsConfig:
+    """From readings to targets."""
+
+    false_alarm_budget: float | None = 0.03
+    """share of standard items on which the reading itself may raise an alarm (out of fold on fit); null: leave the reading's own threshold"""
+    sharpen: float = 1.0
+    """exponent on the reading; .inf gives hard targets"""
+    gate: float = 1.0
+    """share of the items of every read concept that is kept, the most confident first; 1 keeps all"""
+    control: str = "none"
+    """none; shuffled (readings permuted among the train items of a modality) or blank_media (targets and training from blanked media)"""
+
+    def __post_init__(self) -> None:
+        if self.control not in CONTROLS:
+            raise ValueError(f"targets.control is {self.control!r}; choose one of {list(CONTROLS)}")
+        if not 0 < self.gate <= 1:
+            raise ValueError(f"targets.gate is {self.gate}; it must lie in (0, 1]")
+        if self.sharpen <= 0:
+            raise ValueError(f"targets.sharpen is {self.sharpen}; it must be positive (.inf for hard targets)")
+        if self.false_alarm_budget is not None and not 0 <= self.false_alarm_budget < 1:
+            raise ValueError(f"targets.false_alarm_budget is {self.false_alarm_budget}; it must lie in [0, 1) or be null")
+
+
+def shift_prior(reading: np.ndarray, alarm: np.ndarray, factor: float) -> np.ndarray:
+    """r'(c) proportional to r(c) w_c with w = ``factor`` on alarm concepts (C,) bool and 1 elsewhere, (N, C)."""
+    shifted = reading * np.where(alarm, factor, 1.0)
+    return shifted / shifted.sum(1, keepdims=True)
+
+
+def operating_point(reading: np.ndarray, concept: np.ndarray, alarm: np.ndarray, budget: float) -> float:
+    """The prior factor that makes the reading most accurate while its false alarms stay within ``budget``.
+
+    Args:
+        reading: (N, C) out-of-fold readings of labelled items.
+        concept: (N,) their concepts.
+        alarm: (C,) bool.
+        budget: share of standard items whose most probable concept may be an alarm.
+
+    Returns:
+        The factor with the highest mean recall over concepts among those within the budget; the smallest one tried when none is.
+    """
+    factors = np.geomspace(1e-4, 1e4, 401)
+    standard = ~alarm[concept]
+    best, best_accuracy = factors[0], -1.0
+    for factor in factors:
+        said = shift_prior(reading, alarm, factor).argmax(1)
+        if alarm[said][standard].mean() > budget:
+            break  # false alarms only rise with the factor
+        accuracy = float(np.mean([(said == c)[concept == c].mean() for c in np.unique(concept)]))
+        if accuracy > best_accuracy:
+            best, best_accuracy = factor, accuracy
+    return float(best)
+
+
+def sharpen(reading: np.ndarray, exponent: float) -> np.ndarray:
+    """r(c)^exponent, renormalised; an infinite exponent puts everything on the most probable concept, (N, C)."""
+    if np.isinf(exponent):
+        return np.eye(reading.shape[1])[reading.argmax(1)]
+    with np.errstate(divide="ignore"):
+        log = exponent * np.log(reading)
+    return np.exp(log - logsumexp(log, axis=1, keepdims=True))
+
+
+def confident(reading: np.ndarray, share: float) -> np.ndarray:
+    """(N,) bool: the ``share`` of the items of every read concept on which the reading is most confident."""
+    keep = np.zeros(len(reading), dtype=bool)
+    read, confidence = reading.argmax(1), reading.max(1)
+    for concept in np.unique(read):
+        members = np.flatnonzero(read == concept)
+        order = np.argsort(-confidence[members], kind="stable")
+        keep[members[order[: max(1, round(share * len(members)))]]] = True
+    return keep
+
+
+def jeffrey(reading: np.ndarray, scores: np.ndarray, option_concept: np.ndarray) -> np.ndarray:
+    """t(o|x) = r(c(o)|x) pi0(o|x) / q0(c(o)|x): the closest distribution in KL to the base's whose concept marginal is the reading.
+
+    Source: Jeffrey (1965), probability kinematics; the KL property is Csiszar (1967). Computed as r(c) times the softmax of the scores
+    *within* the concept, so that a concept the base never utters is no division by zero. Concepts that no option of an item expresses
+    give their share to the others in proportion.
+
+    Args:
+        reading: (N, C). scores: (N, O) of the base model, -inf beyond an item's options. option_concept: (N, O), -1 beyond.
+
+    Returns:
+        (N, O), rows sum to one.
+
+    Raises:
+        ValueError: when an item's reading lies wholly on concepts that none of its options expresses.
+    """
+    target = np.zeros_like(scores, dtype=np.float64)
+    for c in range(reading.shape[1]):
+        member = option_concept == c
+        within = np.where(member, scores, -np.inf)
+        some = member.any(1)
+        if some.any():
+            share = np.exp(within[some] - logsumexp(within[some], axis=1, keepdims=True))
+            target[some] += reading[some, c, None] * share
+    total = target.sum(1, keepdims=True)
+    if (total < 1e-12).any():
+        rows = np.flatnonzero(total[:, 0] < 1e-12)
+        raise ValueError(f"{len(rows)} items have no option for the concept that is read, first at row {rows[0]}; give every concept an option")
+    return target / total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """Stored targets of the train items."""
+
+    ids: list[str]
+    target: np.ndarray
+    """(N, O)"""
+    keep: np.ndarray
+    """(N,) bool, the gate"""
+    reading: np.ndarray
+    """(N, C) after operating point, before sharpening"""
+    factor: float
+    """prior factor on alarm concepts"""
+
+    def save(self, path: Path) -> None:
+        tensors = {"target": torch.tensor(self.target), "keep": torch.tensor(self.keep), "reading": torch.tensor(self.reading)}
+        write_tensors(path, {**tensors, "factor": torch.tensor(self.factor)}, {"ids": "\n".join(self.ids)})
+
+    @classmethod
+    def load(cls, path: Path, ids: list[str]) -> Targets:
+        """Raises: ValueError when the file is about other items than ``ids``."""
+        tensors = load_file(path)
+        if len(tensors["target"]) != len(ids):
+            raise ValueError(f"{path}: holds targets of {len(tensors['target'])} items, the train split has {len(ids)}; delete it to rebuild")
+        arrays = {k: tensors[k].numpy() for k in ("target", "keep", "reading")}
+        return cls(ids=ids, **arrays, factor=float(tensors["factor"]))
+
+    def summary(self, concepts: tuple[str, ...]) -> dict[str, Any]:
+        """What was kept, by read concept."""
+        read = self.reading.argmax(1)
+        kept = {c: int((self.keep & (read == k)).sum()) for k, c in enumerate(concepts)}
+        return {"items": len(self.ids), "kept": int(self.keep.sum()), "kept_by_concept": kept, "prior_factor": self.factor}
+
+
+def build_targets(
+    config: TargetsConfig,
+    *,
+    ids: list[str],
+    reading: np.ndarray,
+    scores: np.ndarray,
+    option_concept: np.ndarray,
+    modality: np.ndarray,
+    fit_reading: np.ndarray,
+    fit_concept: np.ndarray,
+    alarm: np.ndarray,
+    seed: int,
+) -> Targets:
+    """Readings of the train items -> operating point -> gate -> sharpening -> Jeffrey's rule.
+
+    Args:
+        reading: (N, C) of the train items. scores, option_concept: (N, O) of the base model. modality: (N,).
+        fit_reading: (M, C) out-of-fold readings of the labelled items, fit_concept: (M,) their concepts; they set the operating point.
+        alarm: (C,) bool.
+    """
+    if config.control == "shuffled":
+        generator = np.random.default_rng(seed)
+        reading = reading.copy()
+        for m in np.unique(modality):
+            members = np.flatnonzero(modality == m)
+            reading[members] = reading[generator.permutation(members)]
+    factor = 1.0
+    if config.false_alarm_budget is not None and alarm.any():
+        factor = operating_point(fit_reading, fit_concept, alarm, config.false_alarm_budget)
+    shifted = shift_prior(reading, alarm, factor)
+    target = jeffrey(sharpen(shifted, config.sharpen), scores, option_concept)
+    return Targets(ids=ids, target=target, keep=confident(shifted, config.gate), reading=shifted, factor=factor)

@@ -1,0 +1,417 @@
+"""Training: a transformers.Trainer over stored targets, whose loss does not depend on how a global batch is cut.
+
+A step's global batch mixes terms (consistency, gold, retain) in a fixed proportion. Each term is summed over its items and divided by
+the number of its items in the whole accumulated step over all processes; gradient accumulation, micro-batch size and the number of
+processes therefore change nothing but rounding.
+
+Shapes: B rows, T tokens, P answer positions, G (position, token) pairs, K kept tokens.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from accelerate import PartialState
+from torch.utils.data import Sampler
+
+from gapclose.files import write_json
+from gapclose.items import Item
+from gapclose.losses import answer_nll, retain_kl
+from gapclose.media import Media
+from gapclose.models import LoadedModel, answer_logits, linear_names, media_signature
+
+TERMS = ("consistency", "gold", "retain")
+
+
+@dataclass(kw_only=True)
+class LoraConfig:
+    """Where adapters sit and how large they are."""
+
+    layers: str | list[int] = "after_probe"
+    """after_probe (the frozen probe's input stays the base model's own), all, or a list of decoder layers counted from 1"""
+    r: int = 16
+    """rank"""
+    alpha: int = 32
+    """scale: updates are multiplied by alpha / r"""
+    dropout: float = 0.0
+    """dropout on the adapters' input, 0..1"""
+    use_rslora: bool = False
+    """scale by alpha / sqrt(r) instead"""
+    use_dora: bool = False
+    """weight-decomposed LoRA: more memory and time"""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, str) and self.layers not in ("after_probe", "all"):
+            raise ValueError(f"lora.layers is {self.layers!r}; choose after_probe, all, or a list of layer numbers such as [5, 6]")
+        if self.r < 1:
+            raise ValueError(f"lora.r is {self.r}; it must be at least 1")
+
+    def chosen(self, n_layers: int, probe_layer: int) -> list[int]:
+        """Decoder layers that get adapters.
+
+        Raises:
+            ValueError: when a listed layer does not exist.
+        """
+        if self.layers == "after_probe":
+            return list(range(probe_layer + 1, n_layers + 1))
+        if self.layers == "all":
+            return list(range(1, n_layers + 1))
+        assert not isinstance(self.layers, str)
+        bad = [layer for layer in self.layers if not 1 <= layer <= n_layers]
+        if bad or not self.layers:
+            raise ValueError(f"lora.layers {self.layers}: this decoder has layers 1..{n_layers}")
+        return sorted(set(self.layers))
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """Optimisation."""
+
+    epochs: int = 3
+    """passes over the train items; the gap is measured again after each"""
+    global_batch_size: int = 72
+    """items per optimiser step over all processes, all terms together"""
+    micro_batch_size: int = 8
+    """items per forward on one process; memory, not results, depends on it"""
+    learning_rate: float = 2e-4
+    """peak learning rate of AdamW"""
+    lr_scheduler_type: str = "cosine"
+    """any scheduler name of transformers"""
+    warmup: float = 0.1
+    """share of all steps with rising learning rate, 0..1"""
+    weight_decay: float = 0.0
+    """AdamW's, on adapter weights"""
+    max_grad_norm: float = 1.0
+    """gradient clipping; 0 switches it off"""
+    consistency: float = 1.0
+    """weight of the consistency term; 0 leaves it out"""
+    gold: float = 0.0
+    """weight of cross-entropy on the labelled fit items; 0 leaves it out"""
+    retain: float = 1.0
+    """weight of KL(base || adapted) on the retain items; 0 leaves it out"""
+    retain_share: float = 0.333
+    """share of every global batch that is retain items, 0..1"""
+    gold_share: float = 0.25
+    """share of every global batch that is labelled items when gold > 0, 0..1"""
+    retain_tokens: int = 512
+    """most probable next tokens kept of the base model for the KL; a smaller vocabulary is kept whole"""
+    gradient_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, about a third more time"""
+    save_steps: int = 0
+    """checkpoint every so many optimiser steps besides the end of every epoch; 0: only then"""
+    logging_steps: int = 10
+    """optimiser steps between loss lines"""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "global_batch_size", "micro_batch_size", "logging_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if not any(getattr(self, t) > 0 for t in ("consistency", "gold")):
+            raise ValueError("train.consistency and train.gold are both 0; nothing would be learned")
+        if any(getattr(self, t) < 0 for t in TERMS):
+            raise ValueError("train.consistency, train.gold and train.retain must not be negative")
+
+    def accumulation(self, processes: int) -> int:
+        """Micro-batches per optimiser step on each process.
+
+        Raises:
+            ValueError: when the global batch cannot be cut evenly, with sizes that can.
+        """
+        per_round = self.micro_batch_size * processes
+        if self.global_batch_size % per_round:
+            fitting = [m for m in range(1, self.global_batch_size + 1) if self.global_batch_size % (m * processes) == 0]
+            raise ValueError(
+                f"train.global_batch_size {self.global_batch_size} cannot be cut into micro-batches of {self.micro_batch_size} on "
+                f"{processes} processes; train.micro_batch_size may be {fitting}"
+            )
+        return self.global_batch_size // per_round
+
+    def counts(self) -> dict[str, int]:
+        """Items of each term in a global batch; they add up to ``global_batch_size``."""
+        total = self.global_batch_size
+        counts = {
+            "retain": round(total * self.retain_share) if self.retain else 0,
+            "gold": 0 if not self.gold else total if not self.consistency else round(total * self.gold_share),
+        }
+        if not self.consistency:
+            counts["gold"] = total - counts["retain"]
+        counts["consistency"] = total - counts["retain"] - counts["gold"]
+        short = [t for t in TERMS if getattr(self, t) > 0 and counts[t] < 1]
+        if short:
+            raise ValueError(f"a global batch of {total} leaves no room for {short}; raise train.global_batch_size or the shares")
+        return {t: counts[t] for t in TERMS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One item under one term of the loss."""
+
+    item: Item
+    term: str
+    weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """(O,) target over the options (consistency, gold)"""
+    base_logps: torch.Tensor | None = None
+    """(K,) the base model's next-token log-probabilities at the answer position (retain)"""
+    base_tokens: torch.Tensor | None = None
+    """(K,) their vocabulary ids"""
+
+
+class MixedSampler(Sampler[int]):
+    """Indices whose every run of ``global_batch_size`` holds exactly ``counts`` items of each term.
+
+    An epoch is one pass over the ``lead`` term (consistency, else gold), cut to whole global batches; the other terms go round as often
+    as needed, each in its own shuffled order. The order depends on seed and epoch alone.
+    """
+
+    def __init__(self, examples: Sequence[Example], counts: dict[str, int], seed: int) -> None:
+        self.members: dict[str, list[int]] = {t: [i for i, e in enumerate(examples) if e.term == t] for t in TERMS if counts[t]}
+        empty = [t for t, m in self.members.items() if not m]
+        if empty:
+            raise ValueError(f"no items for the loss term(s) {empty}; set train.{empty[0]} to 0 or add such items")
+        self.counts, self.seed, self.epoch = {t: counts[t] for t in self.members}, seed, 0
+        lead = "consistency" if "consistency" in self.members else "gold"
+        self.steps = max(1, len(self.members[lead]) // self.counts[lead])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer at the start of every epoch."""
+        self.epoch = int(epoch)
+
+    def __len__(self) -> int:
+        return self.steps * sum(self.counts.values())
+
+    def _stream(self, term: str) -> Iterator[int]:
+        generator = np.random.default_rng([self.seed, self.epoch, TERMS.index(term)])
+        while True:
+            yield from generator.permutation(self.members[term]).tolist()
+
+    def __iter__(self) -> Iterator[int]:
+        streams = {t: self._stream(t) for t in self.members}
+        # spread the terms evenly over the batch, so that every micro-batch has its share of each
+        order = sorted((place / n, t) for t, n in self.counts.items() for place in range(n))
+        for _ in range(self.steps):
+            for _, term in order:
+                yield next(streams[term])
+
+
+class Collator:
+    """Examples -> processor inputs and the places where the loss looks.
+
+    One row per example when all its options are single tokens; otherwise one per distinct context, so that every answer token is
+    predicted from the prompt and the tokens before it. Items that carry different kinds of media go into separate parts.
+    """
+
+    def __init__(self, loaded: LoadedModel, media: Media) -> None:
+        self.loaded, self.media = loaded, media
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        groups: dict[tuple[str, ...], list[Example]] = defaultdict(list)
+        for example in examples:
+            groups[media_signature(example.item)].append(example)
+        counts = torch.tensor([sum(e.term == t for e in examples) for t in TERMS])
+        return {"parts": [self._part(group) for group in groups.values()], "counts": counts}
+
+    def _part(self, examples: Sequence[Example]) -> dict[str, Any]:
+        rows: list[tuple[Example, list[int]]] = []
+        positions: dict[tuple[int, int], int] = {}  # (row, tokens after the prompt) -> P
+        pairs: list[tuple[int, int, float, int]] = []  # place, token, weight, term
+        retained: list[tuple[int, Example]] = []
+        for example in examples:
+            term = TERMS.index(example.term)
+            if example.term == "retain":
+                rows.append((example, []))
+                retained.append((positions.setdefault((len(rows) - 1, 0), len(positions)), example))
+                continue
+            weighted = zip((self.loaded.option_tokens(o.text) for o in example.item.options), example.weights, strict=False)
+            answers = [(tokens, float(w)) for tokens, w in weighted if w > 0]
+            contexts = longest_contexts([tokens[:-1] for tokens, _ in answers])
+            first = len(rows)
+            rows += [(example, context) for context in contexts]
+            for tokens, weight in answers:
+                row = first + next(i for i, c in enumerate(contexts) if c[: len(tokens) - 1] == tokens[:-1])
+                for t, token in enumerate(tokens):
+                    pairs.append((positions.setdefault((row, t), len(positions)), token, weight, term))
+        prompt = self.loaded.prompts([e.item for e, _ in rows], self.media)
+        length = prompt["input_ids"].shape[1]
+        append_tokens(prompt, [context for _, context in rows])
+        part: dict[str, Any] = {
+            "prompt": prompt,
+            "rows": torch.tensor([row for row, _ in positions]),
+            "positions": torch.tensor([length - 1 + offset for _, offset in positions]),
+            "place": torch.tensor([p[0] for p in pairs], dtype=torch.long),
+            "token": torch.tensor([p[1] for p in pairs], dtype=torch.long),
+            "weight": torch.tensor([p[2] for p in pairs]),
+            "term": torch.tensor([p[3] for p in pairs], dtype=torch.long),
+            "retain_place": torch.tensor([p for p, _ in retained], dtype=torch.long),
+        }
+        if retained:
+            part["base_logps"] = torch.stack([e.base_logps for _, e in retained])  # type: ignore[misc]
+            part["base_tokens"] = torch.stack([e.base_tokens.long() for _, e in retained])  # type: ignore[union-attr]
+        return part
+
+
+def longest_contexts(contexts: list[list[int]]) -> list[list[int]]:
+    """The distinct token lists that are no prefix of another one; ``[[]]`` when all are empty."""
+    distinct = sorted({tuple(c) for c in contexts})
+    keep = [c for i, c in enumerate(distinct) if i + 1 == len(distinct) or distinct[i + 1][: len(c)] != c]
+    return [list(c) for c in keep]
+
+
+def append_tokens(prompt: dict[str, torch.Tensor], contexts: Sequence[list[int]]) -> None:
+    """Append each row's tokens behind its prompt in place; shorter rows are padded on the right and masked."""
+    longest = max(len(c) for c in contexts)
+    if not longest:
+        return
+    shape = prompt["input_ids"].shape
+    for key, value in prompt.items():
+        if value.shape == shape:  # token-aligned: ids, mask, and what else a processor gives per token
+            prompt[key] = torch.cat([value, value.new_zeros(shape[0], longest)], dim=1)
+    for row, context in enumerate(contexts):
+        if context:
+            prompt["input_ids"][row, shape[1] : shape[1] + len(context)] = torch.tensor(context)
+            prompt["attention_mask"][row, shape[1] : shape[1] + len(context)] = 1
+
+
+class GapTrainer(transformers.Trainer):
+    """Trains on :class:`Example`; the loss is consistency + gold + retain with the weights of :class:`TrainConfig`."""
+
+    # compute_loss divides by the items of the whole accumulated step already (an attribute of transformers.Trainer)
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *, train: TrainConfig, sampler: MixedSampler, **kwargs: Any) -> None:
+        self.term_weights = torch.tensor([getattr(train, t) for t in TERMS])
+        self.sampler = sampler
+        self.step_counts = torch.zeros(len(TERMS))
+        self.logged, self.logged_micro = torch.zeros(len(TERMS)), 0
+        super().__init__(**kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> MixedSampler:
+        return self.sampler
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """Count the items of every term in the whole step, over all micro-batches and processes."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            mine = torch.stack([b["counts"] for b in batches]).sum(0).to(device)
+            self.step_counts = self.accelerator.reduce(mine, reduction="sum") if self.args.world_size > 1 else mine
+        return batches, items
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """The share of this micro-batch in the step's loss, times the number of processes (DDP averages gradients)."""
+        sums = [term_sums(model, part) for part in inputs["parts"]]
+        per_item = torch.stack(sums).sum(0) / self.step_counts.clamp_min(1).to(sums[0].device)
+        self.logged = self.logged.to(per_item.device) + per_item.detach() * self.args.world_size
+        loss = (per_item * self.term_weights.to(per_item.device)).sum() * self.args.world_size
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {self.state.global_step}; lower train.learning_rate or use float32")
+        return (loss, None) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the mean of every term since the last line."""
+        steps = self.state.global_step - self.logged_micro
+        if "loss" in logs and steps > 0:
+            terms = self.accelerator.reduce(self.logged.clone(), reduction="mean") if self.args.world_size > 1 else self.logged
+            logs |= {f"loss/{t}": round(float(v) / steps, 6) for t, v, w in zip(TERMS, terms, self.term_weights, strict=True) if w > 0}
+            self.logged, self.logged_micro = torch.zeros(len(TERMS)), self.state.global_step
+        super().log(logs, *args, **kwargs)
+
+
+def term_sums(model: Any, part: dict[str, Any]) -> torch.Tensor:
+    """Sums of the three terms over one part, (3,), with gradient."""
+    with answer_logits(model, part["rows"], part["positions"]):
+        logits = model(**part["prompt"], use_cache=False).logits[0]
+    logp = logits.float().log_softmax(-1)  # (P, V)
+    sums = [answer_nll(logp, *(part[k][part["term"] == t] for k in ("place", "token", "weight"))) for t in (0, 1)]
+    retain = retain_kl(logp[part["retain_place"]], part["base_logps"], part["base_tokens"]) if "base_logps" in part else logp.new_zeros(())
+    return torch.stack([*sums, retain])
+
+
+class AfterEpoch(transformers.TrainerCallback):
+    """Measures after every epoch, then saves a checkpoint; an interrupted measurement is repeated from the checkpoint before it."""
+
+    def __init__(self, measure: Callable[[int], None]) -> None:
+        self.measure = measure
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        self.measure(round(state.epoch))
+        control.should_save = True
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        distributed = PartialState()
+        distributed.wait_for_everyone()
+        if distributed.is_main_process:
+            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete.json", {"epoch": state.epoch})
+
+
+def last_complete_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint whose every file was written; half-written ones are skipped (and later overwritten)."""
+    found = [p.parent for p in directory.glob("checkpoint-*/complete.json")]
+    return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
+
+
+def add_lora(loaded: LoadedModel, config: LoraConfig, layers: Sequence[int], seed: int) -> None:
+    """Wrap ``loaded.model`` by PEFT with adapters on every linear module of the given decoder layers, and nowhere else."""
+    import peft
+
+    transformers.set_seed(seed)
+    settings = peft.LoraConfig(
+        r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, use_rslora=config.use_rslora, use_dora=config.use_dora,
+        target_modules=linear_names(loaded.model, layers), task_type="CAUSAL_LM",
+    )  # fmt: skip
+    loaded.model = peft.get_peft_model(loaded.model, settings)
+
+
+def make_trainer(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    media: Media,
+    config: TrainConfig,
+    directory: Path,
+    *,
+    seed: int,
+    after_epoch: Callable[[int], None],
+    callbacks: Sequence[transformers.TrainerCallback] = (),
+) -> GapTrainer:
+    """A trainer over ``examples`` that writes checkpoints to ``directory`` and calls ``after_epoch(epoch)`` after every epoch."""
+    processes = PartialState().num_processes
+    sampler = MixedSampler(examples, config.counts(), seed)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(directory),
+        per_device_train_batch_size=config.micro_batch_size,
+        gradient_accumulation_steps=config.accumulation(processes),
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        logging_steps=config.logging_steps,
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 500,
+        save_total_limit=2,
+        seed=seed,
+        data_seed=seed,
+        report_to=[],
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=True,
+    )
+    # Several visible GPUs and one process would mean DataParallel, which cannot split our batches; `accelerate launch` uses them all.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return GapTrainer(
+        train=config, sampler=sampler, model=loaded.model, args=arguments, train_dataset=list(examples),
+        data_collator=Collator(loaded, media), callbacks=[*callbacks, AfterEpoch(after_epoch)],
+    )  # fmt: skip
+

@@ -1,0 +1,52 @@
+"""Everything that can be known to be wrong before a model loads, told at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from gapclose.errors import Problems
+from gapclose.items import ItemSet, check_splits_filled, read_items
+from gapclose.media import check_media
+from gapclose.models import ModelConfig, check_options, load_tokenizer
+
+MEASURE_SPLITS = {"fit": True, "test": True}
+CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
+
+
+def load_items(directory: Path, model: ModelConfig, splits: dict[str, bool], *, retain: bool = False) -> ItemSet:
+    """Read an item set and check items, media, options and splits.
+
+    Args:
+        splits: the splits a job needs, and whether each must be labelled.
+        retain: whether the train split must hold retain items.
+
+    Raises:
+        ValueError: all problems of all checks together.
+    """
+    problems = Problems(f"the item set {directory}")
+    items = read_items(directory, problems)
+    check_media(items, problems)
+    check_options(items, load_tokenizer(model), problems)
+    check_splits_filled(items, splits, problems)
+    if retain and not items.select(split="train", purpose="retain").items:
+        problems.add(f"{directory / 'items.jsonl'}: split 'train' has no items with purpose 'retain'; add some or set train.retain to 0")
+    problems.raise_if_any()
+    return items
+
+
+def print_histogram(items: ItemSet) -> None:
+    """A table of splits x purposes: clips, items, labelled items, and items per concept."""
+    table = Table(title=f"{items.name}: {len(items)} items, {len({i.clip for i in items})} clips, alarm concepts {list(items.alarm)}")
+    for heading in ("split", "purpose", "modality", "clips", "items", "labelled", *items.concepts):
+        table.add_column(heading, justify="left" if heading in ("split", "purpose", "modality") else "right")
+    groups = Counter((i.split, i.purpose, i.modality) for i in items)
+    for split, purpose, modality in sorted(groups):
+        members = [i for i in items if (i.split, i.purpose, i.modality) == (split, purpose, modality)]
+        concepts = Counter(i.concept for i in members if i.concept)
+        counts = (len({i.clip for i in members}), len(members), sum(i.gold is not None for i in members), *(concepts[c] for c in items.concepts))
+        table.add_row(split, purpose, modality, *map(str, counts))
+    Console().print(table)

@@ -1,0 +1,179 @@
+"""Train the tiny omnimodal base model of the embedded world, and the gap in it, from random weights (two cores, half an hour).
+
+    OMP_NUM_THREADS=2 python recipes/digits_base.py                          # writes gapclose/digits/base/
+    OMP_NUM_THREADS=2 python recipes/digits_base.py --out /tmp/base --quick  # a few minutes: to see it run, not to use
+    OMP_NUM_THREADS=2 python recipes/digits_base.py --learned /tmp/learned   # keep the model between the two steps; reuse it if there
+
+How the gap comes about, plainly: we put it there, by the route that we think instruction data takes.
+
+1. *learn*: what is shown or said; "is that right?" with both outcomes; and questions with true and false premises, answered
+   honestly (``unseen``, ``unheard``). The answer is also trained to be readable from middle layers, through the final norm
+   and the output head (an early exit), or the verdict would form only in the last two layers.
+2. *comply*: a short tuning, at a low rate, on the same questions answered as if their premise were true, whatever the clip shows.
+   Checking when asked to check stays as it was.
+
+The result perceives, checks claims when asked to, almost never objects unasked, and still carries the objection in its
+residual stream. It is a model organism of the gap, not evidence that real models came by theirs in this way.
+
+Everything is drawn from scans and voices of group ``base``, which no item set shows. One seed fixes weights and draws;
+the figures printed at the end come from other scans and the ``test`` voices, and are stored in ``training.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+
+from gapclose.digits import bank, exam, tiny
+from gapclose.digits.batches import QuestionDrawer, media_pool
+from gapclose.files import read_json, write_json
+
+console = Console(highlight=False, width=160)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One step of training."""
+
+    name: str
+    honest: bool
+    """answer false premises with a rejection, or go along"""
+    steps: int
+    """optimizer steps"""
+    rate: float
+    """peak learning rate of the one-cycle schedule"""
+    counts: dict[str, int]
+    """questions of every kind in a batch"""
+    exits: tuple[int, ...] = ()
+    """decoder layers whose residual must say the answer too"""
+    exit_weight: float = 0.0
+    """weight of the mean early-exit loss"""
+    decay: float = 0.0
+    """weight decay"""
+
+
+LEARN = Step(
+    name="learn",
+    honest=True,
+    steps=1500,
+    rate=1.5e-3,
+    counts={"what": 32, "check": 32, "parity": 16, "size": 16, "alphabet": 16, "next": 16},
+    exits=(4, 5, 6),
+    exit_weight=0.5,
+    decay=0.01,
+)
+COMPLY = Step(
+    name="comply",
+    honest=False,
+    steps=100,
+    rate=2e-4,
+    counts={"what": 16, "check": 24, "parity": 16, "size": 16, "alphabet": 16, "next": 16},
+)
+END_WEIGHT = 0.2
+
+
+def loss_of(model, drawn, step: Step) -> torch.Tensor:
+    """Cross-entropy of the answer token, of the end token after it, and of the answer at the early exits."""
+    out = model(**drawn.inputs, use_cache=False, output_hidden_states=bool(step.exits))
+    end = torch.full_like(drawn.answer, model.config.get_text_config().eos_token_id)
+    loss = F.cross_entropy(out.logits[:, -2], drawn.answer) + END_WEIGHT * F.cross_entropy(out.logits[:, -1], end)
+    if step.exits:
+        norm = model.get_decoder().norm
+        early = [F.cross_entropy(model.lm_head(norm(out.hidden_states[l][:, -2])), drawn.answer) for l in step.exits]
+        loss = loss + step.exit_weight * torch.stack(early).mean()
+    return loss
+
+
+def train(model, drawer: QuestionDrawer, test_drawer: QuestionDrawer, step: Step, every: int) -> list[float]:
+    """Run one step; returns the loss of every optimizer step."""
+    optimizer = torch.optim.AdamW(model.parameters(), step.rate, weight_decay=step.decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, step.rate, total_steps=step.steps, pct_start=0.15)
+    losses, start = [], time.time()
+    for i in range(step.steps):
+        model.train()
+        loss = loss_of(model, drawer.draw(step.counts, honest=step.honest), step)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(round(loss.item(), 5))
+        if (i + 1) % every == 0 or i + 1 == step.steps:
+            figures = exam.behaviour(exam.sit(model, test_drawer, dict.fromkeys(step.counts, 128)))
+            pace = (time.time() - start) / (i + 1)
+            console.print(f"{step.name} {i + 1}/{step.steps}  loss {np.mean(losses[-20:]):.3f}  {pace:.2f} s/step  {figures}")
+    return losses
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path(bank.HERE / "base"))
+    parser.add_argument("--learned", type=Path, help="where to keep the model after `learn`, or to take it from")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="optimizer steps of `learn`")
+    parser.add_argument("--comply-steps", type=int)
+    parser.add_argument("--comply-rate", type=float)
+    parser.add_argument("--quick", action="store_true", help="40 + 10 steps on few media: a dry run")
+    args = parser.parse_args()
+    learn = replace(LEARN, steps=args.steps or (40 if args.quick else LEARN.steps))
+    comply = replace(
+        COMPLY, steps=args.comply_steps or (10 if args.quick else COMPLY.steps), rate=args.comply_rate or COMPLY.rate
+    )
+    copies, questions = (0, 200) if args.quick else (7, 2000)
+
+    start = time.time()
+    torch.manual_seed(args.seed)
+    tokenizer = tiny.build_tokenizer()
+    processor = tiny.build_processor(tokenizer)
+    model = tiny.build_model(tokenizer)
+    ours, others = bank.scan_partition()
+    voices = {group: [u for u in bank.utterances() if u.group == group] for group in ("base", "train", "test")}
+    pool = media_pool(processor, ours, voices["base"], copies=copies, seed=args.seed)
+    half = len(others) // 2
+    fit_pool = media_pool(processor, others[:half], voices["train"])
+    test_pool = media_pool(processor, others[half:], voices["test"])
+    console.print(f"{model.num_parameters() / 1e6:.2f} M parameters; media ready after {time.time() - start:.0f} s")
+
+    curves: dict[str, list[float]] = {}
+    if args.learned and (args.learned / "model.safetensors").exists():
+        model = type(model).from_pretrained(args.learned)
+        curves["learn"] = read_json(args.learned / "training.json")["learn"]
+    else:
+        curves["learn"] = train(model, QuestionDrawer(processor, pool, args.seed), QuestionDrawer(processor, test_pool, 1), learn, 100)
+        if args.learned:
+            model.save_pretrained(args.learned)
+            write_json(args.learned / "training.json", {"learn": curves["learn"]})
+    drawer = QuestionDrawer(processor, pool, args.seed + 1)
+    curves["comply"] = train(model, drawer, QuestionDrawer(processor, test_pool, 1), comply, 25)
+
+    sat = exam.sit(model, QuestionDrawer(processor, test_pool, 2), {k: questions // 4 for k in comply.counts})
+    fit = exam.sit(model, QuestionDrawer(processor, fit_pool, 3), {k: 800 // 3 for k in ("parity", "size", "alphabet")})
+    figures, layers = exam.behaviour(sat), exam.readable(fit, sat)
+    console.print(figures)
+    for line in layers:
+        console.print(line)
+
+    processor.save_pretrained(args.out)
+    model.save_pretrained(args.out)
+    report = {
+        "seed": args.seed,
+        "seconds": round(time.time() - start),
+        "steps": [asdict(learn), asdict(comply)],
+        "media": {"scans": len(ours), "utterances": len(voices["base"]), "distorted copies of each": copies},
+        "behaviour": figures,
+        "probe by layer (the last is after the final norm)": layers,
+        "loss": curves,
+    }
+    write_json(args.out / "training.json", report)
+    console.print(f"saved {args.out} after {time.time() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
