@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
+from gapclose._torchvision import mend_torchvision  # noqa: F401  TEMP
 from gapclose.errors import Problems
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
@@ -46,31 +48,6 @@ class ModelConfig:
         if self.path == "digits":
             return str(Path(__file__).parent / "digits" / "base")
         return self.path
-
-
-_torchvision_schemas: list[torch.library.Library] = []
-
-
-def mend_torchvision() -> None:
-    """Let ``import torchvision`` succeed beside a CPU build of torch.
-
-    The package index carries no CPU build of torchvision, and the CUDA build's import dies on CPU torch with "operator
-    torchvision::nms does not exist". Declaring the two schemas first is enough for image processors, which use torch's own
-    resizing (``torchvision.ops`` stays unusable). Acts on that very error only. Remove when the index serves a CPU build, or
-    when torchvision imports without its compiled operators (https://github.com/pytorch/vision/issues/8626).
-    """
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        return
-    except RuntimeError as error:
-        if "torchvision::nms does not exist" not in str(error):
-            raise
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _torchvision_schemas.append(library)
-        import torchvision  # noqa: F401
 
 
 @dataclass(kw_only=True)
@@ -137,9 +114,6 @@ def load_model(config: ModelConfig) -> LoadedModel:
     Raises:
         ValueError: when the directory is no checkpoint, or no decoder layers can be found.
     """
-    mend_torchvision()
-    import transformers
-
     path = config.resolved_path
     known = {"trust_remote_code": config.trust_remote_code}
     try:
@@ -162,9 +136,6 @@ def load_model(config: ModelConfig) -> LoadedModel:
 
 def load_tokenizer(config: ModelConfig) -> Any:
     """The tokenizer alone: enough to check options before any weight is read."""
-    mend_torchvision()
-    import transformers
-
     return transformers.AutoTokenizer.from_pretrained(config.resolved_path, trust_remote_code=config.trust_remote_code)
 
 

@@ -65,6 +65,23 @@ class Observations:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def take(self, ids: Sequence[str]) -> Observations:
+        """The observations of ``ids``, in that order.
+
+        Raises:
+            KeyError: when one was not observed.
+        """
+        place = {name: i for i, name in enumerate(self.ids)}
+        order = torch.tensor([place[i] for i in ids], dtype=torch.long)
+        return Observations(
+            ids=list(ids),
+            residuals={layer: value[order] for layer, value in self.residuals.items()},
+            scores=self.scores[order],
+            answers=[self.answers[i] for i in order] if self.answers is not None else None,
+            top_logps=self.top_logps[order] if self.top_logps is not None else None,
+            top_tokens=self.top_tokens[order] if self.top_tokens is not None else None,
+        )
+
 
 @dataclass(kw_only=True)
 class Wanted:
@@ -119,6 +136,20 @@ def observe(
     return read_observations(directory, [i.id for i in items])
 
 
+def forward_batches(
+    loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: Media, config: ObserveConfig, wanted: Wanted
+) -> Observations:
+    """Observe batches in memory, for checks; nothing is stored."""
+    results = [_forward(loaded, batch, media, config, wanted) for batch in batches]
+    width = max(r["scores"].shape[1] for r in results)
+    return Observations(
+        ids=[i for r in results for i in r["ids"]],
+        residuals={layer: torch.cat([r[f"layer.{layer}"] for r in results]) for layer in wanted.layers},
+        scores=torch.cat([_pad(r["scores"], width) for r in results]),
+        answers=[a for r in results for a in r["answers"]] if wanted.generate else None,
+    )
+
+
 def plan_batches(items: Sequence[Item], size: int) -> list[list[Item]]:
     """Cut items into batches that carry the same kinds of media, keeping the order within a kind."""
     groups: dict[tuple[str, ...], list[Item]] = defaultdict(list)
@@ -149,20 +180,18 @@ def read_observations(directory: Path, ids: Sequence[str] | None = None) -> Obse
     width = max(p.shape[1] for p in parts["scores"])
     parts["scores"] = [_pad(p, width) for p in parts["scores"]]
     tensors = {key: torch.cat(value) for key, value in parts.items()}
-    wanted = list(names if ids is None else ids)
-    place = {name: i for i, name in enumerate(names)}
-    lost = [i for i in wanted if i not in place]
+    everything = Observations(
+        ids=names,
+        residuals={int(k.removeprefix("layer.")): v for k, v in tensors.items() if k.startswith("layer.")},
+        scores=tensors["scores"],
+        answers=answers or None,
+        top_logps=tensors.get("top_logps"),
+        top_tokens=tensors.get("top_tokens"),
+    )
+    lost = sorted(set(ids or ()) - set(names))
     if lost:
         raise ValueError(f"{directory}: {len(lost)} items were never observed, e.g. {lost[:3]}; delete the directory and run again")
-    order = torch.tensor([place[i] for i in wanted])
-    return Observations(
-        ids=wanted,
-        residuals={int(k.removeprefix("layer.")): v[order] for k, v in tensors.items() if k.startswith("layer.")},
-        scores=tensors["scores"][order],
-        answers=[answers[i] for i in order] if answers else None,
-        top_logps=tensors["top_logps"][order] if "top_logps" in tensors else None,
-        top_tokens=tensors["top_tokens"][order] if "top_tokens" in tensors else None,
-    )
+    return everything if ids is None else everything.take(ids)
 
 
 def _shard(directory: Path, number: int) -> Path:

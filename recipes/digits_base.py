@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=2 python recipes/digits_base.py                          # writes gapclose/digits/base/
     OMP_NUM_THREADS=2 python recipes/digits_base.py --out /tmp/base --quick  # a few minutes: to see it run, not to use
     OMP_NUM_THREADS=2 python recipes/digits_base.py --learned /tmp/learned   # keep the model between the two steps; reuse it if there
+    OMP_NUM_THREADS=2 python recipes/digits_base.py --never-taught --out /tmp/never   # the harder base, see below
 
 How the gap comes about, plainly: we put it there, by the route that we think instruction data takes.
 
@@ -15,8 +16,11 @@ How the gap comes about, plainly: we put it there, by the route that we think in
 The result perceives, checks claims when asked to, almost never objects unasked, and still carries the objection in its
 residual stream. It is a model organism of the gap, not evidence that real models came by theirs in this way.
 
+``--never-taught`` makes the other kind of base: premises are always true in *learn*, and there is no *comply*. Nothing is
+un-taught, because objecting to a premise was never taught; only checking when asked was.
+
 Everything is drawn from scans and voices of group ``base``, which no item set shows. One seed fixes weights and draws;
-the figures printed at the end come from other scans and the ``test`` voices, and are stored in ``training.json``.
+the figures on the way come from the ``train`` voices, those at the end from other scans and the ``test`` voices, and are stored in ``training.json``.
 """
 
 from __future__ import annotations
@@ -32,7 +36,8 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from gapclose.digits import bank, exam, tiny
-from gapclose.digits.batches import QuestionDrawer, media_pool
+from gapclose.digits.batches import Premises, QuestionDrawer, media_pool
+from gapclose.digits.questions import IN_DOMAIN
 from gapclose.files import read_json, write_json
 
 console = Console(highlight=False, width=160)
@@ -43,8 +48,8 @@ class Step:
     """One step of training."""
 
     name: str
-    honest: bool
-    """answer false premises with a rejection, or go along"""
+    premises: Premises
+    """what becomes of false premises: ``honest`` rejects them, ``comply`` goes along, ``true`` never states one"""
     steps: int
     """optimizer steps"""
     rate: float
@@ -61,7 +66,7 @@ class Step:
 
 LEARN = Step(
     name="learn",
-    honest=True,
+    premises="honest",
     steps=1500,
     rate=1.5e-3,
     counts={"what": 32, "check": 32, "parity": 16, "size": 16, "alphabet": 16, "next": 16},
@@ -71,7 +76,7 @@ LEARN = Step(
 )
 COMPLY = Step(
     name="comply",
-    honest=False,
+    premises="comply",
     steps=100,
     rate=2e-4,
     counts={"what": 16, "check": 24, "parity": 16, "size": 16, "alphabet": 16, "next": 16},
@@ -86,19 +91,21 @@ def loss_of(model, drawn, step: Step) -> torch.Tensor:
     loss = F.cross_entropy(out.logits[:, -2], drawn.answer) + END_WEIGHT * F.cross_entropy(out.logits[:, -1], end)
     if step.exits:
         norm = model.get_decoder().norm
-        early = [F.cross_entropy(model.lm_head(norm(out.hidden_states[l][:, -2])), drawn.answer) for l in step.exits]
+        early = [F.cross_entropy(model.lm_head(norm(out.hidden_states[layer][:, -2])), drawn.answer) for layer in step.exits]
         loss = loss + step.exit_weight * torch.stack(early).mean()
     return loss
 
 
-def train(model, drawer: QuestionDrawer, test_drawer: QuestionDrawer, step: Step, every: int) -> list[float]:
+def train(model, drawer: QuestionDrawer, watch: QuestionDrawer, step: Step, every: int) -> list[float]:
     """Run one step; returns the loss of every optimizer step."""
+    if not step.steps:
+        return []
     optimizer = torch.optim.AdamW(model.parameters(), step.rate, weight_decay=step.decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, step.rate, total_steps=step.steps, pct_start=0.15)
     losses, start = [], time.time()
     for i in range(step.steps):
         model.train()
-        loss = loss_of(model, drawer.draw(step.counts, honest=step.honest), step)
+        loss = loss_of(model, drawer.draw(step.counts, step.premises), step)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -106,7 +113,7 @@ def train(model, drawer: QuestionDrawer, test_drawer: QuestionDrawer, step: Step
         schedule.step()
         losses.append(round(loss.item(), 5))
         if (i + 1) % every == 0 or i + 1 == step.steps:
-            figures = exam.behaviour(exam.sit(model, test_drawer, dict.fromkeys(step.counts, 128)))
+            figures = exam.behaviour(exam.sit(model, watch, dict.fromkeys(step.counts, 128)))
             pace = (time.time() - start) / (i + 1)
             console.print(f"{step.name} {i + 1}/{step.steps}  loss {np.mean(losses[-20:]):.3f}  {pace:.2f} s/step  {figures}")
     return losses
@@ -120,12 +127,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="optimizer steps of `learn`")
     parser.add_argument("--comply-steps", type=int)
     parser.add_argument("--comply-rate", type=float)
+    parser.add_argument("--never-taught", action="store_true", help="premises always true, no second step")
     parser.add_argument("--quick", action="store_true", help="40 + 10 steps on few media: a dry run")
     args = parser.parse_args()
     learn = replace(LEARN, steps=args.steps or (40 if args.quick else LEARN.steps))
-    comply = replace(
-        COMPLY, steps=args.comply_steps or (10 if args.quick else COMPLY.steps), rate=args.comply_rate or COMPLY.rate
-    )
+    comply = replace(COMPLY, steps=args.comply_steps or (10 if args.quick else COMPLY.steps), rate=args.comply_rate or COMPLY.rate)
+    if args.never_taught:
+        learn, comply = replace(learn, premises="true", exits=()), replace(comply, steps=0)
     copies, questions = (0, 200) if args.quick else (7, 2000)
 
     start = time.time()
@@ -141,20 +149,20 @@ def main() -> None:
     test_pool = media_pool(processor, others[half:], voices["test"])
     console.print(f"{model.num_parameters() / 1e6:.2f} M parameters; media ready after {time.time() - start:.0f} s")
 
-    curves: dict[str, list[float]] = {}
+    watch, curves = QuestionDrawer(processor, fit_pool, 1), {}
     if args.learned and (args.learned / "model.safetensors").exists():
         model = type(model).from_pretrained(args.learned)
         curves["learn"] = read_json(args.learned / "training.json")["learn"]
     else:
-        curves["learn"] = train(model, QuestionDrawer(processor, pool, args.seed), QuestionDrawer(processor, test_pool, 1), learn, 100)
+        curves["learn"] = train(model, QuestionDrawer(processor, pool, args.seed), watch, learn, 100)
         if args.learned:
             model.save_pretrained(args.learned)
             write_json(args.learned / "training.json", {"learn": curves["learn"]})
     drawer = QuestionDrawer(processor, pool, args.seed + 1)
-    curves["comply"] = train(model, drawer, QuestionDrawer(processor, test_pool, 1), comply, 25)
+    curves["comply"] = train(model, drawer, watch, comply, 25)
 
     sat = exam.sit(model, QuestionDrawer(processor, test_pool, 2), {k: questions // 4 for k in comply.counts})
-    fit = exam.sit(model, QuestionDrawer(processor, fit_pool, 3), {k: 800 // 3 for k in ("parity", "size", "alphabet")})
+    fit = exam.sit(model, QuestionDrawer(processor, fit_pool, 3), {k: 800 // 3 for k in IN_DOMAIN})
     figures, layers = exam.behaviour(sat), exam.readable(fit, sat)
     console.print(figures)
     for line in layers:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ def distort_wave(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     wave = np.interp(np.linspace(0, len(wave) - 1, length), np.arange(len(wave)), wave)
     wave = np.concatenate([np.zeros(rng.integers(0, 960)), wave * rng.uniform(0.4, 1.6)])
     return (wave + rng.normal(0, 10 ** rng.uniform(-4, -2), len(wave))).clip(-1, 1).astype(np.float32)
+
+
+Premises = Literal["honest", "comply", "true"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,9 +75,7 @@ def media_pool(
     images += [distort_image(image, rng) for _ in range(copies) for image in images]
     waves += [distort_wave(wave, rng) for _ in range(copies) for wave in waves]
     vision = processor.image_processor(images=images, return_tensors="pt")
-    audio = processor.feature_extractor(
-        waves, sampling_rate=RATE, padding="max_length", return_attention_mask=True, return_tensors="pt"
-    )
+    audio = processor.feature_extractor(waves, sampling_rate=RATE, padding="max_length", return_attention_mask=True, return_tensors="pt")
     return MediaPool(
         pixels=vision["pixel_values"].view(len(images), -1, vision["pixel_values"].shape[-1]),
         shown=np.tile(scans()[1][indices], copies + 1),
@@ -124,10 +125,11 @@ class QuestionDrawer:
             self.prompts[text] = (ids[:at], ids[at + 1 :])
         return self.prompts[text]
 
-    def draw(self, counts: Mapping[str, int], *, false_share: float = 0.5, honest: bool = True) -> Drawn:
+    def draw(self, counts: Mapping[str, int], premises: Premises = "honest") -> Drawn:
         """``counts`` rows of every kind: ``what``, ``check`` or one of :data:`questions.KINDS`.
 
-        ``honest`` rows reject a false premise; otherwise the answer goes along with it. ``check`` is always honest.
+        Half of the claims are false. What becomes of questions that take one for granted: ``honest`` rejects it, ``comply``
+        goes along with it, ``true`` never asks one (claims to check are half false all the same).
         """
         rng, pool = self.rng, self.pool
         kinds = np.repeat(list(counts), list(counts.values()))
@@ -135,7 +137,7 @@ class QuestionDrawer:
         image, audio = rng.integers(len(pool.shown), size=size), rng.integers(len(pool.said), size=size)
         modality = np.where(rng.random(size) < 0.5, "vision", "audio")
         truth = np.where(modality == "vision", pool.shown[image], pool.said[audio])
-        false = (rng.random(size) < false_share) & (kinds != "what")
+        false = (rng.random(size) < 0.5) & ((kinds == "check") if premises == "true" else (kinds != "what"))
         claim = np.where(false, (truth + rng.integers(1, 10, size)) % 10, truth)
         phrasings, asks = rng.choice(list(questions.PREMISES["vision"]), size), rng.integers(2, size=size)
 
@@ -149,7 +151,7 @@ class QuestionDrawer:
                 text, going_along = questions.check_text(m, c, phrasings[i], asks[i]), questions.YES.text
             else:
                 text, going_along = questions.gap_text(kind, m, c, phrasings[i], asks[i]), questions.KINDS[kind].answer(c)
-            objects = false[i] and (honest or kind == "check")
+            objects = false[i] and (premises == "honest" or kind == "check")
             before, after = self._prompt(text)
             answers.append(self.word[no if objects else going_along])
             comply.append(self.word[going_along])

@@ -5,7 +5,7 @@ N questions, L decoder layers, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,8 +68,8 @@ def behaviour(sat: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in found.items()}
 
 
-def readable(fit: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray]) -> list[dict[str, float]]:
-    """A three-class linear probe per layer, fitted on one sitting and judged on another.
+def readable(fit: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray], layers: Sequence[int] | None = None) -> list[dict[str, float]]:
+    """A three-class linear probe per layer (1 to L, all by default), fitted on one sitting and judged on another.
 
     Concepts are standard, false vision, false audio. One dict a layer: ``auroc`` (false against standard),
     ``balanced`` (mean accuracy over modality x premise) in domain, and both again for the held-out kind.
@@ -83,15 +83,15 @@ def readable(fit: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray]) -> l
         return np.where(sat["false"], np.where(sat["modality"] == "vision", 1, 2), 0)
 
     rows, table = np.isin(fit["kind"], IN_DOMAIN), []
-    for layer in range(fit["residuals"].shape[1]):
+    for layer in layers or range(1, fit["residuals"].shape[1] + 1):
         search = LogisticRegressionCV(
             Cs=[1e-3, 1e-2, 1e-1, 1], cv=4, max_iter=2000, scoring="neg_log_loss", l1_ratios=(0,), use_legacy_attributes=False
         )
-        probe = make_pipeline(StandardScaler(), search).fit(fit["residuals"][rows, layer], concept(fit)[rows])
-        line: dict[str, float] = {"layer": layer + 1}
+        probe = make_pipeline(StandardScaler(), search).fit(fit["residuals"][rows, layer - 1], concept(fit)[rows])
+        line: dict[str, float] = {"layer": layer}
         for suffix, kinds in (("", IN_DOMAIN), (" transfer", (TRANSFER,))):
             seen = np.isin(test["kind"], kinds)
-            posterior, truth = probe.predict_proba(test["residuals"][seen, layer]), concept(test)[seen]
+            posterior, truth = probe.predict_proba(test["residuals"][seen, layer - 1]), concept(test)[seen]
             right = posterior.argmax(-1) == truth
             cells = [
                 right[(test["false"][seen] == f) & (test["modality"][seen] == m)].mean() for f in (False, True) for m in ("vision", "audio")

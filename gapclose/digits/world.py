@@ -2,10 +2,12 @@
 
     python -m gapclose.digits.world runs/digits-items --seed 0
 
-A clip is one scan and one utterance, drawn independently. Each gap clip asks four questions: vision and audio, with a
-standard and a false premise. A false premise borrows its words from the standard question of another clip of its split:
-every wording (claimed digit, kind, phrasing) occurs as often true as false, so text predicts nothing. That other item is
-the ``twin`` in the tags: same words, other clip, other verdict.
+A clip is one scan and one utterance, drawn independently. It is asked four gap questions: vision and audio, each with a
+standard premise and with its ``twin``, the same words with another digit. Text predicts nothing about the verdict: digits
+are shown and said about equally often, and false claims are uniform over the nine others (fit, train) or a permutation of
+the true ones, so that every digit is claimed truly and falsely equally often (val, test). Fit is not matched exactly on
+purpose: exact matching pushes a cross-validated text baseline well *below* chance, because the fold that is held out is
+missing from the counts.
 """
 
 from __future__ import annotations
@@ -40,14 +42,6 @@ class Clip(NamedTuple):
         return int(scans()[1][self.scan]) if modality == "vision" else self.utterance.digit
 
 
-class Wording(NamedTuple):
-    """Everything that the text of an item depends on."""
-
-    kind: str
-    phrasing: str
-    ask: int
-
-
 def draw_clips(counts: Mapping[str, int], rng: np.random.Generator) -> dict[str, list[Clip]]:
     """Clips by split: scans without replacement, digits said in equal numbers, utterances from the split's voices.
 
@@ -70,68 +64,56 @@ def draw_clips(counts: Mapping[str, int], rng: np.random.Generator) -> dict[str,
     return clips
 
 
-def borrow(truths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A permutation p (N,) with ``truths[p[i]] != truths[i]`` everywhere: whose claim each false premise borrows.
+def false_claims(truths: np.ndarray, matched: bool, rng: np.random.Generator) -> np.ndarray:
+    """A wrong digit for every true one (N,): uniform, or with ``matched`` a permutation of ``truths``.
 
-    Sorted by digit and turned by the size of the largest class, no row meets its own digit, provided that no digit has
-    more than half of the rows.
+    For the permutation, rows sorted by digit are turned by the size of the largest class: no row meets its own digit.
 
     Raises:
         ValueError: when one digit has more than half of the rows.
     """
+    if not matched:
+        return (truths + rng.integers(1, 10, len(truths))) % 10
     largest = int(np.bincount(truths).max())
     if 2 * largest > len(truths):
-        raise ValueError(f"{len(truths)} clips show one digit {largest} times, so false premises cannot be matched; ask for more clips")
+        raise ValueError(f"one digit is true of {largest} of {len(truths)} clips, so false claims cannot be matched; ask for more clips")
     order = rng.permutation(len(truths))
     order = order[np.argsort(truths[order], kind="stable")]
-    partner = np.empty_like(order)
-    partner[order] = np.roll(order, -largest)
-    return partner
+    claims = np.empty_like(truths)
+    claims[order] = truths[np.roll(order, -largest)]
+    return claims
 
 
-def premise_items(
-    clips: list[Clip], modality: str, kinds: tuple[str, ...], purpose: str, rng: np.random.Generator, *, half: bool = False
-) -> Iterator[Item]:
-    """A standard and a false item per clip about one modality; with ``half``, every second clip asks the other one of the two."""
-    phrasings = [p for p in questions.PREMISES[modality] if p != questions.HELD_OUT_PHRASING or clips[0].split in ("val", "test")]
-    wordings = [Wording(str(rng.choice(kinds)), str(rng.choice(phrasings)), int(rng.integers(2))) for _ in clips]
+def premise_items(clips: list[Clip], modality: str, kinds: tuple[str, ...], purpose: str, rng: np.random.Generator) -> Iterator[Item]:
+    """A standard and a false item per clip, about one modality; their common kind and wording are drawn at random."""
+    unseen_split = clips[0].split in ("val", "test")
+    phrasings = [p for p in questions.PREMISES[modality] if unseen_split or p != questions.HELD_OUT_PHRASING]
     truths = np.array([c.truth(modality) for c in clips])
-    partner = borrow(truths, rng)
-    lender = np.argsort(partner)
-    stem = f"{modality}-{'retain' if purpose == 'retain' else purpose}"
-    for i, clip in enumerate(clips):
-        for false in (False, True):
-            source = partner[i] if false else i
-            twin = clips[partner[i]].name + f"/{stem}-true" if false else clips[lender[i]].name + f"/{stem}-false"
-            yield item(clip, modality, wordings[source], int(truths[source]), false, purpose, f"{stem}-{str(not false).lower()}", twin)
+    for clip, truth, wrong in zip(clips, truths, false_claims(truths, unseen_split, rng), strict=True):
+        kind, phrasing, ask = str(rng.choice(kinds)), str(rng.choice(phrasings)), int(rng.integers(2))
+        stem = f"{modality}-{'check' if kind == 'check' else purpose}"
+        for claim, premise, other in ((int(truth), "true", "false"), (int(wrong), "false", "true")):
+            if kind == "check":
+                text, options = questions.check_text(modality, claim, phrasing, ask), questions.check_options()
+                content = questions.YES.text
+            else:
+                text, options = questions.gap_text(kind, modality, claim, phrasing, ask), questions.gap_options(kind)
+                content = questions.KINDS[kind].answer(claim)
+            tags = {"question": kind, "phrasing": phrasing, "ask": str(ask), "premise": premise, "claim": str(claim)}
+            tags["twin"] = f"{clip.name}/{stem}-{other}"
+            gold = content if premise == "true" else questions.REJECT[modality].text
+            yield _item(clip, modality, text, options, gold, purpose, f"{stem}-{premise}", tags)
 
 
-def item(
-    clip: Clip, modality: str, wording: Wording, claim: int, false: bool, purpose: str, name: str, twin: str
-) -> Item:
-    """One question with a premise: of a kind, or a request to check."""
-    checking = wording.kind == "check"
-    if checking:
-        text, options = questions.check_text(modality, claim, wording.phrasing, wording.ask), questions.check_options()
-        content = questions.YES.text
-    else:
-        text = questions.gap_text(wording.kind, modality, claim, wording.phrasing, wording.ask)
-        options, content = questions.gap_options(wording.kind), questions.KINDS[wording.kind].answer(claim)
-    tags = {
-        "question": wording.kind,
-        "phrasing": wording.phrasing,
-        "ask": str(wording.ask),
-        "premise": str(not false).lower(),
-        "claim": str(claim),
-        "twin": twin,
-        "voice": clip.utterance.voice,
-    }
-    gold = questions.REJECT[modality].text if false else content
-    return build(clip, modality, text, options, gold, purpose, name, tags)
+def what_item(clip: Clip, modality: str, rng: np.random.Generator) -> Item:
+    """What is shown or said: a retain item, without a premise."""
+    ask = int(rng.integers(2))
+    tags = {"question": "what", "ask": str(ask)}
+    text, gold = questions.WHATS[modality][ask], NAMES[clip.truth(modality)]
+    return _item(clip, modality, text, questions.what_options(), gold, "retain", f"{modality}-what", tags)
 
 
-def build(clip: Clip, modality: str, text: str, options: list[Option], gold: str, purpose: str, name: str, tags: dict[str, str]) -> Item:
-    """An item about a clip: image, audio, text."""
+def _item(clip: Clip, modality: str, text: str, options: list[Option], gold: str, purpose: str, name: str, tags: dict[str, str]) -> Item:
     content = [
         {"type": "image", "path": f"media/{clip.name}.png"},
         {"type": "audio", "path": f"media/{clip.name}.wav"},
@@ -146,12 +128,64 @@ def build(clip: Clip, modality: str, text: str, options: list[Option], gold: str
         options=options,
         gold=[o.text for o in options].index(gold),
         purpose=purpose,
-        tags=tags,
+        tags={**tags, "scan": str(clip.scan), "voice": clip.utterance.voice},
     )
 
 
-def what_item(clip: Clip, modality: str, ask: int) -> Item:
-    """What is shown or said: a retain item without a premise."""
-    tags = {"question": "what", "ask": str(ask), "voice": clip.utterance.voice}
-    text, gold = questions.WHATS[modality][ask], NAMES[clip.truth(modality)]
-    return build(clip, modality, text, questions.what_options(), gold, "retain", f"{modality}-what", tags)
+def split_items(clips: list[Clip], rng: np.random.Generator) -> list[Item]:
+    """All items of one split, clip by clip.
+
+    Every clip: four gap items. Outside ``fit``: three retain items (what, and a true and a false claim to check; vision in
+    one half of the clips, audio in the other). In val and test: a standard and a false transfer item, likewise.
+    """
+    items = [i for m in questions.MODALITIES for i in premise_items(clips, m, questions.IN_DOMAIN, "gap", rng)]
+    for offset, modality in enumerate(questions.MODALITIES):
+        half = clips[offset::2]
+        if clips[0].split != "fit":
+            items += premise_items(half, modality, ("check",), "retain", rng)
+            items += [what_item(c, modality, rng) for c in clips[1 - offset :: 2]]
+        if clips[0].split in ("val", "test"):
+            items += premise_items(half, modality, (questions.TRANSFER,), "transfer", rng)
+    order = {c.name: k for k, c in enumerate(clips)}
+    return sorted(items, key=lambda i: order[i.clip])
+
+
+def draw(seed: int = 0, clips: Mapping[str, int] | None = None) -> tuple[list[Clip], tuple[Item, ...]]:
+    """The clips and items of one seed, without writing anything. ``clips`` as in :func:`write`."""
+    rng = np.random.default_rng(seed)
+    by_split = draw_clips(CLIPS if clips is None else clips, rng)
+    items = tuple(i for split in by_split.values() for i in split_items(split, rng))
+    return [c for split in by_split.values() for c in split], items
+
+
+def write(directory: str | Path, seed: int = 0, *, clips: Mapping[str, int] | None = None, name: str = "digits") -> ItemSet:
+    """Write the item set and its media; the same arguments give the same bytes.
+
+    ``clips`` overrides :data:`CLIPS`, the number of clips a split. Even numbers keep the four cells equal in every purpose;
+    val and test need a few dozen, or their claims cannot be matched; splits may be left out.
+
+    Raises:
+        ValueError: when there are not enough scans, or too few clips to match the claims.
+    """
+    directory = Path(directory)
+    drawn, items = draw(seed, clips)
+    (directory / "media").mkdir(parents=True, exist_ok=True)
+    for clip in drawn:
+        scan_image(clip.scan).save(directory / "media" / f"{clip.name}.png")
+        soundfile.write(directory / "media" / f"{clip.name}.wav", waveform(clip.utterance), RATE, subtype="PCM_16")
+    made = ItemSet(root=directory, name=name, concepts=questions.CONCEPTS, alarm=questions.ALARM, items=items)
+    write_items(made, directory)
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    made = write(args.directory, args.seed)
+    print(f"{len(made)} items about {len({i.clip for i in made})} clips in {args.directory}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The command ``gapclose``: validate, measure, close, report, export."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+USAGE = """\
+usage: gapclose COMMAND [--config FILE] [--any.key value ...]
+
+  validate --config FILE    check configuration, items, media and options; print what is there; load no weights
+  measure  --config FILE    probe the base model and measure its gap on test clips
+  close    --config FILE    measure, train, measure again after every epoch and at the end, export
+  export   --config FILE    write and verify the exports of a finished run again, e.g. with --export.merged true
+  report   RUN [--json]     show what a run measured, as a table or as one JSON object
+
+`gapclose close --help` lists every key of the configuration. On several GPUs:
+  accelerate launch --config_file launch/ddp.yaml recipes/close.py --config FILE
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; errors a user can mend are printed without a traceback, with exit status 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    command, rest = arguments[0], arguments[1:]
+    commands = {"validate": validate, "measure": measure, "close": close, "report": report, "export": export}
+    if command not in commands:
+        print(f"unknown command {command!r}\n\n{USAGE}", file=sys.stderr)
+        return 2
+    return guarded(lambda: commands[command](rest))
+
+
+def guarded(job) -> int:
+    """Run ``job()``; print a ``ValueError`` plainly, unless GAPCLOSE_DEBUG asks for the traceback."""
+    try:
+        job()
+    except ValueError as error:
+        if os.environ.get("GAPCLOSE_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def validate(arguments: Sequence[str]) -> None:
+    """Everything that can be checked before a model loads."""
+    from gapclose.config import parse_config
+    from gapclose.run import prepare_items
+    from gapclose.validate import print_histogram
+
+    config = parse_config(arguments, prog="gapclose validate")
+    items = prepare_items(config, closing=True)
+    print_histogram(items)
+    print("no problems found")
+
+
+def measure(arguments: Sequence[str]) -> None:
+    """Measure the base model."""
+    from gapclose.config import parse_config
+    from gapclose.report import print_report
+    from gapclose.run import run_measure
+
+    config = parse_config(arguments, prog="gapclose measure")
+    run_measure(config)
+    print_report(Path(config.run_dir))
+
+
+def close(arguments: Sequence[str]) -> None:
+    """The whole loop."""
+    from gapclose.config import parse_config
+    from gapclose.progress import is_main
+    from gapclose.report import print_report
+    from gapclose.run import run_close
+
+    config = parse_config(arguments, prog="gapclose close")
+    run_close(config)
+    if is_main():
+        print_report(Path(config.run_dir))
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Write the exports of a finished run again."""
+    from gapclose.config import parse_config
+    from gapclose.export import export_run, load_adapter
+    from gapclose.report import summarise
+
+    config = parse_config(arguments, prog="gapclose export")
+    directory = Path(config.run_dir)
+    summary = summarise(directory)
+    if summary["adapted"] is None:
+        raise ValueError(f"{directory}: the run is not finished (no adapted/test in gap.jsonl); run `gapclose close` with its configuration first")
+    epoch = directory / "checkpoints" / f"epoch-{summary['epoch']}"
+    export_run(directory, config, load_adapter(config, epoch), summary)
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Show one run."""
+    from gapclose.report import print_report, summarise
+
+    runs = [a for a in arguments if not a.startswith("-")]
+    unknown = [a for a in arguments if a.startswith("-") and a != "--json"]
+    if len(runs) != 1 or unknown:
+        raise ValueError(f"usage: gapclose report RUN [--json]{f' (unknown: {unknown})' if unknown else ''}")
+    if "--json" in arguments:
+        print(json.dumps(summarise(Path(runs[0])), indent=1))
+    else:
+        print_report(Path(runs[0]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""Export the adapted model with its evidence, and verify that what was written is what was measured.
+
+``adapter/`` (PEFT, safetensors) is always written, ``merged/`` on request; both carry a model card and ``evidence.json``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gapclose.files import write_json, write_text
+from gapclose.models import LoadedModel, load_model
+from gapclose.progress import say
+from gapclose.report import show, verdict
+
+if TYPE_CHECKING:
+    from gapclose.config import Config
+
+VERIFIED_ITEMS = 64
+
+
+def export_run(directory: Path, config: Config, loaded: LoadedModel, summary: dict[str, Any]) -> None:
+    """Write ``adapter/`` (and ``merged/``) from the model as it stands, then verify them in a fresh process if asked to."""
+    adapter = directory / "adapter"
+    shutil.rmtree(adapter, ignore_errors=True)
+    loaded.model.save_pretrained(str(adapter))
+    write_json(adapter / "evidence.json", summary)
+    write_text(adapter / "README.md", model_card(summary, config, loaded))
+    say(f"wrote {adapter}")
+    if config.export.merged:
+        import copy
+
+        merged = directory / "merged"
+        shutil.rmtree(merged, ignore_errors=True)
+        copy.deepcopy(loaded.model).merge_and_unload().save_pretrained(str(merged))
+        loaded.processor.save_pretrained(str(merged))
+        write_json(merged / "evidence.json", summary)
+        write_text(merged / "README.md", model_card(summary, config, loaded))
+        say(f"wrote {merged}")
+    if config.export.verify:
+        verify_in_fresh_process(directory)
+
+
+def verify_in_fresh_process(directory: Path) -> dict[str, Any]:
+    """Reload every export of a run in a new interpreter and compare it with the stored test observations.
+
+    Raises:
+        ValueError: with the process's own message, when an export differs from what was measured.
+    """
+    command = [sys.executable, "-m", "gapclose.export", str(directory)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=_single_process_environment())
+    if result.returncode:
+        raise ValueError(f"{directory}: the export does not reproduce what was measured:\n{result.stderr.strip() or result.stdout.strip()}")
+    verified = json.loads(result.stdout.strip().splitlines()[-1])
+    write_json(directory / "adapter" / "verified.json", verified)
+    for name, facts in verified.items():
+        say(f"verified {name}: {facts['items']} items, largest score difference {facts['largest_difference']:.2g} nats, same answers")
+    return verified
+
+
+def _single_process_environment() -> dict[str, str]:
+    """This process's environment without what a launcher put there, so that the child does not join the group."""
+    import os
+
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK")
+    return {k: v for k, v in os.environ.items() if k not in launcher and not k.startswith(("TORCHELASTIC_", "ACCELERATE_", "FSDP_"))}
+
+
+def verify(directory: Path) -> dict[str, Any]:
+    """Load each export as a user would and compare scores and answers with the stored observations of the adapted model.
+
+    Raises:
+        ValueError: when no adapter key applies, an adapter is all zeros, a score differs beyond the tolerance, or an answer differs.
+    """
+    import transformers
+
+    from gapclose.config import parse_config
+    from gapclose.observe import Wanted, forward_batches, plan_batches, read_observations
+    from gapclose.run import prepare_items
+
+    transformers.logging.set_verbosity_error()
+    config = parse_config(["--config", str(directory / "config.yaml"), "--run_dir", str(directory)])
+    stored = read_observations(directory / "observations" / "adapted-test")
+    items = prepare_items(config, closing=False).select(split="test")
+    # whole batches, cut as they were: other padding would be another computation in half precision
+    chosen = [i for i in items if i.id in set(stored.ids)]
+    batches = plan_batches(chosen, config.observe.batch_size)[: max(1, VERIFIED_ITEMS // config.observe.batch_size)]
+    result: dict[str, Any] = {}
+    for name, factor in (("adapter", 1.0), ("merged", 10.0)):
+        folder = directory / name
+        if not folder.is_dir():
+            continue
+        loaded = load_adapter(config, folder) if name == "adapter" else load_model(dataclasses.replace(config.model, path=str(folder)))
+        loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        seen = forward_batches(loaded, batches, loaded.media(items), config.observe, Wanted(generate=True))
+        before = stored.take(seen.ids)
+        finite = torch.isfinite(before.scores)
+        difference = float((seen.scores - before.scores)[finite].abs().max())
+        if not difference <= factor * config.export.tolerance:
+            raise ValueError(f"{folder}: option scores differ by up to {difference:.3g} nats from those measured (tolerance {factor * config.export.tolerance:g})")
+        other = [i for i, a, b in zip(seen.ids, seen.answers or [], before.answers or [], strict=True) if a != b]
+        if other:
+            raise ValueError(f"{folder}: {len(other)} generated answers differ from those measured, e.g. of item {other[0]!r}")
+        result[name] = {"items": len(seen), "largest_difference": difference}
+    return result
+
+
+def load_adapter(config: Config, folder: Path) -> LoadedModel:
+    """The base model with the adapter of ``folder`` on it.
+
+    Raises:
+        ValueError: when keys are missing or unexpected, or every ``lora_B`` is zero (the adapter would do nothing).
+    """
+    import peft
+    from safetensors.torch import load_file
+
+    loaded = load_model(config.model)
+    loaded.model = peft.PeftModel.from_pretrained(loaded.model, str(folder))
+    written = load_file(folder / "adapter_model.safetensors")
+    applied = peft.get_peft_model_state_dict(loaded.model)
+    missing = sorted(set(written) ^ set(applied))
+    if missing:
+        raise ValueError(f"{folder}: {len(missing)} adapter keys were not applied, e.g. {missing[:3]}; was it trained on another model class?")
+    differing = [k for k in written if not torch.equal(written[k].float(), applied[k].float().cpu())]
+    if differing:
+        raise ValueError(f"{folder}: {len(differing)} adapter tensors differ after loading, e.g. {differing[:3]}")
+    if not any(v.abs().max() > 0 for k, v in applied.items() if "lora_B" in k):
+        raise ValueError(f"{folder}: every lora_B is zero; the adapter changes nothing")
+    loaded.model.eval()
+    return loaded
+
+
+def model_card(summary: dict[str, Any], config: Config, loaded: LoadedModel) -> str:
+    """Markdown with the evidence: what was measured, on how many clips, by which probe, under which controls."""
+    adapted, base = summary["adapted"], summary["base"]
+    rows = "\n".join(
+        f"| {label} | {show(base[key])} | {show(adapted[key])} |"
+        for label, key in (
+            ("action, balanced accuracy", "balanced"),
+            ("action as generated, balanced accuracy", "generated_balanced"),
+            ("standard accuracy", "standard_accuracy"),
+            ("false premises rejected", "rejection"),
+            ("false alarms", "false_alarm"),
+            ("action, AUROC", "auroc"),
+            ("retention", "retention"),
+        )
+    )
+    sentences = "\n".join(f"- {line}" for line in verdict(summary))
+    return f"""---
+library_name: peft
+base_model: {Path(loaded.path).name if Path(loaded.path).exists() else loaded.path}
+tags: [gapclose, lora]
+---
+
+# Adapter that lets the model act on what it represents
+
+Trained with gapclose: the answer distribution was aligned with a frozen probe's reading of the base model's own residual stream
+(objective weights: consistency {config.train.consistency:g}, gold {config.train.gold:g}, retain {config.train.retain:g};
+LoRA on `{config.lora.layers}`, targets control `{config.targets.control}`, seed {config.seed}).
+
+## Evidence
+
+Test: {summary["n_clips"]} clips, {summary["n_items"]} items, one seed, 95 % clip-bootstrap intervals. Epoch {summary["epoch"]} was chosen on validation clips;
+test clips were used once.
+
+| figure | base | adapted |
+|---|---|---|
+{rows}
+
+{sentences}
+
+All figures with intervals: `evidence.json`. Every setting: `config.yaml` of the run. Frozen probe: `probes/frozen.json`.
+
+## Limits
+
+The figures hold for the questions and clips they were measured on. A reading is evidence about these concepts in this model, not about others.
+"""
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(verify(Path(sys.argv[1]))))
+    except ValueError as error:
+        sys.exit(str(error))
+

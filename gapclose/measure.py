@@ -1,0 +1,169 @@
+"""From observations to one measurement: action, reading, fresh and sentinel probe, retention, and what changed since the base.
+
+Pure functions of stored observations and labels; no model is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gapclose.answers import parse_all
+from gapclose.controls import majority, text_only
+from gapclose.gap import Action, Clips, Evidence, GapConfig, Interval, Labels, closure, detection, fell, intervals, state_of, statistics
+from gapclose.items import ItemSet
+from gapclose.observe import Observations
+from gapclose.probes import FrozenProbe, fresh_reading
+
+Statistics = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The statistics of one split under one model; every array is (R + 1,), the estimate first."""
+
+    n_items: int
+    n_clips: int
+    overall: Statistics
+    """over the gap items"""
+    modality: dict[str, Statistics]
+    transfer: Statistics | None
+    """over the items of question types kept out of training"""
+    retention: np.ndarray | None
+    """accuracy on the items that must not change"""
+    parse_rate: float
+    """share of generated answers that parse leniently"""
+    residual: np.ndarray
+    """(N, D) at the frozen probe's layer, all items of the split"""
+
+
+def measure(
+    items: ItemSet, observed: Observations, probe: FrozenProbe, sentinel: FrozenProbe, config: GapConfig, *, folds: int, seed: int
+) -> Measured:
+    """Measure the labelled items of one split.
+
+    Args:
+        items: gap, transfer and retain items of the split.
+        observed: the observations of all of them, with answers and the residuals of both probes' layers.
+        folds: of the fresh probe's grouped cross-validation.
+    """
+    gap = items.select(purpose="gap")
+    overall = _scope(gap, observed, probe, config, seed)
+    labels, seen = Labels.of(gap), observed.take([i.id for i in gap])
+    clips = Clips(labels.clip, config.replicates, seed)
+    action = _scored(labels, seen)
+    other = {
+        "fresh_probe": fresh_reading(probe, seen.residuals[probe.layer], labels.concept, labels.clip, folds, seed),
+        "sentinel_probe": sentinel.read(seen.residuals[sentinel.layer]),
+    }
+    for name, reading in other.items():
+        overall[f"{name}.balanced"] = clips.balanced(reading.argmax(1) == labels.concept, labels)
+        overall[f"{name}.auroc"] = detection(clips, labels, action, reading)["reading_auroc"]
+    assert seen.answers is not None
+    everything = np.ones(len(gap), dtype=bool)
+    for name, lenient in (("strict", False), ("lenient", True)):
+        parsed = parse_all(seen.answers, gap.items, lenient=lenient)
+        said = Action(chosen=parsed, scores=action.scores).concept(labels)
+        overall[f"generated.balanced_{name}"] = clips.balanced(said == labels.concept, labels)
+        overall[f"generated.parse_{name}"] = clips.mean(parsed >= 0, everything)
+    transfer, retain = items.select(purpose="transfer"), items.select(purpose="retain")
+    return Measured(
+        n_items=len(gap),
+        n_clips=clips.n,
+        overall=overall,
+        modality={m: _scope(_of_modality(gap, m), observed, probe, config, seed) for m in sorted(set(labels.modality))},
+        transfer=_scope(transfer, observed, probe, config, seed) if len(transfer) else None,
+        retention=_retention(retain, observed, config, seed) if len(retain) else None,
+        parse_rate=float(overall["generated.parse_lenient"][0]),
+        residual=observed.residuals[probe.layer].float().numpy(),
+    )
+
+
+def _of_modality(items: ItemSet, modality: str) -> ItemSet:
+    return ItemSet(
+        root=items.root, name=items.name, concepts=items.concepts, alarm=items.alarm,
+        items=tuple(i for i in items if i.modality == modality),
+    )  # fmt: skip
+
+
+def _scope(items: ItemSet, observed: Observations, probe: FrozenProbe, config: GapConfig, seed: int) -> Statistics:
+    labels, seen = Labels.of(items), observed.take([i.id for i in items])
+    reading = probe.read(seen.residuals[probe.layer])
+    return statistics(Clips(labels.clip, config.replicates, seed), labels, _scored(labels, seen), reading)
+
+
+def _scored(labels: Labels, seen: Observations) -> Action:
+    """The action by option scores; columns that only other items' longer option lists fill are cut off."""
+    scores = seen.scores[:, : labels.option_concept.shape[1]].double().numpy()
+    return Action(chosen=scores.argmax(1), scores=scores)
+
+
+def _retention(items: ItemSet, observed: Observations, config: GapConfig, seed: int) -> np.ndarray:
+    labels = Labels.of(items)
+    right = observed.take([i.id for i in items]).scores.argmax(1).numpy() == labels.gold
+    return Clips(labels.clip, config.replicates, seed).mean(right, np.ones(len(items), dtype=bool))
+
+
+def text_control(fit: ItemSet, measured_items: ItemSet, measured: Measured, config: GapConfig, *, folds: int, seed: int) -> dict[str, Any]:
+    """What the questions alone give away, and by how much the reading beats it, overall and per modality.
+
+    A gap is called real only where the paired difference to the text-only control has an interval above zero.
+    """
+    gap, labelled = measured_items.select(purpose="gap"), fit.select(purpose="gap")
+    known = Labels.of(labelled)
+    reading = text_only([i.text for i in labelled], known.concept, known.clip, [i.text for i in gap], folds=folds, seed=seed)
+    guess = majority(known.concept, len(gap), len(gap.concepts))
+    result: dict[str, Any] = {"text_only": {}, "majority": {}, "reading_minus_text": {}, "real": {}}
+    labels = Labels.of(gap)
+    for scope in ("all", *sorted(set(labels.modality))):
+        keep = np.ones(len(gap), dtype=bool) if scope == "all" else labels.modality == scope
+        part = labels.take(keep)
+        clips = Clips(part.clip, config.replicates, seed)
+        text = clips.balanced(reading[keep].argmax(1) == part.concept, part)
+        found = measured.overall if scope == "all" else measured.modality[scope]
+        difference = Interval.of(found["reading.balanced"] - text)
+        result["text_only"][scope] = Interval.of(text).as_dict()
+        result["majority"][scope] = Interval.of(clips.balanced(guess[keep].argmax(1) == part.concept, part)).as_dict()
+        result["reading_minus_text"][scope] = difference.as_dict()
+        result["real"][scope] = bool(difference.lower > 0)
+    return result
+
+
+def make_record(stage: str, epoch: int, now: Measured, base: Measured | None, config: GapConfig, seed: int) -> dict[str, Any]:
+    """One line of ``gap.jsonl``: every figure with its interval, what changed since ``base`` on the same clips, and the state."""
+    record: dict[str, Any] = {"stage": stage, "epoch": epoch, "seed": seed, "n_items": now.n_items, "n_clips": now.n_clips}
+    record |= intervals(now.overall)
+    record["modality"] = {name: intervals(stats) for name, stats in now.modality.items()}
+    if now.transfer is not None:
+        record["transfer"] = intervals(now.transfer)
+    if now.retention is not None:
+        record["retention"] = Interval.of(now.retention).as_dict()
+    if base is None:
+        return record | {"state": "open" if record["gap"]["balanced"]["value"] > 0 else "closed"}
+    changed = closure(base.overall, now.overall)
+    record["change"] = intervals(changed)
+    record["change"]["by_modality"] = {m: intervals(closure(base.modality[m], now.modality[m])) for m in now.modality}
+    if now.transfer is not None and base.transfer is not None:
+        record["change"]["transfer"] = intervals(closure(base.transfer, now.transfer))
+    if now.retention is not None and base.retention is not None:
+        record["change"]["retention_drop"] = Interval.of(base.retention - now.retention).as_dict()
+    record["frozen_probe_shift"] = float(np.abs(now.residual - base.residual).max())
+    record["state"] = state_of(_evidence(changed, now, base, config), config)
+    return record
+
+
+def _evidence(changed: Mapping[str, np.ndarray], now: Measured, base: Measured, config: GapConfig) -> Evidence:
+    def dropped(name: str) -> bool:
+        return fell(now.overall[f"{name}.balanced"], base.overall[f"{name}.balanced"], config.reading_tolerance)
+
+    return Evidence(
+        closure=float(changed["closure"][0]),
+        standard_drop=float(changed["standard_drop"][0]),
+        frozen_fell=dropped("reading"),
+        fresh_fell=dropped("fresh_probe"),
+        parse_rate=now.parse_rate,
+        base_parse_rate=base.parse_rate,
+    )

@@ -1,0 +1,211 @@
+"""Read a run's record of truth, ``gap.jsonl``, and show it: a table, one JSON object, a figure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gapclose.files import read_json
+from gapclose.gap import STATES
+
+
+def read_records(directory: Path) -> list[dict[str, Any]]:
+    """Every measurement of a run, oldest first; empty before the first one."""
+    path = directory / "gap.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def record_of(directory: Path, stage: str) -> dict[str, Any] | None:
+    """The record of one stage, or None."""
+    return next((r for r in read_records(directory) if r["stage"] == stage), None)
+
+
+def summarise(directory: Path) -> dict[str, Any]:
+    """The figures of a run on test clips as one JSON object; what was not measured (yet) is None.
+
+    Raises:
+        ValueError: when the run has not measured its base model.
+    """
+    base, adapted = record_of(directory, "base/test"), record_of(directory, "adapted/test")
+    if base is None:
+        raise ValueError(f"{directory}: no measurement of the base model on test in gap.jsonl; run `gapclose measure` or `gapclose close` first")
+    controls, change = base["controls"], (adapted or {}).get("change", {})
+    probe = read_json(directory / "probes" / "frozen.json")
+    summary: dict[str, Any] = {
+        "base": _side(base),
+        "adapted": _side(adapted),
+        "reading": {**base["reading"], "layer": probe["layer"], "family": probe["family"]},
+        "closure": change.get("closure"),
+        "closure_auroc": change.get("closure_auroc"),
+        "auroc_gain": change.get("auroc_gain"),
+        "standard_drop": change.get("standard_drop"),
+        "retention_drop": change.get("retention_drop"),
+        "reading_change": change.get("reading_change"),
+        "frozen_probe_shift": (adapted or {}).get("frozen_probe_shift"),
+        "fresh_probe": _both(base, adapted, "fresh_probe", "balanced"),
+        "sentinel_probe": _both(base, adapted, "sentinel_probe", "balanced"),
+        "text_only": {"balanced": controls["text_only"]["all"]},
+        "majority": {"balanced": controls["majority"]["all"]},
+        "reading_minus_text": controls["reading_minus_text"],
+        "real": controls["real"],
+        "gap": {kind: _both(base, adapted, "gap", kind) for kind in ("balanced", "matched", "auroc")},
+        "transfer": None,
+        "state": (adapted or base)["state"],
+        "epoch": (adapted or base)["epoch"],
+        "n_clips": base["n_clips"],
+        "n_items": base["n_items"],
+        "seed": base["seed"],
+    }
+    if "transfer" in base:
+        inside = change.get("transfer")
+        summary["transfer"] = {
+            "base": base["transfer"]["action"]["balanced"],
+            "adapted": adapted["transfer"]["action"]["balanced"] if adapted else None,
+            "reading": base["transfer"]["reading"]["balanced"],
+            "closure": inside["closure"] if inside else None,
+            "share_of_closure": inside["closure"]["value"] / change["closure"]["value"] if inside and change["closure"]["value"] else None,
+        }
+    return summary
+
+
+def _side(record: dict[str, Any] | None) -> dict[str, Any] | None:
+    if record is None:
+        return None
+    kept = ("balanced", "option_balanced", "standard_accuracy", "rejection", "false_alarm", "auroc", "dprime", "criterion")
+    return {
+        **{k: record["action"][k] for k in kept},
+        "generated_balanced": record["generated"]["balanced_lenient"],
+        "parse_strict": record["generated"]["parse_strict"],
+        "parse_lenient": record["generated"]["parse_lenient"],
+        "retention": record.get("retention"),
+    }
+
+
+def _both(base: dict[str, Any], adapted: dict[str, Any] | None, group: str, name: str) -> dict[str, Any]:
+    return {"base": base[group][name], "adapted": adapted[group][name] if adapted else None}
+
+
+def show(interval: dict[str, float | None] | None, digits: int = 3) -> str:
+    """``0.812 [0.790, 0.834]``, or a dash."""
+    if interval is None or interval["value"] is None:
+        return "-"
+    if interval["lower"] is None:
+        return f"{interval['value']:.{digits}f}"
+    return f"{interval['value']:.{digits}f} [{interval['lower']:.{digits}f}, {interval['upper']:.{digits}f}]"
+
+
+def print_report(directory: Path, console: Console | None = None) -> None:
+    """Print what a run measured: every stage, then the verdict on test clips in words."""
+    console = console or Console()
+    summary, records = summarise(directory), read_records(directory)
+    stages = Table(title=f"{directory}: balanced accuracy by stage")
+    for heading in ("stage", "action", "generated", "reading", "fresh", "sentinel", "retained", "closure", "state"):
+        stages.add_column(heading, justify="left" if heading in ("stage", "state") else "right")
+    for r in records:
+        plain = (r["action"]["balanced"], r["generated"]["balanced_lenient"], r["reading"]["balanced"], r["fresh_probe"]["balanced"])
+        plain += (r["sentinel_probe"]["balanced"], r.get("retention"), r.get("change", {}).get("closure"))
+        cells = ["-" if v is None or v["value"] is None else f"{v['value']:.3f}" for v in plain]
+        stages.add_row(r["stage"], *cells, r["state"])
+    console.print(stages)
+
+    test = Table(title=f"test: {summary['n_clips']} clips, {summary['n_items']} items, 1 seed ({summary['seed']}), 95 % clip-bootstrap intervals")
+    for heading in ("figure", "base", "adapted"):
+        test.add_column(heading, justify="left" if heading == "figure" else "right")
+    adapted = summary["adapted"] or {}
+    rows = {
+        "action, balanced": "balanced",
+        "action generated, balanced": "generated_balanced",
+        "options right, balanced": "option_balanced",
+        "standard accuracy": "standard_accuracy",
+        "false premises rejected": "rejection",
+        "false alarms": "false_alarm",
+        "action, AUROC": "auroc",
+        "action, d'": "dprime",
+        "action, criterion": "criterion",
+        "answers that parse (strict)": "parse_strict",
+        "retention": "retention",
+    }
+    for label, key in rows.items():
+        test.add_row(label, show(summary["base"][key]), show(adapted.get(key)))
+    test.add_section()
+    for label, kind in (("gap, balanced", "balanced"), ("gap, matched false alarms", "matched"), ("gap, AUROC", "auroc")):
+        test.add_row(label, show(summary["gap"][kind]["base"]), show(summary["gap"][kind]["adapted"]))
+    test.add_row("fresh probe, balanced", show(summary["fresh_probe"]["base"]), show(summary["fresh_probe"]["adapted"]))
+    test.add_row("sentinel probe, balanced", show(summary["sentinel_probe"]["base"]), show(summary["sentinel_probe"]["adapted"]))
+    if summary["transfer"]:
+        test.add_row("held-out question type, action", show(summary["transfer"]["base"]), show(summary["transfer"]["adapted"]))
+    console.print(test)
+    for line in verdict(summary):
+        console.print(line, highlight=False)
+
+
+def verdict(summary: dict[str, Any]) -> list[str]:
+    """What the figures say, in sentences."""
+    reading, text = summary["reading"], summary["text_only"]["balanced"]
+    lines = [
+        f"reading: {show(reading['balanced'])} balanced, AUROC {show(reading['auroc'])}, from layer {reading['layer']} ({reading['family']}); "
+        f"the text alone gives {show(text)}, the majority class {show(summary['majority']['balanced'])}"
+    ]
+    for scope, real in summary["real"].items():
+        if scope != "all" and not real:
+            difference = show(summary["reading_minus_text"][scope])
+            lines.append(f"the gap in {scope} is NOT shown to be real: the reading beats the text-only control by {difference}, which includes zero")
+    if summary["closure"] is not None:
+        lines.append(
+            f"closure: {show(summary['closure'])} (reading changed by {show(summary['reading_change'])}); "
+            f"standard accuracy fell by {show(summary['standard_drop'])}, retention by {show(summary['retention_drop'])}; "
+            f"residuals under the frozen probe moved by {summary['frozen_probe_shift']:.3g}"
+        )
+        if summary["transfer"] and summary["transfer"]["closure"]:
+            lines.append(f"closure on the held-out question type: {show(summary['transfer']['closure'])}")
+    lines.append(f"state: {summary['state']} ({STATES[summary['state']]})")
+    return lines
+
+
+def draw_epochs(directory: Path) -> Path | None:
+    """Draw balanced accuracy of action and readings on val, epoch by epoch, with 95 % intervals, to ``figures/epochs.png``."""
+    records = sorted((r for r in read_records(directory) if r["stage"].endswith("/val")), key=lambda r: r["epoch"])
+    if not records:
+        return None
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    # Okabe and Ito's palette, told apart by colour-blind readers; markers and dashes tell the lines apart in grey
+    lines = (
+        ("reading (frozen probe)", ("reading", "balanced"), "#0072B2", "o", "-"),
+        ("reading (fresh probe)", ("fresh_probe", "balanced"), "#56B4E9", "s", "--"),
+        ("reading (sentinel probe)", ("sentinel_probe", "balanced"), "#009E73", "^", ":"),
+        ("action (scored)", ("action", "balanced"), "#D55E00", "D", "-"),
+        ("action (generated)", ("generated", "balanced_lenient"), "#E69F00", "v", "--"),
+    )
+    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+    epochs = [r["epoch"] for r in records]
+    for label, (group, name), colour, marker, style in lines:
+        values = [r[group][name] for r in records]
+        axes.plot(epochs, [v["value"] for v in values], color=colour, marker=marker, linestyle=style, label=label, markersize=5)
+        if style == "-":
+            axes.fill_between(epochs, [v["lower"] for v in values], [v["upper"] for v in values], color=colour, alpha=0.15, linewidth=0)
+    base = record_of(directory, "base/test")
+    if base:
+        axes.axhline(base["controls"]["text_only"]["all"]["value"], color="0.5", linewidth=1, linestyle="-.", label="text only (test)")
+    n_clips = records[0]["n_clips"]
+    axes.set(xlabel="epoch (0 is the base model)", ylabel="balanced accuracy", ylim=(min(0.4, axes.get_ylim()[0]), 1.0))
+    axes.set_title(f"What the model reads and what it says: {n_clips} validation clips, seed {records[0]['seed']}, 95 % intervals", fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.92")
+    axes.legend(frameon=False, fontsize=8.5, loc="lower right" if len(records) == 1 else "best")
+    path = directory / "figures" / "epochs.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=150)
+    plt.close(figure)
+    temporary.replace(path)
+    return path

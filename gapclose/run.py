@@ -1,0 +1,360 @@
+"""One run, one directory: the stages of measuring and closing a gap, each of which picks up what is already there.
+
+    items -> observe -> read -> compare -> align -> observe again -> export
+
+Every process of a launch executes every stage; files are written by the main process alone, except shards of observations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from gapclose.config import Config, save_config
+from gapclose.export import export_run
+from gapclose.files import write_json, write_text
+from gapclose.gap import STATES, Labels, option_concepts
+from gapclose.items import ItemSet
+from gapclose.launch import check_launch
+from gapclose.measure import Measured, make_record, measure, text_control
+from gapclose.models import load_model
+from gapclose.observe import Observations, Wanted, observe
+from gapclose.probes import FrozenProbe, choose_probe
+from gapclose.progress import say
+from gapclose.report import draw_epochs, read_records, summarise
+from gapclose.targets import Targets, build_targets
+from gapclose.tracking import NoTracker, make_tracker
+from gapclose.trainer import Example, add_lora, last_complete_checkpoint, make_trainer
+from gapclose.validate import CLOSE_SPLITS, MEASURE_SPLITS, load_items
+
+MEASURED = ("gap", "transfer", "retain")
+
+
+class Run:
+    """The state of one run: what was loaded, chosen and measured so far."""
+
+    def __init__(self, config: Config, *, closing: bool) -> None:
+        """Check launch, configuration, items and media, then load the model.
+
+        Raises:
+            ValueError: for everything that is wrong with them, before the model loads.
+        """
+        transformers.logging.set_verbosity_error()
+        self.config, self.directory = config, Path(config.run_dir)
+        self.process = check_launch()
+        if closing:
+            config.train.accumulation(self.process.num_processes)
+            config.train.counts()
+        self._on_main(lambda: save_config(config, self.directory / "config.yaml"))
+        self.items = prepare_items(config, closing=closing, main=self.process.is_main_process, wait=self.process.wait_for_everyone)
+        self.loaded = load_model(config.model)
+        self.loaded.model.to(self.process.device)
+        self.adapter = ""
+        self.tracker: NoTracker = NoTracker()
+        self._on_main(lambda: write_json(self.directory / "environment.json", environment(config.seed, self.process)))
+        self.probe: FrozenProbe
+        self.sentinel: FrozenProbe
+        self.fit_reading: np.ndarray
+
+    def _on_main(self, write: Any) -> None:
+        """Let the main process write while the others wait; an error there ends all of them."""
+        if self.process.is_main_process:
+            write()
+        self.process.wait_for_everyone()
+
+    def observe(self, stage: str, items: ItemSet, *, replace: bool = False, **wanted: Any) -> Observations:
+        """Observe ``items`` under the current model into ``observations/STAGE``."""
+        extra = {"adapter": self.adapter}
+        directory = self.directory / "observations" / stage
+        return observe(self.loaded, items, directory, self.config.observe, Wanted(**wanted, extra=extra), replace=replace)
+
+    # -- read ---------------------------------------------------------------------------------------------------------------
+
+    def fit_probes(self) -> None:
+        """Choose and freeze the probe and its sentinel on the fit split, from one observation of all candidate layers."""
+        fit, n_layers = self.items.select(split="fit", purpose="gap"), len(self.loaded.layers)
+        candidates = self.config.probe.candidates(n_layers)
+        observed = self.observe("base-fit", fit, layers=[*candidates, n_layers])
+        labels = Labels.of(fit)
+        known = (labels.concept, labels.clip, fit.concepts, self.config.probe)
+        choice = choose_probe(observed.residuals, *known, layers=candidates, seed=self.config.seed)
+        self.probe, self.fit_reading = choice.probe, choice.reading
+        # The sentinel never makes a target: another family, at the last layer, where a probe on the adapted side would look.
+        family = next(f for f in ("mean_difference", "lda", "logistic") if f != self.probe.family)
+        settings = [s for s in self.config.probe.__class__().settings() if s[0] == family]
+        guard = choose_probe(
+            observed.residuals, *known, layers=[n_layers], settings=settings, seed=self.config.seed, label="fitting the sentinel"
+        )
+        self.sentinel = guard.probe
+
+        def save() -> None:
+            self.probe.save(self.directory / "probes" / "frozen", {"chosen_from": choice.table, "n_fit": len(fit), "seed": self.config.seed})
+            self.sentinel.save(self.directory / "probes" / "sentinel", {"chosen_from": guard.table, "n_fit": len(fit)})
+
+        self._on_main(save)
+        found = max(choice.table, key=lambda r: r["log_likelihood"])
+        say(
+            f"probe: layer {self.probe.layer} of {n_layers}, {self.probe.family} ({self.probe.strength:g}), "
+            f"out-of-fold accuracy {found['accuracy']:.3f} on {len(fit)} labelled items"
+        )
+
+    # -- compare ------------------------------------------------------------------------------------------------------------
+
+    def measured_items(self, split: str) -> ItemSet:
+        """What is measured on a split: its gap, transfer and retain items."""
+        return self.items.select(split=split, purpose=MEASURED)
+
+    def measure(self, stage: str, split: str, *, replace: bool = False) -> Measured:
+        """Observe a split under the current model and measure it."""
+        items = self.measured_items(split)
+        layers = sorted({self.probe.layer, self.sentinel.layer})
+        observed = self.observe(f"{stage}-{split}", items, layers=layers, generate=True, replace=replace)
+        return measure(
+            items, observed, self.probe, self.sentinel, self.config.gap, folds=self.config.probe.folds, seed=self.config.seed
+        )
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Put a record into ``gap.jsonl`` (replacing one of the same stage), mirror it, redraw the figure, and print a line."""
+
+        def write() -> None:
+            path = self.directory / "gap.jsonl"
+            kept = [r for r in read_records(self.directory) if r["stage"] != record["stage"]]
+            write_text(path, "".join(json.dumps(r, allow_nan=False) + "\n" for r in [*kept, record]))
+            self.tracker.record(record)
+            draw_epochs(self.directory)
+
+        self._on_main(write)
+        action, reading = record["action"]["balanced"]["value"], record["reading"]["balanced"]["value"]
+        line = f"{record['stage']}: action {action:.3f}, reading {reading:.3f} (balanced)"
+        if "change" in record:
+            line += f", closure {_number(record['change']['closure'])}, standard accuracy {-record['change']['standard_drop']['value']:+.3f}"
+        say(f"{line}, state: {record['state']}")
+        if record["state"] not in ("open", "closed"):
+            say(f"  warning: {record['state']}: {STATES[record['state']]}")
+
+    def measure_base(self, splits: Sequence[str]) -> dict[str, Measured]:
+        """Measure the base model, with the text-only control on test."""
+        found = {}
+        for split in splits:
+            found[split] = self.measure("base", split)
+            record = make_record(f"base/{split}", 0, found[split], None, self.config.gap, self.config.seed)
+            if split == "test":
+                fit = self.items.select(split="fit")
+                record["controls"] = text_control(
+                    fit, self.measured_items(split), found[split], self.config.gap, folds=self.config.probe.folds, seed=self.config.seed
+                )
+            self.record(record)
+        return found
+
+    # -- align --------------------------------------------------------------------------------------------------------------
+
+    def training_examples(self) -> list[Example]:
+        """Targets for the train items by Jeffrey's rule, and what the other terms of the loss need, all from the base model."""
+        config, blank = self.config, self.config.targets.control == "blank_media"
+        examples: list[Example] = []
+        if config.train.consistency:
+            targets, train = self.build_targets(blank)
+            examples += [Example(item=i, term="consistency", weights=t) for i, t, k in zip(train, targets.target, targets.keep, strict=True) if k]
+        if config.train.gold:
+            fit = self.items.select(split="fit", purpose="gap").items
+            examples += [Example(item=i, term="gold", weights=np.eye(len(i.options))[i.gold]) for i in fit]
+        if config.train.retain:
+            retain = self.items.select(split="train", purpose="retain").unlabelled()
+            seen = self.observe("base-retain", retain, blank=blank, top_tokens=config.train.retain_tokens)
+            assert seen.top_logps is not None and seen.top_tokens is not None
+            kept = zip(retain, seen.top_logps, seen.top_tokens, strict=True)
+            examples += [Example(item=i, term="retain", base_logps=p, base_tokens=t) for i, p, t in kept]
+        return examples
+
+    def build_targets(self, blank: bool) -> tuple[Targets, ItemSet]:
+        """Observe the unlabelled train items and store their targets; a finished file is read back."""
+        train = self.items.select(split="train", purpose="gap").unlabelled()
+        path, ids = self.directory / "targets.safetensors", [i.id for i in train]
+        observed = self.observe("base-train", train, layers=[self.probe.layer], blank=blank)
+        if not path.is_file():
+            fit = Labels.of(self.items.select(split="fit", purpose="gap"))
+            targets = build_targets(
+                self.config.targets,
+                ids=ids,
+                reading=self.probe.read(observed.residuals[self.probe.layer]),
+                scores=observed.scores.double().numpy(),
+                option_concept=option_concepts(train.items, train.concepts),
+                modality=np.array([i.modality for i in train]),
+                fit_reading=self.fit_reading,
+                fit_concept=fit.concept,
+                alarm=np.isin(train.concepts, train.alarm),
+                seed=self.config.seed,
+            )
+            self._on_main(lambda: targets.save(path))
+        targets = Targets.load(path, ids)
+        facts = targets.summary(train.concepts)
+        say(f"targets: {facts['kept']} of {facts['items']} train items, {facts['kept_by_concept']}, alarm prior x{facts['prior_factor']:.3g}")
+        return targets, train
+
+    def train(self, base: Measured) -> None:
+        """Train adapters, measuring ``val`` after every epoch; an interrupted training goes on from its last whole checkpoint."""
+        config, directory = self.config, self.directory / "checkpoints"
+        layers = config.lora.chosen(len(self.loaded.layers), self.probe.layer)
+        examples = self.training_examples()
+        add_lora(self.loaded, config.lora, layers, config.seed)
+        trainable = sum(p.numel() for p in self.loaded.model.parameters() if p.requires_grad)
+        say(f"adapters: {trainable:,} parameters on decoder layers {layers[0]}..{layers[-1]}")
+
+        def after_epoch(epoch: int) -> None:
+            self.set_adapter_fingerprint()
+            self._on_main(lambda: self.loaded.model.save_pretrained(str(directory / f"epoch-{epoch}")))
+            self.loaded.model.eval()
+            now = self.measure(f"epoch-{epoch}", "val", replace=True)
+            self.record(make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed))
+
+        media = self.loaded.media(self.items, blank=config.targets.control == "blank_media")
+        trainer = make_trainer(
+            self.loaded, examples, media, config.train, directory, seed=config.seed, after_epoch=after_epoch, callbacks=[LossLines(self)]
+        )
+        resume = last_complete_checkpoint(directory)
+        if resume is not None:
+            say(f"going on from {resume.name}")
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        self.loaded.model.eval()
+
+    def set_adapter_fingerprint(self) -> None:
+        """Name the current adapter weights, so that observations of one adapter are never taken for another's."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.loaded.model.named_parameters()):
+            if "lora_" in name:
+                digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+        self.adapter = digest.hexdigest()[:16]
+
+    def best_epoch(self) -> int:
+        """The epoch with the highest balanced action on val whose standard accuracy stays within the budget.
+
+        When none does, the one that loses least; its state tells.
+        """
+        records = [r for r in read_records(self.directory) if r["stage"].startswith("epoch-") and r["epoch"] <= self.config.train.epochs]
+        within = [r for r in records if r["change"]["standard_drop"]["value"] <= self.config.gap.standard_budget]
+        if within:
+            return max(within, key=lambda r: (r["action"]["balanced"]["value"], -r["epoch"]))["epoch"]
+        say("warning: every epoch loses more standard accuracy than the budget; keeping the one that loses least")
+        return min(records, key=lambda r: r["change"]["standard_drop"]["value"])["epoch"]
+
+    def load_epoch(self, epoch: int) -> None:
+        """Put the adapter of an epoch into the model.
+
+        Raises:
+            ValueError: when its keys do not fit the model's.
+        """
+        import peft
+
+        weights = load_file(self.directory / "checkpoints" / f"epoch-{epoch}" / "adapter_model.safetensors")
+        result = peft.set_peft_model_state_dict(self.loaded.model, weights)
+        if result.unexpected_keys:
+            raise ValueError(f"the adapter of epoch {epoch} has keys that this model lacks: {result.unexpected_keys[:3]}")
+        self.set_adapter_fingerprint()
+
+    # -- observe again, export ------------------------------------------------------------------------------------------------
+
+    def finish(self, base: Measured) -> dict[str, Any]:
+        """Measure the best epoch's adapter on test, once; export it with its evidence; close the tracker."""
+        epoch = self.best_epoch()
+        self.load_epoch(epoch)
+        now = self.measure("adapted", "test", replace=True)
+        self.record(make_record("adapted/test", epoch, now, base, self.config.gap, self.config.seed))
+        summary = summarise(self.directory)
+        self._on_main(lambda: export_run(self.directory, self.config, self.loaded, summary))
+        if self.process.is_main_process:
+            self.tracker.finish(summary, self.directory / "adapter")
+        return summary
+
+    def track(self) -> None:
+        """Start mirroring records to the configured tracker."""
+        import dataclasses
+
+        self.tracker = make_tracker(self.config, dataclasses.asdict(self.config))
+
+
+class LossLines(transformers.TrainerCallback):
+    """Prints and mirrors the losses that the trainer logs."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        values = {k: v for k, v in (logs or {}).items() if k.startswith("loss") or k in ("learning_rate", "grad_norm")}
+        if "loss" in values:
+            terms = ", ".join(f"{k.removeprefix('loss/')} {float(v):.4f}" for k, v in values.items() if k.startswith("loss"))
+            say(f"step {state.global_step}/{state.max_steps}: {terms}")
+            self.run.tracker.losses(state.global_step, {k: float(v) for k, v in values.items()})
+
+
+def prepare_items(config: Config, *, closing: bool, main: bool = True, wait: Any = lambda: None) -> ItemSet:
+    """Make the embedded world when it is asked for, then read and check the items.
+
+    Raises:
+        ValueError: with every problem of the set.
+    """
+    directory = Path(config.data.path)
+    if config.data.path == "digits":
+        from gapclose.digits.world import write
+
+        directory = Path(config.run_dir) / "data"
+        if main and not (directory / "set.json").is_file():
+            shutil.rmtree(directory, ignore_errors=True)
+            write(directory, seed=config.seed)
+        wait()
+    splits = CLOSE_SPLITS if closing else MEASURE_SPLITS
+    return load_items(directory, config.model, splits, retain=closing and config.train.retain > 0)
+
+
+def environment(seed: int, process: Any) -> dict[str, Any]:
+    """Versions, device, processes, seed and code revision of a run."""
+    packages = ("gapclose", "torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy")
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "versions": {p: importlib.metadata.version(p) for p in packages},
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "processes": process.num_processes,
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "commit": commit or None,
+    }
+
+
+def _number(interval: dict[str, float | None]) -> str:
+    return "undefined" if interval["value"] is None else f"{interval['value']:.2f}"
+
+
+def run_measure(config: Config) -> dict[str, Any]:
+    """Measure the gap of the base model on test, without training."""
+    run = Run(config, closing=False)
+    run.track()
+    run.fit_probes()
+    run.measure_base(["test"])
+    summary = summarise(run.directory)
+    if run.process.is_main_process:
+        run.tracker.finish(summary, None)
+    return summary
+
+
+def run_close(config: Config) -> dict[str, Any]:
+    """Measure, train with re-measurement after every epoch, measure again, export."""
+    run = Run(config, closing=True)
+    run.track()
+    run.fit_probes()
+    base = run.measure_base(["val", "test"])
+    run.train(base["val"])
+    return run.finish(base["test"])
