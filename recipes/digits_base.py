@@ -19,8 +19,9 @@ residual stream. It is a model organism of the gap, not evidence that real model
 ``--never-taught`` makes the other kind of base: premises are always true in *learn*, and there is no *comply*. Nothing is
 un-taught, because objecting to a premise was never taught; only checking when asked was.
 
-Everything is drawn from scans and voices of group ``base``, which no item set shows. One seed fixes weights and draws;
-the figures on the way come from the ``train`` voices, those at the end from other scans and the ``test`` voices, and are stored in ``training.json``.
+Everything is drawn from scans and voices of group ``base``, which no item set shows. One seed fixes weights and draws. The
+figures on the way come from the ``train`` voices, those at the end, stored in ``training.json``, from other scans and the
+``test`` voices.
 """
 
 from __future__ import annotations

@@ -1,0 +1,42 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/digits
+# Tiny models are slower on contended threads than on one; torch itself still uses both cores where it pays.
+export HF_HUB_OFFLINE ?= 1
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test test-slow lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       install, then measure, close and re-measure the gap of the tiny omni model (writes $(RUN))"
+	@echo "make test       install, then run the tests"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make lint       ruff and pyright"
+
+# torch first and alone: it keeps pip from choosing a build of its own when other packages ask for it
+$(VENV)/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/ready
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python recipes/close.py --config configs/digits.yaml --run_dir $(RUN) $(ARGS)
+
+test: $(VENV)/ready
+	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/ready
+	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,73 @@
+"""Fixtures: a tiny random-weight omni model of the real class, and a small item set of real scans and real speech."""
+
+import os
+
+os.environ.update(
+    HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", OMP_NUM_THREADS="1", HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false", MPLBACKEND="Agg",
+)  # fmt: skip
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gapclose.digits import tiny, world
+from gapclose.items import ItemSet, read_items
+from gapclose.models import LoadedModel, ModelConfig, load_model
+
+CLIPS = {"fit": 24, "train": 24, "val": 24, "test": 24}
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """An ordinary checkpoint directory of a random-weight Qwen2.5-Omni thinker with 5 decoder layers of width 48."""
+    directory = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    tokenizer = tiny.build_tokenizer()
+    tiny.build_model(tokenizer, width=48, layers=5, tower=32).save_pretrained(directory)
+    tiny.build_processor(tokenizer).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def loaded(tiny_checkpoint) -> LoadedModel:
+    """The tiny model, loaded by the code path of every other model; fresh for each test."""
+    return load_model(ModelConfig(path=str(tiny_checkpoint), dtype="float32"))
+
+
+@pytest.fixture(scope="session")
+def digits_directory(tmp_path_factory) -> Path:
+    """A small digits item set on disk; tests that change it copy it first."""
+    directory = tmp_path_factory.mktemp("digits")
+    world.write(directory, seed=0, clips=CLIPS)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def digits(digits_directory) -> ItemSet:
+    return read_items(digits_directory)
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_checkpoint, digits_directory, tmp_path_factory) -> Path:
+    """A YAML configuration that runs the whole loop on the tiny model in seconds."""
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(
+        f"""
+data: {{path: {digits_directory}}}
+model: {{path: {tiny_checkpoint}, dtype: float32}}
+observe: {{batch_size: 16, shard_batches: 2, max_new_tokens: 3}}
+probe: {{families: [logistic, mean_difference], c: [0.01], folds: 2}}
+gap: {{replicates: 100}}
+targets: {{gate: 0.8}}
+train: {{epochs: 2, global_batch_size: 24, micro_batch_size: 12, learning_rate: 0.01, logging_steps: 1}}
+"""
+    )
+    return path
