@@ -14,7 +14,7 @@ def mend_torchvision() -> None:
     without its compiled operators, or the index serves a CPU build.
     """
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except ImportError:
         return
     except RuntimeError as error:

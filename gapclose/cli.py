@@ -94,7 +94,9 @@ def export(arguments: Sequence[str]) -> None:
     directory = Path(config.run_dir)
     summary = summarise(directory)
     if summary["adapted"] is None:
-        raise ValueError(f"{directory}: the run is not finished (no adapted/test in gap.jsonl); run `gapclose close` with its configuration first")
+        raise ValueError(
+            f"{directory}: the run is not finished (no adapted/test in gap.jsonl); run `gapclose close` with its configuration first"
+        )
     epoch = directory / "checkpoints" / f"epoch-{summary['epoch']}"
     export_run(directory, config, load_adapter(config, epoch), summary)
 

@@ -5,6 +5,8 @@ Shapes: N items, C concepts.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegressionCV
@@ -13,9 +15,7 @@ from sklearn.pipeline import make_pipeline
 from gapclose.probes import grouped_folds
 
 
-def text_only(
-    fit_texts: list[str], y: np.ndarray, clips: np.ndarray, texts: list[str], *, folds: int, seed: int
-) -> np.ndarray:
+def text_only(fit_texts: list[str], y: np.ndarray, clips: np.ndarray, texts: list[str], *, folds: int, seed: int) -> np.ndarray:
     """Reading (N, C) of ``texts`` by TF-IDF on words and word pairs with logistic regression: what the question alone gives away.
 
     Args:
@@ -24,10 +24,9 @@ def text_only(
     """
     # case-sensitive one-character tokens stay in: a digit or a letter may be the whole clue
     vectors = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True, max_features=5000)
-    model = LogisticRegressionCV(
-        Cs=[0.01, 0.1, 1.0, 10.0], cv=grouped_folds(y, clips, folds, seed), scoring="neg_log_loss", max_iter=2000,
-        use_legacy_attributes=False, l1_ratios=(0.0,),
-    )  # fmt: skip
+    settings: dict[str, Any] = {"Cs": [0.01, 0.1, 1.0, 10.0], "scoring": "neg_log_loss", "max_iter": 2000, "l1_ratios": (0.0,)}
+    settings["use_legacy_attributes"] = False
+    model = LogisticRegressionCV(cv=grouped_folds(y, clips, folds, seed), **settings)
     return make_pipeline(vectors, model).fit(fit_texts, y).predict_proba(texts)
 
 

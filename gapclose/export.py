@@ -104,7 +104,9 @@ def verify(directory: Path) -> dict[str, Any]:
         finite = torch.isfinite(before.scores)
         difference = float((seen.scores - before.scores)[finite].abs().max())
         if not difference <= factor * config.export.tolerance:
-            raise ValueError(f"{folder}: option scores differ by up to {difference:.3g} nats from those measured (tolerance {factor * config.export.tolerance:g})")
+            raise ValueError(
+                f"{folder}: option scores differ by up to {difference:.3g} nats from those measured (tolerance {factor * config.export.tolerance:g})"
+            )
         other = [i for i, a, b in zip(seen.ids, seen.answers or [], before.answers or [], strict=True) if a != b]
         if other:
             raise ValueError(f"{folder}: {len(other)} generated answers differ from those measured, e.g. of item {other[0]!r}")
@@ -127,7 +129,9 @@ def load_adapter(config: Config, folder: Path) -> LoadedModel:
     applied = peft.get_peft_model_state_dict(loaded.model)
     missing = sorted(set(written) ^ set(applied))
     if missing:
-        raise ValueError(f"{folder}: {len(missing)} adapter keys were not applied, e.g. {missing[:3]}; was it trained on another model class?")
+        raise ValueError(
+            f"{folder}: {len(missing)} adapter keys were not applied, e.g. {missing[:3]}; was it trained on another model class?"
+        )
     differing = [k for k in written if not torch.equal(written[k].float(), applied[k].float().cpu())]
     if differing:
         raise ValueError(f"{folder}: {len(differing)} adapter tensors differ after loading, e.g. {differing[:3]}")
@@ -189,4 +193,3 @@ if __name__ == "__main__":
         print(json.dumps(verify(Path(sys.argv[1]))))
     except ValueError as error:
         sys.exit(str(error))
-

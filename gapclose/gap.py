@@ -88,7 +88,7 @@ class Labels:
         return cls(
             clip=np.array([i.clip for i in items]),
             modality=np.array([i.modality for i in items]),
-            concept=np.array([index[i.concept] for i in items], dtype=int),
+            concept=np.array([index[str(i.concept)] for i in items], dtype=int),
             gold=np.array([i.gold for i in items], dtype=int),
             option_concept=option_concepts(items.items, items.concepts),
             concepts=items.concepts,
@@ -165,7 +165,8 @@ class Clips:
     def _levels(self, score: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Weighted positives and negatives at every distinct score, falling, each (R + 1, levels)."""
         order = np.argsort(-score, kind="stable")
-        starts = np.flatnonzero(np.r_[True, np.diff(score[order]) != 0])
+        falling = score[order]
+        starts = np.flatnonzero(np.r_[True, falling[1:] != falling[:-1]])  # not np.diff: infinite scores tie too
         weights = self.weights[:, self.index[order]]
         p = positive[order]
         return np.add.reduceat(weights * p, starts, axis=1), np.add.reduceat(weights * ~p, starts, axis=1)
@@ -187,16 +188,11 @@ class Clips:
         return np.array([np.interp(f, np.r_[0.0, x], np.r_[0.0, y]) if np.isfinite(x).all() else np.nan for f, x, y in rows])
 
 
-def action_distribution(scores: np.ndarray) -> np.ndarray:
-    """pi(o|x) = softmax of the option scores, (N, O); 0 beyond an item's options."""
-    return np.exp(scores - logsumexp(scores, axis=1, keepdims=True))
-
-
 def concept_scores(scores: np.ndarray, option_concept: np.ndarray, concepts: Sequence[int], *, inside: bool) -> np.ndarray:
     """logsumexp of the scores of the options that express (``inside``) or do not express one of ``concepts``, (N,)."""
     member = np.isin(option_concept, concepts)
     keep = member if inside else (~member & (option_concept >= 0))
-    return logsumexp(np.where(keep, scores, -np.inf), axis=1)
+    return np.asarray(logsumexp(np.where(keep, scores, -np.inf), axis=1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -159,7 +159,9 @@ def decoder_layers(model: Any) -> nn.ModuleList:
         if deeper is None or id(deeper) in seen:
             deeper = getattr(module, "language_model", None) or getattr(module, "model", None)
         if deeper is None or id(deeper) in seen:
-            raise ValueError(f"{type(unwrap(model)).__name__}: found no decoder layers; gapclose needs a decoder with a ModuleList `layers`")
+            raise ValueError(
+                f"{type(unwrap(model)).__name__}: found no decoder layers; gapclose needs a decoder with a ModuleList `layers`"
+            )
         module = deeper
     return module.layers
 

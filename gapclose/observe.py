@@ -274,26 +274,24 @@ def unwrap_engine(model: Any) -> Any:
     return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
 
 
-def _score(
-    model: Any, logp: torch.Tensor, options: list[list[list[int]]], inputs: dict[str, torch.Tensor], cache: Any
-) -> torch.Tensor:
+def _score(model: Any, logp: torch.Tensor, options: list[list[list[int]]], inputs: dict[str, torch.Tensor], cache: Any) -> torch.Tensor:
     """Summed token log-probabilities of every option, (B, O).
 
     First tokens come from the prompt's own forward (``logp``, (B, V)). Longer options continue from its key-value cache, one option
     place at a time so that the batch (and with it a model's stored rotary offsets) stays as it was; the media are read once.
     """
-    B, O = len(options), max(len(o) for o in options)
-    scores = torch.full((B, O), -torch.inf, device=logp.device)
+    size, width = len(options), max(len(o) for o in options)
+    scores = torch.full((size, width), -torch.inf, device=logp.device)
     for b, per_item in enumerate(options):
         first = torch.tensor([tokens[0] for tokens in per_item], device=logp.device)
         scores[b, : len(per_item)] = logp[b, first]
-    for o in range(O) if cache is not None else ():
+    for o in range(width) if cache is not None else ():
         rest = [per_item[o] if o < len(per_item) else per_item[0][:1] for per_item in options]
         steps = max(len(tokens) for tokens in rest) - 1
         if steps == 0:
             continue
-        fed = torch.zeros((B, steps), dtype=torch.long)
-        mask = torch.zeros((B, steps), dtype=inputs["attention_mask"].dtype)
+        fed = torch.zeros((size, steps), dtype=torch.long)
+        mask = torch.zeros((size, steps), dtype=inputs["attention_mask"].dtype)
         for b, tokens in enumerate(rest):
             fed[b, : len(tokens) - 1] = torch.tensor(tokens[:-1])
             mask[b, : len(tokens) - 1] = 1

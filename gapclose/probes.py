@@ -83,6 +83,12 @@ class FrozenProbe(nn.Module):
     ``forward`` maps residuals (..., D) to log r(c|x), (..., C), in float32.
     """
 
+    mean: torch.Tensor
+    scale: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    temperature: torch.Tensor
+
     def __init__(
         self,
         *,
@@ -169,13 +175,13 @@ def grouped_folds(y: np.ndarray, clips: np.ndarray, folds: int, seed: int) -> li
     parts = list(splitter.split(np.zeros(len(y)), y, clips))
     for train, _ in parts:
         if len(np.unique(y[train])) < len(np.unique(y)):
-            raise ValueError(f"a concept occurs in too few of the {n_clips} clips for {folds} folds; add labelled clips or lower probe.folds")
+            raise ValueError(
+                f"a concept occurs in too few of the {n_clips} clips for {folds} folds; add labelled clips or lower probe.folds"
+            )
     return parts
 
 
-def out_of_fold(
-    z: np.ndarray, y: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]], family: str, strength: float
-) -> np.ndarray:
+def out_of_fold(z: np.ndarray, y: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]], family: str, strength: float) -> np.ndarray:
     """Logits (N, C) of every item from a probe that never saw its clip."""
     logits = np.zeros((len(y), len(np.unique(y))))
     for train, test in folds:
@@ -189,7 +195,8 @@ def fit_temperature(logits: np.ndarray, y: np.ndarray) -> float:
     def loss(log_t: float) -> float:
         return -log_softmax(logits / np.exp(log_t), axis=1)[np.arange(len(y)), y].mean()
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded").x))
+    found: Any = minimize_scalar(loss, bounds=(-5, 5), method="bounded")
+    return float(np.exp(found.x))
 
 
 @dataclass(frozen=True, kw_only=True)

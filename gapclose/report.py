@@ -32,7 +32,9 @@ def summarise(directory: Path) -> dict[str, Any]:
     """
     base, adapted = record_of(directory, "base/test"), record_of(directory, "adapted/test")
     if base is None:
-        raise ValueError(f"{directory}: no measurement of the base model on test in gap.jsonl; run `gapclose measure` or `gapclose close` first")
+        raise ValueError(
+            f"{directory}: no measurement of the base model on test in gap.jsonl; run `gapclose measure` or `gapclose close` first"
+        )
     controls, change = base["controls"], (adapted or {}).get("change", {})
     probe = read_json(directory / "probes" / "frozen.json")
     summary: dict[str, Any] = {
@@ -53,6 +55,7 @@ def summarise(directory: Path) -> dict[str, Any]:
         "reading_minus_text": controls["reading_minus_text"],
         "real": controls["real"],
         "gap": {kind: _both(base, adapted, "gap", kind) for kind in ("balanced", "matched", "auroc")},
+        "modality": {name: _modality(name, base, adapted) for name in base["modality"]},
         "transfer": None,
         "state": (adapted or base)["state"],
         "epoch": (adapted or base)["epoch"],
@@ -85,6 +88,18 @@ def _side(record: dict[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
+def _modality(name: str, base: dict[str, Any], adapted: dict[str, Any] | None) -> dict[str, Any]:
+    before, after = base["modality"][name], adapted["modality"][name] if adapted else None
+    return {
+        "base": before["action"]["balanced"],
+        "adapted": after["action"]["balanced"] if after else None,
+        "reading": before["reading"]["balanced"],
+        "rejection": {"base": before["action"]["rejection"], "adapted": after["action"]["rejection"] if after else None},
+        "gap": {kind: _both(before, after, "gap", kind) for kind in ("balanced", "matched", "auroc")},
+        "closure": adapted["change"]["by_modality"][name]["closure"] if adapted else None,
+    }
+
+
 def _both(base: dict[str, Any], adapted: dict[str, Any] | None, group: str, name: str) -> dict[str, Any]:
     return {"base": base[group][name], "adapted": adapted[group][name] if adapted else None}
 
@@ -112,7 +127,9 @@ def print_report(directory: Path, console: Console | None = None) -> None:
         stages.add_row(r["stage"], *cells, r["state"])
     console.print(stages)
 
-    test = Table(title=f"test: {summary['n_clips']} clips, {summary['n_items']} items, 1 seed ({summary['seed']}), 95 % clip-bootstrap intervals")
+    test = Table(
+        title=f"test: {summary['n_clips']} clips, {summary['n_items']} items, 1 seed ({summary['seed']}), 95 % clip-bootstrap intervals"
+    )
     for heading in ("figure", "base", "adapted"):
         test.add_column(heading, justify="left" if heading == "figure" else "right")
     adapted = summary["adapted"] or {}
@@ -139,6 +156,15 @@ def print_report(directory: Path, console: Console | None = None) -> None:
     if summary["transfer"]:
         test.add_row("held-out question type, action", show(summary["transfer"]["base"]), show(summary["transfer"]["adapted"]))
     console.print(test)
+
+    parts = Table(title="by modality")
+    for heading in ("modality", "action base", "adapted", "reading", "gap base", "adapted", "closure"):
+        parts.add_column(heading, justify="left" if heading == "modality" else "right")
+    for name, part in summary["modality"].items():
+        gap = part["gap"]["balanced"]
+        row = (part["base"], part["adapted"], part["reading"], gap["base"], gap["adapted"], part["closure"])
+        parts.add_row(name, *(show(value, 2) for value in row))
+    console.print(parts)
     for line in verdict(summary):
         console.print(line, highlight=False)
 
@@ -153,7 +179,9 @@ def verdict(summary: dict[str, Any]) -> list[str]:
     for scope, real in summary["real"].items():
         if scope != "all" and not real:
             difference = show(summary["reading_minus_text"][scope])
-            lines.append(f"the gap in {scope} is NOT shown to be real: the reading beats the text-only control by {difference}, which includes zero")
+            lines.append(
+                f"the gap in {scope} is NOT shown to be real: the reading beats the text-only control by {difference}, which includes zero"
+            )
     if summary["closure"] is not None:
         lines.append(
             f"closure: {show(summary['closure'])} (reading changed by {show(summary['reading_change'])}); "
@@ -197,7 +225,9 @@ def draw_epochs(directory: Path) -> Path | None:
         axes.axhline(base["controls"]["text_only"]["all"]["value"], color="0.5", linewidth=1, linestyle="-.", label="text only (test)")
     n_clips = records[0]["n_clips"]
     axes.set(xlabel="epoch (0 is the base model)", ylabel="balanced accuracy", ylim=(min(0.4, axes.get_ylim()[0]), 1.0))
-    axes.set_title(f"What the model reads and what it says: {n_clips} validation clips, seed {records[0]['seed']}, 95 % intervals", fontsize=10)
+    axes.set_title(
+        f"What the model reads and what it says: {n_clips} validation clips, seed {records[0]['seed']}, 95 % intervals", fontsize=10
+    )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.92")

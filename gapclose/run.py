@@ -31,7 +31,7 @@ from gapclose.launch import check_launch
 from gapclose.measure import Measured, make_record, measure, text_control
 from gapclose.models import load_model
 from gapclose.observe import Observations, Wanted, observe
-from gapclose.probes import FrozenProbe, choose_probe
+from gapclose.probes import FrozenProbe, ProbeConfig, choose_probe
 from gapclose.progress import say
 from gapclose.report import draw_epochs, read_records, summarise
 from gapclose.targets import Targets, build_targets
@@ -93,14 +93,16 @@ class Run:
         self.probe, self.fit_reading = choice.probe, choice.reading
         # The sentinel never makes a target: another family, at the last layer, where a probe on the adapted side would look.
         family = next(f for f in ("mean_difference", "lda", "logistic") if f != self.probe.family)
-        settings = [s for s in self.config.probe.__class__().settings() if s[0] == family]
+        settings = ProbeConfig(families=[family]).settings()
         guard = choose_probe(
             observed.residuals, *known, layers=[n_layers], settings=settings, seed=self.config.seed, label="fitting the sentinel"
         )
         self.sentinel = guard.probe
 
         def save() -> None:
-            self.probe.save(self.directory / "probes" / "frozen", {"chosen_from": choice.table, "n_fit": len(fit), "seed": self.config.seed})
+            self.probe.save(
+                self.directory / "probes" / "frozen", {"chosen_from": choice.table, "n_fit": len(fit), "seed": self.config.seed}
+            )
             self.sentinel.save(self.directory / "probes" / "sentinel", {"chosen_from": guard.table, "n_fit": len(fit)})
 
         self._on_main(save)
@@ -121,9 +123,7 @@ class Run:
         items = self.measured_items(split)
         layers = sorted({self.probe.layer, self.sentinel.layer})
         observed = self.observe(f"{stage}-{split}", items, layers=layers, generate=True, replace=replace)
-        return measure(
-            items, observed, self.probe, self.sentinel, self.config.gap, folds=self.config.probe.folds, seed=self.config.seed
-        )
+        return measure(items, observed, self.probe, self.sentinel, self.config.gap, folds=self.config.probe.folds, seed=self.config.seed)
 
     def record(self, record: dict[str, Any]) -> None:
         """Put a record into ``gap.jsonl`` (replacing one of the same stage), mirror it, redraw the figure, and print a line."""
@@ -139,7 +139,9 @@ class Run:
         action, reading = record["action"]["balanced"]["value"], record["reading"]["balanced"]["value"]
         line = f"{record['stage']}: action {action:.3f}, reading {reading:.3f} (balanced)"
         if "change" in record:
-            line += f", closure {_number(record['change']['closure'])}, standard accuracy {-record['change']['standard_drop']['value']:+.3f}"
+            line += (
+                f", closure {_number(record['change']['closure'])}, standard accuracy {-record['change']['standard_drop']['value']:+.3f}"
+            )
         say(f"{line}, state: {record['state']}")
         if record["state"] not in ("open", "closed"):
             say(f"  warning: {record['state']}: {STATES[record['state']]}")
@@ -166,7 +168,9 @@ class Run:
         examples: list[Example] = []
         if config.train.consistency:
             targets, train = self.build_targets(blank)
-            examples += [Example(item=i, term="consistency", weights=t) for i, t, k in zip(train, targets.target, targets.keep, strict=True) if k]
+            examples += [
+                Example(item=i, term="consistency", weights=t) for i, t, k in zip(train, targets.target, targets.keep, strict=True) if k
+            ]
         if config.train.gold:
             fit = self.items.select(split="fit", purpose="gap").items
             examples += [Example(item=i, term="gold", weights=np.eye(len(i.options))[i.gold]) for i in fit]
@@ -200,7 +204,9 @@ class Run:
             self._on_main(lambda: targets.save(path))
         targets = Targets.load(path, ids)
         facts = targets.summary(train.concepts)
-        say(f"targets: {facts['kept']} of {facts['items']} train items, {facts['kept_by_concept']}, alarm prior x{facts['prior_factor']:.3g}")
+        say(
+            f"targets: {facts['kept']} of {facts['items']} train items, {facts['kept_by_concept']}, alarm prior x{facts['prior_factor']:.3g}"
+        )
         return targets, train
 
     def train(self, base: Measured) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from scipy.special import logsumexp
+from scipy.special import softmax
 
 from gapclose.files import write_tensors
 
@@ -80,7 +80,7 @@ def sharpen(reading: np.ndarray, exponent: float) -> np.ndarray:
         return np.eye(reading.shape[1])[reading.argmax(1)]
     with np.errstate(divide="ignore"):
         log = exponent * np.log(reading)
-    return np.exp(log - logsumexp(log, axis=1, keepdims=True))
+    return softmax(log, axis=1)
 
 
 def confident(reading: np.ndarray, share: float) -> np.ndarray:
@@ -116,12 +116,13 @@ def jeffrey(reading: np.ndarray, scores: np.ndarray, option_concept: np.ndarray)
         within = np.where(member, scores, -np.inf)
         some = member.any(1)
         if some.any():
-            share = np.exp(within[some] - logsumexp(within[some], axis=1, keepdims=True))
-            target[some] += reading[some, c, None] * share
+            target[some] += reading[some, c, None] * softmax(within[some], axis=1)
     total = target.sum(1, keepdims=True)
     if (total < 1e-12).any():
         rows = np.flatnonzero(total[:, 0] < 1e-12)
-        raise ValueError(f"{len(rows)} items have no option for the concept that is read, first at row {rows[0]}; give every concept an option")
+        raise ValueError(
+            f"{len(rows)} items have no option for the concept that is read, first at row {rows[0]}; give every concept an option"
+        )
     return target / total
 
 
@@ -148,7 +149,9 @@ class Targets:
         """Raises: ValueError when the file is about other items than ``ids``."""
         tensors = load_file(path)
         if len(tensors["target"]) != len(ids):
-            raise ValueError(f"{path}: holds targets of {len(tensors['target'])} items, the train split has {len(ids)}; delete it to rebuild")
+            raise ValueError(
+                f"{path}: holds targets of {len(tensors['target'])} items, the train split has {len(ids)}; delete it to rebuild"
+            )
         arrays = {k: tensors[k].numpy() for k in ("target", "keep", "reading")}
         return cls(ids=ids, **arrays, factor=float(tensors["factor"]))
 

@@ -17,7 +17,11 @@ def scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             if set(value) == {"value", "lower", "upper"}:
-                yield from ((n, v) for n, v in ((name, value["value"]), (f"{name}/lower", value["lower"]), (f"{name}/upper", value["upper"])) if v is not None)
+                yield from (
+                    (n, v)
+                    for n, v in ((name, value["value"]), (f"{name}/lower", value["lower"]), (f"{name}/upper", value["upper"]))
+                    if v is not None
+                )
             else:
                 yield from scalars(value, f"{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -70,7 +74,7 @@ class WandbTracker(NoTracker):
         """Log the final table and the adapter, and close the run."""
         import wandb
 
-        rows = [[name, value] for name, value in scalars(summary)]
+        rows: Any = [[name, value] for name, value in scalars(summary)]
         self.run.log({"final": wandb.Table(columns=["figure", "value"], data=rows)})
         self.run.summary.update({f"final/{name}": value for name, value in rows})
         if adapter is not None:

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -299,8 +299,13 @@ class GapTrainer(transformers.Trainer):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             mine = torch.stack([b["counts"] for b in batches]).sum(0).to(device)
-            self.step_counts = self.accelerator.reduce(mine, reduction="sum") if self.args.world_size > 1 else mine
+            self.step_counts = self._over_processes(mine, "sum")
         return batches, items
+
+    def _over_processes(self, values: torch.Tensor, reduction: str) -> torch.Tensor:
+        if self.args.world_size == 1:
+            return values
+        return cast(torch.Tensor, self.accelerator.reduce(values.clone(), reduction=reduction))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The share of this micro-batch in the step's loss, times the number of processes (DDP averages gradients)."""
@@ -309,14 +314,16 @@ class GapTrainer(transformers.Trainer):
         self.logged = self.logged.to(per_item.device) + per_item.detach() * self.args.world_size
         loss = (per_item * self.term_weights.to(per_item.device)).sum() * self.args.world_size
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {self.state.global_step}; lower train.learning_rate or use float32")
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.state.global_step}; lower train.learning_rate or use float32"
+            )
         return (loss, None) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean of every term since the last line."""
         steps = self.state.global_step - self.logged_micro
         if "loss" in logs and steps > 0:
-            terms = self.accelerator.reduce(self.logged.clone(), reduction="mean") if self.args.world_size > 1 else self.logged
+            terms = self._over_processes(self.logged, "mean")
             logs |= {f"loss/{t}": round(float(v) / steps, 6) for t, v, w in zip(TERMS, terms, self.term_weights, strict=True) if w > 0}
             self.logged, self.logged_micro = torch.zeros(len(TERMS)), self.state.global_step
         super().log(logs, *args, **kwargs)
@@ -414,4 +421,3 @@ def make_trainer(
         train=config, sampler=sampler, model=loaded.model, args=arguments, train_dataset=list(examples),
         data_collator=Collator(loaded, media), callbacks=[*callbacks, AfterEpoch(after_epoch)],
     )  # fmt: skip
-

@@ -47,6 +47,11 @@ def print_histogram(items: ItemSet) -> None:
     for split, purpose, modality in sorted(groups):
         members = [i for i in items if (i.split, i.purpose, i.modality) == (split, purpose, modality)]
         concepts = Counter(i.concept for i in members if i.concept)
-        counts = (len({i.clip for i in members}), len(members), sum(i.gold is not None for i in members), *(concepts[c] for c in items.concepts))
+        counts = (
+            len({i.clip for i in members}),
+            len(members),
+            sum(i.gold is not None for i in members),
+            *(concepts[c] for c in items.concepts),
+        )
         table.add_row(split, purpose, modality, *map(str, counts))
     Console().print(table)
