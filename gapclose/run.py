@@ -13,6 +13,7 @@ import json
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ class Run:
             ValueError: for everything that is wrong with them, before the model loads.
         """
         transformers.logging.set_verbosity_error()
+        if not sys.stderr.isatty():
+            transformers.logging.disable_progress_bar()
         self.config, self.directory = config, Path(config.run_dir)
         self.process = check_launch()
         if closing:

@@ -5,13 +5,14 @@ Shapes: N items, C concepts, O options.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from scipy.special import softmax
 
 from gapclose.files import write_tensors
@@ -142,15 +143,18 @@ class Targets:
 
     def save(self, path: Path) -> None:
         tensors = {"target": torch.tensor(self.target), "keep": torch.tensor(self.keep), "reading": torch.tensor(self.reading)}
-        write_tensors(path, {**tensors, "factor": torch.tensor(self.factor)}, {"ids": "\n".join(self.ids)})
+        write_tensors(path, {**tensors, "factor": torch.tensor(self.factor, dtype=torch.float64)}, {"ids": json.dumps(self.ids)})
 
     @classmethod
     def load(cls, path: Path, ids: list[str]) -> Targets:
         """Raises: ValueError when the file is about other items than ``ids``."""
-        tensors = load_file(path)
-        if len(tensors["target"]) != len(ids):
+        with safe_open(path, framework="pt") as file:
+            there = json.loads(file.metadata()["ids"])
+            tensors = {k: file.get_tensor(k) for k in ("target", "keep", "reading", "factor")}
+        if there != ids:
             raise ValueError(
-                f"{path}: holds targets of {len(tensors['target'])} items, the train split has {len(ids)}; delete it to rebuild"
+                f"{path}: holds targets of {len(there)} items, e.g. {there[:2]}, and the train split has {len(ids)}, e.g. {ids[:2]}; "
+                "delete it to rebuild"
             )
         arrays = {k: tensors[k].numpy() for k in ("target", "keep", "reading")}
         return cls(ids=ids, **arrays, factor=float(tensors["factor"]))

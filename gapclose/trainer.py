@@ -9,6 +9,7 @@ Shapes: B rows, T tokens, P answer positions, G (position, token) pairs, K kept 
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from gapclose.items import Item
 from gapclose.losses import answer_nll, retain_kl
 from gapclose.media import Media
 from gapclose.models import LoadedModel, answer_logits, linear_names, media_signature
+from gapclose.progress import is_main
 
 TERMS = ("consistency", "gold", "retain")
 
@@ -339,6 +341,12 @@ def term_sums(model: Any, part: dict[str, Any]) -> torch.Tensor:
     return torch.stack([*sums, retain])
 
 
+class Bar(transformers.ProgressCallback):
+    """The trainer's progress bar without its own printing of losses."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None: ...
+
+
 class AfterEpoch(transformers.TrainerCallback):
     """Measures after every epoch, then saves a checkpoint; an interrupted measurement is repeated from the checkpoint before it."""
 
@@ -417,7 +425,10 @@ def make_trainer(
     )
     # Several visible GPUs and one process would mean DataParallel, which cannot split our batches; `accelerate launch` uses them all.
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    return GapTrainer(
+    bar = [Bar()] if is_main() and sys.stderr.isatty() else []
+    trainer = GapTrainer(
         train=config, sampler=sampler, model=loaded.model, args=arguments, train_dataset=list(examples),
-        data_collator=Collator(loaded, media), callbacks=[*callbacks, AfterEpoch(after_epoch)],
+        data_collator=Collator(loaded, media), callbacks=[*bar, *callbacks, AfterEpoch(after_epoch)],
     )  # fmt: skip
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer

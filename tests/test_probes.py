@@ -1,0 +1,260 @@
+"""Probes against scikit-learn, on planted layers, and with an eye on leaks between folds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestCentroid
+from sklearn.preprocessing import StandardScaler
+
+from gapclose import probes
+from gapclose.probes import FrozenProbe, ProbeConfig, choose_probe, fit_linear, fit_temperature, fresh_reading, grouped_folds, out_of_fold
+
+CONCEPTS = ("standard", "false_vision", "false_audio")
+
+
+def data(classes: int = 3, n: int = 240, width: int = 12, strength: float = 1.0, seed: int = 0):
+    """Residuals (N, D) of which the first dimensions carry the class, on unequal scales; classes (N,); clips (N,) of four items."""
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.arange(n) % classes)
+    z = rng.normal(size=(n, width))
+    z[:, :classes] += strength * np.eye(classes)[y]
+    return z * rng.uniform(0.1, 30, width) + rng.normal(size=width), y, np.repeat(np.arange(n // 4), 4)
+
+
+def frozen(z, y, family, strength, temperature=1.0) -> FrozenProbe:
+    mean, scale, weight, bias = fit_linear(z, y, family, strength)
+    return FrozenProbe(
+        mean=mean, scale=scale, weight=weight, bias=bias, temperature=temperature, layer=3, family=family, strength=strength,
+        concepts=CONCEPTS[: y.max() + 1],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize(
+    ("family", "strength", "reference"),
+    [
+        ("logistic", 0.05, LogisticRegression(C=0.05, max_iter=2000)),
+        ("lda", 0.3, LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.3)),
+    ],
+)
+def test_a_frozen_probe_reads_what_scikit_learn_predicts(classes, family, strength, reference):
+    """On residuals it was not fitted on, at temperature 1."""
+    z, y, _ = data(classes)
+    scaler = StandardScaler().fit(z[:160])
+    expected = reference.fit(scaler.transform(z[:160]), y[:160]).predict_proba(scaler.transform(z[160:]))
+    found = frozen(z[:160], y[:160], family, strength).read(torch.tensor(z[160:]))
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_mean_difference_is_the_nearest_centroid_when_classes_are_equal():
+    """In standardised space."""
+    z, y, _ = data(3)
+    scaler = StandardScaler().fit(z)
+    expected = NearestCentroid().fit(scaler.transform(z), y).predict(scaler.transform(z))
+    assert (frozen(z, y, "mean_difference", 1.0).read(torch.tensor(z)).argmax(1) == expected).mean() == 1
+
+
+def test_a_dimension_that_never_varies_is_harmless():
+    """Its scale would be zero."""
+    z, y, _ = data(3)
+    z[:, 5] = 7.0
+    assert np.isfinite(frozen(z, y, "logistic", 0.1).read(torch.tensor(z))).all()
+
+
+def test_temperature_divides_the_logits():
+    """r = softmax((W z + b) / T)."""
+    z, y, _ = data(3)
+    one, four = (frozen(z, y, "logistic", 0.1, t).read(torch.tensor(z)) for t in (1.0, 4.0))
+    np.testing.assert_allclose(four, softmax(np.log(one) / 4, axis=1), atol=1e-5)
+
+
+def test_nothing_of_a_frozen_probe_can_be_trained_and_no_gradient_flows_through_it():
+    """Neither to its buffers nor to its input."""
+    z, y, _ = data(3)
+    probe = frozen(z, y, "logistic", 0.1)
+    residual = torch.tensor(z, requires_grad=True)
+    assert not list(probe.parameters()) and not probe(residual).requires_grad
+    assert not any(b.requires_grad for b in probe.buffers())
+
+
+def test_save_and_load_are_exact(tmp_path):
+    """Tensors, layer, family, strength, concepts; the evidence lies beside them."""
+    z, y, _ = data(3)
+    probe = frozen(z, y, "lda", 0.3, 1.7)
+    probe.save(tmp_path / "frozen", {"n_fit": 240})
+    back = FrozenProbe.load(tmp_path / "frozen")
+    assert {k: (v == back.state_dict()[k]).all().item() for k, v in probe.state_dict().items()} == dict.fromkeys(probe.state_dict(), True)
+    assert (back.layer, back.family, back.strength, back.concepts) == (3, "lda", 0.3, CONCEPTS)
+    assert torch.equal(back(torch.tensor(z)), probe(torch.tensor(z)))
+    assert '"n_fit": 240' in (tmp_path / "frozen.json").read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["frozen.json", "frozen.safetensors"]
+
+
+def test_half_precision_residuals_are_read_in_float32():
+    """The probe never computes in the model's dtype."""
+    z, y, _ = data(3)
+    probe, half = frozen(z, y, "logistic", 0.1), torch.tensor(z).bfloat16()
+    assert probe(half).dtype == torch.float32
+    assert torch.equal(probe(half), probe(half.float()))
+
+
+def test_folds_never_split_a_clip_and_cover_every_item_once():
+    """Whatever the seed; and every fold trains on every concept."""
+    _, y, clips = data(3)
+    for seed in range(5):
+        folds = grouped_folds(y, clips, 4, seed)
+        assert sorted(np.concatenate([test for _, test in folds])) == list(range(len(y)))
+        for train, test in folds:
+            assert not set(clips[train]) & set(clips[test]) and len(np.unique(y[train])) == 3
+    assert any((a[1] != b[1]).any() for a, b in zip(grouped_folds(y, clips, 4, 0), grouped_folds(y, clips, 4, 1), strict=True) if len(a[1]) == len(b[1]))
+
+
+def test_out_of_fold_never_sees_the_clip_it_reads(monkeypatch):
+    """Each clip is marked by a dimension of its own and carries a random label: only a leak could read it."""
+    rng = np.random.default_rng(0)
+    clips = np.repeat(np.arange(60), 4)
+    label = np.r_[np.zeros(30, int), np.ones(30, int)]
+    y = rng.permutation(label)[clips]
+    z = np.eye(60)[clips] + 0.01 * rng.normal(size=(240, 60))
+    seen: list[set] = []
+    real = probes.fit_linear
+
+    def spy(part, *rest):
+        seen.append(set(part.argmax(1).tolist()))
+        return real(part, *rest)
+
+    monkeypatch.setattr(probes, "fit_linear", spy)
+    folds = grouped_folds(y, clips, 4, 0)
+    logits = out_of_fold(z, y, folds, "logistic", 1.0)
+    assert (real(z, y, "logistic", 1.0)[2] @ ((z - z.mean(0)) / z.std(0)).T).argmax(0) == pytest.approx(y)  # in sample: perfect
+    assert (logits.argmax(1) == y).mean() < 0.65
+    for (train, test), trained_on in zip(folds, seen, strict=True):
+        assert trained_on == set(clips[train].tolist()) and not trained_on & set(clips[test].tolist())
+
+
+@pytest.mark.parametrize("factor", [0.2, 1.0, 6.0])
+def test_temperature_minimises_the_negative_log_likelihood(factor):
+    """Against another optimiser; and logits that are ``factor`` times the true ones get back about that factor."""
+    rng = np.random.default_rng(0)
+    logits = 2 * rng.normal(size=(4000, 3))
+    y = np.array([rng.choice(3, p=p) for p in softmax(logits, axis=1)])
+    logits = factor * logits
+
+    def nll(x):
+        return -log_softmax(logits / np.exp(x[0]), axis=1)[np.arange(4000), y].mean()
+
+    best = minimize(nll, [0.3], method="Nelder-Mead")
+    found = fit_temperature(logits, y)
+    assert nll([np.log(found)]) <= best.fun + 1e-7 and found == pytest.approx(factor, rel=0.1)
+
+
+def planted(layer: int, layers: int = 5):
+    """Only ``layer`` carries the class well; its neighbours carry it poorly."""
+    residuals = {}
+    for candidate in range(1, layers + 1):
+        z, y, clips = data(3, strength=2.5 if candidate == layer else 0.3, seed=10 + candidate)
+        residuals[candidate] = torch.tensor(z[np.argsort(y, kind="stable")], dtype=torch.float32)
+    return residuals, np.sort(y), np.random.default_rng(0).permutation(clips)
+
+
+@pytest.mark.parametrize("layer", [2, 4])
+def test_the_planted_layer_is_chosen_and_its_likelihood_is_out_of_fold(layer):
+    """The table holds every combination; the reading is that of the chosen row."""
+    residuals, y, clips = planted(layer)
+    config = ProbeConfig(families=["logistic", "mean_difference"], c=[0.01, 0.1], folds=3)
+    choice = choose_probe(residuals, y, clips, CONCEPTS, config, layers=[1, 2, 3, 4], seed=0)
+    assert choice.probe.layer == layer and len(choice.table) == 4 * 3
+    best = max(choice.table, key=lambda r: r["log_likelihood"])
+    assert (best["layer"], best["family"], best["strength"]) == (layer, choice.probe.family, choice.probe.strength)
+    assert np.log(choice.reading[np.arange(len(y)), y]).mean() == pytest.approx(best["log_likelihood"])
+    np.testing.assert_allclose(choice.reading.sum(1), 1)
+    z = residuals[layer].double().numpy()
+    logits = out_of_fold(z, y, grouped_folds(y, clips, 3, 0), best["family"], best["strength"])
+    np.testing.assert_allclose(choice.reading, softmax(logits / best["temperature"], axis=1), atol=1e-9)
+    in_sample = np.log(choice.probe.read(residuals[layer])[np.arange(len(y)), y]).mean()
+    assert in_sample > best["log_likelihood"]
+
+
+def test_random_labels_are_read_at_chance():
+    """The skeptic's check of the whole search: nothing in it may know the labels of the clip it reads."""
+    residuals, y, clips = planted(2)
+    # one label a clip: what a memorising probe would exploit
+    y = np.random.default_rng(5).permutation(np.arange(len(np.unique(clips))) % 3)[clips]
+    choice = choose_probe(residuals, y, clips, CONCEPTS, ProbeConfig(c=[0.01], shrinkage=[0.5]), layers=[1, 2, 3], seed=0)
+    assert max(r["accuracy"] for r in choice.table) < 0.45
+    assert max(r["log_likelihood"] for r in choice.table) < np.log(1 / 3) + 0.02
+
+
+def test_the_same_seed_chooses_the_same_and_the_seed_matters():
+    """Down to the last bit of every buffer."""
+    residuals, y, clips = planted(2)
+
+    def run(seed):
+        config = ProbeConfig(families=["logistic"], c=[0.1], folds=3)
+        return choose_probe(residuals, y, clips, CONCEPTS, config, layers=[1, 2], seed=seed)
+
+    first, again, other = run(0), run(0), run(1)
+    assert (first.reading == again.reading).all() and first.table == again.table
+    assert all(torch.equal(a, b) for a, b in zip(first.probe.buffers(), again.probe.buffers(), strict=True))
+    assert (first.reading != other.reading).any()
+
+
+def test_a_fresh_probe_follows_a_change_of_basis_that_the_frozen_one_cannot():
+    """Knowledge that moved: the fresh reading holds."""
+    z, y, clips = data(3, strength=2.5)
+    probe = frozen(z, y, "logistic", 0.1)
+    turned = torch.tensor(z[:, ::-1].copy())
+    fresh = fresh_reading(probe, turned, y, clips, 4, 0)
+    assert (fresh.argmax(1) == y).mean() > 0.85 > 0.6 > (probe.read(turned).argmax(1) == y).mean()
+    lost = fresh_reading(probe, torch.randn(z.shape, generator=torch.Generator().manual_seed(0)), y, clips, 4, 0)
+    assert (lost.argmax(1) == y).mean() < 0.45
+
+
+@pytest.mark.parametrize(
+    ("layers", "above", "n_layers", "expected"),
+    [(None, 2, 5, [1, 2, 3]), ([3, 1, 3], 2, 5, [1, 3]), (None, 1, 2, [1]), ([4], 2, 5, "1..3"), ([0], 2, 5, "1..3"), (None, 2, 2, "1..0")],
+)
+def test_candidate_layers_leave_room_above_them(layers, above, n_layers, expected):
+    """Layers that do not exist or leave too few for LoRA are refused by number."""
+    config = ProbeConfig(layers=layers, layers_above=above)
+    if isinstance(expected, list):
+        assert config.candidates(n_layers) == expected
+    else:
+        with pytest.raises(ValueError, match=f"this decoder has {n_layers} layers, and a probe may read layers {expected}"):
+            config.candidates(n_layers)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"families": ["mlp"]}, "probe.families"),
+        ({"families": []}, "probe.families"),
+        ({"folds": 1}, "probe.folds"),
+        ({"layers_above": 0}, "probe.layers_above"),
+        ({"c": [0.0]}, "probe.c"),
+        ({"shrinkage": [1.5]}, "probe.shrinkage"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(change, message):
+    """By name, when the configuration is read."""
+    with pytest.raises(ValueError, match=message):
+        ProbeConfig(**change)
+
+
+def test_what_the_labels_lack_is_said():
+    """An absent concept, too few clips, and a concept that lives in one clip only."""
+    z, y, clips = data(2)
+    residuals, config = {1: torch.tensor(z)}, ProbeConfig(families=["mean_difference"])
+    with pytest.raises(ValueError, match=r"no labelled item expresses \['false_audio'\]"):
+        choose_probe(residuals, y, clips, CONCEPTS, config, layers=[1], seed=0)
+    with pytest.raises(ValueError, match="3 clips cannot make 4 folds"):
+        choose_probe(residuals, y, clips % 3, CONCEPTS[:2], config, layers=[1], seed=0)
+    with pytest.raises(ValueError, match="a concept occurs in too few"):
+        choose_probe(residuals, (clips == 0).astype(int), clips, CONCEPTS[:2], config, layers=[1], seed=0)
