@@ -2,7 +2,7 @@
 
 *Strict*: the text is an option, letter for letter, up to surrounding white space. *Lenient*: after lower-casing and dropping
 punctuation, exactly one option occurs in it as whole words, counting the longest match first (so "not odd" is no "odd" where both
-are options).
+are options). A single letter keeps its case, so that "a dog" does not name option "A"; an answer that is nothing but the letter does.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ def parse_lenient(answer: str, item: Item) -> int | None:
     if strict is not None:
         return strict
     left, found = _words(answer), []
+    alone = [k for k, o in enumerate(item.options) if _words(o.text).lower() == left.lower()]
+    if left.strip() and len(alone) == 1:
+        return alone[0]
     for index in sorted(range(len(item.options)), key=lambda i: -len(_words(item.options[i].text))):
         words = _words(item.options[index].text)
         if words.strip() and words in left:
@@ -36,8 +39,8 @@ def parse_lenient(answer: str, item: Item) -> int | None:
 
 
 def _words(text: str) -> str:
-    """Lower-case words, each between single spaces, so that ``in`` finds whole words only."""
-    return " " + " ".join(re.findall(r"\w+", text.lower())) + " "
+    """Lower-case words (a single letter stays as it is), each between single spaces, so that ``in`` finds whole words only."""
+    return " " + " ".join(w if len(w) == 1 else w.lower() for w in re.findall(r"\w+", text)) + " "
 
 
 def parse_all(answers: Sequence[str], items: Sequence[Item], *, lenient: bool = False) -> np.ndarray:

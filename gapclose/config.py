@@ -133,7 +133,11 @@ def _refuse_unknown(arguments: Sequence[str]) -> None:
             continue
         key, _, value = argument[2:].partition("=")
         if key == "config":
-            path = Path(value or (arguments[position + 1] if position + 1 < len(arguments) else ""))
+            following = arguments[position + 1 : position + 2]
+            if not value and (not following or following[0].startswith("--")):
+                problems.add("command line: --config needs a file")
+                continue
+            path = Path(value or following[0])
             for name in _file_keys(path, problems):
                 check(name, str(path))
         elif key != "help":
@@ -155,10 +159,13 @@ def _file_keys(path: Path, problems: Problems) -> list[str]:
         problems.add(f"{path}: holds {type(tree).__name__}, not keys and values")
         return []
     known = set(known_keys())
+    groups = {key.rpartition(".")[0] for key in known}
 
     def walk(node: dict, prefix: str) -> Iterator[str]:
         for name, value in node.items():
             key = f"{prefix}{name}"
+            if key in groups and not isinstance(value, dict):
+                problems.add(f"{path}: {key} is {value!r}; it is a group: write its keys below it, or leave it out")
             yield key
             if isinstance(value, dict) and key in known:
                 yield from walk(value, key + ".")
@@ -174,19 +181,28 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def save_config(config: Config, path: Path) -> None:
-    """Write every setting, defaults included, or check that the run there was started with the same ones.
+def refuse_other_run(config: Config, path: Path) -> None:
+    """Check that the run whose configuration is at ``path``, if any, was started with the same settings.
 
     Raises:
-        ValueError: when the run directory belongs to other settings, naming each with both values.
+        ValueError: naming each setting that differs, with both values.
     """
-    tree = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
-    if path.is_file():
-        before, now = _flat(yaml.safe_load(path.read_text(encoding="utf-8"))), _flat(yaml.safe_load(tree))
-        changed = {k: (before.get(k), v) for k, v in now.items() if before.get(k) != v and not k.startswith(FREE_KEYS)}
-        if changed:
-            listed = "\n".join(f"  - {k}: {a!r} there, {b!r} now" for k, (a, b) in changed.items())
-            raise ValueError(
-                f"{path.parent} holds a run with other settings:\n{listed}\nGive this one another directory (--run_dir), or delete that one."
-            )
-    write_text(path, tree)
+    if not path.is_file():
+        return
+    before, now = (_flat(yaml.safe_load(text)) for text in (path.read_text(encoding="utf-8"), _dump(config)))
+    changed = {k: (before.get(k), v) for k, v in now.items() if before.get(k) != v and not k.startswith(FREE_KEYS)}
+    if changed:
+        listed = "\n".join(f"  - {k}: {a!r} there, {b!r} now" for k, (a, b) in changed.items())
+        raise ValueError(
+            f"{path.parent} holds a run with other settings:\n{listed}\nGive this one another directory (--run_dir), or delete that one."
+        )
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write every setting, defaults included, unless :func:`refuse_other_run` refuses."""
+    refuse_other_run(config, path)
+    write_text(path, _dump(config))
+
+
+def _dump(config: Config) -> str:
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)

@@ -22,7 +22,7 @@ def text_only(fit_texts: list[str], y: np.ndarray, clips: np.ndarray, texts: lis
         fit_texts: labelled questions, y: (M,) their concepts, clips: (M,) groups of the folds that choose the regularisation.
         texts: the questions to read.
     """
-    # case-sensitive one-character tokens stay in: a digit or a letter may be the whole clue
+    # one-character tokens stay in: a digit or a letter may be the whole clue
     vectors = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True, max_features=5000)
     settings: dict[str, Any] = {"Cs": [0.01, 0.1, 1.0, 10.0], "scoring": "neg_log_loss", "max_iter": 2000, "l1_ratios": (0.0,)}
     settings["use_legacy_attributes"] = False

@@ -154,7 +154,12 @@ def read_items(directory: str | Path, problems: Problems | None = None) -> ItemS
     concepts, alarm, name = _read_header(header_file, problems)
     items: list[Item] = []
     line_of: dict[str, int] = {}
-    for number, line in enumerate(items_file.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = items_file.read_text(encoding="utf-8").split("\n")  # splitlines() would also cut at U+2028 inside a text
+    except UnicodeDecodeError as error:
+        problems.add(f"{items_file}: not UTF-8 ({error}); write it again in that encoding")
+        lines = []
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         item = _read_item(line, f"{items_file}:{number}", concepts, problems)
@@ -175,12 +180,17 @@ def read_items(directory: str | Path, problems: Problems | None = None) -> ItemS
 def _read_header(path: Path, problems: Problems) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         problems.add(f"{path}: not JSON ({error}); mend the syntax")
         return (), (), path.parent.name
     if not isinstance(header, dict):
         problems.add(f"{path}: holds {type(header).__name__}, not an object with `concepts` and `alarm`")
         return (), (), path.parent.name
+    for key in ("concepts", "alarm"):
+        names = header.get(key) or []
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+            problems.add(f"{path}: {key} is {names!r}; it must be a list of names")
+            return (), (), path.parent.name
     concepts, alarm = tuple(header.get("concepts") or ()), tuple(header.get("alarm") or ())
     if len(concepts) < 2 or len(set(concepts)) != len(concepts):
         problems.add(f"{path}: concepts {list(concepts)} must be two or more distinct names")
@@ -261,7 +271,7 @@ def _read_options(row: dict, label: str, concepts: tuple[str, ...], problems: Pr
             problems.add(f"{label}: option {entry!r} has no text")
         elif concept is None:
             problems.add(f"{label}: option {text!r} has no concept; name one of {list(concepts)}")
-        elif concept not in concepts:
+        elif concepts and concept not in concepts:  # without concepts, set.json has been complained about already
             problems.add(f"{label}: option {text!r} expresses {concept!r}, which set.json does not declare ({list(concepts)})")
         else:
             options.append(Option(text=text, concept=concept))

@@ -36,29 +36,40 @@ def kind_of(distributed_type: str) -> str:
     return "ddp" if name in DATA_PARALLEL else name.lower()
 
 
+def launch_arguments(command: list[str]) -> list[str] | None:
+    """The words after ``accelerate launch``, ``accelerate-launch`` or ``python -m accelerate.commands.launch``, or None."""
+    for place, word in enumerate(command):
+        name, rest = Path(word).name, command[place + 1 :]
+        if name == "accelerate-launch" or word == "accelerate.commands.launch" or word.endswith("accelerate/commands/launch.py"):
+            return rest
+        if rest[:1] == ["launch"] and (name == "accelerate" or word == "accelerate.commands.accelerate_cli"):
+            return rest[1:]
+    return None
+
+
 def asked_for(command: list[str]) -> Asked | None:
-    """What an ``accelerate launch`` command line asks for, or None when it is no such command."""
-    if "launch" not in command or not any("accelerate" in Path(word).name for word in command[: command.index("launch")]):
+    """What an ``accelerate launch`` command line asks for, or None when it is no such command.
+
+    Read by accelerate's own parser, so flags, both spellings of options, and the script's own options are told apart as it does.
+    """
+    arguments = launch_arguments(command)
+    if arguments is None:
         return None
-    words = command[command.index("launch") + 1 :]
-    options = {}
-    for place, word in enumerate(words):
-        if not word.startswith("-"):
-            if place == 0 or "=" in words[place - 1] or not words[place - 1].startswith("--"):
-                break  # the script; what follows are its own options
-            continue
-        name, _, value = word.lstrip("-").partition("=")
-        options[name.replace("-", "_")] = value or (words[place + 1] if place + 1 < len(words) else "")
-    file = options.get("config_file")
-    settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file and Path(file).is_file() else {}
-    processes = options.get("num_processes") or settings.get("num_processes")
-    kind = settings.get("distributed_type")
-    for flag, name in (("use_fsdp", "FSDP"), ("use_deepspeed", "DEEPSPEED")):
-        kind = name if flag in options else kind
+    from accelerate.commands.config import default_config_file
+    from accelerate.commands.launch import launch_command_parser
+
+    options, _ = launch_command_parser().parse_known_args(arguments)
+    file = options.config_file
+    if file is None and not options.cpu and Path(default_config_file).is_file():
+        file = default_config_file  # what `accelerate config` wrote
+    settings = (yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}) if file and Path(file).is_file() else {}
+    processes, kind = options.num_processes or settings.get("num_processes"), settings.get("distributed_type")
+    for flag, name in (("use_fsdp", "FSDP"), ("use_deepspeed", "DEEPSPEED"), ("multi_gpu", "MULTI_GPU")):
+        kind = name if getattr(options, flag) else kind
     return Asked(
         processes=int(processes) if processes else None,
         kind=kind_of(str(kind)) if kind is not None else None,
-        source=file or "the `accelerate launch` command",
+        source=f"the `accelerate launch` command{f' (with {file})' if file else ''}",
     )
 
 
@@ -75,15 +86,26 @@ def find_request() -> Asked:
     return Asked(processes=int(size) if size else None, source="WORLD_SIZE")
 
 
+def kind_given(state: PartialState) -> str:
+    """The kind of distribution that accelerate will use. ``PartialState`` calls sharded launches plain data parallel, and the trainer
+    finds out later from the environment; on CPUs accelerate drops sharding without a word."""
+    if str(state.distributed_type).removeprefix("DistributedType.") not in ("NO", "MULTI_CPU"):
+        for kind in ("fsdp", "deepspeed", "megatron_lm"):
+            if os.environ.get(f"ACCELERATE_USE_{kind.upper()}", "").lower() == "true":
+                return kind
+    return kind_of(str(state.distributed_type))
+
+
 def check_launch(asked: Asked | None = None) -> PartialState:
     """Start the process group, print what it is, and compare it with what was asked for.
 
     Raises:
-        ValueError: when there are fewer (or more) processes, or another kind of distribution, than asked for.
+        ValueError: when there are fewer (or more) processes, or another kind of distribution, than asked for,
+            or another kind than plain data parallelism.
     """
     asked = asked or find_request()
     state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")
-    got = kind_of(str(state.distributed_type))
+    got = kind_given(state)
     remedy = (
         "On CPUs: ACCELERATE_USE_CPU=true accelerate launch --config_file launch/ddp.yaml --num_processes N ...; "
         "on GPUs unset ACCELERATE_USE_CPU and check that torch sees them (torch.cuda.device_count())."
@@ -92,5 +114,7 @@ def check_launch(asked: Asked | None = None) -> PartialState:
         raise ValueError(f"{asked.source} asks for {asked.processes} processes, and this one sees {state.num_processes}. {remedy}")
     if asked.kind is not None and asked.kind != got:
         raise ValueError(f"{asked.source} asks for {asked.kind}, and the launcher gave {got}. {remedy}")
+    if got != "ddp":
+        raise ValueError(f"{asked.source} gave {got}, which is not supported yet: adapters fit under ddp. Use launch/ddp.yaml.")
     say(f"running on {state.num_processes} process{'es' if state.num_processes > 1 else ''} ({got}, {state.device.type})")
     return state

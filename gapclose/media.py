@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import soxr
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from gapclose.errors import Problems
 from gapclose.items import ItemSet
@@ -55,7 +55,7 @@ def _fault(kind: str, path: Path) -> str | None:
         try:
             with Image.open(path) as image:
                 image.load()
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             return f"the image cannot be decoded ({error}); replace it"
         return None
     missing = _missing_wav_bytes(path)

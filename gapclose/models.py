@@ -230,22 +230,29 @@ def residuals_at(model: Any, layers: Sequence[int], positions: torch.Tensor) -> 
 
 
 def checkpoint_fingerprint(path: str, model: Any) -> str:
-    """Hash that tells checkpoints apart without reading all of a 60 GB file: the config, and each weight file's size and ends.
+    """Hash that tells checkpoints apart without reading all of a 60 GB file: the config, the start of every tensor, the processor.
 
-    For a hub name, whose files live in a cache, the resolved commit stands for the files.
+    Of every tensor, since an adapter merged into the upper layers leaves both ends of a file as they were. For a hub name, whose files
+    live in a cache, the resolved commit stands for the files.
     """
     digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode())
     folder = Path(path)
-    if folder.is_dir():
-        for file in sorted(folder.glob("*.safetensors")):
-            size = file.stat().st_size
-            digest.update(f"{file.name}:{size}".encode())
-            with file.open("rb") as handle:
-                digest.update(handle.read(1 << 20))
-                handle.seek(max(0, size - (1 << 20)))
-                digest.update(handle.read())
-    else:
+    if not folder.is_dir():
         digest.update(f"{path}@{getattr(model.config, '_commit_hash', None)}".encode())
+        return digest.hexdigest()[:16]
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            header = handle.read(length)
+            digest.update(file.name.encode() + header)
+            for name, entry in sorted(json.loads(header).items()):
+                if name != "__metadata__":
+                    start, end = entry["data_offsets"]
+                    handle.seek(8 + length + start)
+                    digest.update(handle.read(min(4096, end - start)))
+    for pattern in ("tokenizer*", "*processor_config.json", "chat_template*"):
+        for file in sorted(f for f in folder.glob(pattern) if f.is_file()):
+            digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 

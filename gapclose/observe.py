@@ -248,6 +248,8 @@ def _forward(loaded: LoadedModel, batch: Sequence[Item], media: Media, config: O
     last = torch.full_like(rows, inputs["input_ids"].shape[1] - 1)
     options = [[loaded.option_tokens(o.text) for o in item.options] for item in batch]
     several = any(len(tokens) > 1 for per_item in options for tokens in per_item)
+    for module in _rotary_stores(model):
+        module.rope_deltas = None  # of another batch; a prompt without media would keep them
     with residuals_at(model, wanted.layers, last) as residuals, answer_logits(model, rows, last):
         output = model(**inputs, use_cache=several)
     logp = output.logits[0].float().log_softmax(-1)  # (B, V)
@@ -296,12 +298,31 @@ def _score(model: Any, logp: torch.Tensor, options: list[list[list[int]]], input
             fed[b, : len(tokens) - 1] = torch.tensor(tokens[:-1])
             mask[b, : len(tokens) - 1] = 1
         attention = torch.cat([inputs["attention_mask"], mask.to(logp.device)], 1)
-        out = model(input_ids=fed.to(logp.device), attention_mask=attention, past_key_values=copy.deepcopy(cache), use_cache=True)
+        places = {"input_ids": fed.to(logp.device), "attention_mask": attention, "position_ids": _positions(model, attention, steps)}
+        out = model(**places, past_key_values=copy.deepcopy(cache), use_cache=True)
         later = out.logits.float().log_softmax(-1)  # (B, steps, V)
         for b, tokens in enumerate(rest):
             for t, token in enumerate(tokens[1:]):
                 scores[b, o] += later[b, t, token]
     return scores
+
+
+def _rotary_stores(model: Any) -> list[Any]:
+    """The modules that keep the offset between a prompt's length and its last rotary position (media have a grid of their own)."""
+    return [m for m in unwrap(model).modules() if getattr(m, "rope_deltas", None) is not None]
+
+
+def _positions(model: Any, attention: torch.Tensor, steps: int) -> torch.Tensor | None:
+    """Rotary positions of the last ``steps`` tokens, (3, B, steps); None where the model counts by itself.
+
+    With a cache, transformers 5.23 gives the Qwen families the positions of the whole mask instead of those of the new tokens
+    (``compute_3d_position_ids``), and the shapes clash. Remove when it slices them.
+    """
+    stores = _rotary_stores(model)
+    if not stores:
+        return None
+    counted = attention.long().cumsum(-1)[:, -steps:] - 1
+    return (counted[None] + stores[0].rope_deltas.to(attention.device)).expand(3, -1, -1)
 
 
 def _generate(loaded: LoadedModel, model: Any, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> list[str]:

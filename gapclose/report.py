@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +68,13 @@ def summarise(directory: Path) -> dict[str, Any]:
     }
     if "transfer" in base:
         inside = change.get("transfer")
+        closures = (inside["closure"]["value"], change["closure"]["value"]) if inside else (None, None)
         summary["transfer"] = {
             "base": base["transfer"]["action"]["balanced"],
             "adapted": adapted["transfer"]["action"]["balanced"] if adapted else None,
             "reading": base["transfer"]["reading"]["balanced"],
             "closure": inside["closure"] if inside else None,
-            "share_of_closure": inside["closure"]["value"] / change["closure"]["value"] if inside and change["closure"]["value"] else None,
+            "share_of_closure": closures[0] / closures[1] if closures[0] is not None and closures[1] else None,
         }
     return summary
 
@@ -113,13 +117,24 @@ def show(interval: dict[str, float | None] | None, digits: int = 3) -> str:
     return f"{interval['value']:.{digits}f} [{interval['lower']:.{digits}f}, {interval['upper']:.{digits}f}]"
 
 
+def wide_console() -> Console:
+    """Standard output; where it is no terminal (a file, a pipe) and COLUMNS says nothing, wide enough for every table."""
+    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=160)
+
+
+def add_columns(table: Table, headings: Sequence[str], words: Sequence[str]) -> None:
+    """Add columns, those of ``words`` to the left. On a narrow terminal they fold; cut off, headings could not be told apart."""
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in words else "right", overflow="fold")
+
+
 def print_report(directory: Path, console: Console | None = None) -> None:
     """Print what a run measured: every stage, then the verdict on test clips in words."""
-    console = console or Console()
+    console = console or wide_console()
     summary, records = summarise(directory), read_records(directory)
     stages = Table(title=f"{directory}: balanced accuracy by stage")
-    for heading in ("stage", "action", "generated", "reading", "fresh", "sentinel", "retained", "closure", "state"):
-        stages.add_column(heading, justify="left" if heading in ("stage", "state") else "right")
+    headings = ("stage", "action", "generated", "reading", "fresh", "sentinel", "retained", "closure", "state")
+    add_columns(stages, headings, ("stage", "state"))
     for r in records:
         plain = (r["action"]["balanced"], r["generated"]["balanced_lenient"], r["reading"]["balanced"], r["fresh_probe"]["balanced"])
         plain += (r["sentinel_probe"]["balanced"], r.get("retention"), r.get("change", {}).get("closure"))
@@ -130,8 +145,7 @@ def print_report(directory: Path, console: Console | None = None) -> None:
     test = Table(
         title=f"test: {summary['n_clips']} clips, {summary['n_items']} items, 1 seed ({summary['seed']}), 95 % clip-bootstrap intervals"
     )
-    for heading in ("figure", "base", "adapted"):
-        test.add_column(heading, justify="left" if heading == "figure" else "right")
+    add_columns(test, ("figure", "base", "adapted"), ("figure",))
     adapted = summary["adapted"] or {}
     rows = {
         "action, balanced": "balanced",
@@ -158,8 +172,7 @@ def print_report(directory: Path, console: Console | None = None) -> None:
     console.print(test)
 
     parts = Table(title="by modality")
-    for heading in ("modality", "action base", "adapted", "reading", "gap base", "adapted", "closure"):
-        parts.add_column(heading, justify="left" if heading == "modality" else "right")
+    add_columns(parts, ("modality", "action base", "action adapted", "reading", "gap base", "gap adapted", "closure"), ("modality",))
     for name, part in summary["modality"].items():
         gap = part["gap"]["balanced"]
         row = (part["base"], part["adapted"], part["reading"], gap["base"], gap["adapted"], part["closure"])
@@ -180,7 +193,7 @@ def verdict(summary: dict[str, Any]) -> list[str]:
         if scope != "all" and not real:
             difference = show(summary["reading_minus_text"][scope])
             lines.append(
-                f"the gap in {scope} is NOT shown to be real: the reading beats the text-only control by {difference}, which includes zero"
+                f"the gap in {scope} is NOT shown to be real: reading minus text-only control is {difference}, which is not above zero"
             )
     if summary["closure"] is not None:
         lines.append(

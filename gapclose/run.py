@@ -23,7 +23,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from gapclose.config import Config, save_config
+from gapclose.config import Config, refuse_other_run, save_config
 from gapclose.export import export_run
 from gapclose.files import write_json, write_text
 from gapclose.gap import STATES, Labels, option_concepts
@@ -60,8 +60,10 @@ class Run:
         if closing:
             config.train.accumulation(self.process.num_processes)
             config.train.counts()
-        self._on_main(lambda: save_config(config, self.directory / "config.yaml"))
+        refuse_other_run(config, self.directory / "config.yaml")
         self.items = prepare_items(config, closing=closing, main=self.process.is_main_process, wait=self.process.wait_for_everyone)
+        # only now: a mistake that has just been refused must not bind the directory to its configuration
+        self._on_main(lambda: save_config(config, self.directory / "config.yaml"))
         self.loaded = load_model(config.model)
         self.loaded.model.to(self.process.device)
         self.adapter = ""
@@ -317,7 +319,7 @@ def prepare_items(config: Config, *, closing: bool, main: bool = True, wait: Any
     if config.data.path == "digits":
         from gapclose.digits.world import write
 
-        directory = Path(config.run_dir) / "data"
+        directory = Path(config.run_dir) / f"data-seed{config.seed}"
         if main and not (directory / "set.json").is_file():
             shutil.rmtree(directory, ignore_errors=True)
             write(directory, seed=config.seed)

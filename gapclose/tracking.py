@@ -76,9 +76,9 @@ class WandbTracker(NoTracker):
 
         rows: Any = [[name, value] for name, value in scalars(summary)]
         self.run.log({"final": wandb.Table(columns=["figure", "value"], data=rows)})
-        self.run.summary.update({f"final/{name}": value for name, value in rows})
+        self.run.summary.update({f"final/{name}": value for name, value in rows} | {"final/state": summary["state"]})
         if adapter is not None:
-            artifact = wandb.Artifact(f"{Path(adapter).parent.name}-adapter", type="model", metadata={"state": summary.get("state")})
+            artifact = wandb.Artifact(f"{Path(adapter).parent.name}-adapter", type="model", metadata={"state": summary["state"]})
             artifact.add_dir(str(adapter))
             self.run.log_artifact(artifact)
         self.run.finish()

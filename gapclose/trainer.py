@@ -26,7 +26,7 @@ from gapclose.files import write_json
 from gapclose.items import Item
 from gapclose.losses import answer_nll, retain_kl
 from gapclose.media import Media
-from gapclose.models import LoadedModel, answer_logits, linear_names, media_signature
+from gapclose.models import LoadedModel, answer_logits, linear_names, media_signature, unwrap
 from gapclose.progress import is_main
 
 TERMS = ("consistency", "gold", "retain")
@@ -290,7 +290,7 @@ class GapTrainer(transformers.Trainer):
         self.term_weights = torch.tensor([getattr(train, t) for t in TERMS])
         self.sampler = sampler
         self.step_counts = torch.zeros(len(TERMS))
-        self.logged, self.logged_micro = torch.zeros(len(TERMS)), 0
+        self.logged, self.logged_steps = torch.zeros(len(TERMS)), 0
         super().__init__(**kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> MixedSampler:
@@ -301,6 +301,7 @@ class GapTrainer(transformers.Trainer):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             mine = torch.stack([b["counts"] for b in batches]).sum(0).to(device)
+            self.logged_steps += 1
             self.step_counts = self._over_processes(mine, "sum")
         return batches, items
 
@@ -323,11 +324,11 @@ class GapTrainer(transformers.Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean of every term since the last line."""
-        steps = self.state.global_step - self.logged_micro
+        steps = self.logged_steps  # not the global step: a resumed training has not seen them all
         if "loss" in logs and steps > 0:
             terms = self._over_processes(self.logged, "mean")
             logs |= {f"loss/{t}": round(float(v) / steps, 6) for t, v, w in zip(TERMS, terms, self.term_weights, strict=True) if w > 0}
-            self.logged, self.logged_micro = torch.zeros(len(TERMS)), self.state.global_step
+            self.logged, self.logged_steps = torch.zeros(len(TERMS)), 0
         super().log(logs, *args, **kwargs)
 
 
@@ -352,6 +353,12 @@ class AfterEpoch(transformers.TrainerCallback):
 
     def __init__(self, measure: Callable[[int], None]) -> None:
         self.measure = measure
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """No checkpoint between the last step of an epoch and its measurement: resuming from it would leave the epoch unmeasured."""
+        if float(state.epoch).is_integer():
+            control.should_save = False
+        return control
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         self.measure(round(state.epoch))
@@ -383,6 +390,17 @@ def add_lora(loaded: LoadedModel, config: LoraConfig, layers: Sequence[int], see
     loaded.model = peft.get_peft_model(loaded.model, settings)
 
 
+def enable_checkpointing(loaded: LoadedModel) -> None:
+    """Recompute activations in the backward pass, without giving up that it stops below the first adapted layer.
+
+    Not by ``TrainingArguments``: on that way transformers makes the embeddings' output require a gradient, for the sake of re-entrant
+    checkpoints, and the backward pass recomputes every layer down to the embedding. Remove when it leaves that out for the others.
+    """
+    model = unwrap(loaded.model)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.disable_input_require_grads()
+
+
 def make_trainer(
     loaded: LoadedModel,
     examples: Sequence[Example],
@@ -395,6 +413,8 @@ def make_trainer(
     callbacks: Sequence[transformers.TrainerCallback] = (),
 ) -> GapTrainer:
     """A trainer over ``examples`` that writes checkpoints to ``directory`` and calls ``after_epoch(epoch)`` after every epoch."""
+    if config.gradient_checkpointing:
+        enable_checkpointing(loaded)
     processes = PartialState().num_processes
     sampler = MixedSampler(examples, config.counts(), seed)
     arguments = transformers.TrainingArguments(
@@ -407,8 +427,6 @@ def make_trainer(
         warmup_steps=config.warmup,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
         logging_steps=config.logging_steps,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 500,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from gapclose.errors import Problems
 from gapclose.items import ItemSet, check_splits_filled, read_items
 from gapclose.media import check_media
 from gapclose.models import ModelConfig, check_options, load_tokenizer
+from gapclose.report import add_columns, wide_console
 
 MEASURE_SPLITS = {"fit": True, "test": True}
 CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
@@ -30,7 +30,10 @@ def load_items(directory: Path, model: ModelConfig, splits: dict[str, bool], *, 
     problems = Problems(f"the item set {directory}")
     items = read_items(directory, problems)
     check_media(items, problems)
-    check_options(items, load_tokenizer(model), problems)
+    try:
+        check_options(items, load_tokenizer(model), problems)
+    except (OSError, ValueError) as error:
+        problems.add(f"model.path {model.path!r} has no tokenizer that transformers can read ({error}); give a checkpoint directory")
     check_splits_filled(items, splits, problems)
     if retain and not items.select(split="train", purpose="retain").items:
         problems.add(f"{directory / 'items.jsonl'}: split 'train' has no items with purpose 'retain'; add some or set train.retain to 0")
@@ -41,8 +44,8 @@ def load_items(directory: Path, model: ModelConfig, splits: dict[str, bool], *, 
 def print_histogram(items: ItemSet) -> None:
     """A table of splits x purposes: clips, items, labelled items, and items per concept."""
     table = Table(title=f"{items.name}: {len(items)} items, {len({i.clip for i in items})} clips, alarm concepts {list(items.alarm)}")
-    for heading in ("split", "purpose", "modality", "clips", "items", "labelled", *items.concepts):
-        table.add_column(heading, justify="left" if heading in ("split", "purpose", "modality") else "right")
+    words = ("split", "purpose", "modality")
+    add_columns(table, (*words, "clips", "items", "labelled", *items.concepts), words)
     groups = Counter((i.split, i.purpose, i.modality) for i in items)
     for split, purpose, modality in sorted(groups):
         members = [i for i in items if (i.split, i.purpose, i.modality) == (split, purpose, modality)]
@@ -54,4 +57,4 @@ def print_histogram(items: ItemSet) -> None:
             *(concepts[c] for c in items.concepts),
         )
         table.add_row(split, purpose, modality, *map(str, counts))
-    Console().print(table)
+    wide_console().print(table)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gapclose.cli import main
 from gapclose.digits import tiny, world
 from gapclose.items import ItemSet, read_items
 from gapclose.models import LoadedModel, ModelConfig, load_model
@@ -71,3 +72,11 @@ train: {{epochs: 2, global_batch_size: 24, micro_batch_size: 12, learning_rate: 
 """
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_config, tmp_path_factory) -> Path:
+    """The directory of one finished ``gapclose close`` on the tiny model; tests that change it copy it first."""
+    directory = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["close", "--config", str(tiny_config), "--run_dir", str(directory)]) == 0
+    return directory

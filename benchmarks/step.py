@@ -1,0 +1,341 @@
+"""What a training step costs: targets against plain LoRA SFT, and layers after the probe against all layers.
+
+The digits model's geometry, on whatever is there (about a minute on two CPU cores):
+    OMP_NUM_THREADS=1 python benchmarks/step.py
+Qwen2.5-Omni-7B's geometry in bfloat16 on one GPU (random weights made on the device: no download, 18 GB before any step):
+    python benchmarks/step.py --size 7b
+    python benchmarks/step.py --size 7b --gradient_checkpointing --batch 8 --image_tokens 4096
+
+Four variants take turns inside one run, in random order, on the same batches; a step is forward, backward, gradient clipping and
+AdamW. Ratios of time are medians over rounds of the ratio within a round, so that whatever else the machine does cancels. Both sides
+get the same prompts: plain SFT adds one answer token and takes the model's own loss (full logits, as ordinary SFT does), targets go
+through gapclose's collator and loss with a share of retain items, as in training. Reading media and collating lie outside the step.
+
+Peak memory is measured before, with one variant alive at a time. On a GPU it is ``torch.cuda.max_memory_allocated``; on a CPU it is
+what torch's allocator holds at most during a step (the profiler's allocations and frees, summed) on top of weights and optimizer
+state; the interpreter and thread pools are left out.
+
+Shapes: B batch, T prompt tokens, V vocabulary, K kept tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from accelerate.utils import send_to_device
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from gapclose.digits import tiny
+from gapclose.items import Item, Option
+from gapclose.models import answer_logits, decoder_layers
+from gapclose.trainer import TERMS, Collator, Example, LoraConfig, TrainConfig, add_lora, enable_checkpointing, term_sums
+
+LETTERS = "ABCDEF"  # six options, as in IMAVB
+VARIANTS = {
+    "sft_all": ("plain SFT", "all"),
+    "targets_all": ("targets", "all"),
+    "sft_after": ("plain SFT", "after_probe"),
+    "targets_after": ("targets", "after_probe"),
+}
+RATIOS = {
+    "targets / plain SFT, all layers": ("targets_all", "sft_all", 1.1),
+    "targets / plain SFT, layers after the probe": ("targets_after", "sft_after", 1.1),
+    "layers after the probe / all layers, targets": ("targets_after", "targets_all", 1.0),
+}
+# batch, rounds, text tokens, image tokens, audio tokens, probe layer (the 7B model's is the paper's peak layer)
+DEFAULTS = {"tiny": (24, 40, 18, 1, 25, 5), "7b": (4, 12, 128, 1024, 750, 17)}
+
+
+def geometry_7b(layers: int | None) -> transformers.Qwen2_5OmniThinkerConfig:
+    """The thinker of Qwen2.5-Omni-7B; what is not named here is the configuration class's own default."""
+    return transformers.Qwen2_5OmniThinkerConfig(
+        text_config={
+            "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": layers or 28,
+            "num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+        },
+        audio_config={"d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120, "output_dim": 3584},
+        vision_config={
+            "depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420, "out_hidden_size": 3584, "patch_size": 14,
+        },
+        vision_start_token_id=151652, vision_end_token_id=151653,
+    )  # fmt: skip
+
+
+def build_base(size: str, layers: int | None, device: torch.device) -> nn.Module:
+    """Random weights of the asked size, made on the device."""
+    if size == "tiny":
+        return tiny.build_model(tiny.build_tokenizer(), **({"layers": layers} if layers else {})).to(device)
+    with device:
+        return transformers.Qwen2_5OmniThinkerForConditionalGeneration._from_config(geometry_7b(layers), dtype=torch.bfloat16)
+
+
+@dataclass(kw_only=True)
+class Synthetic:
+    """Stands in for :class:`gapclose.models.LoadedModel`: a model, and prompts of random tokens, patches and mel frames."""
+
+    model: Any
+    text_tokens: int
+    image_tokens: int
+    audio_tokens: int
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+
+    def __post_init__(self) -> None:
+        c = self.model.config
+        start, end = c.vision_start_token_id, getattr(c, "vision_end_token_id", c.vision_start_token_id + 1)
+        media = [start, *[c.image_token_index] * self.image_tokens, end] if self.image_tokens else []
+        if self.audio_tokens:
+            media += [c.audio_start_token_id, *[c.audio_token_index] * self.audio_tokens, c.audio_end_token_id]
+        self.media_ids = torch.tensor(media, dtype=torch.long)
+        self.first_text = 50  # ids below are ordinary tokens in both vocabularies; special ones come later or earlier
+        height = max(d for d in range(1, int(self.image_tokens**0.5) + 1) if self.image_tokens % d == 0) if self.image_tokens else 0
+        self.grid = [1, 2 * height, 2 * self.image_tokens // height] if height else None
+
+    @property
+    def length(self) -> int:
+        return self.text_tokens + len(self.media_ids)
+
+    def option_tokens(self, text: str) -> list[int]:
+        return [self.first_text + LETTERS.index(text)]
+
+    def prompts(self, items: list[Item], media: Any) -> dict[str, torch.Tensor]:
+        """What a processor would give for one image and one sound per item, all prompts equally long."""
+        c, n = self.model.config, len(items)
+        text = torch.randint(self.first_text, self.first_text + 200, (n, self.text_tokens), generator=self.generator)
+        ids = torch.cat([text[:, :2], self.media_ids.expand(n, -1), text[:, 2:]], dim=1)  # (B, T)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if self.grid:
+            patch = c.vision_config.patch_size**2 * c.vision_config.temporal_patch_size * 3
+            inputs["pixel_values"] = torch.randn(n * 4 * self.image_tokens, patch, generator=self.generator)
+            inputs["image_grid_thw"] = torch.tensor([self.grid] * n)
+        if self.audio_tokens:
+            frames = 4 * self.audio_tokens  # 10 ms each; the encoder halves them twice
+            inputs["input_features"] = torch.randn(n, c.audio_config.num_mel_bins, frames, generator=self.generator)
+            inputs["feature_attention_mask"] = torch.ones(n, frames, dtype=torch.long)
+        return inputs
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """The same items as plain SFT sees them and as targets see them."""
+
+    sft: dict[str, torch.Tensor]
+    targets: dict[str, Any]
+
+
+def make_batches(synthetic: Synthetic, size: int, number: int, retain_share: float, device: torch.device) -> list[Batch]:
+    """``number`` batches of ``size`` items, on the device."""
+    batches = []
+    for b in range(number):
+        draw = np.random.default_rng(b)
+        options = [Option(text=letter, concept="standard") for letter in LETTERS]
+        content = [{"type": "image", "path": "-"}, {"type": "audio", "path": "-"}]
+        items = [
+            Item(id=f"{b}-{i}", clip="-", split="train", modality="-", messages=[{"role": "user", "content": content}], options=options)
+            for i in range(size)
+        ]
+        prompt = synthetic.prompts(items, None)
+        frozen = copy.copy(synthetic)
+        frozen.prompts = lambda items, media, prompt=prompt: dict(prompt)  # type: ignore[method-assign]
+        retained = round(size * retain_share)
+        examples = [Example(item=i, term="consistency", weights=draw.dirichlet(np.ones(len(options)))) for i in items[retained:]]
+        if retained:
+            logps, tokens = base_distribution(synthetic.model, send_to_device(prompt, device), retained)
+            kept = zip(items[:retained], logps, tokens, strict=True)
+            examples = [Example(item=i, term="retain", base_logps=p, base_tokens=t) for i, p, t in kept] + examples
+        collated = Collator(frozen, None)(examples)  # type: ignore[arg-type]
+        answers = torch.tensor([synthetic.option_tokens(LETTERS[a]) for a in draw.integers(len(LETTERS), size=size)])
+        ignored = torch.full_like(prompt["input_ids"], -100)
+        sft = {
+            **prompt,
+            "input_ids": torch.cat([prompt["input_ids"], answers], 1),
+            "attention_mask": torch.cat([prompt["attention_mask"], torch.ones_like(answers)], 1),
+            "labels": torch.cat([ignored, answers], 1),
+        }
+        batches.append(Batch(sft=send_to_device(sft, device), targets=send_to_device(collated, device)))
+    return batches
+
+
+@torch.inference_mode()
+def base_distribution(model: Any, prompt: dict[str, torch.Tensor], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The base model's most probable next tokens at the first ``rows`` answer positions, (rows, K) twice."""
+    places = torch.arange(rows)
+    with answer_logits(model, places, torch.full_like(places, prompt["input_ids"].shape[1] - 1)):
+        logp = model(**prompt, use_cache=False).logits[0].float().log_softmax(-1)
+    top = logp.topk(min(TrainConfig().retain_tokens, logp.shape[-1]), dim=-1)
+    return top.values.cpu().clone(), top.indices.cpu().clone()
+
+
+class Variant:
+    """One way to train: its own adapters and optimizer around the shared, frozen weights."""
+
+    def __init__(self, name: str, base: nn.Module, probe_layer: int, rank: int, checkpointing: bool) -> None:
+        self.objective, where = VARIANTS[name]
+        # a second module tree over the same weights, so that no variant pays for another one's adapters
+        memo: dict[int, Any] = {id(t): t for t in [*base.parameters(), *base.buffers()]}
+        loaded: Any = argparse.Namespace(model=copy.deepcopy(base, memo))
+        config = LoraConfig(layers=where, r=rank, alpha=2 * rank)
+        layers = config.chosen(len(decoder_layers(base)), probe_layer)
+        add_lora(loaded, config, layers, seed=0)
+        self.model = loaded.model.train()
+        if checkpointing:
+            enable_checkpointing(loaded)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, fused=True)
+        self.weights = torch.tensor([getattr(TrainConfig(), t) for t in TERMS], device=self.trained[0].device)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        if self.objective == "plain SFT":
+            return self.model(**batch.sft, use_cache=False).loss
+        sums = torch.stack([term_sums(self.model, part) for part in batch.targets["parts"]]).sum(0)
+        return (sums / batch.targets["counts"].clamp_min(1) * self.weights).sum()
+
+    def step(self, batch: Batch) -> None:
+        self.loss(batch).backward()
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def held(self) -> int:
+        """Bytes of weights, adapters and optimizer state: what lives between steps."""
+        state = [t for s in self.optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
+        tensors = {id(t): t for t in [*self.model.parameters(), *self.model.buffers(), *state]}
+        return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def peak_memory(variant: Variant, batch: Batch, device: torch.device) -> tuple[int, int]:
+    """Bytes at the height of one step: all that is allocated, and what comes on top of weights and optimizer state."""
+    variant.step(batch)  # optimizer state appears in the first step
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        variant.step(batch)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_allocated() - before
+    height = cpu_height(lambda: variant.step(batch))
+    return variant.held() + height, height
+
+
+def cpu_height(work: Callable[[], None]) -> int:
+    """The most bytes that torch's CPU allocator held during ``work`` beyond what it held before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    assert profile.profiler is not None
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    assert events, "this build of torch records no memory events"
+    return int(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max())
+
+
+def timed(variant: Variant, batch: Batch, device: torch.device) -> float:
+    """Seconds of one step."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    variant.step(batch)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def quartiles(values: np.ndarray) -> dict[str, float]:
+    low, median, high = np.percentile(values, [25, 50, 75])
+    return {"median": round(float(median), 6), "lower_quartile": round(float(low), 6), "upper_quartile": round(float(high), 6)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=list(DEFAULTS), default="tiny")
+    parser.add_argument("--batch", type=int, help="items per step (tiny 24, 7b 4)")
+    parser.add_argument("--repeats", type=int, help="timed rounds of all four variants (tiny 40, 7b 12)")
+    parser.add_argument("--text_tokens", type=int, help="per item (tiny 18, 7b 128)")
+    parser.add_argument("--image_tokens", type=int, help="per item, after merging (tiny 1, 7b 1024); 0: no image")
+    parser.add_argument("--audio_tokens", type=int, help="per item, 40 ms each (tiny 25, 7b 750); 0: no sound")
+    parser.add_argument("--probe_layer", type=int, help="after_probe trains the layers above it (tiny 5 of 8, 7b 17 of 28)")
+    parser.add_argument("--layers", type=int, help="decoder layers, to try a smaller model")
+    parser.add_argument("--rank", type=int, default=16, help="of the adapters")
+    parser.add_argument("--retain_share", type=float, default=TrainConfig().retain_share, help="share of retain items among targets")
+    parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    names = ("batch", "repeats", "text_tokens", "image_tokens", "audio_tokens", "probe_layer")
+    for name, default in zip(names, DEFAULTS[args.size], strict=True):
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+
+    transformers.logging.set_verbosity_error()
+    torch.manual_seed(0)
+    device = torch.device(args.device)
+    base = build_base(args.size, args.layers, device).requires_grad_(False)
+    n_layers = len(decoder_layers(base))
+    if not 1 <= args.probe_layer < n_layers:
+        parser.error(f"--probe_layer {args.probe_layer}: the model has layers 1..{n_layers}, and some must remain above the probe")
+    synthetic = Synthetic(model=base, text_tokens=args.text_tokens, image_tokens=args.image_tokens, audio_tokens=args.audio_tokens)
+    batches = make_batches(synthetic, args.batch, 2 if args.size == "7b" else 4, args.retain_share, device)
+    setting = {
+        "size": args.size,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} thread(s)",
+        "torch": torch.__version__,
+        "dtype": str(next(base.parameters()).dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in base.parameters()),
+        "layers": n_layers,
+        "tokens": synthetic.length,
+        "load_average": round(os.getloadavg()[0], 2),
+        **{k: getattr(args, k) for k in (*names, "rank", "retain_share", "gradient_checkpointing")},
+    }
+    for name, value in setting.items():
+        print(f"{name.replace('_', ' ')}: {value}")
+
+    def build(name: str) -> Variant:
+        return Variant(name, base, args.probe_layer, args.rank, args.gradient_checkpointing)
+
+    memory: dict[str, tuple[int, int]] = {}
+    for name in VARIANTS:
+        memory[name] = peak_memory(build(name), batches[0], device)
+        gc.collect()
+    variants = {name: build(name) for name in VARIANTS}
+    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    draw, warm_up = np.random.default_rng(0), 2
+    for repeat in range(-warm_up, args.repeats):
+        for name in draw.permutation(list(VARIANTS)):
+            taken = timed(variants[name], batches[repeat % len(batches)], device)
+            if repeat >= 0:
+                seconds[name].append(taken)
+
+    result: dict[str, Any] = {"setting": setting, "variants": {}, "ratios": {}}
+    console = Console(width=120)  # one line per row in logs too
+    table = Table("variant", "LoRA layers", "trained", "step, ms", "quartiles", "peak, MB", "of it the step's, MB")
+    for name, (objective, where) in VARIANTS.items():
+        spread = quartiles(1000 * np.array(seconds[name]))
+        total, height = (round(m / 1e6, 2) for m in memory[name])
+        trained = sum(p.numel() for p in variants[name].trained)
+        result["variants"][name] = {"milliseconds": spread, "peak_mb": total, "step_mb": height, "trained": trained}
+        between = f"{spread['lower_quartile']:.1f}-{spread['upper_quartile']:.1f}"
+        table.add_row(objective, where, f"{trained:,}", f"{spread['median']:.1f}", between, f"{total:,.1f}", f"{height:,.1f}")
+    console.print(table)
+    table = Table("ratio", "at most", "time", "quartiles", "peak memory", "the step's memory")
+    for label, (above, below, limit) in RATIOS.items():
+        spread = quartiles(np.array(seconds[above]) / np.array(seconds[below]))
+        total, height = (memory[above][i] / memory[below][i] for i in (0, 1))
+        result["ratios"][label] = {"time": spread, "peak_memory": round(total, 4), "step_memory": round(height, 4), "at_most": limit}
+        between = f"{spread['lower_quartile']:.3f}-{spread['upper_quartile']:.3f}"
+        table.add_row(label, f"{limit:g}", f"{spread['median']:.3f}", between, f"{total:.3f}", f"{height:.3f}")
+    console.print(table)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

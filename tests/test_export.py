@@ -1,0 +1,180 @@
+"""What a run leaves behind: exports that reproduce what was measured, and a run that is not computed twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import yaml
+from safetensors.torch import load_file, save_file
+
+from gapclose import observe
+from gapclose.cli import main
+from gapclose.config import parse_config
+from gapclose.export import load_adapter, verify, verify_in_fresh_process
+from gapclose.items import read_items
+from gapclose.models import LoadedModel
+from gapclose.observe import Wanted, forward_batches, plan_batches, read_observations
+from gapclose.report import read_records, show, summarise
+from gapclose.trainer import GapTrainer
+
+
+@pytest.fixture
+def copied(tiny_run, tmp_path) -> Path:
+    """A finished run that a test may damage."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def with_merged(tiny_run, tmp_path_factory) -> Path:
+    """The run with its merged export, written again by `gapclose export`."""
+    directory = tmp_path_factory.mktemp("merged") / "run"
+    shutil.copytree(tiny_run, directory)
+    shutil.rmtree(directory / "adapter")
+    arguments = ["--config", str(directory / "config.yaml"), "--run_dir", str(directory), "--export.merged", "true", "--export.verify", "false"]
+    assert main(["export", *arguments]) == 0
+    return directory
+
+
+def test_the_run_has_verified_its_adapter_in_a_fresh_process(tiny_run):
+    """On whole batches, with no difference on the machine that measured."""
+    verified = json.loads((tiny_run / "adapter" / "verified.json").read_text())
+    assert verified["adapter"]["items"] == 64 and verified["adapter"]["largest_difference"] < 1e-4
+
+
+def test_both_exports_reproduce_what_was_measured(with_merged, tiny_run):
+    """The adapter exactly, the merged weights but for rounding."""
+    found = verify(with_merged)
+    assert found["adapter"]["largest_difference"] < 1e-5 and found["merged"]["largest_difference"] < 1e-4
+    first, second = (load_file(d / "adapter" / "adapter_model.safetensors") for d in (tiny_run, with_merged))
+    assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_the_merged_export_is_an_ordinary_checkpoint(with_merged, tiny_config):
+    """Loaded by transformers alone, it gives every stored score of the adapted model."""
+    config = parse_config(["--config", str(tiny_config)])
+    model = transformers.AutoModelForMultimodalLM.from_pretrained(with_merged / "merged").eval()
+    processor = transformers.AutoProcessor.from_pretrained(with_merged / "merged")
+    loaded = LoadedModel(model=model, processor=processor, path="", fingerprint="")
+    items = read_items(config.data.path).select(split="test")
+    stored = read_observations(with_merged / "observations" / "adapted-test")
+    batches = plan_batches(items.items, config.observe.batch_size)
+    seen = forward_batches(loaded, batches, loaded.media(items), config.observe, Wanted(generate=True)).take(stored.ids)
+    torch.testing.assert_close(seen.scores, stored.scores, atol=1e-4, rtol=0)
+    assert seen.answers == stored.answers
+    base = read_observations(with_merged / "observations" / "base-test", stored.ids)
+    finite = torch.isfinite(base.scores)
+    assert (base.scores - stored.scores)[finite].abs().max() > 0.1
+
+
+def damage(kind: str, directory: Path) -> None:
+    path = directory / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    first = sorted(tensors)[0]
+    if kind == "corrupt":
+        tensors[first] = tensors[first] + 0.5
+    if kind == "zero":
+        tensors = {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in tensors.items()}
+    if kind == "lost":
+        del tensors[first]
+    if kind == "renamed":
+        tensors = {k.replace("language_model", "thinker.language_model"): v for k, v in tensors.items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("corrupt", r"adapter: option scores differ by up to [0-9.e+]+ nats from those measured \(tolerance 0.001\)"),
+        ("zero", "adapter: every lora_B is zero; the adapter changes nothing"),
+        ("lost", "adapter: 1 adapter keys were not applied"),
+        ("renamed", "adapter keys were not applied, e.g. .* was it trained on another model class"),
+    ],
+)
+def test_a_damaged_adapter_does_not_pass(copied, kind, message):
+    """Whatever the damage, with a message that tells it."""
+    damage(kind, copied)
+    with pytest.raises(ValueError, match=message):
+        verify(copied)
+
+
+def test_the_fresh_process_tells_what_is_wrong(copied):
+    """Its own message, without a traceback."""
+    damage("zero", copied)
+    with pytest.raises(ValueError, match="does not reproduce what was measured:\n.*every lora_B is zero") as error:
+        verify_in_fresh_process(copied)
+    assert "Traceback" not in str(error.value)
+
+
+def test_verification_copes_with_items_of_other_option_counts_beyond_the_verified_ones(copied, tiny_config):
+    """The stored table is as wide as the longest list of the whole split, the verified batches may be narrower."""
+    directory = copied / "observations" / "adapted-test"
+    for shard in directory.glob("shard-*.safetensors"):
+        with observe.safe_open(shard, framework="pt") as file:
+            tensors, meta = {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
+        tensors["scores"] = torch.nn.functional.pad(tensors["scores"], (0, 3), value=-torch.inf)
+        save_file(tensors, shard, metadata=meta)
+    assert verify(copied)["adapter"]["items"] == 64
+
+
+def test_the_adapter_is_the_best_epochs(tiny_run):
+    """The epoch named in the summary, bit for bit as it was saved after that epoch."""
+    summary = summarise(tiny_run)
+    kept = load_file(tiny_run / "checkpoints" / f"epoch-{summary['epoch']}" / "adapter_model.safetensors")
+    exported = load_file(tiny_run / "adapter" / "adapter_model.safetensors")
+    assert kept.keys() == exported.keys() and all(torch.equal(kept[k], exported[k]) for k in kept)
+    val = {r["epoch"]: r for r in read_records(tiny_run) if r["stage"].startswith("epoch-")}
+    within = {e: r["action"]["balanced"]["value"] for e, r in val.items() if r["change"]["standard_drop"]["value"] <= 0.05}
+    if within:
+        assert within[summary["epoch"]] == max(within.values())
+
+
+def test_the_model_card_holds_the_evidence(tiny_run):
+    """Figures with intervals, numbers of clips and items, the state, the settings; the same as in evidence.json."""
+    card, summary = (tiny_run / "adapter" / "README.md").read_text(), summarise(tiny_run)
+    assert json.loads((tiny_run / "adapter" / "evidence.json").read_text()) == summary
+    for key in ("balanced", "standard_accuracy", "rejection", "false_alarm", "auroc", "retention"):
+        assert f"| {show(summary['base'][key])} | {show(summary['adapted'][key])} |" in card
+    assert f"{summary['n_clips']} clips, {summary['n_items']} items" in card and f"state: {summary['state']}" in card
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["library_name"] == "peft" and "gapclose" in header["tags"]
+
+
+def test_no_pickle_is_left_in_what_is_shared(with_merged):
+    """Adapter, merged model, probes, targets and observations are safetensors and JSON."""
+    for folder in ("adapter", "merged", "probes", "observations"):
+        kinds = {p.suffix for p in (with_merged / folder).rglob("*") if p.is_file()}
+        assert kinds <= {".safetensors", ".json", ".md", ".jinja"}, folder
+    assert sorted(p.name for p in with_merged.glob("*.safetensors")) == ["targets.safetensors"]
+
+
+def test_the_same_command_again_computes_nothing_and_gives_the_same_figures(copied, tiny_config, monkeypatch):
+    """No forward, no step; the record of truth keeps every byte."""
+    before, summary = (copied / "gap.jsonl").read_bytes(), summarise(copied)
+    adapter = load_file(copied / "adapter" / "adapter_model.safetensors")
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("nothing should be computed")
+
+    monkeypatch.setattr(observe, "_forward", refuse)
+    monkeypatch.setattr(GapTrainer, "training_step", refuse)
+    assert main(["close", "--config", str(tiny_config), "--run_dir", str(copied), "--export.verify", "false"]) == 0
+    assert summarise(copied) == summary and (copied / "gap.jsonl").read_bytes() == before
+    again = load_file(copied / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(adapter[k], again[k]) for k in adapter)
+
+
+def test_other_settings_in_the_same_directory_are_refused(copied, tiny_config, capsys):
+    """By name, with both values; what changes no number may differ."""
+    assert main(["close", "--config", str(tiny_config), "--run_dir", str(copied), "--targets.gate", "0.5"]) == 2
+    assert "targets.gate: 0.8 there, 0.5 now" in capsys.readouterr().err
+
+
+def test_a_loaded_adapter_is_in_eval_mode_and_applied(tiny_run, tiny_config):
+    """As a user would load it."""
+    loaded = load_adapter(parse_config(["--config", str(tiny_config)]), tiny_run / "adapter")
+    assert not loaded.model.training and any("lora_B" in n and p.abs().max() > 0 for n, p in loaded.model.named_parameters())

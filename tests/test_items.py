@@ -1,0 +1,160 @@
+"""Item sets: what is read back, and what is said about a set that is wrong."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from gapclose.errors import Problems
+from gapclose.items import Item, ItemSet, Option, check_splits_filled, read_items, write_items
+
+ODD, LIE = {"text": "odd", "concept": "standard"}, {"text": "unseen", "concept": "false"}
+HEADER = {"name": "few", "concepts": ["standard", "false"], "alarm": ["false"]}
+
+
+def row(ident: str, **changes) -> dict:
+    """A line of items.jsonl that is right but for ``changes``."""
+    plain = {"id": ident, "clip": f"clip-{ident}", "split": "fit", "modality": "vision", "options": [ODD, LIE], "gold": "odd"}
+    return plain | {"messages": [{"role": "user", "content": "Odd?"}]} | changes
+
+
+def put(directory, *lines, header=HEADER):
+    """Write a set; a line is an object or raw text."""
+    directory.mkdir(exist_ok=True)
+    (directory / "set.json").write_text(header if isinstance(header, str) else json.dumps(header))
+    (directory / "items.jsonl").write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return directory
+
+
+def complaint(directory) -> str:
+    """The message of the error that reading raises."""
+    with pytest.raises(ValueError) as caught:
+        read_items(directory)
+    return str(caught.value)
+
+
+ITEM_FAULTS = {
+    "option without a concept": ({"options": [{"text": "odd"}, LIE]}, ["option 'odd' has no concept", "name one of ['standard', 'false']"]),
+    "undeclared concept": ({"options": [{"text": "odd", "concept": "maybe"}, LIE]}, ["'odd' expresses 'maybe'", "set.json", "'standard'"]),
+    "option without text": ({"options": [{"text": " ", "concept": "false"}, ODD]}, ["has no text"]),
+    "gold not among the options": ({"gold": "even"}, ["gold 'even' is not among the options ['odd', 'unseen']", "letter for letter"]),
+    "the same option twice": ({"options": [ODD, ODD]}, ["options ['odd', 'odd'] repeat a text"]),
+    "one option": ({"options": [ODD]}, ["options is [", "at least two"]),
+    "options of another type": ({"options": "odd"}, ["options is 'odd'"]),
+    "no such split": ({"split": "dev"}, ["split 'dev' is not one of ['fit', 'train', 'val', 'test']"]),
+    "no such purpose": ({"purpose": "fun"}, ["purpose 'fun' is not one of ['gap', 'transfer', 'retain']"]),
+    "empty clip": ({"clip": ""}, ["clip is ''", "non-empty string"]),
+    "modality of another type": ({"modality": 3}, ["modality is 3"]),
+    "unknown key": ({"question": "parity"}, ["unknown keys ['question']", "`tags`"]),
+    "tags of another type": ({"tags": ["a"]}, ["tags is ['a']", "object of strings"]),
+    "no messages": ({"messages": []}, ["messages is []", "{role, content}"]),
+    "message without content": ({"messages": [{"role": "user"}]}, ["needs `role` and `content`"]),
+    "unknown part": ({"messages": [{"role": "user", "content": [{"type": "smell", "path": "x"}]}]}, ["'smell'", "one of ['text', 'image'"]),
+    "image without a path": ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, ["'image'", "`text` or `path`"]),
+}
+
+
+@pytest.mark.parametrize("fault", ITEM_FAULTS)
+def test_a_faulty_item_is_named_with_file_line_id_value_and_remedy(tmp_path, fault):
+    """Every fault of one item gives one message that says where it is and what to do."""
+    changes, says = ITEM_FAULTS[fault]
+    message = complaint(put(tmp_path, row("a"), row("b", **changes)))
+    assert message.startswith(f"1 problem with the item set {tmp_path}")
+    for part in (f"{tmp_path / 'items.jsonl'}:2: item 'b'", *says):
+        assert part in message, message
+
+
+SET_FAULTS = {
+    "not JSON": ([row("a"), '{"id": "b",'], ["items.jsonl:2: not JSON", "one JSON object per line"]),
+    "not an object": ([row("a"), "[1]"], ["items.jsonl:2: holds list, not an object"]),
+    "duplicate id": ([row("a"), row("c"), row("a")], ["items.jsonl:3: item id 'a' was already used on line 1", "its own id"]),
+    "a clip in two splits": (
+        [row("a", clip="x"), row("b", clip="x", split="test")],
+        ["clip 'x' is in several splits: fit (item 'a', line 1), test (item 'b', line 2)", "in one split"],
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", SET_FAULTS)
+def test_a_faulty_set_is_named(tmp_path, fault):
+    """Faults between lines name the lines."""
+    lines, says = SET_FAULTS[fault]
+    message = complaint(put(tmp_path, *lines))
+    assert all(part in message for part in says), message
+
+
+HEADER_FAULTS = {
+    "not JSON": ("{", ["set.json: not JSON", "mend the syntax"]),
+    "a list": ([], ["set.json: holds list"]),
+    "one concept": ({"concepts": ["standard"]}, ["concepts ['standard'] must be two or more"]),
+    "a string": ({"concepts": "standard"}, ["concepts is 'standard'", "list of names"]),
+    "objects": ({"concepts": [{"a": 1}, {"b": 2}]}, ["concepts is [{'a': 1}", "list of names"]),
+    "foreign alarm": (HEADER | {"alarm": ["fals"]}, ["alarm concept 'fals' is not among the concepts ['standard', 'false']"]),
+    "alarms only": (HEADER | {"alarm": ["standard", "false"]}, ["every concept is an alarm"]),
+}
+
+
+@pytest.mark.parametrize("fault", HEADER_FAULTS)
+def test_a_faulty_header_is_named_and_told_once(tmp_path, fault):
+    """A wrong set.json is one problem, not one per option of every item."""
+    header, says = HEADER_FAULTS[fault]
+    message = complaint(put(tmp_path, row("a"), row("b"), header=header))
+    assert all(part in message for part in says), message
+    assert "expresses" not in message or fault == "one concept"
+
+
+def test_missing_files_and_other_encodings_are_named(tmp_path):
+    """A missing directory names both files; a file in another encoding is no traceback."""
+    message = complaint(tmp_path / "nowhere")
+    assert "set.json: no such file" in message and "items.jsonl: no such file" in message and "docs/your-data.md" in message
+    directory = put(tmp_path / "latin", row("a"))
+    (directory / "items.jsonl").write_bytes(json.dumps(row("a", gold="ö"), ensure_ascii=False).encode("latin-1"))
+    assert "items.jsonl: not UTF-8" in complaint(directory)
+
+
+def test_every_fault_is_in_one_message(tmp_path):
+    """All faulty lines are told together, with their count, and many are cut to fifty."""
+    lines = [row(str(n), gold="even") for n in range(60)]
+    message = complaint(put(tmp_path, *lines, "{"))
+    assert message.startswith("61 problems with") and "... and 11 more" in message and message.count("\n") == 51
+
+
+def test_written_sets_read_back(tmp_path):
+    """Round trip with unlabelled items, tags, blank lines and line separators inside a text."""
+    text = "one\u2028two\x85three\nfour \x0c \N{SNOWMAN}"
+    options = [Option(text="odd", concept="standard"), Option(text="unseen", concept="false")]
+    common = {"split": "fit", "modality": "vision", "options": options, "messages": [{"role": "user", "content": text}]}
+    items = (
+        Item(id="a", clip="x", gold=1, tags={"question": "parity"}, purpose="retain", **common),
+        Item(id="b", clip="x", **common),
+    )
+    made = ItemSet(root=tmp_path, name="few", concepts=("standard", "false"), alarm=("false",), items=items)
+    write_items(made, tmp_path)
+    with (tmp_path / "items.jsonl").open("a") as handle:
+        handle.write("\n  \n")
+    assert read_items(tmp_path) == made
+    assert made.items[0].concept == "false" and made.items[1].concept is None
+
+
+def test_selecting_and_hiding_labels(digits):
+    """Selections keep the order; unlabelled items carry no gold, and labels change no fingerprint."""
+    fit = digits.select(split="fit", purpose="gap")
+    assert [i.id for i in fit] == [i.id for i in digits if i.split == "fit" and i.purpose == "gap"]
+    assert len(digits.select(split="test", purpose=("gap", "retain"))) == sum(i.split == "test" and i.purpose != "transfer" for i in digits)
+    hidden = fit.unlabelled()
+    assert {i.gold for i in hidden} == {None} and fit.items[0].gold is not None
+    assert hidden.fingerprint() == fit.fingerprint() != digits.fingerprint()
+    assert fit.items[0].media == [("image", "media/fit-000.png"), ("audio", "media/fit-000.wav")]
+
+
+def test_splits_that_a_job_needs(digits):
+    """An empty split, a missing label and a missing concept are each named."""
+    problems = Problems("the set")
+    items = [replace(i, gold=None) if i.id.startswith("val-000") else i for i in digits if i.split != "train"]
+    items = [i for i in items if not (i.split == "fit" and i.concept == "false_audio")]
+    needs = {"fit": True, "train": False, "val": True, "test": True}
+    check_splits_filled(replace(digits, items=tuple(items)), needs, problems)
+    fit, train, val = problems.messages
+    assert "split 'fit' has no item whose gold expresses 'false_audio'" in fit
+    assert "split 'train' has no items with purpose 'gap'" in train
+    assert "split 'val' needs labels, but 4 items have no gold option, e.g. ['val-000/" in val

@@ -1,0 +1,174 @@
+"""Launches: what a command line asks for, and mis-launches that would otherwise be silent."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from gapclose import launch
+from gapclose.launch import Asked, asked_for, check_launch, find_request, kind_given, kind_of
+
+ROOT = Path(__file__).parent.parent
+DDP = str(ROOT / "launch" / "ddp.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _no_default_file(monkeypatch):
+    """What somebody's `accelerate config` wrote on this machine is no part of the tests."""
+    monkeypatch.setattr("accelerate.commands.config.default_config_file", "/nowhere/default_config.yaml")
+
+
+@pytest.fixture
+def fsdp(tmp_path) -> str:
+    path = tmp_path / "fsdp.yaml"
+    path.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nnum_processes: 4\nfsdp_config: {fsdp_version: 2}\n")
+    return str(path)
+
+
+@pytest.fixture
+def multi_cpu(tmp_path) -> str:
+    path = tmp_path / "cpu.yaml"
+    path.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n")
+    return str(path)
+
+
+SCRIPT = "recipes/close.py --config x.yaml --config_file y.yaml --num_processes 9 --use_fsdp --cpu"
+COMMANDS = {  # after `accelerate launch` -> processes, kind
+    "": (None, None),
+    "--cpu --num_processes 2": (2, None),
+    "--num_processes=2 --cpu": (2, None),
+    "--num-processes 3": (3, None),
+    "--cpu --quiet": (None, None),
+    "--multi_gpu --num_processes 8": (8, "ddp"),
+    "--config_file {ddp}": (2, "ddp"),
+    "--config_file={ddp}": (2, "ddp"),
+    "--config_file {ddp} --num_processes 8 --mixed_precision no": (8, "ddp"),
+    "--config_file {multi_cpu} --cpu": (2, "ddp"),
+    "--config_file {multi_cpu}": (2, "ddp"),
+    "--config_file {fsdp}": (4, "fsdp"),
+    "--config-file={fsdp} --num_processes=2": (2, "fsdp"),
+    "--use_fsdp --num_processes 2": (2, "fsdp"),
+    "--use_deepspeed --config_file {ddp}": (2, "deepspeed"),
+    "--config_file /nowhere.yaml": (None, None),
+}
+PREFIXES = (
+    "accelerate launch",
+    "/venv/bin/python3 /venv/bin/accelerate launch",
+    "accelerate-launch",
+    "python -m accelerate.commands.launch",
+    "python -m accelerate.commands.accelerate_cli launch",
+    "/usr/bin/timeout 60 accelerate launch",
+)
+
+
+@pytest.mark.parametrize("options", COMMANDS)
+def test_what_a_command_line_asks_for(options, fsdp, multi_cpu):
+    """Flags without values, both spellings of options, and files; what follows the script is the script's."""
+    words = options.format(ddp=DDP, fsdp=fsdp, multi_cpu=multi_cpu).split()
+    asked = asked_for(["accelerate", "launch", *words, *SCRIPT.split()])
+    assert asked is not None and (asked.processes, asked.kind) == COMMANDS[options]
+    assert asked.source.startswith("the `accelerate launch` command")
+    assert ("(with /" in asked.source) == ("file" in options)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_every_way_to_start_the_launcher_is_known(prefix):
+    """The script, its module and the older entry point, also with ``-m`` for the program itself."""
+    for program in ("recipes/close.py", "-m gapclose.cli"):
+        assert asked_for([*prefix.split(), "--num_processes", "2", *program.split(), "--cpu"]) == Asked(
+            processes=2, source="the `accelerate launch` command"
+        )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "python recipes/close.py --config launch",
+        "accelerate config",
+        "torchrun --nproc_per_node 2 close.py",
+        "bash launch accelerate",
+        "python accelerate/train.py launch",
+    ],
+)
+def test_other_commands_are_no_launch(command):
+    """Words that only look alike are left alone."""
+    assert asked_for(command.split()) is None
+
+
+def test_the_default_file_of_accelerate_counts(monkeypatch, fsdp):
+    """What `accelerate config` wrote is what a launch without a file asks for, except with --cpu, as accelerate has it."""
+    monkeypatch.setattr("accelerate.commands.config.default_config_file", fsdp)
+    assert asked_for(["accelerate", "launch", "x.py"]).kind == "fsdp"
+    assert asked_for(["accelerate", "launch", "--cpu", "x.py"]) == Asked(source="the `accelerate launch` command")
+
+
+def test_the_nearest_launch_among_the_parents_is_read(monkeypatch):
+    """Else the size that torchrun and Slurm put into the environment."""
+    shell, gone = SimpleNamespace(cmdline=lambda: ["bash"]), SimpleNamespace(cmdline=lambda: (_ for _ in ()).throw(psutil.NoSuchProcess(1)))
+    near, far = (SimpleNamespace(cmdline=lambda n=n: ["accelerate", "launch", "--num_processes", n, "x.py"]) for n in ("2", "3"))
+    parents = [gone, shell, near, far]
+    monkeypatch.setattr(launch.psutil, "Process", lambda: SimpleNamespace(parents=lambda: parents))
+    assert find_request().processes == 2
+    parents[:] = [shell]
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert find_request() == Asked(source="WORLD_SIZE")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert find_request() == Asked(processes=4, source="WORLD_SIZE")
+
+
+def test_kinds():
+    """accelerate's many names for plain data parallelism are one kind."""
+    for name in ("NO", "MULTI_CPU", "MULTI_GPU", "DistributedType.MULTI_GPU", "multi_xpu"):
+        assert kind_of(name) == "ddp"
+    assert kind_of("FSDP") == kind_of("DistributedType.FSDP") == "fsdp"
+
+
+def test_the_kind_that_the_launcher_gave(monkeypatch):
+    """accelerate tells sharding through the environment, and drops it on CPUs."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    kinds = {t: kind_given(SimpleNamespace(distributed_type=f"DistributedType.{t}")) for t in ("MULTI_GPU", "MULTI_CPU", "NO")}
+    assert kinds == {"MULTI_GPU": "fsdp", "MULTI_CPU": "ddp", "NO": "ddp"}
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    assert kind_given(SimpleNamespace(distributed_type="DistributedType.MULTI_GPU")) == "ddp"
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (Asked(processes=2, source="launch/ddp.yaml"), ["launch/ddp.yaml asks for 2 processes, and this one sees 1"]),
+        (Asked(processes=1, kind="fsdp", source="fsdp.yaml"), ["fsdp.yaml asks for fsdp, and the launcher gave ddp"]),
+    ],
+)
+def test_a_mis_launch_is_refused_with_the_remedy(asked, says):
+    """Too few processes and another kind of distribution are errors that say how to launch."""
+    with pytest.raises(ValueError) as caught:
+        check_launch(asked)
+    for part in (*says, "ACCELERATE_USE_CPU=true accelerate launch --config_file launch/ddp.yaml", "torch.cuda.device_count()"):
+        assert part in str(caught.value)
+
+
+def test_a_launch_that_is_what_was_asked_for_passes(capsys):
+    """And is printed."""
+    state = check_launch(Asked(processes=1, kind="ddp", source="x"))
+    assert state.num_processes == 1 and "running on 1 process (ddp, cpu)" in capsys.readouterr().out
+
+
+def test_sharding_is_refused_where_it_is_what_was_given(monkeypatch):
+    """An FSDP launch that works as asked is still none that adapters are trained under."""
+    monkeypatch.setattr(launch, "kind_given", lambda state: "fsdp")
+    with pytest.raises(ValueError, match=r"fsdp, which is not supported yet.*launch/ddp.yaml"):
+        check_launch(Asked(processes=1, kind="fsdp", source="fsdp.yaml"))
+
+
+def test_a_real_launch_of_one_process_where_two_were_asked_for_is_refused(tmp_path):
+    """`accelerate launch --cpu --num_processes 2` starts one process without a word; ours says it."""
+    (tmp_path / "job.py").write_text("import sys; from gapclose import cli, launch; sys.exit(cli.guarded(launch.check_launch))")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", str(tmp_path / "job.py")]
+    result = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "error: the `accelerate launch` command asks for 2 processes, and this one sees 1. On CPUs:" in result.stderr

@@ -1,0 +1,168 @@
+"""One measurement from planted observations: which figure comes from where, and the state that follows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gapclose.gap import GapConfig, Labels
+from gapclose.items import Item, ItemSet, Option
+from gapclose.measure import make_record, measure, text_control
+from gapclose.observe import Observations
+from gapclose.probes import FrozenProbe, fit_linear
+
+CONCEPTS, ALARM = ("standard", "false_vision", "false_audio"), ("false_vision", "false_audio")
+CONFIG = GapConfig(replicates=100)
+OPTIONS = [("odd", "standard"), ("even", "standard"), ("unseen", "false_vision"), ("unheard", "false_audio")]
+WIDTH = 8
+
+
+def item(clip: int, modality: str, false: bool, purpose: str = "gap", split: str = "test") -> Item:
+    """The text gives the modality away and nothing else; a retain item has more options than the others."""
+    options = [*OPTIONS, ("none", "standard")] if purpose == "retain" else OPTIONS
+    gold = (2 if modality == "vision" else 3) if false else clip % 2
+    return Item(
+        id=f"{split}-{clip}/{purpose}-{modality}-{false}", clip=f"{split}-{clip}", split=split, modality=modality, purpose=purpose,
+        messages=[{"role": "user", "content": f"About {modality}: {'oe'[clip % 2]}?"}],
+        options=[Option(text=t, concept=c) for t, c in options], gold=gold,
+    )  # fmt: skip
+
+
+def item_set(split: str = "test", clips: int = 30) -> ItemSet:
+    items = [item(c, m, f, split=split) for c in range(clips) for m in ("vision", "audio") for f in (False, True)]
+    if split == "test":
+        items += [item(c, "vision", False, "retain") for c in range(clips)]
+        items += [item(c, "vision", f, "transfer") for c in range(clips) for f in (False, True)]
+    return ItemSet(root=Path(), name="planted", concepts=CONCEPTS, alarm=ALARM, items=tuple(items))
+
+
+ITEMS = item_set()
+
+
+def residuals(items: ItemSet, strength: float, seed: int) -> torch.Tensor:
+    """(N, D): the first dimensions carry the concept."""
+    noise = torch.randn(len(items), WIDTH, generator=torch.Generator().manual_seed(seed))
+    index = torch.tensor([CONCEPTS.index(i.concept) for i in items])
+    return noise + strength * torch.nn.functional.one_hot(index, WIDTH)
+
+
+def probe(layer: int, family: str = "logistic") -> FrozenProbe:
+    fit = item_set("fit", 60)
+    y = np.array([CONCEPTS.index(i.concept) for i in fit])
+    mean, scale, weight, bias = fit_linear(residuals(fit, 3.0, seed=9).double().numpy(), y, family, 0.1)
+    return FrozenProbe(
+        mean=mean, scale=scale, weight=weight, bias=bias, temperature=1.0, layer=layer, family=family, strength=0.1, concepts=CONCEPTS
+    )
+
+
+def observed(*, honest: float, content: float = 1.0, garbled: float = 0.0, knows: float = 3.0, seen: bool = True) -> Observations:
+    """The share ``honest`` of false premises is rejected, ``content`` of the rest answered right; ``garbled`` answers do not parse.
+
+    ``knows`` is the strength of the concept in the residuals; unless ``seen``, it lies where the frozen probe does not look.
+    """
+    rng, states = np.random.default_rng(0), residuals(ITEMS, knows, seed=0)
+    scores, answers = np.full((len(ITEMS), 5), -np.inf), []
+    for n, i in enumerate(ITEMS):
+        says = i.gold if rng.random() < (honest if i.concept != "standard" else content) else 1 - int(i.clip[-1]) % 2
+        scores[n, : len(i.options)] = rng.normal(scale=0.1, size=len(i.options)) + 4 * np.eye(len(i.options))[says]
+        answers.append("?!" if rng.random() < garbled else f" {i.options[says].text}\n")
+    moved = states if seen else states.flip(1)
+    return Observations(
+        ids=[i.id for i in ITEMS], residuals={2: moved, 4: residuals(ITEMS, knows, seed=50)}, scores=torch.tensor(scores), answers=answers
+    )
+
+
+def measured(**planted):
+    return measure(ITEMS, observed(**planted), probe(2), probe(4, "mean_difference"), CONFIG, folds=3, seed=0)
+
+
+@pytest.fixture(scope="module")
+def base():
+    """A model that never rejects a premise and knows better."""
+    return measured(honest=0.0)
+
+
+def test_every_figure_comes_from_its_own_items(base):
+    """Gap items overall and by modality, transfer and retain items apart; generated answers beside scored ones."""
+    assert (base.n_items, base.n_clips) == (120, 30) and sorted(base.modality) == ["audio", "vision"]
+    assert base.overall["action.standard_accuracy"][0] == 1 and base.overall["action.rejection"][0] == 0
+    assert base.overall["action.balanced"][0] == pytest.approx(0.5)
+    assert base.overall["generated.balanced_lenient"][0] == pytest.approx(0.5) and base.parse_rate == 1
+    assert base.retention is not None and base.retention[0] == 1
+    assert base.transfer is not None and base.transfer["action.balanced"][0] == pytest.approx(0.5)
+    reading = probe(2).read(observed(honest=0.0).residuals[2])
+    right = {c: reading.argmax(1) == k for k, c in enumerate(CONCEPTS)}
+    for scope, found in base.modality.items():
+        mine = [(n, i.concept) for n, i in enumerate(ITEMS) if i.purpose == "gap" and i.modality == scope]
+        cells = [[right[c][n] for n, concept in mine if concept == c] for c in ("standard", f"false_{scope}")]
+        assert found["reading.balanced"][0] == pytest.approx(np.mean([np.mean(cell) for cell in cells]))
+    assert base.overall["fresh_probe.balanced"][0] > 0.8 and base.overall["sentinel_probe.balanced"][0] > 0.8
+
+
+def test_generated_answers_are_judged_as_text():
+    """An answer that does not parse is no option, and so is wrong; the scored action does not care."""
+    found = measured(honest=1.0, garbled=0.5)
+    assert found.overall["action.balanced"][0] == 1
+    assert found.overall["generated.balanced_lenient"][0] == pytest.approx(found.parse_rate, abs=0.1) and found.parse_rate < 0.6
+
+
+@pytest.mark.parametrize(
+    ("planted", "state"),
+    [
+        ({"honest": 0.0}, "blocked"),
+        ({"honest": 0.5}, "open"),
+        ({"honest": 1.0}, "closed"),
+        ({"honest": 1.0, "content": 0.7}, "over-rejecting"),
+        ({"honest": 1.0, "seen": False}, "moved"),
+        ({"honest": 1.0, "knows": 0.0}, "lost"),
+        ({"honest": 1.0, "garbled": 0.3}, "collapsed"),
+    ],
+)
+def test_records_tell_the_state_of_planted_models(base, planted, state):
+    """All seven, from observations; and every record is strict JSON."""
+    now = measured(**planted)
+    record = json.loads(json.dumps(make_record("epoch-1/val", 1, now, base, CONFIG, 0), allow_nan=False))
+    assert record["state"] == state
+    assert record["change"]["closure"]["value"] == pytest.approx(
+        (now.overall["action.balanced"][0] - 0.5) / (base.overall["reading.balanced"][0] - 0.5)
+    )
+    shift = (observed(**planted).residuals[2] - observed(honest=0.0).residuals[2]).abs().max()
+    assert record["frozen_probe_shift"] == pytest.approx(float(shift))
+    assert set(record["change"]["by_modality"]) == {"vision", "audio"} and "closure" in record["change"]["transfer"]
+
+
+def test_the_base_is_open_when_it_reads_more_than_it_says(base):
+    """Its record has no change to tell of."""
+    record = make_record("base/test", 0, base, None, CONFIG, 0)
+    assert record["state"] == "open" and "change" not in record and record["retention"]["value"] == 1
+    assert record["gap"]["balanced"]["value"] == pytest.approx(base.overall["reading.balanced"][0] - 0.5)
+
+
+def test_a_gap_is_real_only_where_the_reading_beats_the_text(base):
+    """Once the words give the concept away, the same reading proves nothing."""
+    fit = item_set("fit", 60)
+    honest = text_control(fit, ITEMS, base, CONFIG, folds=3, seed=0)
+    assert honest["real"] == {"all": True, "vision": True, "audio": True}
+    assert honest["majority"]["all"]["value"] == pytest.approx(0.5)
+    assert honest["text_only"]["vision"]["value"] == pytest.approx(0.5, abs=0.05)
+
+    def telling(items: ItemSet) -> ItemSet:
+        tell = {"standard": "yes", "false_vision": "never", "false_audio": "no"}
+        mark = [replace(i, messages=[{"role": "user", "content": f"{i.text} {tell[i.concept]}"}]) for i in items]
+        return replace(items, items=tuple(mark))
+
+    leaky = text_control(telling(fit), telling(ITEMS), base, CONFIG, folds=3, seed=0)
+    assert leaky["real"] == {"all": False, "vision": False, "audio": False} and leaky["text_only"]["all"]["value"] == 1
+    difference = base.overall["reading.balanced"][0] - 1
+    assert leaky["reading_minus_text"]["all"]["value"] == pytest.approx(difference)
+
+
+def test_labels_are_needed():
+    """Items without gold cannot be measured."""
+    with pytest.raises(ValueError, match="items have no gold option"):
+        Labels.of(ITEMS.unlabelled())

@@ -1,0 +1,142 @@
+"""Media: every kind of broken file is named before a model loads; whole ones decode once."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from gapclose.errors import Problems
+from gapclose.items import Item, ItemSet, Option
+from gapclose.media import Media, check_media
+
+RATE = 16_000
+
+
+def wav(path, samples, **how):
+    soundfile.write(path, np.asarray(samples, dtype="float32"), RATE, **how)
+
+
+def cut(path, share):
+    """Keep only the first ``share`` of a file's bytes."""
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+def truncated_wav(path):
+    wav(path, np.zeros(800))
+    cut(path, 0.5)
+
+
+def broken_image(path):
+    Image.new("RGB", (32, 32)).save(path)
+    cut(path, 0.7)
+
+
+FAULTS = {
+    "missing.png": (None, ["no such image file", "restore it or remove the item"]),
+    "missing.wav": (None, ["no such audio file"]),
+    "empty.wav": (lambda p: p.write_bytes(b""), ["the audio file is empty", "replace it"]),
+    "empty.png": (lambda p: p.write_bytes(b""), ["the image file is empty"]),
+    "cut.wav": (truncated_wav, ["truncated", "promises 822 bytes more", "copy it again"]),
+    "nan.wav": (lambda p: wav(p, [0, np.nan, np.inf, 0], subtype="FLOAT"), ["2 samples that are not finite", "without NaN"]),
+    "silent.wav": (lambda p: wav(p, []), ["the audio has no samples"]),
+    "text.wav": (lambda p: p.write_text("no sound at all, but long enough"), ["the audio cannot be decoded"]),
+    "cut.png": (broken_image, ["the image cannot be decoded", "replace it"]),
+    "text.png": (lambda p: p.write_text("no image"), ["the image cannot be decoded"]),
+    "clip.mp4": (lambda p: p.write_bytes(b"0" * 99), ["video is not supported yet", "frames as images"]),
+}
+
+
+def kind_of(name: str) -> str:
+    return {"png": "image", "wav": "audio", "mp4": "video"}[name.split(".")[1]]
+
+
+def item(ident: str, *names: str) -> Item:
+    content = [{"type": kind_of(n), "path": n} for n in names]
+    options = [Option(text="a", concept="x"), Option(text="b", concept="y")]
+    return Item(id=ident, clip=ident, split="fit", modality="v", messages=[{"role": "user", "content": content}], options=options)
+
+
+def as_set(root, *items: Item) -> ItemSet:
+    return ItemSet(root=root, name="m", concepts=("x", "y"), alarm=(), items=items)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_broken_file_is_named_with_its_item_and_remedy(tmp_path, name):
+    """One message per file however many items use it, naming the first; loading the file says the same."""
+    make, says = FAULTS[name]
+    if make:
+        make(tmp_path / name)
+    problems = Problems("the set")
+    check_media(as_set(tmp_path, item("first", name), item("second", name)), problems)
+    assert len(problems) == 1
+    for part in (str(tmp_path / name), "item 'first'", *says):
+        assert part in problems.messages[0], problems.messages
+    with pytest.raises(ValueError, match=says[0]):
+        Media(tmp_path, RATE).load(kind_of(name), name)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow comments on damaged TIFF tags
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_damaged_images_never_escape_as_tracebacks(tmp_path, form):
+    """Cut anywhere or with flipped bytes, an image either decodes or is reported."""
+    rng, buffer = np.random.default_rng(0), io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(buffer, form)
+    whole = np.frombuffer(buffer.getvalue(), dtype=np.uint8)
+    names = []
+    for trial in range(60):
+        damaged = whole[: rng.integers(1, len(whole))].copy() if trial % 2 else whole.copy()
+        damaged[rng.integers(0, len(damaged), 4)] ^= 255
+        names.append(f"{trial}.png")
+        (tmp_path / names[-1]).write_bytes(damaged.tobytes())
+    problems = Problems("the set")
+    check_media(as_set(tmp_path, *(item(n, n) for n in names)), problems)
+    assert problems.messages and all("cannot be decoded" in m for m in problems.messages)
+
+
+def test_whole_files_pass_and_decode(tmp_path):
+    """Stereo is mixed, sound is resampled, grey images become RGB."""
+    Image.new("L", (6, 4), 200).save(tmp_path / "a.png")
+    soundfile.write(tmp_path / "a.wav", np.full((8000, 2), [0.5, 0.1]), 8000, subtype="FLOAT")
+    items = as_set(tmp_path, item("a", "a.png", "a.wav"))
+    problems = Problems("the set")
+    check_media(items, problems)
+    assert not problems.messages
+    media = Media(tmp_path, RATE)
+    image, sound = media.load("image", "a.png"), media.load("audio", "a.wav")
+    assert image.mode == "RGB" and image.size == (6, 4) and image.getpixel((0, 0)) == (200, 200, 200)
+    assert sound.shape == (16000,) and sound.dtype == np.float32
+    assert np.allclose(sound[4000:-4000], 0.3, atol=1e-3)
+    assert media.load("audio", "a.wav") is sound
+
+
+def test_blank_media_keep_size_and_length(tmp_path):
+    """The control shows grey and plays silence of the same size."""
+    Image.new("RGB", (6, 4), (9, 9, 9)).save(tmp_path / "a.png")
+    wav(tmp_path / "a.wav", np.linspace(-0.5, 0.5, 100))
+    blank = Media(tmp_path, RATE, blank=True)
+    assert set(blank.load("image", "a.png").get_flattened_data()) == {(128, 128, 128)} and blank.load("image", "a.png").size == (6, 4)
+    assert not blank.load("audio", "a.wav").any() and blank.load("audio", "a.wav").shape == (100,)
+
+
+def test_the_cache_forgets_the_oldest(tmp_path):
+    """At most ``limit`` files are kept, the least recently used leaving first."""
+    for name in "abc":
+        Image.new("RGB", (2, 2)).save(tmp_path / f"{name}.png")
+    media = Media(tmp_path, RATE, limit=2)
+    a, b = media.load("image", "a.png"), media.load("image", "b.png")
+    assert media.load("image", "a.png") is a
+    media.load("image", "c.png")
+    assert media.load("image", "a.png") is a and media.load("image", "b.png") is not b
+
+
+def test_digits_media_are_whole(digits):
+    """The embedded world passes its own check, and one missing file in it is found."""
+    problems = Problems("the set")
+    check_media(digits.select(split="test"), problems)
+    assert not problems.messages
+    lost = replace(digits.items[0], messages=[{"role": "user", "content": [{"type": "audio", "path": "media/lost.wav"}]}])
+    check_media(replace(digits, items=(lost,)), problems)
+    assert len(problems) == 1

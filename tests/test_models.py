@@ -1,0 +1,194 @@
+"""Where residuals, logits and LoRA targets come from, against transformers' own outputs."""
+
+from __future__ import annotations
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from gapclose.errors import Problems
+from gapclose.items import Item, ItemSet, Option
+from gapclose.models import (
+    ModelConfig,
+    answer_logits,
+    check_options,
+    checkpoint_fingerprint,
+    decoder_layers,
+    linear_names,
+    load_model,
+    media_signature,
+    residuals_at,
+    unwrap,
+)
+
+
+@pytest.fixture
+def prompt(loaded, digits):
+    """Three items of unequal length, padded on the left."""
+    items = sorted(digits.select(split="fit").items[:12], key=lambda i: len(i.text))
+    items = [items[0], items[5], items[-1]]
+    inputs = loaded.prompts(items, loaded.media(digits))
+    lengths = inputs["attention_mask"].sum(1)
+    assert len(set(lengths.tolist())) > 1 and (inputs["attention_mask"][:, -1] == 1).all()
+    return inputs
+
+
+@torch.no_grad()
+def test_residuals_are_hidden_states_of_every_layer_but_the_last_which_comes_before_the_final_norm(loaded, prompt):
+    """Layer 0 is the embedding (media included); hidden_states[-1] is the last layer after the norm."""
+    n, last = len(loaded.layers), torch.full((3,), prompt["input_ids"].shape[1] - 1)
+    assert n == 5 and loaded.width == 48
+    with residuals_at(loaded.model, range(n + 1), last) as found:
+        output = loaded.model(**prompt, output_hidden_states=True)
+    for layer in range(n):
+        assert torch.equal(found[layer], output.hidden_states[layer][:, -1]), layer
+    norm = unwrap(loaded.model).get_decoder().norm
+    assert torch.equal(norm(found[n]), output.hidden_states[n][:, -1])
+    assert not torch.allclose(found[n], output.hidden_states[n][:, -1], atol=1e-2)
+
+
+@torch.no_grad()
+def test_residuals_at_other_positions_and_gradients_stay_out(loaded, prompt):
+    """One position a row; what is kept hangs on no graph."""
+    positions = torch.tensor([3, 17, 29])
+    with residuals_at(loaded.model, [2], positions) as found, torch.enable_grad():
+        output = loaded.model(**prompt, output_hidden_states=True)
+    assert output.hidden_states[2].requires_grad and not found[2].requires_grad
+    assert torch.equal(found[2], output.hidden_states[2][torch.arange(3), positions])
+
+
+@torch.no_grad()
+def test_answer_logits_are_a_slice_of_the_full_logits(loaded, prompt):
+    """Rows may repeat and come in any order."""
+    full = loaded.model(**prompt).logits
+    rows, positions = torch.tensor([2, 0, 2]), torch.tensor([30, 12, 31])
+    with answer_logits(loaded.model, rows, positions):
+        kept = loaded.model(**prompt).logits
+    assert kept.shape == (1, 3, full.shape[-1])
+    torch.testing.assert_close(kept[0], full[rows, positions], atol=1e-5, rtol=0)
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def test_hooks_are_gone_after_an_exception(loaded):
+    """Whatever happens inside."""
+    before = hooks(loaded.model)
+    zero = torch.zeros(1, dtype=torch.long)
+    for context in (residuals_at(loaded.model, [0, 1, 5], zero), answer_logits(loaded.model, zero, zero)):
+        with pytest.raises(RuntimeError, match="inside"), context:
+            assert hooks(loaded.model) > before
+            raise RuntimeError("inside")
+        assert hooks(loaded.model) == before
+
+
+class Streams(nn.Module):
+    """A decoder block of the AltUp kind: several residual streams at once, the active one first."""
+
+    def forward(self, hidden_states):
+        return hidden_states + 1
+
+
+class FakeDecoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([Streams(), Streams()])
+
+    def forward(self, hidden):
+        for layer in self.layers:
+            hidden = layer(hidden_states=hidden)
+        return hidden
+
+
+def test_of_several_residual_streams_the_active_one_is_read():
+    """(S, B, T, D), as Gemma 3n has it; hidden states may be passed by keyword."""
+    hidden = torch.arange(3 * 2 * 4 * 5.0).reshape(3, 2, 4, 5)
+    positions = torch.tensor([1, 3])
+    decoder = FakeDecoder()
+    with residuals_at(decoder, [0, 2], positions) as found:
+        decoder(hidden)
+    assert torch.equal(found[0], hidden[0][torch.arange(2), positions])
+    assert torch.equal(found[2], hidden[0][torch.arange(2), positions] + 2)
+
+
+def test_linear_names_lie_inside_the_chosen_decoder_layers_only(loaded):
+    """The towers have modules of the same leaf names; none of them is named."""
+    names = linear_names(loaded.model, [2, 5])
+    blocks = decoder_layers(loaded.model)
+    expected = {id(m) for layer in (1, 4) for m in blocks[layer].modules() if isinstance(m, nn.Linear)}
+    assert {id(loaded.model.get_submodule(n)) for n in names} == expected and len(names) == len(expected) == 14
+    leaves = {n.split(".")[-1] for n in names}
+    towers = [n for n, m in loaded.model.named_modules() if isinstance(m, nn.Linear) and n.split(".")[-1] in leaves and n not in names]
+    assert any("audio_tower" in n for n in towers) and not any("tower" in n or "visual" in n for n in names)
+
+
+def test_decoder_layers_are_found_through_wrapping_and_their_absence_is_named(loaded):
+    """DDP-like `.module`, PEFT's base model; a model without layers is refused by class."""
+    import peft
+
+    blocks = decoder_layers(loaded.model)
+    wrapped = peft.get_peft_model(loaded.model, peft.LoraConfig(target_modules=linear_names(loaded.model, [5]), r=2))
+    engine = nn.Module()
+    engine.module = wrapped
+    assert decoder_layers(engine) is blocks and unwrap(engine) is loaded.model
+    with pytest.raises(ValueError, match="Linear: found no decoder layers"):
+        decoder_layers(nn.Linear(2, 2))
+
+
+def test_the_fingerprint_changes_with_the_config_and_the_chat_template(tiny_checkpoint, loaded, tmp_path):
+    """Both decide what the model is shown; a copy elsewhere is the same checkpoint."""
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_checkpoint, copy)
+    same = checkpoint_fingerprint(str(copy), loaded.model)
+    assert same == checkpoint_fingerprint(str(tiny_checkpoint), loaded.model) == loaded.fingerprint
+    (copy / "chat_template.jinja").write_text((copy / "chat_template.jinja").read_text() + " ")
+    assert checkpoint_fingerprint(str(copy), loaded.model) != same
+    loaded.model.config.text_config.rms_norm_eps *= 2
+    assert checkpoint_fingerprint(str(tiny_checkpoint), loaded.model) != same
+
+
+@pytest.mark.parametrize("changed", ["first", "middle", "z-last", None])
+def test_the_fingerprint_changes_with_any_tensor(loaded, tmp_path, changed):
+    """Also one in the middle of a large file: adapters merged into the upper layers leave both ends of it as they were."""
+    tensors = {name: torch.zeros(700, 1000) for name in ("first", "middle", "z-last")}
+    save_file(tensors, tmp_path / "model.safetensors")
+    before = checkpoint_fingerprint(str(tmp_path), loaded.model)
+    if changed:
+        tensors[changed] += 0.01
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert (checkpoint_fingerprint(str(tmp_path), loaded.model) == before) == (changed is None)
+
+
+def test_loading_says_what_is_no_checkpoint(tmp_path):
+    """And refuses a dtype that does not exist."""
+    with pytest.raises(ValueError, match="cannot be read as a transformers checkpoint"):
+        load_model(ModelConfig(path=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"model\.dtype is 'fp32'"):
+        ModelConfig(dtype="fp32")
+
+
+def test_options_without_tokens_or_with_the_same_tokens_are_found():
+    """By a tokenizer that drops accents, say."""
+
+    def tokenizer(text, add_special_tokens):
+        assert not add_special_tokens
+        return SimpleNamespace(input_ids=[ord(c) for c in text.lower() if c.isascii()])
+
+    def item(name, *texts):
+        options = [Option(text=t, concept="a") for t in texts]
+        return Item(id=name, clip="c", split="test", modality="m", messages=[], options=options)
+
+    problems, made = Problems("options"), (item("fine", "yes", "no"), item("empty", "yes", "é"), item("same", "Yes", "yes"))
+    check_options(ItemSet(root=None, name="", concepts=("a", "b"), alarm=(), items=made), tokenizer, problems)
+    assert len(problems) == 2
+    assert "item 'empty': option 'é' has no tokens" in problems.messages[0] and "have the same tokens" in problems.messages[1]
+
+
+def test_batches_share_their_kinds_of_media(digits):
+    """In prompt order."""
+    assert media_signature(digits.items[0]) == ("image", "audio")

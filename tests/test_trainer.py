@@ -1,0 +1,429 @@
+"""Training: each term by hand from full forwards, the same step however it is cut, and the same run however it is interrupted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from transformers.training_args import OptimizerNames
+
+from gapclose.items import ItemSet, Option
+from gapclose.models import LoadedModel, ModelConfig, load_model
+from gapclose.observe import ObserveConfig, Wanted, forward_batches, observe, plan_batches
+from gapclose.trainer import (
+    TERMS,
+    Collator,
+    Example,
+    LoraConfig,
+    MixedSampler,
+    TrainConfig,
+    add_lora,
+    append_tokens,
+    last_complete_checkpoint,
+    longest_contexts,
+    make_trainer,
+    term_sums,
+)
+
+OBSERVE = ObserveConfig(batch_size=16)
+CONFIG = TrainConfig(
+    epochs=2, global_batch_size=12, micro_batch_size=6, learning_rate=0.003, warmup=0.0, gold=0.5, retain_share=0.25, logging_steps=1
+)  # 6 consistency, 3 gold and 3 retain items a step, three steps an epoch
+LAYERS = [4, 5]
+
+
+def fresh(checkpoint: Path) -> LoadedModel:
+    return load_model(ModelConfig(path=str(checkpoint), dtype="float32"))
+
+
+@pytest.fixture(scope="module")
+def examples(tiny_checkpoint, digits, tmp_path_factory) -> list[Example]:
+    """All three terms; a third of the train items has options of several tokens, a third no sound."""
+    rng, made = np.random.default_rng(0), []
+    for n, item in enumerate(digits.select(split="train", purpose="gap").items[:18]):
+        if n % 3 == 1:
+            texts = ("an odd number", "an odd one", "even", "unseen detail here")
+            item = replace(item, options=[Option(text=t, concept="standard") for t in texts], gold=0)
+        if n % 3 == 2:
+            content = [p for p in item.messages[0]["content"] if p["type"] != "audio"]
+            item = replace(item, messages=[{"role": "user", "content": content}])
+        made.append(Example(item=item, term="consistency", weights=rng.dirichlet(np.ones(len(item.options)))))
+    for item in digits.select(split="fit", purpose="gap").items[:9]:
+        made.append(Example(item=item, term="gold", weights=np.eye(len(item.options))[item.gold]))
+    retain = replace(digits, items=digits.select(split="train", purpose="retain").items[:6])
+    seen = observe(fresh(tiny_checkpoint), retain, tmp_path_factory.mktemp("retain"), OBSERVE, Wanted(top_tokens=1000))
+    for item, logps, tokens in zip(retain, seen.top_logps, seen.top_tokens, strict=True):
+        made.append(Example(item=item, term="retain", base_logps=logps, base_tokens=tokens))
+    return made
+
+
+class Interrupted(Exception):
+    """Stands for a killed process."""
+
+
+class StopAt(transformers.TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Interrupted
+
+
+class Trained:
+    """One training run with fresh objects, as a new process would make them."""
+
+    def __init__(self, checkpoint, items, examples, directory, config=CONFIG, *, sgd=False, stop=None, after_epoch=None, lora=LAYERS):
+        self.loaded, self.measured = fresh(checkpoint), []
+        add_lora(self.loaded, LoraConfig(r=4, alpha=8), lora, seed=0)
+        callbacks = [] if stop is None else [StopAt(stop)]
+        self.trainer = make_trainer(
+            self.loaded, examples, self.loaded.media(items), config, directory, seed=0,
+            after_epoch=after_epoch or self.measured.append, callbacks=callbacks,
+        )  # fmt: skip
+        if sgd:
+            self.trainer.args.optim = OptimizerNames.SGD
+        resume = last_complete_checkpoint(directory)
+        self.resumed = resume.name if resume else None
+        self.trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+
+    @property
+    def adapter(self) -> dict[str, torch.Tensor]:
+        return {k: v.clone() for k, v in peft.get_peft_model_state_dict(self.loaded.model).items()}
+
+    @property
+    def losses(self) -> list[dict[str, float]]:
+        return [{k: float(v) for k, v in log.items() if k.startswith("loss")} for log in self.trainer.state.log_history if "loss" in log]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_checkpoint, digits, examples, tmp_path_factory) -> Trained:
+    """Two epochs without interruption."""
+    return Trained(tiny_checkpoint, digits, examples, tmp_path_factory.mktemp("whole"))
+
+
+@torch.no_grad()
+def log_probabilities(loaded: LoadedModel, items: ItemSet, item, tokens=()) -> torch.Tensor:
+    """(1 + len(tokens), V) from the answer position on, by one full forward of one prompt and ``tokens`` after it."""
+    inputs = loaded.prompts([item], loaded.media(items))
+    length = inputs["input_ids"].shape[1]
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([list(tokens)], dtype=torch.long)], 1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    return loaded.model(**inputs, use_cache=False).logits[0, length - 1 :].log_softmax(-1)
+
+
+def by_hand(loaded: LoadedModel, items: ItemSet, example: Example) -> float:
+    """The term of one example: - sum_o t(o) log p(o's tokens), or the exact KL(base || model)."""
+    if example.term == "retain":
+        now = log_probabilities(loaded, items, example.item)[0]
+        base = torch.zeros_like(now).scatter(0, example.base_tokens.long(), example.base_logps)
+        return torch.nn.functional.kl_div(now, base, log_target=True, reduction="sum").item()
+    total = 0.0
+    for option, weight in zip(example.item.options, example.weights, strict=True):
+        tokens = loaded.option_tokens(option.text)
+        logp = log_probabilities(loaded, items, example.item, tokens[:-1])
+        total -= weight * sum(logp[t, token].item() for t, token in enumerate(tokens))
+    return total
+
+
+def test_every_term_is_what_full_forwards_give(tiny_checkpoint, digits, examples):
+    """On an adapted model: options of one and several tokens that share beginnings, mixed media, gold and retain items."""
+    loaded = fresh(tiny_checkpoint)
+    add_lora(loaded, LoraConfig(r=4), LAYERS, seed=0)
+    with torch.no_grad():
+        for name, value in loaded.model.named_parameters():
+            if "lora_B" in name:
+                value.copy_(0.2 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1)))
+    chosen = [*examples[:6], *examples[18:20], *examples[27:30]]
+    batch = Collator(loaded, loaded.media(digits))(chosen)
+    assert batch["counts"].tolist() == [6, 2, 3] and len(batch["parts"]) == 2
+    expected = [sum(by_hand(loaded, digits, e) for e in chosen if e.term == t) for t in TERMS]
+    found = sum(term_sums(loaded.model, part) for part in batch["parts"])
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+    assert expected[2] > 1e-3
+    gold = chosen[6].item
+    loss = -log_probabilities(loaded, digits, gold)[0, loaded.option_tokens(gold.options[gold.gold].text)[0]].item()
+    assert by_hand(loaded, digits, chosen[6]) == pytest.approx(loss)
+
+
+def test_the_logged_loss_is_the_weighted_sum_of_the_means_of_each_term(tiny_checkpoint, digits, examples, whole):
+    """The first step sees the base model: means over the whole global batch, retain zero."""
+    first = whole.losses[0]
+    sampler = MixedSampler(examples, CONFIG.counts(), seed=0)
+    batch = [examples[i] for i in list(sampler)[: CONFIG.global_batch_size]]
+    loaded = fresh(tiny_checkpoint)
+    for term in ("consistency", "gold"):
+        mean = np.mean([by_hand(loaded, digits, e) for e in batch if e.term == term])
+        assert first[f"loss/{term}"] == pytest.approx(mean, rel=1e-4)
+    assert first["loss/retain"] == pytest.approx(0, abs=1e-6)
+    for line in whole.losses:
+        weighted = line["loss/consistency"] + 0.5 * line["loss/gold"] + line["loss/retain"]
+        assert line["loss"] == pytest.approx(weighted, abs=1e-3)
+
+
+def test_the_step_does_not_depend_on_how_it_is_cut(tiny_checkpoint, digits, examples, tmp_path):
+    """24 x 1, 12 x 2 and 6 x 4: the same losses and the same adapters.
+
+    By plain SGD, since AdamW turns the rounding of a vanishing gradient into a full step.
+    """
+    config = replace(CONFIG, epochs=3, global_batch_size=24, learning_rate=0.3)
+    cuts = {m: replace(config, micro_batch_size=m) for m in (24, 12, 6)}
+    runs = {m: Trained(tiny_checkpoint, digits, examples, tmp_path / str(m), cut, sgd=True) for m, cut in cuts.items()}
+    assert {m: r.trainer.args.gradient_accumulation_steps for m, r in runs.items()} == {24: 1, 12: 2, 6: 4}
+    reference = runs[24].adapter
+    assert len(runs[24].losses) == 3 and max(v.abs().max() for k, v in reference.items() if "lora_B" in k) > 1e-3
+    for m in (12, 6):
+        for mine, theirs in zip(runs[m].losses, runs[24].losses, strict=True):
+            assert mine == pytest.approx(theirs, abs=2e-5)
+        for key, value in runs[m].adapter.items():
+            torch.testing.assert_close(value, reference[key], atol=1e-6, rtol=1e-4)
+
+
+PINNED = [
+    [15.2000, 12.1439, 6.1120, 0.0000],
+    [17.2593, 14.2335, 6.0514, 0.0002],
+    [12.0632, 9.0337, 6.0581, 0.0005],
+    [18.1709, 15.1594, 6.0211, 0.0009],
+    [16.8604, 13.8862, 5.9452, 0.0016],
+    [8.8765, 5.9136, 5.9221, 0.0019],
+]
+
+
+def test_the_loss_trajectory_is_pinned(whole):
+    """Six steps of the tiny random model: total, consistency, gold, retain. Whoever changes these numbers changes every result."""
+    found = [list(line.values()) for line in whole.losses]
+    np.testing.assert_allclose(found, PINNED, atol=1e-3, rtol=1e-4)
+
+
+def test_training_lowers_the_loss_and_measures_after_every_epoch(whole):
+    """On its own items."""
+    assert whole.measured == [1, 2] and len(whole.losses) == 6
+    assert whole.losses[-1]["loss/consistency"] < 0.8 * whole.losses[0]["loss/consistency"]
+
+
+def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize(
+    ("save_steps", "stop", "resumed"),
+    [(0, 4, "checkpoint-3"), (2, 5, "checkpoint-4"), (2, 3, "checkpoint-3")],
+    ids=["within an epoch", "after a checkpoint within an epoch", "between epochs"],
+)
+def test_an_interrupted_training_ends_bit_for_bit_where_an_uninterrupted_one_does(
+    tiny_checkpoint, digits, examples, whole, tmp_path, save_steps, stop, resumed
+):
+    """New objects, the last whole checkpoint, the same adapters; and the loss lines go on as they were."""
+    config = replace(CONFIG, save_steps=save_steps)
+    with pytest.raises(Interrupted):
+        Trained(tiny_checkpoint, digits, examples, tmp_path, config, stop=stop)
+    second = Trained(tiny_checkpoint, digits, examples, tmp_path, config)
+    assert second.resumed == resumed
+    assert same_bits(second.adapter, whole.adapter)
+    assert second.measured == [e for e in (1, 2) if 3 * e > int(resumed.split("-")[1])]
+    assert second.losses == whole.losses
+
+
+def test_a_finished_training_is_not_repeated(tiny_checkpoint, digits, examples, whole):
+    """Resuming at the end takes no step and measures nothing, yet has the weights."""
+    again = Trained(tiny_checkpoint, digits, examples, Path(whole.trainer.args.output_dir), stop=6)
+    assert again.resumed == "checkpoint-6" and not again.measured
+    assert same_bits(again.adapter, whole.adapter)
+
+
+@pytest.mark.parametrize(("save_steps", "epoch"), [(0, 2), (1, 1), (2, 2)])
+def test_an_interrupted_measurement_is_repeated(tiny_checkpoint, digits, examples, whole, tmp_path, save_steps, epoch):
+    """Also when a step's own checkpoint falls on the end of the epoch: no epoch may stay unmeasured."""
+
+    def fail(now: int) -> None:
+        if now == epoch:
+            raise Interrupted
+
+    config = replace(CONFIG, save_steps=save_steps)
+    with pytest.raises(Interrupted):
+        Trained(tiny_checkpoint, digits, examples, tmp_path, config, after_epoch=fail)
+    second = Trained(tiny_checkpoint, digits, examples, tmp_path, config)
+    assert epoch in second.measured and same_bits(second.adapter, whole.adapter)
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+    """Numbers count as numbers; without ``complete.json`` a checkpoint does not exist."""
+    assert last_complete_checkpoint(tmp_path) is None
+    for step, complete in ((2, True), (10, True), (30, False)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text("{}")
+        if complete:
+            (folder / "complete.json").write_text("{}")
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def test_adapters_sit_in_the_chosen_decoder_layers_and_nothing_else_is_trained(tiny_checkpoint, examples, digits, whole):
+    """Not in the towers, whose modules have the same names; base weights keep every bit, and get no gradient."""
+    path, attention, mlp = "model.language_model.layers.", ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+    adapted = {n.split(".lora_")[0].split(path)[-1] for n, _ in whole.loaded.model.named_parameters() if "lora_" in n}
+    leaves = [*(f"self_attn.{leaf}" for leaf in attention), *(f"mlp.{leaf}" for leaf in mlp)]
+    assert adapted == {f"{layer - 1}.{leaf}" for layer in LAYERS for leaf in leaves}
+    trainable = {n for n, p in whole.loaded.model.named_parameters() if p.requires_grad}
+    assert trainable == {n for n, _ in whole.loaded.model.named_parameters() if "lora_" in n}
+    base, now = fresh(tiny_checkpoint).model.state_dict(), whole.loaded.model.get_base_model().state_dict()
+    assert base.keys() <= {k.replace(".base_layer", "") for k in now}
+    assert all(torch.equal(value, base[key.replace(".base_layer", "")]) for key, value in now.items() if "lora_" not in key)
+    batch = Collator(whole.loaded, whole.loaded.media(digits))(examples[:4])
+    sum(term_sums(whole.loaded.model, part).sum() for part in batch["parts"]).backward()
+    assert {n for n, p in whole.loaded.model.named_parameters() if p.grad is not None} == trainable
+    whole.loaded.model.zero_grad()
+
+
+def test_what_the_probe_reads_stays_bit_for_bit_the_base_models(tiny_checkpoint, digits, whole):
+    """With adapters after layer 3, residuals of layers up to 3 are untouched; those above and the action are not."""
+    items = digits.select(split="val", purpose="gap").items[:32]
+    batches, layers = plan_batches(items, 16), [0, 1, 2, 3, 4, 5]
+    base, whole_model = fresh(tiny_checkpoint), whole.loaded
+    whole_model.model.eval()
+    before, after = (forward_batches(m, batches, m.media(digits), OBSERVE, Wanted(layers=layers)) for m in (base, whole_model))
+    changed = [not torch.equal(before.residuals[layer], after.residuals[layer]) for layer in layers]
+    assert changed == [False, False, False, False, True, True]
+    assert (before.scores - after.scores)[torch.isfinite(before.scores)].abs().max() > 0.1
+
+
+def test_gradient_checkpointing_changes_nothing(tiny_checkpoint, digits, examples, whole, tmp_path):
+    """But memory and time."""
+    found = Trained(tiny_checkpoint, digits, examples, tmp_path, replace(CONFIG, gradient_checkpointing=True))
+    for mine, theirs in zip(found.losses, whole.losses, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tiny_checkpoint, digits, examples, tmp_path):
+    """At once, with the step and the remedy; no checkpoint of it is kept."""
+    broken = [replace(e, base_logps=torch.full_like(e.base_logps, float("nan"))) if e.term == "retain" else e for e in examples]
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 0; lower train\.learning_rate"):
+        Trained(tiny_checkpoint, digits, broken, tmp_path)
+    assert last_complete_checkpoint(tmp_path) is None
+
+
+def plain(term: str, n: int) -> list[Example]:
+    return [Example(item=None, term=term) for _ in range(n)]  # type: ignore[arg-type]
+
+
+def test_every_global_batch_holds_the_counts_and_every_micro_batch_its_share():
+    """An epoch passes once over the consistency items; the others go round in shuffles of their own."""
+    examples = [*plain("retain", 5), *plain("consistency", 50), *plain("gold", 7)]
+    sampler = MixedSampler(examples, {"consistency": 12, "gold": 4, "retain": 8}, seed=0)
+    order = list(sampler)
+    assert len(order) == len(sampler) == 4 * 24
+    for start in range(0, len(order), 24):
+        window = order[start : start + 24]
+        assert Counter(examples[i].term for i in window) == {"consistency": 12, "gold": 4, "retain": 8}
+        for cut in range(0, 24, 6):
+            assert Counter(examples[i].term for i in window[cut : cut + 6]) == {"consistency": 3, "gold": 1, "retain": 2}
+    lead = [i for i in order if examples[i].term == "consistency"]
+    assert len(lead) == len(set(lead)) == 48
+    others = [i for i in order if examples[i].term == "retain"]
+    assert all(sorted(others[k : k + 5]) == [0, 1, 2, 3, 4] for k in range(0, 30, 5))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    """The same twice, another in every epoch and under every seed."""
+    examples = [*plain("consistency", 30), *plain("retain", 30)]
+
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = MixedSampler(examples, {"consistency": 10, "gold": 0, "retain": 5}, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(0, 1) == order(0, 1)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
+    lead = [[i for i in order(0, e) if i < 30] for e in (0, 1)]
+    assert sorted(lead[0]) == sorted(lead[1]) == list(range(30))
+
+
+def test_a_sampler_without_items_of_a_term_says_which():
+    """And fewer lead items than one batch holds go round."""
+    with pytest.raises(ValueError, match=r"no items for the loss term\(s\) \['retain'\]; set train\.retain to 0"):
+        MixedSampler(plain("consistency", 9), {"consistency": 4, "gold": 0, "retain": 2}, 0)
+    few = MixedSampler(plain("gold", 3), {"consistency": 0, "gold": 8, "retain": 0}, 0)
+    assert len(few) == 8 and Counter(few).keys() == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, (48, 0, 24)),
+        ({"retain": 0.0}, (72, 0, 0)),
+        ({"gold": 1.0}, (30, 18, 24)),
+        ({"consistency": 0.0, "gold": 1.0}, (0, 48, 24)),
+        ({"consistency": 0.0, "gold": 0.5, "retain": 0.0}, (0, 72, 0)),
+        ({"global_batch_size": 8, "gold": 2.0}, (3, 2, 3)),
+    ],
+)
+def test_counts_add_up_to_the_global_batch(change, expected):
+    """Terms with weight zero get nothing."""
+    counts = TrainConfig(**change).counts()
+    assert tuple(counts.values()) == expected and list(counts) == list(TERMS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"global_batch_size": 1, "micro_batch_size": 1}, "leaves no room"),
+        ({"global_batch_size": 2, "gold": 1.0, "micro_batch_size": 1}, "leaves no room"),
+        ({"retain_share": 1.0}, r"a global batch of 72 leaves no room for \['consistency'\]"),
+    ],
+)
+def test_a_batch_too_small_for_its_terms_is_refused(change, message):
+    """Before anything is loaded."""
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**change).counts()
+
+
+def test_accumulation_divides_the_global_batch_or_names_sizes_that_would():
+    """Over all processes."""
+    assert TrainConfig(global_batch_size=24, micro_batch_size=6).accumulation(2) == 2
+    with pytest.raises(ValueError, match=r"24 cannot be cut into micro-batches of 5 on 2 processes; .* \[1, 2, 3, 4, 6, 12\]"):
+        TrainConfig(global_batch_size=24, micro_batch_size=5).accumulation(2)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [("after_probe", [4, 5]), ("all", [1, 2, 3, 4, 5]), ([5, 2, 5], [2, 5]), ([6], "1..5"), ([0], "1..5"), ([], "1..5")],
+)
+def test_chosen_lora_layers(layers, expected):
+    """Counted from 1, the probe's own layer left out of after_probe."""
+    config = LoraConfig(layers=layers)
+    if isinstance(expected, list):
+        assert config.chosen(5, probe_layer=3) == expected
+    else:
+        with pytest.raises(ValueError, match=f"this decoder has layers {expected}"):
+            config.chosen(5, probe_layer=3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LoraConfig(layers="after"), "lora.layers"),
+        (lambda: LoraConfig(r=0), "lora.r"),
+        (lambda: TrainConfig(epochs=0), "train.epochs"),
+        (lambda: TrainConfig(consistency=0.0), "nothing would be learned"),
+        (lambda: TrainConfig(retain=-1.0), "must not be negative"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(make, message):
+    """By name, when the configuration is read."""
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_rows_hold_the_contexts_that_are_no_beginning_of_another():
+    """Their tokens go behind the prompt and are masked where they end."""
+    assert longest_contexts([[], [1], [1, 2], [3], [1]]) == [[1, 2], [3]] and longest_contexts([[], []]) == [[]]
+    prompt = {"input_ids": torch.tensor([[0, 7], [8, 9]]), "attention_mask": torch.tensor([[0, 1], [1, 1]]), "pixels": torch.ones(2, 3)}
+    append_tokens(prompt, [[4, 5], [6]])
+    assert prompt["input_ids"].tolist() == [[0, 7, 4, 5], [8, 9, 6, 0]]
+    assert prompt["attention_mask"].tolist() == [[0, 1, 1, 1], [1, 1, 1, 0]] and prompt["pixels"].shape == (2, 3)
