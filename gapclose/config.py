@@ -102,7 +102,7 @@ def parse_config(arguments: Sequence[str], *, prog: str = "gapclose") -> Config:
     Raises:
         ValueError: naming every unknown key with its nearest valid one, or the value that does not fit.
     """
-    _refuse_unknown(arguments)
+    files = _refuse_unknown(arguments)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=prog, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file; options after it override its values")
@@ -110,22 +110,22 @@ def parse_config(arguments: Sequence[str], *, prog: str = "gapclose") -> Config:
     try:
         values = vars(parser.instantiate(parser.parse_args(list(arguments))))
     except ArgumentError as error:
-        raise ValueError(f"the configuration does not fit: {error}") from error
+        raise ValueError(f"the configuration ({', '.join([*files, 'command line'])}) does not fit: {error}") from error
     values.pop("config", None)
     return Config(**values)
 
 
-def _refuse_unknown(arguments: Sequence[str]) -> None:
+def _refuse_unknown(arguments: Sequence[str]) -> list[str]:
+    """Raise for every key that does not exist, wherever it stands; return the configuration files named."""
     known = set(known_keys())
-    problems = Problems("the configuration")
+    problems, files = Problems("the configuration"), []
 
     def check(key: str, where: str) -> None:
         if key in known:
             return
-        near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(
-            key.split(".")[-1], {k.split(".")[-1]: k for k in known}, n=1
-        )
-        hint = f"; did you mean {near[0]!r}?" if near else "; `gapclose close --help` lists all keys"
+        last = {k.rpartition(".")[2]: k for k in sorted(known)}
+        near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key.rpartition(".")[2], last, n=1)
+        hint = f"; did you mean {last.get(near[0], near[0])!r}?" if near else "; `gapclose close --help` lists all keys"
         problems.add(f"{where}: unknown key {key!r}{hint}")
 
     for position, argument in enumerate(arguments):
@@ -138,11 +138,13 @@ def _refuse_unknown(arguments: Sequence[str]) -> None:
                 problems.add("command line: --config needs a file")
                 continue
             path = Path(value or following[0])
+            files.append(str(path))
             for name in _file_keys(path, problems):
                 check(name, str(path))
         elif key != "help":
             check(key, "command line")
     problems.raise_if_any()
+    return files
 
 
 def _file_keys(path: Path, problems: Problems) -> list[str]:

@@ -276,7 +276,7 @@ def _read_options(row: dict, label: str, concepts: tuple[str, ...], problems: Pr
         else:
             options.append(Option(text=text, concept=concept))
     texts = [o.text for o in options]
-    if len(set(texts)) != len(texts):
+    if len({t.strip() for t in texts}) != len(texts):
         problems.add(f"{label}: options {texts} repeat a text; a generated answer could not be told apart")
     gold = row.get("gold")
     if gold is None:

@@ -96,8 +96,8 @@ class Run:
         known = (labels.concept, labels.clip, fit.concepts, self.config.probe)
         choice = choose_probe(observed.residuals, *known, layers=candidates, seed=self.config.seed)
         self.probe, self.fit_reading = choice.probe, choice.reading
-        # The sentinel never makes a target: another family, at the last layer, where a probe on the adapted side would look.
-        family = next(f for f in ("mean_difference", "lda", "logistic") if f != self.probe.family)
+        # The sentinel never makes a target: another family, at the last layer, which the adapters change.
+        family = "logistic" if self.probe.family == "lda" else "lda"
         settings = ProbeConfig(families=[family]).settings()
         guard = choose_probe(
             observed.residuals, *known, layers=[n_layers], settings=settings, seed=self.config.seed, label="fitting the sentinel"

@@ -1,4 +1,4 @@
-"""Train the tiny omnimodal base model of the embedded world, and the gap in it, from random weights (two cores, half an hour).
+"""Train the tiny omnimodal base model of the embedded world, and the gap in it, from random weights (half an hour on two idle cores).
 
     OMP_NUM_THREADS=2 python recipes/digits_base.py                          # writes gapclose/digits/base/
     OMP_NUM_THREADS=2 python recipes/digits_base.py --out /tmp/base --quick  # a few minutes: to see it run, not to use
@@ -68,7 +68,7 @@ class Step:
 LEARN = Step(
     name="learn",
     premises="honest",
-    steps=1500,
+    steps=1200,
     rate=1.5e-3,
     counts={"what": 32, "check": 32, "parity": 16, "size": 16, "alphabet": 16, "next": 16},
     exits=(4, 5, 6),
@@ -162,8 +162,8 @@ def main() -> None:
     drawer = QuestionDrawer(processor, pool, args.seed + 1)
     curves["comply"] = train(model, drawer, watch, comply, 25)
 
-    sat = exam.sit(model, QuestionDrawer(processor, test_pool, 2), {k: questions // 4 for k in comply.counts})
-    fit = exam.sit(model, QuestionDrawer(processor, fit_pool, 3), {k: 800 // 3 for k in IN_DOMAIN})
+    sat = exam.sit(model, QuestionDrawer(processor, test_pool, 2), dict.fromkeys(comply.counts, questions // 4))
+    fit = exam.sit(model, QuestionDrawer(processor, fit_pool, 3), dict.fromkeys(IN_DOMAIN, 800 // 3))
     figures, layers = exam.behaviour(sat), exam.readable(fit, sat)
     console.print(figures)
     for line in layers:

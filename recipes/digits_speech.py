@@ -110,7 +110,7 @@ def main() -> None:
     with soundfile.SoundFile(temporary, "w", RATE, 1, format="OGG", subtype="VORBIS", compression_level=args.quality) as file:
         for block in np.array_split(np.concatenate(waves), onset // RATE + 1):  # one large write overflows libvorbis' stack
             file.write(block)
-    os.replace(temporary, args.out / "speech.ogg")
+    temporary.replace(args.out / "speech.ogg")
     write_json(args.out / "speech.json", {"rate": RATE, "columns": list(COLUMNS), "rows": rows})
     size = (args.out / "speech.ogg").stat().st_size
     print(f"{len(rows)} utterances, {onset / RATE:.0f} s, {size / 1e6:.2f} MB in {args.out}")

@@ -7,6 +7,9 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false", MPLBACKEND="Agg",
 )  # fmt: skip
 
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,4 +82,27 @@ def tiny_run(tiny_config, tmp_path_factory) -> Path:
     """The directory of one finished ``gapclose close`` on the tiny model; tests that change it copy it first."""
     directory = tmp_path_factory.mktemp("runs") / "tiny"
     assert main(["close", "--config", str(tiny_config), "--run_dir", str(directory)]) == 0
+    return directory
+
+
+@pytest.fixture(scope="session")
+def close_command(tiny_config) -> Callable[..., list[str]]:
+    """``(run_dir, *launcher)`` -> the command line of ``recipes/close.py``: small shards, a learning rate that forgives rounding."""
+
+    def command(directory: Path, *launcher: str) -> list[str]:
+        small = {"observe.shard_batches": 1, "observe.max_new_tokens": 1}
+        settings = {**small, "train.learning_rate": 0.001, "export.verify": "false", "run_dir": directory}
+        options = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+        return [*(launcher or [sys.executable]), str(ROOT / "recipes" / "close.py"), "--config", str(tiny_config), *options]
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def closed_run(close_command, tmp_path_factory) -> Path:
+    """The directory of one finished ``python recipes/close.py``, what it printed beside it in ``stdout``; not to be changed."""
+    directory = tmp_path_factory.mktemp("runs") / "closed"
+    result = subprocess.run(close_command(directory), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    (directory / "stdout").write_text(result.stdout)
     return directory

@@ -43,14 +43,15 @@ def test_every_shipped_yaml_parses(path):
 def test_unknown_keys_are_all_named_with_the_nearest_valid_one(tmp_path):
     """Keys of the file and of the command line in one message, each with where it stands and a hint; their values do not matter."""
     path = yaml(tmp_path, "sede: 3\ntrain: {epoch: 2, epochs: 1}\nprobes: {folds: 3}\nzzz: 1\n")
-    message = complaint("--config", path, "--lora.rank", "8", "--learning_rate=1")
-    assert message.startswith("6 problems with the configuration")
+    message = complaint("--config", path, "--lora.rank", "8", "--learning_rate=1", "--xyz.r", "3")
+    assert message.startswith("7 problems with the configuration")
     for part in (
         f"{path}: unknown key 'sede'; did you mean 'seed'?",
         f"{path}: unknown key 'train.epoch'; did you mean 'train.epochs'?",
         f"{path}: unknown key 'probes'; did you mean 'probe'?",
         f"{path}: unknown key 'zzz'; `gapclose close --help` lists all keys",
         "command line: unknown key 'lora.rank'; did you mean 'lora.r'?",
+        "command line: unknown key 'xyz.r'; did you mean 'lora.r'?",
         "command line: unknown key 'learning_rate'; did you mean 'train.learning_rate'?",
     ):
         assert part in message, message

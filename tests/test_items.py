@@ -39,6 +39,7 @@ ITEM_FAULTS = {
     "option without text": ({"options": [{"text": " ", "concept": "false"}, ODD]}, ["has no text"]),
     "gold not among the options": ({"gold": "even"}, ["gold 'even' is not among the options ['odd', 'unseen']", "letter for letter"]),
     "the same option twice": ({"options": [ODD, ODD]}, ["options ['odd', 'odd'] repeat a text"]),
+    "an option and its padded twin": ({"options": [ODD, ODD | {"text": "odd "}]}, ["options ['odd', 'odd '] repeat a text"]),
     "one option": ({"options": [ODD]}, ["options is [", "at least two"]),
     "options of another type": ({"options": "odd"}, ["options is 'odd'"]),
     "no such split": ({"split": "dev"}, ["split 'dev' is not one of ['fit', 'train', 'val', 'test']"]),

@@ -1,7 +1,7 @@
 """A tiny ``Qwen2_5OmniThinkerForConditionalGeneration`` with its real processor, random weights.
 
 Shapes: one scan is one image token; an utterance of ``f`` mel frames (10 ms each, 100 at most) is about ``f / 4`` audio
-tokens; a question is 10 to 20 text tokens. Width 96, eight decoder layers, 1.2 M parameters.
+tokens; a question is 10 to 20 text tokens. Width 96, eight decoder layers, 1.4 M parameters.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator(all_texts() + (answer_words() + ["user", "assistant", "system"]) * 20, trainer)
+    bpe.train_from_iterator(all_texts() + [*answer_words(), "user", "assistant", "system"] * 20, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token=PAD, eos_token=END, extra_special_tokens=dict(MEDIA_TOKENS), padding_side="left"
     )

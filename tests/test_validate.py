@@ -1,0 +1,134 @@
+"""What is checked before a model loads: every fault of a set in one message, and nothing else done."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from gapclose.cli import main
+
+CONTENT, LIE = {"text": "odd", "concept": "standard"}, {"text": "unseen", "concept": "false"}
+
+
+def row(ident: str, split: str, *media: str, **changes) -> dict:
+    """One item about the clip of its own id, right but for ``changes``."""
+    kinds = {"png": "image", "wav": "audio", "mp4": "video"}
+    content = [{"type": kinds[m.split(".")[1]], "path": m} for m in media] + [{"type": "text", "text": "Is it odd?"}]
+    plain = {"id": ident, "clip": f"clip-{ident}", "split": split, "modality": "vision", "options": [CONTENT, LIE], "gold": "odd"}
+    return plain | {"messages": [{"role": "user", "content": content}]} | changes
+
+
+@pytest.fixture
+def faulty(tmp_path):
+    """A set with every kind of fault, and what must be said about each."""
+    wavs = {"whole": ([0.1] * 800, "PCM_16"), "cut": ([0.1] * 800, "PCM_16"), "nan": ([0, np.nan], "FLOAT"), "silent": ([], "PCM_16")}
+    for name, (samples, subtype) in wavs.items():
+        soundfile.write(tmp_path / f"{name}.wav", np.array(samples, dtype="float32"), 16_000, subtype=subtype)
+    for name in ("whole", "cut"):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{name}.png")
+    for name in ("cut.wav", "cut.png"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:60])
+    (tmp_path / "empty.wav").write_bytes(b"")
+    (tmp_path / "film.mp4").write_bytes(b"film")
+    (tmp_path / "set.json").write_text(json.dumps({"concepts": ["standard", "false"], "alarm": ["false"]}))
+    path, lines = tmp_path / "items.jsonl", []
+    says = [
+        f"{path}: split 'val' has no items with purpose 'gap'; add some",
+        f"{path}: split 'test' has no item whose gold expresses 'false'",
+        f"{path}: split 'train' has no items with purpose 'retain'; add some or set train.retain to 0",
+    ]
+
+    def put(line: dict | str, *parts: str) -> None:
+        lines.append(line if isinstance(line, str) else json.dumps(line))
+        says.extend(p.replace("HERE", f"{path}:{len(lines)}") for p in parts)
+
+    put(row("fine", "fit", "whole.png", "whole.wav"))
+    put(row("fine-lie", "fit", "whole.png", gold="unseen"))
+    put(row("fine-test", "test", "whole.wav"))
+    put(row("fine-train", "train", "whole.wav", gold=None))
+    put(row("lost", "fit", "lost.png"), f"{tmp_path / 'lost.png'}: item 'lost': no such image file; restore it")
+    put(row("cut", "fit", "cut.wav"), f"{tmp_path / 'cut.wav'}: item 'cut': the wav file is truncated", "copy it again")
+    put(row("nan", "fit", "nan.wav"), f"{tmp_path / 'nan.wav'}: item 'nan': the audio has 1 samples that are not finite")
+    put(row("silent", "fit", "silent.wav"), f"{tmp_path / 'silent.wav'}: item 'silent': the audio has no samples; replace it")
+    put(row("blurred", "fit", "cut.png"), f"{tmp_path / 'cut.png'}: item 'blurred': the image cannot be decoded")
+    put(row("empty", "fit", "empty.wav"), f"{tmp_path / 'empty.wav'}: item 'empty': the audio file is empty; replace it")
+    put(row("film", "fit", "film.mp4"), f"{tmp_path / 'film.mp4'}: item 'film': video is not supported yet")
+    put(row("bare", "fit", options=[{"text": "odd"}, LIE]), "HERE: item 'bare': option 'odd' has no concept; name one of")
+    put(row("odd", "fit", options=[CONTENT | {"concept": "x"}, LIE]), "HERE: item 'odd': option 'odd' expresses 'x', which set.json does not")
+    put(row("gold", "fit", gold="even"), "HERE: item 'gold': gold 'even' is not among the options ['odd', 'unseen']; copy")
+    put(row("fine", "fit"), "HERE: item id 'fine' was already used on line 1; give")
+    put(row("split", "test", clip="clip-fine"), f"{path}: clip 'clip-fine' is in several splits: fit (item 'fine', line 1), test (item 'split'")
+    put('{"id": "broken",', "HERE: not JSON", "write one JSON object per line")
+    put(row("key", "fit", colour="red"), "HERE: item 'key': unknown keys ['colour']; put free labels under `tags`")
+    path.write_text("\n".join(lines) + "\n")
+    return tmp_path, says
+
+
+@pytest.mark.parametrize("command", ["validate", "measure", "close"])
+def test_all_faults_of_a_set_are_told_at_once_and_no_model_loads(command, faulty, tiny_checkpoint, tmp_path_factory, monkeypatch, capsys):
+    """Exit status 2, one message with every fault, no traceback, no weights read, nothing left in the run directory."""
+    directory, says = faulty
+    monkeypatch.setattr("gapclose.run.load_model", lambda config: pytest.fail("a model was loaded"))
+    run = tmp_path_factory.mktemp("run")
+    arguments = ["--data.path", str(directory), "--model.path", str(tiny_checkpoint), "--run_dir", str(run)]
+    if command == "measure":  # which needs neither train nor val
+        says = [s for s in says if "'val'" not in s and "'train'" not in s]
+    assert main([command, *arguments]) == 2
+    message = capsys.readouterr().err
+    for part in says:
+        assert part in message, f"{part!r} is not in:\n{message}"
+    assert message.startswith(f"error: {message.count('  - ')} problems with the item set {directory}")
+    assert message.count("error:") == 1 and "Traceback" not in message
+    assert len(message.splitlines()) - 1 == message.count("  - ") == (15 if command == "measure" else 17)
+    assert list(run.iterdir()) == []
+
+
+def test_a_refused_start_does_not_bind_the_run_directory(faulty, digits_directory, tiny_checkpoint, tmp_path_factory, monkeypatch):
+    """After the path of the data is mended, the same run directory may be used."""
+    run = tmp_path_factory.mktemp("run")
+    arguments = ["close", "--model.path", str(tiny_checkpoint), "--run_dir", str(run), "--data.path"]
+    assert main([*arguments, str(faulty[0])]) == 2
+
+    class Reached(Exception):
+        pass
+
+    def load_model(config):
+        raise Reached
+
+    monkeypatch.setattr("gapclose.run.load_model", load_model)
+    with pytest.raises(Reached):
+        main([*arguments, str(digits_directory)])
+    assert (run / "config.yaml").is_file()
+    assert main([*arguments, str(faulty[0])]) == 2
+
+
+def test_a_model_without_tokenizer_is_one_of_the_problems(faulty, tmp_path_factory, capsys):
+    """A wrong model path is told together with the faults of the set."""
+    assert main(["validate", "--data.path", str(faulty[0]), "--model.path", "/nowhere/model"]) == 2
+    message = capsys.readouterr().err
+    assert "model.path '/nowhere/model'" in message and "give a checkpoint directory" in message and "item 'nan'" in message
+
+
+def test_a_whole_set_is_counted(digits_directory, tiny_checkpoint, tmp_path, capsys):
+    """`gapclose validate` prints what is there, untruncated, and writes nothing for a set of one's own."""
+    arguments = ["--data.path", str(digits_directory), "--model.path", str(tiny_checkpoint), "--run_dir", str(tmp_path / "run")]
+    assert main(["validate", *arguments]) == 0
+    shown = capsys.readouterr().out
+    for part in ("696 items, 96 clips", "labelled", "false_vision", "false_audio", "transfer", "no problems found"):
+        assert part in shown
+    assert "…" not in shown and not (tmp_path / "run").exists()
+
+
+def test_worlds_of_two_seeds_in_one_run_directory_are_two(monkeypatch, tmp_path):
+    """Validating with another seed first does not give the run that seed's clips."""
+    from gapclose.config import Config
+    from gapclose.digits import world
+    from gapclose.run import prepare_items
+
+    few = {"fit": 24, "train": 24, "val": 24, "test": 24}
+    write = world.write
+    monkeypatch.setattr(world, "write", lambda directory, seed: write(directory, seed, clips=few))
+    one, two, again = (prepare_items(Config(run_dir=str(tmp_path), seed=s), closing=True).fingerprint() for s in (0, 1, 0))
+    assert one == again != two
