@@ -4,7 +4,7 @@ The digits model's geometry, on whatever is there (about a minute on two CPU cor
     OMP_NUM_THREADS=1 python benchmarks/step.py
 Qwen2.5-Omni-7B's geometry in bfloat16 on one GPU (random weights made on the device: no download, 18 GB before any step):
     python benchmarks/step.py --size 7b
-    python benchmarks/step.py --size 7b --gradient_checkpointing --batch 8 --image_tokens 4096
+    python benchmarks/step.py --size 7b --gradient_checkpointing --batch 8
 
 Four variants take turns inside one run, in random order, on the same batches; a step is forward, backward, gradient clipping and
 AdamW. Ratios of time are medians over rounds of the ratio within a round, so that whatever else the machine does cancels. Both sides
@@ -38,10 +38,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from gapclose.batches import TERMS, Collator, Example
 from gapclose.digits import tiny
 from gapclose.items import Item, Option
 from gapclose.models import answer_logits, decoder_layers
-from gapclose.trainer import TERMS, Collator, Example, LoraConfig, TrainConfig, add_lora, enable_checkpointing, term_sums
+from gapclose.trainer import LoraConfig, TrainConfig, add_lora, enable_checkpointing, term_sums
 
 LETTERS = "ABCDEF"  # six options, as in IMAVB
 VARIANTS = {
@@ -55,8 +56,9 @@ RATIOS = {
     "targets / plain SFT, layers after the probe": ("targets_after", "sft_after", 1.1),
     "layers after the probe / all layers, targets": ("targets_after", "targets_all", 1.0),
 }
-# batch, rounds, text tokens, image tokens, audio tokens, probe layer (the 7B model's is the paper's peak layer)
-DEFAULTS = {"tiny": (24, 40, 18, 1, 25, 5), "7b": (4, 12, 128, 1024, 750, 17)}
+# batch, rounds, text, image and audio tokens an item, probe layer. tiny: a micro-batch, the usual prompt and the layer of
+# configs/digits.yaml; 7b: an image of 900,000 pixels, 30 s of sound, and the peak layer of arXiv 2605.13737
+DEFAULTS = {"tiny": (36, 40, 26, 1, 9, 6), "7b": (2, 12, 128, 1152, 750, 17)}
 
 
 def geometry_7b(layers: int | None) -> transformers.Qwen2_5OmniThinkerConfig:
@@ -259,12 +261,12 @@ def quartiles(values: np.ndarray) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=list(DEFAULTS), default="tiny")
-    parser.add_argument("--batch", type=int, help="items per step (tiny 24, 7b 4)")
+    parser.add_argument("--batch", type=int, help="items per step (tiny 36, 7b 2)")
     parser.add_argument("--repeats", type=int, help="timed rounds of all four variants (tiny 40, 7b 12)")
-    parser.add_argument("--text_tokens", type=int, help="per item (tiny 18, 7b 128)")
-    parser.add_argument("--image_tokens", type=int, help="per item, after merging (tiny 1, 7b 1024); 0: no image")
-    parser.add_argument("--audio_tokens", type=int, help="per item, 40 ms each (tiny 25, 7b 750); 0: no sound")
-    parser.add_argument("--probe_layer", type=int, help="after_probe trains the layers above it (tiny 5 of 8, 7b 17 of 28)")
+    parser.add_argument("--text_tokens", type=int, help="per item (tiny 26, 7b 128)")
+    parser.add_argument("--image_tokens", type=int, help="per item, after merging (tiny 1, 7b 1152); 0: no image")
+    parser.add_argument("--audio_tokens", type=int, help="per item, 40 ms each (tiny 9, 7b 750); 0: no sound")
+    parser.add_argument("--probe_layer", type=int, help="after_probe trains the layers above it (tiny 6 of 8, 7b 17 of 28)")
     parser.add_argument("--layers", type=int, help="decoder layers, to try a smaller model")
     parser.add_argument("--rank", type=int, default=16, help="of the adapters")
     parser.add_argument("--retain_share", type=float, default=TrainConfig().retain_share, help="share of retain items among targets")
@@ -287,7 +289,9 @@ def main() -> None:
     batches = make_batches(synthetic, args.batch, 2 if args.size == "7b" else 4, args.retain_share, device)
     setting = {
         "size": args.size,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} thread(s)",
+        "device": torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} thread(s)",
         "torch": torch.__version__,
         "dtype": str(next(base.parameters()).dtype).removeprefix("torch."),
         "parameters": sum(p.numel() for p in base.parameters()),

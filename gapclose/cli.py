@@ -51,8 +51,7 @@ def guarded(job) -> int:
 def validate(arguments: Sequence[str]) -> None:
     """Everything that can be checked before a model loads."""
     from gapclose.config import parse_config
-    from gapclose.run import prepare_items
-    from gapclose.validate import print_histogram
+    from gapclose.validate import prepare_items, print_histogram
 
     config = parse_config(arguments, prog="gapclose validate")
     items = prepare_items(config, closing=True)

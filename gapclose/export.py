@@ -54,7 +54,7 @@ def verify_in_fresh_process(directory: Path) -> dict[str, Any]:
     Raises:
         ValueError: with the process's own message, when an export differs from what was measured.
     """
-    command = [sys.executable, "-m", "gapclose.export", str(directory)]
+    command = [sys.executable, "-W", "ignore", "-m", "gapclose.export", str(directory)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=_single_process_environment())
     if result.returncode:
         raise ValueError(f"{directory}: the export does not reproduce what was measured:\n{result.stderr.strip() or result.stdout.strip()}")
@@ -83,14 +83,16 @@ def verify(directory: Path) -> dict[str, Any]:
 
     from gapclose.config import parse_config
     from gapclose.observe import Wanted, forward_batches, plan_batches, read_observations
-    from gapclose.run import prepare_items
+    from gapclose.validate import prepare_items
 
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()  # what goes to stderr here is the message of the caller's error
     config = parse_config(["--config", str(directory / "config.yaml"), "--run_dir", str(directory)])
     stored = read_observations(directory / "observations" / "adapted-test")
     items = prepare_items(config, closing=False).select(split="test")
     # whole batches, cut as they were: other padding would be another computation in half precision
-    chosen = [i for i in items if i.id in set(stored.ids)]
+    known = set(stored.ids)
+    chosen = [i for i in items if i.id in known]
     batches = plan_batches(chosen, config.observe.batch_size)[: max(1, VERIFIED_ITEMS // config.observe.batch_size)]
     result: dict[str, Any] = {}
     for name, factor in (("adapter", 1.0), ("merged", 10.0)):
@@ -101,8 +103,8 @@ def verify(directory: Path) -> dict[str, Any]:
         loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
         seen = forward_batches(loaded, batches, loaded.media(items), config.observe, Wanted(generate=True))
         before = stored.take(seen.ids)
-        finite = torch.isfinite(before.scores)
-        difference = float((seen.scores - before.scores)[finite].abs().max())
+        measured = before.scores[:, : seen.scores.shape[1]]  # as wide as the longest option list of the whole split
+        difference = float((seen.scores - measured)[torch.isfinite(measured)].abs().max())
         if not difference <= factor * config.export.tolerance:
             raise ValueError(
                 f"{folder}: option scores differ by up to {difference:.3g} nats from those measured (tolerance {factor * config.export.tolerance:g})"

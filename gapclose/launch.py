@@ -7,11 +7,16 @@ process is read instead.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import platform
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
+import torch
 import yaml
 from accelerate import PartialState
 
@@ -116,5 +121,22 @@ def check_launch(asked: Asked | None = None) -> PartialState:
         raise ValueError(f"{asked.source} asks for {asked.kind}, and the launcher gave {got}. {remedy}")
     if got != "ddp":
         raise ValueError(f"{asked.source} gave {got}, which is not supported yet: adapters fit under ddp. Use launch/ddp.yaml.")
-    say(f"running on {state.num_processes} process{'es' if state.num_processes > 1 else ''} ({got}, {state.device.type})")
+    say(f"running on {state.num_processes} process{'es' if state.num_processes > 1 else ''} ({got}, {state.device.type})")  # pyright: ignore[reportOptionalMemberAccess]
     return state
+
+
+def environment(seed: int, process: Any) -> dict[str, Any]:
+    """Versions, device, processes, seed and code revision of a run."""
+    packages = ("gapclose", "torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy")
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "versions": {p: importlib.metadata.version(p) for p in packages},
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "processes": process.num_processes,
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "commit": commit or None,
+    }

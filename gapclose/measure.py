@@ -13,10 +13,11 @@ import numpy as np
 
 from gapclose.answers import parse_all
 from gapclose.controls import majority, text_only
-from gapclose.gap import Action, Clips, Evidence, GapConfig, Interval, Labels, closure, detection, fell, intervals, state_of, statistics
+from gapclose.gap import Action, Evidence, GapConfig, Labels, closure, detection, fell, intervals, state_of, statistics
 from gapclose.items import ItemSet
 from gapclose.observe import Observations
 from gapclose.probes import FrozenProbe, fresh_reading
+from gapclose.resample import Clips, Interval
 
 Statistics = dict[str, np.ndarray]
 

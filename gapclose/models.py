@@ -17,7 +17,6 @@ import torch
 import transformers
 from torch import nn
 
-from gapclose._torchvision import mend_torchvision  # noqa: F401  TEMP
 from gapclose.errors import Problems
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media

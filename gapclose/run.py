@@ -8,18 +8,13 @@ Every process of a launch executes every stage; files are written by the main pr
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
-import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import transformers
 from safetensors.torch import load_file
 
@@ -28,7 +23,7 @@ from gapclose.export import export_run
 from gapclose.files import write_json, write_text
 from gapclose.gap import STATES, Labels, option_concepts
 from gapclose.items import ItemSet
-from gapclose.launch import check_launch
+from gapclose.launch import check_launch, environment
 from gapclose.measure import Measured, make_record, measure, text_control
 from gapclose.models import load_model
 from gapclose.observe import Observations, Wanted, observe
@@ -38,7 +33,7 @@ from gapclose.report import draw_epochs, read_records, summarise
 from gapclose.targets import Targets, build_targets
 from gapclose.tracking import NoTracker, make_tracker
 from gapclose.trainer import Example, add_lora, last_complete_checkpoint, make_trainer
-from gapclose.validate import CLOSE_SPLITS, MEASURE_SPLITS, load_items
+from gapclose.validate import prepare_items
 
 MEASURED = ("gap", "transfer", "retain")
 
@@ -135,8 +130,8 @@ class Run:
 
         def write() -> None:
             path = self.directory / "gap.jsonl"
-            kept = [r for r in read_records(self.directory) if r["stage"] != record["stage"]]
-            write_text(path, "".join(json.dumps(r, allow_nan=False) + "\n" for r in [*kept, record]))
+            records = {r["stage"]: r for r in read_records(self.directory)} | {record["stage"]: record}  # a repeated one keeps its place
+            write_text(path, "".join(json.dumps(r, allow_nan=False) + "\n" for r in records.values()))
             self.tracker.record(record)
             draw_epochs(self.directory)
 
@@ -307,42 +302,6 @@ class LossLines(transformers.TrainerCallback):
             terms = ", ".join(f"{k.removeprefix('loss/')} {float(v):.4f}" for k, v in values.items() if k.startswith("loss"))
             say(f"step {state.global_step}/{state.max_steps}: {terms}")
             self.run.tracker.losses(state.global_step, {k: float(v) for k, v in values.items()})
-
-
-def prepare_items(config: Config, *, closing: bool, main: bool = True, wait: Any = lambda: None) -> ItemSet:
-    """Make the embedded world when it is asked for, then read and check the items.
-
-    Raises:
-        ValueError: with every problem of the set.
-    """
-    directory = Path(config.data.path)
-    if config.data.path == "digits":
-        from gapclose.digits.world import write
-
-        directory = Path(config.run_dir) / f"data-seed{config.seed}"
-        if main and not (directory / "set.json").is_file():
-            shutil.rmtree(directory, ignore_errors=True)
-            write(directory, seed=config.seed)
-        wait()
-    splits = CLOSE_SPLITS if closing else MEASURE_SPLITS
-    return load_items(directory, config.model, splits, retain=closing and config.train.retain > 0)
-
-
-def environment(seed: int, process: Any) -> dict[str, Any]:
-    """Versions, device, processes, seed and code revision of a run."""
-    packages = ("gapclose", "torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy")
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return {
-        "versions": {p: importlib.metadata.version(p) for p in packages},
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
-        "processes": process.num_processes,
-        "threads": torch.get_num_threads(),
-        "seed": seed,
-        "commit": commit or None,
-    }
 
 
 def _number(interval: dict[str, float | None]) -> str:

@@ -4,32 +4,27 @@ A step's global batch mixes terms (consistency, gold, retain) in a fixed proport
 the number of its items in the whole accumulated step over all processes; gradient accumulation, micro-batch size and the number of
 processes therefore change nothing but rounding.
 
-Shapes: B rows, T tokens, P answer positions, G (position, token) pairs, K kept tokens.
+Shapes: P answer positions, V vocabulary.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
-from torch.utils.data import Sampler
 
+from gapclose.batches import TERMS, Collator, Example, MixedSampler
 from gapclose.files import write_json
-from gapclose.items import Item
 from gapclose.losses import answer_nll, retain_kl
 from gapclose.media import Media
-from gapclose.models import LoadedModel, answer_logits, linear_names, media_signature, unwrap
+from gapclose.models import LoadedModel, answer_logits, linear_names, unwrap
 from gapclose.progress import is_main
-
-TERMS = ("consistency", "gold", "retain")
 
 
 @dataclass(kw_only=True)
@@ -149,135 +144,6 @@ class TrainConfig:
         if short:
             raise ValueError(f"a global batch of {total} leaves no room for {short}; raise train.global_batch_size or the shares")
         return {t: counts[t] for t in TERMS}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One item under one term of the loss."""
-
-    item: Item
-    term: str
-    weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    """(O,) target over the options (consistency, gold)"""
-    base_logps: torch.Tensor | None = None
-    """(K,) the base model's next-token log-probabilities at the answer position (retain)"""
-    base_tokens: torch.Tensor | None = None
-    """(K,) their vocabulary ids"""
-
-
-class MixedSampler(Sampler[int]):
-    """Indices whose every run of ``global_batch_size`` holds exactly ``counts`` items of each term.
-
-    An epoch is one pass over the ``lead`` term (consistency, else gold), cut to whole global batches; the other terms go round as often
-    as needed, each in its own shuffled order. The order depends on seed and epoch alone.
-    """
-
-    def __init__(self, examples: Sequence[Example], counts: dict[str, int], seed: int) -> None:
-        self.members: dict[str, list[int]] = {t: [i for i, e in enumerate(examples) if e.term == t] for t in TERMS if counts[t]}
-        empty = [t for t, m in self.members.items() if not m]
-        if empty:
-            raise ValueError(f"no items for the loss term(s) {empty}; set train.{empty[0]} to 0 or add such items")
-        self.counts, self.seed, self.epoch = {t: counts[t] for t in self.members}, seed, 0
-        lead = "consistency" if "consistency" in self.members else "gold"
-        self.steps = max(1, len(self.members[lead]) // self.counts[lead])
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer at the start of every epoch."""
-        self.epoch = int(epoch)
-
-    def __len__(self) -> int:
-        return self.steps * sum(self.counts.values())
-
-    def _stream(self, term: str) -> Iterator[int]:
-        generator = np.random.default_rng([self.seed, self.epoch, TERMS.index(term)])
-        while True:
-            yield from generator.permutation(self.members[term]).tolist()
-
-    def __iter__(self) -> Iterator[int]:
-        streams = {t: self._stream(t) for t in self.members}
-        # spread the terms evenly over the batch, so that every micro-batch has its share of each
-        order = sorted((place / n, t) for t, n in self.counts.items() for place in range(n))
-        for _ in range(self.steps):
-            for _, term in order:
-                yield next(streams[term])
-
-
-class Collator:
-    """Examples -> processor inputs and the places where the loss looks.
-
-    One row per example when all its options are single tokens; otherwise one per distinct context, so that every answer token is
-    predicted from the prompt and the tokens before it. Items that carry different kinds of media go into separate parts.
-    """
-
-    def __init__(self, loaded: LoadedModel, media: Media) -> None:
-        self.loaded, self.media = loaded, media
-
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        groups: dict[tuple[str, ...], list[Example]] = defaultdict(list)
-        for example in examples:
-            groups[media_signature(example.item)].append(example)
-        counts = torch.tensor([sum(e.term == t for e in examples) for t in TERMS])
-        return {"parts": [self._part(group) for group in groups.values()], "counts": counts}
-
-    def _part(self, examples: Sequence[Example]) -> dict[str, Any]:
-        rows: list[tuple[Example, list[int]]] = []
-        positions: dict[tuple[int, int], int] = {}  # (row, tokens after the prompt) -> P
-        pairs: list[tuple[int, int, float, int]] = []  # place, token, weight, term
-        retained: list[tuple[int, Example]] = []
-        for example in examples:
-            term = TERMS.index(example.term)
-            if example.term == "retain":
-                rows.append((example, []))
-                retained.append((positions.setdefault((len(rows) - 1, 0), len(positions)), example))
-                continue
-            weighted = zip((self.loaded.option_tokens(o.text) for o in example.item.options), example.weights, strict=False)
-            answers = [(tokens, float(w)) for tokens, w in weighted if w > 0]
-            contexts = longest_contexts([tokens[:-1] for tokens, _ in answers])
-            first = len(rows)
-            rows += [(example, context) for context in contexts]
-            for tokens, weight in answers:
-                row = first + next(i for i, c in enumerate(contexts) if c[: len(tokens) - 1] == tokens[:-1])
-                for t, token in enumerate(tokens):
-                    pairs.append((positions.setdefault((row, t), len(positions)), token, weight, term))
-        prompt = self.loaded.prompts([e.item for e, _ in rows], self.media)
-        length = prompt["input_ids"].shape[1]
-        append_tokens(prompt, [context for _, context in rows])
-        part: dict[str, Any] = {
-            "prompt": prompt,
-            "rows": torch.tensor([row for row, _ in positions]),
-            "positions": torch.tensor([length - 1 + offset for _, offset in positions]),
-            "place": torch.tensor([p[0] for p in pairs], dtype=torch.long),
-            "token": torch.tensor([p[1] for p in pairs], dtype=torch.long),
-            "weight": torch.tensor([p[2] for p in pairs]),
-            "term": torch.tensor([p[3] for p in pairs], dtype=torch.long),
-            "retain_place": torch.tensor([p for p, _ in retained], dtype=torch.long),
-        }
-        if retained:
-            part["base_logps"] = torch.stack([e.base_logps for _, e in retained])  # type: ignore[misc]
-            part["base_tokens"] = torch.stack([e.base_tokens.long() for _, e in retained])  # type: ignore[union-attr]
-        return part
-
-
-def longest_contexts(contexts: list[list[int]]) -> list[list[int]]:
-    """The distinct token lists that are no prefix of another one; ``[[]]`` when all are empty."""
-    distinct = sorted({tuple(c) for c in contexts})
-    keep = [c for i, c in enumerate(distinct) if i + 1 == len(distinct) or distinct[i + 1][: len(c)] != c]
-    return [list(c) for c in keep]
-
-
-def append_tokens(prompt: dict[str, torch.Tensor], contexts: Sequence[list[int]]) -> None:
-    """Append each row's tokens behind its prompt in place; shorter rows are padded on the right and masked."""
-    longest = max(len(c) for c in contexts)
-    if not longest:
-        return
-    shape = prompt["input_ids"].shape
-    for key, value in prompt.items():
-        if value.shape == shape:  # token-aligned: ids, mask, and what else a processor gives per token
-            prompt[key] = torch.cat([value, value.new_zeros(shape[0], longest)], dim=1)
-    for row, context in enumerate(contexts):
-        if context:
-            prompt["input_ids"][row, shape[1] : shape[1] + len(context)] = torch.tensor(context)
-            prompt["attention_mask"][row, shape[1] : shape[1] + len(context)] = 1
 
 
 class GapTrainer(transformers.Trainer):
@@ -438,7 +304,7 @@ def make_trainer(
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
         dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=PartialState().device.type == "cpu",  # what the launch gave, GPUs or not  # pyright: ignore[reportOptionalMemberAccess]
         disable_tqdm=True,
     )
     # Several visible GPUs and one process would mean DataParallel, which cannot split our batches; `accelerate launch` uses them all.

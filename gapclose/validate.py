@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.table import Table
 
+from gapclose.config import Config
 from gapclose.errors import Problems
 from gapclose.items import ItemSet, check_splits_filled, read_items
 from gapclose.media import check_media
@@ -39,6 +42,25 @@ def load_items(directory: Path, model: ModelConfig, splits: dict[str, bool], *, 
         problems.add(f"{directory / 'items.jsonl'}: split 'train' has no items with purpose 'retain'; add some or set train.retain to 0")
     problems.raise_if_any()
     return items
+
+
+def prepare_items(config: Config, *, closing: bool, main: bool = True, wait: Callable[[], None] = lambda: None) -> ItemSet:
+    """Make the embedded world when it is asked for, then read and check the items.
+
+    Raises:
+        ValueError: with every problem of the set.
+    """
+    directory = Path(config.data.path)
+    if config.data.path == "digits":
+        from gapclose.digits.world import write
+
+        directory = Path(config.run_dir) / f"data-seed{config.seed}"
+        if main and not (directory / "set.json").is_file():
+            shutil.rmtree(directory, ignore_errors=True)
+            write(directory, seed=config.seed)
+        wait()
+    splits = CLOSE_SPLITS if closing else MEASURE_SPLITS
+    return load_items(directory, config.model, splits, retain=closing and config.train.retain > 0)
 
 
 def print_histogram(items: ItemSet) -> None:

@@ -102,7 +102,8 @@ def close_command(tiny_config) -> Callable[..., list[str]]:
 def closed_run(close_command, tmp_path_factory) -> Path:
     """The directory of one finished ``python recipes/close.py``, what it printed beside it in ``stdout``; not to be changed."""
     directory = tmp_path_factory.mktemp("runs") / "closed"
-    result = subprocess.run(close_command(directory), cwd=ROOT, capture_output=True, text=True, check=False)
+    on_cpu = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # what two CPU processes are compared with
+    result = subprocess.run(close_command(directory), cwd=ROOT, env=on_cpu, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     (directory / "stdout").write_text(result.stdout)
     return directory

@@ -24,7 +24,9 @@ def yaml(tmp_path, text: str) -> str:
 
 def test_yaml_then_overrides(tmp_path):
     """Defaults, then the file, then the command line, in both spellings; lists, null and infinity arrive as themselves."""
-    path = yaml(tmp_path, "seed: 3\ntargets: {sharpen: .inf, false_alarm_budget: null}\ntrain: {epochs: 2, gold: 1}\nprobe: {c: [0.1, 1]}\n")
+    path = yaml(
+        tmp_path, "seed: 3\ntargets: {sharpen: .inf, false_alarm_budget: null}\ntrain: {epochs: 2, gold: 1}\nprobe: {c: [0.1, 1]}\n"
+    )
     config = parse_config(["--config", path, "--train.epochs", "5", "--train.retain=0", "--lora.layers", "[4, 5]"])
     assert (config.seed, config.train.epochs, config.train.gold, config.train.retain) == (3, 5, 1.0, 0.0)
     assert math.isinf(config.targets.sharpen) and config.targets.false_alarm_budget is None

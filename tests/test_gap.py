@@ -14,10 +14,8 @@ from sklearn.metrics import roc_auc_score
 from gapclose.gap import (
     STATES,
     Action,
-    Clips,
     Evidence,
     GapConfig,
-    Interval,
     Labels,
     closure,
     concept_scores,
@@ -29,6 +27,7 @@ from gapclose.gap import (
     statistics,
 )
 from gapclose.items import Item, ItemSet, Option
+from gapclose.resample import Clips, Interval
 
 CONCEPTS, ALARM = ("standard", "false_vision", "false_audio"), ("false_vision", "false_audio")
 CONFIG = GapConfig(replicates=200)

@@ -13,23 +13,11 @@ import torch
 import transformers
 from transformers.training_args import OptimizerNames
 
+from gapclose.batches import TERMS, Collator, Example, MixedSampler, append_tokens, longest_contexts
 from gapclose.items import ItemSet, Option
 from gapclose.models import LoadedModel, ModelConfig, load_model
 from gapclose.observe import ObserveConfig, Wanted, forward_batches, observe, plan_batches
-from gapclose.trainer import (
-    TERMS,
-    Collator,
-    Example,
-    LoraConfig,
-    MixedSampler,
-    TrainConfig,
-    add_lora,
-    append_tokens,
-    last_complete_checkpoint,
-    longest_contexts,
-    make_trainer,
-    term_sums,
-)
+from gapclose.trainer import LoraConfig, TrainConfig, add_lora, enable_checkpointing, last_complete_checkpoint, make_trainer, term_sums
 
 OBSERVE = ObserveConfig(batch_size=16)
 CONFIG = TrainConfig(
@@ -298,6 +286,22 @@ def test_gradient_checkpointing_changes_nothing(tiny_checkpoint, digits, example
     found = Trained(tiny_checkpoint, digits, examples, tmp_path, replace(CONFIG, gradient_checkpointing=True))
     for mine, theirs in zip(found.losses, whole.losses, strict=True):
         assert mine == pytest.approx(theirs, abs=1e-4)
+
+
+def test_with_gradient_checkpointing_too_the_backward_pass_stops_below_the_first_adapter(tiny_checkpoint, examples, digits):
+    """Nothing below it is recomputed: transformers' own switch would make every residual require a gradient."""
+    loaded = fresh(tiny_checkpoint)
+    add_lora(loaded, LoraConfig(), LAYERS, 0)
+    enable_checkpointing(loaded)
+    calls: Counter[int] = Counter()
+    for number, layer in enumerate(loaded.layers, start=1):
+        layer.self_attn.register_forward_hook(lambda module, args, output, number=number: calls.update([number]))
+    batch = Collator(loaded, loaded.media(digits))(examples[:4])
+    loaded.model.train()
+    for part in batch["parts"]:
+        term_sums(loaded.model, part).sum().backward()
+    parts = len(batch["parts"])
+    assert calls == {1: parts, 2: parts, 3: parts, 4: 2 * parts, 5: 2 * parts}
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tiny_checkpoint, digits, examples, tmp_path):

@@ -56,10 +56,16 @@ def faulty(tmp_path):
     put(row("empty", "fit", "empty.wav"), f"{tmp_path / 'empty.wav'}: item 'empty': the audio file is empty; replace it")
     put(row("film", "fit", "film.mp4"), f"{tmp_path / 'film.mp4'}: item 'film': video is not supported yet")
     put(row("bare", "fit", options=[{"text": "odd"}, LIE]), "HERE: item 'bare': option 'odd' has no concept; name one of")
-    put(row("odd", "fit", options=[CONTENT | {"concept": "x"}, LIE]), "HERE: item 'odd': option 'odd' expresses 'x', which set.json does not")
+    put(
+        row("odd", "fit", options=[CONTENT | {"concept": "x"}, LIE]),
+        "HERE: item 'odd': option 'odd' expresses 'x', which set.json does not",
+    )
     put(row("gold", "fit", gold="even"), "HERE: item 'gold': gold 'even' is not among the options ['odd', 'unseen']; copy")
     put(row("fine", "fit"), "HERE: item id 'fine' was already used on line 1; give")
-    put(row("split", "test", clip="clip-fine"), f"{path}: clip 'clip-fine' is in several splits: fit (item 'fine', line 1), test (item 'split'")
+    put(
+        row("split", "test", clip="clip-fine"),
+        f"{path}: clip 'clip-fine' is in several splits: fit (item 'fine', line 1), test (item 'split'",
+    )
     put('{"id": "broken",', "HERE: not JSON", "write one JSON object per line")
     put(row("key", "fit", colour="red"), "HERE: item 'key': unknown keys ['colour']; put free labels under `tags`")
     path.write_text("\n".join(lines) + "\n")
@@ -125,7 +131,7 @@ def test_worlds_of_two_seeds_in_one_run_directory_are_two(monkeypatch, tmp_path)
     """Validating with another seed first does not give the run that seed's clips."""
     from gapclose.config import Config
     from gapclose.digits import world
-    from gapclose.run import prepare_items
+    from gapclose.validate import prepare_items
 
     few = {"fit": 24, "train": 24, "val": 24, "test": 24}
     write = world.write

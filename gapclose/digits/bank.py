@@ -49,7 +49,7 @@ class Utterance(NamedTuple):
 def scans() -> tuple[np.ndarray, np.ndarray]:
     """Pixels (1797, 8, 8), uint8 from 0 (paper) to 16 (ink), and labels (1797,)."""
     digits = load_digits()
-    return digits.images.astype(np.uint8), digits.target.astype(np.int64)
+    return digits.images.astype(np.uint8), digits.target.astype(np.int64)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @cache

@@ -28,7 +28,7 @@ def distort_image(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     angle, scale = np.deg2rad(rng.uniform(-8, 8)), rng.uniform(0.9, 1.1)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
     centre = (np.array(grey.shape) - 1) / 2
-    moved = affine_transform(grey, turn, centre - turn @ (centre + rng.uniform(-2, 2, 2)), order=1)
+    moved = affine_transform(grey, turn, centre - turn @ (centre + rng.uniform(-2, 2, 2)), order=1)  # pyright: ignore[reportArgumentType]
     moved += rng.normal(0, rng.uniform(0, 16), moved.shape)
     return Image.fromarray(moved.clip(0, 255).astype(np.uint8)).convert("RGB")
 
@@ -119,7 +119,7 @@ class QuestionDrawer:
         """Token ids before and after the audio tokens."""
         if text not in self.prompts:
             content = [{"type": "image"}, {"type": "audio"}, {"type": "text", "text": text}]
-            whole = self.template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+            whole = self.template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)  # pyright: ignore[reportArgumentType]
             ids = self.tokenizer.encode(whole)
             at = ids.index(self.tokenizer.audio_token_id)
             self.prompts[text] = (ids[:at], ids[at + 1 :])

@@ -85,7 +85,12 @@ def readable(fit: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray], laye
     rows, table = np.isin(fit["kind"], IN_DOMAIN), []
     for layer in layers or range(1, fit["residuals"].shape[1] + 1):
         search = LogisticRegressionCV(
-            Cs=[1e-3, 1e-2, 1e-1, 1], cv=4, max_iter=2000, scoring="neg_log_loss", l1_ratios=(0,), use_legacy_attributes=False
+            Cs=[1e-3, 1e-2, 1e-1, 1],
+            cv=4,
+            max_iter=2000,
+            scoring="neg_log_loss",
+            l1_ratios=(0,),
+            use_legacy_attributes=False,  # pyright: ignore[reportArgumentType]
         )
         probe = make_pipeline(StandardScaler(), search).fit(fit["residuals"][rows, layer - 1], concept(fit)[rows])
         line: dict[str, float] = {"layer": layer}

@@ -59,9 +59,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5OmniProcessor:
     """Images are brought to 28 x 28 (one merged token), audio is padded or cut to one second."""
-    from gapclose.models import mend_torchvision
 
-    mend_torchvision()
     from transformers import Qwen2_5OmniProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor, WhisperFeatureExtractor
 
     size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28}
@@ -78,9 +76,7 @@ def build_model(
     tokenizer: PreTrainedTokenizerFast, *, width: int = 96, layers: int = 8, heads: int = 4, tower: int = 64
 ) -> Qwen2_5OmniThinkerForConditionalGeneration:
     """Random weights (torch's global generator) for a tokenizer. ``tower`` is the width of the audio and vision encoders."""
-    from gapclose.models import mend_torchvision
 
-    mend_torchvision()
     from transformers import GenerationConfig, Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
 
     token = {name: tokenizer.convert_tokens_to_ids(text) for name, text in MEDIA_TOKENS.items()}
@@ -125,11 +121,11 @@ def build_model(
         image_token_index=token["image_token"],
         audio_token_index=token["audio_token"],
         video_token_index=token["video_token"],
-        vision_start_token_id=token["vision_bos_token"],
-        vision_end_token_id=token["vision_eos_token"],
+        vision_start_token_id=token["vision_bos_token"],  # pyright: ignore[reportCallIssue]
+        vision_end_token_id=token["vision_eos_token"],  # pyright: ignore[reportCallIssue]
         audio_start_token_id=token["audio_bos_token"],
         audio_end_token_id=token["audio_eos_token"],
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportCallIssue]
     )
     model = Qwen2_5OmniThinkerForConditionalGeneration(config)
     model.generation_config = GenerationConfig(

@@ -12,7 +12,6 @@ import torch
 from gapclose.digits import bank, exam, questions, tiny
 from gapclose.digits.batches import QuestionDrawer, media_pool
 from gapclose.files import read_json
-from gapclose.models import mend_torchvision
 
 BASE = bank.HERE / "base"
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits_base.py"
@@ -20,7 +19,6 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "digits_base.py"
 
 @pytest.fixture(scope="module")
 def base():
-    mend_torchvision()
     from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
 
     config = AutoConfig.from_pretrained(BASE, local_files_only=True)

@@ -48,8 +48,9 @@ def trained(step: int) -> Stage:
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen:
+    on_cpu = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # as the uninterrupted run
     with log.open("w") as handle:
-        return subprocess.Popen(command, stdout=handle, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(command, stdout=handle, stderr=subprocess.STDOUT, start_new_session=True, env=on_cpu)
 
 
 def kill_at(stage: Stage, command: list[str], run: Path, log: Path) -> None:
