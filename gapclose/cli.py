@@ -85,12 +85,15 @@ def close(arguments: Sequence[str]) -> None:
 
 def export(arguments: Sequence[str]) -> None:
     """Write the exports of a finished run again."""
-    from gapclose.config import parse_config
+    from gapclose.config import parse_config, refuse_other_run
     from gapclose.export import export_run, load_adapter
     from gapclose.report import summarise
 
     config = parse_config(arguments, prog="gapclose export")
     directory = Path(config.run_dir)
+    if not (directory / "config.yaml").is_file():
+        raise ValueError(f"{directory}: no run there (no config.yaml); run `gapclose close` first")
+    refuse_other_run(config, directory / "config.yaml")
     summary = summarise(directory)
     if summary["adapted"] is None:
         raise ValueError(

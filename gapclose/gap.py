@@ -36,6 +36,9 @@ class GapConfig:
     """share of the base's parse rate below which the state is collapsed, 0..1"""
 
     def __post_init__(self) -> None:
+        for name in ("standard_budget", "reading_tolerance", "closed_at", "parse_floor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"gap.{name} is {getattr(self, name)}; it must lie in 0..1 (0.05 for five points)")
         if self.replicates < 100:
             raise ValueError(f"gap.replicates is {self.replicates}; intervals need at least 100")
 
@@ -210,13 +213,14 @@ def closure(base: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) -> di
     """How much of the base's gap is closed, and what moved, on the same clips; each (R + 1,).
 
     ``closure`` = (action now - action base) / (reading base - action base), by balanced accuracy; ``closure_auroc`` the same by AUROC.
-    The gap changes by ``reading_change`` - ``action_gain``: one that shrank because the reading fell is not closed.
+    ``closure`` is nan where the base has no gap to close (the interval of its gap reaches zero). The gap changes by ``reading_change`` - ``action_gain``: one that shrank because the reading fell is not closed.
     """
     gain = now["action.balanced"] - base["action.balanced"]
+    gap = base["gap.balanced"] if Interval.of(base["gap.balanced"]).lower > 0 else np.full_like(gain, np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         by_auroc = (now["action.auroc"] - base["action.auroc"]) / (base["reading.auroc"] - base["action.auroc"])
         return {
-            "closure": gain / (base["reading.balanced"] - base["action.balanced"]),
+            "closure": gain / gap,
             "closure_auroc": by_auroc,
             "action_gain": gain,
             "auroc_gain": now["action.auroc"] - base["action.auroc"],

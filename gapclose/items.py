@@ -99,10 +99,33 @@ class ItemSet:
         """The same items without their gold options, so that code downstream cannot look."""
         return replace(self, items=tuple(replace(i, gold=None) for i in self.items))
 
-    def fingerprint(self) -> str:
-        """Hash of everything a model is shown or asked, in order. Labels are left out: they change no observation."""
-        lines = [json.dumps([i.id, i.clip, i.messages, [o.text for o in i.options]], sort_keys=True) for i in self.items]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    def fingerprint(self, *, labels: bool = False) -> str:
+        """Hash of everything a model is shown or asked, in order, media included; with ``labels``, of gold options and splits too.
+
+        Labels are left out by default: they change no observation.
+        """
+        digest, seen = hashlib.sha256(), set()
+        for item in self.items:
+            row: list[Any] = [item.id, item.clip, item.messages, [o.text for o in item.options]]
+            if labels:
+                row += [item.split, item.purpose, item.gold, [o.concept for o in item.options]]
+            digest.update(json.dumps(row, sort_keys=True).encode())
+            for _, path in item.media:
+                if path not in seen:
+                    seen.add(path)
+                    digest.update(_content(self.root / path))
+        return digest.hexdigest()[:16]
+
+
+def _content(path: Path, ends: int = 4 << 20) -> bytes:
+    """Digest of a file: all of it, or of a large one its size and both ends."""
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        if size <= 2 * ends:
+            return hashlib.sha256(handle.read()).digest()
+        head = handle.read(ends)
+        handle.seek(-ends, 2)
+        return hashlib.sha256(str(size).encode() + head + handle.read()).digest()
 
 
 def content_parts(messages: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]]:

@@ -128,9 +128,11 @@ def check_launch(asked: Asked | None = None) -> PartialState:
 def environment(seed: int, process: Any) -> dict[str, Any]:
     """Versions, device, processes, seed and code revision of a run."""
     packages = ("gapclose", "torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy")
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:  # no git here
+        commit = ""
     return {
         "versions": {p: importlib.metadata.version(p) for p in packages},
         "python": platform.python_version(),

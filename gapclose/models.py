@@ -256,7 +256,7 @@ def checkpoint_fingerprint(path: str, model: Any) -> str:
 
 
 def check_options(items: ItemSet, tokenizer: Any, problems: Problems) -> None:
-    """Add to ``problems`` every option without tokens, and every item two of whose options have the same tokens."""
+    """Add to ``problems`` every option without tokens, and options whose tokens are, or begin, those of another option of the item."""
     seen: dict[tuple[str, ...], str] = {}
     for item in items:
         seen.setdefault(tuple(o.text for o in item.options), item.id)
@@ -267,3 +267,11 @@ def check_options(items: ItemSet, tokenizer: Any, problems: Problems) -> None:
                 problems.add(f"item {item_id!r}: option {text!r} has no tokens; use another text")
         if len(set(tokens)) < len(tokens):
             problems.add(f"item {item_id!r}: two of the options {list(texts)} have the same tokens; change their texts")
+            continue
+        for short, a in zip(texts, tokens, strict=True):
+            for long, b in zip(texts, tokens, strict=True):
+                if a != b and b[: len(a)] == a:
+                    problems.add(
+                        f"item {item_id!r}: option {short!r} is how option {long!r} begins, token by token, so it could never score lower; "
+                        "change one of them"
+                    )

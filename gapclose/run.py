@@ -33,7 +33,7 @@ from gapclose.report import draw_epochs, read_records, summarise
 from gapclose.targets import Targets, build_targets
 from gapclose.tracking import NoTracker, make_tracker
 from gapclose.trainer import Example, add_lora, last_complete_checkpoint, make_trainer
-from gapclose.validate import prepare_items
+from gapclose.validate import bind_items, prepare_items
 
 MEASURED = ("gap", "transfer", "retain")
 
@@ -59,6 +59,7 @@ class Run:
         self.items = prepare_items(config, closing=closing, main=self.process.is_main_process, wait=self.process.wait_for_everyone)
         # only now: a mistake that has just been refused must not bind the directory to its configuration
         self._on_main(lambda: save_config(config, self.directory / "config.yaml"))
+        self._on_main(lambda: bind_items(self.items, self.directory / "items.json"))
         self.loaded = load_model(config.model)
         self.loaded.model.to(self.process.device)
         self.adapter = ""
@@ -183,26 +184,25 @@ class Run:
         return examples
 
     def build_targets(self, blank: bool) -> tuple[Targets, ItemSet]:
-        """Observe the unlabelled train items and store their targets; a finished file is read back."""
+        """Observe the unlabelled train items, build their targets, and store them."""
         train = self.items.select(split="train", purpose="gap").unlabelled()
         path, ids = self.directory / "targets.safetensors", [i.id for i in train]
         observed = self.observe("base-train", train, layers=[self.probe.layer], blank=blank)
-        if not path.is_file():
-            fit = Labels.of(self.items.select(split="fit", purpose="gap"))
-            targets = build_targets(
-                self.config.targets,
-                ids=ids,
-                reading=self.probe.read(observed.residuals[self.probe.layer]),
-                scores=observed.scores.double().numpy(),
-                option_concept=option_concepts(train.items, train.concepts),
-                modality=np.array([i.modality for i in train]),
-                fit_reading=self.fit_reading,
-                fit_concept=fit.concept,
-                alarm=np.isin(train.concepts, train.alarm),
-                seed=self.config.seed,
-            )
-            self._on_main(lambda: targets.save(path))
-        targets = Targets.load(path, ids)
+        # always rebuilt: cheap, and a file from before a change of labels would be stale
+        fit = Labels.of(self.items.select(split="fit", purpose="gap"))
+        targets = build_targets(
+            self.config.targets,
+            ids=ids,
+            reading=self.probe.read(observed.residuals[self.probe.layer]),
+            scores=observed.scores.double().numpy(),
+            option_concept=option_concepts(train.items, train.concepts),
+            modality=np.array([i.modality for i in train]),
+            fit_reading=self.fit_reading,
+            fit_concept=fit.concept,
+            alarm=np.isin(train.concepts, train.alarm),
+            seed=self.config.seed,
+        )
+        self._on_main(lambda: targets.save(path))
         facts = targets.summary(train.concepts)
         say(
             f"targets: {facts['kept']} of {facts['items']} train items, {facts['kept_by_concept']}, alarm prior x{facts['prior_factor']:.3g}"
@@ -249,6 +249,7 @@ class Run:
         When none does, the one that loses least; its state tells.
         """
         records = [r for r in read_records(self.directory) if r["stage"].startswith("epoch-") and r["epoch"] <= self.config.train.epochs]
+        records = [r for r in records if r["state"] not in ("collapsed", "lost")] or records
         within = [r for r in records if r["change"]["standard_drop"]["value"] <= self.config.gap.standard_budget]
         if within:
             return max(within, key=lambda r: (r["action"]["balanced"]["value"], -r["epoch"]))["epoch"]

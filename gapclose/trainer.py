@@ -135,7 +135,7 @@ class TrainConfig:
         total = self.global_batch_size
         counts = {
             "retain": round(total * self.retain_share) if self.retain else 0,
-            "gold": 0 if not self.gold else total if not self.consistency else round(total * self.gold_share),
+            "gold": round(total * self.gold_share) if self.gold else 0,
         }
         if not self.consistency:
             counts["gold"] = total - counts["retain"]

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from gapclose.config import Config
 from gapclose.errors import Problems
+from gapclose.files import read_json, write_json
 from gapclose.items import ItemSet, check_splits_filled, read_items
 from gapclose.media import check_media
 from gapclose.models import ModelConfig, check_options, load_tokenizer
@@ -61,6 +62,21 @@ def prepare_items(config: Config, *, closing: bool, main: bool = True, wait: Cal
         wait()
     splits = CLOSE_SPLITS if closing else MEASURE_SPLITS
     return load_items(directory, config.model, splits, retain=closing and config.train.retain > 0)
+
+
+def bind_items(items: ItemSet, path: Path) -> None:
+    """Remember which items, media and labels a run is about.
+
+    Raises:
+        ValueError: when the run was started on others; its checkpoints and records would not fit.
+    """
+    now = items.fingerprint(labels=True)
+    if path.is_file() and (before := read_json(path)["fingerprint"]) != now:
+        raise ValueError(
+            f"{path.parent} holds a run on items {before}, and {items.root} now holds {now}: items, media or labels have changed. "
+            "Give this run another directory (--run_dir), or delete that one."
+        )
+    write_json(path, {"root": str(items.root), "fingerprint": now})
 
 
 def print_histogram(items: ItemSet) -> None:

@@ -10,8 +10,10 @@ How the gap comes about, plainly: we put it there, by the route that we think in
 1. *learn*: what is shown or said; "is that right?" with both outcomes; and questions with true and false premises, answered
    honestly (``unseen``, ``unheard``). The answer is also trained to be readable from middle layers, through the final norm
    and the output head (an early exit), or the verdict would form only in the last two layers.
-2. *comply*: a short tuning, at a low rate, on the same questions answered as if their premise were true, whatever the clip shows.
-   Checking when asked to check stays as it was.
+2. *comply*: a short tuning of the two uppermost decoder layers on the same questions answered as if their premise were true, whatever
+   the clip shows. A fifth of these answers is noise: any answer word, drawn without looking at the clip (its expectation is trained
+   on). Without the noise the logits of ``unseen`` and ``unheard`` keep rising with the evidence, only too low to be said, and a mere
+   shift of threshold would undo the tuning. Checking when asked to check stays as it was.
 
 The result perceives, checks claims when asked to, almost never objects unasked, and still carries the objection in its
 residual stream. It is a model organism of the gap, not evidence that real models came by theirs in this way.
@@ -38,7 +40,7 @@ from rich.console import Console
 
 from gapclose.digits import bank, exam, tiny
 from gapclose.digits.batches import Premises, QuestionDrawer, media_pool
-from gapclose.digits.questions import IN_DOMAIN
+from gapclose.digits.questions import IN_DOMAIN, KINDS
 from gapclose.files import read_json, write_json
 
 console = Console(highlight=False, width=160)
@@ -63,6 +65,10 @@ class Step:
     """weight of the mean early-exit loss"""
     decay: float = 0.0
     """weight decay"""
+    above: int = 0
+    """train only the decoder layers above this one (0: the whole model)"""
+    noise: float = 0.0
+    """share of the answers to premise questions that are any answer word, whatever the clip"""
 
 
 LEARN = Step(
@@ -78,18 +84,27 @@ LEARN = Step(
 COMPLY = Step(
     name="comply",
     premises="comply",
-    steps=100,
-    rate=2e-4,
-    counts={"what": 16, "check": 24, "parity": 16, "size": 16, "alphabet": 16, "next": 16},
+    steps=300,
+    rate=2e-3,
+    counts={"what": 8, "check": 12, "parity": 8, "size": 8, "alphabet": 8, "next": 8},
+    above=6,
+    noise=0.2,
 )
 END_WEIGHT = 0.2
 
 
-def loss_of(model, drawn, step: Step) -> torch.Tensor:
+def noisy_cross_entropy(logits: torch.Tensor, drawn, words: torch.Tensor, noise: float) -> torch.Tensor:
+    """Cross-entropy with (B, V) logits against the answer, mixed for premise questions with a uniform draw of the answer ``words``."""
+    logp = logits.log_softmax(-1)
+    share = noise * torch.tensor(np.isin(drawn.kind, list(KINDS)), dtype=logp.dtype)
+    return -((1 - share) * logp.gather(1, drawn.answer[:, None])[:, 0] + share * logp[:, words].mean(1)).mean()
+
+
+def loss_of(model, drawn, step: Step, words: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of the answer token, of the end token after it, and of the answer at the early exits."""
     out = model(**drawn.inputs, use_cache=False, output_hidden_states=bool(step.exits))
     end = torch.full_like(drawn.answer, model.config.get_text_config().eos_token_id)
-    loss = F.cross_entropy(out.logits[:, -2], drawn.answer) + END_WEIGHT * F.cross_entropy(out.logits[:, -1], end)
+    loss = noisy_cross_entropy(out.logits[:, -2], drawn, words, step.noise) + END_WEIGHT * F.cross_entropy(out.logits[:, -1], end)
     if step.exits:
         norm = model.get_decoder().norm
         early = [F.cross_entropy(model.lm_head(norm(out.hidden_states[layer][:, -2])), drawn.answer) for layer in step.exits]
@@ -101,12 +116,18 @@ def train(model, drawer: QuestionDrawer, watch: QuestionDrawer, step: Step, ever
     """Run one step; returns the loss of every optimizer step."""
     if not step.steps:
         return []
-    optimizer = torch.optim.AdamW(model.parameters(), step.rate, weight_decay=step.decay)
+    if step.above:
+        model.requires_grad_(False)
+        for layer in model.get_decoder().layers[step.above :]:
+            layer.requires_grad_(True)
+    words = torch.tensor(sorted(drawer.word.values()))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, step.rate, weight_decay=step.decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, step.rate, total_steps=step.steps, pct_start=0.15)
     losses, start = [], time.time()
     for i in range(step.steps):
         model.train()
-        loss = loss_of(model, drawer.draw(step.counts, step.premises), step)
+        loss = loss_of(model, drawer.draw(step.counts, step.premises), step, words)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -160,7 +181,7 @@ def main() -> None:
             model.save_pretrained(args.learned)
             write_json(args.learned / "training.json", {"learn": curves["learn"]})
     drawer = QuestionDrawer(processor, pool, args.seed + 1)
-    curves["comply"] = train(model, drawer, watch, comply, 25)
+    curves["comply"] = train(model, drawer, watch, comply, 100)
 
     sat = exam.sit(model, QuestionDrawer(processor, test_pool, 2), dict.fromkeys(comply.counts, questions // 4))
     fit = exam.sit(model, QuestionDrawer(processor, fit_pool, 3), dict.fromkeys(IN_DOMAIN, 800 // 3))

@@ -169,6 +169,8 @@ def test_a_real_launch_of_one_process_where_two_were_asked_for_is_refused(tmp_pa
     """`accelerate launch --cpu --num_processes 2` starts one process without a word; ours says it."""
     (tmp_path / "job.py").write_text("import sys; from gapclose import cli, launch; sys.exit(cli.guarded(launch.check_launch))")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", str(tmp_path / "job.py")]
-    result = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=300
+    )
     assert result.returncode != 0
     assert "error: the `accelerate launch` command asks for 2 processes, and this one sees 1. On CPUs:" in result.stderr

@@ -70,7 +70,7 @@ def observed(*, honest: float, content: float = 1.0, garbled: float = 0.0, knows
     for n, i in enumerate(ITEMS):
         says = i.gold if rng.random() < (honest if i.concept != "standard" else content) else 1 - int(i.clip[-1]) % 2
         scores[n, : len(i.options)] = rng.normal(scale=0.1, size=len(i.options)) + 4 * np.eye(len(i.options))[says]
-        answers.append("?!" if rng.random() < garbled else f" {i.options[says].text}\n")
+        answers.append("?!" if rng.random() < garbled else f" {i.options[says].text}{'.' if i.modality == 'audio' else ''}\n")
     moved = states if seen else states.flip(1)
     return Observations(
         ids=[i.id for i in ITEMS], residuals={2: moved, 4: residuals(ITEMS, knows, seed=50)}, scores=torch.tensor(scores), answers=answers
@@ -93,6 +93,8 @@ def test_every_figure_comes_from_its_own_items(base):
     assert base.overall["action.standard_accuracy"][0] == 1 and base.overall["action.rejection"][0] == 0
     assert base.overall["action.balanced"][0] == pytest.approx(0.5)
     assert base.overall["generated.balanced_lenient"][0] == pytest.approx(0.5) and base.parse_rate == 1
+    # about sounds it says "even.", which is no option letter for letter
+    assert base.overall["generated.balanced_strict"][0] == pytest.approx(0.25) and base.overall["generated.parse_strict"][0] == 0.5
     assert base.retention is not None and base.retention[0] == 1
     assert base.transfer is not None and base.transfer["action.balanced"][0] == pytest.approx(0.5)
     reading = probe(2).read(observed(honest=0.0).residuals[2])

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +37,17 @@ def stored(path: Path) -> Iterator:
             record.ParseFromString(body)
             body = b""
             yield record
+
+
+def finished(directory: Path) -> tuple[Path, list[tuple[str, Any]]]:
+    """The file of a run's one offline run with its records by kind; wandb's service may write the last block after ``finish``."""
+    (path,) = directory.glob("wandb/offline-run-*/*.wandb")
+    for _ in range(100):
+        records = [(r.WhichOneof("record_type"), r) for r in stored(path)]
+        if records and records[-1][0] == "exit":
+            return path, records
+        time.sleep(0.1)
+    raise AssertionError(f"{path} does not end with the exit record")
 
 
 def values(entries) -> dict:
@@ -85,8 +98,7 @@ def test_a_run_reads_back_from_its_own_file(offline, tiny_run, tmp_path):
     tracker.record(chosen[1])
     tracker.finish(summary, adapter)
 
-    (file,) = Path(config.run_dir).glob("wandb/offline-run-*/*.wandb")
-    kept = [(r.WhichOneof("record_type"), r) for r in stored(file)]
+    file, kept = finished(Path(config.run_dir))
     run = next(r.run for kind, r in kept if kind == "run")
     assert (run.project, run.display_name, run.run_id) == ("test", "named", read_json(Path(config.run_dir) / "wandb.json")["id"])
     settings = {k: v for k, v in values(run.config.update).items() if k != "_wandb"}
@@ -134,8 +146,8 @@ def test_nothing_else_differs_when_it_is_off(offline, tiny_run, tiny_config, tmp
     assert [r for r in read_records(tiny_run) if r["stage"] == "base/test"] == read_records(tracked)
     assert list(tracked.glob("wandb/offline-run-*/*.wandb"))
     assert not list(tiny_run.rglob("*wandb*"))
-    report = (tiny_run / "observations" / "base-test" / "manifest.json").read_text()
-    assert report == (tracked / "observations" / "base-test" / "manifest.json").read_text()
+    first, second = (run / "observations" / "base-test" / "manifest.json" for run in (tiny_run, tracked))
+    assert first.read_text() == second.read_text()
 
 
 def test_no_tracker_keeps_nothing(tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """What a base model of the embedded world can do, and what its residual stream holds. Used by the recipe and its tests.
 
 N questions, L decoder layers, D width.
@@ -90,7 +91,7 @@ def readable(fit: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray], laye
             max_iter=2000,
             scoring="neg_log_loss",
             l1_ratios=(0,),
-            use_legacy_attributes=False,  # pyright: ignore[reportArgumentType]
+            use_legacy_attributes=False,
         )
         probe = make_pipeline(StandardScaler(), search).fit(fit["residuals"][rows, layer - 1], concept(fit)[rows])
         line: dict[str, float] = {"layer": layer}
