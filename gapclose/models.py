@@ -270,7 +270,7 @@ def check_options(items: ItemSet, tokenizer: Any, problems: Problems) -> None:
             continue
         for short, a in zip(texts, tokens, strict=True):
             for long, b in zip(texts, tokens, strict=True):
-                if a != b and b[: len(a)] == a:
+                if a and a != b and b[: len(a)] == a:  # one without tokens has been told of
                     problems.add(
                         f"item {item_id!r}: option {short!r} is how option {long!r} begins, token by token, so it could never score lower; "
                         "change one of them"

@@ -172,7 +172,8 @@ def main() -> None:
     console.print(f"{model.num_parameters() / 1e6:.2f} M parameters; media ready after {time.time() - start:.0f} s")
 
     watch, curves = QuestionDrawer(processor, fit_pool, 1), {}
-    if args.learned and (args.learned / "model.safetensors").exists():
+    reused = bool(args.learned and (args.learned / "model.safetensors").exists())
+    if reused:
         model = type(model).from_pretrained(args.learned)
         curves["learn"] = read_json(args.learned / "training.json")["learn"]
     else:
@@ -195,6 +196,7 @@ def main() -> None:
     report = {
         "seed": args.seed,
         "seconds": round(time.time() - start),
+        "learn was taken from --learned, and is not in these seconds": reused,
         "steps": [asdict(learn), asdict(comply)],
         "media": {"scans": len(ours), "utterances": len(voices["base"]), "distorted copies of each": copies},
         "behaviour": figures,

@@ -172,8 +172,8 @@ def test_loading_says_what_is_no_checkpoint(tmp_path):
         ModelConfig(dtype="fp32")
 
 
-def test_options_without_tokens_or_with_the_same_tokens_are_found():
-    """By a tokenizer that drops accents, say."""
+def test_options_that_could_not_be_told_apart_are_found():
+    """Without tokens, with the same ones, or with those that another one begins with; once each."""
 
     def tokenizer(text, add_special_tokens):
         assert not add_special_tokens
@@ -183,10 +183,13 @@ def test_options_without_tokens_or_with_the_same_tokens_are_found():
         options = [Option(text=t, concept="a") for t in texts]
         return Item(id=name, clip="c", split="test", modality="m", messages=[], options=options)
 
-    problems, made = Problems("options"), (item("fine", "yes", "no"), item("empty", "yes", "é"), item("same", "Yes", "yes"))
-    check_options(ItemSet(root=None, name="", concepts=("a", "b"), alarm=(), items=made), tokenizer, problems)
-    assert len(problems) == 2
-    assert "item 'empty': option 'é' has no tokens" in problems.messages[0] and "have the same tokens" in problems.messages[1]
+    faults = {"no tokens": ("yes", "é"), "have the same tokens": ("Yes", "yes"), "is how option 'not odd' begins": ("not odd", "not", "odd")}
+    made = [item("fine", "yes", "no"), *(item(f"n{n}", *texts) for n, texts in enumerate(faults.values()))]
+    problems = Problems("options")
+    check_options(ItemSet(root=None, name="", concepts=("a", "b"), alarm=(), items=tuple(made)), tokenizer, problems)
+    assert len(problems) == len(faults)
+    for n, (message, fault) in enumerate(zip(problems.messages, faults, strict=True)):
+        assert message.startswith(f"item 'n{n}'") and fault in message
 
 
 def test_batches_share_their_kinds_of_media(digits):

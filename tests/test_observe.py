@@ -98,6 +98,23 @@ def test_a_batch_gives_what_its_items_give_alone(model, mixed, tmp_path):
     assert several > 15
 
 
+def test_long_options_go_on_where_the_media_end_in_rotary_positions(loaded, digits, tmp_path):
+    """An image of 3 x 3 tokens moves the position by 3 only, so the cache is longer than the last position."""
+    loaded.processor.image_processor.size = {"shortest_edge": 84 * 84, "longest_edge": 84 * 84}
+    content = [{"type": "text", "text": "Well."}], [{"type": "text", "text": "Well, once more, and for good."}]
+    fit = digits.select(split="fit").items
+    both = [replace(i, messages=[{"role": "user", "content": i.messages[0]["content"] + c}]) for i, c in zip(fit, content, strict=False)]
+    items = replace(digits, items=tuple(replace(strip(i, "image"), options=options(*LONG), gold=0) for i in both))
+    found = observe(loaded, items, tmp_path / "o", CONFIG, Wanted())
+    prompt = loaded.prompts(items.items, loaded.media(items))
+    assert (prompt["input_ids"] == loaded.model.config.image_token_id).sum() == 2 * 9
+    for n, item in enumerate(items):
+        for o, option in enumerate(item.options):
+            tokens = loaded.option_tokens(option.text)
+            logp, _ = alone(loaded, items, item, tokens[:-1])
+            torch.testing.assert_close(found.scores[n, o], sum(logp[t, k] for t, k in enumerate(tokens)), atol=2e-5, rtol=1e-5)
+
+
 def test_scores_top_tokens_and_generated_answers_are_of_the_same_forward(model, mixed, tmp_path):
     """The whole vocabulary sums to one; a one-token score is its entry; the greedy answer starts with the first of the top tokens."""
     found = observe(model, mixed, tmp_path / "o", CONFIG, Wanted(generate=True, top_tokens=100_000))
