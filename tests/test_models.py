@@ -183,7 +183,11 @@ def test_options_that_could_not_be_told_apart_are_found():
         options = [Option(text=t, concept="a") for t in texts]
         return Item(id=name, clip="c", split="test", modality="m", messages=[], options=options)
 
-    faults = {"no tokens": ("yes", "é"), "have the same tokens": ("Yes", "yes"), "is how option 'not odd' begins": ("not odd", "not", "odd")}
+    faults = {
+        "no tokens": ("yes", "é"),
+        "have the same tokens": ("Yes", "yes"),
+        "is how option 'not odd' begins": ("not odd", "not", "odd"),
+    }
     made = [item("fine", "yes", "no"), *(item(f"n{n}", *texts) for n, texts in enumerate(faults.values()))]
     problems = Problems("options")
     check_options(ItemSet(root=None, name="", concepts=("a", "b"), alarm=(), items=tuple(made)), tokenizer, problems)
