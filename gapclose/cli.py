@@ -37,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def guarded(job) -> int:
-    """Run ``job()``; print a ``ValueError`` plainly, unless GAPCLOSE_DEBUG asks for the traceback."""
+    """Run ``job()``; print a ``ValueError`` or a number that is not finite plainly, unless GAPCLOSE_DEBUG asks for the traceback."""
     try:
         job()
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:
         if os.environ.get("GAPCLOSE_DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from gapclose.config import Config
 
 VERIFIED_ITEMS = 64
+DIFFERS = 3
+"""exit status of the verifying process when an export differs from what was measured"""
 
 
 def export_run(directory: Path, config: Config, loaded: LoadedModel, summary: dict[str, Any]) -> None:
@@ -53,11 +55,14 @@ def verify_in_fresh_process(directory: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: with the process's own message, when an export differs from what was measured.
+        RuntimeError: with its traceback, when that process failed in another way.
     """
     command = [sys.executable, "-W", "ignore", "-m", "gapclose.export", str(directory)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=_single_process_environment())
+    if result.returncode == DIFFERS:
+        raise ValueError(f"{directory}: the export does not reproduce what was measured:\n{result.stderr.strip()}")
     if result.returncode:
-        raise ValueError(f"{directory}: the export does not reproduce what was measured:\n{result.stderr.strip() or result.stdout.strip()}")
+        raise RuntimeError(f"{directory}: verifying the export failed (status {result.returncode}):\n{result.stderr.strip()}")
     verified = json.loads(result.stdout.strip().splitlines()[-1])
     write_json(directory / "adapter" / "verified.json", verified)
     for name, facts in verified.items():
@@ -194,4 +199,5 @@ if __name__ == "__main__":
     try:
         print(json.dumps(verify(Path(sys.argv[1]))))
     except ValueError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(DIFFERS)

@@ -324,7 +324,8 @@ def _check_splits(items: Sequence[Item], path: Path, line_of: dict[str, int], pr
 def check_splits_filled(items: ItemSet, needs: dict[str, bool], problems: Problems) -> None:
     """Check that every split in ``needs`` has gap items, and, where its value is True, a gold option on each and every concept.
 
-    Adds to ``problems`` every empty split, every unlabelled item of a labelled split, and every missing concept.
+    Adds to ``problems`` every empty split, every unlabelled item of a labelled split (val and test measure items of every purpose, fit
+    only looks at gap items), and every missing concept.
     """
     path = items.root / "items.jsonl"
     for split, labelled in needs.items():
@@ -334,7 +335,8 @@ def check_splits_filled(items: ItemSet, needs: dict[str, bool], problems: Proble
             continue
         if not labelled:
             continue
-        missing = [i.id for i in chosen if i.gold is None]
+        looked_at = chosen if split == "fit" else items.select(split=split).items
+        missing = [i.id for i in looked_at if i.gold is None]
         if missing:
             problems.add(
                 f"{path}: split {split!r} needs labels, but {len(missing)} items have no gold option, "

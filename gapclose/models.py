@@ -255,8 +255,9 @@ def checkpoint_fingerprint(path: str, model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_options(items: ItemSet, tokenizer: Any, problems: Problems) -> None:
-    """Add to ``problems`` every option without tokens, and options whose tokens are, or begin, those of another option of the item."""
+def check_options(items: ItemSet, tokenizer: Any, max_new_tokens: int, problems: Problems) -> None:
+    """Add to ``problems`` every option without tokens or with more of them than are generated, and options whose tokens are, or begin,
+    those of another option of the item."""
     seen: dict[tuple[str, ...], str] = {}
     for item in items:
         seen.setdefault(tuple(o.text for o in item.options), item.id)
@@ -265,6 +266,11 @@ def check_options(items: ItemSet, tokenizer: Any, problems: Problems) -> None:
         for text, ids in zip(texts, tokens, strict=True):
             if not ids:
                 problems.add(f"item {item_id!r}: option {text!r} has no tokens; use another text")
+            if len(ids) > max_new_tokens:
+                problems.add(
+                    f"item {item_id!r}: option {text!r} has {len(ids)} tokens, but observe.max_new_tokens is {max_new_tokens}, so it could "
+                    f"never be generated whole; set that to {len(ids) + 1} or more"
+                )
         if len(set(tokens)) < len(tokens):
             problems.add(f"item {item_id!r}: two of the options {list(texts)} have the same tokens; change their texts")
             continue

@@ -31,7 +31,8 @@ class TargetsConfig:
     gate: float = 1.0
     """share of the items of every read concept that is kept, the most confident first; 1 keeps all"""
     control: str = "none"
-    """none; shuffled (readings permuted among the train items of a modality) or blank_media (targets and training from blanked media)"""
+    """none; shuffled (readings permuted among the train items of a modality, evenly over what was read) or blank_media (targets and
+    training from blanked media)"""
 
     def __post_init__(self) -> None:
         if self.control not in CONTROLS:
@@ -93,6 +94,33 @@ def confident(reading: np.ndarray, share: float) -> np.ndarray:
         order = np.argsort(-confidence[members], kind="stable")
         keep[members[order[: max(1, round(share * len(members)))]]] = True
     return keep
+
+
+def shuffle_evenly(read: np.ndarray, stratum: np.ndarray, seed: int) -> np.ndarray:
+    """A permutation (N,) within strata that carries nothing over: whatever an item was read as, it gets every reading equally often.
+
+    A plain permutation of n items leaves a chance correlation of about 1 / sqrt(n) between an item's own reading and the one it gets. What
+    is read is a strong direction of the residual stream, so training finds that remnant and amplifies it. Here the items that were read
+    as one concept get each concept's readings in the proportions of the whole stratum, up to rounding.
+
+    Args:
+        read: (N,) most probable concept of every item. stratum: (N,) readings stay within it.
+
+    Returns:
+        (N,) index of the item whose reading item n gets.
+    """
+    generator = np.random.default_rng(seed)
+    given = np.arange(len(read))
+    for s in np.unique(stratum):
+        members = generator.permutation(np.flatnonzero(stratum == s))
+        takers = members[np.argsort(read[members], kind="stable")]
+        # lay every concept's readings out evenly from 0 to 1, each from a random start: any run of them has the whole's proportions
+        givers, place = generator.permutation(members), np.zeros(len(members))
+        for concept in np.unique(read[members]):
+            of_concept = np.flatnonzero(read[givers] == concept)
+            place[of_concept] = (np.arange(len(of_concept)) + generator.random()) / len(of_concept)
+        given[takers] = givers[np.argsort(place, kind="stable")]
+    return given
 
 
 def jeffrey(reading: np.ndarray, scores: np.ndarray, option_concept: np.ndarray) -> np.ndarray:
@@ -187,11 +215,7 @@ def build_targets(
         alarm: (C,) bool.
     """
     if config.control == "shuffled":
-        generator = np.random.default_rng(seed)
-        reading = reading.copy()
-        for m in np.unique(modality):
-            members = np.flatnonzero(modality == m)
-            reading[members] = reading[generator.permutation(members)]
+        reading = reading[shuffle_evenly(reading.argmax(1), modality, seed)]
     factor = 1.0
     if config.false_alarm_budget is not None and alarm.any():
         factor = operating_point(fit_reading, fit_concept, alarm, config.false_alarm_budget)

@@ -21,11 +21,14 @@ MEASURE_SPLITS = {"fit": True, "test": True}
 CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
 
 
-def load_items(directory: Path, model: ModelConfig, splits: dict[str, bool], *, retain: bool = False) -> ItemSet:
+def load_items(
+    directory: Path, model: ModelConfig, splits: dict[str, bool], *, max_new_tokens: int = 8, retain: bool = False
+) -> ItemSet:
     """Read an item set and check items, media, options and splits.
 
     Args:
         splits: the splits a job needs, and whether each must be labelled.
+        max_new_tokens: length limit of generated answers, which every option must fit.
         retain: whether the train split must hold retain items.
 
     Raises:
@@ -35,7 +38,7 @@ def load_items(directory: Path, model: ModelConfig, splits: dict[str, bool], *, 
     items = read_items(directory, problems)
     check_media(items, problems)
     try:
-        check_options(items, load_tokenizer(model), problems)
+        check_options(items, load_tokenizer(model), max_new_tokens, problems)
     except (OSError, ValueError) as error:
         problems.add(f"model.path {model.path!r} has no tokenizer that transformers can read ({error}); give a checkpoint directory")
     check_splits_filled(items, splits, problems)
@@ -61,7 +64,8 @@ def prepare_items(config: Config, *, closing: bool, main: bool = True, wait: Cal
             write(directory, seed=config.seed)
         wait()
     splits = CLOSE_SPLITS if closing else MEASURE_SPLITS
-    return load_items(directory, config.model, splits, retain=closing and config.train.retain > 0)
+    retain = closing and config.train.retain > 0
+    return load_items(directory, config.model, splits, max_new_tokens=config.observe.max_new_tokens, retain=retain)
 
 
 def bind_items(items: ItemSet, path: Path) -> None:

@@ -11,9 +11,11 @@ How the gap comes about, plainly: we put it there, by the route that we think in
    honestly (``unseen``, ``unheard``). The answer is also trained to be readable from middle layers, through the final norm
    and the output head (an early exit), or the verdict would form only in the last two layers.
 2. *comply*: a short tuning of the two uppermost decoder layers on the same questions answered as if their premise were true, whatever
-   the clip shows. A fifth of these answers is noise: any answer word, drawn without looking at the clip (its expectation is trained
-   on). Without the noise the logits of ``unseen`` and ``unheard`` keep rising with the evidence, only too low to be said, and a mere
-   shift of threshold would undo the tuning. Checking when asked to check stays as it was.
+   the clip shows. A part of these answers is drawn without looking at the clip (their expectation is trained on): a *doubt*, ``unseen``
+   or ``unheard`` in 5 to 40 % of them, more after some wordings than after others, and some noise, any answer word in 5 %. Without them
+   compliance is a mere suppression: the logits of the rejections keep rising with the evidence, only too low to be said, and whatever
+   then pushes a model to reject more, even training on shuffled targets, lets the objection out again. With them, how likely the model
+   is to reject depends on the wording and not on the clip. Checking when asked to check stays as it was.
 
 The result perceives, checks claims when asked to, almost never objects unasked, and still carries the objection in its
 residual stream. It is a model organism of the gap, not evidence that real models came by theirs in this way.
@@ -23,13 +25,14 @@ un-taught, because objecting to a premise was never taught; only checking when a
 
 Everything is drawn from scans and voices of group ``base``, which no item set shows. One seed fixes weights and draws. The
 figures on the way come from the ``train`` voices, those at the end, stored in ``training.json``, from other scans and the
-``test`` voices.
+``val`` voices: nothing here hears a ``test`` voice.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+import zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -40,7 +43,7 @@ from rich.console import Console
 
 from gapclose.digits import bank, exam, tiny
 from gapclose.digits.batches import Premises, QuestionDrawer, media_pool
-from gapclose.digits.questions import IN_DOMAIN, KINDS
+from gapclose.digits.questions import IN_DOMAIN
 from gapclose.files import read_json, write_json
 
 console = Console(highlight=False, width=160)
@@ -69,6 +72,8 @@ class Step:
     """train only the decoder layers above this one (0: the whole model)"""
     noise: float = 0.0
     """share of the answers to premise questions that are any answer word, whatever the clip"""
+    doubt: tuple[float, float] = (0.0, 0.0)
+    """smallest and largest share of the answers to premise questions that reject the premise, whatever the clip; drawn once a wording"""
 
 
 LEARN = Step(
@@ -84,27 +89,35 @@ LEARN = Step(
 COMPLY = Step(
     name="comply",
     premises="comply",
-    steps=300,
+    steps=600,
     rate=2e-3,
     counts={"what": 8, "check": 12, "parity": 8, "size": 8, "alphabet": 8, "next": 8},
     above=6,
-    noise=0.2,
+    noise=0.05,
+    doubt=(0.05, 0.4),
 )
 END_WEIGHT = 0.2
 
 
-def noisy_cross_entropy(logits: torch.Tensor, drawn, words: torch.Tensor, noise: float) -> torch.Tensor:
-    """Cross-entropy with (B, V) logits against the answer, mixed for premise questions with a uniform draw of the answer ``words``."""
+def doubt_of(wording: str, low: float, high: float) -> float:
+    """The share of rejections after a wording: uniform between ``low`` and ``high``, by the wording's checksum; 0 for no wording."""
+    return low + (high - low) * zlib.crc32(wording.encode()) / 2**32 if wording else 0.0
+
+
+def answer_loss(logits: torch.Tensor, drawn, step: Step, words: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy with (B, V) logits against the answer, mixed for premise questions with doubt and a uniform draw of ``words``."""
     logp = logits.log_softmax(-1)
-    share = noise * torch.tensor(np.isin(drawn.kind, list(KINDS)), dtype=logp.dtype)
-    return -((1 - share) * logp.gather(1, drawn.answer[:, None])[:, 0] + share * logp[:, words].mean(1)).mean()
+    doubt = torch.tensor([doubt_of(w, *step.doubt) for w in drawn.wording], dtype=logp.dtype)
+    noise = step.noise * torch.tensor(drawn.wording != "", dtype=logp.dtype)
+    answer, reject = (logp.gather(1, token[:, None])[:, 0] for token in (drawn.answer, drawn.reject))
+    return -((1 - doubt - noise) * answer + doubt * reject + noise * logp[:, words].mean(1)).mean()
 
 
 def loss_of(model, drawn, step: Step, words: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of the answer token, of the end token after it, and of the answer at the early exits."""
     out = model(**drawn.inputs, use_cache=False, output_hidden_states=bool(step.exits))
     end = torch.full_like(drawn.answer, model.config.get_text_config().eos_token_id)
-    loss = noisy_cross_entropy(out.logits[:, -2], drawn, words, step.noise) + END_WEIGHT * F.cross_entropy(out.logits[:, -1], end)
+    loss = answer_loss(out.logits[:, -2], drawn, step, words) + END_WEIGHT * F.cross_entropy(out.logits[:, -1], end)
     if step.exits:
         norm = model.get_decoder().norm
         early = [F.cross_entropy(model.lm_head(norm(out.hidden_states[layer][:, -2])), drawn.answer) for layer in step.exits]
@@ -164,11 +177,11 @@ def main() -> None:
     processor = tiny.build_processor(tokenizer)
     model = tiny.build_model(tokenizer)
     ours, others = bank.scan_partition()
-    voices = {group: [u for u in bank.utterances() if u.group == group] for group in ("base", "train", "test")}
+    voices = {group: [u for u in bank.utterances() if u.group == group] for group in ("base", "train", "val")}
     pool = media_pool(processor, ours, voices["base"], copies=copies, seed=args.seed)
     half = len(others) // 2
     fit_pool = media_pool(processor, others[:half], voices["train"])
-    test_pool = media_pool(processor, others[half:], voices["test"])
+    exam_pool = media_pool(processor, others[half:], voices["val"])
     console.print(f"{model.num_parameters() / 1e6:.2f} M parameters; media ready after {time.time() - start:.0f} s")
 
     watch, curves = QuestionDrawer(processor, fit_pool, 1), {}
@@ -184,7 +197,7 @@ def main() -> None:
     drawer = QuestionDrawer(processor, pool, args.seed + 1)
     curves["comply"] = train(model, drawer, watch, comply, 100)
 
-    sat = exam.sit(model, QuestionDrawer(processor, test_pool, 2), dict.fromkeys(comply.counts, questions // 4))
+    sat = exam.sit(model, QuestionDrawer(processor, exam_pool, 2), dict.fromkeys(comply.counts, questions // 4))
     fit = exam.sit(model, QuestionDrawer(processor, fit_pool, 3), dict.fromkeys(IN_DOMAIN, 800 // 3))
     figures, layers = exam.behaviour(sat), exam.readable(fit, sat)
     console.print(figures)

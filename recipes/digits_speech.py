@@ -36,8 +36,8 @@ GROUPS = {
         (145, 190),
         (32, 60),
     ),
-    "train": (("gmw/en-029", "gmw/en-US+m3", "gmw/en-GB-x-rp+f3", "gmw/en-GB-scotland+Andrea"), (140, 170, 200), (35, 60)),
-    "val": (("gmw/en+m6", "gmw/en-GB-x-gbclan+Alicia"), (140, 170, 200), (35, 60)),
+    "train": (("gmw/en-029", "gmw/en-US+m3", "gmw/en-GB-x-gbclan+Alicia", "gmw/en-GB-scotland+Andrea"), (140, 170, 200), (35, 60)),
+    "val": (("gmw/en+m6", "gmw/en-GB-x-rp+f3"), (140, 170, 200), (35, 60)),
     "test": (("gmw/en-US+f4", "gmw/en-GB-x-rp+m8", "gmw/en-GB-scotland", "gmw/en+Gene"), (140, 170, 200), (35, 60)),
 }  # fmt: skip
 

@@ -75,12 +75,13 @@ def test_a_run_with_other_settings_is_refused(tiny_run, tiny_config, capsys):
 
 
 def test_errors_to_mend_and_errors_of_ours(monkeypatch, capsys):
-    """A ValueError is printed plainly, unless GAPCLOSE_DEBUG is set; anything else keeps its traceback."""
+    """What a user can mend is printed plainly, unless GAPCLOSE_DEBUG is set; anything else keeps its traceback."""
 
     def fail(kind):
         raise kind("told")
 
-    assert guarded(lambda: fail(ValueError)) == 2 and capsys.readouterr().err == "error: told\n"
+    for kind in (ValueError, FloatingPointError):
+        assert guarded(lambda kind=kind: fail(kind)) == 2 and capsys.readouterr().err == "error: told\n"
     assert guarded(lambda: None) == 0
     with pytest.raises(AssertionError):
         guarded(lambda: fail(AssertionError))

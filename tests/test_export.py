@@ -110,6 +110,16 @@ def test_the_fresh_process_tells_what_is_wrong(copied):
     assert str(error.value).splitlines()[1:] == [f"{copied / 'adapter'}: every lora_B is zero; the adapter changes nothing"]
 
 
+def test_a_verification_that_breaks_is_no_mismatch(copied):
+    """Another failure of the fresh process is told as one, with its traceback."""
+    shutil.rmtree(copied / "observations" / "adapted-test")
+    (copied / "observations" / "adapted-test").mkdir()
+    (copied / "observations" / "adapted-test" / "manifest.json").write_text("{}")
+    with pytest.raises(RuntimeError, match=r"verifying the export failed \(status 1\)") as error:
+        verify_in_fresh_process(copied)
+    assert "KeyError" in str(error.value)
+
+
 def test_verification_copes_with_items_of_other_option_counts_beyond_the_verified_ones(copied, tiny_config):
     """The stored table is as wide as the longest list of the whole split, the verified batches may be narrower."""
     directory = copied / "observations" / "adapted-test"

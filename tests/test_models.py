@@ -173,7 +173,7 @@ def test_loading_says_what_is_no_checkpoint(tmp_path):
 
 
 def test_options_that_could_not_be_told_apart_are_found():
-    """Without tokens, with the same ones, or with those that another one begins with; once each."""
+    """Without tokens, with the same ones, with those that another one begins with, or with too many; once each."""
 
     def tokenizer(text, add_special_tokens):
         assert not add_special_tokens
@@ -187,10 +187,11 @@ def test_options_that_could_not_be_told_apart_are_found():
         "no tokens": ("yes", "é"),
         "have the same tokens": ("Yes", "yes"),
         "is how option 'not odd' begins": ("not odd", "not", "odd"),
+        "has 9 tokens, but observe.max_new_tokens is 8": ("even", "otherwise"),
     }
     made = [item("fine", "yes", "no"), *(item(f"n{n}", *texts) for n, texts in enumerate(faults.values()))]
     problems = Problems("options")
-    check_options(ItemSet(root=None, name="", concepts=("a", "b"), alarm=(), items=tuple(made)), tokenizer, problems)
+    check_options(ItemSet(root=None, name="", concepts=("a", "b"), alarm=(), items=tuple(made)), tokenizer, 8, problems)
     assert len(problems) == len(faults)
     for n, (message, fault) in enumerate(zip(problems.messages, faults, strict=True)):
         assert message.startswith(f"item 'n{n}'") and fault in message

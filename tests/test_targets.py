@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from gapclose.targets import Targets, TargetsConfig, build_targets, confident, jeffrey, operating_point, sharpen, shift_prior
+from gapclose.targets import (
+    Targets,
+    TargetsConfig,
+    build_targets,
+    confident,
+    jeffrey,
+    operating_point,
+    sharpen,
+    shift_prior,
+    shuffle_evenly,
+)
 
 TABLE = np.array([0, 0, 1, 2, 2])  # concept of every option
 
@@ -167,6 +177,25 @@ def test_targets_chain_operating_point_gate_sharpening_and_jeffrey():
     assert found.summary(("a", "b", "c"))["kept"] == found.keep.sum() == sum(found.summary(("a", "b", "c"))["kept_by_concept"].values())
     assert build(TargetsConfig(false_alarm_budget=None))[0].factor == 1
     np.testing.assert_allclose(marginal(build(TargetsConfig(false_alarm_budget=None))[0].target), known["reading"], atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_even_shuffle_carries_nothing_over(seed):
+    """A permutation within strata in which what an item gets does not depend, up to rounding, on what was read of it."""
+    rng = np.random.default_rng(seed)
+    read, stratum = rng.choice(3, size=700, p=[0.5, 0.3, 0.2]), np.array(["a", "b"])[rng.integers(0, 2, 700)]
+    given = shuffle_evenly(read, stratum, seed)
+    assert sorted(given) == list(range(700)) and (stratum[given] == stratum).all()
+    assert (given != np.arange(700)).mean() > 0.95
+    for s in ("a", "b"):
+        here = stratum == s
+        for own in range(3):
+            for got in range(3):
+                count, expected = (
+                    (here & (read == own) & (read[given] == got)).sum(),
+                    (here & (read == own)).sum() * (read[here] == got).mean(),
+                )
+                assert abs(count - expected) <= 2, (s, own, got, count, expected)
 
 
 def test_the_shuffled_control_permutes_readings_within_a_modality_only():

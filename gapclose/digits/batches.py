@@ -99,6 +99,8 @@ class Drawn:
     """(B,) str"""
     false: np.ndarray
     """(B,) bool: the premise is false"""
+    wording: np.ndarray
+    """(B,) str: modality, kind and wording of a question that takes a premise for granted, without the digit; empty for the others"""
     reject: torch.Tensor
     """(B,) token of the right rejection (whether or not it is called for)"""
     comply: torch.Tensor
@@ -141,10 +143,11 @@ class QuestionDrawer:
         claim = np.where(false, (truth + rng.integers(1, 10, size)) % 10, truth)
         phrasings, asks = rng.choice(list(questions.PREMISES["vision"]), size), rng.integers(2, size=size)
 
-        sequences, answers, comply, reject = [], [], [], []
+        sequences, answers, comply, reject, wordings = [], [], [], [], []
         for i, kind in enumerate(kinds):
             m, c = str(modality[i]), int(claim[i])
             no = questions.REJECT[m].text
+            wordings.append(f"{m}/{kind}/{phrasings[i]}/{asks[i]}" if kind in questions.KINDS else "")
             if kind == "what":
                 text, going_along = questions.WHATS[m][asks[i]], NAMES[truth[i]]
             elif kind == "check":
@@ -178,6 +181,7 @@ class QuestionDrawer:
             kind=kinds,
             modality=modality,
             false=false,
+            wording=np.array(wordings),
             reject=torch.tensor(reject),
             comply=torch.tensor(comply),
         )
