@@ -38,11 +38,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from gapclose.adapters import LoraConfig, add_lora, enable_checkpointing
 from gapclose.batches import TERMS, Collator, Example
 from gapclose.digits import tiny
 from gapclose.items import Item, Option
 from gapclose.models import answer_logits, decoder_layers
-from gapclose.trainer import LoraConfig, TrainConfig, add_lora, enable_checkpointing, term_sums
+from gapclose.trainer import TrainConfig, term_sums
 
 LETTERS = "ABCDEF"  # six options, as in IMAVB
 VARIANTS = {

@@ -85,8 +85,9 @@ def close(arguments: Sequence[str]) -> None:
 
 def export(arguments: Sequence[str]) -> None:
     """Write the exports of a finished run again."""
+    from gapclose.adapters import load_adapter
     from gapclose.config import parse_config, refuse_other_run
-    from gapclose.export import export_run, load_adapter
+    from gapclose.export import export_run
     from gapclose.report import summarise
 
     config = parse_config(arguments, prog="gapclose export")
@@ -100,7 +101,7 @@ def export(arguments: Sequence[str]) -> None:
             f"{directory}: the run is not finished (no adapted/test in gap.jsonl); run `gapclose close` with its configuration first"
         )
     epoch = directory / "checkpoints" / f"epoch-{summary['epoch']}"
-    export_run(directory, config, load_adapter(config, epoch), summary)
+    export_run(directory, config, load_adapter(config.model, epoch), summary)
 
 
 def report(arguments: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from gapclose.adapters import LoraConfig
 from gapclose.errors import Problems
 from gapclose.files import write_text
 from gapclose.gap import GapConfig
@@ -22,7 +23,7 @@ from gapclose.models import ModelConfig
 from gapclose.observe import ObserveConfig
 from gapclose.probes import ProbeConfig
 from gapclose.targets import TargetsConfig
-from gapclose.trainer import LoraConfig, TrainConfig
+from gapclose.trainer import TrainConfig
 
 
 @dataclass(kw_only=True)

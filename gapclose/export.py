@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gapclose.adapters import load_adapter
 from gapclose.files import write_json, write_text
 from gapclose.models import LoadedModel, load_model
 from gapclose.progress import say
@@ -87,7 +88,8 @@ def verify(directory: Path) -> dict[str, Any]:
     import transformers
 
     from gapclose.config import parse_config
-    from gapclose.observe import Wanted, forward_batches, plan_batches, read_observations
+    from gapclose.observations import read_observations
+    from gapclose.observe import Wanted, forward_batches, plan_batches
     from gapclose.validate import prepare_items
 
     transformers.logging.set_verbosity_error()
@@ -104,7 +106,9 @@ def verify(directory: Path) -> dict[str, Any]:
         folder = directory / name
         if not folder.is_dir():
             continue
-        loaded = load_adapter(config, folder) if name == "adapter" else load_model(dataclasses.replace(config.model, path=str(folder)))
+        loaded = (
+            load_adapter(config.model, folder) if name == "adapter" else load_model(dataclasses.replace(config.model, path=str(folder)))
+        )
         loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
         seen = forward_batches(loaded, batches, loaded.media(items), config.observe, Wanted(generate=True))
         before = stored.take(seen.ids)
@@ -119,33 +123,6 @@ def verify(directory: Path) -> dict[str, Any]:
             raise ValueError(f"{folder}: {len(other)} generated answers differ from those measured, e.g. of item {other[0]!r}")
         result[name] = {"items": len(seen), "largest_difference": difference}
     return result
-
-
-def load_adapter(config: Config, folder: Path) -> LoadedModel:
-    """The base model with the adapter of ``folder`` on it.
-
-    Raises:
-        ValueError: when keys are missing or unexpected, or every ``lora_B`` is zero (the adapter would do nothing).
-    """
-    import peft
-    from safetensors.torch import load_file
-
-    loaded = load_model(config.model)
-    loaded.model = peft.PeftModel.from_pretrained(loaded.model, str(folder))
-    written = load_file(folder / "adapter_model.safetensors")
-    applied = peft.get_peft_model_state_dict(loaded.model)
-    missing = sorted(set(written) ^ set(applied))
-    if missing:
-        raise ValueError(
-            f"{folder}: {len(missing)} adapter keys were not applied, e.g. {missing[:3]}; was it trained on another model class?"
-        )
-    differing = [k for k in written if not torch.equal(written[k].float(), applied[k].float().cpu())]
-    if differing:
-        raise ValueError(f"{folder}: {len(differing)} adapter tensors differ after loading, e.g. {differing[:3]}")
-    if not any(v.abs().max() > 0 for k, v in applied.items() if "lora_B" in k):
-        raise ValueError(f"{folder}: every lora_B is zero; the adapter changes nothing")
-    loaded.model.eval()
-    return loaded
 
 
 def model_card(summary: dict[str, Any], config: Config, loaded: LoadedModel) -> str:

@@ -15,7 +15,7 @@ from gapclose.answers import parse_all
 from gapclose.controls import majority, text_only
 from gapclose.gap import Action, Evidence, GapConfig, Labels, closure, detection, fell, intervals, state_of, statistics
 from gapclose.items import ItemSet
-from gapclose.observe import Observations
+from gapclose.observations import Observations
 from gapclose.probes import FrozenProbe, fresh_reading
 from gapclose.resample import Clips, Interval
 

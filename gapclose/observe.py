@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,13 +19,13 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from safetensors import safe_open
 
-from gapclose.files import read_json, write_json, write_tensors
+from gapclose.files import write_json
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
 from gapclose.models import LoadedModel, answer_logits, media_signature, residuals_at, unwrap
-from gapclose.progress import say, track
+from gapclose.observations import Observations, claim, pad_options, read_observations, shard_path, write_shard
+from gapclose.progress import track
 
 
 @dataclass(kw_only=True)
@@ -44,43 +43,6 @@ class ObserveConfig:
         for name in ("batch_size", "shard_batches", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"observe.{name} is {getattr(self, name)}; it must be at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observations:
-    """What was observed, in the order of the items."""
-
-    ids: list[str]
-    residuals: dict[int, torch.Tensor]
-    """layer -> (N, D), in the model's dtype"""
-    scores: torch.Tensor
-    """(N, O) float32: summed log-probability of every option's tokens, in nats; -inf where an item has fewer options"""
-    answers: list[str] | None = None
-    """generated text of every item, when asked for"""
-    top_logps: torch.Tensor | None = None
-    """(N, K) float32: the most probable next tokens' log-probabilities at the answer position, when asked for"""
-    top_tokens: torch.Tensor | None = None
-    """(N, K) int32: the ids of those tokens"""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, ids: Sequence[str]) -> Observations:
-        """The observations of ``ids``, in that order.
-
-        Raises:
-            KeyError: when one was not observed.
-        """
-        place = {name: i for i, name in enumerate(self.ids)}
-        order = torch.tensor([place[i] for i in ids], dtype=torch.long)
-        return Observations(
-            ids=list(ids),
-            residuals={layer: value[order] for layer, value in self.residuals.items()},
-            scores=self.scores[order],
-            answers=[self.answers[i] for i in order] if self.answers is not None else None,
-            top_logps=self.top_logps[order] if self.top_logps is not None else None,
-            top_tokens=self.top_tokens[order] if self.top_tokens is not None else None,
-        )
 
 
 @dataclass(kw_only=True)
@@ -122,13 +84,13 @@ def observe(
     shards = [batches[i : i + config.shard_batches] for i in range(0, len(batches), config.shard_batches)]
     request = _request(loaded, items, config, wanted)
     if state.is_main_process:
-        _claim(directory, request, replace)
+        claim(directory, request, replace)
     state.wait_for_everyone()
     if not (directory / "manifest.json").is_file():
-        mine = [s for s in range(state.process_index, len(shards), state.num_processes) if not _shard(directory, s).is_file()]
+        mine = [s for s in range(state.process_index, len(shards), state.num_processes) if not shard_path(directory, s).is_file()]
         media = loaded.media(items, blank=wanted.blank)
         for s in track(mine, len(mine), f"observing {directory.parent.name}/{directory.name}"):
-            _write_shard(_shard(directory, s), [_forward(loaded, batch, media, config, wanted) for batch in shards[s]])
+            write_shard(shard_path(directory, s), [_forward(loaded, batch, media, config, wanted) for batch in shards[s]])
         state.wait_for_everyone()
         if state.is_main_process:
             write_json(directory / "manifest.json", {**request, "shards": len(shards), "n_items": len(items)})
@@ -145,7 +107,7 @@ def forward_batches(
     return Observations(
         ids=[i for r in results for i in r["ids"]],
         residuals={layer: torch.cat([r[f"layer.{layer}"] for r in results]) for layer in wanted.layers},
-        scores=torch.cat([_pad(r["scores"], width) for r in results]),
+        scores=torch.cat([pad_options(r["scores"], width) for r in results]),
         answers=[a for r in results for a in r["answers"]] if wanted.generate else None,
     )
 
@@ -156,50 +118,6 @@ def plan_batches(items: Sequence[Item], size: int) -> list[list[Item]]:
     for item in items:
         groups[media_signature(item)].append(item)
     return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
-
-
-def read_observations(directory: Path, ids: Sequence[str] | None = None) -> Observations:
-    """Read a finished observation, in the order of ``ids`` (default: as it was written).
-
-    Raises:
-        ValueError: when the observation is unfinished or misses an item.
-    """
-    if not (directory / "manifest.json").is_file():
-        raise ValueError(f"{directory}: the observation is not finished (no manifest.json); run the same command again to go on")
-    manifest = read_json(directory / "manifest.json")
-    parts: dict[str, list[torch.Tensor]] = defaultdict(list)
-    names: list[str] = []
-    answers: list[str] = []
-    for s in range(manifest["shards"]):
-        with safe_open(_shard(directory, s), framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
-                parts[key].append(file.get_tensor(key))
-            meta = file.metadata()
-        names += json.loads(meta["ids"])
-        answers += json.loads(meta["answers"])
-    width = max(p.shape[1] for p in parts["scores"])
-    parts["scores"] = [_pad(p, width) for p in parts["scores"]]
-    tensors = {key: torch.cat(value) for key, value in parts.items()}
-    everything = Observations(
-        ids=names,
-        residuals={int(k.removeprefix("layer.")): v for k, v in tensors.items() if k.startswith("layer.")},
-        scores=tensors["scores"],
-        answers=answers or None,
-        top_logps=tensors.get("top_logps"),
-        top_tokens=tensors.get("top_tokens"),
-    )
-    lost = sorted(set(ids or ()) - set(names))
-    if lost:
-        raise ValueError(f"{directory}: {len(lost)} items were never observed, e.g. {lost[:3]}; delete the directory and run again")
-    return everything if ids is None else everything.take(ids)
-
-
-def _shard(directory: Path, number: int) -> Path:
-    return directory / f"shard-{number:05d}.safetensors"
-
-
-def _pad(scores: torch.Tensor, width: int) -> torch.Tensor:
-    return torch.nn.functional.pad(scores, (0, width - scores.shape[1]), value=-torch.inf)
 
 
 def _request(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted: Wanted) -> dict[str, Any]:
@@ -218,25 +136,6 @@ def _request(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted:
     }
     request["fingerprint"] = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
     return request
-
-
-def _claim(directory: Path, request: dict[str, Any], replace: bool) -> None:
-    """Make the directory ours, or refuse when it belongs to another request."""
-    path = directory / "request.json"
-    if path.is_file():
-        old = read_json(path)
-        if old["fingerprint"] == request["fingerprint"]:
-            return
-        changed = [f"{k}: {old.get(k)!r} there, {request.get(k)!r} now" for k in sorted({*old, *request}) if old.get(k) != request.get(k)]
-        if not replace:
-            raise ValueError(
-                f"{directory} holds observation {old['fingerprint']}, and this run asks for {request['fingerprint']} ({'; '.join(changed)}). "
-                f"Give the run another directory (--run_dir), or delete {directory} to observe again."
-            )
-        say(f"{directory.name}: observing again, since {'; '.join(c for c in changed if not c.startswith('fingerprint'))}")
-    if directory.exists():
-        shutil.rmtree(directory)
-    write_json(path, request)
 
 
 @torch.inference_mode()
@@ -332,12 +231,3 @@ def _generate(loaded: LoadedModel, model: Any, inputs: dict[str, torch.Tensor], 
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
     )  # fmt: skip
     return tokenizer.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
-def _write_shard(path: Path, results: list[dict[str, Any]]) -> None:
-    width = max(r["scores"].shape[1] for r in results)
-    for r in results:
-        r["scores"] = _pad(r["scores"], width)
-    keys = [k for k in results[0] if k not in ("ids", "answers")]
-    metadata = {k: json.dumps([x for r in results for x in r[k]], ensure_ascii=False) for k in ("ids", "answers")}
-    write_tensors(path, {k: torch.cat([r[k] for r in results]) for k in keys}, metadata)

@@ -7,7 +7,6 @@ Every process of a launch executes every stage; files are written by the main pr
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import numpy as np
 import transformers
 from safetensors.torch import load_file
 
+from gapclose.adapters import adapter_fingerprint, add_lora
 from gapclose.config import Config, refuse_other_run, save_config
 from gapclose.export import export_run
 from gapclose.files import write_json, write_text
@@ -26,13 +26,14 @@ from gapclose.items import ItemSet
 from gapclose.launch import check_launch, environment
 from gapclose.measure import Measured, make_record, measure, text_control
 from gapclose.models import load_model
-from gapclose.observe import Observations, Wanted, observe
+from gapclose.observations import Observations
+from gapclose.observe import Wanted, observe
 from gapclose.probes import FrozenProbe, ProbeConfig, choose_probe
 from gapclose.progress import say
 from gapclose.report import draw_epochs, read_records, summarise
 from gapclose.targets import Targets, build_targets
 from gapclose.tracking import NoTracker, make_tracker
-from gapclose.trainer import Example, add_lora, last_complete_checkpoint, make_trainer
+from gapclose.trainer import Example, last_complete_checkpoint, make_trainer
 from gapclose.validate import bind_items, prepare_items
 
 MEASURED = ("gap", "transfer", "retain")
@@ -237,11 +238,7 @@ class Run:
 
     def set_adapter_fingerprint(self) -> None:
         """Name the current adapter weights, so that observations of one adapter are never taken for another's."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.loaded.model.named_parameters()):
-            if "lora_" in name:
-                digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
-        self.adapter = digest.hexdigest()[:16]
+        self.adapter = adapter_fingerprint(self.loaded.model)
 
     def best_epoch(self) -> int:
         """The epoch with the highest balanced action on val whose standard accuracy stays within the budget.

@@ -19,52 +19,13 @@ import torch
 import transformers
 from accelerate import PartialState
 
+from gapclose.adapters import enable_checkpointing
 from gapclose.batches import TERMS, Collator, Example, MixedSampler
 from gapclose.files import write_json
 from gapclose.losses import answer_nll, retain_kl
 from gapclose.media import Media
-from gapclose.models import LoadedModel, answer_logits, linear_names, unwrap
+from gapclose.models import LoadedModel, answer_logits
 from gapclose.progress import is_main
-
-
-@dataclass(kw_only=True)
-class LoraConfig:
-    """Where adapters sit and how large they are."""
-
-    layers: str | list[int] = "after_probe"
-    """after_probe (the frozen probe's input stays the base model's own), all, or a list of decoder layers counted from 1"""
-    r: int = 16
-    """rank"""
-    alpha: int = 32
-    """scale: updates are multiplied by alpha / r"""
-    dropout: float = 0.0
-    """dropout on the adapters' input, 0..1"""
-    use_rslora: bool = False
-    """scale by alpha / sqrt(r) instead"""
-    use_dora: bool = False
-    """weight-decomposed LoRA: more memory and time"""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.layers, str) and self.layers not in ("after_probe", "all"):
-            raise ValueError(f"lora.layers is {self.layers!r}; choose after_probe, all, or a list of layer numbers such as [5, 6]")
-        if self.r < 1:
-            raise ValueError(f"lora.r is {self.r}; it must be at least 1")
-
-    def chosen(self, n_layers: int, probe_layer: int) -> list[int]:
-        """Decoder layers that get adapters.
-
-        Raises:
-            ValueError: when a listed layer does not exist.
-        """
-        if self.layers == "after_probe":
-            return list(range(probe_layer + 1, n_layers + 1))
-        if self.layers == "all":
-            return list(range(1, n_layers + 1))
-        assert not isinstance(self.layers, str)
-        bad = [layer for layer in self.layers if not 1 <= layer <= n_layers]
-        if bad or not self.layers:
-            raise ValueError(f"lora.layers {self.layers}: this decoder has layers 1..{n_layers}")
-        return sorted(set(self.layers))
 
 
 @dataclass(kw_only=True)
@@ -242,29 +203,6 @@ def last_complete_checkpoint(directory: Path) -> Path | None:
     """The newest checkpoint whose every file was written; half-written ones are skipped (and later overwritten)."""
     found = [p.parent for p in directory.glob("checkpoint-*/complete.json")]
     return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
-
-
-def add_lora(loaded: LoadedModel, config: LoraConfig, layers: Sequence[int], seed: int) -> None:
-    """Wrap ``loaded.model`` by PEFT with adapters on every linear module of the given decoder layers, and nowhere else."""
-    import peft
-
-    transformers.set_seed(seed)
-    settings = peft.LoraConfig(
-        r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, use_rslora=config.use_rslora, use_dora=config.use_dora,
-        target_modules=linear_names(loaded.model, layers), task_type="CAUSAL_LM",
-    )  # fmt: skip
-    loaded.model = peft.get_peft_model(loaded.model, settings)
-
-
-def enable_checkpointing(loaded: LoadedModel) -> None:
-    """Recompute activations in the backward pass, without giving up that it stops below the first adapted layer.
-
-    Not by ``TrainingArguments``: on that way transformers makes the embeddings' output require a gradient, for the sake of re-entrant
-    checkpoints, and the backward pass recomputes every layer down to the embedding. Remove when it leaves that out for the others.
-    """
-    model = unwrap(loaded.model)
-    model.activation_checkpointing_enable({"use_reentrant": False})
-    model.disable_input_require_grads()
 
 
 def make_trainer(

@@ -12,7 +12,8 @@ from rich.table import Table
 from gapclose.config import Config
 from gapclose.errors import Problems
 from gapclose.files import read_json, write_json
-from gapclose.items import ItemSet, check_splits_filled, read_items
+from gapclose.item_files import check_splits_filled, read_items
+from gapclose.items import ItemSet
 from gapclose.media import check_media
 from gapclose.models import ModelConfig, check_options, load_tokenizer
 from gapclose.report import add_columns, wide_console
@@ -21,9 +22,7 @@ MEASURE_SPLITS = {"fit": True, "test": True}
 CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
 
 
-def load_items(
-    directory: Path, model: ModelConfig, splits: dict[str, bool], *, max_new_tokens: int = 8, retain: bool = False
-) -> ItemSet:
+def load_items(directory: Path, model: ModelConfig, splits: dict[str, bool], *, max_new_tokens: int = 8, retain: bool = False) -> ItemSet:
     """Read an item set and check items, media, options and splits.
 
     Args:

@@ -17,7 +17,8 @@ import torch
 
 from gapclose.cli import main
 from gapclose.digits import tiny, world
-from gapclose.items import ItemSet, read_items
+from gapclose.item_files import read_items
+from gapclose.items import ItemSet
 from gapclose.models import LoadedModel, ModelConfig, load_model
 
 CLIPS = {"fit": 24, "train": 24, "val": 24, "test": 24}

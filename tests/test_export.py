@@ -10,15 +10,17 @@ import pytest
 import torch
 import transformers
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from gapclose import observe
+from gapclose.adapters import load_adapter
 from gapclose.cli import main
 from gapclose.config import parse_config
-from gapclose.export import load_adapter, verify, verify_in_fresh_process
-from gapclose.items import read_items
+from gapclose.export import verify, verify_in_fresh_process
+from gapclose.item_files import read_items
 from gapclose.models import LoadedModel
-from gapclose.observe import Wanted, forward_batches, plan_batches, read_observations
+from gapclose.observations import read_observations
+from gapclose.observe import Wanted, forward_batches, plan_batches
 from gapclose.report import read_records, show, summarise
 from gapclose.trainer import GapTrainer
 
@@ -124,7 +126,7 @@ def test_verification_copes_with_items_of_other_option_counts_beyond_the_verifie
     """The stored table is as wide as the longest list of the whole split, the verified batches may be narrower."""
     directory = copied / "observations" / "adapted-test"
     for shard in directory.glob("shard-*.safetensors"):
-        with observe.safe_open(shard, framework="pt") as file:
+        with safe_open(shard, framework="pt") as file:
             tensors, meta = {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
         tensors["scores"] = torch.nn.functional.pad(tensors["scores"], (0, 3), value=-torch.inf)
         save_file(tensors, shard, metadata=meta)
@@ -170,7 +172,7 @@ def test_the_same_command_again_computes_nothing_and_gives_the_same_figures(copi
     def refuse(*args, **kwargs):
         raise AssertionError("nothing should be computed")
 
-    monkeypatch.setattr(observe, "_forward", refuse)
+    monkeypatch.setattr("gapclose.observe._forward", refuse)
     monkeypatch.setattr(GapTrainer, "training_step", refuse)
     assert main(["close", "--config", str(tiny_config), "--run_dir", str(copied), "--export.verify", "false"]) == 0
     assert summarise(copied) == summary and (copied / "gap.jsonl").read_bytes() == before

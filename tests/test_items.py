@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from gapclose.errors import Problems
-from gapclose.items import Item, ItemSet, Option, check_splits_filled, read_items, write_items
+from gapclose.item_files import check_splits_filled, read_items, write_items
+from gapclose.items import Item, ItemSet, Option
 
 ODD, LIE = {"text": "odd", "concept": "standard"}, {"text": "unseen", "concept": "false"}
 HEADER = {"name": "few", "concepts": ["standard", "false"], "alarm": ["false"]}

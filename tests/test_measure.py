@@ -13,7 +13,7 @@ import torch
 from gapclose.gap import GapConfig, Labels
 from gapclose.items import Item, ItemSet, Option
 from gapclose.measure import make_record, measure, text_control
-from gapclose.observe import Observations
+from gapclose.observations import Observations
 from gapclose.probes import FrozenProbe, fit_linear
 
 CONCEPTS, ALARM = ("standard", "false_vision", "false_audio"), ("false_vision", "false_audio")

@@ -13,11 +13,12 @@ import torch
 import transformers
 from transformers.training_args import OptimizerNames
 
+from gapclose.adapters import LoraConfig, add_lora, enable_checkpointing
 from gapclose.batches import TERMS, Collator, Example, MixedSampler, append_tokens, longest_contexts
 from gapclose.items import ItemSet, Option
 from gapclose.models import LoadedModel, ModelConfig, load_model
 from gapclose.observe import ObserveConfig, Wanted, forward_batches, observe, plan_batches
-from gapclose.trainer import LoraConfig, TrainConfig, add_lora, enable_checkpointing, last_complete_checkpoint, make_trainer, term_sums
+from gapclose.trainer import TrainConfig, last_complete_checkpoint, make_trainer, term_sums
 
 OBSERVE = ObserveConfig(batch_size=16)
 CONFIG = TrainConfig(

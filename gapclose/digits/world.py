@@ -22,7 +22,8 @@ import soundfile
 
 from gapclose.digits import questions
 from gapclose.digits.bank import NAMES, RATE, Utterance, scan_image, scan_partition, scans, utterances, waveform
-from gapclose.items import Item, ItemSet, Option, write_items
+from gapclose.item_files import write_items
+from gapclose.items import Item, ItemSet, Option
 
 CLIPS = {"fit": 220, "train": 400, "val": 110, "test": 260}
 VOICES = {"fit": "train", "train": "train", "val": "val", "test": "test"}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gapclose.digits import questions, world
-from gapclose.items import read_items
+from gapclose.item_files import read_items
 
 SMALL = {"fit": 24, "train": 24, "val": 40, "test": 40}
 

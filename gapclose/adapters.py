@@ -1,0 +1,110 @@
+"""LoRA adapters: where they sit, how they are put on and loaded, and what tells two of them apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from gapclose.models import LoadedModel, ModelConfig, linear_names, load_model, unwrap
+
+
+@dataclass(kw_only=True)
+class LoraConfig:
+    """Where adapters sit and how large they are."""
+
+    layers: str | list[int] = "after_probe"
+    """after_probe (the frozen probe's input stays the base model's own), all, or a list of decoder layers counted from 1"""
+    r: int = 16
+    """rank"""
+    alpha: int = 32
+    """scale: updates are multiplied by alpha / r"""
+    dropout: float = 0.0
+    """dropout on the adapters' input, 0..1"""
+    use_rslora: bool = False
+    """scale by alpha / sqrt(r) instead"""
+    use_dora: bool = False
+    """weight-decomposed LoRA: more memory and time"""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, str) and self.layers not in ("after_probe", "all"):
+            raise ValueError(f"lora.layers is {self.layers!r}; choose after_probe, all, or a list of layer numbers such as [5, 6]")
+        if self.r < 1:
+            raise ValueError(f"lora.r is {self.r}; it must be at least 1")
+
+    def chosen(self, n_layers: int, probe_layer: int) -> list[int]:
+        """Decoder layers that get adapters.
+
+        Raises:
+            ValueError: when a listed layer does not exist.
+        """
+        if self.layers == "after_probe":
+            return list(range(probe_layer + 1, n_layers + 1))
+        if self.layers == "all":
+            return list(range(1, n_layers + 1))
+        assert not isinstance(self.layers, str)
+        bad = [layer for layer in self.layers if not 1 <= layer <= n_layers]
+        if bad or not self.layers:
+            raise ValueError(f"lora.layers {self.layers}: this decoder has layers 1..{n_layers}")
+        return sorted(set(self.layers))
+
+
+def add_lora(loaded: LoadedModel, config: LoraConfig, layers: Sequence[int], seed: int) -> None:
+    """Wrap ``loaded.model`` by PEFT with adapters on every linear module of the given decoder layers, and nowhere else."""
+    transformers.set_seed(seed)
+    settings = peft.LoraConfig(
+        r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, use_rslora=config.use_rslora, use_dora=config.use_dora,
+        target_modules=linear_names(loaded.model, layers), task_type="CAUSAL_LM",
+    )  # fmt: skip
+    loaded.model = peft.get_peft_model(loaded.model, settings)
+
+
+def enable_checkpointing(loaded: LoadedModel) -> None:
+    """Recompute activations in the backward pass, without giving up that it stops below the first adapted layer.
+
+    Not by ``TrainingArguments``: on that way transformers makes the embeddings' output require a gradient, for the sake of re-entrant
+    checkpoints, and the backward pass recomputes every layer down to the embedding. Remove when it leaves that out for the others.
+    """
+    model = unwrap(loaded.model)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.disable_input_require_grads()
+
+
+def load_adapter(config: ModelConfig, folder: Path) -> LoadedModel:
+    """The base model with the adapter of ``folder`` on it.
+
+    Raises:
+        ValueError: when keys are missing or unexpected, or every ``lora_B`` is zero (the adapter would do nothing).
+    """
+    loaded = load_model(config)
+    loaded.model = peft.PeftModel.from_pretrained(loaded.model, str(folder))
+    written = load_file(folder / "adapter_model.safetensors")
+    applied = peft.get_peft_model_state_dict(loaded.model)
+    missing = sorted(set(written) ^ set(applied))
+    if missing:
+        raise ValueError(
+            f"{folder}: {len(missing)} adapter keys were not applied, e.g. {missing[:3]}; was it trained on another model class?"
+        )
+    differing = [k for k in written if not torch.equal(written[k].float(), applied[k].float().cpu())]
+    if differing:
+        raise ValueError(f"{folder}: {len(differing)} adapter tensors differ after loading, e.g. {differing[:3]}")
+    if not any(v.abs().max() > 0 for k, v in applied.items() if "lora_B" in k):
+        raise ValueError(f"{folder}: every lora_B is zero; the adapter changes nothing")
+    loaded.model.eval()
+    return loaded
+
+
+def adapter_fingerprint(model: Any) -> str:
+    """Hash of the adapter weights in ``model``, so that observations of one adapter are never taken for another's."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.named_parameters()):
+        if "lora_" in name:
+            digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
