@@ -169,7 +169,7 @@ class Run:
         config, blank = self.config, self.config.targets.control == "blank_media"
         examples: list[Example] = []
         if config.train.consistency:
-            targets, train = self.build_targets(blank)
+            targets, train = self.build_targets(self.config.targets.control in ("blank_media", "blank_targets"))
             examples += [
                 Example(item=i, term="consistency", weights=t) for i, t, k in zip(train, targets.target, targets.keep, strict=True) if k
             ]

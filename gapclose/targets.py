@@ -17,7 +17,7 @@ from scipy.special import softmax
 
 from gapclose.files import write_tensors
 
-CONTROLS = ("none", "shuffled", "blank_media")
+CONTROLS = ("none", "shuffled", "blank_targets", "blank_media")
 
 
 @dataclass(kw_only=True)
@@ -31,8 +31,8 @@ class TargetsConfig:
     gate: float = 1.0
     """share of the items of every read concept that is kept, the most confident first; 1 keeps all"""
     control: str = "none"
-    """none; shuffled (readings permuted among the train items of a modality, evenly over what was read) or blank_media (targets and
-    training from blanked media)"""
+    """none; shuffled (readings permuted among the train items of a modality, evenly over what was read); blank_targets (targets from
+    blanked media, training on the real ones) or blank_media (targets and training from blanked media)"""
 
     def __post_init__(self) -> None:
         if self.control not in CONTROLS:

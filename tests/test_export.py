@@ -188,5 +188,5 @@ def test_other_settings_in_the_same_directory_are_refused(copied, tiny_config, c
 
 def test_a_loaded_adapter_is_in_eval_mode_and_applied(tiny_run, tiny_config):
     """As a user would load it."""
-    loaded = load_adapter(parse_config(["--config", str(tiny_config)]), tiny_run / "adapter")
+    loaded = load_adapter(parse_config(["--config", str(tiny_config)]).model, tiny_run / "adapter")
     assert not loaded.model.training and any("lora_B" in n and p.abs().max() > 0 for n, p in loaded.model.named_parameters())
