@@ -24,7 +24,7 @@ from gapclose.resample import Clips, Interval
 class GapConfig:
     """How the gap is measured and judged."""
 
-    replicates: int = 2000
+    replicates: int = 10_000
     """clip-bootstrap replicates behind every interval"""
     standard_budget: float = 0.05
     """standard accuracy that a checkpoint may lose, 0..1; beyond it the state is over-rejecting"""
