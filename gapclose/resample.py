@@ -55,14 +55,14 @@ class Clips:
         replicates = replicates if self.n > 1 else 0
         self.weights = np.ones((replicates + 1, self.n), dtype=np.int32)
         rng, even = np.random.default_rng(seed), np.full(self.n, 1 / self.n)
-        for rows in _blocks(1, replicates + 1, self.n):
+        for rows in blocks(1, replicates + 1, self.n):
             self.weights[rows] = rng.multinomial(self.n, even, size=rows.stop - rows.start)
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """Weighted sum over items of (N,) or (N, K) values, (R + 1, K)."""
         values = values.reshape(len(values), -1).astype(float)
         per_clip = np.stack([np.bincount(self.index, weights=column, minlength=self.n) for column in values.T], axis=1)
-        return np.concatenate([self.weights[rows].astype(float) @ per_clip for rows in _blocks(0, len(self.weights), self.n)])
+        return np.concatenate([self.weights[rows].astype(float) @ per_clip for rows in blocks(0, len(self.weights), self.n)])
 
     def mean(self, values: np.ndarray, where: np.ndarray) -> np.ndarray:
         """Mean of (N,) values over the items where ``where`` holds, (R + 1,)."""
@@ -86,7 +86,7 @@ class Clips:
         distinct, level = np.unique(-score, return_inverse=True)  # equal infinities are one level
         shape = (len(distinct), self.n)
         parts = [csr_array((np.ones(keep.sum()), (level[keep], self.index[keep])), shape) for keep in (positive, ~positive)]
-        for rows in _blocks(0, len(self.weights), len(distinct)):
+        for rows in blocks(0, len(self.weights), len(distinct)):
             drawn = self.weights[rows].T.astype(float)  # (M, r)
             yield rows, parts[0] @ drawn, parts[1] @ drawn
 
@@ -123,8 +123,8 @@ class Clips:
         return found
 
 
-def _blocks(start: int, stop: int, width: int) -> Iterator[slice]:
-    """Slices of the rows ``start``..``stop`` that keep rows x ``width`` within :data:`BLOCK` elements."""
+def blocks(start: int, stop: int, width: int) -> Iterator[slice]:
+    """Slices of the rows from ``start`` up to ``stop`` that keep rows x ``width`` within :data:`BLOCK` elements."""
     rows = max(1, BLOCK // width)
     for first in range(start, stop, rows):
         yield slice(first, min(first + rows, stop))

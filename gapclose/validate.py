@@ -21,9 +21,7 @@ MEASURE_SPLITS = {"fit": True, "test": True}
 CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
 
 
-def load_items(
-    directory: Path, model: ModelConfig, splits: dict[str, bool], *, max_new_tokens: int = 8, retain: bool = False
-) -> ItemSet:
+def load_items(directory: Path, model: ModelConfig, splits: dict[str, bool], *, max_new_tokens: int = 8, retain: bool = False) -> ItemSet:
     """Read an item set and check items, media, options and splits.
 
     Args:
