@@ -18,8 +18,8 @@ from scipy.sparse import csr_array
 if TYPE_CHECKING:
     from gapclose.gap import Labels
 
-BLOCK = 2**19
-"""elements (L x r) of one block of a ROC curve: 4 MB in float64, near the size of a processor's cache"""
+BLOCK = 2**17
+"""elements (L x r) of one block of a ROC curve: 1 MB in float64, near the size of a processor's cache"""
 
 
 @dataclass(frozen=True, slots=True)
