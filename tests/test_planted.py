@@ -13,8 +13,12 @@ import pytest
 from scipy.special import expit
 from scipy.stats import norm
 
-from gapclose.gap import Action, GapConfig, Labels, closure, statistics
+from gapclose.controls import majority, text_only
+from gapclose.gap import STATES, Action, GapConfig, Labels, closure, statistics
+from gapclose.measure import Measured, make_record
 from gapclose.resample import Clips, Interval
+from gapclose.significance import balance, minimum_detectable, paired_error, sign_flip
+from gapclose.verdict import judge, prove
 
 CONCEPTS, ALARM = ("standard", "false_vision", "false_audio"), ("false_vision", "false_audio")
 SOURCES = ("reading", "action", "later")
@@ -131,7 +135,7 @@ def accuracies(drawn: Draw, clips: Clips) -> dict[str, np.ndarray]:
 
     def statistic(who: str) -> dict[str, np.ndarray]:
         found = {"action.balanced": balanced[who], "reading.balanced": balanced["reading"]}
-        found |= {name: nothing for name in ("action.auroc", "reading.auroc", "action.standard_accuracy")}
+        found |= dict.fromkeys(("action.auroc", "reading.auroc", "action.standard_accuracy"), nothing)
         return found | {"gap.balanced": balanced["reading"] - balanced[who]}
 
     return statistic("action") | closure(statistic("action"), statistic("later"))
@@ -207,3 +211,118 @@ def test_intervals_of_an_item_bootstrap_miss_the_truth_far_more_often():
     """The same world and clips, resampled as if items were independent."""
     found = coverage(WORLD, 300, 500, by_item=True)
     assert found["reading.balanced"] < 0.85 and found["gap.balanced"] < 0.9 and found["closure"] < 0.85, found
+
+
+def test_a_difference_as_large_as_the_minimum_detectable_is_found_in_about_80_of_100_data_sets():
+    """Error from one large data set, power from 400 small ones, by sign flips of clips: they lose a few points to the t-test planned for."""
+    rng, world, found = np.random.default_rng(2), replace(WORLD, clips=60, reading=1.45), []
+
+    def difference(drawn: Draw) -> np.ndarray:
+        right = [drawn.reading.argmax(1) == drawn.labels.concept, drawn.action.concept(drawn.labels) == drawn.labels.concept]
+        return right[0].astype(float) - right[1]
+
+    wide = draw(replace(world, clips=4000), rng)
+    error = paired_error(difference(wide), wide.labels.clip, wide.labels.cells[0])
+    assert minimum_detectable(error, 4000, planned=60) == pytest.approx(world.truth["gap.balanced"], abs=0.005)
+    for seed in range(400):
+        drawn = draw(world, rng)
+        weighted = difference(drawn) * balance(drawn.labels.cells[0])
+        found.append(sign_flip(weighted, drawn.labels.clip, replicates=400, seed=seed) <= 0.05)
+    assert 0.69 <= np.mean(found) <= 0.86
+
+
+def questions(drawn: Draw, leak: float, rng: np.random.Generator) -> list[str]:
+    """A word that tells a false premise from a true one, right in a share ``leak`` of the items; 0.5 tells nothing."""
+    false = drawn.labels.concept > 0
+    telling = np.where(rng.random(len(false)) < leak, false, ~false)
+    return [f"Is the {m} one {'still' if t else 'now'} here?" for m, t in zip(drawn.labels.modality, telling, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("leak", "clips", "d", "word"),
+    [
+        (0.5, 150, 2.0, "real"),
+        (0.84, 300, 2.0, "explained by text"),
+        (0.95, 150, 2.0, "explained by text"),
+        (0.84, 30, 2.0, "too few clips"),
+        (0.5, 300, 0.0, "not readable"),
+        (0.5, 30, 0.0, "too few clips"),
+    ],
+    ids=["no leak", "as good as the reading", "better than the reading", "a leak in few clips", "nothing to read", "nothing in few clips"],
+)
+def test_the_verdict_on_a_planted_leak(leak, clips, d, word):
+    """A d' of 2 reads 0.84 of the items; a text-only control finds the telling word by itself, in questions of other clips."""
+    rng, config = np.random.default_rng(3), GapConfig(replicates=400)
+    world = World(clips=clips, reading=d, cluster=0.3)
+    fit, test = draw(replace(world, clips=100), rng), draw(world, rng)
+    known = fit.labels
+    text = text_only(questions(fit, leak, rng), known.concept, known.clip, questions(test, leak, rng), folds=3, seed=0)
+    controls = {"text_only": text, "majority": majority(known.concept, len(text), len(CONCEPTS))}
+    verdicts = judge(prove(test.labels, test.reading, controls, config, seed=0), config)
+    assert {name: verdict.word for name, verdict in verdicts.items()} == {"audio": word, "vision": word}, [v.why for v in verdicts.values()]
+
+
+def planted(
+    drawn: Draw,
+    action: Action,
+    reading: np.ndarray,
+    fresh: np.ndarray,
+    replicates: int,
+    parse_rate: float = 1.0,
+    wrong_content: float = 0.0,
+) -> Measured:
+    """A measurement whose statistics are computed from planted observations; a share of standard answers names the wrong content."""
+    labels = drawn.labels
+    clips = Clips(labels.clip, replicates, 0)
+    spoilt = (action.chosen == 0) & (np.random.default_rng(9).random(len(labels.clip)) < wrong_content)
+    action = replace(action, chosen=np.where(spoilt, 1, action.chosen))
+    overall = statistics(clips, labels, action, reading)
+    overall["fresh_probe.balanced"] = clips.balanced(fresh.argmax(1) == labels.concept, labels)
+    return Measured(
+        n_items=len(labels.clip), n_clips=clips.n, overall=overall, modality={}, transfer=None, retention=None,
+        parse_rate=parse_rate, residual=np.zeros((len(labels.clip), 1)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("state", "later", "change"),
+    [
+        ("open", (1.4, 0.4), {}),
+        ("closed", (2.2, 0.0), {}),
+        ("blocked", (1.0, 1.0), {}),
+        ("moved", (2.2, 0.0), {"frozen": 0.5}),
+        ("lost", (2.2, 0.0), {"frozen": 0.5, "fresh": 0.5}),
+        ("over-rejecting", (1.6, -0.9), {}),
+        ("over-rejecting", (2.2, 0.3), {"wrong_content": 0.3}),
+        ("collapsed", (2.2, 0.0), {"parse_rate": 0.4}),
+    ],
+)
+def test_states_of_planted_worlds(state, later, change):
+    """(d', criterion) of the adapted model, and d' that the frozen and a fresh probe still read, through closure, record and state.
+
+    ``over-rejecting`` comes about in two ways: objecting too readily, which a criterion below zero does at no loss of d', and wrong content.
+    """
+    config, change = GapConfig(replicates=300), dict(change)
+    world = replace(WORLD, clips=300, later=later)
+    drawn = draw(world, np.random.default_rng(4))
+    weak = {k: draw(replace(world, reading=change.pop(k, world.reading)), np.random.default_rng(4)).reading for k in ("frozen", "fresh")}
+    base = planted(drawn, drawn.action, drawn.reading, drawn.reading, 300)
+    now = planted(drawn, drawn.later, weak["frozen"], weak["fresh"], 300, **change)
+    record = make_record("epoch-1/val", 1, now, base, config, 0)
+    assert record["state"] == state and state in STATES, record["change"]
+    expected = (world.balanced("later") - world.balanced("action")) / (world.balanced("reading") - world.balanced("action"))
+    if "wrong_content" not in change:
+        assert record["change"]["closure"]["value"] == pytest.approx(expected, abs=0.12)
+
+
+def test_a_shift_of_the_threshold_looks_like_closing_and_d_prime_tells():
+    """The criterion moves to zero and the balanced gap shrinks, while AUROC and d' stay where they were."""
+    world = replace(WORLD, clips=2000, common=0.0, action=(1.0, 1.0), later=(1.0, 0.0))
+    drawn = draw(world, np.random.default_rng(5))
+    clips = Clips(drawn.labels.clip, 200, 0)
+    base, now = (statistics(clips, drawn.labels, action, drawn.reading) for action in (drawn.action, drawn.later))
+    changed = closure(base, now)
+    assert Interval.of(changed["closure"]).lower > 0.2 and now["action.criterion"][0] == pytest.approx(0, abs=0.05)
+    for same in (changed["auroc_gain"], now["action.dprime"] - base["action.dprime"]):
+        interval = Interval.of(same)
+        assert interval.lower < 0 < interval.upper
