@@ -246,8 +246,8 @@ def test_the_clip_bootstrap_is_wider_than_an_item_bootstrap_when_a_clip_is_all_r
 @pytest.mark.parametrize(
     ("statistic", "expected"),
     [
-        (np.r_[0.5, np.linspace(0, 1, 1001)], (0.5, 0.025, 0.975)),
-        (np.r_[0.5, np.linspace(0, 1, 1001), [np.nan] * 9], (0.5, 0.025, 0.975)),
+        (np.r_[0.5, np.arange(1, 1000) / 1000], (0.5, 0.025, 0.975)),
+        (np.r_[0.5, np.arange(1, 1000) / 1000, [np.nan] * 9], (0.5, 0.025, 0.975)),
         (np.r_[np.nan, 0.1, 0.2], (None, None, None)),
         (np.r_[0.3, np.nan, np.nan], (0.3, None, None)),
         (np.array([0.3]), (0.3, None, None)),
