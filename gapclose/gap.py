@@ -24,7 +24,7 @@ from gapclose.resample import Clips, Interval
 class GapConfig:
     """How the gap is measured and judged."""
 
-    replicates: int = 2000
+    replicates: int = 10_000
     """clip-bootstrap replicates behind every interval"""
     standard_budget: float = 0.05
     """standard accuracy that a checkpoint may lose, 0..1; beyond it the state is over-rejecting"""
@@ -34,11 +34,17 @@ class GapConfig:
     """closure from which the state is closed"""
     parse_floor: float = 0.9
     """share of the base's parse rate below which the state is collapsed, 0..1"""
+    detectable: float = 0.1
+    """difference in accuracy or AUROC, 0..1, that the clips must be enough to find before nothing found counts as nothing there"""
 
     def __post_init__(self) -> None:
-        for name in ("standard_budget", "reading_tolerance", "closed_at", "parse_floor"):
+        for name in ("standard_budget", "reading_tolerance", "closed_at", "parse_floor", "detectable"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"gap.{name} is {getattr(self, name)}; it must lie in 0..1 (0.05 for five points)")
+        if self.detectable == 0:
+            raise ValueError(
+                "gap.detectable is 0; no number of clips finds every difference, say how small a one matters (0.1 for ten points)"
+            )
         if self.replicates < 100:
             raise ValueError(f"gap.replicates is {self.replicates}; intervals need at least 100")
 
@@ -118,6 +124,12 @@ def concept_scores(scores: np.ndarray, option_concept: np.ndarray, concepts: Seq
     return np.asarray(logsumexp(np.where(keep, scores, -np.inf), axis=1))
 
 
+def evidence_for(reading: np.ndarray, concepts: Sequence[int]) -> np.ndarray:
+    """Log odds (N,) that a reading (N, C) gives to ``concepts`` together."""
+    believed = reading[:, concepts].sum(1)
+    return np.log(np.maximum(believed, 1e-300)) - np.log(np.maximum(1 - believed, 1e-300))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Action:
     """What the model does, judged on concepts."""
@@ -149,8 +161,7 @@ def detection(clips: Clips, labels: Labels, action: Action, reading: np.ndarray)
         tpr, far = clips.mean(alarmed, positive), clips.mean(alarmed, ~positive)
         inside = concept_scores(action.scores, labels.option_concept, positives, inside=True)
         margin = inside - concept_scores(action.scores, labels.option_concept, positives, inside=False)
-        believed = reading[:, positives].sum(1)
-        evidence = np.log(np.maximum(believed, 1e-300)) - np.log(np.maximum(1 - believed, 1e-300))
+        evidence = evidence_for(reading, positives)
         counts = clips.sums(np.stack([alarmed & positive, positive, alarmed & ~positive, ~positive], axis=1))
         hit, alarm = (counts[:, 0] + 0.5) / (counts[:, 1] + 1), (counts[:, 2] + 0.5) / (counts[:, 3] + 1)
         auroc, reading_auroc = clips.auroc(margin, positive), clips.auroc(evidence, positive)

@@ -84,6 +84,54 @@ def test_auroc_counts_infinite_scores_as_ties():
         assert clips.auroc(score[order], positive[order])[0] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("block", [1, 700, 10**9])
+def test_results_do_not_depend_on_how_replicates_are_blocked(block, monkeypatch):
+    """Neither the draws nor a single figure."""
+    known = labels()
+    usual = Clips(known.clip, 50, 0)
+    expected = statistics(usual, known, actions(known, 1.0), readings(known, 1.0))
+    monkeypatch.setattr("gapclose.resample.BLOCK", block)
+    clips = Clips(known.clip, 50, 0)
+    np.testing.assert_array_equal(clips.weights, usual.weights)
+    for name, found in statistics(clips, known, actions(known, 1.0), readings(known, 1.0)).items():
+        np.testing.assert_array_equal(found, expected[name], err_msg=name)
+
+
+def test_a_score_that_is_nan_makes_the_curve_undefined():
+    """It has no place in the order; ranking it last would be an invention."""
+    clips, positive = Clips(np.arange(6), 5, 0), np.arange(6) % 2 == 0
+    score = np.array([0.1, np.nan, 0.3, 0.2, 0.5, 0.4])
+    assert np.isnan(clips.auroc(score, positive)).all() and np.isnan(clips.tpr_at(score, positive, np.full(6, 0.1))).all()
+
+
+def test_constant_scores_are_chance_in_every_replicate():
+    """All ties: AUROC one half, and the TPR at any false-alarm rate is that rate."""
+    clips, positive = Clips(np.arange(40) // 2, 30, 0), np.arange(40) % 2 == 0
+    np.testing.assert_allclose(clips.auroc(np.zeros(40), positive), 0.5)
+    np.testing.assert_allclose(clips.tpr_at(np.zeros(40), positive, np.full(31, 0.3)), 0.3)
+
+
+def test_one_clip_has_estimates_and_no_intervals():
+    """However many items it holds: nothing is known of how another clip would do."""
+    known = replace(labels(), clip=np.full(120, "only"))
+    found = statistics(Clips(known.clip, 100, 0), known, actions(known, 1.0), readings(known, 1.0))
+    for name, values in found.items():
+        interval = Interval.of(values).as_dict()
+        assert interval["value"] is not None and interval["lower"] is interval["upper"] is None, name
+    assert np.isnan(closure(found, found)["closure"][0]) and not fell(found["action.auroc"] - 1, found["action.auroc"], 0.05)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_an_answerer_that_is_always_right_or_always_wrong_has_finite_figures(right):
+    """d' stays finite by its correction, and AUROC sits at its end."""
+    known = labels()
+    chosen = known.gold if right else np.where(known.concept == 0, np.where(known.modality == "vision", 2, 3), 0)
+    action = Action(chosen=chosen, scores=4.0 * np.eye(4)[chosen])
+    found = {k: v[0] for k, v in statistics(Clips(known.clip, 100, 0), known, action, readings(known, 1.0)).items()}
+    assert found["action.balanced"] == found["action.auroc"] == found["action.rejection"] == right
+    assert np.isfinite(found["action.dprime"]) and (found["action.dprime"] > 3) == right and found["action.false_alarm"] == (not right)
+
+
 def brute_tpr(score, positive, weight, false_alarm):
     """Walk every threshold of the weighted ROC and read it off by hand, highest point first."""
     points = [(0.0, 0.0)]
@@ -198,8 +246,8 @@ def test_the_clip_bootstrap_is_wider_than_an_item_bootstrap_when_a_clip_is_all_r
 @pytest.mark.parametrize(
     ("statistic", "expected"),
     [
-        (np.r_[0.5, np.linspace(0, 1, 1001)], (0.5, 0.025, 0.975)),
-        (np.r_[0.5, np.linspace(0, 1, 1001), [np.nan] * 9], (0.5, 0.025, 0.975)),
+        (np.r_[0.5, np.arange(1, 1000) / 1000], (0.5, 0.025, 0.975)),
+        (np.r_[0.5, np.arange(1, 1000) / 1000, [np.nan] * 9], (0.5, 0.025, 0.975)),
         (np.r_[np.nan, 0.1, 0.2], (None, None, None)),
         (np.r_[0.3, np.nan, np.nan], (0.3, None, None)),
         (np.array([0.3]), (0.3, None, None)),

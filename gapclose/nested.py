@@ -1,0 +1,72 @@
+"""How well a probe reads when its layer, family and strength are chosen as well: nested cross-validation.
+
+The out-of-fold reading of :func:`gapclose.probes.choose_probe` belongs to the best of many settings, so its accuracy is flattered by
+the choice. Here every choice is made without the items that judge it.
+
+Shapes: N items, D width, C concepts, F outer folds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gapclose.probes import ProbeConfig, choose_probe, grouped_folds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nested:
+    """Readings that are honest about selection, and what was selected."""
+
+    reading: np.ndarray
+    """(N, C) r(c|x) of every item, from a probe whose fit, temperature, layer, family and strength never saw its clip"""
+    chosen: list[tuple[int, str, float]]
+    """(layer, family, strength) of every outer fold, (F,)"""
+
+    @property
+    def agreement(self) -> float:
+        """Share of the outer folds that chose the most frequent layer, 1/F..1; low: the layer is not to be made much of."""
+        layers = Counter(layer for layer, _, _ in self.chosen)
+        return max(layers.values()) / len(self.chosen)
+
+
+def nested_reading(
+    residuals: Mapping[int, torch.Tensor],
+    y: np.ndarray,
+    clips: np.ndarray,
+    concepts: Sequence[str],
+    config: ProbeConfig,
+    *,
+    layers: Sequence[int],
+    settings: Sequence[tuple[str, float]] | None = None,
+    folds: int | None = None,
+    seed: int,
+) -> Nested:
+    """Choose and fit inside each outer training part, read the part left out (Varma & Simon 2006; Cawley & Talbot 2010).
+
+    Costs ``folds`` times a :func:`~gapclose.probes.choose_probe`.
+
+    Args:
+        residuals: layer -> (N, D).
+        y: concept index per item, (N,). clips: group per item, (N,); no fold splits one.
+        layers: candidates. settings: (family, strength) pairs; default those of ``config``.
+        folds: outer folds; default ``config.folds``, which the inner ones have in any case.
+
+    Raises:
+        ValueError: when there are too few clips, or a concept occurs in too few of them, for the outer or the inner folds.
+    """
+    reading, chosen = np.full((len(y), len(concepts)), np.nan), []
+    outer = grouped_folds(y, clips, config.folds if folds is None else folds, seed)
+    for fold, (train, test) in enumerate(outer, 1):
+        inside = {layer: residuals[layer][train] for layer in layers}
+        probe = choose_probe(
+            inside, y[train], clips[train], concepts, config,
+            layers=layers, settings=settings, seed=seed, label=f"choosing in outer fold {fold} of {len(outer)}",
+        ).probe  # fmt: skip
+        reading[test] = probe.read(residuals[probe.layer][test])
+        chosen.append((probe.layer, probe.family, probe.strength))
+    return Nested(reading=reading, chosen=chosen)

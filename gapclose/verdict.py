@@ -1,0 +1,197 @@
+"""What may be claimed of a modality: a word, and the sentence that says why.
+
+The order of the rules is the order in which a skeptic asks. Is it read at all? Do the words of the question alone do as well? And where
+nothing is shown: were there enough clips to see it?
+
+Pure functions of arrays.
+
+Shapes: N items, M clips, C concepts, R replicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from gapclose.gap import GapConfig, Labels, evidence_for
+from gapclose.resample import Clips, Interval
+from gapclose.significance import balance, clips_needed, holm, minimum_detectable, paired_error, sign_flip
+
+VERDICTS = {
+    "real": "the reading beats the best control, beyond chance",
+    "explained by text": "the reading is above chance, and the best control does as well",
+    "not readable": "the reading is not above chance, though there were enough clips to see it",
+    "too few clips": "nothing is shown either way",
+}
+
+
+LEAST_CLIPS = 6
+"""clips of every concept below which nothing is claimed: with five, no test by clip can reach a two-sided 0.05 (2 / 2^5)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What the verdict on one modality rests on."""
+
+    n_clips: int
+    rarest: int
+    """clips of the rarest concept that the modality has; 0 where it has one concept alone"""
+    auroc: Interval
+    """of the reading; 0.5 is chance"""
+    auroc_error: float
+    """its standard error, nan for one clip"""
+    reading: Interval
+    """balanced accuracy"""
+    control: str
+    """name of the best control"""
+    control_accuracy: Interval
+    """its balanced accuracy"""
+    difference: Interval
+    """reading - control, paired by clip"""
+    p: float
+    """two-sided, of the difference, by sign flips of clips; not corrected; nan where one concept is all there is"""
+    error: float
+    """standard error of the difference by clip, nan for one clip"""
+
+    @property
+    def detectable_auroc(self) -> float:
+        """AUROC above 0.5 that so many clips find with power 0.8."""
+        return minimum_detectable(self.auroc_error, self.n_clips)
+
+    @property
+    def detectable(self) -> float:
+        """Difference that so many clips find with power 0.8."""
+        return minimum_detectable(self.error, self.n_clips)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A word of :data:`VERDICTS` with its reason."""
+
+    word: str
+    why: str
+    p: float
+    """of the difference, Holm-corrected over the modalities; nan where it could not be tested"""
+    proof: Proof
+
+
+def prove(labels: Labels, reading: np.ndarray, controls: Mapping[str, np.ndarray], config: GapConfig, *, seed: int) -> dict[str, Proof]:
+    """The evidence on every modality.
+
+    The control is the one with the best balanced accuracy on these very items, which favours the control. Have the majority class among
+    them: a text-only reading that is worse than guessing is too easy to beat.
+
+    Args:
+        reading: (N, C) out of fold or of other clips.
+        controls: name -> (N, C) of the same items, at least one.
+
+    Raises:
+        ValueError: when there is no control, or shapes differ.
+    """
+    if not controls:
+        raise ValueError("no control to compare the reading with; pass at least the text-only reading and the majority class")
+    sizes = {"reading": reading.shape, **{name: control.shape for name, control in controls.items()}}
+    wrong = {name: size for name, size in sizes.items() if size != (len(labels.clip), len(labels.concepts))}
+    if wrong:
+        raise ValueError(f"readings of shape {wrong}; they must be ({len(labels.clip)}, {len(labels.concepts)}): items x concepts")
+    return {m: _proof(labels, reading, controls, labels.modality == m, config, seed) for m in sorted(set(labels.modality.tolist()))}
+
+
+def _proof(
+    labels: Labels, reading: np.ndarray, controls: Mapping[str, np.ndarray], keep: np.ndarray, config: GapConfig, seed: int
+) -> Proof:
+    part = labels.take(keep)
+    clips, (cell, cells) = Clips(part.clip, config.replicates, seed), part.cells
+    right = reading[keep].argmax(1) == part.concept
+    others = {name: control[keep].argmax(1) == part.concept for name, control in controls.items()}
+    accuracy = {name: clips.balanced(r, part) for name, r in others.items()}
+    best = max(accuracy, key=lambda name: accuracy[name][0])
+    balanced = clips.balanced(right, part)
+    difference = right.astype(float) - others[best]
+    area, area_error = _auroc(clips, part, reading[keep])
+    p = sign_flip(difference * balance(cell), part.clip, replicates=config.replicates, seed=seed)
+    return Proof(
+        n_clips=clips.n,
+        rarest=min(len(np.unique(part.clip[cell == k])) for k in range(len(cells))) if np.isfinite(area[0]) else 0,
+        auroc=Interval.of(area),
+        auroc_error=area_error,
+        reading=Interval.of(balanced),
+        control=best,
+        control_accuracy=Interval.of(accuracy[best]),
+        difference=Interval.of(balanced - accuracy[best]),
+        p=p if np.isfinite(area[0]) else float("nan"),
+        error=paired_error(difference, part.clip, cell),
+    )
+
+
+def _auroc(clips: Clips, labels: Labels, reading: np.ndarray) -> tuple[np.ndarray, float]:
+    """AUROC of the reading (R + 1,), averaged over detections as in :func:`gapclose.gap.detection`, and its standard error.
+
+    The error is no smaller than that of a reading by chance with independent items, ``sqrt((P + N + 1) / (12 P N))`` (Mann & Whitney 1947).
+    """
+    areas, floors = [], []
+    for positives in labels.detections:
+        positive = np.isin(labels.concept, positives)
+        if positive.all() or not positive.any():
+            continue
+        areas.append(clips.auroc(evidence_for(reading, positives), positive))
+        p, n = int(positive.sum()), int((~positive).sum())
+        floors.append(np.sqrt((p + n + 1) / (12 * p * n)))
+    if not areas:
+        return np.full(len(clips.weights), np.nan), float("nan")
+    area = np.mean(areas, axis=0)
+    spread = float(np.nanstd(area[1:])) if np.isfinite(area[1:]).any() else float("nan")
+    return area, max(spread, float(np.mean(floors)))
+
+
+def judge(proofs: Mapping[str, Proof], config: GapConfig, *, alpha: float = 0.05) -> dict[str, Verdict]:
+    """A verdict on every modality, p-values corrected over them.
+
+    - ``real``: the intervals of the AUROC and of the difference to the best control lie above chance and zero, and the corrected p
+      is at most ``alpha``.
+    - ``explained by text``: the AUROC is above chance, the difference not shown, and either at most zero throughout its interval or
+      within what the clips could detect.
+    - ``not readable``: the interval of the AUROC does not exclude chance, and ``gap.detectable`` above chance would have been seen.
+    - ``too few clips``: anything else, and wherever a concept occurs in fewer than :data:`LEAST_CLIPS` clips.
+    """
+    corrected = holm({name: proof.p for name, proof in proofs.items()})
+    return {name: _verdict(name, proof, corrected[name], len(proofs), config, alpha) for name, proof in proofs.items()}
+
+
+def _verdict(name: str, proof: Proof, p: float, family: int, config: GapConfig, alpha: float) -> Verdict:
+    readable, beats = proof.auroc.lower > 0.5, proof.difference.lower > 0 and p <= alpha
+    read = f"{name}: AUROC of the reading {_told(proof.auroc)} on {proof.n_clips} clips"
+    versus = (
+        f"balanced accuracy {proof.reading.value:.3f} against {proof.control_accuracy.value:.3f} of the best control ({proof.control}),"
+        f" a difference of {_told(proof.difference)}, p = {p:.3g}" + (f" corrected for {family} modalities" if family > 1 else "")
+    )
+    if proof.rarest < LEAST_CLIPS:
+        word, why = (
+            "too few clips",
+            f"{read}, but its rarest concept occurs in {proof.rarest} of them; nothing is claimed below {LEAST_CLIPS}.",
+        )
+    elif readable and beats:
+        word, why = "real", f"{read}; {versus}."
+    elif readable and proof.difference.upper <= 0:
+        word, why = "explained by text", f"{read}, above chance; but {versus}: the control is no worse."
+    elif readable and proof.detectable <= config.detectable:
+        word, why = "explained by text", f"{read}, above chance; but {versus}; {proof.detectable:.3f} would have been found."
+    elif readable:
+        word, why = "too few clips", f"{read}, above chance; but {versus}. {_needs(proof.error, proof.n_clips, config.detectable)}"
+    elif proof.detectable_auroc <= config.detectable:
+        word, why = "not readable", f"{read}, which does not exclude chance; {0.5 + proof.detectable_auroc:.3f} would have been found."
+    else:
+        needs = _needs(proof.auroc_error, proof.n_clips, config.detectable)
+        word, why = "too few clips", f"{read}, which does not exclude chance. {needs}"
+    return Verdict(word=word, why=why, p=p, proof=proof)
+
+
+def _needs(error: float, clips: int, wanted: float) -> str:
+    found, needed = minimum_detectable(error, clips), clips_needed(error, clips, wanted)
+    return f"So many clips find a difference of {found:.3f} or more; one of {wanted:.3f} (gap.detectable) takes about {needed}."
+
+
+def _told(interval: Interval) -> str:
+    return f"{interval.value:.3f} [{interval.lower:.3f}, {interval.upper:.3f}]"
