@@ -24,6 +24,7 @@ from gapclose.files import write_json, write_text
 from gapclose.gap import STATES, Labels, option_concepts
 from gapclose.items import ItemSet
 from gapclose.launch import check_launch, environment
+from gapclose.media import SUPPORTED
 from gapclose.measure import Measured, make_record, measure, text_control
 from gapclose.models import load_model
 from gapclose.observations import Observations
@@ -164,9 +165,14 @@ class Run:
 
     # -- align --------------------------------------------------------------------------------------------------------------
 
+    @property
+    def blanked(self) -> tuple[str, ...]:
+        """The kinds of media that targets and training do not see: a control, normally none."""
+        return SUPPORTED if self.config.targets.control == "blank_media" else ()
+
     def training_examples(self) -> list[Example]:
         """Targets for the train items by Jeffrey's rule, and what the other terms of the loss need, all from the base model."""
-        config, blank = self.config, self.config.targets.control == "blank_media"
+        config, blank = self.config, self.blanked
         examples: list[Example] = []
         if config.train.consistency:
             targets, train = self.build_targets(blank)
@@ -184,7 +190,7 @@ class Run:
             examples += [Example(item=i, term="retain", base_logps=p, base_tokens=t) for i, p, t in kept]
         return examples
 
-    def build_targets(self, blank: bool) -> tuple[Targets, ItemSet]:
+    def build_targets(self, blank: Sequence[str]) -> tuple[Targets, ItemSet]:
         """Observe the unlabelled train items, build their targets, and store them."""
         train = self.items.select(split="train", purpose="gap").unlabelled()
         path, ids = self.directory / "targets.safetensors", [i.id for i in train]
@@ -226,7 +232,7 @@ class Run:
             now = self.measure(f"epoch-{epoch}", "val", replace=True)
             self.record(make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed))
 
-        media = self.loaded.media(self.items, blank=config.targets.control == "blank_media")
+        media = self.loaded.media(self.items, blank=self.blanked)
         trainer = make_trainer(
             self.loaded, examples, media, config.train, directory, seed=config.seed, after_epoch=after_epoch, callbacks=[LossLines(self)]
         )
