@@ -163,7 +163,7 @@ def action_features(scores: np.ndarray, option_concept: np.ndarray, concepts: in
     """
     logp = log_softmax(scores, axis=1)
     with np.errstate(divide="ignore"):  # a concept without options has no probability
-        marginals = [logsumexp(np.where(option_concept == c, logp, -np.inf), axis=1) for c in range(concepts)]
+        marginals = [np.asarray(logsumexp(np.where(option_concept == c, logp, -np.inf), axis=1)) for c in range(concepts)]
     entropy = -(np.exp(logp) * np.maximum(logp, FLOOR)).sum(1)
     second, first = np.sort(logp, axis=1)[:, -2:].T
     features = np.stack([*marginals, entropy, first - np.maximum(second, FLOOR), np.asarray(logsumexp(scores, axis=1))], axis=1)
@@ -208,10 +208,10 @@ def residualise(fit: np.ndarray, fit_texts: Sequence[str], items: np.ndarray, ma
     """
     scaler = StandardScaler().fit(fit)
     h, g = scaler.transform(fit), scaler.transform(items)
-    text: Any = TEXT_MAKERS[maker]().fit_transform(list(fit_texts))
-    text = text.toarray()  # (M, F)
+    vectors: Any = TEXT_MAKERS[maker]()
+    text: np.ndarray = vectors.fit_transform(list(fit_texts)).toarray()  # (M, F)
     if text.shape[1] > text.shape[0]:
-        text = np.linalg.qr(text.T, mode="r").T  # (M, M): W keeps its singular values and right singular vectors
+        text = np.asarray(np.linalg.qr(text.T, mode="r")).T  # (M, M): W keeps its singular values and right singular vectors
     weight = np.linalg.solve(h.T @ h + np.eye(h.shape[1]), h.T @ text)  # (D, F) = W^T
     directions, sizes, _ = np.linalg.svd(weight, full_matrices=False)
     kept = directions[:, sizes > 1e-5 * sizes[0]]

@@ -19,13 +19,15 @@ from safetensors.torch import load_file
 
 from gapclose.adapters import adapter_fingerprint, add_lora
 from gapclose.config import Config, refuse_other_run, save_config
+from gapclose.controls import Chosen, text_choice
+from gapclose.examine import examine
 from gapclose.export import export_run
 from gapclose.files import write_json, write_text
 from gapclose.gap import STATES, Labels, option_concepts
 from gapclose.items import ItemSet
 from gapclose.launch import check_launch, environment
-from gapclose.media import SUPPORTED
 from gapclose.measure import Measured, make_record, measure, text_control
+from gapclose.media import SUPPORTED
 from gapclose.models import load_model
 from gapclose.observations import Observations
 from gapclose.observe import Wanted, observe
@@ -60,18 +62,19 @@ class Run:
         refuse_other_run(config, self.directory / "config.yaml")
         self.items = prepare_items(config, closing=closing, main=self.process.is_main_process, wait=self.process.wait_for_everyone)
         # only now: a mistake that has just been refused must not bind the directory to its configuration
-        self._on_main(lambda: save_config(config, self.directory / "config.yaml"))
-        self._on_main(lambda: bind_items(self.items, self.directory / "items.json"))
+        self.on_main(lambda: save_config(config, self.directory / "config.yaml"))
+        self.on_main(lambda: bind_items(self.items, self.directory / "items.json"))
         self.loaded = load_model(config.model)
         self.loaded.model.to(self.process.device)
         self.adapter = ""
         self.tracker: NoTracker = NoTracker()
-        self._on_main(lambda: write_json(self.directory / "environment.json", environment(config.seed, self.process)))
+        self.on_main(lambda: write_json(self.directory / "environment.json", environment(config.seed, self.process)))
         self.probe: FrozenProbe
         self.sentinel: FrozenProbe
         self.fit_reading: np.ndarray
+        self.text: Chosen
 
-    def _on_main(self, write: Any) -> None:
+    def on_main(self, write: Any) -> None:
         """Let the main process write while the others wait; an error there ends all of them."""
         if self.process.is_main_process:
             write()
@@ -108,7 +111,7 @@ class Run:
             )
             self.sentinel.save(self.directory / "probes" / "sentinel", {"chosen_from": guard.table, "n_fit": len(fit)})
 
-        self._on_main(save)
+        self.on_main(save)
         found = max(choice.table, key=lambda r: r["log_likelihood"])
         say(
             f"probe: layer {self.probe.layer} of {n_layers}, {self.probe.family} ({self.probe.strength:g}), "
@@ -138,7 +141,7 @@ class Run:
             self.tracker.record(record)
             draw_epochs(self.directory)
 
-        self._on_main(write)
+        self.on_main(write)
         action, reading = record["action"]["balanced"]["value"], record["reading"]["balanced"]["value"]
         line = f"{record['stage']}: action {action:.3f}, reading {reading:.3f} (balanced)"
         if "change" in record:
@@ -156,9 +159,12 @@ class Run:
             found[split] = self.measure("base", split)
             record = make_record(f"base/{split}", 0, found[split], None, self.config.gap, self.config.seed)
             if split == "test":
-                fit = self.items.select(split="fit")
+                fit, items = self.items.select(split="fit", purpose="gap"), self.measured_items(split)
+                known, texts = Labels.of(fit), ([i.text for i in part] for part in (fit, items.select(purpose="gap")))
+                folds = {"folds": self.config.probe.folds, "seed": self.config.seed}
+                self.text = text_choice(next(texts), known.concept, known.clip, next(texts), **folds)
                 record["controls"] = text_control(
-                    fit, self.measured_items(split), found[split], self.config.gap, folds=self.config.probe.folds, seed=self.config.seed
+                    fit, items, found[split], self.config.gap, reading=self.text.reading, seed=self.config.seed
                 )
             self.record(record)
         return found
@@ -209,7 +215,7 @@ class Run:
             alarm=np.isin(train.concepts, train.alarm),
             seed=self.config.seed,
         )
-        self._on_main(lambda: targets.save(path))
+        self.on_main(lambda: targets.save(path))
         facts = targets.summary(train.concepts)
         say(
             f"targets: {facts['kept']} of {facts['items']} train items, {facts['kept_by_concept']}, alarm prior x{facts['prior_factor']:.3g}"
@@ -227,7 +233,7 @@ class Run:
 
         def after_epoch(epoch: int) -> None:
             self.set_adapter_fingerprint()
-            self._on_main(lambda: self.loaded.model.save_pretrained(str(directory / f"epoch-{epoch}")))
+            self.on_main(lambda: self.loaded.model.save_pretrained(str(directory / f"epoch-{epoch}")))
             self.loaded.model.eval()
             now = self.measure(f"epoch-{epoch}", "val", replace=True)
             self.record(make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed))
@@ -282,7 +288,7 @@ class Run:
         now = self.measure("adapted", "test", replace=True)
         self.record(make_record("adapted/test", epoch, now, base, self.config.gap, self.config.seed))
         summary = summarise(self.directory)
-        self._on_main(lambda: export_run(self.directory, self.config, self.loaded, summary))
+        self.on_main(lambda: export_run(self.directory, self.config, self.loaded, summary))
         if self.process.is_main_process:
             self.tracker.finish(summary, self.directory / "adapter")
         return summary
@@ -313,11 +319,12 @@ def _number(interval: dict[str, float | None]) -> str:
 
 
 def run_measure(config: Config) -> dict[str, Any]:
-    """Measure the gap of the base model on test, without training."""
+    """Measure the gap of the base model on test, with every control that the configuration asks for, without training."""
     run = Run(config, closing=False)
     run.track()
     run.fit_probes()
     run.measure_base(["test"])
+    examine(run, thorough=True)
     summary = summarise(run.directory)
     if run.process.is_main_process:
         run.tracker.finish(summary, None)
@@ -330,5 +337,6 @@ def run_close(config: Config) -> dict[str, Any]:
     run.track()
     run.fit_probes()
     base = run.measure_base(["val", "test"])
+    examine(run, thorough=False)
     run.train(base["val"])
     return run.finish(base["test"])
