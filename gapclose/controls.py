@@ -108,13 +108,7 @@ TEXT_MAKERS: dict[str, Callable[[], TfidfVectorizer]] = {
 }
 
 
-def text_choice(fit_texts: Sequence[str], y: np.ndarray, clips: np.ndarray, texts: Sequence[str], *, folds: int, seed: int) -> Chosen:
-    """As :func:`text_only`, with the choice that was made."""
-    as_arrays = (np.array(list(t), dtype=object) for t in (fit_texts, texts))
-    return chosen_reading(TEXT_MAKERS, next(as_arrays), y, clips, next(as_arrays), folds=folds, seed=seed)
-
-
-def text_only(fit_texts: list[str], y: np.ndarray, clips: np.ndarray, texts: list[str], *, folds: int, seed: int) -> np.ndarray:
+def text_only(fit_texts: Sequence[str], y: np.ndarray, clips: np.ndarray, texts: Sequence[str], *, folds: int, seed: int) -> Chosen:
     """Reading (N, C) of ``texts`` by TF-IDF with logistic regression: what the question alone gives away.
 
     The better of words with word pairs and of character n-grams within words, as grouped cross-validation in fit finds it.
@@ -123,7 +117,8 @@ def text_only(fit_texts: list[str], y: np.ndarray, clips: np.ndarray, texts: lis
         fit_texts: labelled questions, y: (M,) their concepts, clips: (M,) groups of the folds.
         texts: the questions to read.
     """
-    return text_choice(fit_texts, y, clips, texts, folds=folds, seed=seed).reading
+    fit, items = (np.array(list(t), dtype=object) for t in (fit_texts, texts))
+    return chosen_reading(TEXT_MAKERS, fit, y, clips, items, folds=folds, seed=seed)
 
 
 def majority(y: np.ndarray, n: int, concepts: int) -> np.ndarray:
@@ -216,6 +211,20 @@ def residualise(fit: np.ndarray, fit_texts: Sequence[str], items: np.ndarray, ma
     directions, sizes, _ = np.linalg.svd(weight, full_matrices=False)
     kept = directions[:, sizes > 1e-5 * sizes[0]]
     return Residualised(h - h @ kept @ kept.T, g - g @ kept @ kept.T, kept.shape[1])
+
+
+def tell_modality(reading: np.ndarray, modality: np.ndarray, shares: Mapping[str, np.ndarray], overall: np.ndarray) -> np.ndarray:
+    """The reading (N, C) of someone who also knows the modality (N,): ``r(c) P(c | modality) / P(c)``, by Bayes' rule.
+
+    For readings from which the modality was taken away with the wording. It is no secret, and without it the concepts of different
+    modalities could not be told apart, which is not what such a control is about.
+
+    Args:
+        shares: P(c | modality) of :func:`concept_shares`. overall: P(c), (C,).
+    """
+    factor = np.stack([shares[name] for name in modality.tolist()]) / np.maximum(overall, 1e-12)
+    told = reading * factor
+    return told / np.maximum(told.sum(1, keepdims=True), 1e-300)
 
 
 def shuffled(y: np.ndarray, modality: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -9,6 +9,7 @@ Shapes: M fit items, N test items, D width, L decoder layers, C concepts.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +29,15 @@ from gapclose.controls import (
     refit,
     residualise,
     shuffled,
+    tell_modality,
 )  # fmt: skip
 from gapclose.encoder import encode
-from gapclose.files import read_json, write_json
 from gapclose.gap import Labels
 from gapclose.judge import Control, Judge
 from gapclose.localise import interchange, layer_profile, make_lens, twins
 from gapclose.measure import scored
 from gapclose.measurement import assemble, data_root
-from gapclose.observations import Observations, read_observations
+from gapclose.observations import Observations, pad_options, read_observations
 from gapclose.progress import say, track
 
 if TYPE_CHECKING:
@@ -177,11 +178,14 @@ class Examination:
     def residualised(self) -> Control:
         """The probe on residuals without what predicts the wording."""
         left = residualise(self.z_fit, [i.text for i in self.fit], self.z, self.run.text.maker)
+        known, count = self.known, len(self.known.concepts)
+        reading = refit(self.probe, left.fit, known.concept, left.items)
+        shares, overall = concept_shares(known.concept, known.modality, count), np.bincount(known.concept, minlength=count) / len(self.fit)
         return Control(
             name="residualised",
-            label=f"residuals without the {left.removed} of {self.z.shape[1]} directions that predict the text",
+            label=f"residuals without the {left.removed} of {self.z.shape[1]} directions that predict the text, the modality told",
             question="is anything read beyond the wording?",
-            readings=[refit(self.probe, left.fit, self.known.concept, left.items)],
+            readings=[tell_modality(reading, self.labels.modality, shares, overall)],
         )
 
     def blanked(self) -> list[Control]:
@@ -232,18 +236,15 @@ class Examination:
             say("no interchange: no test item has a twin (tag `twin`: the id of an item of the same clip with another right concept)")
             return None
         layer, paired = self.probe.layer, np.array([i.id in donor_of for i in self.test])
-        items = type(self.test)(
-            root=self.test.root, name=self.test.name, concepts=self.test.concepts, alarm=self.test.alarm,
-            items=tuple(i for i in self.test if i.id in donor_of),
-        )  # fmt: skip
+        items = replace(self.test, items=tuple(i for i in self.test if i.id in donor_of))
         states = self.seen.residuals[layer]
         patch = {recipient: states[place[donor]] for recipient, donor in donor_of.items()}
         seen = self.run.observe("interchange-test", items, patch=patch, patch_layer=layer)
         rank = {i.id: n for n, i in enumerate(items)}
         donor = np.array([rank[donor_of[i.id]] for i in items])
         labels = self.labels.take(paired)
-        scores = self.action.scores[paired], scored(labels, seen).scores
-        return interchange(labels, donor, *scores, layer, self.config.gap.replicates, self.config.seed)
+        after = pad_options(seen.scores, labels.option_concept.shape[1]).double().numpy()
+        return interchange(labels, donor, self.action.scores[paired], after, layer, self.config.gap.replicates, self.config.seed)
 
 
 def texts_of(item: Any) -> list[str]:
@@ -251,14 +252,8 @@ def texts_of(item: Any) -> list[str]:
     return [item.text, *(o.text for o in item.options)]
 
 
-def examine(run: Run, *, thorough: bool) -> None:
-    """Write ``measurement.json``: with everything that the configuration asks for, or with majority class and text alone.
-
-    A thorough one is not replaced by another that holds less.
-    """
-    path = run.directory / "measurement.json"
-    if not thorough and path.is_file() and read_json(path)["layers"]:
-        return
+def examine(run: Run, *, thorough: bool) -> dict[str, Any]:
+    """What ``measurement.json`` holds: with everything that the configuration asks for, or with majority class and text alone."""
     now, wanted = Examination(run), run.config.controls
     controls = now.text_controls()
     entries = [now.judge.entry(c) for c in controls]
@@ -282,7 +277,7 @@ def examine(run: Run, *, thorough: bool) -> None:
             )
         rest["interchange"] = now.interchanged() if wanted.interchange else None
         rest["nested"] = nested(now)
-    whole = assemble(
+    return assemble(
         now.test,
         now.judge,
         now.action,
@@ -295,7 +290,6 @@ def examine(run: Run, *, thorough: bool) -> None:
         text_readings={c.name: c.readings[0] for c in controls},
         **rest,
     )
-    run.on_main(lambda: write_json(path, whole))
 
 
 def nested(now: Examination) -> dict[str, Any] | None:

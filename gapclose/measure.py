@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gapclose.answers import parse_all
-from gapclose.controls import majority
+from gapclose.controls import Chosen, majority, text_only
 from gapclose.gap import Action, Evidence, GapConfig, Labels, closure, detection, fell, intervals, state_of, statistics
 from gapclose.items import ItemSet
 from gapclose.observations import Observations
@@ -106,6 +106,13 @@ def _retention(items: ItemSet, observed: Observations, config: GapConfig, seed: 
     labels = Labels.of(items)
     right = observed.take([i.id for i in items]).scores.argmax(1).numpy() == labels.gold
     return Clips(labels.clip, config.replicates, seed).mean(right, np.ones(len(items), dtype=bool))
+
+
+def read_text(fit: ItemSet, measured_items: ItemSet, *, folds: int, seed: int) -> Chosen:
+    """What the text alone tells of the measured gap items, after the labelled ones."""
+    labelled, gap = fit.select(purpose="gap"), measured_items.select(purpose="gap")
+    known = Labels.of(labelled)
+    return text_only([i.text for i in labelled], known.concept, known.clip, [i.text for i in gap], folds=folds, seed=seed)
 
 
 def text_control(

@@ -19,14 +19,14 @@ from safetensors.torch import load_file
 
 from gapclose.adapters import adapter_fingerprint, add_lora
 from gapclose.config import Config, refuse_other_run, save_config
-from gapclose.controls import Chosen, text_choice
+from gapclose.controls import Chosen
 from gapclose.examine import examine
 from gapclose.export import export_run
-from gapclose.files import write_json, write_text
+from gapclose.files import read_json, write_json, write_text
 from gapclose.gap import STATES, Labels, option_concepts
 from gapclose.items import ItemSet
 from gapclose.launch import check_launch, environment
-from gapclose.measure import Measured, make_record, measure, text_control
+from gapclose.measure import Measured, make_record, measure, read_text, text_control
 from gapclose.media import SUPPORTED
 from gapclose.models import load_model
 from gapclose.observations import Observations
@@ -62,19 +62,19 @@ class Run:
         refuse_other_run(config, self.directory / "config.yaml")
         self.items = prepare_items(config, closing=closing, main=self.process.is_main_process, wait=self.process.wait_for_everyone)
         # only now: a mistake that has just been refused must not bind the directory to its configuration
-        self.on_main(lambda: save_config(config, self.directory / "config.yaml"))
-        self.on_main(lambda: bind_items(self.items, self.directory / "items.json"))
+        self._on_main(lambda: save_config(config, self.directory / "config.yaml"))
+        self._on_main(lambda: bind_items(self.items, self.directory / "items.json"))
         self.loaded = load_model(config.model)
         self.loaded.model.to(self.process.device)
         self.adapter = ""
         self.tracker: NoTracker = NoTracker()
-        self.on_main(lambda: write_json(self.directory / "environment.json", environment(config.seed, self.process)))
+        self._on_main(lambda: write_json(self.directory / "environment.json", environment(config.seed, self.process)))
         self.probe: FrozenProbe
         self.sentinel: FrozenProbe
         self.fit_reading: np.ndarray
         self.text: Chosen
 
-    def on_main(self, write: Any) -> None:
+    def _on_main(self, write: Any) -> None:
         """Let the main process write while the others wait; an error there ends all of them."""
         if self.process.is_main_process:
             write()
@@ -111,7 +111,7 @@ class Run:
             )
             self.sentinel.save(self.directory / "probes" / "sentinel", {"chosen_from": guard.table, "n_fit": len(fit)})
 
-        self.on_main(save)
+        self._on_main(save)
         found = max(choice.table, key=lambda r: r["log_likelihood"])
         say(
             f"probe: layer {self.probe.layer} of {n_layers}, {self.probe.family} ({self.probe.strength:g}), "
@@ -141,7 +141,7 @@ class Run:
             self.tracker.record(record)
             draw_epochs(self.directory)
 
-        self.on_main(write)
+        self._on_main(write)
         action, reading = record["action"]["balanced"]["value"], record["reading"]["balanced"]["value"]
         line = f"{record['stage']}: action {action:.3f}, reading {reading:.3f} (balanced)"
         if "change" in record:
@@ -159,15 +159,23 @@ class Run:
             found[split] = self.measure("base", split)
             record = make_record(f"base/{split}", 0, found[split], None, self.config.gap, self.config.seed)
             if split == "test":
-                fit, items = self.items.select(split="fit", purpose="gap"), self.measured_items(split)
-                known, texts = Labels.of(fit), ([i.text for i in part] for part in (fit, items.select(purpose="gap")))
-                folds = {"folds": self.config.probe.folds, "seed": self.config.seed}
-                self.text = text_choice(next(texts), known.concept, known.clip, next(texts), **folds)
+                fit, items = self.items.select(split="fit"), self.measured_items(split)
+                self.text = read_text(fit, items, folds=self.config.probe.folds, seed=self.config.seed)
                 record["controls"] = text_control(
                     fit, items, found[split], self.config.gap, reading=self.text.reading, seed=self.config.seed
                 )
             self.record(record)
         return found
+
+    def examine(self, *, thorough: bool) -> None:
+        """Write ``measurement.json``: with all controls that the configuration asks for, or with those that cost no forward.
+
+        A thorough one is not replaced by another that holds less.
+        """
+        path = self.directory / "measurement.json"
+        if thorough or not (path.is_file() and read_json(path)["layers"]):
+            found = examine(self, thorough=thorough)
+            self._on_main(lambda: write_json(path, found))
 
     # -- align --------------------------------------------------------------------------------------------------------------
 
@@ -215,7 +223,7 @@ class Run:
             alarm=np.isin(train.concepts, train.alarm),
             seed=self.config.seed,
         )
-        self.on_main(lambda: targets.save(path))
+        self._on_main(lambda: targets.save(path))
         facts = targets.summary(train.concepts)
         say(
             f"targets: {facts['kept']} of {facts['items']} train items, {facts['kept_by_concept']}, alarm prior x{facts['prior_factor']:.3g}"
@@ -233,7 +241,7 @@ class Run:
 
         def after_epoch(epoch: int) -> None:
             self.set_adapter_fingerprint()
-            self.on_main(lambda: self.loaded.model.save_pretrained(str(directory / f"epoch-{epoch}")))
+            self._on_main(lambda: self.loaded.model.save_pretrained(str(directory / f"epoch-{epoch}")))
             self.loaded.model.eval()
             now = self.measure(f"epoch-{epoch}", "val", replace=True)
             self.record(make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed))
@@ -288,7 +296,7 @@ class Run:
         now = self.measure("adapted", "test", replace=True)
         self.record(make_record("adapted/test", epoch, now, base, self.config.gap, self.config.seed))
         summary = summarise(self.directory)
-        self.on_main(lambda: export_run(self.directory, self.config, self.loaded, summary))
+        self._on_main(lambda: export_run(self.directory, self.config, self.loaded, summary))
         if self.process.is_main_process:
             self.tracker.finish(summary, self.directory / "adapter")
         return summary
@@ -324,7 +332,7 @@ def run_measure(config: Config) -> dict[str, Any]:
     run.track()
     run.fit_probes()
     run.measure_base(["test"])
-    examine(run, thorough=True)
+    run.examine(thorough=True)
     summary = summarise(run.directory)
     if run.process.is_main_process:
         run.tracker.finish(summary, None)
@@ -337,6 +345,6 @@ def run_close(config: Config) -> dict[str, Any]:
     run.track()
     run.fit_probes()
     base = run.measure_base(["val", "test"])
-    examine(run, thorough=False)
+    run.examine(thorough=False)
     run.train(base["val"])
     return run.finish(base["test"])

@@ -23,7 +23,7 @@ from gapclose.controls import (
     refit,
     residualise,
     shuffled,
-    text_choice,
+    tell_modality,
     text_only,
 )  # fmt: skip
 from gapclose.encoder import encode
@@ -86,11 +86,11 @@ def test_text_only_reads_single_characters_and_nothing_that_is_not_there(telling
     """Judged on other clips than those it was fitted on."""
     texts, y, clips = questions(150, 0, telling)
     others, truth, _ = questions(300, 1, telling)
-    reading = text_only(texts, y, clips, others, folds=3, seed=0)
+    reading = text_only(texts, y, clips, others, folds=3, seed=0).reading
     assert reading.shape == (300, 3)
     np.testing.assert_allclose(reading.sum(1), 1)
     assert low <= balanced_accuracy_score(truth, reading.argmax(1)) <= high
-    np.testing.assert_array_equal(reading, text_only(texts, y, clips, others, folds=3, seed=0))
+    np.testing.assert_array_equal(reading, text_only(texts, y, clips, others, folds=3, seed=0).reading)
 
 
 def test_text_only_finds_what_only_characters_or_only_word_pairs_tell():
@@ -102,7 +102,7 @@ def test_text_only_finds_what_only_characters_or_only_word_pairs_tell():
     orders = ["left right" if k else "right left" for k in y]
     clips = np.arange(120)
     for texts, maker in ((endings, "characters"), (orders, "words")):
-        found = text_choice(texts[:80], y[:80], clips[:80], texts[80:], folds=3, seed=0)
+        found = text_only(texts[:80], y[:80], clips[:80], texts[80:], folds=3, seed=0)
         assert found.maker == maker and (found.reading.argmax(1) == y[80:]).all()
 
 
@@ -127,7 +127,7 @@ def test_nothing_is_fitted_on_the_items_that_are_read(monkeypatch):
     monkeypatch.setattr(module, "TEXT_MAKERS", {"spy": Spy})
     texts, y, clips = questions(30, 0, True)
     text_only(texts, y, clips, ["never fitted"] * 4, folds=3, seed=0)
-    assert seen == [20, 20, 20, 30]
+    assert len(seen) == 4 and sum(seen[:3]) == 2 * 30 and seen[3] == 30
 
 
 def option_item(n: int, order: list[int], text: str = "Odd or even?") -> Item:
@@ -224,15 +224,22 @@ def test_residualising_takes_out_what_the_text_tells_and_leaves_the_rest():
     def read(texts) -> tuple[float, int]:
         left = residualise(z_fit, texts, z, "words")
         assert np.linalg.matrix_rank(left.fit, tol=1e-6) == WIDTH - left.removed
-        reading = refit(probe, left.fit, fit.concept, left.items)
-        labels = test
-        cells, _ = labels.cells
-        return float(np.mean([(reading.argmax(1) == labels.concept)[cells == k].mean() for k in range(4)])), left.removed
+        shares = concept_shares(fit.concept, fit.modality, 3)
+        reading = tell_modality(refit(probe, left.fit, fit.concept, left.items), test.modality, shares, np.array([0.5, 0.25, 0.25]))
+        return float(Judge(test, reading, 100, 0).reading["all"].balanced[0]), left.removed
 
     leaky, removed = read([f"{m} {words[c]}" for m, c in zip(fit.modality, fit.concept, strict=True)])
     assert leaky < 0.6 and 1 <= removed < WIDTH
     kept, removed = read([f"about {m}" for m in fit.modality])
     assert kept > 0.85 and removed == 1
+
+
+def test_who_knows_the_modality_gives_its_concepts_alone_by_bayes_rule():
+    """What the modality rules out goes to the concepts that it allows, in the proportion of what was read and how frequent they are."""
+    shares = {"vision": np.array([0.5, 0.5, 0]), "audio": np.array([0.5, 0, 0.5])}
+    reading = np.array([[0.4, 0.3, 0.3], [0.6, 0.2, 0.2], [0.2, 0.0, 0.8]])
+    found = tell_modality(reading, np.array(["vision", "audio", "audio"]), shares, np.array([0.5, 0.25, 0.25]))
+    np.testing.assert_allclose(found, [[0.4, 0.6, 0], [0.6, 0, 0.4], [0.2 / 1.8, 0, 1.6 / 1.8]])
 
 
 def test_residualising_with_more_features_than_items_is_the_same_projection():

@@ -154,13 +154,12 @@ def test_switches_leave_parts_out(measured, tiny_config, tmp_path):
     assert {p.name for p in (directory / "observations").iterdir()} == {"base-fit", "base-test"}
 
 
-def test_closing_writes_a_short_one_and_keeps_a_full_one(tiny_run, measured, tiny_config, tmp_path, monkeypatch):
+def test_closing_writes_a_short_one_and_keeps_a_full_one(tiny_run, measured, tiny_config, tmp_path):
     """`gapclose close` adds no forward for controls, and does not replace what `gapclose measure` found out."""
     short = json.loads((tiny_run / "measurement.json").read_text())
     assert tuple(short) == KEYS and [c["name"] for c in short["controls"]] == NAMES[:2] and short["layers"] == []
     assert not [p for p in (tiny_run / "observations").iterdir() if p.name.startswith(("blank", "layers", "interchange"))]
     from gapclose.config import parse_config
-    from gapclose.examine import examine
     from gapclose.run import Run
 
     directory = tmp_path / "both"
@@ -169,7 +168,7 @@ def test_closing_writes_a_short_one_and_keeps_a_full_one(tiny_run, measured, tin
     run = Run(parse_config(["--config", str(tiny_config), "--run_dir", str(directory)]), closing=False)
     run.fit_probes()
     run.measure_base(["test"])
-    examine(run, thorough=False)
+    run.examine(thorough=False)
     assert (directory / "measurement.json").read_bytes() == before
 
 

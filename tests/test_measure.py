@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from gapclose.controls import text_only
 from gapclose.gap import GapConfig, Labels
 from gapclose.items import Item, ItemSet, Option
-from gapclose.measure import make_record, measure, text_control
+from gapclose.measure import make_record, measure, read_text, text_control
 from gapclose.observations import Observations
 from gapclose.probes import FrozenProbe, fit_linear
 
@@ -149,12 +148,9 @@ def test_the_base_is_open_when_it_reads_more_than_it_says(base):
 def test_a_gap_is_real_only_where_the_reading_beats_the_text(base):
     """Once the words give the concept away, the same reading proves nothing."""
     fit = item_set("fit", 60)
-    known = Labels.of(fit)
 
     def controlled(fit: ItemSet, items: ItemSet) -> dict:
-        texts = ([i.text for i in part.select(purpose="gap")] for part in (fit, items))
-        reading = text_only(next(texts), known.concept, known.clip, next(texts), folds=3, seed=0)
-        return text_control(fit, items, base, CONFIG, reading=reading, seed=0)
+        return text_control(fit, items, base, CONFIG, reading=read_text(fit, items, folds=3, seed=0).reading, seed=0)
 
     honest = controlled(fit, ITEMS)
     assert honest["real"] == {"all": True, "vision": True, "audio": True}
