@@ -58,7 +58,14 @@ def online_bits(residual: np.ndarray, y: np.ndarray, blocks: Sequence[np.ndarray
 
 
 def codelength(
-    residual: np.ndarray, y: np.ndarray, modality: np.ndarray, clips: np.ndarray, probe: FrozenProbe, *, draws: int, seed: int
+    residual: np.ndarray,
+    y: np.ndarray,
+    modality: np.ndarray,
+    clips: np.ndarray,
+    probe: FrozenProbe,
+    *,
+    draws: int,
+    rng: np.random.Generator,
 ) -> dict[str, float]:
     """Online codelength of the concepts given the residuals (M, D), in bits, with a probe of the chosen family and strength.
 
@@ -67,7 +74,6 @@ def codelength(
     beyond it counts.
     """
     concepts = len(probe.concepts)
-    rng = np.random.default_rng([seed, 4])
     blocks = clip_blocks(clips, rng)
     uniform = float(len(y) * np.log2(concepts))
     online = online_bits(residual, y, blocks, concepts, probe.family, probe.strength)

@@ -30,7 +30,7 @@ from gapclose.controls import (
     residualise,
     shuffled,
     tell_modality,
-)  # fmt: skip
+)
 from gapclose.encoder import encode
 from gapclose.gap import Labels
 from gapclose.judge import Control, Judge
@@ -63,7 +63,7 @@ class Examination:
     def _stored(self, stage: str, items: Any, layers: list[int]) -> Observations:
         return read_observations(self.run.directory / "observations" / stage, [i.id for i in items], layers=layers)
 
-    def _rng(self, purpose: int) -> np.random.Generator:
+    def rng(self, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.config.seed, self.config.controls.seed, purpose])
 
     # -- controls ---------------------------------------------------------------------------------------------------------------
@@ -129,11 +129,11 @@ class Examination:
         return found
 
     def label_controls(self) -> list[dict[str, Any]]:
-        """The probe fitted on labels that mean nothing."""
+        """The probe fitted on labels that mean nothing; in the last of them on fit alone, where folds may split clips."""
         known, labels, draws = self.known, self.labels, self.config.controls.draws
-        rng, count = self._rng(0), len(known.concepts)
+        rng, count = self.rng(0), len(known.concepts)
         mixed = [refit(self.probe, self.z_fit, shuffled(known.concept, known.modality, rng), self.z) for _ in range(draws)]
-        shares, rng = concept_shares(known.concept, known.modality, count), self._rng(1)
+        shares, rng = concept_shares(known.concept, known.modality, count), self.rng(1)
         drawn = [clip_labels(known.clip, known.modality, shares, rng) for _ in range(draws)]
         truth = [clip_labels(labels.clip, labels.modality, shares, rng) for _ in range(draws)]
         across = [refit(self.probe, self.z_fit, y, self.z) for y in drawn]
@@ -210,11 +210,12 @@ class Examination:
         layers = list(range(len(self.run.loaded.layers) + 1))
         for part, items in (("fit", self.fit), ("test", self.test)):
             self.run.observe(f"layers-{part}", items, layers=layers)
+        fit, test = (self._layer_residual(part, 0).double().numpy() for part in ("fit", "test"))
         embedding = Control(
             name="embedding",
             label="embedding layer (layer 0 at the answer position)",
             question="is it there before any layer has run?",
-            readings=[refit(self.probe, *(self._flat("fit"), self.known.concept), self._flat("test"))],
+            readings=[refit(self.probe, fit, self.known.concept, test)],
             at_chance=True,
         )
         last = self._layer_residual("test", layers[-1])
@@ -224,9 +225,6 @@ class Examination:
             say(f"no logit lens: {error}")
             lens = None
         return embedding, layer_profile(layers, self._layer_residual, self.known.concept, self.probe, self.judge, lens)
-
-    def _flat(self, part: str) -> np.ndarray:
-        return self._layer_residual(part, 0).double().numpy()
 
     def interchanged(self) -> dict[str, Any] | None:
         """Answers under the residual of the twin, or None where there are no twins."""
@@ -272,9 +270,8 @@ def examine(run: Run, *, thorough: bool) -> dict[str, Any]:
         if wanted.codelength:
             known = now.known
             say("codelength of the concepts given the residuals")
-            rest["codelength"] = codelength(
-                now.z_fit, known.concept, known.modality, known.clip, run.probe, draws=wanted.draws, seed=run.config.seed
-            )
+            facts = (known.concept, known.modality, known.clip, run.probe)
+            rest["codelength"] = codelength(now.z_fit, *facts, draws=wanted.draws, rng=now.rng(2))
         rest["interchange"] = now.interchanged() if wanted.interchange else None
         rest["nested"] = nested(now)
     return assemble(

@@ -58,7 +58,7 @@ class Wanted:
     blank: Sequence[str] = ()
     """kinds of media to blank (a control): image, audio"""
     patch: Mapping[str, torch.Tensor] | None = None
-    """item id -> residual (D,) that replaces its own at the answer position, after layer ``patch_layer``; name its origin in ``extra``"""
+    """item id -> residual (D,) that replaces its own at the answer position, after layer ``patch_layer``"""
     patch_layer: int = 0
     """decoder layer of ``patch``, counted from 1"""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -138,11 +138,15 @@ def _request(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted:
         "generate": config.max_new_tokens if wanted.generate else 0,
         "top_tokens": wanted.top_tokens,
         "blank": sorted(wanted.blank),
-        "patch_layer": wanted.patch_layer,
+        "patch": None if wanted.patch is None else [wanted.patch_layer, _digest([wanted.patch[i.id] for i in items])],
         **wanted.extra,
     }
     request["fingerprint"] = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
     return request
+
+
+def _digest(residuals: Sequence[torch.Tensor]) -> str:
+    return hashlib.sha256(torch.stack(list(residuals)).float().numpy().tobytes()).hexdigest()[:16]
 
 
 @torch.inference_mode()

@@ -264,12 +264,12 @@ def test_residualising_with_more_features_than_items_is_the_same_projection():
 def test_codelength_compresses_planted_signal_and_not_noise(world):
     """Signal takes fewer bits than shuffled labels, which gain only what the modality rules out; noise gains nothing at all."""
     z_fit, fit, _, _, probe = world
-    found = codelength(z_fit, fit.concept, fit.modality, fit.clip, probe, draws=3, seed=0)
+    found = codelength(z_fit, fit.concept, fit.modality, fit.clip, probe, draws=3, rng=np.random.default_rng(0))
     assert found["uniform_bits"] == pytest.approx(240 * np.log2(3))
     assert found["compression"] == pytest.approx(found["uniform_bits"] / found["online_bits"])
     assert found["compression"] > 1.5 * found["control_compression"] and found["control_compression"] > 1.1
     noise = np.random.default_rng(0).normal(size=z_fit.shape)
-    nothing = codelength(noise, fit.concept, fit.modality, fit.clip, probe, draws=2, seed=0)
+    nothing = codelength(noise, fit.concept, fit.modality, fit.clip, probe, draws=2, rng=np.random.default_rng(0))
     assert nothing["compression"] < 1.08 and abs(nothing["compression"] - nothing["control_compression"]) < 0.06
 
 

@@ -166,12 +166,15 @@ def test_options_of_several_tokens_go_on_from_the_patched_position(model, items,
 
 
 def test_a_patched_observation_is_stored_and_taken_for_no_other(model, items, seen, tmp_path):
-    """The layer of the patch is part of what an observation is known by."""
+    """Layer and content of the patch are part of what an observation is known by."""
     few = replace(items, items=items.items[:4])
     patch = {i: seen.residuals[2][n] for n, i in enumerate(seen.ids)}
     observe(model, few, tmp_path / "o", CONFIG, Wanted(patch=patch, patch_layer=2))
-    with pytest.raises(ValueError, match="patch_layer: 2 there, 0 now"):
+    with pytest.raises(ValueError, match=r"patch: \[2, '[0-9a-f]{16}'\] there, None now"):
         observe(model, few, tmp_path / "o", CONFIG, Wanted())
+    other = {i: state + 1 for i, state in patch.items()}
+    with pytest.raises(ValueError, match=r"patch: \[2, '[0-9a-f]{16}'\] there, \[2, '[0-9a-f]{16}'\] now"):
+        observe(model, few, tmp_path / "o", CONFIG, Wanted(patch=other, patch_layer=2))
     with pytest.raises(ValueError, match=r"layer 6 cannot be patched: this decoder has layers 1\.\.5"):
         seen_of(model, few, patch=patch, patch_layer=6)
 
