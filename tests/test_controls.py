@@ -154,10 +154,9 @@ def test_options_in_a_telling_order_are_found():
 
 def test_the_scores_of_the_model_become_concepts_entropy_and_margin():
     """Options that express one concept count together; a concept without options has next to nothing."""
-    scores = np.log([[0.2, 0.2, 0.1, 0.0], [0.05, 0.15, 0.3, 0.0]])
+    scores = np.array([[*np.log([0.2, 0.2, 0.1]), -np.inf], [*np.log([0.05, 0.15, 0.3]), -np.inf]])
     option_concept = np.array([[0, 0, 1, -1], [0, 0, 2, -1]])
-    with np.errstate(divide="ignore"):
-        found = action_features(scores, option_concept, 3)
+    found = action_features(scores, option_concept, 3)
     np.testing.assert_allclose(np.exp(found[:, :3]), [[0.8, 0.2, 0], [0.4, 0, 0.6]], atol=1e-12)
     np.testing.assert_allclose(found[0, 3:], [-(0.8 * np.log(0.4) + 0.2 * np.log(0.2)), 0, np.log(0.5)], atol=1e-12)
     assert np.isfinite(found).all()
