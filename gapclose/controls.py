@@ -175,9 +175,27 @@ def feature_reading(fit: np.ndarray, y: np.ndarray, clips: np.ndarray, items: np
 
 def refit(probe: FrozenProbe, fit: np.ndarray, y: np.ndarray, items: np.ndarray) -> np.ndarray:
     """Reading (N, C) by a probe of the same family, strength and temperature fitted on residuals (M, D) and concepts ``y`` (M,)."""
-    logits = np.full((len(items), len(probe.concepts)), -np.inf)
-    logits[:, np.unique(y)] = linear_logits(items, fit_linear(fit, y, probe.family, probe.strength))
+    logits, seen = np.full((len(items), len(probe.concepts)), -np.inf), np.unique(y)
+    logits[:, seen] = linear_logits(items, fit_linear(fit, y, probe.family, probe.strength)) if len(seen) > 1 else 0
     return softmax(logits / float(probe.temperature), axis=1)
+
+
+def refit_within(
+    probe: FrozenProbe, fit: np.ndarray, y: np.ndarray, known: np.ndarray, items: np.ndarray, modality: np.ndarray
+) -> np.ndarray:
+    """As :func:`refit`, with a probe for each modality that is fitted and read on its items alone; it gives the concepts seen there.
+
+    For controls from which the right concept, or the modality, was taken away. One probe for all would then be biased: where the
+    modality is readable in some items only, say when a premise is false, it falls back on the concept that the modalities share in the
+    others, and that alone beats chance.
+
+    Args:
+        known: (M,) and modality: (N,) modalities of fit items and items.
+    """
+    reading = np.zeros((len(items), len(probe.concepts)))
+    for name in np.unique(modality):
+        reading[modality == name] = refit(probe, fit[known == name], y[known == name], items[modality == name])
+    return reading
 
 
 class Residualised(NamedTuple):
@@ -202,7 +220,7 @@ def residualise(fit: np.ndarray, fit_texts: Sequence[str], items: np.ndarray, ma
         fit: (M, D) and their texts. items: (N, D). maker: key of :data:`TEXT_MAKERS`.
     """
     scaler = StandardScaler().fit(fit)
-    h, g = scaler.transform(fit), scaler.transform(items)
+    h, g = (np.asarray(scaler.transform(part)) for part in (fit, items))
     vectors: Any = TEXT_MAKERS[maker]()
     text: np.ndarray = vectors.fit_transform(list(fit_texts)).toarray()  # (M, F)
     if text.shape[1] > text.shape[0]:
@@ -211,20 +229,6 @@ def residualise(fit: np.ndarray, fit_texts: Sequence[str], items: np.ndarray, ma
     directions, sizes, _ = np.linalg.svd(weight, full_matrices=False)
     kept = directions[:, sizes > 1e-5 * sizes[0]]
     return Residualised(h - h @ kept @ kept.T, g - g @ kept @ kept.T, kept.shape[1])
-
-
-def tell_modality(reading: np.ndarray, modality: np.ndarray, shares: Mapping[str, np.ndarray], overall: np.ndarray) -> np.ndarray:
-    """The reading (N, C) of someone who also knows the modality (N,): ``r(c) P(c | modality) / P(c)``, by Bayes' rule.
-
-    For readings from which the modality was taken away with the wording. It is no secret, and without it the concepts of different
-    modalities could not be told apart, which is not what such a control is about.
-
-    Args:
-        shares: P(c | modality) of :func:`concept_shares`. overall: P(c), (C,).
-    """
-    factor = np.stack([shares[name] for name in modality.tolist()]) / np.maximum(overall, 1e-12)
-    told = reading * factor
-    return told / np.maximum(told.sum(1, keepdims=True), 1e-300)
 
 
 def shuffled(y: np.ndarray, modality: np.ndarray, rng: np.random.Generator) -> np.ndarray:

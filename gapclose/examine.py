@@ -27,9 +27,9 @@ from gapclose.controls import (
     majority,
     option_features,
     refit,
+    refit_within,
     residualise,
     shuffled,
-    tell_modality,
 )
 from gapclose.encoder import encode
 from gapclose.gap import Labels
@@ -131,18 +131,19 @@ class Examination:
     def label_controls(self) -> list[dict[str, Any]]:
         """The probe fitted on labels that mean nothing; in the last of them on fit alone, where folds may split clips."""
         known, labels, draws = self.known, self.labels, self.config.controls.draws
-        rng, count = self.rng(0), len(known.concepts)
-        mixed = [refit(self.probe, self.z_fit, shuffled(known.concept, known.modality, rng), self.z) for _ in range(draws)]
-        shares, rng = concept_shares(known.concept, known.modality, count), self.rng(1)
+        rng, groups = self.rng(0), (self.z, labels.modality)
+        mixed = [shuffled(known.concept, known.modality, rng) for _ in range(draws)]
+        shares, rng = concept_shares(known.concept, known.modality, len(known.concepts)), self.rng(1)
         drawn = [clip_labels(known.clip, known.modality, shares, rng) for _ in range(draws)]
         truth = [clip_labels(labels.clip, labels.modality, shares, rng) for _ in range(draws)]
-        across = [refit(self.probe, self.z_fit, y, self.z) for y in drawn]
+        aimless, across = ([refit_within(self.probe, self.z_fit, y, known.modality, *groups) for y in ys] for ys in (mixed, drawn))
         folds = StratifiedKFold(self.config.probe.folds, shuffle=True, random_state=self.config.seed)
         inside = []
         for y in track(drawn, draws, "random labels across folds over items"):
-            reading = np.zeros((len(y), count))
-            for train, held in folds.split(self.z_fit, self.known.concept):
-                reading[held] = refit(self.probe, self.z_fit[train], y[train], self.z_fit[held])
+            reading = np.zeros((len(y), len(known.concepts)))
+            for train, held in folds.split(self.z_fit, known.concept):
+                part = (known.modality[train], self.z_fit[held], known.modality[held])
+                reading[held] = refit_within(self.probe, self.z_fit[train], y[train], *part)
             inside.append(reading)
         fit_judge = Judge(known, self.run.fit_reading, self.config.gap.replicates, self.config.seed)
         entries = [
@@ -151,7 +152,7 @@ class Examination:
                     name="shuffled_labels",
                     label=f"labels shuffled within the modality ({draws} draws)",
                     question="does the probe find something where there is nothing?",
-                    readings=mixed,
+                    readings=aimless,
                     at_chance=True,
                 )
             ),
@@ -178,14 +179,12 @@ class Examination:
     def residualised(self) -> Control:
         """The probe on residuals without what predicts the wording."""
         left = residualise(self.z_fit, [i.text for i in self.fit], self.z, self.run.text.maker)
-        known, count = self.known, len(self.known.concepts)
-        reading = refit(self.probe, left.fit, known.concept, left.items)
-        shares, overall = concept_shares(known.concept, known.modality, count), np.bincount(known.concept, minlength=count) / len(self.fit)
+        reading = refit_within(self.probe, left.fit, self.known.concept, self.known.modality, left.items, self.labels.modality)
         return Control(
             name="residualised",
-            label=f"residuals without the {left.removed} of {self.z.shape[1]} directions that predict the text, the modality told",
+            label=f"residuals without the {left.removed} of {self.z.shape[1]} directions that predict the text",
             question="is anything read beyond the wording?",
-            readings=[tell_modality(reading, self.labels.modality, shares, overall)],
+            readings=[reading],
         )
 
     def blanked(self) -> list[Control]:

@@ -21,9 +21,9 @@ from gapclose.controls import (
     majority,
     option_features,
     refit,
+    refit_within,
     residualise,
     shuffled,
-    tell_modality,
     text_only,
 )  # fmt: skip
 from gapclose.encoder import encode
@@ -175,7 +175,8 @@ def test_a_probe_on_planted_signal_beats_shuffled_labels(world):
             mine = fit.modality == name
             assert np.bincount(y[mine]).tolist() == np.bincount(fit.concept[mine]).tolist()
     judge = judge_of(world)
-    control = Control(name="s", label="", question="", readings=[refit(probe, z_fit, y, z) for y in mixed], at_chance=True)
+    readings = [refit_within(probe, z_fit, y, fit.modality, z, test.modality) for y in mixed]
+    control = Control(name="s", label="", question="", readings=readings, at_chance=True)
     entry = judge.entry(control)
     assert entry["chance"] == 0.5 == chance(test) and entry["at_chance"] == {"all": True, "audio": True, "vision": True}
     assert entry["difference"]["all"]["lower"] > 0.2 and entry["balanced"]["vision"]["value"] == pytest.approx(0.5, abs=0.12)
@@ -211,6 +212,7 @@ def test_a_probe_of_another_label_gives_every_concept_a_place(world):
     assert reading.shape == (len(z), 3) and not reading[:, 2].any()
     np.testing.assert_allclose(reading.sum(1), 1)
     np.testing.assert_allclose(refit(probe, z_fit, fit.concept, z), probe.read(torch.tensor(z)), atol=1e-6)
+    np.testing.assert_array_equal(refit(probe, z_fit, np.ones_like(fit.concept), z[:2]), [[0, 1, 0]] * 2)  # nothing to fit
 
 
 def test_residualising_takes_out_what_the_text_tells_and_leaves_the_rest():
@@ -223,8 +225,7 @@ def test_residualising_takes_out_what_the_text_tells_and_leaves_the_rest():
     def read(texts) -> tuple[float, int]:
         left = residualise(z_fit, texts, z, "words")
         assert np.linalg.matrix_rank(left.fit, tol=1e-6) == WIDTH - left.removed
-        shares = concept_shares(fit.concept, fit.modality, 3)
-        reading = tell_modality(refit(probe, left.fit, fit.concept, left.items), test.modality, shares, np.array([0.5, 0.25, 0.25]))
+        reading = refit_within(probe, left.fit, fit.concept, fit.modality, left.items, test.modality)
         return float(Judge(test, reading, 100, 0).reading["all"].balanced[0]), left.removed
 
     leaky, removed = read([f"{m} {words[c]}" for m, c in zip(fit.modality, fit.concept, strict=True)])
@@ -233,12 +234,21 @@ def test_residualising_takes_out_what_the_text_tells_and_leaves_the_rest():
     assert kept > 0.85 and removed == 1
 
 
-def test_who_knows_the_modality_gives_its_concepts_alone_by_bayes_rule():
-    """What the modality rules out goes to the concepts that it allows, in the proportion of what was read and how frequent they are."""
-    shares = {"vision": np.array([0.5, 0.5, 0]), "audio": np.array([0.5, 0, 0.5])}
-    reading = np.array([[0.4, 0.3, 0.3], [0.6, 0.2, 0.2], [0.2, 0.0, 0.8]])
-    found = tell_modality(reading, np.array(["vision", "audio", "audio"]), shares, np.array([0.5, 0.25, 0.25]))
-    np.testing.assert_allclose(found, [[0.4, 0.6, 0], [0.6, 0, 0.4], [0.2 / 1.8, 0, 1.6 / 1.8]])
+def test_a_probe_for_each_modality_is_at_chance_where_one_for_all_is_not():
+    """Modality readable only where the premise is false: shuffled labels then beat chance with one probe, and not with one for each."""
+    rng = np.random.default_rng(0)
+    (z_fit, fit), (z, test) = planted(100, 1), planted(100, 2)
+    for values, labels in ((z_fit, fit), (z, test)):
+        values[labels.concept == 0, 0] = rng.normal(size=(labels.concept == 0).sum())
+        values[labels.concept > 0, 0] += 3 * np.where(labels.concept[labels.concept > 0] == 1, 1, -4)
+    probe, judge = probe_of(z_fit, fit.concept), Judge(test, np.eye(3)[test.concept], 100, 0)
+    mixed = [shuffled(fit.concept, fit.modality, rng) for _ in range(20)]
+    one = [refit(probe, z_fit, y, z) for y in mixed]
+    each = [refit_within(probe, z_fit, y, fit.modality, z, test.modality) for y in mixed]
+    found = {k: np.mean([judge.judge("all", r).balanced[0] for r in readings]) for k, readings in (("one", one), ("each", each))}
+    assert found["one"] > 0.6 and found["each"] == pytest.approx(0.5, abs=0.05), found
+    whole = refit_within(probe, z_fit, fit.concept, fit.modality, z, test.modality)
+    assert not whole[test.modality == "vision", 2].any() and judge.judge("all", whole).balanced[0] > 0.85
 
 
 def test_residualising_with_more_features_than_items_is_the_same_projection():
