@@ -82,7 +82,7 @@ class Judge:
     def entry(self, control: Control) -> dict[str, Any]:
         """The control as it stands in ``measurement.json``.
 
-        Random draws are averaged, and each replicate resamples them as well as the clips, so that the interval covers both.
+        Random draws are averaged, and the interval covers their spread as well as that of the clips.
         """
         concepts = control.concepts or [None] * len(control.readings)
         result: dict[str, Any] = {k: getattr(control, k) for k in ("name", "label", "guards", "question")}
@@ -100,11 +100,15 @@ class Judge:
         return result
 
     def _average(self, draws: list[np.ndarray]) -> np.ndarray:
-        """Mean over K draws of (R + 1,), whose replicates each draw K of them anew."""
-        k, stacked = len(draws), np.stack(draws)  # (K, R + 1)
-        weights = np.random.default_rng(self.seed).multinomial(k, np.full(k, 1 / k), size=stacked.shape[1]).T / k
-        weights[:, 0] = 1 / k
-        return (stacked * weights).sum(0)
+        """Mean over K draws of statistics (R + 1,) in 0..1; replicates are of clips, plus Student's t times the error of K draws.
+
+        Ten draws are too few to be resampled themselves: such intervals miss chance twice as often as they say.
+        """
+        k, mean = len(draws), np.mean(draws, axis=0)  # (R + 1,)
+        if k > 1:
+            error = np.std([d[0] for d in draws], ddof=1) / np.sqrt(k)
+            mean[1:] += error * np.random.default_rng(self.seed).standard_t(k - 1, size=len(mean) - 1)
+        return mean.clip(0, 1)
 
     def scopes(self) -> Iterator[tuple[str, np.ndarray, Labels, Clips]]:
         """Name, (N,) bool, labels and clips of every scope."""
