@@ -355,23 +355,6 @@ def test_only_the_probe_fitted_without_any_media_must_be_at_chance(world):
     np.testing.assert_allclose(part[0].readings[0], part[1].readings[0], atol=1e-6)  # here nothing was blank
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory) -> str:
-    """A random BERT of width 32 with a vocabulary of characters."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    directory = tmp_path_factory.mktemp("encoder")
-    vocabulary = {t: n for n, t in enumerate(["[PAD]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz0123456789.?"])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(directory)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    BertModel(BertConfig(vocab_size=len(vocabulary), **sizes)).save_pretrained(directory)
-    return str(directory)
-
-
 def test_a_sentence_encoder_reads_a_text_leak(encoder):
     """Averaged over the tokens of each text: padding changes nothing."""
     texts, y, clips = questions(120, 0, True)

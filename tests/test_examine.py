@@ -173,8 +173,8 @@ def test_closing_writes_a_short_one_and_keeps_a_full_one(tiny_run, measured, tin
     assert (directory / "measurement.json").read_bytes() == before
 
 
-def test_sets_without_twins_say_so(digits, tiny_config, tmp_path, capsys):
-    """No interchange, and a line that tells what is missing; one modality and no alarms are measured as well."""
+def test_sets_without_twins_say_so(digits, tiny_config, encoder, tmp_path, capsys):
+    """No interchange, and a line that tells what is missing; one modality, no alarms and a sentence encoder are measured as well."""
     from gapclose.item_files import write_items
 
     def plain(item: Item) -> Item:
@@ -188,9 +188,10 @@ def test_sets_without_twins_say_so(digits, tiny_config, tmp_path, capsys):
     shutil.copytree(digits.root / "media", tmp_path / "set" / "media")
     write_items(items, tmp_path / "set")
     arguments = ["--config", str(tiny_config), "--data.path", str(tmp_path / "set"), "--run_dir", str(tmp_path / "run")]
-    assert main(["measure", *arguments, "--controls.blank", "false"]) == 0
+    assert main(["measure", *arguments, "--controls.blank", "false", "--controls.text_encoder", encoder]) == 0
     assert "no interchange: no test item has a twin" in capsys.readouterr().out
     found = json.loads((tmp_path / "run" / "measurement.json").read_text())
+    assert [c["name"] for c in found["controls"]][:3] == ["majority", "text_only", "text_encoder"]
     assert found["interchange"] is None and found["roc"] == {} and set(found["verdicts"]) == {"premise"}
     assert all(set(c["balanced"]) == {"all", "premise"} for c in found["controls"])
 
