@@ -12,7 +12,7 @@ USAGE = """\
 usage: gapclose COMMAND [--config FILE] [--any.key value ...]
 
   validate --config FILE    check configuration, items, media and options; print what is there; load no weights
-  measure  --config FILE    probe the base model and measure its gap on test clips
+  measure  --config FILE    probe the base model, measure its gap on test clips, and try every control (measurement.json)
   close    --config FILE    measure, train, measure again after every epoch and at the end, export
   export   --config FILE    write and verify the exports of a finished run again, e.g. with --export.merged true
   report   RUN [--json]     show what a run measured, as a table or as one JSON object

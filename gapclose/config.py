@@ -16,6 +16,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from gapclose.adapters import LoraConfig
+from gapclose.controls import ControlsConfig
 from gapclose.errors import Problems
 from gapclose.files import write_text
 from gapclose.gap import GapConfig
@@ -71,6 +72,7 @@ class Config:
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     gap: GapConfig = field(default_factory=GapConfig)
+    controls: ControlsConfig = field(default_factory=ControlsConfig)
     targets: TargetsConfig = field(default_factory=TargetsConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -85,7 +87,7 @@ class Config:
 
 
 # What may differ between two starts of one run: it changes no number of the run.
-FREE_KEYS = ("tracking", "wandb.", "export.", "run_dir", "train.logging_steps", "train.save_steps", "train.micro_batch_size")
+FREE_KEYS = ("tracking", "controls.", "wandb.", "export.", "run_dir", "train.logging_steps", "train.save_steps", "train.micro_batch_size")
 
 
 def known_keys(kind: Any = Config, prefix: str = "") -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gapclose.answers import parse_all
-from gapclose.controls import majority, text_only
+from gapclose.controls import Chosen, majority, text_only
 from gapclose.gap import Action, Evidence, GapConfig, Labels, closure, detection, fell, intervals, state_of, statistics
 from gapclose.items import ItemSet
 from gapclose.observations import Observations
@@ -55,7 +55,7 @@ def measure(
     overall = _scope(gap, observed, probe, config, seed)
     labels, seen = Labels.of(gap), observed.take([i.id for i in gap])
     clips = Clips(labels.clip, config.replicates, seed)
-    action = _scored(labels, seen)
+    action = scored(labels, seen)
     other = {
         "fresh_probe": fresh_reading(probe, seen.residuals[probe.layer], labels.concept, labels.clip, folds, seed),
         "sentinel_probe": sentinel.read(seen.residuals[sentinel.layer]),
@@ -93,10 +93,10 @@ def _of_modality(items: ItemSet, modality: str) -> ItemSet:
 def _scope(items: ItemSet, observed: Observations, probe: FrozenProbe, config: GapConfig, seed: int) -> Statistics:
     labels, seen = Labels.of(items), observed.take([i.id for i in items])
     reading = probe.read(seen.residuals[probe.layer])
-    return statistics(Clips(labels.clip, config.replicates, seed), labels, _scored(labels, seen), reading)
+    return statistics(Clips(labels.clip, config.replicates, seed), labels, scored(labels, seen), reading)
 
 
-def _scored(labels: Labels, seen: Observations) -> Action:
+def scored(labels: Labels, seen: Observations) -> Action:
     """The action by option scores; columns that only other items' longer option lists fill are cut off."""
     scores = seen.scores[:, : labels.option_concept.shape[1]].double().numpy()
     return Action(chosen=scores.argmax(1), scores=scores)
@@ -108,14 +108,24 @@ def _retention(items: ItemSet, observed: Observations, config: GapConfig, seed: 
     return Clips(labels.clip, config.replicates, seed).mean(right, np.ones(len(items), dtype=bool))
 
 
-def text_control(fit: ItemSet, measured_items: ItemSet, measured: Measured, config: GapConfig, *, folds: int, seed: int) -> dict[str, Any]:
+def read_text(fit: ItemSet, measured_items: ItemSet, *, folds: int, seed: int) -> Chosen:
+    """What the text alone tells of the measured gap items, after the labelled ones."""
+    labelled, gap = fit.select(purpose="gap"), measured_items.select(purpose="gap")
+    known = Labels.of(labelled)
+    return text_only([i.text for i in labelled], known.concept, known.clip, [i.text for i in gap], folds=folds, seed=seed)
+
+
+def text_control(
+    fit: ItemSet, measured_items: ItemSet, measured: Measured, config: GapConfig, *, reading: np.ndarray, seed: int
+) -> dict[str, Any]:
     """What the questions alone give away, and by how much the reading beats it, overall and per modality.
 
     A gap is called real only where the paired difference to the text-only control has an interval above zero.
+
+    Args:
+        reading: (N, C) of the measured gap items by their text alone.
     """
-    gap, labelled = measured_items.select(purpose="gap"), fit.select(purpose="gap")
-    known = Labels.of(labelled)
-    reading = text_only([i.text for i in labelled], known.concept, known.clip, [i.text for i in gap], folds=folds, seed=seed)
+    gap, known = measured_items.select(purpose="gap"), Labels.of(fit.select(purpose="gap"))
     guess = majority(known.concept, len(gap), len(gap.concepts))
     result: dict[str, Any] = {"text_only": {}, "majority": {}, "reading_minus_text": {}, "real": {}}
     labels = Labels.of(gap)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -98,10 +99,11 @@ class Media:
     Args:
         root: what the paths of the items are relative to.
         sampling_rate: in Hz, what audio is resampled to.
-        blank: replace every image by a mid-grey one of its size and every sound by silence of its length (a control).
+        blank: kinds to blank (a control): ``image`` gives mid-grey of its size, ``audio`` silence of its length.
     """
 
-    def __init__(self, root: Path, sampling_rate: int, *, blank: bool = False, limit: int = 4096) -> None:
+    def __init__(self, root: Path, sampling_rate: int, *, blank: Sequence[str] = (), limit: int = 4096) -> None:
+        assert set(blank) <= set(SUPPORTED), blank
         self.root, self.sampling_rate, self.blank, self.limit = root, sampling_rate, blank, limit
         self._kept: OrderedDict[tuple[str, str], Any] = OrderedDict()
 
@@ -127,11 +129,11 @@ class Media:
     def _image(self, path: Path) -> Image.Image:
         with Image.open(path) as image:
             rgb = image.convert("RGB")
-        return Image.new("RGB", rgb.size, (128, 128, 128)) if self.blank else rgb
+        return Image.new("RGB", rgb.size, (128, 128, 128)) if "image" in self.blank else rgb
 
     def _audio(self, path: Path) -> np.ndarray:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
         mono = samples.mean(axis=1)
         if rate != self.sampling_rate:
             mono = soxr.resample(mono, rate, self.sampling_rate)
-        return np.zeros_like(mono) if self.blank else mono.astype(np.float32)
+        return np.zeros_like(mono) if "audio" in self.blank else mono.astype(np.float32)

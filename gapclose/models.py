@@ -83,7 +83,7 @@ class LoadedModel:
         """Token ids of an answer as the model would generate it right after the prompt."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
-    def media(self, items: ItemSet, *, blank: bool = False) -> Media:
+    def media(self, items: ItemSet, *, blank: Sequence[str] = ()) -> Media:
         return Media(items.root, self.sampling_rate, blank=blank)
 
     def prompts(self, items: Sequence[Item], media: Media) -> dict[str, torch.Tensor]:
@@ -145,8 +145,8 @@ def unwrap(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def decoder_layers(model: Any) -> nn.ModuleList:
-    """The decoder blocks of the language model, found through ``get_decoder()`` and never by a fixed path.
+def decoder(model: Any) -> Any:
+    """The module that holds the decoder blocks of the language model, found through ``get_decoder()`` and never by a fixed path.
 
     Raises:
         ValueError: when there are none, naming the class.
@@ -162,7 +162,12 @@ def decoder_layers(model: Any) -> nn.ModuleList:
                 f"{type(unwrap(model)).__name__}: found no decoder layers; gapclose needs a decoder with a ModuleList `layers`"
             )
         module = deeper
-    return module.layers
+    return module
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The decoder blocks of the language model. Raises: as :func:`decoder`."""
+    return decoder(model).layers
 
 
 def linear_names(model: Any, layers: Sequence[int]) -> list[str]:

@@ -57,8 +57,8 @@ class Observations:
         )
 
 
-def read_observations(directory: Path, ids: Sequence[str] | None = None) -> Observations:
-    """Read a finished observation, in the order of ``ids`` (default: as it was written).
+def read_observations(directory: Path, ids: Sequence[str] | None = None, *, layers: Sequence[int] | None = None) -> Observations:
+    """Read a finished observation, in the order of ``ids`` (default: as it was written), with the residuals of ``layers`` (default: all).
 
     Raises:
         ValueError: when the observation is unfinished or misses an item.
@@ -72,7 +72,8 @@ def read_observations(directory: Path, ids: Sequence[str] | None = None) -> Obse
     for s in range(manifest["shards"]):
         with safe_open(shard_path(directory, s), framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
-                parts[key].append(file.get_tensor(key))
+                if layers is None or not key.startswith("layer.") or int(key.removeprefix("layer.")) in layers:
+                    parts[key].append(file.get_tensor(key))
             meta = file.metadata()
         names += json.loads(meta["ids"])
         answers += json.loads(meta["answers"])

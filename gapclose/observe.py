@@ -12,7 +12,8 @@ import copy
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from gapclose.items import Item, ItemSet
 from gapclose.media import Media
 from gapclose.models import LoadedModel, answer_logits, media_signature, residuals_at, unwrap
 from gapclose.observations import Observations, claim, pad_options, read_observations, shard_path, write_shard
+from gapclose.patching import patched_at
 from gapclose.progress import track
 
 
@@ -53,8 +55,12 @@ class Wanted:
     generate: bool = False
     top_tokens: int = 0
     """keep this many next-token log-probabilities (0: none)"""
-    blank: bool = False
-    """blank the media (a control)"""
+    blank: Sequence[str] = ()
+    """kinds of media to blank (a control): image, audio"""
+    patch: Mapping[str, torch.Tensor] | None = None
+    """item id -> residual (D,) that replaces its own at the answer position, after layer ``patch_layer``"""
+    patch_layer: int = 0
+    """decoder layer of ``patch``, counted from 1"""
     extra: dict[str, Any] = field(default_factory=dict)
     """more that identifies the observation, e.g. the adapter's fingerprint"""
 
@@ -131,11 +137,16 @@ def _request(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted:
         "layers": sorted(wanted.layers),
         "generate": config.max_new_tokens if wanted.generate else 0,
         "top_tokens": wanted.top_tokens,
-        "blank": wanted.blank,
+        "blank": sorted(wanted.blank),
+        "patch": None if wanted.patch is None else [wanted.patch_layer, _digest([wanted.patch[i.id] for i in items])],
         **wanted.extra,
     }
     request["fingerprint"] = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
     return request
+
+
+def _digest(residuals: Sequence[torch.Tensor]) -> str:
+    return hashlib.sha256(torch.stack(list(residuals)).float().numpy().tobytes()).hexdigest()[:16]
 
 
 @torch.inference_mode()
@@ -149,7 +160,9 @@ def _forward(loaded: LoadedModel, batch: Sequence[Item], media: Media, config: O
     several = any(len(tokens) > 1 for per_item in options for tokens in per_item)
     for module in _rotary_stores(model):
         module.rope_deltas = None  # of another batch; a prompt without media would keep them
-    with residuals_at(model, wanted.layers, last) as residuals, answer_logits(model, rows, last):
+    donors = None if wanted.patch is None else torch.stack([wanted.patch[i.id] for i in batch])
+    patching = nullcontext() if donors is None else patched_at(model, wanted.patch_layer, last, donors)
+    with patching, residuals_at(model, wanted.layers, last) as residuals, answer_logits(model, rows, last):
         output = model(**inputs, use_cache=several)
     logp = output.logits[0].float().log_softmax(-1)  # (B, V)
     result: dict[str, Any] = {

@@ -19,12 +19,15 @@ from safetensors.torch import load_file
 
 from gapclose.adapters import adapter_fingerprint, add_lora
 from gapclose.config import Config, refuse_other_run, save_config
+from gapclose.controls import Chosen
+from gapclose.examine import examine
 from gapclose.export import export_run
-from gapclose.files import write_json, write_text
+from gapclose.files import read_json, write_json, write_text
 from gapclose.gap import STATES, Labels, option_concepts
 from gapclose.items import ItemSet
 from gapclose.launch import check_launch, environment
-from gapclose.measure import Measured, make_record, measure, text_control
+from gapclose.measure import Measured, make_record, measure, read_text, text_control
+from gapclose.media import SUPPORTED
 from gapclose.models import load_model
 from gapclose.observations import Observations
 from gapclose.observe import Wanted, observe
@@ -69,6 +72,7 @@ class Run:
         self.probe: FrozenProbe
         self.sentinel: FrozenProbe
         self.fit_reading: np.ndarray
+        self.text: Chosen
 
     def _on_main(self, write: Any) -> None:
         """Let the main process write while the others wait; an error there ends all of them."""
@@ -155,18 +159,34 @@ class Run:
             found[split] = self.measure("base", split)
             record = make_record(f"base/{split}", 0, found[split], None, self.config.gap, self.config.seed)
             if split == "test":
-                fit = self.items.select(split="fit")
+                fit, items = self.items.select(split="fit"), self.measured_items(split)
+                self.text = read_text(fit, items, folds=self.config.probe.folds, seed=self.config.seed)
                 record["controls"] = text_control(
-                    fit, self.measured_items(split), found[split], self.config.gap, folds=self.config.probe.folds, seed=self.config.seed
+                    fit, items, found[split], self.config.gap, reading=self.text.reading, seed=self.config.seed
                 )
             self.record(record)
         return found
 
+    def examine(self, *, thorough: bool) -> None:
+        """Write ``measurement.json``: with all controls that the configuration asks for, or with those that cost no forward.
+
+        A thorough one is not replaced by another that holds less.
+        """
+        path = self.directory / "measurement.json"
+        if thorough or not (path.is_file() and read_json(path)["layers"]):
+            found = examine(self, thorough=thorough)
+            self._on_main(lambda: write_json(path, found))
+
     # -- align --------------------------------------------------------------------------------------------------------------
+
+    @property
+    def blanked(self) -> tuple[str, ...]:
+        """The kinds of media that targets and training do not see: a control, normally none."""
+        return SUPPORTED if self.config.targets.control == "blank_media" else ()
 
     def training_examples(self) -> list[Example]:
         """Targets for the train items by Jeffrey's rule, and what the other terms of the loss need, all from the base model."""
-        config, blank = self.config, self.config.targets.control == "blank_media"
+        config, blank = self.config, self.blanked
         examples: list[Example] = []
         if config.train.consistency:
             targets, train = self.build_targets(self.config.targets.control in ("blank_media", "blank_targets"))
@@ -184,7 +204,7 @@ class Run:
             examples += [Example(item=i, term="retain", base_logps=p, base_tokens=t) for i, p, t in kept]
         return examples
 
-    def build_targets(self, blank: bool) -> tuple[Targets, ItemSet]:
+    def build_targets(self, blank: Sequence[str]) -> tuple[Targets, ItemSet]:
         """Observe the unlabelled train items, build their targets, and store them."""
         train = self.items.select(split="train", purpose="gap").unlabelled()
         path, ids = self.directory / "targets.safetensors", [i.id for i in train]
@@ -226,7 +246,7 @@ class Run:
             now = self.measure(f"epoch-{epoch}", "val", replace=True)
             self.record(make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed))
 
-        media = self.loaded.media(self.items, blank=config.targets.control == "blank_media")
+        media = self.loaded.media(self.items, blank=self.blanked)
         trainer = make_trainer(
             self.loaded, examples, media, config.train, directory, seed=config.seed, after_epoch=after_epoch, callbacks=[LossLines(self)]
         )
@@ -307,11 +327,12 @@ def _number(interval: dict[str, float | None]) -> str:
 
 
 def run_measure(config: Config) -> dict[str, Any]:
-    """Measure the gap of the base model on test, without training."""
+    """Measure the gap of the base model on test, with every control that the configuration asks for, without training."""
     run = Run(config, closing=False)
     run.track()
     run.fit_probes()
     run.measure_base(["test"])
+    run.examine(thorough=True)
     summary = summarise(run.directory)
     if run.process.is_main_process:
         run.tracker.finish(summary, None)
@@ -324,5 +345,6 @@ def run_close(config: Config) -> dict[str, Any]:
     run.track()
     run.fit_probes()
     base = run.measure_base(["val", "test"])
+    run.examine(thorough=False)
     run.train(base["val"])
     return run.finish(base["test"])

@@ -71,6 +71,7 @@ model: {{path: {tiny_checkpoint}, dtype: float32}}
 observe: {{batch_size: 16, shard_batches: 2, max_new_tokens: 3}}
 probe: {{families: [logistic, mean_difference], c: [0.01], folds: 2}}
 gap: {{replicates: 100}}
+controls: {{draws: 2}}
 targets: {{gate: 0.8}}
 train: {{epochs: 2, global_batch_size: 24, micro_batch_size: 12, learning_rate: 0.01, logging_steps: 1}}
 """
@@ -108,3 +109,20 @@ def closed_run(close_command, tmp_path_factory) -> Path:
     assert result.returncode == 0, result.stderr
     (directory / "stdout").write_text(result.stdout)
     return directory
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory) -> str:
+    """A random BERT of width 32 with a vocabulary of characters."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    directory = tmp_path_factory.mktemp("encoder")
+    vocabulary = {t: n for n, t in enumerate(["[PAD]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz0123456789.?"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(directory)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(vocabulary), **sizes)).save_pretrained(directory)
+    return str(directory)

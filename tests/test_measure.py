@@ -12,7 +12,7 @@ import torch
 
 from gapclose.gap import GapConfig, Labels
 from gapclose.items import Item, ItemSet, Option
-from gapclose.measure import make_record, measure, text_control
+from gapclose.measure import make_record, measure, read_text, text_control
 from gapclose.observations import Observations
 from gapclose.probes import FrozenProbe, fit_linear
 
@@ -148,7 +148,11 @@ def test_the_base_is_open_when_it_reads_more_than_it_says(base):
 def test_a_gap_is_real_only_where_the_reading_beats_the_text(base):
     """Once the words give the concept away, the same reading proves nothing."""
     fit = item_set("fit", 60)
-    honest = text_control(fit, ITEMS, base, CONFIG, folds=3, seed=0)
+
+    def controlled(fit: ItemSet, items: ItemSet) -> dict:
+        return text_control(fit, items, base, CONFIG, reading=read_text(fit, items, folds=3, seed=0).reading, seed=0)
+
+    honest = controlled(fit, ITEMS)
     assert honest["real"] == {"all": True, "vision": True, "audio": True}
     assert honest["majority"]["all"]["value"] == pytest.approx(0.5)
     assert honest["text_only"]["vision"]["value"] == pytest.approx(0.5, abs=0.05)
@@ -158,7 +162,7 @@ def test_a_gap_is_real_only_where_the_reading_beats_the_text(base):
         mark = [replace(i, messages=[{"role": "user", "content": f"{i.text} {tell[i.concept]}"}]) for i in items]
         return replace(items, items=tuple(mark))
 
-    leaky = text_control(telling(fit), telling(ITEMS), base, CONFIG, folds=3, seed=0)
+    leaky = controlled(telling(fit), telling(ITEMS))
     assert leaky["real"] == {"all": False, "vision": False, "audio": False} and leaky["text_only"]["all"]["value"] == 1
     difference = base.overall["reading.balanced"][0] - 1
     assert leaky["reading_minus_text"]["all"]["value"] == pytest.approx(difference)

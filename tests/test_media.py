@@ -116,9 +116,12 @@ def test_blank_media_keep_size_and_length(tmp_path):
     """The control shows grey and plays silence of the same size."""
     Image.new("RGB", (6, 4), (9, 9, 9)).save(tmp_path / "a.png")
     wav(tmp_path / "a.wav", np.linspace(-0.5, 0.5, 100))
-    blank = Media(tmp_path, RATE, blank=True)
+    blank = Media(tmp_path, RATE, blank=("image", "audio"))
     assert set(blank.load("image", "a.png").get_flattened_data()) == {(128, 128, 128)} and blank.load("image", "a.png").size == (6, 4)
     assert not blank.load("audio", "a.wav").any() and blank.load("audio", "a.wav").shape == (100,)
+    deaf = Media(tmp_path, RATE, blank=("audio",))
+    assert deaf.load("image", "a.png").getpixel((0, 0)) == (9, 9, 9) and not deaf.load("audio", "a.wav").any()
+    assert Media(tmp_path, RATE, blank=("image",)).load("audio", "a.wav").any()
 
 
 def test_the_cache_forgets_the_oldest(tmp_path):

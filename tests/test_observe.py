@@ -179,7 +179,7 @@ def test_observations_of_something_else_are_refused_with_both_fingerprints(model
         "layers": (few, CONFIG, Wanted(layers=(2,), extra={"adapter": "a"})),
         "batch_size": (few, replace(CONFIG, batch_size=2), Wanted(layers=(1,), extra={"adapter": "a"})),
         "adapter": (few, CONFIG, Wanted(layers=(1,), extra={"adapter": "b"})),
-        "blank": (few, CONFIG, Wanted(layers=(1,), blank=True, extra={"adapter": "a"})),
+        "blank": (few, CONFIG, Wanted(layers=(1,), blank=("image", "audio"), extra={"adapter": "a"})),
         "generate": (few, CONFIG, Wanted(layers=(1,), generate=True, extra={"adapter": "a"})),
     }
     forwards.clear()
@@ -211,7 +211,7 @@ def test_blanked_media_make_all_clips_alike(model, digits, tmp_path):
         swapped.append(replace(first, id=item.id, clip=item.clip, messages=[{"role": "user", "content": content}]))
     items = replace(digits, items=tuple(swapped))
     seen = observe(model, items, tmp_path / "seen", CONFIG, Wanted(layers=(3,)))
-    blank = observe(model, items, tmp_path / "blank", CONFIG, Wanted(layers=(3,), blank=True))
+    blank = observe(model, items, tmp_path / "blank", CONFIG, Wanted(layers=(3,), blank=("image", "audio")))
     assert (blank.scores - blank.scores[0]).abs().max() < 1e-5
     assert (seen.scores[1:] - seen.scores[0]).abs().max(1).values.min() > 1e-4
     assert (seen.residuals[3] - blank.residuals[3]).abs().max() > 1e-3

@@ -1,0 +1,293 @@
+"""Examine a measurement: every control beside the reading, layer by layer where it gets lost, and all of it in ``measurement.json``.
+
+What this costs in forwards, over those of the plain measurement: one of fit and test for all layers, one of fit and test for every set
+of blanked media (three where items have pictures and sounds), one of every test item with a twin. All are stored and go on after an
+interruption like any other observation.
+
+Shapes: M fit items, N test items, D width, L decoder layers, C concepts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sklearn.model_selection import StratifiedKFold
+
+from gapclose.blank import blank_controls, blank_sets, blank_stage
+from gapclose.codelength import codelength
+from gapclose.controls import (
+    action_features,
+    clip_labels,
+    concept_shares,
+    feature_reading,
+    majority,
+    option_features,
+    refit,
+    refit_within,
+    residualise,
+    shuffled,
+)
+from gapclose.encoder import encode
+from gapclose.gap import Labels
+from gapclose.judge import Control, Judge
+from gapclose.localise import interchange, layer_profile, make_lens, twins
+from gapclose.measure import scored
+from gapclose.measurement import assemble, data_root
+from gapclose.observations import Observations, pad_options, read_observations
+from gapclose.progress import say, track
+
+if TYPE_CHECKING:
+    from gapclose.run import Run
+
+
+class Examination:
+    """The base model's fit and test items with what was observed of them, and the controls on them."""
+
+    def __init__(self, run: Run) -> None:
+        """``run`` has fitted its probes, read the text, and measured its base model on test."""
+        self.run, self.config, self.probe = run, run.config, run.probe
+        self.fit, self.test = (run.items.select(split=split, purpose="gap") for split in ("fit", "test"))
+        self.known, self.labels = Labels.of(self.fit), Labels.of(self.test)
+        self.seen_fit = self._stored("base-fit", self.fit, [self.probe.layer])
+        self.seen = self._stored("base-test", self.test, [self.probe.layer])
+        self.z_fit, self.z = (seen.residuals[self.probe.layer].double().numpy() for seen in (self.seen_fit, self.seen))
+        self.reading = self.probe.read(self.seen.residuals[self.probe.layer])  # (N, C)
+        self.action = scored(self.labels, self.seen)
+        self.judge = Judge(self.labels, self.reading, self.config.gap.replicates, self.config.seed)
+        self.folds = {"folds": self.config.probe.folds, "seed": self.config.seed}
+
+    def _stored(self, stage: str, items: Any, layers: list[int]) -> Observations:
+        return read_observations(self.run.directory / "observations" / stage, [i.id for i in items], layers=layers)
+
+    def rng(self, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self.config.seed, self.config.controls.seed, purpose])
+
+    # -- controls ---------------------------------------------------------------------------------------------------------------
+
+    def text_controls(self) -> list[Control]:
+        """The majority class, and the text alone."""
+        known = self.known
+        return [
+            Control(
+                name="majority",
+                label="majority class",
+                question="is it more than the most frequent answer?",
+                readings=[majority(known.concept, len(self.test), len(known.concepts))],
+                at_chance=True,
+            ),
+            Control(
+                name="text_only",
+                label=f"text only (TF-IDF of {self.run.text.maker}, the better of words and characters)",
+                question="could the wording alone give it away?",
+                readings=[self.run.text.reading],
+                at_chance=True,
+            ),
+        ]
+
+    def feature_controls(self) -> list[Control]:
+        """A sentence encoder when there is one, order and lengths of the options, and the model's own confidence."""
+        y, clips, found = self.known.concept, self.known.clip, []
+        if self.config.controls.text_encoder:
+            read = partial(encode, self.config.controls.text_encoder, batch_size=self.config.observe.batch_size)
+            fit, items = (read([i.text for i in part]) for part in (self.fit, self.test))
+            found.append(
+                Control(
+                    name="text_encoder",
+                    label="text only (sentence encoder)",
+                    question="could a language model tell from the wording alone?",
+                    readings=[feature_reading(fit, y, clips, items, **self.folds)],
+                    at_chance=True,
+                )
+            )
+        places = max(len(i.options) for i in self.fit)
+        count = {t: len(self.run.loaded.option_tokens(t)) for part in (self.fit, self.test) for i in part for t in texts_of(i)}
+        fit, items = (option_features(part.items, part.concepts, places, count.__getitem__) for part in (self.fit, self.test))
+        found.append(
+            Control(
+                name="options",
+                label="order and lengths of options and question",
+                question="could the order of the options or the length of the texts give it away?",
+                readings=[feature_reading(fit, y, clips, items, **self.folds)],
+                at_chance=True,
+            )
+        )
+        sides = ((self.seen_fit, self.known), (self.seen, self.labels))
+        fit, items = (action_features(scored(of, seen).scores, of.option_concept, len(of.concepts)) for seen, of in sides)
+        found.append(
+            Control(
+                name="action_confidence",
+                label="the model's own option scores as features",
+                guards="gap",
+                question="do the model's own scores tell already what the probe reads?",
+                readings=[feature_reading(fit, y, clips, items, **self.folds)],
+            )
+        )
+        return found
+
+    def label_controls(self) -> list[dict[str, Any]]:
+        """The probe fitted on labels that mean nothing; in the last of them on fit alone, where folds may split clips."""
+        known, labels, draws = self.known, self.labels, self.config.controls.draws
+        rng, groups = self.rng(0), (self.z, labels.modality)
+        mixed = [shuffled(known.concept, known.modality, rng) for _ in range(draws)]
+        shares, rng = concept_shares(known.concept, known.modality, len(known.concepts)), self.rng(1)
+        drawn = [clip_labels(known.clip, known.modality, shares, rng) for _ in range(draws)]
+        truth = [clip_labels(labels.clip, labels.modality, shares, rng) for _ in range(draws)]
+        aimless, across = ([refit_within(self.probe, self.z_fit, y, known.modality, *groups) for y in ys] for ys in (mixed, drawn))
+        folds = StratifiedKFold(self.config.probe.folds, shuffle=True, random_state=self.config.seed)
+        inside = []
+        for y in track(drawn, draws, "random labels across folds over items"):
+            reading = np.zeros((len(y), len(known.concepts)))
+            for train, held in folds.split(self.z_fit, known.concept):
+                part = (known.modality[train], self.z_fit[held], known.modality[held])
+                reading[held] = refit_within(self.probe, self.z_fit[train], y[train], *part)
+            inside.append(reading)
+        fit_judge = Judge(known, self.run.fit_reading, self.config.gap.replicates, self.config.seed)
+        entries = [
+            self.judge.entry(
+                Control(
+                    name="shuffled_labels",
+                    label=f"labels shuffled within the modality ({draws} draws)",
+                    question="does the probe find something where there is nothing?",
+                    readings=aimless,
+                    at_chance=True,
+                )
+            ),
+            self.judge.entry(
+                Control(
+                    name="random_label",
+                    label=f"a random label per clip, judged on clips never seen ({draws} draws)",
+                    question="do clips leak from fit to test?",
+                    readings=across,
+                    concepts=truth,
+                    at_chance=True,
+                )
+            ),
+        ]
+        capacity = Control(
+            name="random_label_items",
+            label=f"a random label per clip, folds over items of fit ({draws} draws); difference to the out-of-fold reading of fit",
+            question="could the probe have learnt the clips by heart (selectivity, Hewitt & Liang 2019)?",
+            readings=inside,
+            concepts=drawn,
+        )
+        return [*entries, fit_judge.entry(capacity)]
+
+    def residualised(self) -> Control:
+        """The probe on residuals without what predicts the wording."""
+        left = residualise(self.z_fit, [i.text for i in self.fit], self.z, self.run.text.maker)
+        reading = refit_within(self.probe, left.fit, self.known.concept, self.known.modality, left.items, self.labels.modality)
+        return Control(
+            name="residualised",
+            label=f"residuals without the {left.removed} of {self.z.shape[1]} directions that predict the text",
+            question="is anything read beyond the wording?",
+            readings=[reading],
+        )
+
+    def blanked(self) -> list[Control]:
+        """The probe on prompts without media."""
+        found, sets = [], blank_sets([*self.fit, *self.test])
+        for kinds in sets:
+            z = {
+                part: self.run.observe(blank_stage(kinds, part), items, layers=[self.probe.layer], blank=kinds).residuals[self.probe.layer]
+                for part, items in (("fit", self.fit), ("test", self.test))
+            }
+            found += blank_controls(kinds, kinds == sets[-1], self.probe, z["fit"], self.known.concept, z["test"])
+        return found
+
+    # -- where it gets lost -----------------------------------------------------------------------------------------------------
+
+    def _layer_residual(self, part: str, layer: int) -> torch.Tensor:
+        items = self.fit if part == "fit" else self.test
+        return self._stored(f"layers-{part}", items, [layer]).residuals[layer]
+
+    def layers(self) -> tuple[Control, list[dict[str, Any]]]:
+        """The embedding layer as a control, and reading and lens of every layer."""
+        layers = list(range(len(self.run.loaded.layers) + 1))
+        for part, items in (("fit", self.fit), ("test", self.test)):
+            self.run.observe(f"layers-{part}", items, layers=layers)
+        fit, test = (self._layer_residual(part, 0).double().numpy() for part in ("fit", "test"))
+        embedding = Control(
+            name="embedding",
+            label="embedding layer (layer 0 at the answer position)",
+            question="is it there before any layer has run?",
+            readings=[refit(self.probe, fit, self.known.concept, test)],
+            at_chance=True,
+        )
+        last = self._layer_residual("test", layers[-1])
+        try:
+            lens = make_lens(self.run.loaded, self.test.items, last, self.action.scores, self.config.observe.batch_size)
+        except ValueError as error:
+            say(f"no logit lens: {error}")
+            lens = None
+        return embedding, layer_profile(layers, self._layer_residual, self.known.concept, self.probe, self.judge, lens)
+
+    def interchanged(self) -> dict[str, Any] | None:
+        """Answers under the residual of the twin, or None where there are no twins."""
+        donor_of = twins(self.test.items)
+        place = {i.id: n for n, i in enumerate(self.test)}
+        if not donor_of:
+            say("no interchange: no test item has a twin (tag `twin`: the id of an item of the same clip with another right concept)")
+            return None
+        layer, paired = self.probe.layer, np.array([i.id in donor_of for i in self.test])
+        items = replace(self.test, items=tuple(i for i in self.test if i.id in donor_of))
+        states = self.seen.residuals[layer]
+        patch = {recipient: states[place[donor]] for recipient, donor in donor_of.items()}
+        seen = self.run.observe("interchange-test", items, patch=patch, patch_layer=layer)
+        rank = {i.id: n for n, i in enumerate(items)}
+        donor = np.array([rank[donor_of[i.id]] for i in items])
+        labels = self.labels.take(paired)
+        after = pad_options(seen.scores, labels.option_concept.shape[1]).double().numpy()
+        return interchange(labels, donor, self.action.scores[paired], after, layer, self.config.gap.replicates, self.config.seed)
+
+
+def texts_of(item: Any) -> list[str]:
+    """The question and the options of an item."""
+    return [item.text, *(o.text for o in item.options)]
+
+
+def examine(run: Run, *, thorough: bool) -> dict[str, Any]:
+    """What ``measurement.json`` holds: with everything that the configuration asks for, or with majority class and text alone."""
+    now, wanted = Examination(run), run.config.controls
+    controls = now.text_controls()
+    entries = [now.judge.entry(c) for c in controls]
+    rest: dict[str, Any] = {}
+    if thorough:
+        more = now.feature_controls()
+        if wanted.layers:
+            embedding, rest["layers"] = now.layers()
+            more.append(embedding)
+        if wanted.residualise:
+            more.append(now.residualised())
+        if wanted.blank:
+            more += now.blanked()
+        entries += [now.judge.entry(c) for c in more]
+        entries += now.label_controls() if wanted.labels else []
+        if wanted.codelength:
+            known = now.known
+            say("codelength of the concepts given the residuals")
+            facts = (known.concept, known.modality, known.clip, run.probe)
+            rest["codelength"] = codelength(now.z_fit, *facts, draws=wanted.draws, rng=now.rng(2))
+        rest["interchange"] = now.interchanged() if wanted.interchange else None
+        rest["nested"] = nested(now)
+    return assemble(
+        now.test,
+        now.judge,
+        now.action,
+        now.reading,
+        run.probe,
+        n_layers=len(run.loaded.layers),
+        seed=run.config.seed,
+        data_root=data_root(run.items.root, run.directory),
+        controls=entries,
+        text_readings={c.name: c.readings[0] for c in controls},
+        **rest,
+    )
+
+
+def nested(now: Examination) -> dict[str, Any] | None:
+    """How well the layer, family and strength do when they are chosen inside outer folds: answered by a module of its own."""
+    return None

@@ -1,0 +1,206 @@
+"""Where does it get lost? Layer by layer what a probe reads and what the model would say, and whether the residual moves the answer.
+
+Shapes: M fit items, N items, B batch, D width, L decoder layers, C concepts, O options, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gapclose.controls import refit
+from gapclose.gap import Action, Labels, concept_scores
+from gapclose.items import Item
+from gapclose.judge import Judge
+from gapclose.models import LoadedModel, decoder, unwrap
+from gapclose.probes import FrozenProbe
+from gapclose.progress import track
+from gapclose.resample import Clips, Interval
+
+TOLERANCE = {torch.float32: 0.01}
+"""nats by which the lens at the last layer may differ from the model's own scores; half precision may by 0.3"""
+
+
+# -- layer by layer -----------------------------------------------------------------------------------------------------------------
+
+
+def layer_profile(
+    layers: Sequence[int],
+    residual: Callable[[str, int], torch.Tensor],
+    y: np.ndarray,
+    probe: FrozenProbe,
+    judge: Judge,
+    lens: Callable[[torch.Tensor], np.ndarray] | None,
+) -> list[dict[str, Any]]:
+    """Reading and lens of every layer with intervals, as they stand in ``measurement.json``.
+
+    The probe of a layer is fitted on the fit items with the family and strength that were chosen for the frozen probe, so no layer is
+    favoured by a choice of its own, and nothing is chosen on the items that are judged. One layer is in memory at a time.
+
+    Args:
+        residual: (``fit`` or ``test``, layer) -> (M, D) or (N, D).
+        y: (M,) concepts of the fit items.
+        lens: residual (N, D) -> option scores (N, O); None: no lens.
+    """
+    rows = []
+    for layer in track(layers, len(layers), "reading every layer"):
+        test = residual("test", layer)
+        found = judge.judge("all", refit(probe, residual("fit", layer).double().numpy(), y, test.double().numpy()))
+        reading = {k: Interval.of(getattr(found, k)).as_dict() for k in ("balanced", "auroc")}
+        rows.append({"layer": layer, "reading": reading, "lens": None if lens is None else _lens_row(lens(test), judge)})
+    return rows
+
+
+def _lens_row(scores: np.ndarray, judge: Judge) -> dict[str, Any]:
+    """Balanced accuracy of the concept that the best option expresses, as for the action, and AUROC of the concept marginals."""
+    labels, clips = judge.labels, judge.clips["all"]
+    said = Action(chosen=scores.argmax(1), scores=scores).concept(labels)
+    areas = []
+    for concepts in labels.detections:
+        positive = np.isin(labels.concept, concepts)
+        if positive.any() and not positive.all():
+            areas.append(clips.auroc(margins(scores, labels, concepts), positive))
+    area = np.mean(areas, axis=0) if areas else np.full(len(clips.weights), np.nan)
+    balanced = clips.balanced(said == labels.concept, labels)
+    return {"balanced": Interval.of(balanced).as_dict(), "auroc": Interval.of(area).as_dict()}
+
+
+def margins(scores: np.ndarray, labels: Labels, concepts: Sequence[int]) -> np.ndarray:
+    """Log-odds (N,) of the options that express one of ``concepts`` against the others, in nats."""
+    inside = concept_scores(scores, labels.option_concept, concepts, inside=True)
+    return inside - concept_scores(scores, labels.option_concept, concepts, inside=False)
+
+
+# -- logit lens ---------------------------------------------------------------------------------------------------------------------
+
+
+def final_norm(model: Any) -> nn.Module:
+    """The norm between the last decoder layer and the output head: a child of the module that holds the layers.
+
+    Raises:
+        ValueError: when there is none, or several and none is called ``norm``.
+    """
+    holder = decoder(model)
+    norms = {name: child for name, child in holder.named_children() if "norm" in type(child).__name__.lower()}
+    found = norms.get("norm") or (next(iter(norms.values())) if len(norms) == 1 else None)
+    if found is None:
+        raise ValueError(f"{type(holder).__name__} has the norms {sorted(norms)}; which of them is the final one is not known")
+    return found
+
+
+def first_tokens(loaded: LoadedModel, items: Sequence[Item]) -> list[list[int]]:
+    """The first token of every option of every item.
+
+    Raises:
+        ValueError: when two options of an item begin with the same token, which the lens could not tell apart.
+    """
+    found = []
+    for item in items:
+        tokens = [loaded.option_tokens(o.text)[0] for o in item.options]
+        if len(set(tokens)) < len(tokens):
+            raise ValueError(f"item {item.id!r}: options {[o.text for o in item.options]} share a first token")
+        found.append(tokens)
+    return found
+
+
+@torch.inference_mode()
+def lens_scores(loaded: LoadedModel, residual: torch.Tensor, tokens: Sequence[Sequence[int]], batch_size: int) -> np.ndarray:
+    """Scores (N, O) of the options' first tokens if the model ended after these residuals (N, D) (logit lens; nostalgebraist 2020).
+
+    The final norm is applied once, then the output head; -inf beyond an item's options. With the residuals of the last layer these are
+    the model's own scores of one-token options.
+    """
+    model = unwrap(loaded.model)
+    norm, head = final_norm(model), model.get_output_embeddings()
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)  # Gemma squashes its logits after the head
+    scores = np.full((len(tokens), max(len(t) for t in tokens)), -np.inf)
+    for start in range(0, len(residual), batch_size):
+        hidden = residual[start : start + batch_size].to(loaded.device, head.weight.dtype)
+        logits = head(norm(hidden)).float()  # (B, V)
+        logp = (cap * torch.tanh(logits / cap) if cap else logits).log_softmax(-1).cpu()
+        for n, mine in enumerate(tokens[start : start + batch_size]):
+            scores[start + n, : len(mine)] = logp[n, list(mine)].numpy()
+    return scores
+
+
+def make_lens(
+    loaded: LoadedModel, items: Sequence[Item], last: torch.Tensor, scores: np.ndarray, batch_size: int
+) -> Callable[[torch.Tensor], np.ndarray]:
+    """The lens for these items, checked: after the last layer it must say what the model says.
+
+    Args:
+        last: (N, D) residuals of the last layer. scores: (N, O) the model's own.
+
+    Raises:
+        ValueError: when it does not (a model that merges streams or rescales before its head), or first tokens do not tell options
+            apart, or the final norm is not found.
+    """
+    tokens = first_tokens(loaded, items)
+    ours = lens_scores(loaded, last, tokens, batch_size)
+    short = np.array([all(len(loaded.option_tokens(o.text)) == 1 for o in item.options) for item in items])
+    both = short[:, None] & np.isfinite(ours)
+    off = float(np.abs(np.where(both, ours, 0) - np.where(both, scores[:, : ours.shape[1]], 0)).max())
+    if off > TOLERANCE.get(last.dtype, 0.3):
+        raise ValueError(f"norm and head after the last layer are {off:.3g} nats off the model's own scores")
+    return lambda residual: lens_scores(loaded, residual, tokens, batch_size)
+
+
+# -- interchange --------------------------------------------------------------------------------------------------------------------
+
+
+def twins(items: Sequence[Item]) -> dict[str, str]:
+    """Item id -> id of its twin: tag ``twin`` of both names the other, they share the clip, and their right concepts differ."""
+    by_id = {i.id: i for i in items}
+    found = {}
+    for item in items:
+        other = by_id.get(item.tags.get("twin", ""))
+        if other is not None and other.tags.get("twin") == item.id and other.clip == item.clip and other.concept != item.concept:
+            found[item.id] = other.id
+    return found
+
+
+def interchange(
+    labels: Labels, donor: np.ndarray, before: np.ndarray, after: np.ndarray, layer: int, replicates: int, seed: int
+) -> dict[str, Any]:
+    """What became of the answers when each item's residual was replaced by its twin's, as it stands in ``measurement.json``.
+
+    ``follows``: share of the patched answers that express the right concept of the *donor*; ``stays_without_patch``: the share of the
+    unpatched ones that do so already. Each pair counts in both directions, so a model that always says one concept has 0.5 in both.
+    Where there are alarms, ``to_alarm`` and ``to_standard`` are the two directions apart, and ``shift`` is how far the patch moved the
+    log-odds of an alarm towards the donor's, in nats, beside ``shift_whole``, how far away the donor's own are: what moves below the
+    threshold of an answer shows there.
+
+    Args:
+        labels: of the N recipients.
+        donor: (N,) index of the donor among them.
+        before, after: (N, O) option scores without and with the patch.
+    """
+    clips, everything = Clips(labels.clip, replicates, seed), np.ones(len(donor), dtype=bool)
+    wanted = labels.concept[donor]
+    unpatched, patched = (Action(chosen=s.argmax(1), scores=s).concept(labels) == wanted for s in (before, after))
+
+    def share(values: np.ndarray, where: np.ndarray) -> dict[str, float | None]:
+        return Interval.of(clips.mean(values, where)).as_dict()
+
+    result: dict[str, Any] = {"layer": layer, "n_pairs": len(donor) // 2}
+    result |= {"follows": share(patched, everything), "stays_without_patch": share(unpatched, everything)}
+    result["by_modality"] = {m: share(patched, labels.modality == m) for m in np.unique(labels.modality).tolist()}
+    if labels.alarm:
+        alarmed = ~labels.standard[donor]
+        for name, where in (("to_alarm", alarmed), ("to_standard", ~alarmed)):
+            result[name] = {"follows": share(patched, where), "stays_without_patch": share(unpatched, where)}
+        concepts = [labels.concepts.index(a) for a in labels.alarm]
+        own, moved = margins(before, labels, concepts), margins(after, labels, concepts)
+        towards = np.where(alarmed, 1, -1)
+        result["shift"] = share(towards * (moved - own), everything)
+        result["shift_whole"] = share(towards * (own[donor] - own), everything)
+    numbers = [f"{result[k]['value']:.1%}" for k in ("follows", "stays_without_patch")]
+    result["sentence"] = (
+        f"With the residual after layer {layer} taken from the twin, {numbers[0]} of the answers express what is right for the twin; "
+        f"without it {numbers[1]} do."
+    )
+    return result
