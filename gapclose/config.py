@@ -176,11 +176,11 @@ def _file_keys(path: Path, problems: Problems) -> list[str]:
     return list(walk(tree, ""))
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value."""
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as dotted key -> value."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 
@@ -192,7 +192,7 @@ def refuse_other_run(config: Config, path: Path) -> None:
     """
     if not path.is_file():
         return
-    before, now = (_flat(yaml.safe_load(text)) for text in (path.read_text(encoding="utf-8"), _dump(config)))
+    before, now = (flatten(yaml.safe_load(text)) for text in (path.read_text(encoding="utf-8"), _dump(config)))
     changed = {k: (before.get(k), v) for k, v in now.items() if before.get(k) != v and not k.startswith(FREE_KEYS)}
     if changed:
         listed = "\n".join(f"  - {k}: {a!r} there, {b!r} now" for k, (a, b) in changed.items())

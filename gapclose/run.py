@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from gapclose.adapters import adapter_fingerprint, add_lora
 from gapclose.config import Config, refuse_other_run, save_config
 from gapclose.export import export_run
+from gapclose.figures import draw_epochs
 from gapclose.files import write_json, write_text
 from gapclose.gap import STATES, Labels, option_concepts
 from gapclose.items import ItemSet
@@ -28,9 +29,10 @@ from gapclose.measure import Measured, make_record, measure, text_control
 from gapclose.models import load_model
 from gapclose.observations import Observations
 from gapclose.observe import Wanted, observe
+from gapclose.page import write_page
 from gapclose.probes import FrozenProbe, ProbeConfig, choose_probe
 from gapclose.progress import say
-from gapclose.report import draw_epochs, read_records, summarise
+from gapclose.report import read_records, summarise
 from gapclose.targets import Targets, build_targets
 from gapclose.tracking import NoTracker, make_tracker
 from gapclose.trainer import Example, last_complete_checkpoint, make_trainer
@@ -278,6 +280,7 @@ class Run:
         summary = summarise(self.directory)
         self._on_main(lambda: export_run(self.directory, self.config, self.loaded, summary))
         if self.process.is_main_process:
+            write_page(self.directory)
             self.tracker.finish(summary, self.directory / "adapter")
         return summary
 
@@ -314,6 +317,7 @@ def run_measure(config: Config) -> dict[str, Any]:
     run.measure_base(["test"])
     summary = summarise(run.directory)
     if run.process.is_main_process:
+        write_page(run.directory)
         run.tracker.finish(summary, None)
     return summary
 
