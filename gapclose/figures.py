@@ -77,7 +77,10 @@ def known(interval: Interval | None) -> bool:
 
 def numbers(intervals: Sequence[Interval | None]) -> np.ndarray:
     """(3, n): values and both ends, nan where unknown; an end that is unknown is the value."""
-    rows = [[None] * 3 if i is None else [i["value"], *(i[k] if i[k] is not None else i["value"] for k in ("lower", "upper"))] for i in intervals]
+    rows = [
+        [None] * 3 if i is None else [i["value"], *(i[k] if i[k] is not None else i["value"] for k in ("lower", "upper"))]
+        for i in intervals
+    ]
     return np.array([[np.nan if x is None else x for x in row] for row in rows], dtype=float).reshape(-1, 3).T
 
 
@@ -140,11 +143,15 @@ def epochs_svg(records: Sequence[Mapping[str, Any]], text: Interval | None) -> s
         epochs = [r["epoch"] for r in changed]
         rows[1].axhline(1, color="0.5", linewidth=1, linestyle=":")
         rows[1].axhline(0, color="0.5", linewidth=1)
-        rows[1].errorbar(epochs, value, np.maximum(0, [value - lower, upper - value]), color=INK, marker="o", markersize=4.5, capsize=2.5, linewidth=1)
+        rows[1].errorbar(
+            epochs, value, np.maximum(0, [value - lower, upper - value]), color=INK, marker="o", markersize=4.5, capsize=2.5, linewidth=1
+        )
         low, high = np.nanmin([0, *lower]), np.nanmax([1, *upper])
         for record, top in zip(changed, upper, strict=True):
             word = record["state"].replace("-", "-\n")
-            rows[1].annotate(word, (record["epoch"], top if np.isfinite(top) else 0), (0, 4), textcoords="offset points", ha="center", fontsize=7.5)
+            rows[1].annotate(
+                word, (record["epoch"], top if np.isfinite(top) else 0), (0, 4), textcoords="offset points", ha="center", fontsize=7.5
+            )
         rows[1].set(ylabel="closure", ylim=(low - 0.1, high + 0.55 * (high - low)), xlim=(-0.4, max(epochs) + 0.5))
         label += ". Closure: " + "; ".join(f"epoch {r['epoch']}: {_text(c)}, {r['state']}" for r, c in zip(changed, closures, strict=True))
     rows[-1].set_xlabel("epoch (0 is the base model)")

@@ -27,13 +27,13 @@ MEASUREMENT_VERSION = 1
 THUMBNAILS = 4  # of one item
 
 
-def write_page(directory: Path) -> Path:
-    """Write ``report.html`` into a run directory.
+def write_page(directory: Path, path: Path | None = None) -> Path:
+    """Write the page of a run, by default as ``report.html`` into its directory.
 
     Raises:
         ValueError: when the run has not measured its base model, or its measurement.json is of another version.
     """
-    path = directory / "report.html"
+    path = directory / "report.html" if path is None else path
     write_text(path, build_page(directory))
     return path
 
@@ -124,8 +124,13 @@ def _figures(
     title, drawn = f"{counts}, 95 % intervals", {}
     scopes = {"all": (summary["base"], summary["adapted"], summary["reading"])}
     parts = [("all", *scopes["all"])] if len(summary["modality"]) != 1 else []
-    sides = [(scope, {"reading": r["balanced"], "base action": b["balanced"], "adapted action": (a or {}).get("balanced")}) for scope, b, a, r in parts]
-    sides += [(m, {"reading": p["reading"], "base action": p["base"], "adapted action": p["adapted"]}) for m, p in summary["modality"].items()]
+    sides = [
+        (scope, {"reading": r["balanced"], "base action": b["balanced"], "adapted action": (a or {}).get("balanced")})
+        for scope, b, a, r in parts
+    ]
+    sides += [
+        (m, {"reading": p["reading"], "base action": p["base"], "adapted action": p["adapted"]}) for m, p in summary["modality"].items()
+    ]
     drawn["sides"] = figures.points_svg("sides", sides, title, "balanced accuracy")
     drawn["epochs"] = figures.epochs_svg(records, text)
     if measured.get("cells"):
