@@ -25,7 +25,7 @@ from matplotlib.ticker import MaxNLocator
 from gapclose.report import read_records, record_of
 
 READING, FRESH, SENTINEL, ACTION, GENERATED, INK, PALE = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#E69F00", "#333333", "#e6e6e6"
-WIDTH = 4.7  # inches: on a telephone a point of type is then about a pixel
+WIDTH = 4.1  # inches: on a telephone a point of type is then a little more than a pixel
 STYLE = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8.5, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888", "text.color": INK, "axes.labelcolor": INK,
@@ -65,7 +65,7 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     return re.sub(r"\n\s*", "\n", re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)).strip()
 
 
-def wrap(text: str, width: int = 18) -> str:
+def wrap(text: str, width: int = 24) -> str:
     """A label in lines; words are also parted after ``_`` and ``/``."""
     return "\n".join(textwrap.wrap(re.sub(r"([_/])(?=\w)", "\\1\u200b ", text), width)).replace("\u200b ", "").replace("\u200b", "")
 
@@ -283,7 +283,7 @@ def calibration_svg(bins: Sequence[Mapping[str, float]], title: str) -> str:
     """Accuracy against confidence of the reading, a point a bin, its area by the number of items, and that number below."""
     bins = [b for b in bins if b["n"]]
     x, y, n = (np.array([b[k] for b in bins], dtype=float) for k in ("confidence", "accuracy", "n"))
-    figure = Figure(figsize=(3.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color="0.75", linewidth=1, linestyle=":")
     upper.plot(x, y, color=READING, linewidth=1)

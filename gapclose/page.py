@@ -43,8 +43,6 @@ def build_page(directory: Path) -> str:
     summary, records, measured = summarise(directory), read_records(directory), read_measurement(directory)
     base, adapted = record_of(directory, "base/test"), record_of(directory, "adapted/test")
     assert base is not None
-    counts = f"{summary['n_clips']} test clips, 1 seed ({summary['seed']})"
-    text = summary["text_only"]["balanced"]
     return render(
         "report.html.j2",
         name=directory.resolve().name,
@@ -61,7 +59,7 @@ def build_page(directory: Path) -> str:
         environment=_environment(directory),
         fingerprints=_fingerprints(directory),
         protocol=_rows(measured.get("protocol") or {}),
-        figures=_figures(summary, records, measured, counts, text),
+        figures=_figures(summary, records, measured),
         transfer=(adapted or base).get("transfer"),
     )
 
@@ -109,7 +107,7 @@ def _plain(interval: Mapping[str, Any]) -> str:
 def _test_rows(summary: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(label, base, adapted) of every figure on test clips, the three gaps first."""
     adapted = summary["adapted"] or {}
-    rows = [(f"{label} (reading minus action)", summary["gap"][k]["base"], summary["gap"][k]["adapted"]) for label, k in GAPS.items()]
+    rows = [(label, summary["gap"][k]["base"], summary["gap"][k]["adapted"]) for label, k in GAPS.items()]
     rows += [(label, summary["base"][key], adapted.get(key)) for label, key in TEST_ROWS.items()]
     rows += [(f"{k} probe, balanced", summary[f"{k}_probe"]["base"], summary[f"{k}_probe"]["adapted"]) for k in ("fresh", "sentinel")]
     if summary["transfer"]:
@@ -117,22 +115,23 @@ def _test_rows(summary: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     return rows
 
 
-def _figures(
-    summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], measured: Mapping[str, Any], counts: str, text: Any
-) -> dict[str, Any]:
+def _figures(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> dict[str, Any]:
     """Every figure there are numbers for, by the section it belongs to."""
-    title, drawn = f"{counts}, 95 % intervals", {}
-    scopes = {"all": (summary["base"], summary["adapted"], summary["reading"])}
-    parts = [("all", *scopes["all"])] if len(summary["modality"]) != 1 else []
-    sides = [
-        (scope, {"reading": r["balanced"], "base action": b["balanced"], "adapted action": (a or {}).get("balanced")})
-        for scope, b, a, r in parts
-    ]
-    sides += [
-        (m, {"reading": p["reading"], "base action": p["base"], "adapted action": p["adapted"]}) for m, p in summary["modality"].items()
-    ]
+    drawn: dict[str, Any] = {}
+    title = f"{_counts(summary)}, 95 % intervals"
+    parts = {
+        "all": {
+            "base": summary["base"]["balanced"],
+            "adapted": (summary["adapted"] or {}).get("balanced"),
+            "reading": summary["reading"]["balanced"],
+        }
+    }
+    parts = parts | summary["modality"] if len(summary["modality"]) > 1 else parts
+    sides = [(scope, {"reading": p["reading"], "base action": p["base"], "adapted action": p["adapted"]}) for scope, p in parts.items()]
     drawn["sides"] = figures.points_svg("sides", sides, title, "balanced accuracy")
-    drawn["epochs"] = figures.epochs_svg(records, text)
+    drawn["epochs"] = figures.epochs_svg(records, summary["text_only"]["balanced"])
+    counts = _counts(measured or summary)
+    title = f"{counts}, 95 % intervals"
     if measured.get("cells"):
         cells = [(f"{c['modality']} / {c['concept']}", {"reading": c["reading"], "base action": c["action"]}) for c in measured["cells"]]
         drawn["cells"] = figures.points_svg("cells", cells, title, "accuracy")
@@ -143,6 +142,10 @@ def _figures(
     if (measured.get("calibration") or {}).get("bins"):
         drawn["calibration"] = figures.calibration_svg(measured["calibration"]["bins"], counts)
     return {k: Markup("".join(v)) if isinstance(v, list) else Markup(v) for k, v in drawn.items() if v}
+
+
+def _counts(of: Mapping[str, Any]) -> str:
+    return f"{of.get('n_clips')} test clips, 1 seed ({of.get('seed')})"
 
 
 def controls(summary: Mapping[str, Any], base: Mapping[str, Any], measured: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -243,6 +246,8 @@ def _settings(directory: Path) -> list[tuple[str, str]]:
 def _shown(value: Any) -> str:
     if isinstance(value, str) and value.startswith("/"):
         return f"…/{Path(value).name}"
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -287,17 +292,16 @@ def interval(value: Any, digits: int = 3) -> Markup:
     if not isinstance(value, Mapping) or value.get("value") is None:
         return Markup('<span class="none">not measured</span>')
     text = Markup('<span class="n">{}</span>').format(number(value["value"], digits))
-    if value.get("lower") is None or value.get("upper") is None:
-        return text
-    ends = f"[{number(value['lower'], digits)}, {number(value['upper'], digits)}]"
-    return text + Markup(' <span class="ci">{}</span>').format(ends)
+    if value.get("lower") is not None and value.get("upper") is not None:
+        text += Markup(' <span class="ci">[{}, {}]</span>').format(number(value["lower"], digits), number(value["upper"], digits))
+    return Markup("<span>{}</span>").format(text)
 
 
 def number(value: Any, digits: int = 3) -> str:
     """A number with a true minus and thousands parted, or ``not measured``."""
     if not isinstance(value, int | float):
         return "not measured"
-    text = f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+    text = f"{value:,}" if isinstance(value, int) else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no minus before zeros
     return text.replace("-", "\u2212")
 
 
