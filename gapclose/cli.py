@@ -117,24 +117,21 @@ def report(arguments: Sequence[str]) -> None:
         from gapclose.compare import compare, print_comparison, write_comparison
 
         found = compare(runs)
-        if as_json:
-            print(json.dumps(found, indent=1))
-        else:
-            print_comparison(found)
-        if html:
-            write_comparison(found, html)
-    elif as_json:
-        print(json.dumps(summarise(runs[0]), indent=1))
+        print(json.dumps(found, indent=1)) if as_json else print_comparison(found)
+        write, page = lambda path: write_comparison(found, path), html
     else:
-        print_report(runs[0])
-    if html is None and (as_json or len(runs) > 1):
-        return
-    if len(runs) == 1:
         from gapclose.page import write_page
 
-        html = write_page(runs[0], html)
+        print(json.dumps(summarise(runs[0]), indent=1)) if as_json else print_report(runs[0])
+        write, page = lambda path: write_page(runs[0], path), html or (None if as_json else runs[0] / "report.html")
+    if page is None:
+        return
+    try:
+        write(page)
+    except OSError as error:
+        raise ValueError(f"{page}: the page cannot be written ({error.strerror}); name another place with --html FILE") from error
     if not as_json:
-        print(f"page: {html}")
+        print(f"page: {page}")
 
 
 def _report_arguments(arguments: Sequence[str]) -> tuple[list[Path], bool, Path | None]:

@@ -90,7 +90,7 @@ def write_comparison(runs: Sequence[dict[str, Any]], path: Path) -> None:
 
     from gapclose import figures
     from gapclose.files import write_text
-    from gapclose.page import render
+    from gapclose.markup import render
 
     called = names([r["run"] for r in runs])
     title = _counts(runs)

@@ -55,7 +55,7 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     box = re.search(r'viewBox="[^"]*"', text)
     assert box is not None
     opening = f'<svg role="img" aria-label="{html.escape(label)}" {box.group()}>'

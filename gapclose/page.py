@@ -7,20 +7,19 @@ data's: they are escaped, and the page's own policy forbids scripts and the netw
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from gapclose import __version__, figures
 from gapclose.config import flatten
 from gapclose.embed import Embedder
 from gapclose.files import read_json, write_text
 from gapclose.gap import STATES
+from gapclose.markup import render
 from gapclose.report import GAPS, TEST_ROWS, read_records, record_of, summarise, verdict
 
 MEASUREMENT_VERSION = 1
@@ -41,7 +40,7 @@ def write_page(directory: Path, path: Path | None = None) -> Path:
 def build_page(directory: Path) -> str:
     """The page of one run as HTML; the same records give the same bytes."""
     summary, records, measured = summarise(directory), read_records(directory), read_measurement(directory)
-    base, adapted = record_of(directory, "base/test"), record_of(directory, "adapted/test")
+    base = record_of(directory, "base/test")
     assert base is not None
     return render(
         "report.html.j2",
@@ -60,7 +59,6 @@ def build_page(directory: Path) -> str:
         fingerprints=_fingerprints(directory),
         protocol=_rows(measured.get("protocol") or {}),
         figures=_figures(summary, records, measured),
-        transfer=(adapted or base).get("transfer"),
     )
 
 
@@ -269,42 +267,3 @@ def _fingerprints(directory: Path) -> list[tuple[str, str]]:
             manifest = read_json(path)
             found += [(f"{label}, {key}", manifest[key]) for key in ("model", "adapter", "fingerprint") if manifest.get(key)]
     return found
-
-
-# -- rendering ----------------------------------------------------------------------------------------------------------------
-
-
-def render(template: str, **values: Any) -> str:
-    """Fill one of the package's templates; everything that is not marked as HTML is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gapclose", "templates"),
-        autoescape=True,  # for every name: select_autoescape would pass over .j2
-        undefined=jinja2.ChainableUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"interval": interval, "number": number, "breakable": breakable}
-    return environment.get_template(template).render(version=__version__, **values)
-
-
-def interval(value: Any, digits: int = 3) -> Markup:
-    """``0.988 [0.979, 0.996]`` with the interval set lighter; what is not known says so."""
-    if not isinstance(value, Mapping) or value.get("value") is None:
-        return Markup('<span class="none">not measured</span>')
-    text = Markup('<span class="n">{}</span>').format(number(value["value"], digits))
-    if value.get("lower") is not None and value.get("upper") is not None:
-        text += Markup(' <span class="ci">[{}, {}]</span>').format(number(value["lower"], digits), number(value["upper"], digits))
-    return Markup("<span>{}</span>").format(text)
-
-
-def number(value: Any, digits: int = 3) -> str:
-    """A number with a true minus and thousands parted, or ``not measured``."""
-    if not isinstance(value, int | float):
-        return "not measured"
-    text = f"{value:,}" if isinstance(value, int) else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no minus before zeros
-    return text.replace("-", "\u2212")
-
-
-def breakable(value: Any) -> Markup:
-    """Escaped text that may be broken after ``_``, ``/`` and ``.``."""
-    return Markup(re.sub(r"([_/.])(?=\w)", r"\1<wbr>", str(escape(value))))
