@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 USAGE = """\
@@ -110,27 +110,41 @@ def export(arguments: Sequence[str]) -> None:
 
 def report(arguments: Sequence[str]) -> None:
     """Show one run, or compare several."""
-    from gapclose.report import print_report, summarise
-
     runs, as_json, html = _report_arguments(arguments)
     if len(runs) > 1:
         from gapclose.compare import compare, print_comparison, write_comparison
 
         found = compare(runs)
-        print(json.dumps(found, indent=1)) if as_json else print_comparison(found)
-        write, page = lambda path: write_comparison(found, path), html
-    else:
-        from gapclose.page import write_page
+        if as_json:
+            print(json.dumps(found, indent=1))
+        else:
+            print_comparison(found)
+        _write(html, lambda path: write_comparison(found, path), quiet=as_json)
+        return
+    from gapclose.page import write_page
+    from gapclose.report import print_report, summarise
 
-        print(json.dumps(summarise(runs[0]), indent=1)) if as_json else print_report(runs[0])
-        write, page = lambda path: write_page(runs[0], path), html or (None if as_json else runs[0] / "report.html")
+    if as_json:
+        print(json.dumps(summarise(runs[0]), indent=1))
+    else:
+        print_report(runs[0])
+        html = html or runs[0] / "report.html"
+    _write(html, lambda path: write_page(runs[0], path), quiet=as_json)
+
+
+def _write(page: Path | None, write: Callable[[Path], object], *, quiet: bool) -> None:
+    """Write a page if one is wanted, and say where.
+
+    Raises:
+        ValueError: when that place cannot be written.
+    """
     if page is None:
         return
     try:
         write(page)
     except OSError as error:
         raise ValueError(f"{page}: the page cannot be written ({error.strerror}); name another place with --html FILE") from error
-    if not as_json:
+    if not quiet:
         print(f"page: {page}")
 
 

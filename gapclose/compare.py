@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from gapclose.config import FREE_KEYS, flatten
@@ -80,7 +81,9 @@ def print_comparison(runs: Sequence[dict[str, Any]], console: Console | None = N
     table = Table(title=f"{len(runs)} runs on test clips: balanced accuracy, 95 % clip-bootstrap intervals")
     add_columns(table, ("run", "differs in", *COLUMNS, "state", "clips", "seed"), words)
     for name, run in zip(names([r["run"] for r in runs]), runs, strict=True):
-        table.add_row(name, differences(run), *(show(i, 2) for i in cells(run)), run["state"], str(run["n_clips"]), str(run["seed"]))
+        table.add_row(
+            escape(name), escape(differences(run)), *(show(i, 2) for i in cells(run)), run["state"], str(run["n_clips"]), str(run["seed"])
+        )
     (console or wide_console()).print(table)
 
 

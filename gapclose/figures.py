@@ -217,7 +217,8 @@ def points_svg(name: str, rows: Sequence[tuple[str, Mapping[str, Interval | None
     low, high = axes.get_xlim()
     axes.set_xlim(min(0, low), max(1.02, high))
     axes.set_title(title, loc="left")
-    figure.legend(loc="outside lower center", ncols=len(kinds), columnspacing=1.2, handletextpad=0.3)
+    if len(kinds) > 1:
+        figure.legend(loc="outside lower center", ncols=len(kinds), columnspacing=1.2, handletextpad=0.3)
     told = "; ".join(f"{label}: " + ", ".join(f"{k} {_text(i)}" for k, i in parts.items()) for label, parts in rows)
     return to_svg(figure, name, f"{title}. {told}")
 
