@@ -47,7 +47,7 @@ def build_page(directory: Path) -> str:
         name=directory.resolve().name,
         s=summary,
         m=measured,
-        headline=headline(summary),
+        headline=headline(summary, measured.get("verdicts") or {}),
         sentences=verdict(summary),
         state=STATES[summary["state"]],
         test_rows=_test_rows(summary),
@@ -80,18 +80,17 @@ def read_measurement(directory: Path) -> dict[str, Any]:
     return measured
 
 
-def headline(summary: Mapping[str, Any]) -> str:
-    """The verdict in one sentence."""
+def headline(summary: Mapping[str, Any], verdicts: Mapping[str, Mapping[str, str]]) -> str:
+    """The verdict in one sentence. ``verdicts`` per modality, of measurement.json, weigh more controls than ``gap.jsonl`` records."""
     reading, adapted = summary["reading"], summary["adapted"]
     sentence = (
         f"A linear probe reads the right concept at layer {reading['layer']} with a balanced accuracy of {_plain(reading['balanced'])}, "
         f"while the base model answers by it with {_plain(summary['base']['balanced'])}"
     )
-    doubted = [scope for scope, real in summary["real"].items() if scope != "all" and not real]
-    if not summary["real"].get("all", True):
-        sentence += "; the gap is not shown to be real, because the reading does not beat what the text alone gives away"
-    elif doubted:
-        sentence += f"; in {' and '.join(doubted)} the gap is not shown to be real"
+    real = {m: v["word"] == "real" for m, v in verdicts.items()} or {m: r for m, r in summary["real"].items() if m != "all"}
+    doubted = [modality for modality, shown in real.items() if not shown]
+    if doubted:
+        sentence += f"; {'' if len(doubted) == len(real) else 'in ' + ' and '.join(doubted) + ' '}the gap is not shown to be real"
     if adapted:
         return f"{sentence}; after training it answers with {_plain(adapted['balanced'])}: {STATES[summary['state']]}."
     lower = summary["gap"]["balanced"]["base"]["lower"]
@@ -128,7 +127,7 @@ def _figures(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], m
     sides = [(scope, {"reading": p["reading"], "base action": p["base"], "adapted action": p["adapted"]}) for scope, p in parts.items()]
     drawn["sides"] = figures.points_svg("sides", sides, title, "balanced accuracy")
     drawn["epochs"] = figures.epochs_svg(records, summary["text_only"]["balanced"])
-    counts = _counts(measured or summary)
+    counts = _counts(measured if measured.get("n_clips") else summary)
     title = f"{counts}, 95 % intervals"
     if measured.get("cells"):
         cells = [(f"{c['modality']} / {c['concept']}", {"reading": c["reading"], "base action": c["action"]}) for c in measured["cells"]]
@@ -172,7 +171,7 @@ def controls(summary: Mapping[str, Any], base: Mapping[str, Any], measured: Mapp
                     "balanced": control["balanced"][scope],
                     "auroc": (control.get("auroc") or {}).get(scope),
                     "difference": difference,
-                    "meaning": _meaning(difference, chance, control.get("chance"), control["guards"]),
+                    "meaning": _meaning(difference, chance, control.get("chance")),
                 }
             )
         shown.append({**control, "rows": rows})
@@ -189,7 +188,7 @@ def _guarded(summary: Mapping[str, Any], guards: str, scope: str) -> Any:
     return part["reading" if guards == "reading" else "base"] if part else None
 
 
-def _meaning(difference: Any, at_chance: bool | None, chance: float | None, guards: str) -> tuple[bool, str] | None:
+def _meaning(difference: Any, at_chance: bool | None, chance: float | None) -> tuple[bool, str] | None:
     """(as it should be, in words), or None where nothing is claimed."""
     good, words = True, []
     if at_chance is not None:
@@ -199,7 +198,7 @@ def _meaning(difference: Any, at_chance: bool | None, chance: float | None, guar
     if difference is not None and difference["lower"] is not None:
         beaten = difference["lower"] > 0
         good = good and beaten
-        words.append(f"{guards} beats it" if beaten else f"{guards} does not beat it")
+        words.append("the reading beats it" if beaten else "the reading does not beat it")
     return (good, "; ".join(words)) if words else None
 
 

@@ -187,12 +187,14 @@ def test_a_page_with_everything(rich_run):
         "settings",
     ]
     assert titles(read) == order == [a["href"][1:] for a in read.all("a")]
-    assert page.headline(summary) in read.text and summary["state"] in read.text
+    assert (
+        page.headline(summary, {"vision": {"word": "real"}, "audio": {"word": "unproven"}}) in read.text and summary["state"] in read.text
+    )
     labels = [a["aria-label"] for a in read.all("svg")]
     assert len(labels) == 8 and all("clips, 1 seed (0)" in label for label in labels)
     for words in (
         "the gap is not shown to be real: text alone gives as much", "could the wording alone give it away?", "not at chance (0.50)",
-        "reading does not beat it", "at chance (0.50), as it should be; action beats it", "312 bits", "compression of 5.28", "what is read is also used",
+        "the reading does not beat it", "at chance (0.50), as it should be; the reading beats it", "312 bits", "compression of 5.28", "what is read is also used",
         "0.021 (all), 0.030 (audio) and 0.031 (vision)", "layers 6, 6, 5, 6", "the first 10 of 33 s", "image not found", "image not readable",
         "video is not shown here", "and 3 more", "train.learning_rate", "transformers", "items, media and labels",
     ):  # fmt: skip
@@ -200,6 +202,17 @@ def test_a_page_with_everything(rich_run):
     assert show(summary["closure"], 3).split()[0].replace("-", "\u2212") in read.text
     assert len(read.all("audio")) == 19 and all("controls" in a and a["aria-label"] for a in read.all("audio"))
     assert str(rich_run) not in path.read_text() and str(rich_run.parent) not in path.read_text()
+
+
+def test_the_verdict_in_one_sentence(tiny_run):
+    """Doubt is told, by modality where it is about one only; a base that was only measured claims no training."""
+    summary = summarise(tiny_run) | {"real": {"all": True, "audio": True, "vision": True}}
+    words = {True: {"word": "real"}, False: {"word": "unproven"}}
+    assert "not shown" not in page.headline(summary, {})
+    assert "; in audio the gap is not shown to be real" in page.headline(summary, {"vision": words[True], "audio": words[False]})
+    assert "; the gap is not shown to be real; after training it answers with" in page.headline(summary, {"vision": words[False]})
+    before = summary | {"adapted": None, "gap": {"balanced": {"base": {"value": 0.01, "lower": -0.01, "upper": 0.03}}}}
+    assert page.headline(before, {}).endswith("; the interval of the gap reaches zero.") and "training" not in page.headline(before, {})
 
 
 def test_the_same_records_give_the_same_bytes(rich_run):
