@@ -134,7 +134,8 @@ def epochs_svg(records: Sequence[Mapping[str, Any]], text: Interval | None) -> s
     rows = figure.subplots(2 if changed else 1, 1, sharex=True, squeeze=False, height_ratios=[2, 1.25] if changed else [1])[:, 0]
     _accuracies(rows[0], records, text)
     figure.legend(*rows[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    label = "Balanced accuracy per epoch. " + "; ".join(
+    counts = _counts(records[0], "validation")
+    label = f"Balanced accuracy per epoch. {counts}. " + "; ".join(
         f"epoch {r['epoch']}: action {_text(r['action']['balanced'])}, reading {_text(r['reading']['balanced'])}" for r in records
     )
     if changed:
@@ -155,7 +156,7 @@ def epochs_svg(records: Sequence[Mapping[str, Any]], text: Interval | None) -> s
         rows[1].set(ylabel="closure", ylim=(low - 0.1, high + 0.55 * (high - low)), xlim=(-0.4, max(epochs) + 0.5))
         label += ". Closure: " + "; ".join(f"epoch {r['epoch']}: {_text(c)}, {r['state']}" for r, c in zip(changed, closures, strict=True))
     rows[-1].set_xlabel("epoch (0 is the base model)")
-    rows[0].set_title(_counts(records[0], "validation"), loc="left")
+    rows[0].set_title(counts, loc="left")
     return to_svg(figure, "epochs", label)
 
 

@@ -352,7 +352,7 @@ def test_the_page_in_a_browser(rich_run, tmp_path):
             assert browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
             loaded = (
                 "Promise.all([...document.querySelectorAll('audio')].map(a => new Promise(done => {"
-                " if (a.readyState > 0 || a.error) done(); a.onloadedmetadata = a.onerror = done; a.load(); })))"
+                " if (a.readyState > 0 || a.error) return done(); a.onloadedmetadata = a.onerror = done; })))"
                 ".then(() => [...document.querySelectorAll('audio')].map(a => a.error ? -1 : a.duration))"
             )
             durations = browser.evaluate(loaded)
