@@ -45,6 +45,7 @@ def build_page(directory: Path) -> str:
     return render(
         "report.html.j2",
         name=directory.resolve().name,
+        concepts=measured.get("concepts") or read_json(directory / "probes" / "frozen.json").get("concepts"),
         s=summary,
         m=measured,
         headline=headline(summary, measured.get("verdicts") or {}),
