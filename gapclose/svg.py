@@ -18,7 +18,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 INK = "#333333"
-STYLE = {
+STYLE: Any = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8.5, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888", "text.color": INK, "axes.labelcolor": INK,
     "xtick.color": INK, "ytick.color": INK, "legend.frameon": False, "text.parse_math": False, "svg.fonttype": "none",
