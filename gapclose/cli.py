@@ -121,7 +121,6 @@ def report(arguments: Sequence[str]) -> None:
             print_comparison(found)
         _write(html, lambda path: write_comparison(found, path), quiet=as_json)
         return
-    from gapclose.page import write_page
     from gapclose.report import print_report, summarise
 
     if as_json:
@@ -129,7 +128,13 @@ def report(arguments: Sequence[str]) -> None:
     else:
         print_report(runs[0])
         html = html or runs[0] / "report.html"
-    _write(html, lambda path: write_page(runs[0], path), quiet=as_json)
+
+    def write(path: Path) -> None:
+        from gapclose.page import write_page  # figures take a second to import
+
+        write_page(runs[0], path)
+
+    _write(html, write, quiet=as_json)
 
 
 def _write(page: Path | None, write: Callable[[Path], object], *, quiet: bool) -> None:

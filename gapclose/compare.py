@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gapclose.config import FREE_KEYS, flatten
 from gapclose.report import add_columns, show, summarise, wide_console
+from gapclose.settings import FREE_KEYS, read_settings
 
 COLUMNS = {
     "base action": ("base", "balanced"),
@@ -40,17 +39,12 @@ def compare(directories: Sequence[Path]) -> list[dict[str, Any]]:
             missing.append(str(error))
     if missing:
         raise ValueError("\n".join(missing))
-    settings = [_settings(d) for d in directories]
+    settings = [read_settings(d) for d in directories]
     keys = [k for k in dict.fromkeys(k for s in settings for k in s) if k != "seed" and not k.startswith(FREE_KEYS)]
     varied = [k for k in keys if any(s.get(k) != settings[0].get(k) for s in settings)]
     for run, own in zip(runs, settings, strict=True):
         run["differs"] = {k: own.get(k) for k in varied}
     return runs
-
-
-def _settings(directory: Path) -> dict[str, Any]:
-    path = directory / "config.yaml"
-    return flatten(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def cells(run: dict[str, Any]) -> list[Any]:

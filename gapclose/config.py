@@ -22,6 +22,7 @@ from gapclose.gap import GapConfig
 from gapclose.models import ModelConfig
 from gapclose.observe import ObserveConfig
 from gapclose.probes import ProbeConfig
+from gapclose.settings import FREE_KEYS, flatten
 from gapclose.targets import TargetsConfig
 from gapclose.trainer import TrainConfig
 
@@ -82,10 +83,6 @@ class Config:
             raise ValueError(f"tracking is {self.tracking!r}; choose none or wandb")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must not be negative")
-
-
-# What may differ between two starts of one run: it changes no number of the run.
-FREE_KEYS = ("tracking", "wandb.", "export.", "run_dir", "train.logging_steps", "train.save_steps", "train.micro_batch_size")
 
 
 def known_keys(kind: Any = Config, prefix: str = "") -> Iterator[str]:
@@ -174,14 +171,6 @@ def _file_keys(path: Path, problems: Problems) -> list[str]:
                 yield from walk(value, key + ".")
 
     return list(walk(tree, ""))
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested configuration as dotted key -> value."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def refuse_other_run(config: Config, path: Path) -> None:

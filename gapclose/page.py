@@ -11,16 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from markupsafe import Markup
 
 from gapclose import __version__, figures
-from gapclose.config import flatten
 from gapclose.embed import Embedder
 from gapclose.files import read_json, write_text
 from gapclose.gap import STATES
 from gapclose.markup import render
 from gapclose.report import GAPS, TEST_ROWS, read_records, record_of, summarise, verdict
+from gapclose.settings import read_settings
 
 MEASUREMENT_VERSION = 1
 THUMBNAILS = 4  # of one item
@@ -234,11 +233,7 @@ def _rows(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _settings(directory: Path) -> list[tuple[str, str]]:
     """Every setting of a run; of an absolute path only the last part, since a page is sent around and the machine is not."""
-    path = directory / "config.yaml"
-    if not path.is_file():
-        return []
-    flat = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
-    return [(key, _shown(value)) for key, value in flat.items() if key != "run_dir"]
+    return [(key, _shown(value)) for key, value in read_settings(directory).items() if key != "run_dir"]
 
 
 def _shown(value: Any) -> str:

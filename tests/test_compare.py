@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from io import StringIO
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +14,8 @@ from test_page import check
 
 from gapclose.cli import main
 from gapclose.compare import compare, names, print_comparison
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -72,6 +77,14 @@ def test_a_place_that_cannot_be_written_is_an_error_with_the_remedy(runs, capsys
     assert main(["report", str(runs[0]), str(runs[1]), "--html", str(tmp_path / "file" / "x.html")]) == 2
     printed = capsys.readouterr()
     assert "2 runs on test clips" in printed.out and "the page cannot be written" in printed.err and "--html FILE" in printed.err
+
+
+def test_json_is_all_that_json_prints(runs):
+    """In a process of its own: libraries that print when they are imported (as one does under WANDB_MODE=offline) are not."""
+    for some in (runs[:1], runs[:2]):
+        command = [sys.executable, "-m", "gapclose.cli", "report", *map(str, some), "--json"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+        assert result.returncode == 0 and json.loads(result.stdout), result.stderr
 
 
 def test_runs_of_the_same_name_are_called_by_their_whole_path():
