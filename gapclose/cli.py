@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 USAGE = """\
@@ -15,7 +15,9 @@ usage: gapclose COMMAND [--config FILE] [--any.key value ...]
   measure  --config FILE    probe the base model, measure its gap on test clips, and try every control (measurement.json)
   close    --config FILE    measure, train, measure again after every epoch and at the end, export
   export   --config FILE    write and verify the exports of a finished run again, e.g. with --export.merged true
-  report   RUN [--json]     show what a run measured, as a table or as one JSON object
+  report   RUN [--json]     show what a run measured, as tables or as one JSON object, and write RUN/report.html
+  report   RUN RUN ...      compare runs, a row each; --json gives a list
+           --html FILE      write the page (of one run, or the comparison) to FILE
 
 `gapclose close --help` lists every key of the configuration. On several GPUs:
   accelerate launch --config_file launch/ddp.yaml recipes/close.py --config FILE
@@ -68,6 +70,7 @@ def measure(arguments: Sequence[str]) -> None:
     config = parse_config(arguments, prog="gapclose measure")
     run_measure(config)
     print_report(Path(config.run_dir))
+    print(f"page: {Path(config.run_dir) / 'report.html'}")
 
 
 def close(arguments: Sequence[str]) -> None:
@@ -81,6 +84,7 @@ def close(arguments: Sequence[str]) -> None:
     run_close(config)
     if is_main():
         print_report(Path(config.run_dir))
+        print(f"page: {Path(config.run_dir) / 'report.html'}")
 
 
 def export(arguments: Sequence[str]) -> None:
@@ -105,17 +109,68 @@ def export(arguments: Sequence[str]) -> None:
 
 
 def report(arguments: Sequence[str]) -> None:
-    """Show one run."""
+    """Show one run, or compare several."""
+    runs, as_json, html = _report_arguments(arguments)
+    if len(runs) > 1:
+        from gapclose.compare import compare, print_comparison, write_comparison
+
+        found = compare(runs)
+        if as_json:
+            print(json.dumps(found, indent=1))
+        else:
+            print_comparison(found)
+        _write(html, lambda path: write_comparison(found, path), quiet=as_json)
+        return
     from gapclose.report import print_report, summarise
 
-    runs = [a for a in arguments if not a.startswith("-")]
-    unknown = [a for a in arguments if a.startswith("-") and a != "--json"]
-    if len(runs) != 1 or unknown:
-        raise ValueError(f"usage: gapclose report RUN [--json]{f' (unknown: {unknown})' if unknown else ''}")
-    if "--json" in arguments:
-        print(json.dumps(summarise(Path(runs[0])), indent=1))
+    if as_json:
+        print(json.dumps(summarise(runs[0]), indent=1))
     else:
-        print_report(Path(runs[0]))
+        print_report(runs[0])
+        html = html or runs[0] / "report.html"
+
+    def write(path: Path) -> None:
+        from gapclose.page import write_page  # figures take a second to import
+
+        write_page(runs[0], path)
+
+    _write(html, write, quiet=as_json)
+
+
+def _write(page: Path | None, write: Callable[[Path], object], *, quiet: bool) -> None:
+    """Write a page if one is wanted, and say where.
+
+    Raises:
+        ValueError: when that place cannot be written.
+    """
+    if page is None:
+        return
+    try:
+        write(page)
+    except OSError as error:
+        raise ValueError(f"{page}: the page cannot be written ({error.strerror}); name another place with --html FILE") from error
+    if not quiet:
+        print(f"page: {page}")
+
+
+def _report_arguments(arguments: Sequence[str]) -> tuple[list[Path], bool, Path | None]:
+    """Runs, whether JSON is wanted, and the file that --html names.
+
+    Raises:
+        ValueError: with the usage.
+    """
+    runs, unknown, html, words = [], [], None, iter(arguments)
+    for word in words:
+        if word == "--html" or word.startswith("--html="):
+            html = next(words, "") if word == "--html" else word.partition("=")[2]
+            unknown += [] if html and not html.startswith("-") else ["--html needs a file"]
+        elif word.startswith("-"):
+            unknown += [] if word == "--json" else [word]
+        else:
+            runs.append(Path(word))
+    if not runs or unknown:
+        raise ValueError(f"usage: gapclose report RUN [RUN ...] [--json] [--html FILE]{f' (unknown: {unknown})' if unknown else ''}")
+    return runs, "--json" in arguments, Path(html) if html else None
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from gapclose.gap import GapConfig
 from gapclose.models import ModelConfig
 from gapclose.observe import ObserveConfig
 from gapclose.probes import ProbeConfig
+from gapclose.settings import FREE_KEYS, flatten
 from gapclose.targets import TargetsConfig
 from gapclose.trainer import TrainConfig
 
@@ -84,10 +85,6 @@ class Config:
             raise ValueError(f"tracking is {self.tracking!r}; choose none or wandb")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must not be negative")
-
-
-# What may differ between two starts of one run: it changes no number of the run.
-FREE_KEYS = ("tracking", "controls.", "wandb.", "export.", "run_dir", "train.logging_steps", "train.save_steps", "train.micro_batch_size")
 
 
 def known_keys(kind: Any = Config, prefix: str = "") -> Iterator[str]:
@@ -178,14 +175,6 @@ def _file_keys(path: Path, problems: Problems) -> list[str]:
     return list(walk(tree, ""))
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
 def refuse_other_run(config: Config, path: Path) -> None:
     """Check that the run whose configuration is at ``path``, if any, was started with the same settings.
 
@@ -194,7 +183,7 @@ def refuse_other_run(config: Config, path: Path) -> None:
     """
     if not path.is_file():
         return
-    before, now = (_flat(yaml.safe_load(text)) for text in (path.read_text(encoding="utf-8"), _dump(config)))
+    before, now = (flatten(yaml.safe_load(text)) for text in (path.read_text(encoding="utf-8"), _dump(config)))
     changed = {k: (before.get(k), v) for k, v in now.items() if before.get(k) != v and not k.startswith(FREE_KEYS)}
     if changed:
         listed = "\n".join(f"  - {k}: {a!r} there, {b!r} now" for k, (a, b) in changed.items())

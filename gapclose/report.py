@@ -1,4 +1,4 @@
-"""Read a run's record of truth, ``gap.jsonl``, and show it: a table, one JSON object, a figure."""
+"""Read a run's record of truth, ``gap.jsonl``, and show it: tables for a terminal, one JSON object."""
 
 from __future__ import annotations
 
@@ -14,6 +14,22 @@ from rich.table import Table
 
 from gapclose.files import read_json
 from gapclose.gap import STATES
+
+TEST_ROWS = {
+    "action, balanced": "balanced",
+    "action generated, balanced": "generated_balanced",
+    "options right, balanced": "option_balanced",
+    "standard accuracy": "standard_accuracy",
+    "false premises rejected": "rejection",
+    "false alarms": "false_alarm",
+    "action, AUROC": "auroc",
+    "action, d'": "dprime",
+    "action, criterion": "criterion",
+    "answers that parse (strict)": "parse_strict",
+    "retention": "retention",
+}
+"""label -> key of a side of :func:`summarise`, in the order in which tables show them"""
+GAPS = {"gap, balanced": "balanced", "gap, matched false alarms": "matched", "gap, AUROC": "auroc"}
 
 
 def read_records(directory: Path) -> list[dict[str, Any]]:
@@ -147,23 +163,10 @@ def print_report(directory: Path, console: Console | None = None) -> None:
     )
     add_columns(test, ("figure", "base", "adapted"), ("figure",))
     adapted = summary["adapted"] or {}
-    rows = {
-        "action, balanced": "balanced",
-        "action generated, balanced": "generated_balanced",
-        "options right, balanced": "option_balanced",
-        "standard accuracy": "standard_accuracy",
-        "false premises rejected": "rejection",
-        "false alarms": "false_alarm",
-        "action, AUROC": "auroc",
-        "action, d'": "dprime",
-        "action, criterion": "criterion",
-        "answers that parse (strict)": "parse_strict",
-        "retention": "retention",
-    }
-    for label, key in rows.items():
+    for label, key in TEST_ROWS.items():
         test.add_row(label, show(summary["base"][key]), show(adapted.get(key)))
     test.add_section()
-    for label, kind in (("gap, balanced", "balanced"), ("gap, matched false alarms", "matched"), ("gap, AUROC", "auroc")):
+    for label, kind in GAPS.items():
         test.add_row(label, show(summary["gap"][kind]["base"]), show(summary["gap"][kind]["adapted"]))
     test.add_row("fresh probe, balanced", show(summary["fresh_probe"]["base"]), show(summary["fresh_probe"]["adapted"]))
     test.add_row("sentinel probe, balanced", show(summary["sentinel_probe"]["base"]), show(summary["sentinel_probe"]["adapted"]))
@@ -205,50 +208,3 @@ def verdict(summary: dict[str, Any]) -> list[str]:
             lines.append(f"closure on the held-out question type: {show(summary['transfer']['closure'])}")
     lines.append(f"state: {summary['state']} ({STATES[summary['state']]})")
     return lines
-
-
-def draw_epochs(directory: Path) -> Path | None:
-    """Draw balanced accuracy of action and readings on val, epoch by epoch, with 95 % intervals, to ``figures/epochs.png``."""
-    records = sorted((r for r in read_records(directory) if r["stage"].endswith("/val")), key=lambda r: r["epoch"])
-    if not records:
-        return None
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-
-    # Okabe and Ito's palette, told apart by colour-blind readers; markers and dashes tell the lines apart in grey
-    lines = (
-        ("reading (frozen probe)", ("reading", "balanced"), "#0072B2", "o", "-"),
-        ("reading (fresh probe)", ("fresh_probe", "balanced"), "#56B4E9", "s", "--"),
-        ("reading (sentinel probe)", ("sentinel_probe", "balanced"), "#009E73", "^", ":"),
-        ("action (scored)", ("action", "balanced"), "#D55E00", "D", "-"),
-        ("action (generated)", ("generated", "balanced_lenient"), "#E69F00", "v", "--"),
-    )
-    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
-    epochs = [r["epoch"] for r in records]
-    for label, (group, name), colour, marker, style in lines:
-        values = [r[group][name] for r in records]
-        axes.plot(epochs, [v["value"] for v in values], color=colour, marker=marker, linestyle=style, label=label, markersize=5)
-        if style == "-":
-            axes.fill_between(epochs, [v["lower"] for v in values], [v["upper"] for v in values], color=colour, alpha=0.15, linewidth=0)
-    base = record_of(directory, "base/test")
-    if base:
-        axes.axhline(base["controls"]["text_only"]["all"]["value"], color="0.5", linewidth=1, linestyle="-.", label="text only (test)")
-    n_clips = records[0]["n_clips"]
-    axes.set(xlabel="epoch (0 is the base model)", ylabel="balanced accuracy", ylim=(min(0.4, axes.get_ylim()[0]), 1.0))
-    axes.set_title(
-        f"What the model reads and what it says: {n_clips} validation clips, seed {records[0]['seed']}, 95 % intervals", fontsize=10
-    )
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="0.92")
-    axes.legend(frameon=False, fontsize=8.5, loc="lower right" if len(records) == 1 else "best")
-    path = directory / "figures" / "epochs.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=150)
-    plt.close(figure)
-    temporary.replace(path)
-    return path

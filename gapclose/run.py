@@ -22,6 +22,7 @@ from gapclose.config import Config, refuse_other_run, save_config
 from gapclose.controls import Chosen
 from gapclose.examine import examine
 from gapclose.export import export_run
+from gapclose.figures import draw_epochs
 from gapclose.files import read_json, write_json, write_text
 from gapclose.gap import STATES, Labels, option_concepts
 from gapclose.items import ItemSet
@@ -31,9 +32,10 @@ from gapclose.media import SUPPORTED
 from gapclose.models import load_model
 from gapclose.observations import Observations
 from gapclose.observe import Wanted, observe
+from gapclose.page import write_page
 from gapclose.probes import FrozenProbe, ProbeConfig, choose_probe
 from gapclose.progress import say
-from gapclose.report import draw_epochs, read_records, summarise
+from gapclose.report import read_records, summarise
 from gapclose.targets import Targets, build_targets
 from gapclose.tracking import NoTracker, make_tracker
 from gapclose.trainer import Example, last_complete_checkpoint, make_trainer
@@ -181,7 +183,7 @@ class Run:
 
     @property
     def blanked(self) -> tuple[str, ...]:
-        """The kinds of media that targets and training do not see: a control, normally none."""
+        """The kinds of media that training does not see: a control, normally none."""
         return SUPPORTED if self.config.targets.control == "blank_media" else ()
 
     def training_examples(self) -> list[Example]:
@@ -189,7 +191,8 @@ class Run:
         config, blank = self.config, self.blanked
         examples: list[Example] = []
         if config.train.consistency:
-            targets, train = self.build_targets(self.config.targets.control in ("blank_media", "blank_targets"))
+            blind = config.targets.control in ("blank_media", "blank_targets")
+            targets, train = self.build_targets(SUPPORTED if blind else ())
             examples += [
                 Example(item=i, term="consistency", weights=t) for i, t, k in zip(train, targets.target, targets.keep, strict=True) if k
             ]
@@ -298,6 +301,7 @@ class Run:
         summary = summarise(self.directory)
         self._on_main(lambda: export_run(self.directory, self.config, self.loaded, summary))
         if self.process.is_main_process:
+            write_page(self.directory)
             self.tracker.finish(summary, self.directory / "adapter")
         return summary
 
@@ -335,6 +339,7 @@ def run_measure(config: Config) -> dict[str, Any]:
     run.examine(thorough=True)
     summary = summarise(run.directory)
     if run.process.is_main_process:
+        write_page(run.directory)
         run.tracker.finish(summary, None)
     return summary
 

@@ -1,4 +1,4 @@
-"""Reports: what a run measured, as tables, as one JSON object and as a figure."""
+"""Reports: what a run measured, as tables, as one JSON object and as a figure; the page has its own tests."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from gapclose import report
+from gapclose import figures, report
 from gapclose.cli import main
 from gapclose.gap import STATES
 from gapclose.report import print_report, read_records, record_of, show, summarise, verdict
@@ -71,7 +71,7 @@ def test_tables_and_verdict(capsys, tiny_run):
     assert [r[0] for r in rows if len(r) == 7] == ["audio", "vision"]
     for line in verdict(summary):
         assert line in " ".join(text.split())
-    assert text.rstrip().endswith(f"state: {summary['state']} ({STATES[summary['state']]})")
+    assert text.splitlines()[-2:] == [f"state: {summary['state']} ({STATES[summary['state']]})", f"page: {tiny_run / 'report.html'}"]
 
 
 def test_narrow_terminals_fold_and_cut_nothing(tiny_run):
@@ -127,15 +127,17 @@ def test_a_run_that_only_measured(capsys, measured_run):
 
 
 def test_a_missing_run_is_an_error_with_the_remedy(capsys, tmp_path):
-    """So are no run at all, two, and unknown options."""
+    """So are no run at all, a second one that is missing, and options that are unknown or incomplete."""
     for run in (tmp_path / "nowhere", tmp_path):
         message = complaint(capsys, str(run))
         assert (
             f"{run}: no measurement of the base model on test" in message and "run `gapclose measure` or `gapclose close` first" in message
         )
-    for arguments in ((), ("a", "b"), ("a", "--yaml")):
-        assert "usage: gapclose report RUN [--json]" in complaint(capsys, *arguments)
+    for arguments in ((), ("a", "--yaml"), ("a", "--html"), ("a", "--html", "--json")):
+        assert "usage: gapclose report RUN [RUN ...] [--json] [--html FILE]" in complaint(capsys, *arguments)
     assert "--yaml" in complaint(capsys, "a", "--yaml")
+    message = complaint(capsys, "here", "there")
+    assert "here: no measurement" in message and "there: no measurement" in message
 
 
 def test_undefined_figures_do_not_stop_a_report(capsys, tiny_run, measured_run):
@@ -180,5 +182,5 @@ def test_the_figure_is_a_png(tiny_run):
 
 def test_no_figure_without_epochs(tmp_path, measured_run):
     """A measurement on test alone has nothing to draw."""
-    assert report.draw_epochs(measured_run) is None and report.draw_epochs(tmp_path) is None
+    assert figures.draw_epochs(measured_run) is None and figures.draw_epochs(tmp_path) is None
     assert read_records(tmp_path) == [] and record_of(tmp_path, "base/test") is None

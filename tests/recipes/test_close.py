@@ -14,10 +14,18 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 def test_it_ends_with_the_report(closed_run):
     printed = (closed_run / "stdout").read_text()
     assert "epoch-2/val: action" in printed and "adapted/test: action" in printed
-    assert "state: " in printed.splitlines()[-1]
+    state, page = printed.splitlines()[-2:]
+    assert state.startswith("state: ") and page == f"page: {closed_run / 'report.html'}"
     stages = [json.loads(line)["stage"] for line in (closed_run / "gap.jsonl").read_text().splitlines()]
     assert stages == ["base/val", "base/test", "epoch-1/val", "epoch-2/val", "adapted/test"]
-    for path in ("config.yaml", "environment.json", "targets.safetensors", "adapter/adapter_model.safetensors", "adapter/evidence.json"):
+    for path in (
+        "config.yaml",
+        "environment.json",
+        "targets.safetensors",
+        "adapter/adapter_model.safetensors",
+        "adapter/evidence.json",
+        "report.html",
+    ):
         assert (closed_run / path).is_file(), path
 
 

@@ -1,0 +1,109 @@
+"""Several runs side by side: what differs in their settings, and what came of it, as a table, as JSON, and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gapclose.report import add_columns, show, summarise, wide_console
+from gapclose.settings import FREE_KEYS, read_settings
+
+COLUMNS = {
+    "base action": ("base", "balanced"),
+    "reading": ("reading", "balanced"),
+    "adapted action": ("adapted", "balanced"),
+    "closure": ("closure",),
+    "standard drop": ("standard_drop",),
+}
+"""heading -> path of an interval in :func:`gapclose.report.summarise`"""
+
+
+def compare(directories: Sequence[Path]) -> list[dict[str, Any]]:
+    """The summary of every run, with its ``run`` and, as ``differs``, the settings in which the runs are not all alike.
+
+    Where and how a run was executed (its directory, tracking, batches of memory) does not count; the seed is among the summary's keys.
+
+    Raises:
+        ValueError: naming every directory that holds no measurement.
+    """
+    runs, missing = [], []
+    for directory in directories:
+        try:
+            runs.append({"run": str(directory), **summarise(directory)})
+        except ValueError as error:
+            missing.append(str(error))
+    if missing:
+        raise ValueError("\n".join(missing))
+    settings = [read_settings(d) for d in directories]
+    keys = [k for k in dict.fromkeys(k for s in settings for k in s) if k != "seed" and not k.startswith(FREE_KEYS)]
+    varied = [k for k in keys if any(s.get(k) != settings[0].get(k) for s in settings)]
+    for run, own in zip(runs, settings, strict=True):
+        run["differs"] = {k: own.get(k) for k in varied}
+    return runs
+
+
+def cells(run: dict[str, Any]) -> list[Any]:
+    """The intervals of one run, in the order of :data:`COLUMNS`."""
+    found = []
+    for path in COLUMNS.values():
+        value: Any = run
+        for key in path:
+            value = None if value is None else value[key]
+        found.append(value)
+    return found
+
+
+def differences(run: dict[str, Any]) -> str:
+    """The settings of a run that set it apart, as ``key value, key value``."""
+    return ", ".join(f"{key} {'null' if value is None else value}" for key, value in run["differs"].items()) or "-"
+
+
+def names(directories: Sequence[str]) -> list[str]:
+    """What runs are called in a table: the last part of their directories where that tells them apart, else all of it."""
+    last = [Path(d).resolve().name for d in directories]
+    return last if len(set(last)) == len(last) else [str(d) for d in directories]
+
+
+def print_comparison(runs: Sequence[dict[str, Any]], console: Console | None = None) -> None:
+    """One table, a row a run."""
+    words = ("run", "differs in", "state")
+    table = Table(title=f"{len(runs)} runs on test clips: balanced accuracy, 95 % clip-bootstrap intervals")
+    add_columns(table, ("run", "differs in", *COLUMNS, "state", "clips", "seed"), words)
+    for name, run in zip(names([r["run"] for r in runs]), runs, strict=True):
+        table.add_row(
+            escape(name), escape(differences(run)), *(show(i, 2) for i in cells(run)), run["state"], str(run["n_clips"]), str(run["seed"])
+        )
+    (console or wide_console()).print(table)
+
+
+def write_comparison(runs: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the comparison as one self-contained HTML file."""
+    from markupsafe import Markup
+
+    from gapclose import figures
+    from gapclose.files import write_text
+    from gapclose.markup import render
+
+    called = names([r["run"] for r in runs])
+    title = _counts(runs)
+    sides = [
+        (n, dict(zip(("base action", "reading", "adapted action"), cells(r)[:3], strict=True))) for n, r in zip(called, runs, strict=True)
+    ]
+    closures = [(n, {"closure": r["closure"]}) for n, r in zip(called, runs, strict=True)]
+    drawn = (
+        figures.points_svg("accuracies", sides, title, "balanced accuracy"),
+        figures.points_svg("closures", closures, title, "closure"),
+    )
+    rows = [(n, r, cells(r), differences(r)) for n, r in zip(called, runs, strict=True)]
+    write_text(path, render("compare.html.j2", rows=rows, columns=list(COLUMNS), figures=[Markup(d) for d in drawn if d]))
+
+
+def _counts(runs: Sequence[dict[str, Any]]) -> str:
+    clips, seeds = sorted({r["n_clips"] for r in runs}), sorted({r["seed"] for r in runs})
+    amount = f"{clips[0]}" if len(clips) == 1 else f"{clips[0]} to {clips[-1]}"
+    return f"{amount} test clips, {len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))}), 95 % intervals"

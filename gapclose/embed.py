@@ -1,0 +1,99 @@
+"""Media inside a page: thumbnails and sounds as ``data:`` URIs, small enough together to be sent around.
+
+Short sounds stay 16-bit PCM, which every browser plays; longer ones are cut to their first seconds and become MP3, which every browser
+plays too (Ogg is what some do not).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from PIL import Image, ImageOps
+
+SIDE = 192
+"""pixels of a thumbnail's longer side"""
+SECONDS = 10.0
+"""of a sound that are kept"""
+RATE = 16_000
+"""Hz, the highest rate that is kept"""
+SHORT = 48_000
+"""bytes up to which a sound stays PCM (1.5 s at 16 kHz)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """One medium of an item as the page shows it: either a URI, or a note that says why there is none."""
+
+    kind: str
+    uri: str | None = None
+    note: str | None = None
+    seconds: float | None = None
+    """how long the whole sound is"""
+    tiny: bool = False
+    """whether an image is so small that its pixels should stay sharp when it is shown larger"""
+
+
+class Embedder:
+    """Embeds media until ``budget`` bytes of URIs are spent; what does not fit any more is left out, and the note says so."""
+
+    def __init__(self, root: Path, budget: int = 2_000_000) -> None:
+        self.root, self.budget, self.left = root, budget, budget
+
+    def embed(self, kind: str, path: str) -> Embedded:
+        """One medium. A file that is missing or cannot be decoded becomes a note: a page about a run outlives its data."""
+        try:
+            if kind == "image":
+                uri, side = thumbnail(self.root / path)
+                made = Embedded(kind=kind, uri=uri, tiny=side < 64)
+            elif kind == "audio":
+                uri, seconds = player(self.root / path)
+                note = f"the first {SECONDS:.0f} of {seconds:.0f} s" if seconds > SECONDS else None
+                made = Embedded(kind=kind, uri=uri, seconds=seconds, note=note)
+            else:
+                return Embedded(kind=kind, note=f"{kind} is not shown here")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, soundfile.LibsndfileError) as error:
+            missing = not (self.root / path).is_file()
+            return Embedded(kind=kind, note=f"{kind} {'not found' if missing else f'not readable ({type(error).__name__})'}")
+        assert made.uri is not None
+        if len(made.uri) > self.left:
+            return Embedded(kind=kind, note=f"{kind} left out: this page holds at most {self.budget / 1e6:.1f} MB of media")
+        self.left -= len(made.uri)
+        return made
+
+
+def thumbnail(path: Path) -> tuple[str, int]:
+    """A data URI of an image at most :data:`SIDE` pixels wide and high (PNG where that is small, else JPEG), and its longer side."""
+    with Image.open(path) as image:
+        image.draft("RGB", (SIDE * 2, SIDE * 2))
+        small = ImageOps.exif_transpose(image).convert("RGB")
+    small.thumbnail((SIDE, SIDE))
+    out = io.BytesIO()
+    small.save(out, "PNG", optimize=True)
+    if out.tell() > 4_000:
+        out = io.BytesIO()
+        small.save(out, "JPEG", quality=75)
+        return _uri("image/jpeg", out), max(small.size)
+    return _uri("image/png", out), max(small.size)
+
+
+def player(path: Path) -> tuple[str, float]:
+    """A data URI of the first :data:`SECONDS` of a sound as mono at :data:`RATE` or below, and the whole sound's length in seconds."""
+    with soundfile.SoundFile(path) as sound:
+        rate, seconds = sound.samplerate, sound.frames / sound.samplerate
+        samples = sound.read(int(SECONDS * rate), dtype="float32", always_2d=True).mean(axis=1)
+    if rate > RATE:
+        samples, rate = soxr.resample(samples, rate, RATE), RATE
+    samples = np.clip(np.nan_to_num(samples), -1, 1)
+    out, short = io.BytesIO(), len(samples) * 2 <= SHORT
+    soundfile.write(out, samples, rate, format="WAV" if short else "MP3", subtype="PCM_16" if short else None)
+    return _uri("audio/wav" if short else "audio/mpeg", out), seconds
+
+
+def _uri(mime: str, out: io.BytesIO) -> str:
+    return f"data:{mime};base64,{base64.b64encode(out.getvalue()).decode()}"

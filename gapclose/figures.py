@@ -1,0 +1,258 @@
+"""Every figure of a run as a function of its numbers: to inline SVG for the report page, and ``figures/epochs.png``.
+
+An interval is ``{"value", "lower", "upper"}``, any of them None. Colours are Okabe and Ito's, told apart by colour-blind readers; markers,
+dashes and fills tell the same things apart in grey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from gapclose.report import read_records, record_of
+from gapclose.svg import INK, styled, to_svg, wrap
+
+READING, FRESH, SENTINEL, ACTION, GENERATED, PALE = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#E69F00", "#e6e6e6"
+WIDTH = 4.1  # inches: on a telephone a point of type is then a little more than a pixel
+Interval = Mapping[str, float | None]
+
+
+def known(interval: Interval | None) -> bool:
+    """Whether there is a value to draw."""
+    return interval is not None and interval["value"] is not None
+
+
+def numbers(intervals: Sequence[Interval | None]) -> np.ndarray:
+    """(3, n): values and both ends, nan where unknown; an end that is unknown is the value."""
+    rows = [
+        [None] * 3 if i is None else [i["value"], *(i[k] if i[k] is not None else i["value"] for k in ("lower", "upper"))]
+        for i in intervals
+    ]
+    return np.array([[np.nan if x is None else x for x in row] for row in rows], dtype=float).reshape(-1, 3).T
+
+
+def _band(axes: Axes, x: Sequence[float], intervals: Sequence[Interval | None], *, band: bool = True, **look: Any) -> None:
+    """A line with its interval as a band."""
+    value, lower, upper = numbers(intervals)
+    axes.plot(x, value, markersize=4.5, **look)
+    if band:
+        axes.fill_between(x, lower, upper, color=look["color"], alpha=0.15, linewidth=0)
+
+
+# -- epoch by epoch -----------------------------------------------------------------------------------------------------------
+
+EPOCH_LINES = (
+    ("reading (frozen probe)", ("reading", "balanced"), READING, "o", "-"),
+    ("reading (fresh probe)", ("fresh_probe", "balanced"), FRESH, "s", "--"),
+    ("reading (sentinel probe)", ("sentinel_probe", "balanced"), SENTINEL, "^", ":"),
+    ("action (scored)", ("action", "balanced"), ACTION, "D", "-"),
+    ("action (generated)", ("generated", "balanced_lenient"), GENERATED, "v", "--"),
+)
+
+
+def _validation(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted((r for r in records if r["stage"].endswith("/val")), key=lambda r: r["epoch"])
+
+
+def _accuracies(axes: Axes, records: Sequence[Mapping[str, Any]], text: Interval | None) -> None:
+    """Balanced accuracy of action and readings over epochs, and the text-only control on test as a line."""
+    for label, (group, name), colour, marker, style in EPOCH_LINES:
+        epochs, values = [r["epoch"] for r in records], [r[group][name] for r in records]
+        _band(axes, epochs, values, band=style == "-", color=colour, marker=marker, linestyle=style, label=label)
+    if text is not None and text["value"] is not None:
+        axes.axhline(text["value"], color="0.5", linewidth=1, linestyle="-.", label="text only (test)")
+    axes.set(ylabel="balanced accuracy", ylim=(min(0.4, axes.get_ylim()[0]), 1.02))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y", color=PALE)
+
+
+def _counts(record: Mapping[str, Any], what: str) -> str:
+    return f"{record['n_clips']} {what} clips, 1 seed ({record['seed']}), 95 % intervals"
+
+
+@styled
+def epochs_svg(records: Sequence[Mapping[str, Any]], text: Interval | None) -> str | None:
+    """What is read and said, and below it the closure with its states, per epoch on validation clips; None before the first one."""
+    records = _validation(records)
+    if not records:
+        return None
+    changed = [r for r in records if "change" in r]
+    figure = Figure(figsize=(WIDTH, 5.4 if changed else 3.4), layout="constrained")
+    rows = figure.subplots(2 if changed else 1, 1, sharex=True, squeeze=False, height_ratios=[2, 1.25] if changed else [1])[:, 0]
+    _accuracies(rows[0], records, text)
+    figure.legend(*rows[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    counts = _counts(records[0], "validation")
+    label = f"Balanced accuracy per epoch. {counts}. " + "; ".join(
+        f"epoch {r['epoch']}: action {_text(r['action']['balanced'])}, reading {_text(r['reading']['balanced'])}" for r in records
+    )
+    if changed:
+        closures = [r["change"]["closure"] for r in changed]
+        value, lower, upper = numbers(closures)
+        epochs = [r["epoch"] for r in changed]
+        rows[1].axhline(1, color="0.5", linewidth=1, linestyle=":")
+        rows[1].axhline(0, color="0.5", linewidth=1)
+        rows[1].errorbar(
+            epochs, value, np.maximum(0, [value - lower, upper - value]), color=INK, marker="o", markersize=4.5, capsize=2.5, linewidth=1
+        )
+        low, high = np.nanmin([0, *lower]), np.nanmax([1, *upper])
+        for record, top in zip(changed, upper, strict=True):
+            word = record["state"].replace("-", "-\n")
+            rows[1].annotate(
+                word, (record["epoch"], top if np.isfinite(top) else 0), (0, 4), textcoords="offset points", ha="center", fontsize=7.5
+            )
+        rows[1].set(ylabel="closure", ylim=(low - 0.1, high + 0.55 * (high - low)), xlim=(-0.4, max(epochs) + 0.5))
+        label += ". Closure: " + "; ".join(f"epoch {r['epoch']}: {_text(c)}, {r['state']}" for r, c in zip(changed, closures, strict=True))
+    rows[-1].set_xlabel("epoch (0 is the base model)")
+    rows[0].set_title(counts, loc="left")
+    return to_svg(figure, "epochs", label)
+
+
+@styled
+def draw_epochs(directory: Path) -> Path | None:
+    """Draw balanced accuracy of action and readings on val, epoch by epoch, with 95 % intervals, to ``figures/epochs.png``."""
+    records = _validation(read_records(directory))
+    if not records:
+        return None
+    base = record_of(directory, "base/test")
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    _accuracies(axes, records, base["controls"]["text_only"]["all"] if base else None)
+    axes.set_xlabel("epoch (0 is the base model)")
+    axes.set_title(f"What the model reads and what it says: {_counts(records[0], 'validation')}", fontsize=10)
+    axes.legend(loc="lower right" if len(records) == 1 else "best")
+    path = directory / "figures" / "epochs.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=150, transparent=False)
+    temporary.replace(path)
+    return path
+
+
+# -- points with intervals ----------------------------------------------------------------------------------------------------
+
+MARKS = {
+    "reading": (READING, "o", True), "base action": (ACTION, "D", False), "adapted action": (ACTION, "D", True),
+    "action": (ACTION, "D", True), "closure": (INK, "s", True),
+}  # fmt: skip
+
+
+@styled
+def points_svg(name: str, rows: Sequence[tuple[str, Mapping[str, Interval | None]]], title: str, xlabel: str) -> str | None:
+    """Intervals as horizontal bars: a row for each of ``rows`` (its label, and what is compared in it); None when nothing is known.
+
+    The keys that are compared are those of :data:`MARKS`.
+    """
+    rows = [(label, {k: i for k, i in parts.items() if known(i)}) for label, parts in rows]
+    rows = [(label, parts) for label, parts in rows if parts]
+    kinds = [k for k in MARKS if any(k in parts for _, parts in rows)]
+    if not rows:
+        return None
+    figure = Figure(figsize=(WIDTH, 1.15 + len(rows) * (0.2 + 0.17 * len(kinds))), layout="constrained")
+    axes = figure.subplots()
+    for k, kind in enumerate(kinds):
+        colour, marker, filled = MARKS[kind]
+        value, lower, upper = numbers([parts.get(kind) for _, parts in rows])
+        y = np.arange(len(rows)) + (k - (len(kinds) - 1) / 2) * 0.62 / max(len(kinds), 1)
+        axes.errorbar(
+            value, y, xerr=np.maximum(0, [value - lower, upper - value]), linestyle="none", color=colour, marker=marker, markersize=5.5, capsize=2,
+            markerfacecolor=colour if filled else "white", label=kind,
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [wrap(label) for label, _ in rows])
+    axes.set(xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color=PALE)
+    axes.set_axisbelow(True)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(0, low), max(1.02, high))
+    axes.set_title(title, loc="left")
+    if len(kinds) > 1:
+        figure.legend(loc="outside lower center", ncols=len(kinds), columnspacing=1.2, handletextpad=0.3)
+    told = "; ".join(f"{label}: " + ", ".join(f"{k} {_text(i)}" for k, i in parts.items()) for label, parts in rows)
+    return to_svg(figure, name, f"{title}. {told}")
+
+
+# -- one measurement in depth -------------------------------------------------------------------------------------------------
+
+
+@styled
+def layers_svg(layers: Sequence[Mapping[str, Any]], chosen: int | None, title: str) -> str:
+    """Balanced accuracy and AUROC of a probe at every layer, and of the model's own later layers applied there (logit lens)."""
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+    rows = figure.subplots(2, 1, sharex=True)
+    numbered = [row["layer"] for row in layers]
+    for axes, kind, name in zip(rows, ("balanced", "auroc"), ("balanced accuracy", "AUROC"), strict=True):
+        if chosen is not None:
+            axes.axvline(chosen, color="0.75", linewidth=5, zorder=0, label=f"the probe's layer ({chosen})")
+        _band(axes, numbered, [r["reading"][kind] for r in layers], color=READING, marker="o", linestyle="-", label="reading")
+        if any(r.get("lens") for r in layers):
+            lens = [(r.get("lens") or {}).get(kind) for r in layers]
+            _band(axes, numbered, lens, color=ACTION, marker="D", linestyle="--", label="logit lens")
+        axes.set(ylabel=name, ylim=(min(0.4, axes.get_ylim()[0]), 1.02))
+        axes.grid(axis="y", color=PALE)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    rows[0].set_title(title, loc="left")
+    rows[1].set_xlabel("decoder layer (0 is the embedding)")
+    figure.legend(*rows[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    told = "; ".join(
+        f"layer {r['layer']}: reading {_text(r['reading']['balanced'])}"
+        + (f", logit lens {_text(r['lens']['balanced'])}" if r.get("lens") else "")
+        for r in layers
+    )
+    return to_svg(figure, "layers", f"Balanced accuracy by layer. {title}. {told}")
+
+
+@styled
+def roc_svg(scope: str, curves: Mapping[str, Mapping[str, Any]], name: str, title: str) -> str:
+    """Hit rate against false-alarm rate of reading and action, each with its own operating point marked."""
+    figure = Figure(figsize=(3.4, 3.9), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.75", linewidth=1, linestyle=":")
+    told = []
+    for kind, style in (("reading", "-"), ("action", "--")):
+        curve, (colour, marker, _) = curves.get(kind), MARKS[kind]
+        if not curve:
+            continue
+        auroc, point = curve["auroc"], curve.get("point")
+        axes.plot(curve["false_alarm"], curve["hit"], color=colour, linestyle=style, linewidth=1.6, label=f"{kind}, AUROC {_text(auroc)}")
+        told.append(f"{kind}: AUROC {_text(auroc)}")
+        if point:
+            axes.plot(
+                point["false_alarm"], point["hit"], color=colour, marker=marker, markersize=8, markeredgecolor="white", linestyle="none",
+                clip_on=False, zorder=5,
+            )  # fmt: skip
+            told[-1] += f", operating point: hits {point['hit']:.2f} at false alarms {point['false_alarm']:.2f}"
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="false alarms", ylabel="hits", aspect="equal")
+    axes.set_title(title, loc="left")
+    figure.legend(loc="outside lower center", ncols=1)
+    return to_svg(figure, name, f"ROC, {scope}. {title}. " + "; ".join(told))
+
+
+@styled
+def calibration_svg(bins: Sequence[Mapping[str, float]], title: str) -> str:
+    """Accuracy against confidence of the reading, a point a bin, its area by the number of items, and that number below."""
+    bins = [b for b in bins if b["n"]]
+    x, y, n = (np.array([b[k] for b in bins], dtype=float) for k in ("confidence", "accuracy", "n"))
+    figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.plot([0, 1], [0, 1], color="0.75", linewidth=1, linestyle=":")
+    upper.plot(x, y, color=READING, linewidth=1)
+    upper.scatter(x, y, s=16 + 120 * n / n.max(initial=1), color=READING, edgecolor="white", zorder=3, clip_on=False)
+    lower.bar(x, n, width=0.04, color=READING, alpha=0.6)
+    start = min(0.5, float(x.min(initial=1)) - 0.05)
+    upper.set(ylabel="accuracy", ylim=(min(start, float(y.min(initial=1)) - 0.05), 1.02), xlim=(start, 1.03))
+    lower.set(xlabel="confidence of the reading", ylabel="items")
+    upper.set_title(title, loc="left")
+    told = "; ".join(f"confidence {b['confidence']:.2f}: accuracy {b['accuracy']:.2f} ({b['n']} items)" for b in bins)
+    return to_svg(figure, "calibration", f"Calibration of the reading. {title}. {told}")
+
+
+def _text(interval: Interval | None) -> str:
+    if interval is None or interval["value"] is None:
+        return "not measured"
+    return f"{interval['value']:.2f}" + (f" [{interval['lower']:.2f}, {interval['upper']:.2f}]" if interval["lower"] is not None else "")

@@ -1,0 +1,25 @@
+"""The settings of a run as it stored them, read without the libraries that a run needs (some of which print when imported)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# What may differ between two starts of one run: it changes no number of the run.
+FREE_KEYS = ("tracking", "controls.", "wandb.", "export.", "run_dir", "train.logging_steps", "train.save_steps", "train.micro_batch_size")
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as dotted key -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """Every setting of a run as dotted key -> value; empty where there is no config.yaml."""
+    path = directory / "config.yaml"
+    return flatten(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -1,0 +1,61 @@
+"""The house style of figures, and how a drawn figure becomes inline SVG.
+
+Text stays text, so that it can be searched, scaled, and set in the page's own typeface.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import textwrap
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+INK = "#333333"
+STYLE: Any = {
+    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8.5, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888", "text.color": INK, "axes.labelcolor": INK,
+    "xtick.color": INK, "ytick.color": INK, "legend.frameon": False, "text.parse_math": False, "svg.fonttype": "none",
+    "svg.hashsalt": "gapclose", "savefig.transparent": True,
+}  # fmt: skip
+
+
+def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """Draw in the house style, whatever the reader's own matplotlibrc says; names from the data are never taken for formulas."""
+
+    @wraps(draw)
+    def inside(*arguments: Any, **named: Any) -> Any:
+        with matplotlib.rc_context(), warnings.catch_warnings():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(STYLE)
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has it
+            return draw(*arguments, **named)
+
+    return inside
+
+
+def to_svg(figure: Figure, name: str, label: str) -> str:
+    """One ``<svg role="img">`` for inlining: named for screen readers, sized by the page, its ids prefixed with ``name``."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
+    box = re.search(r'viewBox="[^"]*"', text)
+    assert box is not None
+    opening = f'<svg role="img" aria-label="{html.escape(label)}" {box.group()}>'
+    text = (opening + text[text.index(">") + 1 :]).replace("xlink:href", "href")
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)
+    return re.sub(r"\n\s*", "\n", re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)).strip()
+
+
+def wrap(text: str, width: int = 24) -> str:
+    """A label in lines; words are also parted after ``_`` and ``/``."""
+    return "\n".join(textwrap.wrap(re.sub(r"([_/])(?=\w)", "\\1\u200b ", text), width)).replace("\u200b ", "").replace("\u200b", "")

@@ -1,0 +1,92 @@
+"""Several runs side by side: what sets them apart, in a table, as JSON and as a page."""
+
+import json
+import shutil
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+from test_page import check
+
+from gapclose.cli import main
+from gapclose.compare import compare, names, print_comparison
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def runs(tiny_run, tmp_path):
+    """Three runs: one as it is, one of another seed, objective and batch, and one that only measured."""
+    directories = [tmp_path / name for name in ("plain", "gold", "measured")]
+    for directory in directories:
+        shutil.copytree(tiny_run / "probes", directory / "probes")
+        for name in ("config.yaml", "gap.jsonl"):
+            shutil.copy(tiny_run / name, directory)
+    config = yaml.safe_load((tiny_run / "config.yaml").read_text())
+    config["seed"], config["train"]["gold"], config["train"]["micro_batch_size"] = 1, 0.5, 6
+    config["targets"]["control"] = "<b>shuffled</b>"
+    (directories[1] / "config.yaml").write_text(yaml.safe_dump(config))
+    records = [json.loads(line) for line in (tiny_run / "gap.jsonl").read_text().splitlines()]
+    (directories[1] / "gap.jsonl").write_text("".join(json.dumps(r | {"seed": 1}) + "\n" for r in records))
+    base = next(r for r in records if r["stage"] == "base/test")
+    (directories[2] / "gap.jsonl").write_text(json.dumps(base) + "\n")
+    return directories
+
+
+def test_only_settings_that_matter_and_differ_are_named(runs):
+    """The seed has a column of its own; memory, tracking and directories change no number."""
+    found = compare(runs)
+    assert found[0]["differs"] == {"targets.control": "none", "train.gold": 0.0} == found[2]["differs"]
+    assert found[1]["differs"] == {"targets.control": "<b>shuffled</b>", "train.gold": 0.5} and found[1]["seed"] == 1
+    assert compare([runs[0], runs[0]])[0]["differs"] == {}
+
+
+def test_one_table_with_a_row_a_run(runs):
+    """Intervals, states, clips and seeds; what was not measured is a dash; nothing is cut off at 80 columns."""
+    out = StringIO()
+    print_comparison(compare(runs), Console(file=out, width=200))
+    rows = {cells[0]: cells for line in out.getvalue().splitlines() if len(cells := [c.strip() for c in line.split("\u2502")[1:-1]]) == 10}
+    assert list(rows) == ["plain", "gold", "measured"]
+    assert rows["gold"][1] == "targets.control <b>shuffled</b>, train.gold 0.5" and rows["gold"][-2:] == ["24", "1"]
+    assert rows["measured"][4:8] == ["-", "-", "-", "open"] and "[" in rows["plain"][2]
+    out = StringIO()
+    print_comparison(compare(runs), Console(file=out, width=80))
+    assert "\u2026" not in out.getvalue() and max(map(len, out.getvalue().splitlines())) <= 80
+
+
+def test_a_list_in_json_and_a_page(runs, capsys, tmp_path):
+    """`report RUN RUN --json` is a list; --html writes one self-contained file in which settings are only texts."""
+    page = tmp_path / "out" / "compared.html"
+    assert main(["report", *map(str, runs), "--json", f"--html={page}"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [r["run"] for r in found] == list(map(str, runs)) and all(r["base"]["balanced"]["value"] > 0 for r in found)
+    read = check(page.read_text())
+    assert "<b>shuffled</b>" in read.text and "3 runs compared" in read.text and len(read.all("svg")) == 2
+    assert all("24 test clips, 2 seeds (0, 1)" in a["aria-label"] for a in read.all("svg"))
+    assert main(["report", *map(str, runs), "--html", str(page)]) == 0
+    assert capsys.readouterr().out.rstrip().endswith(f"page: {page}")
+
+
+def test_a_place_that_cannot_be_written_is_an_error_with_the_remedy(runs, capsys, tmp_path):
+    """The table is printed all the same."""
+    (tmp_path / "file").write_text("")
+    assert main(["report", str(runs[0]), str(runs[1]), "--html", str(tmp_path / "file" / "x.html")]) == 2
+    printed = capsys.readouterr()
+    assert "2 runs on test clips" in printed.out and "the page cannot be written" in printed.err and "--html FILE" in printed.err
+
+
+def test_json_is_all_that_json_prints(runs):
+    """In a process of its own: libraries that print when they are imported (as one does under WANDB_MODE=offline) are not."""
+    for some in (runs[:1], runs[:2]):
+        command = [sys.executable, "-m", "gapclose.cli", "report", *map(str, some), "--json"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+        assert result.returncode == 0 and json.loads(result.stdout), result.stderr
+
+
+def test_runs_of_the_same_name_are_called_by_their_whole_path():
+    """The last part is enough where it tells them apart."""
+    assert names(["a/one", "b/two"]) == ["one", "two"] and names(["a/run", "b/run"]) == ["a/run", "b/run"]
