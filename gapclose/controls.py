@@ -43,6 +43,8 @@ class ControlsConfig:
     """probe every layer, logit lens, embedding layer; costs a forward of all fit and test items, and their residuals of all layers on disk"""
     interchange: bool = True
     """patch the residual of one twin into the other; costs a forward of every test item with a twin"""
+    nested: bool = True
+    """choose layer, family and strength again inside outer folds of fit; costs the probe's search once more for every fold"""
     draws: int = 10
     """how often random labels are drawn"""
     seed: int = 0

@@ -37,8 +37,10 @@ from gapclose.judge import Control, Judge
 from gapclose.localise import interchange, layer_profile, make_lens, twins
 from gapclose.measure import scored
 from gapclose.measurement import assemble, data_root
+from gapclose.nested import nested_reading
 from gapclose.observations import Observations, pad_options, read_observations
 from gapclose.progress import say, track
+from gapclose.resample import Interval
 
 if TYPE_CHECKING:
     from gapclose.run import Run
@@ -243,6 +245,22 @@ class Examination:
         after = pad_options(seen.scores, labels.option_concept.shape[1]).double().numpy()
         return interchange(labels, donor, self.action.scores[paired], after, layer, self.config.gap.replicates, self.config.seed)
 
+    def nested(self) -> dict[str, Any] | None:
+        """Accuracy on fit when layer, family and strength are chosen anew inside every outer fold: no choice sees what it is judged on.
+
+        None where the clips are too few for folds within folds.
+        """
+        config, known = self.config.probe, self.known
+        layers = config.candidates(len(self.run.loaded.layers))
+        residuals = self._stored("base-fit", self.fit, layers).residuals
+        try:
+            found = nested_reading(residuals, known.concept, known.clip, known.concepts, config, layers=layers, seed=self.config.seed)
+        except ValueError as error:
+            say(f"no nested choice of the layer: {error}")
+            return None
+        judged = Judge(known, found.reading, self.config.gap.replicates, self.config.seed).reading["all"]
+        return {"balanced": Interval.of(judged.balanced).as_dict(), "layers": [layer for layer, _, _ in found.chosen]}
+
 
 def texts_of(item: Any) -> list[str]:
     """The question and the options of an item."""
@@ -272,13 +290,14 @@ def examine(run: Run, *, thorough: bool) -> dict[str, Any]:
             facts = (known.concept, known.modality, known.clip, run.probe)
             rest["codelength"] = codelength(now.z_fit, *facts, draws=wanted.draws, rng=now.rng(2))
         rest["interchange"] = now.interchanged() if wanted.interchange else None
-        rest["nested"] = nested(now)
+        rest["nested"] = now.nested() if wanted.nested else None
     return assemble(
         now.test,
         now.judge,
         now.action,
         now.reading,
         run.probe,
+        config=run.config.gap,
         n_layers=len(run.loaded.layers),
         seed=run.config.seed,
         data_root=data_root(run.items.root, run.directory),
@@ -286,8 +305,3 @@ def examine(run: Run, *, thorough: bool) -> dict[str, Any]:
         text_readings={c.name: c.readings[0] for c in controls},
         **rest,
     )
-
-
-def nested(now: Examination) -> dict[str, Any] | None:
-    """How well the layer, family and strength do when they are chosen inside outer folds: answered by a module of its own."""
-    return None

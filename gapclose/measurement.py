@@ -14,12 +14,16 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from gapclose.gap import Action, Labels
+from gapclose.gap import Action, GapConfig, Labels
 from gapclose.items import ItemSet
 from gapclose.judge import Judge
 from gapclose.localise import margins
 from gapclose.probes import FrozenProbe
 from gapclose.resample import Interval
+from gapclose.significance import brier_score, expected_calibration_error, paired_error
+from gapclose.significance import minimum_detectable as detectable_difference
+from gapclose.verdict import Proof, prove
+from gapclose.verdict import judge as judge_proofs
 
 POINTS = 200  # of a ROC curve
 BINS = 10  # of confidence, with equally many items each
@@ -33,6 +37,7 @@ def assemble(
     reading: np.ndarray,
     probe: FrozenProbe,
     *,
+    config: GapConfig,
     n_layers: int,
     seed: int,
     data_root: str,
@@ -51,6 +56,7 @@ def assemble(
         controls: entries by :meth:`gapclose.judge.Judge.entry`. text_readings: readings (N, C) that a verdict compares with.
     """
     labels = judge.labels
+    proofs = prove(labels, reading, text_readings, config, seed=seed)
     return {
         "version": 1,
         "seed": seed,
@@ -65,13 +71,13 @@ def assemble(
         "roc": curves(judge, action, reading),
         "confusion": confusion(labels, action, reading),
         "calibration": calibration(labels, reading),
-        "verdicts": verdicts(judge, text_readings),
+        "verdicts": verdicts(proofs, config),
         "controls": list(controls),
         "codelength": codelength,
         "layers": list(layers),
         "nested": nested,
         "interchange": interchange,
-        "minimum_detectable": minimum_detectable(judge),
+        "minimum_detectable": minimum_detectable(judge, reading, text_readings, proofs),
         "known_but_unsaid": known_but_unsaid(items, labels, action, reading),
         "data_root": data_root,
         "protocol": None,
@@ -158,7 +164,7 @@ def calibration(labels: Labels, reading: np.ndarray) -> dict[str, Any]:
     confidence, right = reading.max(1), reading.argmax(1) == labels.concept
     parts = [p for p in np.array_split(np.argsort(confidence, kind="stable"), BINS) if len(p)]
     bins = [{"confidence": float(confidence[p].mean()), "accuracy": float(right[p].mean()), "n": len(p)} for p in parts]
-    return {"bins": bins, **calibration_error(labels, reading)}
+    return {"bins": bins, "ece": expected_calibration_error(reading, labels.concept), "brier": brier_score(reading, labels.concept)}
 
 
 def known_but_unsaid(items: ItemSet, labels: Labels, action: Action, reading: np.ndarray) -> list[dict[str, Any]]:
@@ -179,27 +185,19 @@ def known_but_unsaid(items: ItemSet, labels: Labels, action: Action, reading: np
     return rows
 
 
-# -- to be answered by modules of their own ------------------------------------------------------------------------------------------
+def verdicts(proofs: Mapping[str, Proof], config: GapConfig) -> dict[str, dict[str, str]]:
+    """Word and sentence for every modality."""
+    return {name: {"word": verdict.word, "sentence": verdict.why} for name, verdict in judge_proofs(proofs, config).items()}
 
 
-def calibration_error(labels: Labels, reading: np.ndarray) -> dict[str, float | None]:
-    """``ece`` and ``brier`` of the reading."""
-    return {"ece": None, "brier": None}
-
-
-def verdicts(judge: Judge, text_readings: Mapping[str, np.ndarray]) -> dict[str, dict[str, str]]:
-    """A word for every modality: ``real`` where the reading beats the best text reading beyond its interval."""
-    found = {}
-    for scope in (s for s in judge.keep if s != "all"):
-        rivals = {name: judge.judge(scope, reading).balanced for name, reading in text_readings.items()}
-        best = max(rivals, key=lambda name: rivals[name][0])
-        difference = Interval.of(judge.reading[scope].balanced - rivals[best])
-        word = "real" if difference.lower > 0 else "explained by text"
-        told = f"{difference.value:+.3f} [{difference.lower:+.3f}, {difference.upper:+.3f}]"
-        found[scope] = {"word": word, "sentence": f"{scope}: the reading minus the best text control ({best}) is {told}."}
-    return found
-
-
-def minimum_detectable(judge: Judge) -> dict[str, float | None]:
-    """The smallest difference that so many clips find, by scope."""
-    return dict.fromkeys(judge.keep)
+def minimum_detectable(
+    judge: Judge, reading: np.ndarray, rivals: Mapping[str, np.ndarray], proofs: Mapping[str, Proof]
+) -> dict[str, float | None]:
+    """The smallest difference of reading and best control that so many clips find with power 0.8, by scope; None for one clip."""
+    labels = judge.labels
+    accuracy = {name: judge.judge("all", rival).balanced[0] for name, rival in rivals.items()}
+    best = rivals[max(accuracy, key=lambda name: accuracy[name])]
+    difference = (reading.argmax(1) == labels.concept).astype(float) - (best.argmax(1) == labels.concept)
+    error = paired_error(difference, labels.clip, labels.cells[0])
+    found = {"all": detectable_difference(error, judge.clips["all"].n), **{name: proof.detectable for name, proof in proofs.items()}}
+    return {scope: value if np.isfinite(value) else None for scope, value in found.items()}
