@@ -23,6 +23,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -309,26 +310,31 @@ def solve(
     )  # fmt: skip
 
 
-def sweep(
-    layers: Mapping[int, Tensor] | Iterable[tuple[int, Tensor]],
-    y: Tensor,
-    folds: Sequence[tuple[Tensor, Tensor]],
-    strengths: Sequence[float],
-    **options: float,
-) -> Iterator[tuple[int, Tensor]]:
-    """Out-of-fold logits (S, N, C) of each layer, one layer in memory at a time.
+def held_out(z: Tensor, y: Tensor, folds: Sequence[tuple[Any, Any]], strengths: Sequence[float], **options: Any) -> Tensor:
+    """Logits (S, N, C) of every item from the fold that held it out.
 
     Args:
-        layers: residuals (N, D) by layer, or pairs that are made when asked for.
+        z: residuals (N, D) of one layer.
         folds: (training, held-out) indices; the held-out parts must cover every item once.
         options: as for :func:`solve`.
     """
     train = torch.zeros(len(folds), len(y), dtype=torch.bool)
     for f, (part, _) in enumerate(folds):
         train[f, part] = True
+    fit = solve(z, y, train, strengths, **options)
+    logits = torch.full_like(fit.logits[0], torch.nan)
+    for f, (_, left) in enumerate(folds):
+        logits[:, left] = fit.logits[f][:, left]
+    return logits
+
+
+def sweep(
+    layers: Mapping[int, Tensor] | Iterable[tuple[int, Tensor]],
+    y: Tensor,
+    folds: Sequence[tuple[Any, Any]],
+    strengths: Sequence[float],
+    **options: Any,
+) -> Iterator[tuple[int, Tensor]]:
+    """:func:`held_out` of every layer in turn, from a mapping or from pairs that are made when asked for: one layer in memory at a time."""
     for layer, z in layers.items() if isinstance(layers, Mapping) else layers:
-        fit = solve(z, y, train, strengths, **options)  # type: ignore[arg-type]
-        logits = torch.empty_like(fit.logits[0])
-        for f, (_, held_out) in enumerate(folds):
-            logits[:, held_out] = fit.logits[f][:, held_out]
-        yield layer, logits
+        yield layer, held_out(z, y, folds, strengths, **options)
