@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 RANK = 64  # leading directions; more did not pay on residual-like spectra
-MEMORY = 5  # pairs of steps and gradient changes that L-BFGS keeps
+WIDE = 1024
+MEMORY = {False: 20, True: 6}  # pairs that L-BFGS keeps; beyond this width they would cost as much as the product
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 
 
@@ -167,6 +168,7 @@ class _Problems:
         w = g[..., :-1]
         along = w @ self.layer.directions  # (P, K, R)
         w = flat * w + (along * (1 / (1 + stiff * share * self.layer.energy) - flat)) @ self.layer.directions.T
+        w = w * (self.inverse > 0)  # features that never vary stay at zero
         return torch.cat([w, g[..., -1:] / (stiff * self.count[:, None, None])], dim=-1)
 
 
@@ -198,6 +200,8 @@ def _line_search(problems: _Problems, theta: Tensor, step: Tensor, z: Tensor, dz
         newton = length - now / bend
         middle = torch.where(high.isinf(), 2 * length, (low + high) / 2)
         length = torch.where(good, length, torch.where((newton > low) & (newton < high), newton, middle))
+    else:
+        p, r = problems.residual(z + length[:, None, None] * dz)
     return length, p, r
 
 
@@ -206,6 +210,7 @@ def _minimise(problems: _Problems, theta: Tensor, tolerance: float, max_steps: i
     solution, steps = theta.clone(), torch.full((len(theta),), max_steps, device=theta.device)
     alive = torch.arange(len(theta), device=theta.device)
     history: list[tuple[Tensor, Tensor, Tensor]] = []
+    memory = MEMORY[theta.shape[-1] > WIDE]
     z = problems.logits(theta)
     p, r = problems.residual(z)
     g = problems.gradient(theta, r)
@@ -219,7 +224,7 @@ def _minimise(problems: _Problems, theta: Tensor, tolerance: float, max_steps: i
             if not remaining:
                 break
             problems, alive = problems.subset(keep), alive[keep]
-            theta, z, p, g = theta[keep], z[keep], p[keep], g[keep]
+            theta, z, p, g, open_ = theta[keep], z[keep], p[keep], g[keep], open_[keep]
             history = [(s[keep], y[keep], rho[keep]) for s, y, rho in history]
         d, coefficients = -g, []
         for s, y, rho in reversed(history):
@@ -228,6 +233,7 @@ def _minimise(problems: _Problems, theta: Tensor, tolerance: float, max_steps: i
         d = problems.metric(d, p)
         for (s, y, rho), a in zip(history, reversed(coefficients), strict=True):
             d = d + (a - rho * _dot(y, d))[:, None, None] * s
+        d = d * open_[:, None, None]  # what is done but still aboard stays where it is
         dz = problems.logits(d)
         length, p, r = _line_search(problems, theta, d, z, dz, _dot(d, g))
         s = length[:, None, None] * d
@@ -235,7 +241,7 @@ def _minimise(problems: _Problems, theta: Tensor, tolerance: float, max_steps: i
         g = problems.gradient(theta, r)
         y = g - before
         bend = _dot(s, y)
-        history = [*history[1 - MEMORY :], (s, y, torch.where(bend > 0, 1 / bend, 0.0))]
+        history = [*history[1 - memory :], (s, y, torch.where(bend > 0, 1 / bend, 0.0))]
     solution[alive] = theta
     return solution, steps
 
