@@ -21,7 +21,7 @@ Shapes: N items, D width, F folds, S strengths, P = F * S problems, C classes, K
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -290,13 +290,14 @@ def solve(
     theta = z.new_zeros(len(fold), classes - 1, z.shape[1] + 1)
     theta[..., -1] = (present.log() @ contrasts)[fold]  # the solution without features
     steps = torch.zeros(len(fold), dtype=torch.long, device=z.device)
-    for _ in range(3):  # steps add up rounding in the logits: what counts is the gradient of the returned weights
+    rounds = 0
+    while True:  # steps add up rounding in the logits: what counts is the gradient of the returned weights
         theta, taken = _minimise(problems, theta, tolerance, max_steps)
-        steps += taken
+        steps, rounds = steps + taken, rounds + 1
         logits = problems.logits(theta)
         gap, off = problems.errors(theta, problems.gradient(theta, problems.residual(logits)[1]))
         converged = (gap <= tolerance) & (off <= tolerance)
-        if bool(converged.all()) or bool((taken >= max_steps).any()):
+        if rounds == 3 or bool(converged.all()) or bool((taken >= max_steps).any()):
             break
     if not bool(converged.all()):
         worst = int(torch.where(converged, -1, gap.maximum(off)).argmax())
@@ -335,12 +336,12 @@ def held_out(z: Tensor, y: Tensor, folds: Sequence[tuple[Any, Any]], strengths: 
 
 
 def sweep(
-    layers: Mapping[int, Tensor] | Iterable[tuple[int, Tensor]],
+    layers: Iterable[tuple[int, Tensor]],
     y: Tensor,
     folds: Sequence[tuple[Any, Any]],
     strengths: Sequence[float],
     **options: Any,
 ) -> Iterator[tuple[int, Tensor]]:
-    """:func:`held_out` of every layer in turn, from a mapping or from pairs that are made when asked for: one layer in memory at a time."""
-    for layer, z in layers.items() if isinstance(layers, Mapping) else layers:
+    """:func:`held_out` of every layer in turn: ``residuals.items()``, or pairs that are made when asked for, one in memory at a time."""
+    for layer, z in layers:
         yield layer, held_out(z, y, folds, strengths, **options)

@@ -175,7 +175,7 @@ def test_a_sweep_asks_for_one_layer_at_a_time_and_takes_a_mapping_too():
         assert made[-1] == layer
         found[layer] = logits
     assert list(found) == [2, 5, 7] and found[2].shape == (1, 60, 2)
-    mapped = dict(sweep({layer: z * layer for layer in (2, 5, 7)}, y, folds_of(60), [0.1]))
+    mapped = dict(sweep({layer: z * layer for layer in (2, 5, 7)}.items(), y, folds_of(60), [0.1]))
     assert all(torch.equal(found[layer], mapped[layer]) for layer in found)
 
 
