@@ -5,12 +5,13 @@ fold's own training part, with an intercept that is not penalised. Three identit
 
 * Standardising is linear, so it is applied to the weights: ``logits = x (w / s_f) + (b - m_f . w / s_f)`` with one shared ``x``. All
   folds and strengths then share the product ``x @ [all weights]``, and held-out logits come with it.
-* The best ``W`` sums to zero over the classes, so K - 1 orthonormal contrasts carry it, with the same penalty and no flat direction.
+* The best ``W`` sums to zero over the classes, so C - 1 orthonormal contrasts carry it, with the same penalty and no flat direction.
   In two classes scikit-learn penalises the single difference of the rows, which is the same problem at half the strength.
-* The objective is 1-strongly convex in ``W``, hence ``|W - W*| <= |gradient|``. The stopping rule ``|gradient| <= tol |W|`` therefore
-  bounds the relative error of the weights, and is checked on what is returned.
+* With the best intercept the objective is 1-strongly convex in ``W``, hence ``|W - W*| <= |gradient|``. The stopping rule ``|gradient| <=
+  tol |W|`` therefore bounds the relative error of the weights; the intercept's own gradient, the mean residual, must be within ``tol``
+  too. Both are checked on what is returned.
 
-The minimiser is L-BFGS (Nocedal & Wright 2006, algorithm 7.4) on all problems side by side, with an exact line search in the space of
+The minimiser is L-BFGS (Nocedal & Wright 2006, algorithm 7.4) on all problems side by side, with a line search in the space of
 logits (no further product with ``x``) and a starting metric that knows the leading directions of ``x``, found once per layer by a
 randomised range finder (Halko, Martinsson & Tropp 2011, algorithm 4.4): ``C * s * x'x + 1`` inverted on them, ``s`` being the mean softmax
 curvature of the moment. Problems that are done leave the batch.
@@ -28,7 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-RANK = 64  # leading directions; more did not pay on residual-like spectra
+from gapclose.standardise import Standardised, standardise
+
 WIDE = 1024
 MEMORY = {False: 20, True: 6}  # pairs that L-BFGS keeps; beyond this width they would cost as much as the product
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -60,67 +62,13 @@ class Fit:
     """(F, S) whether ``gap`` and the mean residual of every class are within the tolerance"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Layer:
-    """One layer, standardised once over all items, and how each fold differs from that."""
-
-    x: Tensor  # (N, D)
-    train: Tensor  # (F, N), ones and zeros
-    shift: Tensor  # (F, D), mean of the training part of x
-    inverse: Tensor  # (F, D), one over its deviation; 0 where it never varies
-    mean: Tensor  # (F, D), in the units of the residuals
-    scale: Tensor  # (F, D)
-    directions: Tensor  # (D, R), orthonormal
-    energy: Tensor  # (R,), sums of squares of x along them, rising
-
-
-def _prepare(z: Tensor, train: Tensor) -> _Layer:
-    """Standardise residuals (N, D) over all items, and find what each row of ``train`` (F, N) adds to that.
-
-    Deviations come from one product; where the subtraction of squares would cancel, they are recomputed in two passes.
-    """
-    eps = 10 * torch.finfo(z.dtype).eps
-    centre = z.mean(0, dtype=torch.float64)
-    x = z - centre.to(z.dtype)
-    spread = x.square().mean(0).sqrt()
-    spread = torch.where(spread > eps * centre.abs().to(z.dtype), spread, torch.inf)
-    x /= spread
-    spread = torch.where(spread.isinf(), 1.0, spread)
-    part = train / train.sum(1, keepdim=True)  # (F, N)
-    shift, square = part @ x, part @ x.square()  # (F, D)
-    variance = square - shift.square()
-    doubtful = (variance < 1e-2 * square).any(0).nonzero()[:, 0]
-    if len(doubtful):
-        exact = x[:, doubtful].double()
-        average = part.double() @ exact
-        variance[:, doubtful] = torch.stack([p.double() @ (exact - a).square() for p, a in zip(part, average, strict=True)]).to(z.dtype)
-    deviation = variance.clamp_min(0).sqrt()
-    mean = centre.to(z.dtype) + spread * shift
-    varies = spread * deviation > eps * mean.abs()
-    directions, energy = _leading(x)
-    return _Layer(
-        x=x, train=train, shift=shift, inverse=torch.where(varies, 1 / deviation, 0.0), mean=mean,
-        scale=torch.where(varies, spread * deviation, 1.0), directions=directions, energy=energy,
-    )  # fmt: skip
-
-
-def _leading(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal leading right singular directions (D, R) of ``x`` and the sums of squares along them (R,), nearly."""
-    rank = min(RANK, max(len(x) // 2, 1), x.shape[1])  # as many as items would leave no energy for directions that a fold adds
-    start = torch.randn(len(x), rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
-    basis = torch.linalg.qr(x.T @ (x @ (x.T @ start)))[0]  # (D, R)
-    scores = x @ basis
-    energy, turn = torch.linalg.eigh(scores.T @ scores)
-    return basis @ turn, energy.clamp_min(0)
-
-
 class _Problems:
     """The problems that are still being solved: logits, residuals, gradients and the starting metric.
 
     Parameters ``theta`` are (P, K, D + 1), the intercepts last.
     """
 
-    def __init__(self, layer: _Layer, fold: Tensor, strength: Tensor, onehot: Tensor, contrasts: Tensor) -> None:
+    def __init__(self, layer: Standardised, fold: Tensor, strength: Tensor, onehot: Tensor, contrasts: Tensor) -> None:
         self.layer, self.fold, self.strength = layer, fold, strength  # fold (P,), strength (P,)
         self.onehot, self.contrasts = onehot, contrasts  # (C, N), (C, K)
         self.train = layer.train[fold]  # (P, N)
@@ -282,7 +230,7 @@ def solve(
         raise ValueError("the residuals hold values that are not finite; observe them again in a wider dtype")
     ones = torch.cat([torch.ones(classes, 1, dtype=torch.float64), torch.eye(classes, dtype=torch.float64)[:, 1:]], dim=1)
     contrasts = torch.linalg.qr(ones)[0][:, 1:].to(z)  # (C, K), orthonormal, each summing to zero
-    layer = _prepare(z, train)
+    layer = standardise(z, train)
     folds, each = len(train), len(strengths)
     fold = torch.arange(folds, device=z.device).repeat_interleave(each)
     strength = torch.tensor(strengths, dtype=z.dtype, device=z.device).repeat(folds) / (2 if classes == 2 else 1)
