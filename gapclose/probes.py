@@ -9,7 +9,7 @@ Shapes: N items, D width, C concepts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from safetensors.torch import load_file
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import nn
 
 from gapclose.files import read_json, write_json, write_tensors
 from gapclose.progress import track
+from gapclose.solver import held_out, solve
 
 FAMILIES = ("logistic", "lda", "mean_difference")
 
@@ -140,16 +140,16 @@ def fit_linear(z: np.ndarray, y: np.ndarray, family: str, strength: float) -> tu
     mean, scale = z.mean(0), z.std(0)
     scale = np.where(scale > 1e-12, scale, 1.0)
     x = (z - mean) / scale
-    classes = np.unique(y)
+    classes, index = np.unique(y, return_inverse=True)
+    if family == "logistic":
+        everything = torch.ones(1, len(y), dtype=torch.bool)
+        fit = solve(torch.as_tensor(z), torch.as_tensor(index), everything, [strength], tolerance=1e-6 if z.dtype == np.float64 else None)
+        return mean, scale, fit.weight[0, 0].numpy(), fit.bias[0, 0].numpy()
     if family == "mean_difference":
         weight = np.stack([x[y == c].mean(0) for c in classes])
         priors = np.array([(y == c).mean() for c in classes])
         return mean, scale, weight, -0.5 * (weight**2).sum(1) + np.log(priors)
-    if family == "lda":
-        model: Any = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=strength)
-    else:
-        model = LogisticRegression(C=strength, max_iter=2000)
-    model.fit(x, y)
+    model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=strength).fit(x, y)
     weight, bias = model.coef_, model.intercept_
     if len(classes) == 2:  # scikit-learn gives one row for two classes; as two rows, softmax agrees with its sigmoid
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
@@ -199,6 +199,34 @@ def fit_temperature(logits: np.ndarray, y: np.ndarray) -> float:
     return float(np.exp(found.x))
 
 
+def _searched(
+    residuals: Mapping[int, torch.Tensor],
+    layers: Sequence[int],
+    settings: Sequence[tuple[str, float]],
+    y: np.ndarray,
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> Iterator[tuple[tuple[int, str, float], np.ndarray]]:
+    """(layer, family, strength) with its out-of-fold logits (N, C); a layer's logistic probes are all fitted together."""
+    together = [strength for family, strength in settings if family == "logistic"]
+    for layer in layers:
+        z = residuals[layer]
+        logistic = iter(held_out(z, torch.as_tensor(y), folds, together).double().cpu().numpy() if together else ())
+        alone = z.double().cpu().numpy() if len(together) < len(settings) else np.empty(0)
+        for family, strength in settings:
+            yield (layer, family, strength), next(logistic) if family == "logistic" else out_of_fold(alone, y, folds, family, strength)
+
+
+def _score(logits: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Log-likelihood in nats at the best temperature, that temperature, and the accuracy."""
+    temperature = fit_temperature(logits, y)
+    log_reading = log_softmax(logits / temperature, axis=1)
+    return {
+        "log_likelihood": float(log_reading[np.arange(len(y)), y].mean()),
+        "temperature": temperature,
+        "accuracy": float((logits.argmax(1) == y).mean()),
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """The outcome of the cross-validated search."""
@@ -225,7 +253,7 @@ def choose_probe(
     """Search layers x families x regularisation by grouped cross-validation, then fit the best on everything.
 
     Args:
-        residuals: layer -> (N, D).
+        residuals: layer -> (N, D); the logistic family is searched on their device.
         y: concept index per item, (N,); every concept must occur.
         clips: group per item, (N,).
 
@@ -235,23 +263,17 @@ def choose_probe(
     absent = [c for i, c in enumerate(concepts) if i not in set(y.tolist())]
     if absent:
         raise ValueError(f"no labelled item expresses {absent}; a probe for {list(concepts)} needs some of each")
-    folds = grouped_folds(y, clips, config.folds, seed)
-    arrays = {layer: residuals[layer].double().numpy() for layer in layers}
-    grid = [(layer, *setting) for layer in layers for setting in (settings or config.settings())]
-    table, best = [], None
-    for layer, family, strength in track(grid, len(grid), label):
-        logits = out_of_fold(arrays[layer], y, folds, family, strength)
-        temperature = fit_temperature(logits, y)
-        log_reading = log_softmax(logits / temperature, axis=1)
-        score = float(log_reading[np.arange(len(y)), y].mean())
-        row = {"layer": layer, "family": family, "strength": strength, "log_likelihood": score, "temperature": temperature}
-        row["accuracy"] = float((logits.argmax(1) == y).mean())
-        table.append(row)
-        if best is None or score > best[0]["log_likelihood"]:
-            best = (row, log_reading)
-    assert best is not None
-    row, log_reading = best
-    mean, scale, weight, bias = fit_linear(arrays[row["layer"]], y, row["family"], row["strength"])
+    folds, settings = grouped_folds(y, clips, config.folds, seed), settings or config.settings()
+    table = []
+    searched = _searched(residuals, layers, settings, y, folds)
+    for (layer, family, strength), logits in track(searched, len(layers) * len(settings), label):
+        table.append({"layer": layer, "family": family, "strength": strength, **_score(logits, y)})
+    row = max(table, key=lambda r: r["log_likelihood"])
+    z = residuals[row["layer"]].double().cpu().numpy()
+    logits = out_of_fold(z, y, folds, row["family"], row["strength"])  # as a fresh probe is read later, in double precision
+    row.update(_score(logits, y))
+    log_reading = log_softmax(logits / row["temperature"], axis=1)
+    mean, scale, weight, bias = fit_linear(z, y, row["family"], row["strength"])
     probe = FrozenProbe(
         mean=mean, scale=scale, weight=weight, bias=bias, concepts=concepts,
         **{k: row[k] for k in ("temperature", "layer", "family", "strength")},

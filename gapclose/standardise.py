@@ -1,0 +1,67 @@
+"""Residuals of one layer, standardised once for all folds: what each fold changes is a shift and a scale, and those are kept apart.
+
+Shapes: N items, D width, F folds, R leading directions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RANK = 64  # leading directions; more did not pay on residual-like spectra
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standardised:
+    """One layer, standardised once over all items, and how each fold differs from that."""
+
+    x: Tensor  # (N, D)
+    train: Tensor  # (F, N), ones and zeros
+    shift: Tensor  # (F, D), mean of the training part of x
+    inverse: Tensor  # (F, D), one over its deviation; 0 where it never varies
+    mean: Tensor  # (F, D), in the units of the residuals
+    scale: Tensor  # (F, D)
+    directions: Tensor  # (D, R), orthonormal
+    energy: Tensor  # (R,), sums of squares of x along them, rising
+
+
+def standardise(z: Tensor, train: Tensor) -> Standardised:
+    """Standardise residuals (N, D) over all items, and find what each row of ``train`` (F, N) adds to that.
+
+    Deviations come from one product; where the subtraction of squares would cancel, they are recomputed in two passes.
+    """
+    eps = 10 * torch.finfo(z.dtype).eps
+    centre = z.mean(0, dtype=torch.float64)
+    x = z - centre.to(z.dtype)
+    spread = x.square().mean(0).sqrt()
+    spread = torch.where(spread > eps * centre.abs().to(z.dtype), spread, torch.inf)
+    x /= spread
+    spread = torch.where(spread.isinf(), 1.0, spread)
+    part = train / train.sum(1, keepdim=True)  # (F, N)
+    shift, square = part @ x, part @ x.square()  # (F, D)
+    variance = square - shift.square()
+    doubtful = (variance < 1e-2 * square).any(0).nonzero()[:, 0]
+    if len(doubtful):
+        exact = x[:, doubtful].double()
+        average = part.double() @ exact
+        variance[:, doubtful] = torch.stack([p.double() @ (exact - a).square() for p, a in zip(part, average, strict=True)]).to(z.dtype)
+    deviation = variance.clamp_min(0).sqrt()
+    mean = centre.to(z.dtype) + spread * shift
+    varies = spread * deviation > eps * mean.abs()
+    directions, energy = leading(x)
+    return Standardised(
+        x=x, train=train, shift=shift, inverse=torch.where(varies, 1 / deviation, 0.0), mean=mean,
+        scale=torch.where(varies, spread * deviation, 1.0), directions=directions, energy=energy,
+    )  # fmt: skip
+
+
+def leading(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal leading right singular directions (D, R) of ``x`` and the sums of squares along them (R,), nearly."""
+    rank = min(RANK, max(len(x) // 2, 1), x.shape[1])  # as many as items would leave no energy for directions that a fold adds
+    start = torch.randn(len(x), rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
+    basis = torch.linalg.qr(x.T @ (x @ (x.T @ start)))[0]  # (D, R)
+    scores = x @ basis
+    energy, turn = torch.linalg.eigh(scores.T @ scores)
+    return basis @ turn, energy.clamp_min(0)
