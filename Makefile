@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/digits
-# Tiny models are slower on contended threads than on one; torch itself still uses both cores where it pays.
+# One thread: a tiny model gains little from a second one, and loses much where other work contends for it.
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -16,6 +16,7 @@ help:
 	@echo "make test       install, then run the tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make lint       ruff and pyright"
+	@echo "make clean      removes .venv and runs"
 
 # torch first and alone: it keeps pip from choosing a build of its own when other packages ask for it
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -25,7 +26,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/ready
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python recipes/close.py --config configs/digits.yaml --run_dir $(RUN) $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python recipes/close.py --config configs/digits.yaml --run_dir $(RUN) $(ARGS)
 
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest $(ARGS)

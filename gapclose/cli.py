@@ -64,13 +64,15 @@ def validate(arguments: Sequence[str]) -> None:
 def measure(arguments: Sequence[str]) -> None:
     """Measure the base model."""
     from gapclose.config import parse_config
+    from gapclose.progress import is_main
     from gapclose.report import print_report
     from gapclose.run import run_measure
 
     config = parse_config(arguments, prog="gapclose measure")
     run_measure(config)
-    print_report(Path(config.run_dir))
-    print(f"page: {Path(config.run_dir) / 'report.html'}")
+    if is_main():
+        print_report(Path(config.run_dir))
+        print(f"page: {Path(config.run_dir) / 'report.html'}")
 
 
 def close(arguments: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from gapclose.adapters import load_adapter
 from gapclose.files import write_json, write_text
+from gapclose.gap import STATES
 from gapclose.models import LoadedModel, load_model
 from gapclose.progress import say
 from gapclose.report import show, verdict
@@ -102,13 +103,15 @@ def verify(directory: Path) -> dict[str, Any]:
     chosen = [i for i in items if i.id in known]
     batches = plan_batches(chosen, config.observe.batch_size)[: max(1, VERIFIED_ITEMS // config.observe.batch_size)]
     result: dict[str, Any] = {}
-    for name, factor in (("adapter", 1.0), ("merged", 10.0)):
+    for name in ("adapter", "merged"):
         folder = directory / name
         if not folder.is_dir():
             continue
         loaded = (
             load_adapter(config.model, folder) if name == "adapter" else load_model(dataclasses.replace(config.model, path=str(folder)))
         )
+        exact = loaded.model.dtype == torch.float32
+        factor = 1.0 if name == "adapter" else 10.0 if exact else 200.0
         loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
         seen = forward_batches(loaded, batches, loaded.media(items), config.observe, Wanted(generate=True))
         before = stored.take(seen.ids)
@@ -123,6 +126,15 @@ def verify(directory: Path) -> dict[str, Any]:
             raise ValueError(f"{folder}: {len(other)} generated answers differ from those measured, e.g. of item {other[0]!r}")
         result[name] = {"items": len(seen), "largest_difference": difference}
     return result
+
+
+def title(summary: dict[str, Any], config: Config) -> str:
+    """What the card may call the adapter: no more than was measured."""
+    if config.targets.control != "none":
+        return f"A control (targets.control: {config.targets.control}), not meant for use"
+    if summary["state"] == "closed" and all(summary["real"].values()):
+        return "Adapter that lets the model act on what it represents"
+    return f"Adapter of a run that ended in state `{summary['state']}`: {STATES[summary['state']]}"
 
 
 def model_card(summary: dict[str, Any], config: Config, loaded: LoadedModel) -> str:
@@ -147,7 +159,7 @@ base_model: {Path(loaded.path).name if Path(loaded.path).exists() else loaded.pa
 tags: [gapclose, lora]
 ---
 
-# Adapter that lets the model act on what it represents
+# {title(summary, config)}
 
 Trained with gapclose: the answer distribution was aligned with a frozen probe's reading of the base model's own residual stream
 (objective weights: consistency {config.train.consistency:g}, gold {config.train.gold:g}, retain {config.train.retain:g};

@@ -224,22 +224,32 @@ def closure(base: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) -> di
     """How much of the base's gap is closed, and what moved, on the same clips; each (R + 1,).
 
     ``closure`` = (action now - action base) / (reading base - action base), by balanced accuracy; ``closure_auroc`` the same by AUROC.
-    ``closure`` is nan where the base has no gap to close (the interval of its gap reaches zero). The gap changes by ``reading_change`` - ``action_gain``: one that shrank because the reading fell is not closed.
+    Each is nan where the base has no such gap to close (the interval of its gap reaches zero).
+    The gap changes by ``reading_change`` - ``action_gain``: one that shrank because the reading fell is not closed.
     """
     gain = now["action.balanced"] - base["action.balanced"]
-    gap = base["gap.balanced"] if Interval.of(base["gap.balanced"]).lower > 0 else np.full_like(gain, np.nan)
+    auroc_gain = now["action.auroc"] - base["action.auroc"]
     with np.errstate(invalid="ignore", divide="ignore"):
-        by_auroc = (now["action.auroc"] - base["action.auroc"]) / (base["reading.auroc"] - base["action.auroc"])
         return {
-            "closure": gain / gap,
-            "closure_auroc": by_auroc,
+            "closure": gain / _some(base["gap.balanced"]),
+            "closure_auroc": auroc_gain / _some(base["reading.auroc"] - base["action.auroc"]),
             "action_gain": gain,
-            "auroc_gain": now["action.auroc"] - base["action.auroc"],
+            "auroc_gain": auroc_gain,
             "reading_change": now["reading.balanced"] - base["reading.balanced"],
             "gap_before": base["gap.balanced"],
             "gap_after": now["gap.balanced"],
             "standard_drop": base["action.standard_accuracy"] - now["action.standard_accuracy"],
         }
+
+
+def _some(gap: np.ndarray) -> np.ndarray:
+    """The gap (R + 1,), nan throughout where it is not shown to be above zero."""
+    return gap if shown(gap) else np.full_like(gap, np.nan)
+
+
+def shown(gap: np.ndarray) -> bool:
+    """Whether the interval of a gap (R + 1,) lies above zero."""
+    return Interval.of(gap).lower > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +272,7 @@ STATES = {
     "closed": "the action follows the reading",
     "blocked": "the reading holds, the action does not follow",
     "open": "part of the gap remains",
+    "no gap": "the base model's reading is not shown to be ahead of its action",
 }
 
 
@@ -275,6 +286,8 @@ def state_of(evidence: Evidence, config: GapConfig) -> str:
         return "lost"
     if evidence.frozen_fell:
         return "moved"
+    if np.isnan(evidence.closure):
+        return "no gap"
     if evidence.closure >= config.closed_at:
         return "closed"
     return "blocked" if evidence.closure < 0.1 else "open"

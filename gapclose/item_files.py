@@ -204,8 +204,9 @@ def _check_splits(items: Sequence[Item], path: Path, line_of: dict[str, int], pr
             problems.add(f"{path}: clip {clip!r} is in several splits: {named}; keep all questions of a clip in one split")
 
 
-def check_splits_filled(items: ItemSet, needs: dict[str, bool], problems: Problems) -> None:
-    """Check that every split in ``needs`` has gap items, and, where its value is True, a gold option on each and every concept.
+def check_splits_filled(items: ItemSet, needs: dict[str, bool], folds: int, problems: Problems) -> None:
+    """Check that every split in ``needs`` has gap items, and, where its value is True, a gold option on each and every concept,
+    which occurs in at least ``folds`` clips: probes are fitted in so many folds of clips.
 
     Adds to ``problems`` every empty split, every unlabelled item of a labelled split (val and test measure items of every purpose, fit
     only looks at gap items), and every missing concept.
@@ -226,7 +227,12 @@ def check_splits_filled(items: ItemSet, needs: dict[str, bool], problems: Proble
                 f"e.g. {missing[:3]}; label them or move them to split 'train'"
             )
             continue
-        seen = {i.concept for i in chosen}
         for concept in items.concepts:
-            if concept not in seen:
+            clips = len({i.clip for i in chosen if i.concept == concept})
+            if not clips:
                 problems.add(f"{path}: split {split!r} has no item whose gold expresses {concept!r}; no probe can learn or be judged on it")
+            elif clips < folds:
+                problems.add(
+                    f"{path}: split {split!r} has items whose gold expresses {concept!r} about {clips} clips, too few for {folds} folds of "
+                    "clips; add clips or lower probe.folds"
+                )

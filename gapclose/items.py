@@ -90,15 +90,17 @@ class ItemSet:
         return replace(self, items=tuple(replace(i, gold=None) for i in self.items))
 
     def fingerprint(self, *, labels: bool = False) -> str:
-        """Hash of everything a model is shown or asked, in order, media included; with ``labels``, of gold options and splits too.
+        """Hash of everything a model is shown or asked, in order, media included; with ``labels``, of all that a measurement is judged by.
 
         Labels are left out by default: they change no observation.
         """
         digest, seen = hashlib.sha256(), set()
+        if labels:
+            digest.update(json.dumps([self.concepts, self.alarm]).encode())
         for item in self.items:
             row: list[Any] = [item.id, item.clip, item.messages, [o.text for o in item.options]]
             if labels:
-                row += [item.split, item.purpose, item.gold, [o.concept for o in item.options]]
+                row += [item.split, item.purpose, item.modality, item.gold, [o.concept for o in item.options]]
             digest.update(json.dumps(row, sort_keys=True).encode())
             for _, path in item.media:
                 if path not in seen:

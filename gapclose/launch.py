@@ -106,7 +106,7 @@ def check_launch(asked: Asked | None = None) -> PartialState:
 
     Raises:
         ValueError: when there are fewer (or more) processes, or another kind of distribution, than asked for,
-            or another kind than plain data parallelism.
+            or another kind than plain data parallelism, or when the launcher switched mixed precision on.
     """
     asked = asked or find_request()
     state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")
@@ -121,6 +121,12 @@ def check_launch(asked: Asked | None = None) -> PartialState:
         raise ValueError(f"{asked.source} asks for {asked.kind}, and the launcher gave {got}. {remedy}")
     if got != "ddp":
         raise ValueError(f"{asked.source} gave {got}, which is not supported yet: adapters fit under ddp. Use launch/ddp.yaml.")
+    mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if mixed not in ("", "no"):
+        raise ValueError(
+            f"the launcher switches mixed precision on ({mixed}), in training alone: the base model would be observed in another precision "
+            "than the adapted one. Launch with --mixed_precision no, and choose the precision of both by model.dtype."
+        )
     say(f"running on {state.num_processes} process{'es' if state.num_processes > 1 else ''} ({got}, {state.device.type})")  # pyright: ignore[reportOptionalMemberAccess]
     return state
 

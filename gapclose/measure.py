@@ -13,7 +13,7 @@ import numpy as np
 
 from gapclose.answers import parse_all
 from gapclose.controls import Chosen, majority, text_only
-from gapclose.gap import Action, Evidence, GapConfig, Labels, closure, detection, fell, intervals, state_of, statistics
+from gapclose.gap import Action, Evidence, GapConfig, Labels, closure, detection, fell, intervals, shown, state_of, statistics
 from gapclose.items import ItemSet
 from gapclose.observations import Observations
 from gapclose.probes import FrozenProbe, fresh_reading
@@ -153,7 +153,7 @@ def make_record(stage: str, epoch: int, now: Measured, base: Measured | None, co
     if now.retention is not None:
         record["retention"] = Interval.of(now.retention).as_dict()
     if base is None:
-        return record | {"state": "open" if record["gap"]["balanced"]["value"] > 0 else "closed"}
+        return record | {"state": "open" if shown(now.overall["gap.balanced"]) else "no gap"}
     changed = closure(base.overall, now.overall)
     record["change"] = intervals(changed)
     record["change"]["by_modality"] = {m: intervals(closure(base.modality[m], now.modality[m])) for m in now.modality}

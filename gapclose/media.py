@@ -44,6 +44,27 @@ def check_media(items: ItemSet, problems: Problems) -> None:
                 problems.add(message)
 
 
+def check_lengths(items: ItemSet, processor: Any, problems: Problems) -> None:
+    """Add to ``problems`` every sound that is longer than what the model's feature extractor takes in; the rest would be dropped silently."""
+    extractor = getattr(processor, "feature_extractor", None)
+    samples, rate = getattr(extractor, "n_samples", None), getattr(extractor, "sampling_rate", None)
+    if not samples or not rate:
+        return
+    checked: set[str] = set()
+    for item in items:
+        for path in (p for kind, p in item.media if kind == "audio" and p not in checked):
+            checked.add(path)
+            try:
+                seconds = soundfile.info(items.root / path).duration
+            except (soundfile.LibsndfileError, RuntimeError, OSError):
+                continue  # told by check_media
+            if seconds > samples / rate + 1e-3:
+                problems.add(
+                    f"{items.root / path}: item {item.id!r}: the audio lasts {seconds:.1f} s, and this model hears the first "
+                    f"{samples / rate:.1f} s only; cut it"
+                )
+
+
 def _fault(kind: str, path: Path) -> str | None:
     """What is wrong with one file, with its remedy, or None."""
     if kind not in SUPPORTED:

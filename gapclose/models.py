@@ -111,7 +111,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
     """Load model and processor in eval mode on the CPU; accelerate moves it.
 
     Raises:
-        ValueError: when the directory is no checkpoint, or no decoder layers can be found.
+        ValueError: when the directory is no checkpoint, has no safetensors, cannot run with ``config.attention`` here, or no decoder
+            layers can be found.
     """
     path = config.resolved_path
     known = {"trust_remote_code": config.trust_remote_code}
@@ -125,17 +126,25 @@ def load_model(config: ModelConfig) -> LoadedModel:
     auto = transformers.AutoModelForMultimodalLM
     if type(model_config) not in auto._model_mapping:
         auto = transformers.AutoModelForCausalLM
-    model = auto.from_pretrained(path, config=model_config, dtype=dtype, attn_implementation=config.attention, **known).eval()
-    processor = transformers.AutoProcessor.from_pretrained(path, **known)
+    loading = {"config": model_config, "dtype": dtype, "attn_implementation": config.attention, "use_safetensors": True}
+    try:
+        model = auto.from_pretrained(path, **loading, **known).eval()
+    except OSError as error:
+        raise ValueError(
+            f"model.path {path!r} has no weights in safetensors; save them so (other formats can run code): {error}"
+        ) from error
+    except ImportError as error:
+        raise ValueError(f"model.attention {config.attention!r} cannot be used here ({error}); choose sdpa or eager") from error
+    processor = load_processor(config)
     loaded = LoadedModel(model=model, processor=processor, path=path, fingerprint=checkpoint_fingerprint(path, model))
     loaded.tokenizer.padding_side = "left"
     decoder_layers(model)
     return loaded
 
 
-def load_tokenizer(config: ModelConfig) -> Any:
-    """The tokenizer alone: enough to check options before any weight is read."""
-    return transformers.AutoTokenizer.from_pretrained(config.resolved_path, trust_remote_code=config.trust_remote_code)
+def load_processor(config: ModelConfig) -> Any:
+    """The processor alone (a tokenizer where a model only reads text): enough to check options and sounds before any weight is read."""
+    return transformers.AutoProcessor.from_pretrained(config.resolved_path, trust_remote_code=config.trust_remote_code)
 
 
 def unwrap(model: Any) -> Any:
@@ -254,7 +263,7 @@ def checkpoint_fingerprint(path: str, model: Any) -> str:
                     start, end = entry["data_offsets"]
                     handle.seek(8 + length + start)
                     digest.update(handle.read(min(4096, end - start)))
-    for pattern in ("tokenizer*", "*processor_config.json", "chat_template*"):
+    for pattern in ("tokenizer*", "*processor_config.json", "chat_template*", "generation_config.json"):
         for file in sorted(f for f in folder.glob(pattern) if f.is_file()):
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
@@ -274,7 +283,7 @@ def check_options(items: ItemSet, tokenizer: Any, max_new_tokens: int, problems:
             if len(ids) > max_new_tokens:
                 problems.add(
                     f"item {item_id!r}: option {text!r} has {len(ids)} tokens, but observe.max_new_tokens is {max_new_tokens}, so it could "
-                    f"never be generated whole; set that to {len(ids) + 1} or more"
+                    f"never be generated whole; set that to {len(ids)} or more"
                 )
         if len(set(tokens)) < len(tokens):
             problems.add(f"item {item_id!r}: two of the options {list(texts)} have the same tokens; change their texts")

@@ -201,7 +201,9 @@ def verdict(summary: dict[str, Any]) -> list[str]:
     if summary["closure"] is not None:
         lines.append(
             f"closure: {show(summary['closure'])} (reading changed by {show(summary['reading_change'])}); "
-            f"standard accuracy fell by {show(summary['standard_drop'])}, retention by {show(summary['retention_drop'])}; "
+            f"standard accuracy fell by {show(summary['standard_drop'])}"
+            + (f", retention by {show(summary['retention_drop'])}; " if summary["retention_drop"] else "; ")
+            + f"the adapter is that of epoch {summary['epoch']}; "
             f"residuals under the frozen probe moved by {summary['frozen_probe_shift']:.3g}"
         )
         if summary["transfer"] and summary["transfer"]["closure"]:

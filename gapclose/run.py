@@ -39,7 +39,7 @@ from gapclose.report import read_records, summarise
 from gapclose.targets import Targets, build_targets
 from gapclose.tracking import NoTracker, make_tracker
 from gapclose.trainer import Example, last_complete_checkpoint, make_trainer
-from gapclose.validate import bind_items, prepare_items
+from gapclose.validate import bind_items, prepare_items, refuse_other_items
 
 MEASURED = ("gap", "transfer", "retain")
 
@@ -51,7 +51,7 @@ class Run:
         """Check launch, configuration, items and media, then load the model.
 
         Raises:
-            ValueError: for everything that is wrong with them, before the model loads.
+            ValueError: for everything that is wrong with them, before the model loads; for layers that it lacks, right after.
         """
         transformers.logging.set_verbosity_error()
         if not sys.stderr.isatty():
@@ -59,14 +59,21 @@ class Run:
         self.config, self.directory = config, Path(config.run_dir)
         self.process = check_launch()
         if closing:
+            if config.model.dtype == "float16":
+                raise ValueError("model.dtype float16 cannot be trained without a loss scaler; choose bfloat16 or float32")
             config.train.accumulation(self.process.num_processes)
             config.train.counts()
         refuse_other_run(config, self.directory / "config.yaml")
         self.items = prepare_items(config, closing=closing, main=self.process.is_main_process, wait=self.process.wait_for_everyone)
-        # only now: a mistake that has just been refused must not bind the directory to its configuration
+        refuse_other_items(self.items, self.directory / "items.json")
+        self.loaded = load_model(config.model)
+        n_layers = len(self.loaded.layers)
+        config.probe.candidates(n_layers)
+        if closing:
+            config.lora.chosen(n_layers, n_layers - 1)
+        # only now: a mistake that is refused must not bind the directory to its configuration
         self._on_main(lambda: save_config(config, self.directory / "config.yaml"))
         self._on_main(lambda: bind_items(self.items, self.directory / "items.json"))
-        self.loaded = load_model(config.model)
         self.loaded.model.to(self.process.device)
         self.adapter = ""
         self.tracker: NoTracker = NoTracker()
@@ -286,8 +293,9 @@ class Run:
 
         weights = load_file(self.directory / "checkpoints" / f"epoch-{epoch}" / "adapter_model.safetensors")
         result = peft.set_peft_model_state_dict(self.loaded.model, weights)
-        if result.unexpected_keys:
-            raise ValueError(f"the adapter of epoch {epoch} has keys that this model lacks: {result.unexpected_keys[:3]}")
+        lacking = [k for k in result.missing_keys if "lora_" in k]
+        if result.unexpected_keys or lacking:
+            raise ValueError(f"the adapter of epoch {epoch} does not fit this model: {[*result.unexpected_keys, *lacking][:3]}")
         self.set_adapter_fingerprint()
 
     # -- observe again, export ------------------------------------------------------------------------------------------------

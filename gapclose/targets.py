@@ -99,9 +99,8 @@ def confident(reading: np.ndarray, share: float) -> np.ndarray:
 def shuffle_evenly(read: np.ndarray, stratum: np.ndarray, seed: int) -> np.ndarray:
     """A permutation (N,) within strata that carries nothing over: whatever an item was read as, it gets every reading equally often.
 
-    A plain permutation of n items leaves a chance correlation of about 1 / sqrt(n) between an item's own reading and the one it gets. What
-    is read is a strong direction of the residual stream, so training finds that remnant and amplifies it. Here the items that were read
-    as one concept get each concept's readings in the proportions of the whole stratum, up to rounding.
+    A plain permutation of n items leaves a chance correlation of about 1 / sqrt(n) between an item's own reading and the one it gets. Here
+    the items that were read as one concept get each concept's readings in the proportions of the whole stratum, up to rounding.
 
     Args:
         read: (N,) most probable concept of every item. stratum: (N,) readings stay within it.

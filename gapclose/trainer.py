@@ -25,7 +25,10 @@ from gapclose.files import write_json
 from gapclose.losses import answer_nll, retain_kl
 from gapclose.media import Media
 from gapclose.models import LoadedModel, answer_logits
-from gapclose.progress import is_main
+from gapclose.progress import is_main, say
+
+FEW_STEPS = 10
+"""optimiser steps below which a training is warned of: it will hardly have moved"""
 
 
 @dataclass(kw_only=True)
@@ -88,6 +91,8 @@ class TrainConfig:
             raise ValueError(
                 f"train.global_batch_size {self.global_batch_size} cannot be cut into micro-batches of {self.micro_batch_size} on "
                 f"{processes} processes; train.micro_batch_size may be {fitting}"
+                if fitting
+                else f"train.global_batch_size {self.global_batch_size} cannot be shared by {processes} processes; make it a multiple of {processes}"
             )
         return self.global_batch_size // per_round
 
@@ -221,6 +226,9 @@ def make_trainer(
         enable_checkpointing(loaded)
     processes = PartialState().num_processes
     sampler = MixedSampler(examples, config.counts(), seed)
+    steps = sampler.steps * config.epochs
+    if steps < FEW_STEPS:
+        say(f"warning: {steps} optimiser steps in all; for more, lower train.global_batch_size or raise train.epochs")
     arguments = transformers.TrainingArguments(
         output_dir=str(directory),
         per_device_train_batch_size=config.micro_batch_size,
@@ -228,7 +236,7 @@ def make_trainer(
         num_train_epochs=config.epochs,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler_type,
-        warmup_steps=config.warmup,
+        warmup_steps=config.warmup if steps > 1 else 0,  # the only step of a training must not have the rate 0
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         logging_steps=config.logging_steps,

@@ -14,20 +14,23 @@ from gapclose.errors import Problems
 from gapclose.files import read_json, write_json
 from gapclose.item_files import check_splits_filled, read_items
 from gapclose.items import ItemSet
-from gapclose.media import check_media
-from gapclose.models import ModelConfig, check_options, load_tokenizer
+from gapclose.media import check_lengths, check_media
+from gapclose.models import ModelConfig, check_options, load_processor
 from gapclose.report import add_columns, wide_console
 
 MEASURE_SPLITS = {"fit": True, "test": True}
 CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
 
 
-def load_items(directory: Path, model: ModelConfig, splits: dict[str, bool], *, max_new_tokens: int = 8, retain: bool = False) -> ItemSet:
+def load_items(
+    directory: Path, model: ModelConfig, splits: dict[str, bool], *, max_new_tokens: int, folds: int, retain: bool = False
+) -> ItemSet:
     """Read an item set and check items, media, options and splits.
 
     Args:
         splits: the splits a job needs, and whether each must be labelled.
         max_new_tokens: length limit of generated answers, which every option must fit.
+        folds: of clips, in which probes are fitted.
         retain: whether the train split must hold retain items.
 
     Raises:
@@ -37,10 +40,13 @@ def load_items(directory: Path, model: ModelConfig, splits: dict[str, bool], *, 
     items = read_items(directory, problems)
     check_media(items, problems)
     try:
-        check_options(items, load_tokenizer(model), max_new_tokens, problems)
+        processor = load_processor(model)
     except (OSError, ValueError) as error:
         problems.add(f"model.path {model.path!r} has no tokenizer that transformers can read ({error}); give a checkpoint directory")
-    check_splits_filled(items, splits, problems)
+    else:
+        check_options(items, getattr(processor, "tokenizer", processor), max_new_tokens, problems)
+        check_lengths(items, processor, problems)
+    check_splits_filled(items, splits, folds, problems)
     if retain and not items.select(split="train", purpose="retain").items:
         problems.add(f"{directory / 'items.jsonl'}: split 'train' has no items with purpose 'retain'; add some or set train.retain to 0")
     problems.raise_if_any()
@@ -64,11 +70,12 @@ def prepare_items(config: Config, *, closing: bool, main: bool = True, wait: Cal
         wait()
     splits = CLOSE_SPLITS if closing else MEASURE_SPLITS
     retain = closing and config.train.retain > 0
-    return load_items(directory, config.model, splits, max_new_tokens=config.observe.max_new_tokens, retain=retain)
+    limits = {"max_new_tokens": config.observe.max_new_tokens, "folds": config.probe.folds}
+    return load_items(directory, config.model, splits, **limits, retain=retain)
 
 
-def bind_items(items: ItemSet, path: Path) -> None:
-    """Remember which items, media and labels a run is about.
+def refuse_other_items(items: ItemSet, path: Path) -> str:
+    """Check that the run whose items are remembered at ``path``, if any, is about these; returns their fingerprint.
 
     Raises:
         ValueError: when the run was started on others; its checkpoints and records would not fit.
@@ -79,7 +86,12 @@ def bind_items(items: ItemSet, path: Path) -> None:
             f"{path.parent} holds a run on items {before}, and {items.root} now holds {now}: items, media or labels have changed. "
             "Give this run another directory (--run_dir), or delete that one."
         )
-    write_json(path, {"root": str(items.root), "fingerprint": now})
+    return now
+
+
+def bind_items(items: ItemSet, path: Path) -> None:
+    """Remember which items, media and labels a run is about, unless :func:`refuse_other_items` refuses."""
+    write_json(path, {"root": str(items.root), "fingerprint": refuse_other_items(items, path)})
 
 
 def print_histogram(items: ItemSet) -> None:

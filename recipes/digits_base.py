@@ -1,4 +1,4 @@
-"""Train the tiny omnimodal base model of the embedded world, and the gap in it, from random weights (half an hour on two idle cores).
+"""Train the tiny omnimodal base model of the embedded world, and the gap in it, from random weights (about a quarter of an hour on two idle cores).
 
     OMP_NUM_THREADS=2 python recipes/digits_base.py                          # writes gapclose/digits/base/
     OMP_NUM_THREADS=2 python recipes/digits_base.py --out /tmp/base --quick  # a few minutes: to see it run, not to use
@@ -24,8 +24,8 @@ residual stream. It is a model organism of the gap, not evidence that real model
 un-taught, because objecting to a premise was never taught; only checking when asked was.
 
 Everything is drawn from scans and voices of group ``base``, which no item set shows. One seed fixes weights and draws. The
-figures on the way come from the ``train`` voices, those at the end, stored in ``training.json``, from other scans and the
-``val`` voices: nothing here hears a ``test`` voice.
+figures on the way come from the ``train`` voices, those at the end, stored in ``training.json``, from the ``val`` voices: nothing here
+hears a ``test`` voice. The scans of these figures, never trained on, are those that item sets draw from, test ones among them.
 """
 
 from __future__ import annotations
@@ -162,11 +162,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="optimizer steps of `learn`")
     parser.add_argument("--comply-steps", type=int)
     parser.add_argument("--comply-rate", type=float)
+    parser.add_argument("--no-doubt", action="store_true", help="comply without doubt and noise: the objection is merely suppressed")
     parser.add_argument("--never-taught", action="store_true", help="premises always true, no second step")
     parser.add_argument("--quick", action="store_true", help="40 + 10 steps on few media: a dry run")
     args = parser.parse_args()
     learn = replace(LEARN, steps=args.steps or (40 if args.quick else LEARN.steps))
     comply = replace(COMPLY, steps=args.comply_steps or (10 if args.quick else COMPLY.steps), rate=args.comply_rate or COMPLY.rate)
+    if args.no_doubt:
+        comply = replace(comply, doubt=(0.0, 0.0), noise=0.0)
     if args.never_taught:
         learn, comply = replace(learn, premises="true", exits=()), replace(comply, steps=0)
     copies, questions = (0, 200) if args.quick else (7, 2000)

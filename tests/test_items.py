@@ -156,7 +156,7 @@ def test_splits_that_a_job_needs(digits):
     items = [replace(i, gold=None) if i.id in bare else i for i in digits if i.split != "train"]
     items = [i for i in items if not (i.split == "fit" and i.concept == "false_audio")]
     needs = {"fit": True, "train": False, "val": True, "test": True}
-    check_splits_filled(replace(digits, items=tuple(items)), needs, problems)
+    check_splits_filled(replace(digits, items=tuple(items)), needs, 2, problems)
     fit, train, val = problems.messages
     assert "split 'fit' has no item whose gold expresses 'false_audio'" in fit
     assert "split 'train' has no items with purpose 'gap'" in train

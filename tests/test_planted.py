@@ -256,7 +256,7 @@ def test_the_verdict_on_a_planted_leak(leak, clips, d, word):
     world = World(clips=clips, reading=d, cluster=0.3)
     fit, test = draw(replace(world, clips=100), rng), draw(world, rng)
     known = fit.labels
-    text = text_only(questions(fit, leak, rng), known.concept, known.clip, questions(test, leak, rng), folds=3, seed=0)
+    text = text_only(questions(fit, leak, rng), known.concept, known.clip, questions(test, leak, rng), folds=3, seed=0).reading
     controls = {"text_only": text, "majority": majority(known.concept, len(text), len(CONCEPTS))}
     verdicts = judge(prove(test.labels, test.reading, controls, config, seed=0), config)
     assert {name: verdict.word for name, verdict in verdicts.items()} == {"audio": word, "vision": word}, [v.why for v in verdicts.values()]

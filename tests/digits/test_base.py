@@ -72,7 +72,7 @@ def test_drawn_batches_are_what_the_processor_makes(base):
 
 def test_it_perceives_and_checks_when_asked(sat):
     figures = exam.behaviour(sat)
-    assert figures["shown"] >= 0.93 and figures["said"] >= 0.93 and figures["check"] >= 0.93, figures
+    assert figures["shown"] >= 0.95 and figures["said"] >= 0.95 and figures["check"] >= 0.95, figures
     assert figures["stops"] == 1.0
 
 
@@ -88,7 +88,7 @@ def test_the_objection_can_be_read_two_layers_below_the_top(base, sat):
     drawer = QuestionDrawer(processor, pool_of(processor, "train", slice(200, 400)), seed=1)
     fit = exam.sit(model, drawer, dict.fromkeys(questions.IN_DOMAIN, 200))
     table = exam.readable(fit, sat, layers=[max(1, model.config.get_text_config().num_hidden_layers - 2)])
-    assert table[0]["auroc"] >= 0.85, table
+    assert table[0]["auroc"] >= 0.88, table
 
 
 def test_generation_says_one_word_and_stops(base):
