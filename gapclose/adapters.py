@@ -96,7 +96,7 @@ def load_adapter(config: ModelConfig, folder: Path) -> LoadedModel:
     if differing:
         raise ValueError(f"{folder}: {len(differing)} adapter tensors differ after loading, e.g. {differing[:3]}")
     if not any(v.abs().max() > 0 for k, v in applied.items() if "lora_B" in k):
-        raise ValueError(f"{folder}: every lora_B is zero; the adapter changes nothing")
+        raise ValueError(f"{folder}: every lora_B is zero; the adapter changes nothing (was there more than one optimiser step?)")
     loaded.model.eval()
     return loaded
 

@@ -142,7 +142,7 @@ def _refuse_unknown(arguments: Sequence[str]) -> list[str]:
             files.append(str(path))
             for name in _file_keys(path, problems):
                 check(name, str(path))
-        elif key != "help":
+        elif key not in ("help", "print_config"):
             check(key, "command line")
     problems.raise_if_any()
     return files

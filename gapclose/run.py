@@ -155,7 +155,7 @@ class Run:
         line = f"{record['stage']}: action {action:.3f}, reading {reading:.3f} (balanced)"
         if "change" in record:
             line += (
-                f", closure {_number(record['change']['closure'])}, standard accuracy {-record['change']['standard_drop']['value']:+.3f}"
+                f", closure {_number(record['change']['closure'])}, standard accuracy {0.0 - record['change']['standard_drop']['value']:+.3f}"
             )
         say(f"{line}, state: {record['state']}")
         if record["state"] not in ("open", "closed"):
