@@ -46,6 +46,10 @@ if TYPE_CHECKING:
     from gapclose.run import Run
 
 
+WORDING = ("majority", "text_only", "text_encoder", "options")
+"""the controls that a verdict compares with: what a reader without the media could know"""
+
+
 class Examination:
     """The base model's fit and test items with what was observed of them, and the controls on them."""
 
@@ -273,8 +277,9 @@ def examine(run: Run, *, thorough: bool) -> dict[str, Any]:
     controls = now.text_controls()
     entries = [now.judge.entry(c) for c in controls]
     rest: dict[str, Any] = {}
+    more: list[Control] = []
     if thorough:
-        more = now.feature_controls()
+        more += now.feature_controls()
         if wanted.layers:
             embedding, rest["layers"] = now.layers()
             more.append(embedding)
@@ -302,6 +307,6 @@ def examine(run: Run, *, thorough: bool) -> dict[str, Any]:
         seed=run.config.seed,
         data_root=data_root(run.items.root, run.directory),
         controls=entries,
-        text_readings={c.name: c.readings[0] for c in controls},
+        text_readings={c.name: c.readings[0] for c in [*controls, *more] if c.name in WORDING},
         **rest,
     )

@@ -198,6 +198,8 @@ def _meaning(difference: Any, at_chance: bool | None, chance: float | None) -> t
     if difference is not None and difference["lower"] is not None:
         beaten = difference["lower"] > 0
         good = good and beaten
+        if at_chance is None and not beaten:  # residuals without the wording, say, may read as well: nothing is wrong with that
+            return None
         words.append("the reading beats it" if beaten else "the reading does not beat it")
     return (good, "; ".join(words)) if words else None
 

@@ -154,9 +154,7 @@ class Run:
         action, reading = record["action"]["balanced"]["value"], record["reading"]["balanced"]["value"]
         line = f"{record['stage']}: action {action:.3f}, reading {reading:.3f} (balanced)"
         if "change" in record:
-            line += (
-                f", closure {_number(record['change']['closure'])}, standard accuracy {0.0 - record['change']['standard_drop']['value']:+.3f}"
-            )
+            line += f", closure {_number(record['change']['closure'])}, standard accuracy {0.0 - record['change']['standard_drop']['value']:+.3f}"
         say(f"{line}, state: {record['state']}")
         if record["state"] not in ("open", "closed"):
             say(f"  warning: {record['state']}: {STATES[record['state']]}")

@@ -109,7 +109,9 @@ def test_the_fresh_process_tells_what_is_wrong(copied):
     damage("zero", copied)
     with pytest.raises(ValueError, match="the export does not reproduce what was measured") as error:
         verify_in_fresh_process(copied)
-    assert str(error.value).splitlines()[1:] == [f"{copied / 'adapter'}: every lora_B is zero; the adapter changes nothing (was there more than one optimiser step?)"]
+    assert str(error.value).splitlines()[1:] == [
+        f"{copied / 'adapter'}: every lora_B is zero; the adapter changes nothing (was there more than one optimiser step?)"
+    ]
 
 
 def test_a_verification_that_breaks_is_no_mismatch(copied):
