@@ -388,3 +388,16 @@ def test_too_few_replicates_are_refused():
     """Percentiles of a handful are no interval."""
     with pytest.raises(ValueError, match=r"gap\.replicates is 10"):
         GapConfig(replicates=10)
+
+
+def test_without_a_gap_there_is_no_closure():
+    """By either measure, where the interval of the base's gap reaches zero; and the state says so."""
+    rng = np.random.default_rng(0)
+    noise = np.r_[0.0, rng.normal(scale=0.1, size=200)]
+    base = {f"{side}.{kind}": 0.5 + noise * (side == "reading") for side in ("action", "reading") for kind in ("balanced", "auroc")}
+    base |= {"gap.balanced": base["reading.balanced"] - base["action.balanced"], "action.standard_accuracy": np.ones(201)}
+    now = base | {"action.balanced": base["action.balanced"] + 0.1, "action.auroc": base["action.auroc"] + 0.1}
+    changed = closure(base, now)
+    assert np.isnan(changed["closure"]).all() and np.isnan(changed["closure_auroc"]).all()
+    evidence = Evidence(closure=float("nan"), standard_drop=0.0, frozen_fell=False, fresh_fell=False, parse_rate=1.0, base_parse_rate=1.0)
+    assert state_of(evidence, GapConfig()) == "no gap"

@@ -174,3 +174,12 @@ def test_a_real_launch_of_one_process_where_two_were_asked_for_is_refused(tmp_pa
     )
     assert result.returncode != 0
     assert "error: the `accelerate launch` command asks for 2 processes, and this one sees 1. On CPUs:" in result.stderr
+
+
+def test_mixed_precision_of_the_launcher_is_refused(monkeypatch):
+    """It would train in another precision than the base model was observed in."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match=r"mixed precision on \(bf16\).*--mixed_precision no"):
+        check_launch(Asked())
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    check_launch(Asked())

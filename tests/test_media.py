@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from gapclose.errors import Problems
 from gapclose.items import Item, ItemSet, Option
-from gapclose.media import Media, check_media
+from gapclose.media import Media, check_lengths, check_media
 
 RATE = 16_000
 
@@ -143,3 +144,21 @@ def test_digits_media_are_whole(digits):
     lost = replace(digits.items[0], messages=[{"role": "user", "content": [{"type": "audio", "path": "media/lost.wav"}]}])
     check_media(replace(digits, items=(lost,)), problems)
     assert len(problems) == 1
+
+
+def test_a_sound_longer_than_the_model_hears_is_named(tmp_path):
+    """With both lengths; once a file; a model without such a limit, or without ears, takes all."""
+    wav(tmp_path / "long.wav", np.zeros(2 * RATE))
+    wav(tmp_path / "short.wav", np.zeros(RATE))
+    sounds = [{"type": "audio", "path": name} for name in ("long.wav", "short.wav", "lost.wav")]
+    options = [Option(text=t, concept=t) for t in ("a", "b")]
+    common = {"split": "test", "modality": "m", "clip": "c", "options": options}
+    made = [Item(id=i, messages=[{"role": "user", "content": sounds}], **common) for i in ("one", "two")]
+    items = ItemSet(root=tmp_path, name="n", concepts=("a", "b"), alarm=(), items=tuple(made))
+    for extractor in (None, SimpleNamespace(sampling_rate=RATE), SimpleNamespace(sampling_rate=RATE, n_samples=3 * RATE)):
+        problems = Problems("sounds")
+        check_lengths(items, SimpleNamespace(feature_extractor=extractor), problems)
+        assert not problems.messages
+    check_lengths(items, SimpleNamespace(feature_extractor=SimpleNamespace(sampling_rate=RATE, n_samples=RATE)), problems)
+    (message,) = problems.messages
+    assert message.startswith(f"{tmp_path / 'long.wav'}: item 'one': the audio lasts 2.0 s, and this model hears the first 1.0 s only")
