@@ -175,6 +175,7 @@ class Examination:
         ]
         capacity = Control(
             name="random_label_items",
+            guards="out-of-fold reading of fit",
             label=f"a random label per clip, folds over items of fit ({draws} draws); difference to the out-of-fold reading of fit",
             question="could the probe have learnt the clips by heart (selectivity, Hewitt & Liang 2019)?",
             readings=inside,

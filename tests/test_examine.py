@@ -72,7 +72,9 @@ def test_every_control_stands_beside_the_reading(whole):
     """In reading order, with intervals in every scope, and a word on chance where it should be at chance."""
     assert [c["name"] for c in whole["controls"]] == NAMES
     for control in whole["controls"]:
-        assert control["guards"] in ("reading", "gap") and control["question"].endswith("?") and control["label"]
+        judged_on_fit = {"random_label_items": "out-of-fold reading of fit"}
+        guards = judged_on_fit.get(control["name"]) or ("gap" if control["name"] == "action_confidence" else "reading")
+        assert control["guards"] == guards and control["question"].endswith("?") and control["label"]
         for key in ("balanced", "auroc", "difference"):
             assert set(control[key]) == SCOPES and all(is_interval(i) for i in control[key].values())
         assert (control["chance"] is None) == (control["at_chance"] is None)
