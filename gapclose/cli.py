@@ -65,7 +65,7 @@ def measure(arguments: Sequence[str]) -> None:
     """Measure the base model."""
     from gapclose.config import parse_config
     from gapclose.progress import is_main
-    from gapclose.report import print_report
+    from gapclose.report.console import print_report
     from gapclose.run import run_measure
 
     config = parse_config(arguments, prog="gapclose measure")
@@ -79,7 +79,7 @@ def close(arguments: Sequence[str]) -> None:
     """The whole loop."""
     from gapclose.config import parse_config
     from gapclose.progress import is_main
-    from gapclose.report import print_report
+    from gapclose.report.console import print_report
     from gapclose.run import run_close
 
     config = parse_config(arguments, prog="gapclose close")
@@ -94,7 +94,7 @@ def export(arguments: Sequence[str]) -> None:
     from gapclose.adapters import load_adapter
     from gapclose.config import parse_config, refuse_other_run
     from gapclose.export import export_run
-    from gapclose.report import summarise
+    from gapclose.report.summary import summarise
 
     config = parse_config(arguments, prog="gapclose export")
     directory = Path(config.run_dir)
@@ -114,7 +114,7 @@ def report(arguments: Sequence[str]) -> None:
     """Show one run, or compare several."""
     runs, as_json, html = _report_arguments(arguments)
     if len(runs) > 1:
-        from gapclose.compare import compare, print_comparison, write_comparison
+        from gapclose.report.compare import compare, print_comparison, write_comparison
 
         found = compare(runs)
         if as_json:
@@ -123,7 +123,8 @@ def report(arguments: Sequence[str]) -> None:
             print_comparison(found)
         _write(html, lambda path: write_comparison(found, path), quiet=as_json)
         return
-    from gapclose.report import print_report, summarise
+    from gapclose.report.console import print_report
+    from gapclose.report.summary import summarise
 
     if as_json:
         print(json.dumps(summarise(runs[0]), indent=1))
@@ -132,7 +133,7 @@ def report(arguments: Sequence[str]) -> None:
         html = html or runs[0] / "report.html"
 
     def write(path: Path) -> None:
-        from gapclose.page import write_page  # figures take a second to import
+        from gapclose.report.page import write_page  # figures take a second to import
 
         write_page(runs[0], path)
 

@@ -16,8 +16,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from gapclose.adapters import LoraConfig
-from gapclose.controls import ControlsConfig
 from gapclose.errors import Problems
+from gapclose.examine.config import ControlsConfig
 from gapclose.files import write_text
 from gapclose.gap import GapConfig
 from gapclose.models import ModelConfig

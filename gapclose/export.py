@@ -20,7 +20,7 @@ from gapclose.files import write_json, write_text
 from gapclose.gap import STATES
 from gapclose.models import LoadedModel, load_model
 from gapclose.progress import say
-from gapclose.report import show, verdict
+from gapclose.report.console import show, verdict
 
 if TYPE_CHECKING:
     from gapclose.config import Config

@@ -5,18 +5,19 @@ Pure functions of stored observations and labels; no model is touched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gapclose.answers import parse_all
-from gapclose.controls import Chosen, majority, text_only
+from gapclose.examine.features import Chosen, majority, text_only
 from gapclose.gap import Action, Evidence, GapConfig, Labels, closure, detection, fell, intervals, shown, state_of, statistics
 from gapclose.items import ItemSet
 from gapclose.observations import Observations
 from gapclose.probes import FrozenProbe, fresh_reading
+from gapclose.progress import say
 from gapclose.resample import Clips, Interval
 
 Statistics = dict[str, np.ndarray]
@@ -178,3 +179,20 @@ def _evidence(changed: Mapping[str, np.ndarray], now: Measured, base: Measured, 
         parse_rate=now.parse_rate,
         base_parse_rate=base.parse_rate,
     )
+
+
+def best_epoch(records: Sequence[Mapping[str, Any]], epochs: int, config: GapConfig) -> int:
+    """The epoch with the highest balanced action on val whose standard accuracy stays within the budget.
+
+    When none does, the one that loses least; its state tells.
+
+    Args:
+        records: lines of ``gap.jsonl``. epochs: later ones are left out.
+    """
+    after = [r for r in records if r["stage"].startswith("epoch-") and r["epoch"] <= epochs]
+    after = [r for r in after if r["state"] not in ("collapsed", "lost")] or after
+    within = [r for r in after if r["change"]["standard_drop"]["value"] <= config.standard_budget]
+    if within:
+        return max(within, key=lambda r: (r["action"]["balanced"]["value"], -r["epoch"]))["epoch"]
+    say("warning: every epoch loses more standard accuracy than the budget; keeping the one that loses least")
+    return min(after, key=lambda r: r["change"]["standard_drop"]["value"])["epoch"]

@@ -19,25 +19,25 @@ from safetensors.torch import load_file
 
 from gapclose.adapters import adapter_fingerprint, add_lora
 from gapclose.config import Config, refuse_other_run, save_config
-from gapclose.controls import Chosen
-from gapclose.examine import examine
+from gapclose.examine.examination import examine
+from gapclose.examine.features import Chosen
 from gapclose.export import export_run
-from gapclose.figures import draw_epochs
 from gapclose.files import read_json, write_json, write_text
 from gapclose.gap import STATES, Labels, option_concepts
 from gapclose.items import ItemSet
 from gapclose.launch import check_launch, environment
-from gapclose.measure import Measured, make_record, measure, read_text, text_control
+from gapclose.measure import Measured, best_epoch, make_record, measure, read_text, text_control
 from gapclose.media import SUPPORTED
 from gapclose.models import load_model
 from gapclose.observations import Observations
 from gapclose.observe import Wanted, observe
-from gapclose.page import write_page
 from gapclose.probes import FrozenProbe, ProbeConfig, choose_probe
 from gapclose.progress import say
-from gapclose.report import read_records, summarise
+from gapclose.report.figures import draw_epochs
+from gapclose.report.page import write_page
+from gapclose.report.summary import read_records, summarise
 from gapclose.targets import Targets, build_targets
-from gapclose.tracking import NoTracker, make_tracker
+from gapclose.tracking import LossLines, NoTracker, make_tracker
 from gapclose.trainer import Example, last_complete_checkpoint, make_trainer
 from gapclose.validate import bind_items, prepare_items, refuse_other_items
 
@@ -256,7 +256,14 @@ class Run:
 
         media = self.loaded.media(self.items, blank=self.blanked)
         trainer = make_trainer(
-            self.loaded, examples, media, config.train, directory, seed=config.seed, after_epoch=after_epoch, callbacks=[LossLines(self)]
+            self.loaded,
+            examples,
+            media,
+            config.train,
+            directory,
+            seed=config.seed,
+            after_epoch=after_epoch,
+            callbacks=[LossLines(self.tracker)],
         )
         resume = last_complete_checkpoint(directory)
         if resume is not None:
@@ -267,19 +274,6 @@ class Run:
     def set_adapter_fingerprint(self) -> None:
         """Name the current adapter weights, so that observations of one adapter are never taken for another's."""
         self.adapter = adapter_fingerprint(self.loaded.model)
-
-    def best_epoch(self) -> int:
-        """The epoch with the highest balanced action on val whose standard accuracy stays within the budget.
-
-        When none does, the one that loses least; its state tells.
-        """
-        records = [r for r in read_records(self.directory) if r["stage"].startswith("epoch-") and r["epoch"] <= self.config.train.epochs]
-        records = [r for r in records if r["state"] not in ("collapsed", "lost")] or records
-        within = [r for r in records if r["change"]["standard_drop"]["value"] <= self.config.gap.standard_budget]
-        if within:
-            return max(within, key=lambda r: (r["action"]["balanced"]["value"], -r["epoch"]))["epoch"]
-        say("warning: every epoch loses more standard accuracy than the budget; keeping the one that loses least")
-        return min(records, key=lambda r: r["change"]["standard_drop"]["value"])["epoch"]
 
     def load_epoch(self, epoch: int) -> None:
         """Put the adapter of an epoch into the model.
@@ -300,7 +294,7 @@ class Run:
 
     def finish(self, base: Measured) -> dict[str, Any]:
         """Measure the best epoch's adapter on test, once; export it with its evidence; close the tracker."""
-        epoch = self.best_epoch()
+        epoch = best_epoch(read_records(self.directory), self.config.train.epochs, self.config.gap)
         self.load_epoch(epoch)
         now = self.measure("adapted", "test", replace=True)
         self.record(make_record("adapted/test", epoch, now, base, self.config.gap, self.config.seed))
@@ -316,20 +310,6 @@ class Run:
         import dataclasses
 
         self.tracker = make_tracker(self.config, dataclasses.asdict(self.config))
-
-
-class LossLines(transformers.TrainerCallback):
-    """Prints and mirrors the losses that the trainer logs."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        values = {k: v for k, v in (logs or {}).items() if k.startswith("loss") or k in ("learning_rate", "grad_norm")}
-        if "loss" in values:
-            terms = ", ".join(f"{k.removeprefix('loss/')} {float(v):.4f}" for k, v in values.items() if k.startswith("loss"))
-            say(f"step {state.global_step}/{state.max_steps}: {terms}")
-            self.run.tracker.losses(state.global_step, {k: float(v) for k, v in values.items()})
 
 
 def _number(interval: dict[str, float | None]) -> str:

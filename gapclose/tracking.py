@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import transformers
+
 from gapclose.config import Config
 from gapclose.files import read_json, write_json
-from gapclose.progress import is_main
+from gapclose.progress import is_main, say
 
 
 def scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -87,3 +89,17 @@ class WandbTracker(NoTracker):
 def make_tracker(config: Config, settings: dict[str, Any]) -> NoTracker:
     """The tracker that ``config.tracking`` names, on the main process; nothing elsewhere."""
     return WandbTracker(config, settings) if config.tracking == "wandb" and is_main() else NoTracker()
+
+
+class LossLines(transformers.TrainerCallback):
+    """Prints and mirrors the losses that the trainer logs."""
+
+    def __init__(self, tracker: NoTracker) -> None:
+        self.tracker = tracker
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        values = {k: v for k, v in (logs or {}).items() if k.startswith("loss") or k in ("learning_rate", "grad_norm")}
+        if "loss" in values:
+            terms = ", ".join(f"{k.removeprefix('loss/')} {float(v):.4f}" for k, v in values.items() if k.startswith("loss"))
+            say(f"step {state.global_step}/{state.max_steps}: {terms}")
+            self.tracker.losses(state.global_step, {k: float(v) for k, v in values.items()})

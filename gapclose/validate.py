@@ -16,7 +16,7 @@ from gapclose.item_files import check_splits_filled, read_items
 from gapclose.items import ItemSet
 from gapclose.media import check_lengths, check_media
 from gapclose.models import ModelConfig, check_options, load_processor
-from gapclose.report import add_columns, wide_console
+from gapclose.report.console import add_columns, wide_console
 
 MEASURE_SPLITS = {"fit": True, "test": True}
 CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}

@@ -21,7 +21,8 @@ from gapclose.item_files import read_items
 from gapclose.models import LoadedModel
 from gapclose.observations import read_observations
 from gapclose.observe import Wanted, forward_batches, plan_batches
-from gapclose.report import read_records, show, summarise
+from gapclose.report.console import show
+from gapclose.report.summary import read_records, summarise
 from gapclose.trainer import GapTrainer
 
 

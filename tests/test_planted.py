@@ -13,7 +13,7 @@ import pytest
 from scipy.special import expit
 from scipy.stats import norm
 
-from gapclose.controls import majority, text_only
+from gapclose.examine.features import majority, text_only
 from gapclose.gap import STATES, Action, GapConfig, Labels, closure, statistics
 from gapclose.measure import Measured, make_record
 from gapclose.resample import Clips, Interval

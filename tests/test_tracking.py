@@ -14,7 +14,7 @@ import pytest
 from gapclose.cli import main
 from gapclose.config import Config, TrackingConfig
 from gapclose.files import read_json
-from gapclose.report import read_records, summarise
+from gapclose.report.summary import read_records, summarise
 from gapclose.tracking import NoTracker, WandbTracker, make_tracker, scalars
 
 

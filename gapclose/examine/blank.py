@@ -12,9 +12,9 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from gapclose.controls import refit
+from gapclose.examine.judge import Control
+from gapclose.examine.refits import refit
 from gapclose.items import Item
-from gapclose.judge import Control
 from gapclose.probes import FrozenProbe
 
 OFF = {"image": "vision off", "audio": "audio off"}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import softmax
 
-from gapclose.controls import shuffled
+from gapclose.examine.refits import shuffled
 from gapclose.probes import FrozenProbe, fit_linear, fit_temperature, linear_logits
 from gapclose.progress import track
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from gapclose.examine.judge import Judge
+from gapclose.examine.localise import final_norm, first_tokens, interchange, layer_profile, lens_scores, make_lens, twins
 from gapclose.gap import Labels
 from gapclose.items import Option
-from gapclose.judge import Judge
-from gapclose.localise import final_norm, first_tokens, interchange, layer_profile, lens_scores, make_lens, twins
 from gapclose.models import ModelConfig, load_model
 from gapclose.observe import ObserveConfig, Wanted, forward_batches, observe, plan_batches
 from gapclose.patching import patched_at

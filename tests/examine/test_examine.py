@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from gapclose.cli import main
+from gapclose.examine.measurement import confusion, curve, data_root
 from gapclose.gap import Action, Labels
 from gapclose.items import Item, ItemSet, Option
-from gapclose.measurement import confusion, curve, data_root
 from gapclose.observations import read_observations
 
 KEYS = (

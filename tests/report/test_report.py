@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from gapclose import figures, report
 from gapclose.cli import main
 from gapclose.gap import STATES
-from gapclose.report import print_report, read_records, record_of, show, summarise, verdict
+from gapclose.report import console as report
+from gapclose.report import figures
+from gapclose.report.console import print_report, show, verdict
+from gapclose.report.summary import read_records, record_of, summarise
 
 HEADINGS = ("stage", "action", "generated", "reading", "fresh", "sentinel", "retained", "closure", "state")
 STAGES = ("base/val", "base/test", "epoch-1/val", "epoch-2/val", "adapted/test")

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gapclose.report import add_columns, show, summarise, wide_console
+from gapclose.report.console import add_columns, show, wide_console
+from gapclose.report.summary import summarise
 from gapclose.settings import FREE_KEYS, read_settings
 
 COLUMNS = {
@@ -85,9 +86,9 @@ def write_comparison(runs: Sequence[dict[str, Any]], path: Path) -> None:
     """Write the comparison as one self-contained HTML file."""
     from markupsafe import Markup
 
-    from gapclose import figures
     from gapclose.files import write_text
-    from gapclose.markup import render
+    from gapclose.report import figures
+    from gapclose.report.markup import render
 
     called = names([r["run"] for r in runs])
     title = _counts(runs)

@@ -13,12 +13,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from gapclose import __version__, figures
-from gapclose.embed import Embedder
+from gapclose import __version__
 from gapclose.files import read_json, write_text
 from gapclose.gap import STATES
-from gapclose.markup import render
-from gapclose.report import GAPS, TEST_ROWS, read_records, record_of, summarise, verdict
+from gapclose.report import figures
+from gapclose.report.console import GAPS, TEST_ROWS, verdict
+from gapclose.report.embed import Embedder
+from gapclose.report.markup import render
+from gapclose.report.summary import read_records, record_of, summarise
 from gapclose.settings import read_settings
 
 MEASUREMENT_VERSION = 1

@@ -17,27 +17,17 @@ import numpy as np
 import torch
 from sklearn.model_selection import StratifiedKFold
 
-from gapclose.blank import blank_controls, blank_sets, blank_stage
-from gapclose.codelength import codelength
-from gapclose.controls import (
-    action_features,
-    clip_labels,
-    concept_shares,
-    feature_reading,
-    majority,
-    option_features,
-    refit,
-    refit_within,
-    residualise,
-    shuffled,
-)
-from gapclose.encoder import encode
+from gapclose.examine.blank import blank_controls, blank_sets, blank_stage
+from gapclose.examine.codelength import codelength
+from gapclose.examine.encoder import encode
+from gapclose.examine.features import action_features, feature_reading, majority, option_features
+from gapclose.examine.judge import Control, Judge
+from gapclose.examine.localise import interchange, layer_profile, make_lens, twins
+from gapclose.examine.measurement import assemble, data_root
+from gapclose.examine.nested import nested_reading
+from gapclose.examine.refits import clip_labels, concept_shares, refit, refit_within, residualise, shuffled
 from gapclose.gap import Labels
-from gapclose.judge import Control, Judge
-from gapclose.localise import interchange, layer_profile, make_lens, twins
 from gapclose.measure import scored
-from gapclose.measurement import assemble, data_root
-from gapclose.nested import nested_reading
 from gapclose.observations import Observations, pad_options, read_observations
 from gapclose.progress import say, track
 from gapclose.resample import Interval

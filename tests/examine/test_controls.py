@@ -9,27 +9,16 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
 
-from gapclose import controls as module
-from gapclose.blank import blank_controls, blank_sets, blank_stage
-from gapclose.codelength import clip_blocks, codelength, online_bits
-from gapclose.controls import (
-    ControlsConfig,
-    action_features,
-    clip_labels,
-    concept_shares,
-    feature_reading,
-    majority,
-    option_features,
-    refit,
-    refit_within,
-    residualise,
-    shuffled,
-    text_only,
-)  # fmt: skip
-from gapclose.encoder import encode
+from gapclose.examine import features as module
+from gapclose.examine.blank import blank_controls, blank_sets, blank_stage
+from gapclose.examine.codelength import clip_blocks, codelength, online_bits
+from gapclose.examine.config import ControlsConfig
+from gapclose.examine.encoder import encode
+from gapclose.examine.features import action_features, feature_reading, majority, option_features, text_only
+from gapclose.examine.judge import Control, Judge, chance
+from gapclose.examine.refits import clip_labels, concept_shares, refit, refit_within, residualise, shuffled  # fmt: skip
 from gapclose.gap import Labels
 from gapclose.items import Item, Option
-from gapclose.judge import Control, Judge, chance
 from gapclose.probes import FrozenProbe, fit_linear
 
 CONCEPTS, WIDTH = ("standard", "false_vision", "false_audio"), 12

@@ -15,7 +15,7 @@ from gapclose import __version__
 def render(template: str, **values: Any) -> str:
     """Fill one of the package's templates; everything that is not marked as HTML is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gapclose", "templates"),
+        loader=jinja2.PackageLoader("gapclose.report", "templates"),
         autoescape=True,  # for every name: select_autoescape would pass over .j2
         undefined=jinja2.ChainableUndefined,
         trim_blocks=True,

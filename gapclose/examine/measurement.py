@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
+from gapclose.examine.judge import Judge
+from gapclose.examine.localise import margins
 from gapclose.gap import Action, GapConfig, Labels
 from gapclose.items import ItemSet
-from gapclose.judge import Judge
-from gapclose.localise import margins
 from gapclose.probes import FrozenProbe
 from gapclose.resample import Interval
 from gapclose.significance import brier_score, expected_calibration_error, paired_error
@@ -53,7 +53,7 @@ def assemble(
     Args:
         items: the N gap items of test. judge: of the probe's ``reading`` (N, C) of them.
         data_root: what the media paths of the items are relative to.
-        controls: entries by :meth:`gapclose.judge.Judge.entry`. text_readings: readings (N, C) that a verdict compares with.
+        controls: entries by :meth:`gapclose.examine.judge.Judge.entry`. text_readings: readings (N, C) that a verdict compares with.
     """
     labels = judge.labels
     proofs = prove(labels, reading, text_readings, config, seed=seed)

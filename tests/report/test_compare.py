@@ -13,9 +13,9 @@ from rich.console import Console
 from test_page import check
 
 from gapclose.cli import main
-from gapclose.compare import compare, names, print_comparison
+from gapclose.report.compare import compare, names, print_comparison
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

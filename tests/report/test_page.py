@@ -13,10 +13,11 @@ import pytest
 import soundfile
 from PIL import Image
 
-from gapclose import embed, figures, page
 from gapclose.cli import main
 from gapclose.files import write_json
-from gapclose.report import record_of, show, summarise
+from gapclose.report import embed, figures, page
+from gapclose.report.console import show
+from gapclose.report.summary import record_of, summarise
 
 VOID = {"meta", "link", "img", "br", "wbr", "hr", "input"}
 EVIL = '<script>alert("item")</script><img src=https://example.org/x onerror=alert(1)> $x^$ {{ 7 * 7 }}'

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from gapclose.controls import refit
+from gapclose.examine.judge import Judge
+from gapclose.examine.refits import refit
 from gapclose.gap import Action, Labels, concept_scores
 from gapclose.items import Item
-from gapclose.judge import Judge
 from gapclose.models import LoadedModel, decoder, unwrap
 from gapclose.probes import FrozenProbe
 from gapclose.progress import track

@@ -1,0 +1,41 @@
+"""What a measurement tries beside the probe; the configuration's group ``controls``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(kw_only=True)
+class ControlsConfig:
+    """What ``gapclose measure`` tries beside the probe. ``gapclose close`` keeps to the majority class and the text alone."""
+
+    labels: bool = True
+    """shuffled labels, and a random label per clip; costs 3 x ``draws`` fits of the probe (the ungrouped one once per fold)"""
+    residualise: bool = True
+    """read again without the directions that predict the wording; costs a ridge regression and an SVD of the fit residuals"""
+    codelength: bool = True
+    """online codelength of the concepts given the residuals, and of shuffled ones; costs about ten fits of the probe, and as many a draw"""
+    blank: bool = True
+    """read with media blanked; costs a forward of all fit and test items for every kind of media, and one more for all kinds together"""
+    layers: bool = True
+    """probe every layer, logit lens, embedding layer; costs a forward of all fit and test items, and their residuals of all layers on disk"""
+    interchange: bool = True
+    """patch the residual of one twin into the other; costs a forward of every test item with a twin"""
+    nested: bool = True
+    """choose layer, family and strength again inside outer folds of fit; costs the probe's search once more for every fold"""
+    draws: int = 10
+    """how often random labels are drawn"""
+    seed: int = 0
+    """of the random labels, besides the run's own: another one gives other draws and leaves the rest as it is"""
+    text_encoder: str | None = None
+    """directory of a sentence encoder for transformers (read by AutoModel, token states averaged), a stronger text control; null: none"""
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ValueError(f"controls.draws is {self.draws}; it must be at least 1")
+        if self.text_encoder is not None and not (Path(self.text_encoder) / "config.json").is_file():
+            raise ValueError(
+                f"controls.text_encoder {self.text_encoder!r} is no directory with a config.json; save a sentence encoder there with "
+                "save_pretrained, or leave the key out"
+            )

@@ -1,0 +1,133 @@
+"""Readings by something that should know less than the residuals: words, order and lengths of options, the model's own confidence.
+
+Whatever is fitted or chosen (vectors, scales, strengths) sees the fit split alone, in folds that never split a clip.
+
+Shapes: M fit items, N items, C concepts, O options, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import log_softmax, logsumexp
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from gapclose.items import Item
+from gapclose.probes import grouped_folds
+
+STRENGTHS = (0.01, 0.1, 1.0, 10.0)
+FLOOR = -30.0  # nats: log-probability of a concept that no option of an item expresses
+
+
+class Chosen(NamedTuple):
+    """A reading by the best of several feature makers, and which it was."""
+
+    reading: np.ndarray
+    """(N, C)"""
+    maker: str
+    strength: float
+
+
+def chosen_reading(
+    makers: Mapping[str, Callable[[], Any]], fit: np.ndarray, y: np.ndarray, clips: np.ndarray, items: np.ndarray, *, folds: int, seed: int
+) -> Chosen:
+    """Logistic regression on features; maker and regularisation chosen by out-of-fold log-likelihood within fit.
+
+    Args:
+        makers: name -> a new, unfitted scikit-learn transformer; it is fitted anew in every fold.
+        fit: (M, ...) what the transformers take, y: (M,) concepts, clips: (M,) groups of the folds.
+        items: (N, ...) what to read.
+    """
+    parts, table = grouped_folds(y, clips, folds, seed), {}
+    for name, make in makers.items():
+        likelihood = dict.fromkeys(STRENGTHS, 0.0)
+        for train, held in parts:
+            maker = make().fit(fit[train])
+            known, unknown = maker.transform(fit[train]), maker.transform(fit[held])
+            for c in STRENGTHS:
+                logp = _logistic(c).fit(known, y[train]).predict_log_proba(unknown)
+                likelihood[c] += logp[np.arange(len(held)), np.searchsorted(np.unique(y[train]), y[held])].sum()
+        table |= {(name, c): value for c, value in likelihood.items()}
+    name, strength = max(table, key=lambda key: table[key])
+    maker = makers[name]().fit(fit)
+    reading = _logistic(strength).fit(maker.transform(fit), y).predict_proba(maker.transform(items))
+    return Chosen(reading, name, strength)
+
+
+def _logistic(strength: float) -> LogisticRegression:
+    return LogisticRegression(C=strength, max_iter=2000)
+
+
+# -- text and options -------------------------------------------------------------------------------------------------------------
+
+# one-character tokens stay in: a digit or a letter may be the whole clue
+TEXT_MAKERS: dict[str, Callable[[], TfidfVectorizer]] = {
+    "words": lambda: TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True, max_features=5000),
+    "characters": lambda: TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 5), sublinear_tf=True, max_features=5000),
+}
+
+
+def text_only(fit_texts: Sequence[str], y: np.ndarray, clips: np.ndarray, texts: Sequence[str], *, folds: int, seed: int) -> Chosen:
+    """Reading (N, C) of ``texts`` by TF-IDF with logistic regression: what the question alone gives away.
+
+    The better of words with word pairs and of character n-grams within words, as grouped cross-validation in fit finds it.
+
+    Args:
+        fit_texts: labelled questions, y: (M,) their concepts, clips: (M,) groups of the folds.
+        texts: the questions to read.
+    """
+    fit, items = (np.array(list(t), dtype=object) for t in (fit_texts, texts))
+    return chosen_reading(TEXT_MAKERS, fit, y, clips, items, folds=folds, seed=seed)
+
+
+def majority(y: np.ndarray, n: int, concepts: int) -> np.ndarray:
+    """Reading (n, C) that always gives the class frequencies of ``y``."""
+    return np.tile(np.bincount(y, minlength=concepts) / len(y), (n, 1))
+
+
+def option_features(items: Sequence[Item], concepts: Sequence[str], places: int, count: Callable[[str], int]) -> np.ndarray:
+    """Order and lengths, and no words, (N, F): of the question, of the options by place, and of the options by concept.
+
+    Args:
+        places: as many option places as the longest list of options has; later options are left out.
+        count: text -> number of tokens.
+    """
+    rows = []
+    for item in items:
+        row = [len(item.options), len(item.text), len(item.text.split()), count(item.text)]
+        for place in range(places):
+            option = item.options[place] if place < len(item.options) else None
+            row += [option is not None and option.concept == c for c in concepts]
+            row += [len(option.text), count(option.text)] if option is not None else [0, 0]
+        for concept in concepts:
+            texts = [o.text for o in item.options if o.concept == concept]
+            row += [len(texts), np.mean([len(t) for t in texts] or [0]), np.mean([count(t) for t in texts] or [0])]
+        rows.append(row)
+    return np.array(rows, dtype=float)
+
+
+def action_features(scores: np.ndarray, option_concept: np.ndarray, concepts: int) -> np.ndarray:
+    """What the model's own option scores say, (N, C + 3): log of the concept marginals, entropy and margin of the options, their mass.
+
+    Options differ from item to item, so they enter by the concept that they express. All in nats.
+
+    Args:
+        scores: (N, O), -inf beyond an item's options.
+        option_concept: (N, O), -1 beyond them.
+    """
+    logp = log_softmax(scores, axis=1)
+    with np.errstate(divide="ignore"):  # a concept without options has no probability
+        marginals = [np.asarray(logsumexp(np.where(option_concept == c, logp, -np.inf), axis=1)) for c in range(concepts)]
+    entropy = -(np.exp(logp) * np.maximum(logp, FLOOR)).sum(1)
+    second, first = np.sort(logp, axis=1)[:, -2:].T
+    features = np.stack([*marginals, entropy, first - np.maximum(second, FLOOR), np.asarray(logsumexp(scores, axis=1))], axis=1)
+    return np.maximum(features, FLOOR)
+
+
+def feature_reading(fit: np.ndarray, y: np.ndarray, clips: np.ndarray, items: np.ndarray, *, folds: int, seed: int) -> np.ndarray:
+    """Reading (N, C) by logistic regression on standardised features (M, F) and (N, F)."""
+    return chosen_reading({"standardised": StandardScaler}, fit, y, clips, items, folds=folds, seed=seed).reading

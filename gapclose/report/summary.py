@@ -1,0 +1,101 @@
+"""Read a run's record of truth, ``gap.jsonl``, and sum it up as one JSON object."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gapclose.files import read_json
+
+
+def read_records(directory: Path) -> list[dict[str, Any]]:
+    """Every measurement of a run, oldest first; empty before the first one."""
+    path = directory / "gap.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def record_of(directory: Path, stage: str) -> dict[str, Any] | None:
+    """The record of one stage, or None."""
+    return next((r for r in read_records(directory) if r["stage"] == stage), None)
+
+
+def summarise(directory: Path) -> dict[str, Any]:
+    """The figures of a run on test clips as one JSON object; what was not measured (yet) is None.
+
+    Raises:
+        ValueError: when the run has not measured its base model.
+    """
+    base, adapted = record_of(directory, "base/test"), record_of(directory, "adapted/test")
+    if base is None:
+        raise ValueError(
+            f"{directory}: no measurement of the base model on test in gap.jsonl; run `gapclose measure` or `gapclose close` first"
+        )
+    controls, change = base["controls"], (adapted or {}).get("change", {})
+    probe = read_json(directory / "probes" / "frozen.json")
+    summary: dict[str, Any] = {
+        "base": _side(base),
+        "adapted": _side(adapted),
+        "reading": {**base["reading"], "layer": probe["layer"], "family": probe["family"]},
+        "closure": change.get("closure"),
+        "closure_auroc": change.get("closure_auroc"),
+        "auroc_gain": change.get("auroc_gain"),
+        "standard_drop": change.get("standard_drop"),
+        "retention_drop": change.get("retention_drop"),
+        "reading_change": change.get("reading_change"),
+        "frozen_probe_shift": (adapted or {}).get("frozen_probe_shift"),
+        "fresh_probe": _both(base, adapted, "fresh_probe", "balanced"),
+        "sentinel_probe": _both(base, adapted, "sentinel_probe", "balanced"),
+        "text_only": {"balanced": controls["text_only"]["all"]},
+        "majority": {"balanced": controls["majority"]["all"]},
+        "reading_minus_text": controls["reading_minus_text"],
+        "real": controls["real"],
+        "gap": {kind: _both(base, adapted, "gap", kind) for kind in ("balanced", "matched", "auroc")},
+        "modality": {name: _modality(name, base, adapted) for name in base["modality"]},
+        "transfer": None,
+        "state": (adapted or base)["state"],
+        "epoch": (adapted or base)["epoch"],
+        "n_clips": base["n_clips"],
+        "n_items": base["n_items"],
+        "seed": base["seed"],
+    }
+    if "transfer" in base:
+        inside = change.get("transfer")
+        closures = (inside["closure"]["value"], change["closure"]["value"]) if inside else (None, None)
+        summary["transfer"] = {
+            "base": base["transfer"]["action"]["balanced"],
+            "adapted": adapted["transfer"]["action"]["balanced"] if adapted else None,
+            "reading": base["transfer"]["reading"]["balanced"],
+            "closure": inside["closure"] if inside else None,
+            "share_of_closure": closures[0] / closures[1] if closures[0] is not None and closures[1] else None,
+        }
+    return summary
+
+
+def _side(record: dict[str, Any] | None) -> dict[str, Any] | None:
+    if record is None:
+        return None
+    kept = ("balanced", "option_balanced", "standard_accuracy", "rejection", "false_alarm", "auroc", "dprime", "criterion")
+    return {
+        **{k: record["action"][k] for k in kept},
+        "generated_balanced": record["generated"]["balanced_lenient"],
+        "parse_strict": record["generated"]["parse_strict"],
+        "parse_lenient": record["generated"]["parse_lenient"],
+        "retention": record.get("retention"),
+    }
+
+
+def _modality(name: str, base: dict[str, Any], adapted: dict[str, Any] | None) -> dict[str, Any]:
+    before, after = base["modality"][name], adapted["modality"][name] if adapted else None
+    return {
+        "base": before["action"]["balanced"],
+        "adapted": after["action"]["balanced"] if after else None,
+        "reading": before["reading"]["balanced"],
+        "rejection": {"base": before["action"]["rejection"], "adapted": after["action"]["rejection"] if after else None},
+        "gap": {kind: _both(before, after, "gap", kind) for kind in ("balanced", "matched", "auroc")},
+        "closure": adapted["change"]["by_modality"][name]["closure"] if adapted else None,
+    }
+
+
+def _both(base: dict[str, Any], adapted: dict[str, Any] | None, group: str, name: str) -> dict[str, Any]:
+    return {"base": base[group][name], "adapted": adapted[group][name] if adapted else None}
