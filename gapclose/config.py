@@ -67,6 +67,8 @@ class Config:
     """where everything is written; the same command continues an interrupted run"""
     seed: int = 0
     """of data, folds, adapters, batch order and resampling"""
+    force: bool = False
+    """train on a reading whose verdict is not `real` (`--force`); recorded in the evidence"""
     tracking: str = "none"
     """none or wandb"""
     data: DataConfig = field(default_factory=DataConfig)
@@ -103,6 +105,7 @@ def parse_config(arguments: Sequence[str], *, prog: str = "gapclose") -> Config:
     Raises:
         ValueError: naming every unknown key with its nearest valid one, or the value that does not fit.
     """
+    arguments = ["--force=true" if a == "--force" and not _has_value(arguments, n) else a for n, a in enumerate(arguments)]
     files = _refuse_unknown(arguments)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=prog, exit_on_error=False)
@@ -114,6 +117,11 @@ def parse_config(arguments: Sequence[str], *, prog: str = "gapclose") -> Config:
         raise ValueError(f"the configuration ({', '.join([*files, 'command line'])}) does not fit: {error}") from error
     values.pop("config", None)
     return Config(**values)
+
+
+def _has_value(arguments: Sequence[str], place: int) -> bool:
+    """Whether the option at ``place`` is followed by its value."""
+    return place + 1 < len(arguments) and not arguments[place + 1].startswith("--")
 
 
 def _refuse_unknown(arguments: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from gapclose.files import write_json, write_text
 from gapclose.gap import STATES
 from gapclose.models import LoadedModel, load_model
 from gapclose.progress import say
-from gapclose.report.console import show, verdict
+from gapclose.report.console import claims, show, verdict
 
 if TYPE_CHECKING:
     from gapclose.config import Config
@@ -132,7 +132,7 @@ def title(summary: dict[str, Any], config: Config) -> str:
     """What the card may call the adapter: no more than was measured."""
     if config.targets.control != "none":
         return f"A control (targets.control: {config.targets.control}), not meant for use"
-    if summary["state"] == "closed" and all(summary["real"].values()):
+    if summary["state"] == "closed" and summary["verdicts"] and all(v["word"] == "real" for v in summary["verdicts"].values()):
         return "Adapter that lets the model act on what it represents"
     return f"Adapter of a run that ended in state `{summary['state']}`: {STATES[summary['state']]}"
 
@@ -152,7 +152,7 @@ def model_card(summary: dict[str, Any], config: Config, loaded: LoadedModel) -> 
             ("retention", "retention"),
         )
     )
-    sentences = "\n".join(f"- {line}" for line in verdict(summary))
+    sentences = "\n".join(f"- {line}" for line in [*claims(summary), *verdict(summary)])
     return f"""---
 library_name: peft
 base_model: {Path(loaded.path).name if Path(loaded.path).exists() else loaded.path}

@@ -19,6 +19,7 @@ from gapclose.observations import Observations
 from gapclose.probes import FrozenProbe, fresh_reading
 from gapclose.progress import say
 from gapclose.resample import Clips, Interval
+from gapclose.significance import balance, holm, mcnemar, sign_flip
 
 Statistics = dict[str, np.ndarray]
 
@@ -36,6 +37,10 @@ class Measured:
     """over the items of question types kept out of training"""
     retention: np.ndarray | None
     """accuracy on the items that must not change"""
+    labels: Labels
+    """of the gap items"""
+    right: np.ndarray
+    """(N,) bool, whether the action on a gap item expresses the right concept"""
     parse_rate: float
     """share of generated answers that parse leniently"""
     residual: np.ndarray
@@ -79,6 +84,8 @@ def measure(
         modality={m: _scope(_of_modality(gap, m), observed, probe, config, seed) for m in sorted(set(labels.modality))},
         transfer=_scope(transfer, observed, probe, config, seed) if len(transfer) else None,
         retention=_retention(retain, observed, config, seed) if len(retain) else None,
+        labels=labels,
+        right=action.concept(labels) == labels.concept,
         parse_rate=float(overall["generated.parse_lenient"][0]),
         residual=observed.residuals[probe.layer].float().numpy(),
     )
@@ -121,14 +128,14 @@ def text_control(
 ) -> dict[str, Any]:
     """What the questions alone give away, and by how much the reading beats it, overall and per modality.
 
-    A gap is called real only where the paired difference to the text-only control has an interval above zero.
+    What may be claimed from it is another question: :mod:`gapclose.verdict`.
 
     Args:
         reading: (N, C) of the measured gap items by their text alone.
     """
     gap, known = measured_items.select(purpose="gap"), Labels.of(fit.select(purpose="gap"))
     guess = majority(known.concept, len(gap), len(gap.concepts))
-    result: dict[str, Any] = {"text_only": {}, "majority": {}, "reading_minus_text": {}, "real": {}}
+    result: dict[str, Any] = {"text_only": {}, "majority": {}, "reading_minus_text": {}}
     labels = Labels.of(gap)
     for scope in ("all", *sorted(set(labels.modality))):
         keep = np.ones(len(gap), dtype=bool) if scope == "all" else labels.modality == scope
@@ -140,7 +147,6 @@ def text_control(
         result["text_only"][scope] = Interval.of(text).as_dict()
         result["majority"][scope] = Interval.of(clips.balanced(guess[keep].argmax(1) == part.concept, part)).as_dict()
         result["reading_minus_text"][scope] = difference.as_dict()
-        result["real"][scope] = bool(difference.lower > 0)
     return result
 
 
@@ -158,6 +164,7 @@ def make_record(stage: str, epoch: int, now: Measured, base: Measured | None, co
     changed = closure(base.overall, now.overall)
     record["change"] = intervals(changed)
     record["change"]["by_modality"] = {m: intervals(closure(base.modality[m], now.modality[m])) for m in now.modality}
+    record["change"]["significance"] = significance(base, now, config, seed)
     if now.transfer is not None and base.transfer is not None:
         record["change"]["transfer"] = intervals(closure(base.transfer, now.transfer))
     if now.retention is not None and base.retention is not None:
@@ -165,6 +172,21 @@ def make_record(stage: str, epoch: int, now: Measured, base: Measured | None, co
     record["frozen_probe_shift"] = float(np.abs(now.residual - base.residual).max())
     record["state"] = state_of(_evidence(changed, now, base, config), config)
     return record
+
+
+def significance(base: Measured, now: Measured, config: GapConfig, seed: int) -> dict[str, dict[str, float]]:
+    """Is the change of the action more than chance, per modality: p by sign flips of clips, and Holm-corrected over the modalities.
+
+    Beside them exact McNemar, which takes items for independent and so claims too much where a clip has several.
+    """
+    found, gain = {}, now.right.astype(float) - base.right
+    for name in now.modality:
+        keep = now.labels.modality == name
+        part = now.labels.take(keep)
+        p = sign_flip(gain[keep] * balance(part.cells[0]), part.clip, replicates=config.replicates, seed=seed)
+        found[name] = {"p": p, "mcnemar": mcnemar(now.right[keep], base.right[keep])}
+    corrected = holm({name: of["p"] for name, of in found.items()})
+    return {name: {**of, "p_holm": corrected[name]} for name, of in found.items()}
 
 
 def _evidence(changed: Mapping[str, np.ndarray], now: Measured, base: Measured, config: GapConfig) -> Evidence:

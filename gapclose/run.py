@@ -40,6 +40,7 @@ from gapclose.targets import Targets, build_targets
 from gapclose.tracking import LossLines, NoTracker, make_tracker
 from gapclose.trainer import Example, last_complete_checkpoint, make_trainer
 from gapclose.validate import bind_items, prepare_items, refuse_other_items
+from gapclose.verdict import unproven
 
 MEASURED = ("gap", "transfer", "retain")
 
@@ -77,6 +78,7 @@ class Run:
         self.loaded.model.to(self.process.device)
         self.adapter = ""
         self.tracker: NoTracker = NoTracker()
+        self.forced: dict[str, str] = {}
         self._on_main(lambda: write_json(self.directory / "environment.json", environment(config.seed, self.process)))
         self.probe: FrozenProbe
         self.sentinel: FrozenProbe
@@ -183,8 +185,31 @@ class Run:
         if thorough or not (path.is_file() and read_json(path)["layers"]):
             found = examine(self, thorough=thorough)
             self._on_main(lambda: write_json(path, found))
+        for name, verdict in read_json(path)["verdicts"].items():
+            say(f"{name}: {verdict['word']}")
 
     # -- align --------------------------------------------------------------------------------------------------------------
+
+    def refuse_unproven(self) -> None:
+        """Stop before targets are made of a reading that is not shown to be more than the wording, unless ``force`` is set.
+
+        Raises:
+            ValueError: naming every modality of the train items whose verdict is not ``real``, and why.
+        """
+        verdicts, config = read_json(self.directory / "measurement.json")["verdicts"], self.config
+        if not config.train.consistency:
+            return
+        train = self.items.select(split="train", purpose="gap")
+        self.forced = unproven(sorted({i.modality for i in train}), verdicts)
+        if self.forced and not config.force:
+            listed = "\n".join(f"  - {name}: {why}" for name, why in self.forced.items())
+            raise ValueError(
+                f"{self.directory}: what the probe reads is not shown to be more than the wording, so nothing is trained on it:\n{listed}\n"
+                "Label more clips (splits fit and test), leave the train items of such a modality out, or give --force to train all the "
+                "same; the evidence will say so"
+            )
+        for name, why in self.forced.items():
+            say(f"  warning: forced: training on the reading of {name}: {why}")
 
     @property
     def blanked(self) -> tuple[str, ...]:
@@ -297,7 +322,8 @@ class Run:
         epoch = best_epoch(read_records(self.directory), self.config.train.epochs, self.config.gap)
         self.load_epoch(epoch)
         now = self.measure("adapted", "test", replace=True)
-        self.record(make_record("adapted/test", epoch, now, base, self.config.gap, self.config.seed))
+        record = make_record("adapted/test", epoch, now, base, self.config.gap, self.config.seed)
+        self.record(record | {"forced": sorted(self.forced)})
         summary = summarise(self.directory)
         self._on_main(lambda: export_run(self.directory, self.config, self.loaded, summary))
         if self.process.is_main_process:
@@ -337,5 +363,6 @@ def run_close(config: Config) -> dict[str, Any]:
     run.fit_probes()
     base = run.measure_base(["val", "test"])
     run.examine(thorough=False)
+    run.refuse_unproven()
     run.train(base["val"])
     return run.finish(base["test"])

@@ -8,7 +8,17 @@ from typing import Any
 import yaml
 
 # What may differ between two starts of one run: it changes no number of the run.
-FREE_KEYS = ("tracking", "controls.", "wandb.", "export.", "run_dir", "train.logging_steps", "train.save_steps", "train.micro_batch_size")
+FREE_KEYS = (
+    "force",
+    "tracking",
+    "controls.",
+    "wandb.",
+    "export.",
+    "run_dir",
+    "train.logging_steps",
+    "train.save_steps",
+    "train.micro_batch_size",
+)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,6 +20,16 @@ from scipy.stats import binomtest, norm, rankdata, t
 
 from gapclose.resample import blocks
 
+BINS = 15  # of calibration, as in Guo et al. 2017
+
+
+class CalibrationBin(NamedTuple):
+    """Items of like confidence."""
+
+    confidence: float
+    accuracy: float
+    n: int
+
 
 class Tested(NamedTuple):
     """An estimate and its p-value."""
@@ -131,12 +141,10 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def expected_calibration_error(reading: np.ndarray, concept: np.ndarray, bins: int = 15) -> float:
-    """Mean distance of confidence from accuracy over bins of equally many items, 0..1.
+def calibration_bins(reading: np.ndarray, concept: np.ndarray, bins: int = BINS) -> list[CalibrationBin]:
+    """Confidence and accuracy of the most likely concept in bins of equally many items, rising (Nguyen & O'Connor 2015).
 
-    The plug-in estimator ``sum_b n_b / N |accuracy_b - confidence_b|`` (Guo et al. 2017) of the most likely concept, on equal-mass bins
-    (Nguyen & O'Connor 2015). It is biased upwards: a perfectly calibrated reading of N items gets about sqrt(bins / N) / 3, so compare
-    only at equal N. Items of equal confidence share a bin, so that their order does not matter.
+    Items of equal confidence share a bin, so that their order does not matter; bins that this leaves empty are left out.
 
     Args:
         reading: (N, C) probabilities. concept: (N,) int, the right ones.
@@ -150,7 +158,18 @@ def expected_calibration_error(reading: np.ndarray, concept: np.ndarray, bins: i
     confidence, right = reading.max(1), reading.argmax(1) == concept
     # lowest rank of ties; decimals that differ by rounding are ties as well
     place = (rankdata(confidence.round(12), method="min").astype(int) - 1) * bins // len(right)
-    return float(np.abs(np.bincount(place, weights=right - confidence)).sum() / len(right))
+    return [
+        CalibrationBin(float(confidence[m].mean()), float(right[m].mean()), int(m.sum())) for m in (place == b for b in np.unique(place))
+    ]
+
+
+def expected_calibration_error(reading: np.ndarray, concept: np.ndarray, bins: int = BINS) -> float:
+    """Mean distance of confidence from accuracy over :func:`calibration_bins`, 0..1.
+
+    The plug-in estimator ``sum_b n_b / N |accuracy_b - confidence_b|`` (Guo et al. 2017). It is biased upwards, since chance alone moves
+    a bin's accuracy: by about ``sqrt(bins / N)`` times the mean of ``0.8 sqrt(confidence (1 - confidence))``, so compare only at equal N.
+    """
+    return sum(b.n * abs(b.accuracy - b.confidence) for b in calibration_bins(reading, concept, bins)) / len(concept)
 
 
 def brier_score(reading: np.ndarray, concept: np.ndarray) -> float:

@@ -10,14 +10,15 @@ Shapes: N items, M clips, C concepts, R replicates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gapclose.gap import GapConfig, Labels, evidence_for
 from gapclose.resample import Clips, Interval
-from gapclose.significance import balance, clips_needed, holm, minimum_detectable, paired_error, sign_flip
+from gapclose.significance import balance, clips_needed, holm, mcnemar, minimum_detectable, paired_error, sign_flip
 
 VERDICTS = {
     "real": "the reading beats the best control, beyond chance",
@@ -52,6 +53,8 @@ class Proof:
     """reading - control, paired by clip"""
     p: float
     """two-sided, of the difference, by sign flips of clips; not corrected; nan where one concept is all there is"""
+    mcnemar: float
+    """exact McNemar p of the same two, which takes items for independent: it claims too much where a clip has several; for comparison alone"""
     error: float
     """standard error of the difference by clip, nan for one clip"""
 
@@ -122,6 +125,7 @@ def _proof(
         control_accuracy=Interval.of(accuracy[best]),
         difference=Interval.of(balanced - accuracy[best]),
         p=p if np.isfinite(area[0]) else float("nan"),
+        mcnemar=mcnemar(right, others[best]),
         error=paired_error(difference, part.clip, cell),
     )
 
@@ -186,6 +190,17 @@ def _verdict(name: str, proof: Proof, p: float, family: int, config: GapConfig, 
         needs = _needs(proof.auroc_error, proof.n_clips, config.detectable)
         word, why = "too few clips", f"{read}, which does not exclude chance. {needs}"
     return Verdict(word=word, why=why, p=p, proof=proof)
+
+
+def unproven(modalities: Sequence[str], verdicts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Those of ``modalities`` that have no verdict ``real``, with the reason.
+
+    Args:
+        verdicts: as in measurement.json, a word and a sentence each.
+    """
+    missing = {"word": "not measured", "sentence": "no labelled test item has this modality."}
+    found = {name: verdicts.get(name, missing) for name in modalities}
+    return {name: f"{v['word']}. {v['sentence']}" for name, v in found.items() if v["word"] != "real"}
 
 
 def _needs(error: float, clips: int, wanted: float) -> str:

@@ -1,10 +1,11 @@
-"""The stages of a run, as far as no other module's tests see them: what each control of training blanks."""
+"""The stages of a run, as far as no other module's tests see them: what each control of training blanks, what is not trained on."""
 
 import json
 
 import pytest
 
 from gapclose.cli import main
+from gapclose.verdict import unproven
 
 
 class Reached(Exception):
@@ -28,3 +29,25 @@ def test_what_a_control_blanks(tiny_config, tmp_path, monkeypatch, control, targ
         main(["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--targets.control", control])
     stored = {s: json.loads((tmp_path / "observations" / s / "request.json").read_text())["blank"] for s in ("base-train", "base-retain")}
     assert stored == {"base-train": targets, "base-retain": training} and seen["training"] == training
+
+
+def test_no_training_on_a_reading_that_is_not_shown_to_be_real(tiny_config, tmp_path, monkeypatch, capsys):
+    """Every modality of the train items is named with its reason; --force goes on in the same directory, and leaves a trace."""
+    monkeypatch.setattr("gapclose.run.make_trainer", lambda *a, **k: (_ for _ in ()).throw(Reached))
+    command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path)]
+    assert main([*command, "--force", "false"]) == 2
+    told = capsys.readouterr().err
+    assert "- audio: too few clips. audio: AUROC" in told and "- vision: too few clips." in told and "give --force" in told
+    assert not (tmp_path / "observations" / "base-train").exists()
+    with pytest.raises(Reached):
+        main([*command, "--force"])
+    assert "forced: training on the reading of audio" in capsys.readouterr().out
+    with pytest.raises(Reached):  # labels alone need no reading
+        main([*command, "--force", "false", "--train.consistency", "0", "--train.gold", "1", "--run_dir", str(tmp_path / "gold")])
+
+
+def test_a_modality_without_a_verdict_is_unproven():
+    """Nothing was measured there, so nothing is shown."""
+    verdicts = {"vision": {"word": "real", "sentence": "it is."}, "audio": {"word": "not readable", "sentence": "it is not."}}
+    assert unproven(["vision"], verdicts) == {} and unproven(["audio"], verdicts) == {"audio": "not readable. it is not."}
+    assert unproven(["touch"], verdicts)["touch"].startswith("not measured. no labelled test item")

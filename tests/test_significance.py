@@ -18,6 +18,7 @@ from statsmodels.stats.power import TTestPower
 from gapclose.significance import (
     balance,
     brier_score,
+    calibration_bins,
     clips_needed,
     expected_calibration_error,
     holm,
@@ -129,12 +130,25 @@ def test_calibration_error_is_scikit_learns_curve(bins, sharpness):
     accuracy, confidence = calibration_curve(right, reading.max(1), n_bins=bins, strategy="quantile")
     expected = np.abs(accuracy - confidence).mean()
     assert expected_calibration_error(reading, concept, bins) == pytest.approx(expected, abs=1e-9)
+    assert [b.accuracy for b in calibration_bins(reading, concept, bins)] == pytest.approx(accuracy.tolist(), abs=1e-9)
 
 
-def test_calibration_error_of_calibrated_readings_is_the_stated_bias():
-    """About sqrt(bins / N) / 3, and far less than that of readings that are too sure."""
+@pytest.mark.parametrize("sharpness", [0.3, 1.0, 4.0])
+def test_calibration_error_of_calibrated_readings_is_the_stated_bias(sharpness):
+    """Whether they are hardly or almost always sure; readings that are too sure have far more."""
+    found, stated = [], []
+    for seed in range(30):
+        reading = softmax(sharpness * np.log(calibrated(seed=seed)[0]), axis=1)
+        concept = (reading.cumsum(1) < np.random.default_rng(seed).random((len(reading), 1))).sum(1)
+        confidence = reading.max(1)
+        found.append(expected_calibration_error(reading, concept))
+        stated.append(np.sqrt(15 / len(reading)) * np.mean(0.8 * np.sqrt(confidence * (1 - confidence))))
+    assert np.mean(found) == pytest.approx(np.mean(stated), rel=0.25)
+
+
+def test_readings_that_are_too_sure_are_found_out():
+    """Three times the log odds of calibrated readings, against those."""
     found = [expected_calibration_error(*calibrated(seed=s)) for s in range(30)]
-    assert np.mean(found) == pytest.approx(np.sqrt(15 / 1500) / 3, rel=0.25)
     reading, concept = calibrated()
     assert expected_calibration_error(softmax(3 * np.log(reading), axis=1), concept) > 4 * np.mean(found)
 

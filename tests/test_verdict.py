@@ -25,6 +25,7 @@ PROOF = Proof(
     control_accuracy=Interval(0.6, 0.55, 0.65),
     difference=Interval(0.2, 0.15, 0.25),
     p=0.001,
+    mcnemar=0.001,
     error=0.025,
 )
 CHANCE, NO_BETTER, WORSE = Interval(0.52, 0.47, 0.57), Interval(0.02, -0.03, 0.07), Interval(-0.2, -0.3, -0.1)

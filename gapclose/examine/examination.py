@@ -31,6 +31,7 @@ from gapclose.measure import scored
 from gapclose.observations import Observations, pad_options, read_observations
 from gapclose.progress import say, track
 from gapclose.resample import Interval
+from gapclose.significance import selectivity
 
 if TYPE_CHECKING:
     from gapclose.run import Run
@@ -171,7 +172,10 @@ class Examination:
             readings=inside,
             concepts=drawn,
         )
-        return [*entries, fit_judge.entry(capacity)]
+        right = self.run.fit_reading.argmax(1) == known.concept
+        by_chance = np.stack([reading.argmax(1) == concept for reading, concept in zip(inside, drawn, strict=True)])
+        found = selectivity(right, by_chance, known.clip, replicates=self.config.gap.replicates, seed=self.config.seed)
+        return [*entries, fit_judge.entry(capacity) | {"selectivity": found._asdict()}]
 
     def residualised(self) -> Control:
         """The probe on residuals without what predicts the wording."""

@@ -20,13 +20,12 @@ from gapclose.gap import Action, GapConfig, Labels
 from gapclose.items import ItemSet
 from gapclose.probes import FrozenProbe
 from gapclose.resample import Interval
-from gapclose.significance import brier_score, expected_calibration_error, paired_error
+from gapclose.significance import brier_score, calibration_bins, expected_calibration_error, paired_error
 from gapclose.significance import minimum_detectable as detectable_difference
 from gapclose.verdict import Proof, prove
 from gapclose.verdict import judge as judge_proofs
 
 POINTS = 200  # of a ROC curve
-BINS = 10  # of confidence, with equally many items each
 UNSAID = 20  # items shown
 
 
@@ -161,9 +160,7 @@ def confusion(labels: Labels, action: Action, reading: np.ndarray) -> dict[str, 
 
 def calibration(labels: Labels, reading: np.ndarray) -> dict[str, Any]:
     """How often the most probable concept is right, by how probable the reading holds it."""
-    confidence, right = reading.max(1), reading.argmax(1) == labels.concept
-    parts = [p for p in np.array_split(np.argsort(confidence, kind="stable"), BINS) if len(p)]
-    bins = [{"confidence": float(confidence[p].mean()), "accuracy": float(right[p].mean()), "n": len(p)} for p in parts]
+    bins = [b._asdict() for b in calibration_bins(reading, labels.concept)]
     return {"bins": bins, "ece": expected_calibration_error(reading, labels.concept), "brier": brier_score(reading, labels.concept)}
 
 
@@ -185,9 +182,24 @@ def known_but_unsaid(items: ItemSet, labels: Labels, action: Action, reading: np
     return rows
 
 
-def verdicts(proofs: Mapping[str, Proof], config: GapConfig) -> dict[str, dict[str, str]]:
-    """Word and sentence for every modality."""
-    return {name: {"word": verdict.word, "sentence": verdict.why} for name, verdict in judge_proofs(proofs, config).items()}
+def verdicts(proofs: Mapping[str, Proof], config: GapConfig) -> dict[str, dict[str, Any]]:
+    """Word and sentence for every modality, and the figures that they rest on."""
+    return {
+        name: {
+            "word": verdict.word,
+            "sentence": verdict.why,
+            "control": verdict.proof.control,
+            "difference": verdict.proof.difference.as_dict(),
+            "p": _finite(verdict.proof.p),
+            "p_holm": _finite(verdict.p),
+            "mcnemar": _finite(verdict.proof.mcnemar),
+        }
+        for name, verdict in judge_proofs(proofs, config).items()
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def minimum_detectable(
@@ -200,4 +212,4 @@ def minimum_detectable(
     difference = (reading.argmax(1) == labels.concept).astype(float) - (best.argmax(1) == labels.concept)
     error = paired_error(difference, labels.clip, labels.cells[0])
     found = {"all": detectable_difference(error, judge.clips["all"].n), **{name: proof.detectable for name, proof in proofs.items()}}
-    return {scope: value if np.isfinite(value) else None for scope, value in found.items()}
+    return {scope: _finite(value) for scope, value in found.items()}

@@ -8,7 +8,6 @@ Shapes: N items, D width, C concepts, F outer folds.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,12 +25,6 @@ class Nested:
     """(N, C) r(c|x) of every item, from a probe whose fit, temperature, layer, family and strength never saw its clip"""
     chosen: list[tuple[int, str, float]]
     """(layer, family, strength) of every outer fold, (F,)"""
-
-    @property
-    def agreement(self) -> float:
-        """Share of the outer folds that chose the most frequent layer, 1/F..1; low: the layer is not to be made much of."""
-        layers = Counter(layer for layer, _, _ in self.chosen)
-        return max(layers.values()) / len(self.chosen)
 
 
 def nested_reading(

@@ -13,6 +13,7 @@ from rich.table import Table
 from gapclose.report.console import add_columns, show, wide_console
 from gapclose.report.summary import summarise
 from gapclose.settings import FREE_KEYS, read_settings
+from gapclose.significance import holm
 
 COLUMNS = {
     "base action": ("base", "balanced"),
@@ -21,7 +22,9 @@ COLUMNS = {
     "closure": ("closure",),
     "standard drop": ("standard_drop",),
 }
-"""heading -> path of an interval in :func:`gapclose.report.summarise`"""
+"""heading -> path of an interval in :func:`gapclose.report.summary.summarise`"""
+CLAIMS = ("run", "modality", "reading - best control", "p (Holm)", "verdict")
+VERDICTS = "what may be claimed: p corrected over the {n} comparisons shown (Holm)"
 
 
 def compare(directories: Sequence[Path]) -> list[dict[str, Any]]:
@@ -70,8 +73,26 @@ def names(directories: Sequence[str]) -> list[str]:
     return last if len(set(last)) == len(last) else [str(d) for d in directories]
 
 
+def tested(runs: Sequence[dict[str, Any]]) -> dict[tuple[int, str], float]:
+    """p of reading minus best control by (run, modality), Holm-corrected over all of them."""
+    p = {(n, name): of["p"] for n, run in enumerate(runs) for name, of in run["verdicts"].items() if of["p"] is not None}
+    named = {f"{n} {name}": value for (n, name), value in p.items()}
+    return dict(zip(p, holm(named).values(), strict=True))
+
+
+def claimed(runs: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Rows of what may be claimed, a row a run and modality: :data:`CLAIMS`."""
+    called, corrected, rows = names([r["run"] for r in runs]), tested(runs), []
+    for n, run in enumerate(runs):
+        for name, of in run["verdicts"].items():
+            p = corrected.get((n, name))
+            word = of["word"] if of["word"] != "real" or p is None or p <= 0.05 else "real alone, not among all compared"
+            rows.append((called[n], name, of["difference"], "-" if p is None else f"{p:.2g}", word))
+    return rows
+
+
 def print_comparison(runs: Sequence[dict[str, Any]], console: Console | None = None) -> None:
-    """One table, a row a run."""
+    """A table with a row a run, and one with a row a run and modality: what may be claimed when all are looked at together."""
     words = ("run", "differs in", "state")
     table = Table(title=f"{len(runs)} runs on test clips: balanced accuracy, 95 % clip-bootstrap intervals")
     add_columns(table, ("run", "differs in", *COLUMNS, "state", "clips", "seed"), words)
@@ -79,7 +100,14 @@ def print_comparison(runs: Sequence[dict[str, Any]], console: Console | None = N
         table.add_row(
             escape(name), escape(differences(run)), *(show(i, 2) for i in cells(run)), run["state"], str(run["n_clips"]), str(run["seed"])
         )
-    (console or wide_console()).print(table)
+    console = console or wide_console()
+    console.print(table)
+    claims = Table(title=VERDICTS.format(n=len(tested(runs))))
+    add_columns(claims, CLAIMS, ("run", "modality", "verdict"))
+    for row in claimed(runs):
+        claims.add_row(*(show(cell, 2) if isinstance(cell, dict) else escape(cell) for cell in row))
+    if claims.row_count:
+        console.print(claims)
 
 
 def write_comparison(runs: Sequence[dict[str, Any]], path: Path) -> None:
@@ -101,7 +129,8 @@ def write_comparison(runs: Sequence[dict[str, Any]], path: Path) -> None:
         figures.points_svg("closures", closures, title, "closure"),
     )
     rows = [(n, r, cells(r), differences(r)) for n, r in zip(called, runs, strict=True)]
-    write_text(path, render("compare.html.j2", rows=rows, columns=list(COLUMNS), figures=[Markup(d) for d in drawn if d]))
+    rest = {"claims": claimed(runs), "claims_title": VERDICTS.format(n=len(tested(runs))), "claims_columns": CLAIMS}
+    write_text(path, render("compare.html.j2", rows=rows, columns=list(COLUMNS), **rest, figures=[Markup(d) for d in drawn if d]))
 
 
 def _counts(runs: Sequence[dict[str, Any]]) -> str:

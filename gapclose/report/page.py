@@ -49,7 +49,7 @@ def build_page(directory: Path) -> str:
         concepts=measured.get("concepts") or read_json(directory / "probes" / "frozen.json").get("concepts"),
         s=summary,
         m=measured,
-        headline=headline(summary, measured.get("verdicts") or {}),
+        headline=headline(summary),
         sentences=verdict(summary),
         state=STATES[summary["state"]],
         test_rows=_test_rows(summary),
@@ -82,17 +82,17 @@ def read_measurement(directory: Path) -> dict[str, Any]:
     return measured
 
 
-def headline(summary: Mapping[str, Any], verdicts: Mapping[str, Mapping[str, str]]) -> str:
-    """The verdict in one sentence. ``verdicts`` per modality, of measurement.json, weigh more controls than ``gap.jsonl`` records."""
+def headline(summary: Mapping[str, Any]) -> str:
+    """The verdict in one sentence."""
     reading, adapted = summary["reading"], summary["adapted"]
     sentence = (
         f"A linear probe reads the right concept at layer {reading['layer']} with a balanced accuracy of {_plain(reading['balanced'])}, "
         f"while the base model answers by it with {_plain(summary['base']['balanced'])}"
     )
-    real = {m: v["word"] == "real" for m, v in verdicts.items()} or {m: r for m, r in summary["real"].items() if m != "all"}
-    doubted = [modality for modality, shown in real.items() if not shown]
+    verdicts = summary["verdicts"]
+    doubted = [modality for modality, verdict in verdicts.items() if verdict["word"] != "real"]
     if doubted:
-        sentence += f"; {'' if len(doubted) == len(real) else 'in ' + ' and '.join(doubted) + ' '}the gap is not shown to be real"
+        sentence += f"; {'' if len(doubted) == len(verdicts) else 'in ' + ' and '.join(doubted) + ' '}the gap is not shown to be real"
     if adapted:
         return f"{sentence}; after training it answers with {_plain(adapted['balanced'])}: {STATES[summary['state']]}."
     lower = summary["gap"]["balanced"]["base"]["lower"]

@@ -49,7 +49,8 @@ def summarise(directory: Path) -> dict[str, Any]:
         "text_only": {"balanced": controls["text_only"]["all"]},
         "majority": {"balanced": controls["majority"]["all"]},
         "reading_minus_text": controls["reading_minus_text"],
-        "real": controls["real"],
+        "verdicts": read_verdicts(directory),
+        "forced": (adapted or {}).get("forced", []),
         "gap": {kind: _both(base, adapted, "gap", kind) for kind in ("balanced", "matched", "auroc")},
         "modality": {name: _modality(name, base, adapted) for name in base["modality"]},
         "transfer": None,
@@ -70,6 +71,12 @@ def summarise(directory: Path) -> dict[str, Any]:
             "share_of_closure": closures[0] / closures[1] if closures[0] is not None and closures[1] else None,
         }
     return summary
+
+
+def read_verdicts(directory: Path) -> dict[str, dict[str, Any]]:
+    """What may be claimed of every modality: word, sentence and figures from measurement.json, empty before it is written."""
+    path = directory / "measurement.json"
+    return read_json(path).get("verdicts") or {} if path.is_file() else {}
 
 
 def _side(record: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -94,6 +101,7 @@ def _modality(name: str, base: dict[str, Any], adapted: dict[str, Any] | None) -
         "rejection": {"base": before["action"]["rejection"], "adapted": after["action"]["rejection"] if after else None},
         "gap": {kind: _both(before, after, "gap", kind) for kind in ("balanced", "matched", "auroc")},
         "closure": adapted["change"]["by_modality"][name]["closure"] if adapted else None,
+        "significance": adapted["change"]["significance"][name] if adapted else None,
     }
 
 

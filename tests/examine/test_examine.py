@@ -19,6 +19,7 @@ KEYS = (
     "calibration", "verdicts", "controls", "codelength", "layers", "nested", "interchange", "minimum_detectable", "known_but_unsaid",
     "data_root", "protocol",
 )  # fmt: skip
+VERDICT = {"word", "sentence", "control", "difference", "p", "p_holm", "mcnemar"}
 SCOPES = {"all", "audio", "vision"}
 NAMES = [
     "majority", "text_only", "options", "action_confidence", "embedding", "residualised", "blank_image_frozen", "blank_image_refit",
@@ -64,8 +65,13 @@ def test_everything_is_there_in_its_form(whole, digits):
             assert len(rates[0]) == len(rates[1]) <= 200 and all(r[0] == 0 and r[-1] == 1 and r == sorted(r) for r in rates)
             assert is_interval(sides[side]["auroc"]) and set(sides[side]["point"]) == {"false_alarm", "hit"}
     assert np.sum(whole["confusion"]["action"]) == np.sum(whole["confusion"]["reading"]) == 96
-    assert sum(b["n"] for b in whole["calibration"]["bins"]) == 96
-    assert set(whole["verdicts"]) == {"audio", "vision"} and all(set(v) == {"word", "sentence"} for v in whole["verdicts"].values())
+    calibration = whole["calibration"]
+    assert sum(b["n"] for b in calibration["bins"]) == 96
+    distances = [b["n"] / 96 * abs(b["accuracy"] - b["confidence"]) for b in calibration["bins"]]
+    assert sum(distances) == pytest.approx(calibration["ece"])
+    told = next(c for c in whole["controls"] if c["name"] == "random_label_items")["selectivity"]
+    assert 0 < told["p"] <= 1 and -1 <= told["value"] <= 1
+    assert set(whole["verdicts"]) == {"audio", "vision"} and all(set(v) == VERDICT for v in whole["verdicts"].values())
 
 
 def test_every_control_stands_beside_the_reading(whole):

@@ -13,7 +13,7 @@ from rich.console import Console
 from test_page import check
 
 from gapclose.cli import main
-from gapclose.report.compare import compare, names, print_comparison
+from gapclose.report.compare import claimed, compare, names, print_comparison
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ def runs(tiny_run, tmp_path):
     directories = [tmp_path / name for name in ("plain", "gold", "measured")]
     for directory in directories:
         shutil.copytree(tiny_run / "probes", directory / "probes")
-        for name in ("config.yaml", "gap.jsonl"):
+        for name in ("config.yaml", "gap.jsonl", "measurement.json"):
             shutil.copy(tiny_run / name, directory)
     config = yaml.safe_load((tiny_run / "config.yaml").read_text())
     config["seed"], config["train"]["gold"], config["train"]["micro_batch_size"] = 1, 0.5, 6
@@ -56,6 +56,25 @@ def test_one_table_with_a_row_a_run(runs):
     out = StringIO()
     print_comparison(compare(runs), Console(file=out, width=80))
     assert "\u2026" not in out.getvalue() and max(map(len, out.getvalue().splitlines())) <= 80
+
+
+def test_claims_are_corrected_over_all_that_is_compared(runs):
+    """Three runs of two modalities are six tests: what is real alone may not be among them."""
+    for directory, p in zip(runs, (0.02, 0.0001, None), strict=True):
+        path = directory / "measurement.json"
+        measured = json.loads(path.read_text())
+        for verdict in measured["verdicts"].values():
+            verdict |= {"word": "real" if p else "too few clips", "p": p}
+        path.write_text(json.dumps(measured))
+    found = {(run, modality): (p, word) for run, modality, _, p, word in claimed(compare(runs))}
+    assert found["plain", "audio"] == ("0.04", "real") and found["gold", "vision"] == ("0.0004", "real")
+    assert found["measured", "audio"] == ("-", "too few clips")
+    path = runs[0] / "measurement.json"
+    path.write_text(path.read_text().replace('"p": 0.02', '"p": 0.03'))
+    assert claimed(compare(runs))[0][3:] == ("0.06", "real alone, not among all compared")
+    out = StringIO()
+    print_comparison(compare(runs), Console(file=out, width=200))
+    assert "p corrected over the 4 comparisons shown (Holm)" in out.getvalue()
 
 
 def test_a_list_in_json_and_a_page(runs, capsys, tmp_path):
