@@ -71,7 +71,7 @@ def test_tables_and_verdict(capsys, tiny_run):
     assert cells["gap, AUROC"] == [show(summary["gap"]["auroc"][side]) for side in ("base", "adapted")]
     assert "24 clips, 96 items, 1 seed (0), 95 % clip-bootstrap intervals" in text
     parts = [r for r in rows if r[0] in ("audio", "vision")]
-    assert [r[:2] for r in parts] == [["audio", "too few clips"], ["vision", "too few clips"]] and all("-" not in r for r in parts)
+    assert [r[:2] for r in parts] == [["audio", "too few clips"], ["vision", "too few clips"]]
     for line in verdict(summary):
         assert line in " ".join(text.split())
     assert text.splitlines()[-2:] == [f"state: {summary['state']} ({STATES[summary['state']]})", f"page: {tiny_run / 'report.html'}"]
