@@ -19,6 +19,7 @@ import psutil
 import torch
 import yaml
 from accelerate import PartialState
+from filelock import BaseFileLock, FileLock, Timeout
 
 from gapclose.progress import say
 
@@ -148,3 +149,20 @@ def environment(seed: int, process: Any) -> dict[str, Any]:
         "seed": seed,
         "commit": commit or None,
     }
+
+
+def take_directory(directory: Path) -> BaseFileLock | None:
+    """Keep a run directory to this process until it ends, however it ends; None where the file system has no locks.
+
+    Raises:
+        ValueError: when another process works in it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / ".lock", is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{directory}: another process works in this run directory; let it end, or name another one (--run_dir)") from None
+    except (OSError, NotImplementedError):
+        return None
+    return lock

@@ -25,7 +25,7 @@ from gapclose.export import export_run
 from gapclose.files import read_json, write_json, write_text
 from gapclose.gap import STATES, Labels, option_concepts
 from gapclose.items import ItemSet
-from gapclose.launch import check_launch, environment
+from gapclose.launch import check_launch, environment, take_directory
 from gapclose.measure import Measured, best_epoch, make_record, measure, read_text, text_control
 from gapclose.media import SUPPORTED
 from gapclose.models import load_model
@@ -64,6 +64,7 @@ class Run:
                 raise ValueError("model.dtype float16 cannot be trained without a loss scaler; choose bfloat16 or float32")
             config.train.accumulation(self.process.num_processes)
             config.train.counts()
+        self.lock = take_directory(self.directory) if self.process.is_main_process else None
         refuse_other_run(config, self.directory / "config.yaml")
         self.items = prepare_items(config, closing=closing, main=self.process.is_main_process, wait=self.process.wait_for_everyone)
         refuse_other_items(self.items, self.directory / "items.json")

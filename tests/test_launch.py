@@ -183,3 +183,18 @@ def test_mixed_precision_of_the_launcher_is_refused(monkeypatch):
         check_launch(Asked())
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     check_launch(Asked())
+
+
+def test_a_run_directory_is_one_process_own(tmp_path):
+    """A second start is refused while the first lives, not after it was killed; the same process may come again."""
+    code = "import sys, pathlib; from gapclose.launch import take_directory; lock = take_directory(pathlib.Path(sys.argv[1]))"
+    first = subprocess.Popen(
+        [sys.executable, "-c", f"{code}; print('in', flush=True); sys.stdin.read()", str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert first.stdout is not None and first.stdout.readline() == "in\n"
+    with pytest.raises(ValueError, match="another process works in this run directory"):
+        launch.take_directory(tmp_path)
+    first.kill()
+    first.wait()
+    assert launch.take_directory(tmp_path) is launch.take_directory(tmp_path)
