@@ -101,6 +101,11 @@ def load_adapter(config: ModelConfig, folder: Path) -> LoadedModel:
     return loaded
 
 
+def adapter_changed(model: Any) -> bool:
+    """Whether training moved any of the adapter weights that start at zero; False where there are none at all."""
+    return any(bool(p.detach().any()) for name, p in model.named_parameters() if "lora_B" in name or "lora_embedding_B" in name)
+
+
 def adapter_fingerprint(model: Any) -> str:
     """Hash of the adapter weights in ``model``, so that observations of one adapter are never taken for another's."""
     digest = hashlib.sha256()

@@ -20,6 +20,7 @@ from gapclose.errors import Problems
 from gapclose.examine.config import ControlsConfig
 from gapclose.files import write_text
 from gapclose.gap import GapConfig
+from gapclose.guards import GuardsConfig
 from gapclose.models import ModelConfig
 from gapclose.observe import ObserveConfig
 from gapclose.probes import ProbeConfig
@@ -80,6 +81,7 @@ class Config:
     targets: TargetsConfig = field(default_factory=TargetsConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     wandb: TrackingConfig = field(default_factory=TrackingConfig)
 

@@ -164,6 +164,9 @@ def make_record(stage: str, epoch: int, now: Measured, base: Measured | None, co
     changed = closure(base.overall, now.overall)
     record["change"] = intervals(changed)
     record["change"]["by_modality"] = {m: intervals(closure(base.modality[m], now.modality[m])) for m in now.modality}
+    for name in ("fresh", "sentinel"):
+        fall = base.overall[f"{name}_probe.balanced"] - now.overall[f"{name}_probe.balanced"]
+        record["change"][f"{name}_drop"] = Interval.of(fall).as_dict()
     record["change"]["significance"] = significance(base, now, config, seed)
     if now.transfer is not None and base.transfer is not None:
         record["change"]["transfer"] = intervals(closure(base.transfer, now.transfer))
@@ -203,16 +206,15 @@ def _evidence(changed: Mapping[str, np.ndarray], now: Measured, base: Measured, 
     )
 
 
-def best_epoch(records: Sequence[Mapping[str, Any]], epochs: int, config: GapConfig) -> int:
+def best_epoch(epochs: Sequence[Mapping[str, Any]], config: GapConfig) -> int:
     """The epoch with the highest balanced action on val whose standard accuracy stays within the budget.
 
     When none does, the one that loses least; its state tells.
 
     Args:
-        records: lines of ``gap.jsonl``. epochs: later ones are left out.
+        epochs: their records on val.
     """
-    after = [r for r in records if r["stage"].startswith("epoch-") and r["epoch"] <= epochs]
-    after = [r for r in after if r["state"] not in ("collapsed", "lost")] or after
+    after = [r for r in epochs if r["state"] not in ("collapsed", "lost")] or list(epochs)
     within = [r for r in after if r["change"]["standard_drop"]["value"] <= config.standard_budget]
     if within:
         return max(within, key=lambda r: (r["action"]["balanced"]["value"], -r["epoch"]))["epoch"]

@@ -17,13 +17,14 @@ import numpy as np
 import transformers
 from safetensors.torch import load_file
 
-from gapclose.adapters import adapter_fingerprint, add_lora
+from gapclose.adapters import adapter_changed, adapter_fingerprint, add_lora
 from gapclose.config import Config, refuse_other_run, save_config
 from gapclose.examine.examination import examine
 from gapclose.examine.features import Chosen
 from gapclose.export import export_run
 from gapclose.files import read_json, write_json, write_text
 from gapclose.gap import STATES, Labels, option_concepts
+from gapclose.guards import fired, objections
 from gapclose.items import ItemSet
 from gapclose.launch import check_launch, environment, take_directory
 from gapclose.measure import Measured, best_epoch, make_record, measure, read_text, text_control
@@ -35,7 +36,7 @@ from gapclose.probes import FrozenProbe, ProbeConfig, choose_probe
 from gapclose.progress import say
 from gapclose.report.figures import draw_epochs
 from gapclose.report.page import write_page
-from gapclose.report.summary import read_records, summarise
+from gapclose.report.summary import read_records, record_of, summarise
 from gapclose.targets import Targets, build_targets
 from gapclose.tracking import LossLines, NoTracker, make_tracker
 from gapclose.trainer import Example, last_complete_checkpoint, make_trainer
@@ -80,6 +81,7 @@ class Run:
         self.adapter = ""
         self.tracker: NoTracker = NoTracker()
         self.forced: dict[str, str] = {}
+        self.stopped: dict[str, str] = {}
         self._on_main(lambda: write_json(self.directory / "environment.json", environment(config.seed, self.process)))
         self.probe: FrozenProbe
         self.sentinel: FrozenProbe
@@ -273,12 +275,14 @@ class Run:
         trainable = sum(p.numel() for p in self.loaded.model.parameters() if p.requires_grad)
         say(f"adapters: {trainable:,} parameters on decoder layers {layers[0]}..{layers[-1]}")
 
-        def after_epoch(epoch: int) -> None:
+        def after_epoch(epoch: int) -> bool:
             self.set_adapter_fingerprint()
             self._on_main(lambda: self.loaded.model.save_pretrained(str(directory / f"epoch-{epoch}")))
             self.loaded.model.eval()
             now = self.measure(f"epoch-{epoch}", "val", replace=True)
-            self.record(make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed))
+            record = make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed)
+            self.record(self.guarded(record))
+            return bool(self.fired())
 
         media = self.loaded.media(self.items, blank=self.blanked)
         trainer = make_trainer(
@@ -289,13 +293,40 @@ class Run:
             directory,
             seed=config.seed,
             after_epoch=after_epoch,
+            finite_only="loss" not in config.guards.off,
             callbacks=[LossLines(self.tracker)],
         )
         resume = last_complete_checkpoint(directory)
         if resume is not None:
             say(f"going on from {resume.name}")
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        try:
+            if not self.fired():
+                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        except FloatingPointError as error:
+            if not self.epochs():
+                raise
+            self.stopped["loss"] = str(error)
+        self.stopped |= self.fired()
+        for name, reason in self.stopped.items():
+            say(f"  warning: stopped by the guard {name}: {reason} (--guards.off {name} lets it go on)")
         self.loaded.model.eval()
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """The records of the epochs measured so far, in order."""
+        found = [r for r in read_records(self.directory) if r["stage"].startswith("epoch-") and r["epoch"] <= self.config.train.epochs]
+        return sorted(found, key=lambda r: r["epoch"])
+
+    def guarded(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The record of an epoch with what the guards have against it; a control of training has none."""
+        base = record_of(self.directory, "base/val")
+        assert base is not None
+        record["adapter_changed"] = adapter_changed(self.loaded.model)
+        control = self.config.targets.control != "none"
+        return record | {"objections": {} if control else objections(record, base, self.config.gap, self.config.guards)}
+
+    def fired(self) -> dict[str, str]:
+        """The guards that stop the training, with their reasons."""
+        return fired(self.epochs(), self.config.guards)
 
     def set_adapter_fingerprint(self) -> None:
         """Name the current adapter weights, so that observations of one adapter are never taken for another's."""
@@ -320,11 +351,11 @@ class Run:
 
     def finish(self, base: Measured) -> dict[str, Any]:
         """Measure the best epoch's adapter on test, once; export it with its evidence; close the tracker."""
-        epoch = best_epoch(read_records(self.directory), self.config.train.epochs, self.config.gap)
+        epoch = best_epoch(self.epochs(), self.config.gap)
         self.load_epoch(epoch)
         now = self.measure("adapted", "test", replace=True)
         record = make_record("adapted/test", epoch, now, base, self.config.gap, self.config.seed)
-        self.record(record | {"forced": sorted(self.forced)})
+        self.record(record | {"forced": sorted(self.forced), "stopped": self.stopped})
         summary = summarise(self.directory)
         self._on_main(lambda: export_run(self.directory, self.config, self.loaded, summary))
         if self.process.is_main_process:

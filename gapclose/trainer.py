@@ -118,7 +118,8 @@ class GapTrainer(transformers.Trainer):
     # compute_loss divides by the items of the whole accumulated step already (an attribute of transformers.Trainer)
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, train: TrainConfig, sampler: MixedSampler, **kwargs: Any) -> None:
+    def __init__(self, *, train: TrainConfig, sampler: MixedSampler, finite_only: bool, **kwargs: Any) -> None:
+        self.finite_only = finite_only
         self.term_weights = torch.tensor([getattr(train, t) for t in TERMS])
         self.sampler = sampler
         self.step_counts = torch.zeros(len(TERMS))
@@ -148,7 +149,7 @@ class GapTrainer(transformers.Trainer):
         per_item = torch.stack(sums).sum(0) / self.step_counts.clamp_min(1).to(sums[0].device)
         self.logged = self.logged.to(per_item.device) + per_item.detach() * self.args.world_size
         loss = (per_item * self.term_weights.to(per_item.device)).sum() * self.args.world_size
-        if not torch.isfinite(loss):
+        if self.finite_only and bool(self._over_processes((~torch.isfinite(loss.detach())).float(), "sum") > 0):  # all of them, or none
             raise FloatingPointError(
                 f"the loss is {loss.item()} at step {self.state.global_step}; lower train.learning_rate or use float32"
             )
@@ -181,9 +182,12 @@ class Bar(transformers.ProgressCallback):
 
 
 class AfterEpoch(transformers.TrainerCallback):
-    """Measures after every epoch, then saves a checkpoint; an interrupted measurement is repeated from the checkpoint before it."""
+    """Measures after every epoch, then saves a checkpoint; an interrupted measurement is repeated from the checkpoint before it.
 
-    def __init__(self, measure: Callable[[int], None]) -> None:
+    Training stops where ``measure`` says so.
+    """
+
+    def __init__(self, measure: Callable[[int], bool | None]) -> None:
         self.measure = measure
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
@@ -193,7 +197,8 @@ class AfterEpoch(transformers.TrainerCallback):
         return control
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        self.measure(round(state.epoch))
+        if self.measure(round(state.epoch)):
+            control.should_training_stop = True
         control.should_save = True
         return control
 
@@ -218,10 +223,16 @@ def make_trainer(
     directory: Path,
     *,
     seed: int,
-    after_epoch: Callable[[int], None],
+    after_epoch: Callable[[int], bool | None],
+    finite_only: bool = True,
     callbacks: Sequence[transformers.TrainerCallback] = (),
 ) -> GapTrainer:
-    """A trainer over ``examples`` that writes checkpoints to ``directory`` and calls ``after_epoch(epoch)`` after every epoch."""
+    """A trainer over ``examples`` that writes checkpoints to ``directory`` and calls ``after_epoch(epoch)`` after every epoch.
+
+    Args:
+        after_epoch: returns whether training must stop.
+        finite_only: a loss that is not finite is a FloatingPointError, in all processes together.
+    """
     if config.gradient_checkpointing:
         enable_checkpointing(loaded)
     processes = PartialState().num_processes
@@ -257,7 +268,7 @@ def make_trainer(
     arguments._n_gpu = min(arguments.n_gpu, 1)
     bar = [Bar()] if is_main() and sys.stderr.isatty() else []
     trainer = GapTrainer(
-        train=config, sampler=sampler, model=loaded.model, args=arguments, train_dataset=list(examples),
+        train=config, sampler=sampler, finite_only=finite_only, model=loaded.model, args=arguments, train_dataset=list(examples),
         data_collator=Collator(loaded, media), callbacks=[*bar, *callbacks, AfterEpoch(after_epoch)],
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)

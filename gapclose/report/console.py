@@ -109,6 +109,7 @@ def claims(summary: dict[str, Any]) -> list[str]:
     lines = [f"{of['word']} - {of['sentence']}" for of in summary["verdicts"].values()]
     if summary["forced"]:
         lines.append(f"forced: trained on the reading of {' and '.join(summary['forced'])} although it was not shown to be real")
+    lines += [f"stopped by the guard {name}: {reason}" for name, reason in summary["stopped"].items()]
     return lines
 
 

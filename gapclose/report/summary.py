@@ -51,6 +51,7 @@ def summarise(directory: Path) -> dict[str, Any]:
         "reading_minus_text": controls["reading_minus_text"],
         "verdicts": read_verdicts(directory),
         "forced": (adapted or {}).get("forced", []),
+        "stopped": (adapted or {}).get("stopped", {}),
         "gap": {kind: _both(base, adapted, "gap", kind) for kind in ("balanced", "matched", "auroc")},
         "modality": {name: _modality(name, base, adapted) for name in base["modality"]},
         "transfer": None,

@@ -1,0 +1,102 @@
+"""Guards: what must not go on for long while training. They stop a run with the reason, and the best checkpoint so far is kept.
+
+Guards look at the records of ``val``, one after every epoch. What they compare is beyond chance: the interval of a loss must lie beyond its
+budget. Controls of training (``targets.control``) are run to see how far they go, so they have no guards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gapclose.gap import GapConfig
+
+Record = Mapping[str, Any]
+
+
+@dataclass(kw_only=True)
+class GuardsConfig:
+    """What stops a training."""
+
+    off: list[str] = field(default_factory=list)
+    """guards that are turned off by name: over-rejection, parsing, retention, fresh, sentinel, loss, adapter"""
+    patience: int = 2
+    """epochs in a row in which a guard must object; a first epoch that rejects too much often recovers"""
+    retention_budget: float = 0.05
+    """accuracy on the items that must not change that may be lost, 0..1"""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.off if name not in GUARDS]
+        if unknown:
+            raise ValueError(f"guards.off names {unknown}; the guards are {list(GUARDS)}")
+        if self.patience < 1:
+            raise ValueError(f"guards.patience is {self.patience}; it must be at least 1")
+        if not 0 <= self.retention_budget <= 1:
+            raise ValueError(f"guards.retention_budget is {self.retention_budget}; it must lie in 0..1 (0.05 for five points)")
+
+
+def _over_rejection(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
+    drop = record["change"]["standard_drop"]
+    return _beyond(drop, gap.standard_budget, "standard accuracy fell by", "gap.standard_budget")
+
+
+def _parsing(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
+    now, before = (r["generated"]["parse_lenient"]["value"] for r in (record, base))
+    if now >= gap.parse_floor * before:
+        return None
+    return f"{now:.3f} of the answers parse, {before:.3f} of the base model's (gap.parse_floor {gap.parse_floor:g})"
+
+
+def _retention(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
+    drop = record["change"].get("retention_drop")
+    return drop and _beyond(drop, config.retention_budget, "retention fell by", "guards.retention_budget")
+
+
+def _fresh(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
+    return _beyond(record["change"]["fresh_drop"], gap.reading_tolerance, "the fresh probe's accuracy fell by", "gap.reading_tolerance")
+
+
+def _sentinel(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
+    return _beyond(record["change"]["sentinel_drop"], gap.reading_tolerance, "the sentinel's accuracy fell by", "gap.reading_tolerance")
+
+
+def _adapter(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
+    return None if record["adapter_changed"] else "every adapter weight that starts at zero still is: the model is the base model"
+
+
+def _beyond(drop: Mapping[str, float | None], budget: float, words: str, key: str) -> str | None:
+    """The reason, where the interval of a fall lies beyond its budget."""
+    if drop["lower"] is None or drop["lower"] <= budget:
+        return None
+    return f"{words} {drop['value']:.3f} [{drop['lower']:.3f}, {drop['upper']:.3f}], beyond {key} {budget:g}"
+
+
+GUARDS: dict[str, Callable[[Record, Record, GapConfig, GuardsConfig], str | None] | None] = {
+    "over-rejection": _over_rejection,
+    "parsing": _parsing,
+    "retention": _retention,
+    "fresh": _fresh,
+    "sentinel": _sentinel,
+    "adapter": _adapter,
+    "loss": None,  # the trainer's: it looks at every step
+}
+"""name -> the reason to object to a record, given the base's on the same split, or None"""
+
+
+def objections(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> dict[str, str]:
+    """What every guard that is on has against a record, by name."""
+    checks = {name: check for name, check in GUARDS.items() if check is not None and name not in config.off}
+    return {name: reason for name, check in checks.items() if (reason := check(record, base, gap, config))}
+
+
+def fired(records: Sequence[Record], config: GuardsConfig) -> dict[str, str]:
+    """The guards that objected in each of the last ``patience`` epochs, with the latest reason.
+
+    Args:
+        records: of the epochs so far, oldest first, with their ``objections``.
+    """
+    last = records[-config.patience :]
+    if len(last) < config.patience:
+        return {}
+    return {name: reason for name, reason in last[-1]["objections"].items() if all(name in r["objections"] for r in last)}

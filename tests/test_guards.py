@@ -1,0 +1,109 @@
+"""Guards: each fires on its planted cause, can be turned off by name, and leaves a trace; a stopped run stays stopped."""
+
+import json
+
+import pytest
+import torch
+from test_measure import measured
+
+from gapclose.cli import main
+from gapclose.gap import GapConfig
+from gapclose.guards import GUARDS, GuardsConfig, fired, objections
+from gapclose.measure import make_record
+from gapclose.report.summary import read_records, summarise
+
+GAP = GapConfig(replicates=100)
+
+
+def epoch(changed: bool = True, **planted) -> tuple[dict, dict]:
+    """The record of an epoch of a planted model, and that of its base."""
+    before = measured(honest=0.0)
+    record = make_record("epoch-1/val", 1, measured(**planted), before, GAP, 0)
+    return record | {"adapter_changed": changed}, make_record("base/val", 0, before, None, GAP, 0)
+
+
+@pytest.mark.parametrize(
+    ("planted", "names", "words"),
+    [
+        ({"honest": 1.0}, set(), ""),
+        ({"honest": 1.0, "content": 0.6}, {"over-rejection", "retention"}, "standard accuracy fell by 0."),
+        ({"honest": 1.0, "garbled": 0.4}, {"parsing"}, "of the answers parse, 1.000 of the base model's"),
+        ({"honest": 1.0, "knows": 0.0}, {"fresh", "sentinel"}, "the fresh probe's accuracy fell by 0."),
+        ({"honest": 0.0, "changed": False}, {"adapter"}, "the model is the base model"),
+    ],
+)
+def test_a_guard_objects_to_its_cause(planted, names, words):
+    """And to nothing else; turned off by name it is silent."""
+    record, base = epoch(**planted)
+    found = objections(record, base, GAP, GuardsConfig())
+    assert set(found) == names and words in "; ".join(found.values())
+    assert objections(record, base, GAP, GuardsConfig(off=sorted(names))) == {}
+
+
+def test_a_loss_within_chance_is_no_objection():
+    """The interval must lie beyond the budget, not the estimate alone."""
+    record, base = epoch(honest=1.0, content=0.85)
+    budget = record["change"]["standard_drop"]["value"] - 0.001
+    assert budget > record["change"]["standard_drop"]["lower"]
+    gap = GapConfig(replicates=100, standard_budget=budget)
+    assert "over-rejection" not in objections(record, base, gap, GuardsConfig())
+
+
+def test_it_takes_as_many_epochs_in_a_row_as_patience_says():
+    """Another guard in between starts anew."""
+    a, b = {"objections": {"fresh": "old", "parsing": "x"}}, {"objections": {"fresh": "new"}}
+    config = GuardsConfig()
+    assert fired([], config) == fired([a], config) == {} and fired([a, b], config) == {"fresh": "new"}
+    assert fired([b, {"objections": {}}, b], config) == {} and fired([a], GuardsConfig(patience=1)) == a["objections"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"off": ["speed"]}, r"names \['speed'\]; the guards are"), ({"patience": 0}, "patience is 0"), ({"retention_budget": 5}, "budget is 5")],
+)
+def test_settings_that_make_no_sense(change, message):
+    with pytest.raises(ValueError, match=message):
+        GuardsConfig(**change)
+
+
+def test_a_training_that_changes_nothing_is_stopped_and_stays_stopped(tiny_config, tmp_path, capsys):
+    """After two epochs of four; the run ends with its figures, the reason is in the evidence, and the same command does not go on."""
+    command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--train.epochs", "4", "--train.learning_rate", "0"]
+    command += ["--train.warmup", "0", "--export.verify", "false"]
+    assert main(command) == 0
+    assert "stopped by the guard adapter: every adapter weight" in capsys.readouterr().out.replace("\n", " ")
+    before = (tmp_path / "gap.jsonl").read_text()
+    assert [r["stage"] for r in read_records(tmp_path)] == ["base/val", "base/test", "epoch-1/val", "epoch-2/val", "adapted/test"]
+    evidence = json.loads((tmp_path / "adapter" / "evidence.json").read_text())
+    assert set(evidence["stopped"]) == {"adapter"} and evidence["state"] != "closed"
+    assert main(command) == 0
+    assert (tmp_path / "gap.jsonl").read_text() == before
+
+
+def test_a_loss_that_is_not_finite_keeps_the_epochs_before_it(tiny_config, tmp_path, monkeypatch):
+    """Once an epoch is measured the run ends with it; before that there is nothing to keep."""
+    from gapclose import trainer
+
+    calls, true = [], trainer.term_sums
+
+    def spoilt(model, part):
+        calls.append(part)
+        return true(model, part) * (torch.nan if len(calls) > limit else 1.0)
+
+    monkeypatch.setattr(trainer, "term_sums", spoilt)
+    command = ["close", "--config", str(tiny_config), "--export.verify", "false", "--train.max_grad_norm", "0"]
+    limit = 0
+    assert main([*command, "--run_dir", str(tmp_path / "first")]) == 2
+    calls.clear()
+    limit = 10**6
+    assert main([*command, "--run_dir", str(tmp_path / "whole"), "--train.epochs", "1"]) == 0
+    assert summarise(tmp_path / "whole")["stopped"] == {}
+    limit = len(calls) + 1
+    calls.clear()
+    assert main([*command, "--run_dir", str(tmp_path / "second")]) == 0
+    found = summarise(tmp_path / "second")
+    assert found["epoch"] == 1 and "the loss is nan" in found["stopped"]["loss"]
+
+
+def test_every_guard_is_named():
+    assert set(GUARDS) == {"over-rejection", "parsing", "retention", "fresh", "sentinel", "loss", "adapter"}
