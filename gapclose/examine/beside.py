@@ -35,7 +35,7 @@ FIGURES = {
     ),
     "probe": (
         "probe of the modality at the peak layer, with standard items of all modalities",
-        "Ours is the mean over the modality's cells: always saying standard gets the majority class there, and one cell of all here.",
+        "Ours is the mean over the modality's cells: always saying standard earns the majority class there, and no more than chance here.",
     ),
     "gap": (
         "gap as the paper shows it: accuracy of that probe minus rejection",
@@ -55,11 +55,13 @@ FIGURES = {
         "The same as the probe above without the other modality's standard items: what the next figure is to be compared with.",
     ),
     "residualised": (
-        "the same without what predicts the text",
+        "the same without what predicts the text ({})",
         "Ours takes out what the better of words and characters predicts, fitted on other clips.",
     ),
 }
 """name -> (label, what the correction changes), in the order of the report"""
+ACCURACIES = ("global", "probe", "text", "encoder", "own", "residualised")
+"""figures that the majority class is to be set beside"""
 
 
 def set_beside(
@@ -83,7 +85,8 @@ def set_beside(
     """
     labels, clips = judge.labels, judge.clips["all"]
     found: dict[str, Any] = {"name": "imavb", "n_items": len(labels.clip), "n_clips": clips.n, "folds": FOLDS, "peak_layer": None}
-    found |= {"residualised_against": "TF-IDF" if encoded is None else "sentence encoder", "layers": [], "figures": [], "skipped": None}
+    against = "TF-IDF" if encoded is None else "sentence encoder"
+    found |= {"residualised_against": against, "layers": [], "figures": [], "skipped": None}
     if not (~labels.standard).any():
         return found | {"skipped": "no item has an alarm as its right concept, so none is misleading"}
     protocol, text = Protocol(labels, clips), words(texts)
@@ -105,7 +108,7 @@ def set_beside(
                 "scope": f.scope,
                 "standard": f.standard,
                 "misleading": f.misleading,
-                "majority": max(f.standard, f.misleading) / (f.standard + f.misleading) if f.standard and f.misleading else None,
+                "majority": max(f.standard, f.misleading) / (f.standard + f.misleading) if name in ACCURACIES else None,
                 "paper": None if f.value is None else Interval.of(f.value).as_dict(),
                 "ours": mine.get((name, f.scope)),
                 "skipped": f.skipped,
@@ -113,7 +116,7 @@ def set_beside(
             for f in protocol.figures
             if f.name == name
         ]
-        found["figures"] += [{"name": name, "label": label, "correction": correction, "rows": rows}] if rows else []
+        found["figures"] += [{"name": name, "label": label.format(against), "correction": correction, "rows": rows}] if rows else []
     return found
 
 

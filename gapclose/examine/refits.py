@@ -70,10 +70,13 @@ def residualise(fit: np.ndarray, fit_texts: Sequence[str], items: np.ndarray, ma
 
 
 def text_directions(h: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """Orthonormal directions (D, k) of standardised residuals ``h`` (M, D) that predict features ``text`` (M, F), as :func:`residualise` says."""
+    """Orthonormal directions (D, k) of standardised residuals ``h`` (M, D) that predict ``text`` features (M, F): see :func:`residualise`."""
     if text.shape[1] > text.shape[0]:
         text = np.asarray(np.linalg.qr(text.T, mode="r")).T  # (M, M): W keeps its singular values and right singular vectors
-    weight = np.linalg.solve(h.T @ h + np.eye(h.shape[1]), h.T @ text)  # (D, F) = W^T
+    if len(h) < h.shape[1]:  # (D, F) = W^T, by the smaller of two equal systems
+        weight = h.T @ np.linalg.solve(h @ h.T + np.eye(len(h)), text)
+    else:
+        weight = np.linalg.solve(h.T @ h + np.eye(h.shape[1]), h.T @ text)
     directions, sizes, _ = np.linalg.svd(weight, full_matrices=False)
     return directions[:, sizes > 1e-5 * sizes[0]]
 

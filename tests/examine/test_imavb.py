@@ -16,6 +16,7 @@ from gapclose.examine.beside import FIGURES, set_beside
 from gapclose.examine.config import ControlsConfig
 from gapclose.examine.imavb import Protocol, cross_validate, folds, standardised, without_text, words
 from gapclose.examine.judge import Judge
+from gapclose.examine.refits import text_directions
 from gapclose.gap import Action, Labels
 from gapclose.resample import Clips
 
@@ -100,6 +101,7 @@ def test_every_figure_equals_a_plain_computation(world):
     assert value(found, "balanced", "all") == pytest.approx((np.mean(means["standard"]) + np.mean(means["rejection"])) / 2)
     rows = {(f["name"], r["scope"]): r for f in found["figures"] for r in f["rows"]}
     assert {rows["probe", m]["majority"] for m in ("ear", "eye")} == {2 / 3} and rows["own", "eye"]["majority"] == 0.5
+    assert rows["gap", "eye"]["majority"] is rows["rejection", "eye"]["majority"] is None
     assert all(r["skipped"] is None and r["paper"]["lower"] <= r["paper"]["value"] <= r["paper"]["upper"] for r in rows.values())
     assert [f["name"] for f in found["figures"]] == [name for name in FIGURES if name != "encoder"]
 
@@ -124,9 +126,21 @@ def test_residuals_are_freed_of_text_inside_every_fold(world, encoder):
             right.append(make_pipeline(StandardScaler(), logistic()).fit(left, y[train]).score(judged, y[held]))
         assert value(found, "residualised", m) == pytest.approx(np.mean(right))
     if encoder:
-        assert value(found, "encoder", "ear") == pytest.approx(
-            plain(make_pipeline(StandardScaler(), logistic()), encoded[world.of("ear")], world.y[world.of("ear")], world.labels.clip[world.of("ear")])
-        )
+        mine = world.of("eye")
+        alone = plain(make_pipeline(StandardScaler(), logistic()), encoded[mine], world.y[mine], world.labels.clip[mine])
+        assert value(found, "encoder", "eye") == pytest.approx(alone)
+
+
+@pytest.mark.parametrize("width", [6, 30], ids=["more items than directions", "fewer"])
+def test_directions_are_those_of_a_ridge_regression(width):
+    """Whichever of the two equal systems is solved, and with more text features than items too."""
+    rng = np.random.default_rng(0)
+    h = StandardScaler().fit_transform(rng.normal(size=(12, width)))
+    for features in (3, 20):
+        text = rng.normal(size=(12, features))
+        _, sizes, rows = np.linalg.svd(Ridge(alpha=1.0, fit_intercept=False).fit(h, text).coef_, full_matrices=False)
+        plain_ones, found = rows[sizes > 1e-5 * sizes.max()], text_directions(h, text)
+        np.testing.assert_allclose(found @ found.T, plain_ones.T @ plain_ones, atol=1e-8)
 
 
 def test_what_is_planted_is_found_and_what_is_not_stays_near_the_majority(world):
@@ -181,7 +195,8 @@ def test_items_without_the_papers_structure_are_skipped_with_a_reason(world):
 
     few = World(clips=3).beside()
     assert few["peak_layer"] is None and few["layers"] == [] and value(few, "standard", "ear") >= 0
-    assert set(reasons(few)) == {("global", "all"), ("text", "ear"), ("text", "eye")} and {f["name"] for f in few["figures"]}.isdisjoint({"probe", "own"})
+    assert set(reasons(few)) == {("global", "all"), ("text", "ear"), ("text", "eye")}
+    assert [f["name"] for f in few["figures"]] == ["standard", "rejection", "balanced", "global", "text"]
 
     wordless = reasons(world.beside(texts=["7"] * len(world.y)))
     assert "empty vocabulary" in wordless["text", "ear"] and "empty vocabulary" in wordless["residualised", "eye"]
