@@ -59,7 +59,11 @@ def test_it_takes_as_many_epochs_in_a_row_as_patience_says():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"off": ["speed"]}, r"names \['speed'\]; the guards are"), ({"patience": 0}, "patience is 0"), ({"retention_budget": 5}, "budget is 5")],
+    [
+        ({"off": ["speed"]}, r"names \['speed'\]; the guards are"),
+        ({"patience": 0}, "patience is 0"),
+        ({"retention_budget": 5}, "budget is 5"),
+    ],
 )
 def test_settings_that_make_no_sense(change, message):
     with pytest.raises(ValueError, match=message):

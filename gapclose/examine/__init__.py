@@ -1,6 +1,6 @@
 """Everything that a skeptic tries on a measurement before believing it, and where what is read gets lost.
 
 ``features``, ``encoder``, ``refits``, ``blank`` and ``codelength`` are the controls, ``judge`` sets them beside the reading, ``nested``
-repeats its choices, ``localise`` looks at the layers and swaps residuals, ``imavb`` computes the source paper's own figures;
-``examination`` runs them on a run and ``measurement`` puts them into one file.
+repeats its choices, ``localise`` looks at the layers and swaps residuals, ``imavb`` computes the source paper's own figures and ``beside``
+sets ours beside them; ``examination`` runs them on a run and ``measurement`` puts them into one file.
 """

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+PROTOCOLS = ("imavb",)
+
 
 @dataclass(kw_only=True)
 class ControlsConfig:
@@ -24,6 +26,9 @@ class ControlsConfig:
     """patch the residual of one twin into the other; costs a forward of every test item with a twin"""
     nested: bool = True
     """choose layer, family and strength again inside outer folds of fit; costs the probe's search once more for every fold"""
+    protocol: str | None = None
+    """``imavb``: also the source paper's own figures, flaws included, beside ours (arXiv 2605.13737); costs the forward of every test item
+    that ``layers`` takes too, and four logistic regressions by scikit-learn a layer; null: none"""
     draws: int = 10
     """how often random labels are drawn"""
     seed: int = 0
@@ -34,6 +39,8 @@ class ControlsConfig:
     def __post_init__(self) -> None:
         if self.draws < 1:
             raise ValueError(f"controls.draws is {self.draws}; it must be at least 1")
+        if self.protocol not in (None, *PROTOCOLS):
+            raise ValueError(f"controls.protocol is {self.protocol!r}; choose one of {list(PROTOCOLS)}, or null for none")
         if self.text_encoder is not None and not (Path(self.text_encoder) / "config.json").is_file():
             raise ValueError(
                 f"controls.text_encoder {self.text_encoder!r} is no directory with a config.json; save a sentence encoder there with "

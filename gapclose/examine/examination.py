@@ -9,6 +9,7 @@ Shapes: M fit items, N test items, D width, L decoder layers, C concepts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 from sklearn.model_selection import StratifiedKFold
 
+from gapclose.answers import parse_all
+from gapclose.examine.beside import set_beside
 from gapclose.examine.blank import blank_controls, blank_sets, blank_stage
 from gapclose.examine.codelength import codelength
 from gapclose.examine.encoder import encode
@@ -201,15 +204,19 @@ class Examination:
 
     # -- where it gets lost -----------------------------------------------------------------------------------------------------
 
+    def _observe_layers(self, part: str) -> list[int]:
+        """Store the residuals of all layers; returns these, the embedding first."""
+        layers = list(range(len(self.run.loaded.layers) + 1))
+        self.run.observe(f"layers-{part}", self.fit if part == "fit" else self.test, layers=layers)
+        return layers
+
     def _layer_residual(self, part: str, layer: int) -> torch.Tensor:
         items = self.fit if part == "fit" else self.test
         return self._stored(f"layers-{part}", items, [layer]).residuals[layer]
 
     def layers(self) -> tuple[Control, list[dict[str, Any]]]:
         """The embedding layer as a control, and reading and lens of every layer."""
-        layers = list(range(len(self.run.loaded.layers) + 1))
-        for part, items in (("fit", self.fit), ("test", self.test)):
-            self.run.observe(f"layers-{part}", items, layers=layers)
+        layers = [self._observe_layers(part) for part in ("fit", "test")][-1]
         fit, test = (self._layer_residual(part, 0).double().numpy() for part in ("fit", "test"))
         embedding = Control(
             name="embedding",
@@ -260,6 +267,22 @@ class Examination:
         judged = Judge(known, found.reading, self.config.gap.replicates, self.config.seed).reading["all"]
         return {"balanced": Interval.of(judged.balanced).as_dict(), "layers": [layer for layer, _, _ in found.chosen]}
 
+    def protocol(self, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The source paper's own figures on the test items, which nothing was chosen on, beside ours."""
+        _, *layers = self._observe_layers("test")
+        texts, encoder = [i.text for i in self.test], self.config.controls.text_encoder
+        assert self.seen.answers is not None
+        return set_beside(
+            self.judge,
+            self.action,
+            entries,
+            texts=texts,
+            said=parse_all(self.seen.answers, self.test.items, lenient=True),
+            residual_of=lambda layer: self._layer_residual("test", layer).float().numpy(),
+            layers=track(layers, len(layers), "the paper's probe at every layer"),
+            encoded=encode(encoder, texts, self.config.observe.batch_size) if encoder else None,
+        )
+
 
 def texts_of(item: Any) -> list[str]:
     """The question and the options of an item."""
@@ -291,6 +314,7 @@ def examine(run: Run, *, thorough: bool) -> dict[str, Any]:
             rest["codelength"] = codelength(now.z_fit, *facts, draws=wanted.draws, rng=now.rng(2))
         rest["interchange"] = now.interchanged() if wanted.interchange else None
         rest["nested"] = now.nested() if wanted.nested else None
+        rest["protocol"] = now.protocol(entries) if wanted.protocol else None
     return assemble(
         now.test,
         now.judge,

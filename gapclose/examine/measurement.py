@@ -46,6 +46,7 @@ def assemble(
     layers: Sequence[Mapping[str, Any]] = (),
     nested: Mapping[str, Any] | None = None,
     interchange: Mapping[str, Any] | None = None,
+    protocol: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The whole object. What was not asked for is None or empty.
 
@@ -79,7 +80,7 @@ def assemble(
         "minimum_detectable": minimum_detectable(judge, reading, text_readings, proofs),
         "known_but_unsaid": known_but_unsaid(items, labels, action, reading),
         "data_root": data_root,
-        "protocol": None,
+        "protocol": protocol,
     }
 
 

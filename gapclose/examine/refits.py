@@ -65,13 +65,20 @@ def residualise(fit: np.ndarray, fit_texts: Sequence[str], items: np.ndarray, ma
     scaler = StandardScaler().fit(fit)
     h, g = (np.asarray(scaler.transform(part)) for part in (fit, items))
     vectors: Any = TEXT_MAKERS[maker]()
-    text: np.ndarray = vectors.fit_transform(list(fit_texts)).toarray()  # (M, F)
+    kept = text_directions(h, vectors.fit_transform(list(fit_texts)).toarray())
+    return Residualised(h - h @ kept @ kept.T, g - g @ kept @ kept.T, kept.shape[1])
+
+
+def text_directions(h: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """Orthonormal directions (D, k) of standardised residuals ``h`` (M, D) that predict ``text`` features (M, F): see :func:`residualise`."""
     if text.shape[1] > text.shape[0]:
         text = np.asarray(np.linalg.qr(text.T, mode="r")).T  # (M, M): W keeps its singular values and right singular vectors
-    weight = np.linalg.solve(h.T @ h + np.eye(h.shape[1]), h.T @ text)  # (D, F) = W^T
+    if len(h) < h.shape[1]:  # (D, F) = W^T, by the smaller of two equal systems
+        weight = h.T @ np.linalg.solve(h @ h.T + np.eye(len(h)), text)
+    else:
+        weight = np.linalg.solve(h.T @ h + np.eye(h.shape[1]), h.T @ text)
     directions, sizes, _ = np.linalg.svd(weight, full_matrices=False)
-    kept = directions[:, sizes > 1e-5 * sizes[0]]
-    return Residualised(h - h @ kept @ kept.T, g - g @ kept @ kept.T, kept.shape[1])
+    return directions[:, sizes > 1e-5 * sizes[0]]
 
 
 def shuffled(y: np.ndarray, modality: np.ndarray, rng: np.random.Generator) -> np.ndarray:

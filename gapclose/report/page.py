@@ -59,7 +59,6 @@ def build_page(directory: Path) -> str:
         settings=_settings(directory),
         environment=_environment(directory),
         fingerprints=_fingerprints(directory),
-        protocol=_rows(measured.get("protocol") or {}),
         figures=_figures(summary, records, measured),
     )
 

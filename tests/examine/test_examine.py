@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
+from gapclose.answers import parse_lenient
 from gapclose.cli import main
 from gapclose.examine.measurement import confusion, curve, data_root
 from gapclose.gap import Action, Labels
@@ -54,7 +55,7 @@ def test_everything_is_there_in_its_form(whole, digits):
     assert (
         whole["concepts"] == list(digits.concepts) and whole["alarm"] == list(digits.alarm) and whole["modalities"] == ["audio", "vision"]
     )
-    assert whole["probe"]["n_layers"] == 5 and whole["data_root"] == str(digits.root) and whole["protocol"] is None
+    assert whole["probe"]["n_layers"] == 5 and whole["data_root"] == str(digits.root)
     cells = [(c["modality"], c["concept"], c["n_items"], c["n_clips"]) for c in whole["cells"]]
     assert cells == [(m, c, 24, 24) for m in ("audio", "vision") for c in ("standard", f"false_{m}")]
     assert all(is_interval(c[k]) for c in whole["cells"] for k in ("action", "option", "reading"))
@@ -111,6 +112,29 @@ def test_the_figures_are_those_of_the_record(whole, measured):
     assert whole["interchange"]["layer"] == whole["probe"]["layer"] and whole["interchange"]["n_pairs"] == 48
 
 
+def test_the_papers_figures_stand_beside_ours(whole, measured, digits):
+    """From stored residuals and generated answers; what is ours there agrees with the record and the controls."""
+    found, record = whole["protocol"], json.loads((measured / "gap.jsonl").read_text())
+    rows = {(f["name"], r["scope"]): r for f in found["figures"] for r in f["rows"]}
+    assert (found["n_items"], found["n_clips"], found["skipped"], len(found["layers"])) == (96, 24, None, 5)
+    assert not [key for key, row in rows.items() if row["skipped"]] and all(is_interval(row["paper"]) for row in rows.values())
+    best = max(found["layers"], key=lambda row: row["accuracy"]["value"])
+    assert best["layer"] == found["peak_layer"] and best["accuracy"] == rows["global", "all"]["paper"]
+    assert rows["global", "all"]["ours"] == record["reading"]["balanced"]
+    assert rows["balanced", "all"]["ours"] == record["action"]["balanced"]
+    items = list(digits.select(split="test", purpose="gap"))
+    answers = read_observations(measured / "observations" / "base-test", [i.id for i in items], layers=[]).answers
+    for modality in ("audio", "vision"):
+        assert rows["probe", modality]["majority"] == pytest.approx(2 / 3)
+        assert rows["gap", modality]["ours"] == record["modality"][modality]["gap"]["balanced"]
+        for figure, control in (("text", "text_only"), ("residualised", "residualised")):
+            assert rows[figure, modality]["ours"] == next(c for c in whole["controls"] if c["name"] == control)["balanced"][modality]
+        mine = [(i, a) for i, a in zip(items, answers, strict=True) if i.modality == modality and i.concept == "standard"]
+        right = np.mean([parse_lenient(a, i) == i.gold for i, a in mine])
+        assert rows["standard", modality]["paper"]["value"] == pytest.approx(right)
+    assert f"{rows['probe', 'audio']['paper']['value']:.3f}" in (measured / "report.html").read_text()
+
+
 def test_what_is_known_and_unsaid_is_shown_surest_first(whole, digits):
     """With media that exist under the data root, and distributions that sum to one."""
     shown, by_id = whole["known_but_unsaid"], {i.id: i for i in digits}
@@ -155,11 +179,12 @@ def test_switches_leave_parts_out(measured, tiny_config, tmp_path):
     """What is off is not computed and not observed; the rest stays as it was."""
     directory = tmp_path / "less"
     shutil.copytree(measured, directory, ignore=shutil.ignore_patterns("blank-*", "layers-*", "interchange-*", "measurement.json"))
-    off = [w for key in ("labels", "residualise", "codelength", "blank", "layers", "interchange") for w in (f"--controls.{key}", "false")]
+    off = ["--controls.protocol", "null"]
+    off += [w for key in ("labels", "residualise", "codelength", "blank", "layers", "interchange") for w in (f"--controls.{key}", "false")]
     assert main(["measure", "--config", str(tiny_config), "--run_dir", str(directory), *off]) == 0
     less = json.loads((directory / "measurement.json").read_text())
     assert [c["name"] for c in less["controls"]] == NAMES[:4]
-    assert less["codelength"] is less["interchange"] is None and less["layers"] == []
+    assert less["codelength"] is less["interchange"] is less["protocol"] is None and less["layers"] == []
     assert {p.name for p in (directory / "observations").iterdir()} == {"base-fit", "base-test"}
 
 
@@ -200,6 +225,7 @@ def test_sets_without_twins_say_so(digits, tiny_config, encoder, tmp_path, capsy
     assert "no interchange: no test item has a twin" in capsys.readouterr().out
     found = json.loads((tmp_path / "run" / "measurement.json").read_text())
     assert [c["name"] for c in found["controls"]][:3] == ["majority", "text_only", "text_encoder"]
+    assert found["protocol"]["figures"] == [] and found["protocol"]["skipped"].startswith("no item has an alarm")
     assert found["interchange"] is None and found["roc"] == {} and set(found["verdicts"]) == {"premise"}
     assert all(set(c["balanced"]) == {"all", "premise"} for c in found["controls"])
 

@@ -84,7 +84,20 @@ def measurement(items: list[dict], root: str) -> dict:
         "minimum_detectable": {"all": 0.021, "audio": 0.03, "vision": 0.031},
         "known_but_unsaid": items,
         "data_root": root,
-        "protocol": {"misleading": {"base": around(0.03)}, "prompt": "as in the paper"},
+        "protocol": {
+            "name": "imavb", "n_items": 1040, "n_clips": 260, "folds": 4, "peak_layer": 5, "residualised_against": "TF-IDF",
+            "layers": [{"layer": k, "accuracy": around(0.5 + k / 20)} for k in range(1, 9)], "skipped": None,
+            "figures": [
+                {"name": "probe", "label": "probe of the modality", "correction": "Ours is the mean over cells.", "rows": [
+                    {"scope": "vision", "standard": 520, "misleading": 260, "majority": 2 / 3, "paper": around(0.86), "ours": around(0.91),
+                     "skipped": None},
+                    {"scope": "audio", "standard": 520, "misleading": 0, "majority": None, "paper": None, "ours": None,
+                     "skipped": "its misleading items are of 0 clips, and 4 folds by clip need 4 or more; add labelled clips"}]},
+                {"name": "standard", "label": "standard items", "correction": "Ours asks for the concept.", "rows": [
+                    {"scope": "vision", "standard": 260, "misleading": 0, "majority": None, "paper": around(0.97), "ours": around(0.98),
+                     "skipped": None}]},
+            ],
+        },
     }  # fmt: skip
 
 
@@ -196,7 +209,8 @@ def test_a_page_with_everything(rich_run):
         "the gap is not shown to be real: text alone gives as much", "could the wording alone give it away?", "not at chance (0.50)",
         "at chance (0.50), as it should be; the reading beats it", "312 bits", "compression of 5.28", "what is read is also used",
         "0.021 (all), 0.030 (audio) and 0.031 (vision)", "layers 6, 6, 5, 6", "the first 10 of 33 s", "image not found", "image not readable",
-        "video is not shown here", "and 3 more", "train.learning_rate", "transformers", "items, media and labels",
+        "video is not shown here", "and 3 more", "Their probes are fitted and judged in 4 folds",
+        "very folds: 5, where ours is 6", "520 + 260", "0.667", "skipped: its misleading items are of 0 clips", "train.learning_rate", "transformers", "items, media and labels",
     ):  # fmt: skip
         assert words in read.text, words
     assert "does not beat" not in read.text  # of a control that may read as well
