@@ -24,6 +24,8 @@ class ControlsConfig:
     """patch the residual of one twin into the other; costs a forward of every test item with a twin"""
     nested: bool = True
     """choose layer, family and strength again inside outer folds of fit; costs the probe's search once more for every fold"""
+    baselines: bool = True
+    """what can be had without training (PGLA, bias shifts, the text, the probe as answerer); costs ``probe.folds`` + 1 small perceptrons"""
     draws: int = 10
     """how often random labels are drawn"""
     seed: int = 0
