@@ -20,6 +20,7 @@ from gapclose.resample import Clips
 BUDGETS = (None, 0.03, 0.01, 0.0)
 """standard accuracy, 0..1, that a setting may lose on fit; None: any, which is how PGLA was published"""
 FIGURES = ("balanced", "option_balanced", "standard_accuracy", "rejection", "false_alarm", "auroc", "dprime", "criterion")
+FRONT = 50  # points of a front at most
 GAINS = ("balanced", "option_balanced", "standard_accuracy", "rejection", "auroc")
 
 
@@ -67,9 +68,13 @@ def compare(fit: Seen, known: Labels, items: Seen, labels: Labels, clips: Clips,
 
 
 def pareto(method: Method, known: Labels, labels: Labels) -> list[dict[str, Any]]:
-    """Rejection against standard accuracy: the settings that none beats on fit, with their rates there and, without intervals, on test."""
+    """Rejection against standard accuracy: the settings that none beats on fit, with their rates there and, without intervals, on test.
+
+    Of many settings, :data:`FRONT` evenly by rank with both ends.
+    """
     there = rates(method.fit, method.settings, known)
     kept = front(there)
+    kept = [kept[k] for k in np.unique(np.linspace(0, len(kept) - 1, min(FRONT, len(kept))).round().astype(int))]
     settings = [method.settings[k] for k in kept]
     here = rates(method.items, settings, labels)
     return [

@@ -1,6 +1,7 @@
 """A bias on the scores of rejections: the same for every item, so it moves the threshold and knows nothing of any item.
 
-With one shift for all alarm concepts, neither d' nor AUROC of the action changes. What it gains is what a better criterion gains.
+With one shift for all alarm concepts the answers move along the action's own ROC curve: its AUROC does not change, and what is gained is
+what a better criterion gains.
 
 Shapes: M fit items, N items, O options, P settings.
 """

@@ -15,6 +15,7 @@ from gapclose.baselines.comparison import BUDGETS, compare, methods, pareto
 from gapclose.baselines.operating import Method, Rates, Seen, alarms, choose, front, rates, unchanged
 from gapclose.baselines.pgla import GRID, WIDE, Gate, adjust, pgla, pgla_by_text, rejection_bias, settings
 from gapclose.baselines.shift import shift, shift_each, thresholds
+from gapclose.examine import features
 from gapclose.examine.features import Chosen, text_out_of_fold
 from gapclose.gap import Labels
 from gapclose.probes import grouped_folds
@@ -290,15 +291,24 @@ def test_text_that_tells_nothing_answers_at_chance(split):
     assert rates(probe.items, [s for s in choose(probe, fit, known, [None]) if s], labels).balanced[0] > 0.8
 
 
-def test_the_text_is_read_out_of_fold():
-    """A word that only one clip has cannot be learnt from its other items; a word that tells is."""
+def test_the_text_is_read_out_of_fold(monkeypatch):
+    """Words, too, are weighted without the items that are read; a word that only one item has teaches nothing, a word that tells does."""
+    seen: list[int] = []
+    words = features.TEXT_MAKERS["words"]
+
+    def spying():
+        maker = words()
+        monkeypatch.setattr(maker, "fit", lambda texts: seen.append(len(texts)) or type(maker).fit(maker, texts))
+        return maker
+
+    monkeypatch.setitem(features.TEXT_MAKERS, "words", spying)
     y, clips = np.tile([0, 1], 40), np.repeat(np.arange(40), 2)
     own = [f"item{n}" for n in range(80)]
     told = [f"item{n} {'good' if k else 'bad'}" for n, k in enumerate(y)]
     chosen = Chosen(np.empty(0), "words", 10.0)
     read = [text_out_of_fold(texts, y, clips, chosen, folds=4, seed=0) for texts in (own, told)]
     np.testing.assert_allclose(read[0][:, 0], 0.5, atol=0.1)
-    assert (read[1].argmax(1) == y).all() and read[1].shape == (80, 2)
+    assert (read[1].argmax(1) == y).all() and read[1].shape == (80, 2) and seen == [60] * 8
 
 
 # -- the whole ------------------------------------------------------------------------------------------------------------------------
@@ -319,6 +329,20 @@ def test_the_comparison_is_json_with_paired_differences(split):
         standard = [row["fit"]["standard_accuracy"] for row in method["front"]]
         rejected = [row["fit"]["rejection"] for row in method["front"]]
         assert standard == sorted(standard, reverse=True) and rejected == sorted(rejected)
+
+
+def test_a_front_has_each_setting_with_its_own_rates(split):
+    """On both sides, at most fifty, from one end to the other."""
+    fit, known, items, labels = split
+    for method in methods(fit, known, items, folds=3, seed=0):
+        rows = pareto(method, known, labels)
+        whole = front(rates(method.fit, method.settings, known))
+        assert len(rows) == min(50, len(whole))
+        assert [rows[k]["setting"] for k in (0, -1)] == [dict(method.settings[whole[k]]) for k in (0, -1)]
+        for row in (rows[0], rows[-1]):
+            for side, scores, of in (("fit", method.fit, known), ("test", method.items, labels)):
+                found = rates(scores, [row["setting"]], of)
+                assert list(row[side].values()) == [found.balanced[0], found.standard[0], found.rejection[0]]
 
 
 def test_a_front_on_items_without_alarms_has_no_rejection(split):
