@@ -29,6 +29,7 @@ from gapclose.examine.localise import interchange, layer_profile, make_lens, twi
 from gapclose.examine.measurement import assemble, data_root
 from gapclose.examine.nested import nested_reading
 from gapclose.examine.refits import clip_labels, concept_shares, refit, refit_within, residualise, shuffled
+from gapclose.examine.untrained import untrained
 from gapclose.gap import Labels
 from gapclose.measure import scored
 from gapclose.observations import Observations, pad_options, read_observations
@@ -315,6 +316,7 @@ def examine(run: Run, *, thorough: bool) -> dict[str, Any]:
         rest["interchange"] = now.interchanged() if wanted.interchange else None
         rest["nested"] = now.nested() if wanted.nested else None
         rest["protocol"] = now.protocol(entries) if wanted.protocol else None
+        rest["baselines"] = untrained(now) if wanted.baselines else None
     return assemble(
         now.test,
         now.judge,

@@ -84,6 +84,16 @@ def text_only(fit_texts: Sequence[str], y: np.ndarray, clips: np.ndarray, texts:
     return chosen_reading(TEXT_MAKERS, fit, y, clips, items, folds=folds, seed=seed)
 
 
+def text_out_of_fold(texts: Sequence[str], y: np.ndarray, clips: np.ndarray, chosen: Chosen, *, folds: int, seed: int) -> np.ndarray:
+    """Reading (M, C) of the labelled ``texts`` themselves, each by a fit of the ``chosen`` features and strength without its clip."""
+    words, reading = np.array(list(texts), dtype=object), np.zeros((len(y), len(np.unique(y))))
+    for train, held in grouped_folds(y, clips, folds, seed):
+        maker = TEXT_MAKERS[chosen.maker]().fit(words[train])
+        model = _logistic(chosen.strength).fit(maker.transform(words[train]), y[train])
+        reading[held] = model.predict_proba(maker.transform(words[held]))
+    return reading
+
+
 def majority(y: np.ndarray, n: int, concepts: int) -> np.ndarray:
     """Reading (n, C) that always gives the class frequencies of ``y``."""
     return np.tile(np.bincount(y, minlength=concepts) / len(y), (n, 1))

@@ -47,6 +47,7 @@ def assemble(
     nested: Mapping[str, Any] | None = None,
     interchange: Mapping[str, Any] | None = None,
     protocol: Mapping[str, Any] | None = None,
+    baselines: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The whole object. What was not asked for is None or empty.
 
@@ -77,6 +78,7 @@ def assemble(
         "layers": list(layers),
         "nested": nested,
         "interchange": interchange,
+        "baselines": baselines,
         "minimum_detectable": minimum_detectable(judge, reading, text_readings, proofs),
         "known_but_unsaid": known_but_unsaid(items, labels, action, reading),
         "data_root": data_root,

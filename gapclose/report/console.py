@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gapclose.files import read_json
 from gapclose.gap import STATES
 from gapclose.report.summary import read_records, summarise
 
@@ -100,8 +101,36 @@ def print_report(directory: Path, console: Console | None = None) -> None:
         word, gain = summary["verdicts"].get(name, {}).get("word", "-"), part["significance"]
         parts.add_row(name, word, *(show(value, 2) for value in row), f"{gain['p_holm']:.2g}" if gain else "-")
     console.print(parts)
+    path = directory / "measurement.json"
+    if path.is_file() and (baselines := read_json(path).get("baselines")):
+        print_baselines(baselines, console)
     for line in [*claims(summary), *verdict(summary)]:
         console.print(line, highlight=False)
+
+
+def print_baselines(baselines: dict[str, Any], console: Console) -> None:
+    """What can be had without training: a row for every method and budget."""
+    table = Table(title=f"without training: chosen on {baselines['n_fit']} items of fit, judged on test")
+    headings = ("method", "budget", "balanced", "option, balanced", "standard acc. change", "rejected", "AUROC")
+    add_columns(table, headings, ("method",))
+
+    def add(name: str, budget: str, point: dict[str, Any], change: dict[str, Any] | None) -> None:
+        figures = (point["balanced"], point["option_balanced"], change, point["rejection"], point["auroc"])
+        table.add_row(name, budget, *(show(figure, 2) for figure in figures))
+
+    add("base model", "", baselines["base"], None)
+    for method in baselines["methods"]:
+        table.add_section()
+        for point in method["points"]:
+            first = point is method["points"][0]
+            budget = budget_name(point) + ("" if point["setting"] else " (unchanged)")
+            add(method["label"] if first else "", budget, point, point["gain"]["standard_accuracy"])
+    console.print(table)
+
+
+def budget_name(point: dict[str, Any]) -> str:
+    """The standard accuracy that a setting was allowed to lose on fit, in points."""
+    return "any" if point["budget"] is None else f"{100 * point['budget']:g}"
 
 
 def claims(summary: dict[str, Any]) -> list[str]:

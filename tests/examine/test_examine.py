@@ -17,7 +17,7 @@ from gapclose.observations import read_observations
 
 KEYS = (
     "version", "seed", "n_clips", "n_items", "split", "concepts", "alarm", "modalities", "probe", "cells", "roc", "confusion",
-    "calibration", "verdicts", "controls", "codelength", "layers", "nested", "interchange", "minimum_detectable", "known_but_unsaid",
+    "calibration", "verdicts", "controls", "codelength", "layers", "nested", "interchange", "baselines", "minimum_detectable", "known_but_unsaid",
     "data_root", "protocol",
 )  # fmt: skip
 VERDICT = {"word", "sentence", "control", "difference", "p", "p_holm", "mcnemar"}
@@ -135,6 +135,14 @@ def test_the_papers_figures_stand_beside_ours(whole, measured, digits):
     assert f"{rows['probe', 'audio']['paper']['value']:.3f}" in (measured / "report.html").read_text()
 
 
+def test_baselines_stand_beside_the_same_base_model(whole, measured):
+    """Whatever they change, they start from the action that was measured, on the same clips."""
+    record = json.loads((measured / "gap.jsonl").read_text().splitlines()[0])["action"]
+    found = whole["baselines"]
+    assert {k: v for k, v in found["base"].items() if k != "fit"} == record
+    assert found["n_fit"] == 96 and {len(m["points"]) for m in found["methods"]} == {4}
+
+
 def test_what_is_known_and_unsaid_is_shown_surest_first(whole, digits):
     """With media that exist under the data root, and distributions that sum to one."""
     shown, by_id = whole["known_but_unsaid"], {i.id: i for i in digits}
@@ -180,11 +188,12 @@ def test_switches_leave_parts_out(measured, tiny_config, tmp_path):
     directory = tmp_path / "less"
     shutil.copytree(measured, directory, ignore=shutil.ignore_patterns("blank-*", "layers-*", "interchange-*", "measurement.json"))
     off = ["--controls.protocol", "null"]
-    off += [w for key in ("labels", "residualise", "codelength", "blank", "layers", "interchange") for w in (f"--controls.{key}", "false")]
+    keys = ("labels", "residualise", "codelength", "blank", "layers", "interchange", "baselines")
+    off += [w for key in keys for w in (f"--controls.{key}", "false")]
     assert main(["measure", "--config", str(tiny_config), "--run_dir", str(directory), *off]) == 0
     less = json.loads((directory / "measurement.json").read_text())
     assert [c["name"] for c in less["controls"]] == NAMES[:4]
-    assert less["codelength"] is less["interchange"] is less["protocol"] is None and less["layers"] == []
+    assert less["codelength"] is less["interchange"] is less["protocol"] is less["baselines"] is None and less["layers"] == []
     assert {p.name for p in (directory / "observations").iterdir()} == {"base-fit", "base-test"}
 
 
@@ -222,11 +231,12 @@ def test_sets_without_twins_say_so(digits, tiny_config, encoder, tmp_path, capsy
     write_items(items, tmp_path / "set")
     arguments = ["--config", str(tiny_config), "--data.path", str(tmp_path / "set"), "--run_dir", str(tmp_path / "run")]
     assert main(["measure", *arguments, "--controls.blank", "false", "--controls.text_encoder", encoder]) == 0
-    assert "no interchange: no test item has a twin" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no interchange: no test item has a twin" in said and "no inference-time baselines: the item set has no alarm concepts" in said
     found = json.loads((tmp_path / "run" / "measurement.json").read_text())
     assert [c["name"] for c in found["controls"]][:3] == ["majority", "text_only", "text_encoder"]
     assert found["protocol"]["figures"] == [] and found["protocol"]["skipped"].startswith("no item has an alarm")
-    assert found["interchange"] is None and found["roc"] == {} and set(found["verdicts"]) == {"premise"}
+    assert found["interchange"] is None and found["baselines"] is None and found["roc"] == {} and set(found["verdicts"]) == {"premise"}
     assert all(set(c["balanced"]) == {"all", "premise"} for c in found["controls"])
 
 

@@ -1,0 +1,132 @@
+"""Operating points of methods that change option scores: the setting that does best on fit within a loss of standard accuracy.
+
+A method is a list of settings with the scores that each gives. What chooses among them takes labelled items only, and what builds them
+takes no labels of the items that are answered in the end: the test split cannot enter a choice.
+
+Shapes: M fit items, N items to answer, O options, C concepts, D width, P settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from gapclose.gap import Labels
+from gapclose.resample import blocks
+
+Setting = Mapping[str, float]
+Scores = Callable[[Sequence[Setting]], np.ndarray]
+"""P settings -> option scores (P, N, O)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What is known of a split without its right answers."""
+
+    scores: np.ndarray
+    """(N, O) option scores of the base model in nats, -inf beyond an item's options"""
+    option_concept: np.ndarray
+    """(N, O) concept that each option expresses, -1 beyond an item's options"""
+    residual: np.ndarray
+    """(N, D) at the probe's layer"""
+    reading: np.ndarray
+    """(N, C) by the probe; on fit, out of fold"""
+    text: np.ndarray
+    """(N, C) reading by the text alone; on fit, out of fold"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way of answering, at every setting that it may be used with."""
+
+    name: str
+    label: str
+    settings: Sequence[Setting]
+    """of equals the first is preferred"""
+    fit: Scores
+    """scores of the M fit items; whatever is fitted was fitted without their clip"""
+    items: Scores
+    """scores of the N items to answer; whatever is fitted was fitted on all of fit"""
+
+
+class Rates(NamedTuple):
+    """How often answers are right, one number a setting, (P,)."""
+
+    balanced: np.ndarray
+    """mean over the cells modality x concept of the accuracy on the option"""
+    standard: np.ndarray
+    """accuracy on the option where no alarm is right"""
+    rejection: np.ndarray
+    """share of answers that express any alarm where one is right"""
+
+
+def alarms(labels: Labels) -> list[int]:
+    """Indices of the alarm concepts.
+
+    Raises:
+        ValueError: when there is none, or nothing else.
+    """
+    found = [labels.concepts.index(a) for a in labels.alarm]
+    if not 0 < len(found) < len(labels.concepts):
+        raise ValueError(
+            f"the alarm concepts are {list(labels.alarm)} of {list(labels.concepts)}; a method that moves rejections against content "
+            "needs some concepts of either kind (key `alarm` of set.json)"
+        )
+    return found
+
+
+def rates(scores: Scores, settings: Sequence[Setting], labels: Labels) -> Rates:
+    """Rates of the options with the highest scores, at every setting; nan where no item counts."""
+    count, options = labels.option_concept.shape
+    chosen = np.concatenate([scores(settings[rows]).argmax(2) for rows in blocks(0, len(settings), count * options)])  # (P, N)
+    right = chosen == labels.gold
+    cell, names = labels.cells
+    said = labels.option_concept[np.arange(count), chosen]  # (P, N)
+    return Rates(
+        np.mean([_share(right, cell == k) for k in range(len(names))], axis=0),
+        _share(right, labels.standard),
+        _share(np.isin(said, alarms(labels)), ~labels.standard),
+    )
+
+
+def _share(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Mean of (P, N) bool over the items where (N,) holds, (P,)."""
+    return values[:, where].mean(1) if where.any() else np.full(len(values), np.nan)
+
+
+def unchanged(seen: Seen) -> Scores:
+    """The base model's own scores, whatever the settings."""
+    return lambda settings: np.broadcast_to(seen.scores, (len(settings), *seen.scores.shape))
+
+
+def choose(method: Method, fit: Seen, known: Labels, budgets: Sequence[float | None]) -> list[Setting | None]:
+    """For every budget, the setting with the highest balanced accuracy on the option among those that keep standard accuracy on fit.
+
+    Args:
+        known: labels of the fit items. budgets: standard accuracy, 0..1, that may be lost against the base model; None: any.
+
+    Returns:
+        One a budget; None where it leaves no setting that does better on fit than the base model's own answers.
+    """
+    found, base = rates(method.fit, method.settings, known), rates(unchanged(fit), [{}], known)
+    chosen: list[Setting | None] = []
+    for budget in budgets:
+        within = base.standard[0] - found.standard <= (np.inf if budget is None else budget + 1e-9)
+        balanced = np.where(within, found.balanced, -np.inf)
+        best = int(balanced.argmax())
+        helps = budget is None or balanced[best] > base.balanced[0] + 1e-9
+        chosen.append(method.settings[best] if helps else None)
+    return chosen
+
+
+def front(found: Rates) -> list[int]:
+    """Settings that no other beats in standard accuracy and rejection at once, the highest standard accuracy first; one of equals."""
+    kept, most = [], -np.inf
+    for k in np.lexsort((-found.rejection, -found.standard)):
+        if found.rejection[k] > most:
+            kept.append(int(k))
+            most = found.rejection[k]
+    return kept

@@ -1,0 +1,79 @@
+"""A bias on the scores of rejections: the same for every item, so it moves the threshold and knows nothing of any item.
+
+With one shift for all alarm concepts the answers move along the action's own ROC curve: its AUROC does not change, and what is gained is
+what a better criterion gains.
+
+Shapes: M fit items, N items, O options, P settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import product
+
+import numpy as np
+
+from gapclose.baselines.operating import Method, Seen, Setting, alarms
+from gapclose.gap import Labels
+
+MOST = 961
+"""combinations tried at most: 31 x 31 for two alarm concepts"""
+
+
+def thresholds(margin: np.ndarray, most: int) -> np.ndarray:
+    """Shifts that separate the fit items in different ways, least first: midpoints between neighbouring margins, and one beyond each end.
+
+    Args:
+        margin: (M,) nats that a rejection lacks to be the answer, inf where there is none. most: thinned to that many, evenly by rank.
+    """
+    distinct = np.unique(margin[np.isfinite(margin)])
+    if not len(distinct):
+        return np.zeros(1)
+    middles = np.concatenate([[distinct[0] - 1], (distinct[1:] + distinct[:-1]) / 2, [distinct[-1] + 1]])
+    return middles[np.unique(np.linspace(0, len(middles) - 1, min(most, len(middles))).round().astype(int))]
+
+
+def margins(seen: Seen, rejects: Sequence[int], concepts: Sequence[int]) -> np.ndarray:
+    """Highest score of content minus highest score of the options that express one of ``concepts``, (N,); inf where there is none."""
+    content = ~np.isin(seen.option_concept, rejects) & (seen.option_concept >= 0)
+    lacking = np.where(np.isin(seen.option_concept, concepts), seen.scores, -np.inf).max(1)
+    best = np.where(content, seen.scores, -np.inf).max(1)
+    return np.where(np.isfinite(lacking) & np.isfinite(best), best - np.where(np.isfinite(lacking), lacking, 0), np.inf)
+
+
+def shifted(seen: Seen, named: Mapping[str, Sequence[int]], settings: Sequence[Setting]) -> np.ndarray:
+    """Scores (P, N, O) with each setting's nats added to the options of the concepts that their key stands for."""
+    added = np.zeros((len(settings), *seen.scores.shape))
+    for key, concepts in named.items():
+        nats = np.array([setting[key] for setting in settings])
+        added += nats[:, None, None] * np.isin(seen.option_concept, concepts)
+    return seen.scores + added
+
+
+def shift(fit: Seen, known: Labels, items: Seen) -> Method:
+    """One shift for all alarm concepts.
+
+    Args:
+        known: labels of the fit items, for its concepts alone; nothing is fitted here.
+    """
+    rejects = alarms(known)
+    return _method("shift", "bias shift of the rejections", fit, items, rejects, {"shift": rejects})
+
+
+def shift_each(fit: Seen, known: Labels, items: Seen) -> Method:
+    """One shift for each alarm concept: the common ones, and a grid over their thresholds that is coarser the more concepts there are."""
+    rejects = alarms(known)
+    return _method("shift_each", "bias shift of each rejection", fit, items, rejects, {known.concepts[c]: [c] for c in rejects})
+
+
+def _method(name: str, label: str, fit: Seen, items: Seen, rejects: Sequence[int], named: Mapping[str, Sequence[int]]) -> Method:
+    """No shift first, then all others by size."""
+    common = thresholds(margins(fit, rejects, rejects), MOST)
+    tried = {(0.0,) * len(named), *((float(nats),) * len(named) for nats in common)}
+    if len(named) > 1:
+        each = max(2, int(MOST ** (1 / len(named))))
+        tried |= set(product(*(thresholds(margins(fit, rejects, concepts), each).tolist() for concepts in named.values())))
+    rising = sorted(tried, key=lambda nats: (sum(map(abs, nats)), nats))
+    settings = [dict(zip(named, nats, strict=True)) for nats in rising]
+    return Method(name=name, label=label, settings=settings, fit=partial(shifted, fit, named), items=partial(shifted, items, named))
