@@ -21,6 +21,7 @@ from gapclose.examine.config import ControlsConfig
 from gapclose.files import write_text
 from gapclose.gap import GapConfig
 from gapclose.guards import GuardsConfig
+from gapclose.labelling import LabellingConfig
 from gapclose.models import ModelConfig
 from gapclose.observe import ObserveConfig
 from gapclose.probes import ProbeConfig
@@ -35,6 +36,14 @@ class DataConfig:
 
     path: str = "digits"
     """directory with set.json and items.jsonl; ``digits`` makes the embedded world inside the run directory"""
+    degraded: float = 0.0
+    """share of the clips of every split that nobody can read, 0..1: noise for a picture and for a sound; only with ``path: digits``"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.degraded <= 1:
+            raise ValueError(f"data.degraded is {self.degraded}; it must lie in 0..1 (0.3 for three clips of ten)")
+        if self.degraded and self.path != "digits":
+            raise ValueError(f"data.degraded is for the embedded world alone; with data.path {self.path!r} it must be 0")
 
 
 @dataclass(kw_only=True)
@@ -73,6 +82,7 @@ class Config:
     tracking: str = "none"
     """none or wandb"""
     data: DataConfig = field(default_factory=DataConfig)
+    labelling: LabellingConfig = field(default_factory=LabellingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)

@@ -14,6 +14,7 @@ from gapclose.errors import Problems
 from gapclose.files import read_json, write_json
 from gapclose.item_files import check_splits_filled, read_items
 from gapclose.items import ItemSet
+from gapclose.labelling import relabel
 from gapclose.media import check_lengths, check_media
 from gapclose.models import ModelConfig, check_options, load_processor
 from gapclose.report.console import add_columns, wide_console
@@ -66,12 +67,16 @@ def prepare_items(config: Config, *, closing: bool, main: bool = True, wait: Cal
         directory = Path(config.run_dir) / f"data-seed{config.seed}"
         if main and not (directory / "set.json").is_file():
             shutil.rmtree(directory, ignore_errors=True)
-            write(directory, seed=config.seed)
+            write(directory, seed=config.seed, degraded=config.data.degraded)
         wait()
     splits = CLOSE_SPLITS if closing else MEASURE_SPLITS
     retain = closing and config.train.retain > 0
     limits = {"max_new_tokens": config.observe.max_new_tokens, "folds": config.probe.folds}
-    return load_items(directory, config.model, splits, **limits, retain=retain)
+    items = relabel(load_items(directory, config.model, splits, **limits, retain=retain), config.labelling, config.seed)
+    problems = Problems(f"the item set {directory} with the labels that `labelling` leaves")
+    check_splits_filled(items, splits, config.probe.folds, problems)
+    problems.raise_if_any()
+    return items
 
 
 def refuse_other_items(items: ItemSet, path: Path) -> str:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import soundfile
+from PIL import Image
 
 from gapclose.digits import questions
 from gapclose.digits.bank import NAMES, RATE, Utterance, scan_image, scan_partition, scans, utterances, waveform
@@ -37,6 +38,8 @@ class Clip(NamedTuple):
     split: str
     scan: int
     utterance: Utterance
+    degraded: bool = False
+    """whether noise stands for the picture and for the sound"""
 
     def truth(self, modality: str) -> int:
         """The digit that is shown or said."""
@@ -129,7 +132,7 @@ def _item(clip: Clip, modality: str, text: str, options: list[Option], gold: str
         options=options,
         gold=[o.text for o in options].index(gold),
         purpose=purpose,
-        tags={**tags, "scan": str(clip.scan), "voice": clip.utterance.voice},
+        tags={**tags, "scan": str(clip.scan), "voice": clip.utterance.voice, **({"degraded": "yes"} if clip.degraded else {})},
     )
 
 
@@ -151,29 +154,49 @@ def split_items(clips: list[Clip], rng: np.random.Generator) -> list[Item]:
     return sorted(items, key=lambda i: order[i.clip])
 
 
-def draw(seed: int = 0, clips: Mapping[str, int] | None = None) -> tuple[list[Clip], tuple[Item, ...]]:
-    """The clips and items of one seed, without writing anything. ``clips`` as in :func:`write`."""
-    rng = np.random.default_rng(seed)
-    by_split = draw_clips(CLIPS if clips is None else clips, rng)
+def degrade(clips: list[Clip], share: float, rng: np.random.Generator) -> list[Clip]:
+    """The clips, of which ``share`` cannot be read any more, evenly spread."""
+    lost = set(rng.permutation(len(clips))[: round(share * len(clips))].tolist())
+    return [c._replace(degraded=n in lost) for n, c in enumerate(clips)]
+
+
+def media(clip: Clip) -> tuple[Image.Image, np.ndarray]:
+    """Picture and sound of a clip; of a degraded one both are noise, as bright, loud and long as the clip's own."""
+    picture, sound = scan_image(clip.scan), waveform(clip.utterance)
+    if not clip.degraded:
+        return picture, sound
+    rng = np.random.default_rng([clip.scan, clip.utterance.onset])
+    grey = rng.permutation(np.asarray(picture.convert("L")).ravel()).reshape(picture.size[::-1])
+    return Image.fromarray(grey).convert("RGB"), rng.permutation(sound)
+
+
+def draw(seed: int = 0, clips: Mapping[str, int] | None = None, degraded: float = 0.0) -> tuple[list[Clip], tuple[Item, ...]]:
+    """The clips and items of one seed, without writing anything. ``clips`` and ``degraded`` as in :func:`write`."""
+    rng, other = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    by_split = {s: degrade(c, degraded, other) for s, c in draw_clips(CLIPS if clips is None else clips, rng).items()}
     items = tuple(i for split in by_split.values() for i in split_items(split, rng))
     return [c for split in by_split.values() for c in split], items
 
 
-def write(directory: str | Path, seed: int = 0, *, clips: Mapping[str, int] | None = None, name: str = "digits") -> ItemSet:
+def write(
+    directory: str | Path, seed: int = 0, *, clips: Mapping[str, int] | None = None, degraded: float = 0.0, name: str = "digits"
+) -> ItemSet:
     """Write the item set and its media; the same arguments give the same bytes.
 
     ``clips`` overrides :data:`CLIPS`, the number of clips a split. Even numbers keep the four cells equal in every purpose;
-    val and test need a few dozen, or their claims cannot be matched; splits may be left out.
+    val and test need a few dozen, or their claims cannot be matched; splits may be left out. ``degraded`` is the share of every
+    split's clips whose picture and sound are noise; their items, tagged so, keep their gold options, which nobody can know.
 
     Raises:
         ValueError: when there are not enough scans, or too few clips to match the claims.
     """
     directory = Path(directory)
-    drawn, items = draw(seed, clips)
+    drawn, items = draw(seed, clips, degraded)
     (directory / "media").mkdir(parents=True, exist_ok=True)
     for clip in drawn:
-        scan_image(clip.scan).save(directory / "media" / f"{clip.name}.png")
-        soundfile.write(directory / "media" / f"{clip.name}.wav", waveform(clip.utterance), RATE, subtype="PCM_16")
+        picture, sound = media(clip)
+        picture.save(directory / "media" / f"{clip.name}.png")
+        soundfile.write(directory / "media" / f"{clip.name}.wav", sound, RATE, subtype="PCM_16")
     made = ItemSet(root=directory, name=name, concepts=questions.CONCEPTS, alarm=questions.ALARM, items=items)
     write_items(made, directory)
     return made
