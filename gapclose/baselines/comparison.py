@@ -48,7 +48,8 @@ def compare(fit: Seen, known: Labels, items: Seen, labels: Labels, clips: Clips,
     Returns:
         ``base`` with the figures of the base model; ``methods``, each with a row in ``points`` for every budget and a ``front``. A row
         has the chosen ``setting`` (None: none within the budget is better, the answers stay the base model's), its rates on ``fit``, the
-        figures on test with intervals, and under ``gain`` the paired differences to the base model.
+        figures on test with intervals, under ``gain`` the paired differences to the base model, and under ``chosen`` the option of every
+        test item, so that other comparisons can be paired too.
     """
     before = _figures(clips, labels, items.scores, items.reading)
     base = {**intervals(before), "fit": _at(unchanged(fit), {}, known)}
@@ -57,12 +58,14 @@ def compare(fit: Seen, known: Labels, items: Seen, labels: Labels, clips: Clips,
         points = []
         for budget, setting in zip(BUDGETS, choose(method, fit, known, BUDGETS), strict=True):
             if setting is None:
-                points.append({"budget": budget, "setting": None, **base, "gain": intervals({k: before[k] * 0 for k in GAINS})})
+                kept = {"gain": intervals({k: before[k] * 0 for k in GAINS}), "chosen": items.scores.argmax(1).tolist()}
+                points.append({"budget": budget, "setting": None, **base, **kept})
                 continue
-            after = _figures(clips, labels, method.items([setting])[0], items.reading)
+            scores = method.items([setting])[0]
+            after = _figures(clips, labels, scores, items.reading)
             gain = {name: after[name] - before[name] for name in GAINS}
             row = {"budget": budget, "setting": dict(setting), **intervals(after), "fit": _at(method.fit, setting, known)}
-            points.append({**row, "gain": intervals(gain)})
+            points.append({**row, "gain": intervals(gain), "chosen": scores.argmax(1).tolist()})
         found.append({"name": method.name, "label": method.label, "points": points, "front": pareto(method, known, labels)})
     return {"n_fit": len(known.gold), "base": base, "methods": found}
 

@@ -1,0 +1,189 @@
+"""Write what a comparison of objectives found: Markdown tables, and figures of accuracy against labels and of operating points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from gapclose.files import write_text
+from gapclose.report.results import Mean, against, figures, mean_over_seeds, more, on_degraded, trained, untrained
+from gapclose.report.svg import styled
+
+Row = tuple[str, int, int, str, Path]
+"""variant, budget, seed, way (an objective or ``untrained``), directory of the run"""
+Found = Mapping[int, Mapping[str, np.ndarray]]
+"""seed -> figures"""
+BASE = "base"
+RIVALS = ("pgla", "pgla_wide", "shift", "shift_each", "pgla_text", "text", "probe")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+MARKERS = "oDs^vPX"
+
+
+def gather(rows: Sequence[Row], budget: float) -> dict[tuple[str, int, str], dict[int, dict[str, Any]]]:
+    """(variant, label budget, way) -> seed -> figures, with what the record says besides under ``more`` and ``degraded``."""
+    found: dict[tuple[str, int, str], dict[int, dict[str, Any]]] = {}
+    for variant, labels, seed, way, directory in rows:
+        if way == "untrained":
+            answers = untrained(directory, budget)
+        else:
+            answers = {way if side == "adapted" else BASE: a for side, a in trained(directory).items()}
+        for name, of in answers.items():
+            entry = found.setdefault((variant, labels, name), {})
+            entry[seed] = {**figures(of, seed), "degraded": on_degraded(of), "more": more(directory) if name == way else {}}
+    return found
+
+
+def write_results(rows: Sequence[Row], path: Path, budget: float, total: int) -> None:
+    """Write ``path`` (Markdown) and its figures beside it.
+
+    Args:
+        budget: standard accuracy that every way may lose. total: runs that the comparison has, finished or not.
+    """
+    found = gather(rows, budget)
+    variants = list(dict.fromkeys(key[0] for key in found))
+    seeds = sorted({row[2] for row in rows})
+    lines = ["# Objectives at equal label budgets", ""]
+    lines += [
+        f"{len(rows)} of {total} runs, seeds {', '.join(map(str, seeds))}; figures are means over the seeds that are there, on test clips, with 95 % "
+        "intervals from resampling clips (they do not cover labels and training; the standard deviation over seeds, which does, stands behind). "
+        f"Every way may lose {100 * budget:g} points of standard accuracy, as val (checkpoints) or fit (methods without training) sees it; the column says what test clips saw.",
+        "",
+    ]
+    for variant in variants:
+        lines += [f"## {variant}", "", *_table(found, variant), "", *_differences(found, variant), *_unreadable(found, variant)]
+        name = "-".join("".join(c if c.isalnum() else " " for c in variant).split())
+        drawn = {
+            f"{path.stem}-{name}-{kind}.svg": draw(found, variant) for kind, draw in (("labels", draw_labels), ("points", draw_points))
+        }
+        for file, figure in drawn.items():
+            figure.savefig(path.parent / file, metadata={"Date": None})
+            lines += [f"![{_alt(file)}]({file})", ""]
+    write_text(path, "\n".join(lines).rstrip() + "\n")
+
+
+def _alt(file: str) -> str:
+    return "balanced accuracy against number of labels" if file.endswith("labels.svg") else "rejection against standard accuracy"
+
+
+def _ways(found: Mapping[Any, Any], variant: str) -> list[str]:
+    return list(dict.fromkeys(way for v, _, way in found if v == variant))
+
+
+def _budgets(found: Mapping[Any, Any], variant: str) -> list[int]:
+    return sorted({labels for v, labels, _ in found if v == variant})
+
+
+def _show(mean: Mean, digits: int = 3) -> str:
+    i = mean.interval
+    shown = f"{i.value:.{digits}f}" + (f" [{i.lower:.{digits}f}, {i.upper:.{digits}f}]" if np.isfinite(i.lower) else "")
+    return shown + (f" ({mean.spread:.{digits}f})" if np.isfinite(mean.spread) else "")
+
+
+def _plain(values: Sequence[float | None]) -> str:
+    there = [v for v in values if v is not None and np.isfinite(v)]
+    return f"{np.mean(there):.3f}" if there else "-"
+
+
+def _table(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str) -> list[str]:
+    lines = ["| labels | way | seeds | balanced (sd) | standard accuracy | rejection | closure | retention fell | held-out question type |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    for labels in _budgets(found, variant):
+        for way in _ways(found, variant):
+            seeds = found.get((variant, labels, way))
+            if not seeds:
+                continue
+            means = [_show(mean_over_seeds([s[name] for s in seeds.values()])) for name in ("balanced", "standard", "rejection")]
+            rest = [_plain([s["more"].get(name) for s in seeds.values()]) for name in ("closure", "retention_drop", "transfer")]
+            lines.append(f"| {labels} | {way} | {len(seeds)} | " + " | ".join([*means, *rest]) + " |")
+    return lines
+
+
+def pairs(ways: Sequence[str]) -> list[tuple[str, str]]:
+    """What is set against what: consistency against everything, both together against labels alone."""
+    rivals = [w for w in ways if w not in ("consistency", BASE)]
+    return [("consistency", w) for w in rivals if "consistency" in ways] + [
+        ("consistency+gold", w) for w in ("gold",) if {"consistency+gold", w} <= set(ways)
+    ]
+
+
+def _differences(found: Mapping[tuple[str, int, str], Found], variant: str) -> list[str]:
+    budgets, rows = _budgets(found, variant), []
+    for ours, theirs in pairs(_ways(found, variant)):
+        cells = []
+        for labels in budgets:
+            mean = against(found.get((variant, labels, ours), {}), found.get((variant, labels, theirs), {}), "balanced")
+            cells.append(_show(mean) if mean else "-")
+        rows.append(f"| {ours} - {theirs} | " + " | ".join(cells) + " |")
+    if not rows:
+        return []
+    head = ["Differences in balanced accuracy, paired item by item, by number of labels:", ""]
+    return [*head, "| | " + " | ".join(map(str, budgets)) + " |", "|---|" + "---|" * len(budgets), *rows, ""]
+
+
+def _unreadable(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str) -> list[str]:
+    rows = []
+    for labels in _budgets(found, variant):
+        for way in _ways(found, variant):
+            seeds = found.get((variant, labels, way), {})
+            ece, wrong = (_plain([s["degraded"][k] for s in seeds.values()]) for k in ("ece", "sure_and_wrong"))
+            if ece != "-":
+                rows.append(f"| {labels} | {way} | {ece} | {wrong} |")
+    if not rows:
+        return []
+    head = ["Clips that nobody can read: calibration error of the answers over concepts, and confident (0.9) wrong rejections:", ""]
+    return [*head, "| labels | way | calibration error | confident wrong rejections |", "|---|---|---|---|", *rows, ""]
+
+
+def _look(ways: Sequence[str], way: str) -> dict[str, Any]:
+    k = list(ways).index(way)
+    return {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)], "label": way}
+
+
+@styled
+def draw_labels(found: Mapping[tuple[str, int, str], Found], variant: str) -> Figure:
+    """Balanced accuracy against the number of labels, a line a way, with intervals; methods without training dashed."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes, ways = figure.subplots(), [w for w in _ways(found, variant) if w != BASE]
+    for way in ways:
+        points = [
+            (n, mean_over_seeds([s["balanced"] for s in found[variant, n, way].values()]))
+            for n in _budgets(found, variant)
+            if (variant, n, way) in found
+        ]
+        x = [n for n, _ in points]
+        value, lower, upper = (np.array([getattr(m.interval, k) for _, m in points]) for k in ("value", "lower", "upper"))
+        shift = 1 + 0.02 * (list(ways).index(way) - len(ways) / 2)  # side by side, not on top of each other
+        axes.errorbar(
+            np.array(x) * shift, value, yerr=[value - lower, upper - value], linestyle="--" if way in RIVALS else "-", markersize=4.5,
+            linewidth=1.2, capsize=2, **_look(ways, way),
+        )  # fmt: skip
+    axes.set(xscale="log", xlabel="labelled items of fit", ylabel="balanced accuracy, test clips")
+    axes.set_xticks(_budgets(found, variant), [str(n) for n in _budgets(found, variant)])
+    axes.minorticks_off()
+    axes.set_title(variant, loc="left")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+@styled
+def draw_points(found: Mapping[tuple[str, int, str], Found], variant: str) -> Figure:
+    """Rejection against standard accuracy, a point a way and number of labels, larger for more labels."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes, ways, budgets = figure.subplots(), _ways(found, variant), _budgets(found, variant)
+    for way in ways:
+        look = _look(ways, way)
+        points = [
+            [np.mean([s[name][0] for s in found[variant, n, way].values()]) for name in ("standard", "rejection")] + [20 + 30 * k]
+            for k, n in enumerate(budgets) if (variant, n, way) in found
+        ]  # fmt: skip
+        x, y, size = np.array(points).T
+        axes.plot(x, y, color=look["color"], linewidth=0.8, alpha=0.5)
+        axes.scatter(x, y, s=size, color=look["color"], marker=look["marker"], label=way, alpha=0.85)
+    axes.set(xlabel="standard accuracy", ylabel="false premises rejected")
+    axes.set_title(f"{variant}: larger points have more labels ({', '.join(map(str, budgets))})", loc="left")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure

@@ -1,0 +1,160 @@
+"""Objectives against each other at equal label budgets: means over seeds of many runs, with paired intervals.
+
+A *way* of answering is a trained objective, an inference-time method, or the base model. Runs of one seed share their test items, so ways
+are compared item by item; seeds draw other clips, so the replicates of a mean over seeds are means of independent replicates. Intervals
+speak of test clips; the spread over seeds, which holds labels, training and clips together, is given beside them.
+
+Shapes: N items, O options, R replicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from gapclose.files import read_json
+from gapclose.gap import Action, Labels
+from gapclose.item_files import read_items
+from gapclose.items import ItemSet
+from gapclose.observations import read_observations
+from gapclose.report.summary import record_of
+from gapclose.resample import Clips, Interval
+from gapclose.significance import expected_calibration_error
+
+REPLICATES = 10_000
+SURE = 0.9
+"""probability of a wrong rejection from which it counts as confident"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What one way answers on the test gap items of one seed."""
+
+    labels: Labels
+    chosen: np.ndarray
+    """(N,) option"""
+    scores: np.ndarray | None
+    """(N, O) in nats, where the way has a distribution over options"""
+    degraded: np.ndarray
+    """(N,) bool, items of clips that nobody can read"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """A figure over seeds."""
+
+    interval: Interval
+    """of the mean, over test clips"""
+    spread: float
+    """standard deviation over seeds, nan for one"""
+    seeds: int
+
+
+def test_items(directory: Path) -> ItemSet:
+    """The labelled test gap items of a run."""
+    return read_items(Path(read_json(directory / "items.json")["root"])).select(split="test", purpose="gap")
+
+
+def trained(directory: Path) -> dict[str, Answers]:
+    """``base`` and ``adapted`` of a finished run."""
+    items = test_items(directory)
+    return {side: _stored(directory, f"{side}-test", items) for side in ("base", "adapted")}
+
+
+def _stored(directory: Path, stage: str, items: ItemSet) -> Answers:
+    labels = Labels.of(items)
+    seen = read_observations(directory / "observations" / stage, [i.id for i in items], layers=[])
+    scores = seen.scores[:, : labels.option_concept.shape[1]].double().numpy()
+    return Answers(labels=labels, chosen=scores.argmax(1), scores=scores, degraded=_degraded(items))
+
+
+def untrained(directory: Path, budget: float | None) -> dict[str, Answers]:
+    """Every inference-time method of a run at a standard-accuracy budget, by name.
+
+    Raises:
+        ValueError: when the run has not measured them, or not at that budget.
+    """
+    measured = read_json(directory / "measurement.json").get("baselines")
+    if not measured:
+        raise ValueError(
+            f"{directory}: no inference-time baselines in measurement.json; run `gapclose measure` with controls.baselines true"
+        )
+    items, found = test_items(directory), {}
+    for method in measured["methods"]:
+        points = [p for p in method["points"] if p["budget"] == budget]
+        if not points:
+            raise ValueError(
+                f"{directory}: {method['name']} has no point at a budget of {budget}; there are {[p['budget'] for p in method['points']]}"
+            )
+        chosen = np.array(points[0]["chosen"])
+        found[method["name"]] = Answers(labels=Labels.of(items), chosen=chosen, scores=None, degraded=_degraded(items))
+    return found
+
+
+def _degraded(items: ItemSet) -> np.ndarray:
+    return np.array([i.tags.get("degraded") == "yes" for i in items])
+
+
+def figures(answers: Answers, seed: int) -> dict[str, np.ndarray]:
+    """Figures of one way on one seed, each (R + 1,): balanced accuracy on the concept, standard accuracy, rejection; nan where none count."""
+    labels = answers.labels
+    clips = Clips(labels.clip, REPLICATES, seed)
+    said = Action(chosen=answers.chosen, scores=np.zeros(())).concept(labels)
+    alarm = [labels.concepts.index(a) for a in labels.alarm]
+    return {
+        "balanced": clips.balanced(said == labels.concept, labels),
+        "standard": clips.mean(answers.chosen == labels.gold, labels.standard),
+        "rejection": clips.mean(np.isin(said, alarm), ~labels.standard),
+    }
+
+
+def on_degraded(answers: Answers) -> dict[str, float]:
+    """On items that nobody can read: calibration error of the action over concepts, and the share of confident wrong rejections."""
+    keep, labels = answers.degraded, answers.labels
+    if answers.scores is None or not keep.any():
+        return {"ece": float("nan"), "sure_and_wrong": float("nan")}
+    options = softmax(answers.scores[keep], axis=1)  # (n, O)
+    concept = labels.option_concept[keep]
+    belief = np.stack([np.where(concept == c, options, 0).sum(1) for c in range(len(labels.concepts))], axis=1)
+    alarm = [labels.concepts.index(a) for a in labels.alarm]
+    wrong = np.isin(belief.argmax(1), alarm) & (belief.argmax(1) != labels.concept[keep])
+    return {
+        "ece": expected_calibration_error(belief, labels.concept[keep]),
+        "sure_and_wrong": float((wrong & (belief.max(1) >= SURE)).mean()),
+    }
+
+
+def mean_over_seeds(values: Sequence[np.ndarray]) -> Mean:
+    """The mean of one figure (R + 1,) over seeds."""
+    firsts = [float(v[0]) for v in values]
+    spread = float(np.std(firsts, ddof=1)) if len(firsts) > 1 else float("nan")
+    return Mean(interval=Interval.of(np.mean(values, axis=0)), spread=spread, seeds=len(values))
+
+
+def against(ours: Mapping[int, Mapping[str, np.ndarray]], theirs: Mapping[int, Mapping[str, np.ndarray]], name: str) -> Mean | None:
+    """Ours minus theirs over the seeds that both have, paired item by item; None where they share none.
+
+    Args:
+        ours, theirs: seed -> :func:`figures`.
+    """
+    shared = sorted(set(ours) & set(theirs))
+    return mean_over_seeds([ours[s][name] - theirs[s][name] for s in shared]) if shared else None
+
+
+def more(directory: Path) -> dict[str, float | None]:
+    """What the record of a finished run says besides: closure, retention, held-out question type, fall of standard accuracy."""
+    record = record_of(directory, "adapted/test")
+    assert record is not None
+    change, nothing = record["change"], {"value": None}
+    found: dict[str, Any] = {
+        "closure": change["closure"],
+        "standard_drop": change["standard_drop"],
+        "retention_drop": change.get("retention_drop", nothing),
+        "transfer": record["transfer"]["action"]["balanced"] if "transfer" in record else nothing,
+    }
+    return {name: interval["value"] for name, interval in found.items()}

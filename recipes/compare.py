@@ -1,0 +1,169 @@
+"""Compare objectives at equal label budgets: run them all, seed by seed, and write what came of it.
+
+    python recipes/compare.py --config configs/compare_digits.yaml                     # hours; the same command goes on where it stopped
+    python recipes/compare.py --config configs/compare_digits.yaml --quick             # one seed, one budget
+    python recipes/compare.py --config configs/compare_digits.yaml --collect           # only write the results of what is finished
+    python recipes/compare.py --config configs/compare_digits.yaml --workers 2         # so many runs at once
+
+Every run is a directory of its own below `out`, made by recipes/close.py (objectives) or `gapclose measure` (inference-time methods), with
+its output beside it. Choices are made on fit and val inside the runs; test clips are judged once, here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gapclose.files import read_json
+from gapclose.progress import say, track
+from gapclose.report.compared import write_results
+from gapclose.report.summary import record_of
+
+ROOT = Path(__file__).parents[1]
+UNTRAINED = "untrained"
+ONLY_BASELINES = ("labels", "residualise", "codelength", "blank", "layers", "interchange", "nested")
+"""controls that are switched off where inference-time methods alone are asked for"""
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """What is compared, as in configs/compare_digits.yaml."""
+
+    out: str
+    run: str
+    seeds: list[int]
+    budgets: list[int]
+    objectives: list[str]
+    standard_budget: float
+    settings: dict[str, Any] = field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = field(default_factory=lambda: {"plain": {}})
+    quick: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run."""
+
+    variant: str
+    budget: int
+    seed: int
+    way: str
+    """an objective, or ``untrained``"""
+    directory: Path
+
+    @property
+    def done(self) -> bool:
+        if self.way == UNTRAINED:
+            path = self.directory / "measurement.json"
+            return path.is_file() and bool(read_json(path).get("baselines"))
+        return record_of(self.directory, "adapted/test") is not None
+
+
+def read_comparison(path: Path, *, quick: bool) -> Comparison:
+    """Raises: ValueError for keys that do not exist, are missing, or name no variant."""
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    known = Comparison.__dataclass_fields__
+    unknown, missing = (
+        sorted(set(tree) - set(known)),
+        [k for k in ("out", "run", "seeds", "budgets", "objectives", "standard_budget") if k not in tree],
+    )
+    if unknown or missing:
+        raise ValueError(f"{path}: unknown keys {unknown}, missing keys {missing}; the keys are {list(known)}")
+    found = Comparison(**tree)
+    if quick:
+        short = dict(found.quick)
+        names = short.pop("variants", list(found.variants))
+        wrong = [*(n for n in names if n not in found.variants), *(k for k in short if k not in ("seeds", "budgets", "objectives"))]
+        if wrong:
+            raise ValueError(
+                f"{path}: quick names {wrong}; it may have seeds, budgets, objectives, and variants among {list(found.variants)}"
+            )
+        found.variants = {name: found.variants[name] for name in names}
+        found.__dict__.update(short)
+    return found
+
+
+def jobs(of: Comparison) -> list[Job]:
+    """All runs, seed by seed, so that an interrupted comparison has whole seeds."""
+    found = []
+    for seed in of.seeds:
+        for variant in of.variants:
+            for budget in of.budgets:
+                for way in (*of.objectives, UNTRAINED):
+                    name = "-".join("".join(c if c.isalnum() else " " for c in variant).split())
+                    directory = Path(of.out) / name / f"{budget}-labels" / f"{way}-seed{seed}"
+                    found.append(Job(variant=variant, budget=budget, seed=seed, way=way, directory=directory))
+    return found
+
+
+def command(of: Comparison, job: Job) -> list[str]:
+    """The command line of a run."""
+    settings = {**of.settings, "gap.standard_budget": of.standard_budget, **of.variants[job.variant]}
+    settings |= {"labelling.budget": job.budget, "seed": job.seed, "run_dir": job.directory}
+    if job.way == UNTRAINED:
+        settings |= {f"controls.{name}": False for name in ONLY_BASELINES} | {"controls.protocol": None}
+        start = [sys.executable, "-m", "gapclose.cli", "measure"]
+    else:
+        # a reading from few labels may not be shown to be real; what it is worth then is the question here
+        settings |= {"objective": job.way, "force": True}
+        start = [sys.executable, str(ROOT / "recipes" / "close.py")]
+    return [*start, "--config", of.run, *(f"--{key}={_word(value)}" for key, value in settings.items())]
+
+
+def _word(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def run(of: Comparison, job: Job) -> Job | None:
+    """Run a job unless it is done; returns it when it failed."""
+    if job.done:
+        return None
+    job.directory.mkdir(parents=True, exist_ok=True)
+    with (job.directory / "output.txt").open("a") as output:
+        result = subprocess.run(command(of, job), stdout=output, stderr=subprocess.STDOUT, check=False)
+    return None if result.returncode == 0 and job.done else job
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--quick", action="store_true", help="what the file's `quick` names")
+    parser.add_argument("--collect", action="store_true", help="run nothing")
+    parser.add_argument("--workers", type=int, default=1, help="runs at once, one thread each")
+    parser.add_argument("--out", type=Path, help="write the results here (default: results.md in the comparison's directory)")
+    args = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        of = read_comparison(args.config, quick=args.quick)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    todo = jobs(of)
+    failed = []
+    if not args.collect:
+        waiting = [j for j in todo if not j.done]
+        say(f"{len(todo)} runs, {len(todo) - len(waiting)} of them finished before")
+        with ThreadPoolExecutor(args.workers) as pool:
+            failed = [j for j in track(pool.map(lambda j: run(of, j), waiting), len(waiting), "runs") if j is not None]
+    for job in failed:
+        print(f"failed: {job.directory}; its output is in {job.directory / 'output.txt'}", file=sys.stderr)
+    finished = [j for j in todo if j.done]
+    if not finished:
+        print(f"error: no run below {of.out} is finished; start without --collect", file=sys.stderr)
+        return 2
+    path = args.out or Path(of.out) / "results.md"
+    write_results([(j.variant, j.budget, j.seed, j.way, j.directory) for j in finished], path, of.standard_budget, len(todo))
+    say(f"{len(finished)} of {len(todo)} runs: {path}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
