@@ -94,6 +94,7 @@ def export(arguments: Sequence[str]) -> None:
     from gapclose.adapters import load_adapter
     from gapclose.config import parse_config, refuse_other_run
     from gapclose.export import export_run
+    from gapclose.launch import take_directory
     from gapclose.report.summary import summarise
 
     config = parse_config(arguments, prog="gapclose export")
@@ -106,8 +107,11 @@ def export(arguments: Sequence[str]) -> None:
         raise ValueError(
             f"{directory}: the run is not finished (no adapted/test in gap.jsonl); run `gapclose close` with its configuration first"
         )
+    lock = take_directory(directory)
     epoch = directory / "checkpoints" / f"epoch-{summary['epoch']}"
     export_run(directory, config, load_adapter(config.model, epoch), summary)
+    if lock is not None:
+        lock.release()
 
 
 def report(arguments: Sequence[str]) -> None:

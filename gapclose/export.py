@@ -132,7 +132,12 @@ def title(summary: dict[str, Any], config: Config) -> str:
     """What the card may call the adapter: no more than was measured."""
     if config.targets.control != "none":
         return f"A control (targets.control: {config.targets.control}), not meant for use"
-    if summary["state"] == "closed" and summary["verdicts"] and all(v["word"] == "real" for v in summary["verdicts"].values()):
+    if (
+        summary["state"] == "closed"
+        and not summary["stopped"]
+        and summary["verdicts"]
+        and all(v["word"] == "real" for v in summary["verdicts"].values())
+    ):
         return "Adapter that lets the model act on what it represents"
     return f"Adapter of a run that ended in state `{summary['state']}`: {STATES[summary['state']]}"
 

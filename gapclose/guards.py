@@ -1,7 +1,8 @@
 """Guards: what must not go on for long while training. They stop a run with the reason, and the best checkpoint so far is kept.
 
-Guards look at the records of ``val``, one after every epoch. What they compare is beyond chance: the interval of a loss must lie beyond its
-budget. Controls of training (``targets.control``) are run to see how far they go, so they have no guards.
+Guards look at the records of ``val``, one after every epoch. Where they compare accuracies, the whole interval of the loss must lie beyond its
+budget; parsing is compared by its estimate. Controls of training (``targets.control``) are run to see how far they go, so they have no
+guards.
 """
 
 from __future__ import annotations
@@ -94,9 +95,10 @@ def fired(records: Sequence[Record], config: GuardsConfig) -> dict[str, str]:
     """The guards that objected in each of the last ``patience`` epochs, with the latest reason.
 
     Args:
-        records: of the epochs so far, oldest first, with their ``objections``.
+        records: of the epochs so far, oldest first, with their ``objections``. Of guards that were turned off since, they do not count.
     """
     last = records[-config.patience :]
     if len(last) < config.patience:
         return {}
-    return {name: reason for name, reason in last[-1]["objections"].items() if all(name in r["objections"] for r in last)}
+    agreed = {name: reason for name, reason in last[-1]["objections"].items() if all(name in r["objections"] for r in last)}
+    return {name: reason for name, reason in agreed.items() if name not in config.off}

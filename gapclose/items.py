@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 SPLITS = ("fit", "train", "val", "test")
 PURPOSES = ("gap", "transfer", "retain")
 CONTENT_TYPES = ("text", "image", "audio", "video")
@@ -84,6 +86,16 @@ class ItemSet:
         purposes = (purpose,) if isinstance(purpose, str) else purpose
         keep = [i for i in self.items if (split is None or i.split == split) and (purposes is None or i.purpose in purposes)]
         return replace(self, items=tuple(keep))
+
+    @property
+    def modalities(self) -> np.ndarray:
+        """(N,) str"""
+        return np.array([i.modality for i in self.items])
+
+    def media_keys(self) -> np.ndarray:
+        """(N,) str, what an item shows and plays: equal where the media are equal byte for byte; an item without media has its clip's name."""
+        digests = {path: _content(self.root / path).hex() for path in {p for i in self.items for _, p in i.media}}
+        return np.array([" ".join(digests[p] for _, p in i.media) or i.clip for i in self.items])
 
     def unlabelled(self) -> ItemSet:
         """The same items without their gold options, so that code downstream cannot look."""

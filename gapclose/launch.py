@@ -163,6 +163,7 @@ def take_directory(directory: Path) -> BaseFileLock | None:
         lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"{directory}: another process works in this run directory; let it end, or name another one (--run_dir)") from None
-    except (OSError, NotImplementedError):
+    except (OSError, NotImplementedError) as error:
+        say(f"warning: {directory} cannot be locked ({error}); let no other process work in it")
         return None
     return lock

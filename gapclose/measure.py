@@ -119,8 +119,9 @@ def _retention(items: ItemSet, observed: Observations, config: GapConfig, seed: 
 def read_text(fit: ItemSet, measured_items: ItemSet, *, folds: int, seed: int) -> Chosen:
     """What the text alone tells of the measured gap items, after the labelled ones."""
     labelled, gap = fit.select(purpose="gap"), measured_items.select(purpose="gap")
-    known = Labels.of(labelled)
-    return text_only([i.text for i in labelled], known.concept, known.clip, [i.text for i in gap], folds=folds, seed=seed)
+    known, within = Labels.of(labelled), (labelled.modalities, gap.modalities)
+    known_texts, texts = ([i.text for i in part] for part in (labelled, gap))
+    return text_only(known_texts, known.concept, known.clip, texts, within=within, folds=folds, seed=seed)
 
 
 def text_control(
@@ -207,14 +208,15 @@ def _evidence(changed: Mapping[str, np.ndarray], now: Measured, base: Measured, 
 
 
 def best_epoch(epochs: Sequence[Mapping[str, Any]], config: GapConfig) -> int:
-    """The epoch with the highest balanced action on val whose standard accuracy stays within the budget.
+    """The epoch with the highest balanced action on val that no guard objects to, and whose standard accuracy stays within the budget.
 
-    When none does, the one that loses least; its state tells.
+    When none is within it, the one that loses least; its state tells. When guards object to all, among all.
 
     Args:
         epochs: their records on val.
     """
     after = [r for r in epochs if r["state"] not in ("collapsed", "lost")] or list(epochs)
+    after = [r for r in after if not r["objections"]] or after
     within = [r for r in after if r["change"]["standard_drop"]["value"] <= config.standard_budget]
     if within:
         return max(within, key=lambda r: (r["action"]["balanced"]["value"], -r["epoch"]))["epoch"]

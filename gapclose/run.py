@@ -81,7 +81,6 @@ class Run:
         self.adapter = ""
         self.tracker: NoTracker = NoTracker()
         self.forced: dict[str, str] = {}
-        self.stopped: dict[str, str] = {}
         self._on_main(lambda: write_json(self.directory / "environment.json", environment(config.seed, self.process)))
         self.probe: FrozenProbe
         self.sentinel: FrozenProbe
@@ -182,10 +181,10 @@ class Run:
     def examine(self, *, thorough: bool) -> None:
         """Write ``measurement.json``: with all controls that the configuration asks for, or with those that cost no forward.
 
-        A thorough one is not replaced by another that holds less.
+        A thorough one is not replaced by one that is not.
         """
         path = self.directory / "measurement.json"
-        if thorough or not (path.is_file() and read_json(path)["layers"]):
+        if thorough or not (path.is_file() and read_json(path)["thorough"]):
             found = examine(self, thorough=thorough)
             self._on_main(lambda: write_json(path, found))
         for name, verdict in read_json(path)["verdicts"].items():
@@ -305,10 +304,10 @@ class Run:
         except FloatingPointError as error:
             if not self.epochs():
                 raise
-            self.stopped["loss"] = str(error)
-        self.stopped |= self.fired()
-        for name, reason in self.stopped.items():
-            say(f"  warning: stopped by the guard {name}: {reason} (--guards.off {name} lets it go on)")
+            reason = str(error)
+            self._on_main(lambda: write_json(self.directory / "stopped.json", {"loss": reason}))
+        for name, reason in self.stopped().items():
+            say(f'  warning: stopped by the guard {name}: {reason} (the same command with --guards.off "[{name}]" goes on)')
         self.loaded.model.eval()
 
     def epochs(self) -> list[dict[str, Any]]:
@@ -326,7 +325,13 @@ class Run:
 
     def fired(self) -> dict[str, str]:
         """The guards that stop the training, with their reasons."""
-        return fired(self.epochs(), self.config.guards)
+        path, off = self.directory / "stopped.json", self.config.guards.off
+        at_a_step = read_json(path) if path.is_file() else {}
+        return fired(self.epochs(), self.config.guards) | {name: why for name, why in at_a_step.items() if name not in off}
+
+    def stopped(self) -> dict[str, str]:
+        """The guards that kept the training from its last epoch."""
+        return self.fired() if len(self.epochs()) < self.config.train.epochs else {}
 
     def set_adapter_fingerprint(self) -> None:
         """Name the current adapter weights, so that observations of one adapter are never taken for another's."""
@@ -355,7 +360,7 @@ class Run:
         self.load_epoch(epoch)
         now = self.measure("adapted", "test", replace=True)
         record = make_record("adapted/test", epoch, now, base, self.config.gap, self.config.seed)
-        self.record(record | {"forced": sorted(self.forced), "stopped": self.stopped})
+        self.record(record | {"forced": sorted(self.forced), "stopped": self.stopped()})
         summary = summarise(self.directory)
         self._on_main(lambda: export_run(self.directory, self.config, self.loaded, summary))
         if self.process.is_main_process:

@@ -10,6 +10,8 @@ import yaml
 # What may differ between two starts of one run: it changes no number of the run.
 FREE_KEYS = (
     "force",
+    "guards.off",
+    "guards.patience",
     "tracking",
     "controls.",
     "wandb.",

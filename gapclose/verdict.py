@@ -21,9 +21,9 @@ from gapclose.resample import Clips, Interval
 from gapclose.significance import balance, clips_needed, holm, mcnemar, minimum_detectable, paired_error, sign_flip
 
 VERDICTS = {
-    "real": "the reading beats the best control, beyond chance",
-    "explained by text": "the reading is above chance, and the best control does as well",
-    "not readable": "the reading is not above chance, though there were enough clips to see it",
+    "real": "the reading beats the best of the controls tried, beyond chance",
+    "explained by text": "the reading is above chance, and ahead of the best control by less than matters",
+    "not readable": "the reading is above chance by less than matters",
     "too few clips": "nothing is shown either way",
 }
 
@@ -155,10 +155,12 @@ def judge(proofs: Mapping[str, Proof], config: GapConfig, *, alpha: float = 0.05
 
     - ``real``: the intervals of the AUROC and of the difference to the best control lie above chance and zero, and the corrected p
       is at most ``alpha``.
-    - ``explained by text``: the AUROC is above chance, the difference not shown, and either at most zero throughout its interval or
-      within what the clips could detect.
-    - ``not readable``: the interval of the AUROC does not exclude chance, and ``gap.detectable`` above chance would have been seen.
-    - ``too few clips``: anything else, and wherever a concept occurs in fewer than :data:`LEAST_CLIPS` clips.
+    - ``explained by text``: the AUROC is above chance, and the interval of the difference reaches down to zero and excludes
+      ``gap.detectable``, which so many clips would have found; or it is at most zero throughout.
+    - ``not readable``: the interval of the AUROC does not exclude chance, excludes ``gap.detectable`` above it, and so many clips would
+      have found that.
+    - ``too few clips``: anything else, and wherever a concept occurs in fewer than :data:`LEAST_CLIPS` clips. That a difference was not
+      found is never taken for its absence: an interval that holds both zero and what matters shows nothing.
     """
     corrected = holm({name: proof.p for name, proof in proofs.items()})
     return {name: _verdict(name, proof, corrected[name], len(proofs), config, alpha) for name, proof in proofs.items()}
@@ -180,12 +182,12 @@ def _verdict(name: str, proof: Proof, p: float, family: int, config: GapConfig, 
         word, why = "real", f"{read}; {versus}."
     elif readable and proof.difference.upper <= 0:
         word, why = "explained by text", f"{read}, above chance; but {versus}: the control is no worse."
-    elif readable and proof.detectable <= config.detectable:
-        word, why = "explained by text", f"{read}, above chance; but {versus}; {proof.detectable:.3f} would have been found."
+    elif readable and proof.difference.lower <= 0 and max(proof.difference.upper, proof.detectable) <= config.detectable:
+        word, why = "explained by text", f"{read}, above chance; but {versus}: {config.detectable:.3f} (gap.detectable) is excluded."
     elif readable:
         word, why = "too few clips", f"{read}, above chance; but {versus}. {_needs(proof.error, proof.n_clips, config.detectable)}"
-    elif proof.detectable_auroc <= config.detectable:
-        word, why = "not readable", f"{read}, which does not exclude chance; {0.5 + proof.detectable_auroc:.3f} would have been found."
+    elif max(proof.auroc.upper - 0.5, proof.detectable_auroc) <= config.detectable:
+        word, why = "not readable", f"{read}, which does not exclude chance, and excludes {0.5 + config.detectable:.3f} (gap.detectable)."
     else:
         needs = _needs(proof.auroc_error, proof.n_clips, config.detectable)
         word, why = "too few clips", f"{read}, which does not exclude chance. {needs}"
@@ -205,6 +207,10 @@ def unproven(modalities: Sequence[str], verdicts: Mapping[str, Mapping[str, Any]
 
 def _needs(error: float, clips: int, wanted: float) -> str:
     found, needed = minimum_detectable(error, clips), clips_needed(error, clips, wanted)
+    if found <= wanted:
+        return (
+            f"So many clips find a difference of {found:.3f} or more, but here one of {wanted:.3f} (gap.detectable) is not excluded either."
+        )
     return f"So many clips find a difference of {found:.3f} or more; one of {wanted:.3f} (gap.detectable) takes about {needed}."
 
 

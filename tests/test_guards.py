@@ -8,8 +8,8 @@ from test_measure import measured
 
 from gapclose.cli import main
 from gapclose.gap import GapConfig
-from gapclose.guards import GUARDS, GuardsConfig, fired, objections
-from gapclose.measure import make_record
+from gapclose.guards import GuardsConfig, fired, objections
+from gapclose.measure import best_epoch, make_record
 from gapclose.report.summary import read_records, summarise
 
 GAP = GapConfig(replicates=100)
@@ -55,6 +55,19 @@ def test_it_takes_as_many_epochs_in_a_row_as_patience_says():
     config = GuardsConfig()
     assert fired([], config) == fired([a], config) == {} and fired([a, b], config) == {"fresh": "new"}
     assert fired([b, {"objections": {}}, b], config) == {} and fired([a], GuardsConfig(patience=1)) == a["objections"]
+    assert fired([a, b], GuardsConfig(off=["fresh"])) == {}
+
+
+def test_the_epoch_that_is_kept_is_one_that_no_guard_objects_to():
+    """However well it does otherwise; among equals of that kind the highest balanced accuracy within the budget counts."""
+
+    def after(number: int, balanced: float, drop: float = 0.0, objections: tuple[str, ...] = ()) -> dict:
+        found = {"epoch": number, "state": "closed", "objections": dict.fromkeys(objections, "why")}
+        return found | {"action": {"balanced": {"value": balanced}}, "change": {"standard_drop": {"value": drop}}}
+
+    spoilt = after(2, 0.9, objections=("retention",))
+    assert best_epoch([after(1, 0.7), spoilt], GAP) == 1 and best_epoch([spoilt], GAP) == 2
+    assert best_epoch([after(1, 0.7), spoilt, after(3, 0.8), after(4, 0.95, drop=0.2)], GAP) == 3
 
 
 @pytest.mark.parametrize(
@@ -82,6 +95,10 @@ def test_a_training_that_changes_nothing_is_stopped_and_stays_stopped(tiny_confi
     assert set(evidence["stopped"]) == {"adapter"} and evidence["state"] != "closed"
     assert main(command) == 0
     assert (tmp_path / "gap.jsonl").read_text() == before
+    capsys.readouterr()
+    assert main([*command, "--guards.off", "[adapter]"]) == 0  # as the warning says
+    assert [r["stage"] for r in read_records(tmp_path)][-3:-1] == ["epoch-3/val", "epoch-4/val"] or "epoch-4/val" in before
+    assert summarise(tmp_path)["stopped"] == {} and "stopped by" not in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_keeps_the_epochs_before_it(tiny_config, tmp_path, monkeypatch):
@@ -107,7 +124,13 @@ def test_a_loss_that_is_not_finite_keeps_the_epochs_before_it(tiny_config, tmp_p
     assert main([*command, "--run_dir", str(tmp_path / "second")]) == 0
     found = summarise(tmp_path / "second")
     assert found["epoch"] == 1 and "the loss is nan" in found["stopped"]["loss"]
+    before, limit = (tmp_path / "second" / "gap.jsonl").read_text(), 10**6
+    assert main([*command, "--run_dir", str(tmp_path / "second")]) == 0  # it would go well now, and stays stopped
+    assert (tmp_path / "second" / "gap.jsonl").read_text() == before
 
 
-def test_every_guard_is_named():
-    assert set(GUARDS) == {"over-rejection", "parsing", "retention", "fresh", "sentinel", "loss", "adapter"}
+def test_a_guard_that_objects_at_the_end_has_stopped_nothing(tiny_config, tmp_path):
+    """Two epochs of two: the objection is in the record, the run is whole."""
+    command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--train.learning_rate", "0", "--train.warmup", "0"]
+    assert main([*command, "--export.verify", "false"]) == 0
+    assert summarise(tmp_path)["stopped"] == {} and "adapter" in read_records(tmp_path)[-2]["objections"]

@@ -277,10 +277,11 @@ def planted(
     spoilt = (action.chosen == 0) & (np.random.default_rng(9).random(len(labels.clip)) < wrong_content)
     action = replace(action, chosen=np.where(spoilt, 1, action.chosen))
     overall = statistics(clips, labels, action, reading)
-    overall["fresh_probe.balanced"] = clips.balanced(fresh.argmax(1) == labels.concept, labels)
+    for name in ("fresh", "sentinel"):
+        overall[f"{name}_probe.balanced"] = clips.balanced(fresh.argmax(1) == labels.concept, labels)
     return Measured(
         n_items=len(labels.clip), n_clips=clips.n, overall=overall, modality={}, transfer=None, retention=None,
-        parse_rate=parse_rate, residual=np.zeros((len(labels.clip), 1)),
+        labels=labels, right=action.concept(labels) == labels.concept, parse_rate=parse_rate, residual=np.zeros((len(labels.clip), 1)),
     )  # fmt: skip
 
 

@@ -39,7 +39,9 @@ NAN = float("nan")
         ({"difference": NO_BETTER, "p": 0.4}, "explained by text"),
         ({"difference": NO_BETTER, "p": 0.4, "error": 0.05}, "too few clips"),
         ({"difference": WORSE, "p": 0.001, "error": 0.05}, "explained by text"),
-        ({"p": 0.06}, "explained by text"),
+        ({"p": 0.06}, "too few clips"),
+        ({"difference": Interval(0.06, -0.01, 0.11), "p": 0.09}, "too few clips"),
+        ({"auroc": Interval(0.55, 0.49, 0.61)}, "too few clips"),
         ({"auroc": CHANCE}, "not readable"),
         ({"auroc": CHANCE, "difference": NO_BETTER, "p": 0.4}, "not readable"),
         ({"auroc": Interval(0.3, 0.25, 0.35)}, "not readable"),
@@ -65,7 +67,7 @@ def test_p_values_are_corrected_over_the_modalities():
     weak = replace(PROOF, p=0.03)
     assert judge({"vision": weak}, CONFIG)["vision"].word == "real"
     both = judge({"vision": weak, "audio": replace(PROOF, p=0.04)}, CONFIG)
-    assert [v.word for v in both.values()] == ["explained by text"] * 2 and both["vision"].p == both["audio"].p == 0.06
+    assert [v.word for v in both.values()] == ["too few clips"] * 2 and both["vision"].p == both["audio"].p == 0.06
     assert "p = 0.06 corrected for 2 modalities" in both["vision"].why
     beside_strong = judge({"vision": weak, "audio": replace(PROOF, p=0.001)}, CONFIG)
     assert [v.word for v in beside_strong.values()] == ["real", "real"]

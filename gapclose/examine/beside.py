@@ -97,6 +97,8 @@ def set_beside(
         protocol.probes(z)
         protocol.within("own", standardised(z))
         protocol.within("residualised", without_text(z, text if encoded is None else lambda train, held: (encoded[train], encoded[held])))
+    else:
+        protocol.skip(("probe", "gap", "own", "residualised"), "it takes the peak layer of the figure 'global', which was skipped")
     protocol.within("text", text)
     if encoded is not None:
         protocol.within("encoder", standardised(encoded))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from gapclose.examine.judge import Control
-from gapclose.examine.refits import refit
+from gapclose.examine.refits import refit, refit_within
 from gapclose.items import Item
 from gapclose.probes import FrozenProbe
 
@@ -32,7 +32,13 @@ def blank_stage(kinds: tuple[str, ...], split: str) -> str:
 
 
 def blank_controls(
-    kinds: tuple[str, ...], everything: bool, probe: FrozenProbe, fit: torch.Tensor, y: np.ndarray, items: torch.Tensor
+    kinds: tuple[str, ...],
+    everything: bool,
+    probe: FrozenProbe,
+    fit: torch.Tensor,
+    y: np.ndarray,
+    items: torch.Tensor,
+    within: tuple[np.ndarray, np.ndarray],
 ) -> list[Control]:
     """What the frozen probe reads on blanked items, and what a probe fitted on blanked items does.
 
@@ -42,10 +48,13 @@ def blank_controls(
     Args:
         everything: whether ``kinds`` are all kinds that the items carry.
         fit: (M, D) residuals of blanked fit items at the probe's layer, y: (M,) their concepts. items: (N, D) of blanked items.
+        within: modalities of both, (M,) and (N,). Where everything is blank, each is fitted and read by itself, so that a verdict may
+            compare with it; where one kind is left, one probe shows which modality needs the others.
     """
     name = "all" if everything else "-".join(kinds)
     what = "all media off" if everything else ", ".join(OFF[kind] for kind in kinds)
-    re_read = refit(probe, fit.double().numpy(), y, items.double().numpy())
+    z_fit, z = fit.double().numpy(), items.double().numpy()
+    re_read = refit_within(probe, z_fit, y, within[0], z, within[1]) if everything else refit(probe, z_fit, y, z)
     return [
         Control(
             name=f"blank_{name}_frozen",

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from gapclose.run import Run
 
 
-WORDING = ("majority", "text_only", "text_encoder", "options")
-"""the controls that a verdict compares with: what a reader without the media could know"""
+RIVALS = ("majority", "text_only", "text_encoder", "options", "blank_all_refit")
+"""the controls that a verdict compares with: what a reader without the media could know, and what the model makes of it"""
 
 
 class Examination:
@@ -58,8 +58,12 @@ class Examination:
         self.z_fit, self.z = (seen.residuals[self.probe.layer].double().numpy() for seen in (self.seen_fit, self.seen))
         self.reading = self.probe.read(self.seen.residuals[self.probe.layer])  # (N, C)
         self.action = scored(self.labels, self.seen)
-        self.judge = Judge(self.labels, self.reading, self.config.gap.replicates, self.config.seed)
+        self.judge = self._judge(self.labels, self.reading)
+        self.within = (self.known.modality, self.labels.modality)
         self.folds = {"folds": self.config.probe.folds, "seed": self.config.seed}
+
+    def _judge(self, labels: Labels, reading: np.ndarray) -> Judge:
+        return Judge(labels, reading, self.config.gap.replicates, self.config.seed, self.config.gap.detectable)
 
     def _stored(self, stage: str, items: Any, layers: list[int]) -> Observations:
         return read_observations(self.run.directory / "observations" / stage, [i.id for i in items], layers=layers)
@@ -69,10 +73,10 @@ class Examination:
 
     # -- controls ---------------------------------------------------------------------------------------------------------------
 
-    def text_controls(self) -> list[Control]:
-        """The majority class, and the text alone."""
+    def wording_controls(self) -> list[Control]:
+        """What needs no forward of the model: the majority class, the text alone, a sentence encoder when there is one, order and lengths."""
         known = self.known
-        return [
+        found = [
             Control(
                 name="majority",
                 label="majority class",
@@ -88,10 +92,6 @@ class Examination:
                 at_chance=True,
             ),
         ]
-
-    def feature_controls(self) -> list[Control]:
-        """A sentence encoder when there is one, order and lengths of the options, and the model's own confidence."""
-        y, clips, found = self.known.concept, self.known.clip, []
         if self.config.controls.text_encoder:
             read = partial(encode, self.config.controls.text_encoder, batch_size=self.config.observe.batch_size)
             fit, items = (read([i.text for i in part]) for part in (self.fit, self.test))
@@ -100,7 +100,7 @@ class Examination:
                     name="text_encoder",
                     label="text only (sentence encoder)",
                     question="could a language model tell from the wording alone?",
-                    readings=[feature_reading(fit, y, clips, items, **self.folds)],
+                    readings=[self._feature_reading(fit, items)],
                     at_chance=True,
                 )
             )
@@ -112,22 +112,26 @@ class Examination:
                 name="options",
                 label="order and lengths of options and question",
                 question="could the order of the options or the length of the texts give it away?",
-                readings=[feature_reading(fit, y, clips, items, **self.folds)],
+                readings=[self._feature_reading(fit, items)],
                 at_chance=True,
             )
         )
+        return found
+
+    def _feature_reading(self, fit: np.ndarray, items: np.ndarray) -> np.ndarray:
+        return feature_reading(fit, self.known.concept, self.known.clip, items, within=self.within, **self.folds)
+
+    def confidence(self) -> Control:
+        """The model's own option scores as features."""
         sides = ((self.seen_fit, self.known), (self.seen, self.labels))
         fit, items = (action_features(scored(of, seen).scores, of.option_concept, len(of.concepts)) for seen, of in sides)
-        found.append(
-            Control(
-                name="action_confidence",
-                label="the model's own option scores as features",
-                guards="gap",
-                question="do the model's own scores tell already what the probe reads?",
-                readings=[feature_reading(fit, y, clips, items, **self.folds)],
-            )
+        return Control(
+            name="action_confidence",
+            label="the model's own option scores as features",
+            guards="gap",
+            question="do the model's own scores tell already what the probe reads?",
+            readings=[self._feature_reading(fit, items)],
         )
-        return found
 
     def label_controls(self) -> list[dict[str, Any]]:
         """The probe fitted on labels that mean nothing; in the last of them on fit alone, where folds may split clips."""
@@ -135,8 +139,10 @@ class Examination:
         rng, groups = self.rng(0), (self.z, labels.modality)
         mixed = [shuffled(known.concept, known.modality, rng) for _ in range(draws)]
         shares, rng = concept_shares(known.concept, known.modality, len(known.concepts)), self.rng(1)
-        drawn = [clip_labels(known.clip, known.modality, shares, rng) for _ in range(draws)]
-        truth = [clip_labels(labels.clip, labels.modality, shares, rng) for _ in range(draws)]
+        # one draw for both splits, by what a clip shows and plays: one that leaked from fit to test would have one label in both
+        media, modality = (np.concatenate(p) for p in ((self.fit.media_keys(), self.test.media_keys()), self.within))
+        both = [clip_labels(media, modality, shares, rng) for _ in range(draws)]
+        drawn, truth = [y[: len(known.clip)] for y in both], [y[len(known.clip) :] for y in both]
         aimless, across = ([refit_within(self.probe, self.z_fit, y, known.modality, *groups) for y in ys] for ys in (mixed, drawn))
         folds = StratifiedKFold(self.config.probe.folds, shuffle=True, random_state=self.config.seed)
         inside = []
@@ -146,13 +152,13 @@ class Examination:
                 part = (known.modality[train], self.z_fit[held], known.modality[held])
                 reading[held] = refit_within(self.probe, self.z_fit[train], y[train], *part)
             inside.append(reading)
-        fit_judge = Judge(known, self.run.fit_reading, self.config.gap.replicates, self.config.seed)
+        fit_judge = self._judge(known, self.run.fit_reading)
         entries = [
             self.judge.entry(
                 Control(
                     name="shuffled_labels",
                     label=f"labels shuffled within the modality ({draws} draws)",
-                    question="does the probe find something where there is nothing?",
+                    question="does fitting and judging by itself lean to one side?",
                     readings=aimless,
                     at_chance=True,
                 )
@@ -200,7 +206,7 @@ class Examination:
                 part: self.run.observe(blank_stage(kinds, part), items, layers=[self.probe.layer], blank=kinds).residuals[self.probe.layer]
                 for part, items in (("fit", self.fit), ("test", self.test))
             }
-            found += blank_controls(kinds, kinds == sets[-1], self.probe, z["fit"], self.known.concept, z["test"])
+            found += blank_controls(kinds, kinds == sets[-1], self.probe, z["fit"], self.known.concept, z["test"], self.within)
         return found
 
     # -- where it gets lost -----------------------------------------------------------------------------------------------------
@@ -265,7 +271,7 @@ class Examination:
         except ValueError as error:
             say(f"no nested choice of the layer: {error}")
             return None
-        judged = Judge(known, found.reading, self.config.gap.replicates, self.config.seed).reading["all"]
+        judged = self._judge(known, found.reading).reading["all"]
         return {"balanced": Interval.of(judged.balanced).as_dict(), "layers": [layer for layer, _, _ in found.chosen]}
 
     def protocol(self, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -291,14 +297,14 @@ def texts_of(item: Any) -> list[str]:
 
 
 def examine(run: Run, *, thorough: bool) -> dict[str, Any]:
-    """What ``measurement.json`` holds: with everything that the configuration asks for, or with majority class and text alone."""
+    """What ``measurement.json`` holds: with everything that the configuration asks for, or with the controls that cost no forward."""
     now, wanted = Examination(run), run.config.controls
-    controls = now.text_controls()
+    controls = now.wording_controls()
     entries = [now.judge.entry(c) for c in controls]
     rest: dict[str, Any] = {}
     more: list[Control] = []
     if thorough:
-        more += now.feature_controls()
+        more.append(now.confidence())
         if wanted.layers:
             embedding, rest["layers"] = now.layers()
             more.append(embedding)
@@ -328,6 +334,7 @@ def examine(run: Run, *, thorough: bool) -> dict[str, Any]:
         seed=run.config.seed,
         data_root=data_root(run.items.root, run.directory),
         controls=entries,
-        text_readings={c.name: c.readings[0] for c in [*controls, *more] if c.name in WORDING},
+        thorough=thorough,
+        rivals={c.name: c.readings[0] for c in [*controls, *more] if c.name in RIVALS},
         **rest,
     )

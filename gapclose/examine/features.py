@@ -32,8 +32,20 @@ class Chosen(NamedTuple):
     strength: float
 
 
+Within = tuple[np.ndarray, np.ndarray]
+"""modality of every fit item, (M,), and of every item to read, (N,)"""
+
+
 def chosen_reading(
-    makers: Mapping[str, Callable[[], Any]], fit: np.ndarray, y: np.ndarray, clips: np.ndarray, items: np.ndarray, *, folds: int, seed: int
+    makers: Mapping[str, Callable[[], Any]],
+    fit: np.ndarray,
+    y: np.ndarray,
+    clips: np.ndarray,
+    items: np.ndarray,
+    *,
+    within: Within | None = None,
+    folds: int,
+    seed: int,
 ) -> Chosen:
     """Logistic regression on features; maker and regularisation chosen by out-of-fold log-likelihood within fit.
 
@@ -41,25 +53,51 @@ def chosen_reading(
         makers: name -> a new, unfitted scikit-learn transformer; it is fitted anew in every fold.
         fit: (M, ...) what the transformers take, y: (M,) concepts, clips: (M,) groups of the folds.
         items: (N, ...) what to read.
+        within: fit and read every modality by itself, as the one who asks knows which it is. One model for all would have to find that
+            out, which a residual need not: where the wording tells *that* a premise is false, and the media *which*, it would seem weaker
+            than it is. None: all items are of one modality.
     """
+    known, modality = within or (np.zeros(len(y), dtype=int), np.zeros(len(items), dtype=int))
     parts, table = grouped_folds(y, clips, folds, seed), {}
     for name, make in makers.items():
         likelihood = dict.fromkeys(STRENGTHS, 0.0)
         for train, held in parts:
-            maker = make().fit(fit[train])
-            known, unknown = maker.transform(fit[train]), maker.transform(fit[held])
-            for c in STRENGTHS:
-                logp = _logistic(c).fit(known, y[train]).predict_log_proba(unknown)
-                likelihood[c] += logp[np.arange(len(held)), np.searchsorted(np.unique(y[train]), y[held])].sum()
+            read = _read(make, STRENGTHS, fit[train], y[train], known[train], fit[held], known[held], int(y.max()) + 1)
+            for c, reading in zip(STRENGTHS, read, strict=True):
+                likelihood[c] += np.log(np.maximum(reading[np.arange(len(held)), y[held]], np.exp(FLOOR))).sum()
         table |= {(name, c): value for c, value in likelihood.items()}
     name, strength = max(table, key=lambda key: table[key])
-    maker = makers[name]().fit(fit)
-    reading = _logistic(strength).fit(maker.transform(fit), y).predict_proba(maker.transform(items))
+    reading = _read(makers[name], [strength], fit, y, known, items, modality, int(y.max()) + 1)[0]
     return Chosen(reading, name, strength)
 
 
-def _logistic(strength: float) -> LogisticRegression:
-    return LogisticRegression(C=strength, max_iter=2000)
+def _read(
+    make: Callable[[], Any],
+    strengths: Sequence[float],
+    fit: np.ndarray,
+    y: np.ndarray,
+    known: np.ndarray,
+    items: np.ndarray,
+    modality: np.ndarray,
+    concepts: int,
+) -> np.ndarray:
+    """Readings (S, N, C), every modality by itself; of one that fit lacks, the frequencies of all concepts."""
+    reading = np.tile(majority(y, len(items), concepts), (len(strengths), 1, 1))
+    for name in np.unique(modality):
+        mine, here = known == name, np.flatnonzero(modality == name)
+        seen = np.unique(y[mine])
+        if not len(seen):
+            continue
+        reading[:, here] = 0
+        if len(seen) == 1:
+            reading[:, here, seen[0]] = 1
+            continue
+        maker = make().fit(fit[mine])
+        features, asked = maker.transform(fit[mine]), maker.transform(items[here])
+        for s, strength in enumerate(strengths):
+            model = LogisticRegression(C=strength, max_iter=2000).fit(features, y[mine])
+            reading[s][np.ix_(here, seen)] = model.predict_proba(asked)
+    return reading
 
 
 # -- text and options -------------------------------------------------------------------------------------------------------------
@@ -71,26 +109,41 @@ TEXT_MAKERS: dict[str, Callable[[], TfidfVectorizer]] = {
 }
 
 
-def text_only(fit_texts: Sequence[str], y: np.ndarray, clips: np.ndarray, texts: Sequence[str], *, folds: int, seed: int) -> Chosen:
+def text_only(
+    fit_texts: Sequence[str],
+    y: np.ndarray,
+    clips: np.ndarray,
+    texts: Sequence[str],
+    *,
+    within: Within | None = None,
+    folds: int,
+    seed: int,
+) -> Chosen:
     """Reading (N, C) of ``texts`` by TF-IDF with logistic regression: what the question alone gives away.
 
     The better of words with word pairs and of character n-grams within words, as grouped cross-validation in fit finds it.
 
     Args:
         fit_texts: labelled questions, y: (M,) their concepts, clips: (M,) groups of the folds.
-        texts: the questions to read.
+        texts: the questions to read. within: as in :func:`chosen_reading`.
     """
     fit, items = (np.array(list(t), dtype=object) for t in (fit_texts, texts))
-    return chosen_reading(TEXT_MAKERS, fit, y, clips, items, folds=folds, seed=seed)
+    return chosen_reading(TEXT_MAKERS, fit, y, clips, items, within=within, folds=folds, seed=seed)
 
 
-def text_out_of_fold(texts: Sequence[str], y: np.ndarray, clips: np.ndarray, chosen: Chosen, *, folds: int, seed: int) -> np.ndarray:
-    """Reading (M, C) of the labelled ``texts`` themselves, each by a fit of the ``chosen`` features and strength without its clip."""
-    words, reading = np.array(list(texts), dtype=object), np.zeros((len(y), len(np.unique(y))))
+def text_out_of_fold(
+    texts: Sequence[str], y: np.ndarray, clips: np.ndarray, chosen: Chosen, *, known: np.ndarray | None = None, folds: int, seed: int
+) -> np.ndarray:
+    """Reading (M, C) of the labelled ``texts`` themselves, each by a fit of the ``chosen`` features and strength without its clip.
+
+    Args:
+        known: (M,) modalities, each of which is read by itself; None: all of one.
+    """
+    concepts, known = int(y.max()) + 1, np.zeros(len(y), dtype=int) if known is None else known
+    words, reading = np.array(list(texts), dtype=object), np.zeros((len(y), concepts))
     for train, held in grouped_folds(y, clips, folds, seed):
-        maker = TEXT_MAKERS[chosen.maker]().fit(words[train])
-        model = _logistic(chosen.strength).fit(maker.transform(words[train]), y[train])
-        reading[held] = model.predict_proba(maker.transform(words[held]))
+        part = (words[train], y[train], known[train], words[held], known[held])
+        reading[held] = _read(TEXT_MAKERS[chosen.maker], [chosen.strength], *part, concepts)[0]
     return reading
 
 
@@ -138,6 +191,8 @@ def action_features(scores: np.ndarray, option_concept: np.ndarray, concepts: in
     return np.maximum(features, FLOOR)
 
 
-def feature_reading(fit: np.ndarray, y: np.ndarray, clips: np.ndarray, items: np.ndarray, *, folds: int, seed: int) -> np.ndarray:
+def feature_reading(
+    fit: np.ndarray, y: np.ndarray, clips: np.ndarray, items: np.ndarray, *, within: Within | None = None, folds: int, seed: int
+) -> np.ndarray:
     """Reading (N, C) by logistic regression on standardised features (M, F) and (N, F)."""
-    return chosen_reading({"standardised": StandardScaler}, fit, y, clips, items, folds=folds, seed=seed).reading
+    return chosen_reading({"standardised": StandardScaler}, fit, y, clips, items, within=within, folds=folds, seed=seed).reading

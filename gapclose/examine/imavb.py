@@ -29,6 +29,11 @@ from gapclose.resample import Clips
 FOLDS, SEED, WORDS = 4, 42, 5000
 NOTHING = 1e-9  # share of the residuals' variance below which nothing but rounding is left
 
+
+class Lacking(ValueError):
+    """The items lack what a figure takes; the figure is skipped."""
+
+
 Features = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """indices of the items to fit on and of those to judge -> the features of both; whatever is fitted sees the first alone"""
 
@@ -51,7 +56,11 @@ def words(texts: Sequence[str]) -> Features:
     every = np.array(list(texts), dtype=object)
 
     def of(train: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        vectors = TfidfVectorizer(max_features=WORDS).fit(every[train])
+        vectors = TfidfVectorizer(max_features=WORDS)
+        try:
+            vectors.fit(every[train])
+        except ValueError as error:  # no word of two letters
+            raise Lacking(str(error)) from error
         return vectors.transform(every[train]).toarray(), vectors.transform(every[held]).toarray()
 
     return of
@@ -61,7 +70,7 @@ def without_text(residual: np.ndarray, text: Features) -> Features:
     """Residuals (N, D), standardised, less the directions that predict the standardised text features, and standardised again.
 
     Raises:
-        ValueError: when nothing is left of a fold: as many text features as items, or as directions.
+        Lacking: when nothing is left of a fold: as many text features as items, or as directions.
     """
 
     def of(train: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +79,7 @@ def without_text(residual: np.ndarray, text: Features) -> Features:
         out = text_directions(h, features)  # (D, k)
         left, judged = h - h @ out @ out.T, g - g @ out @ out.T
         if (left**2).sum() < NOTHING * (h**2).sum():
-            raise ValueError(
+            raise Lacking(
                 f"the {features.shape[1]} text features predict everything that tells the {len(train)} items of a fold apart, so nothing is "
                 "left to probe; give controls.text_encoder, which has fewer features, or more items"
             )
@@ -96,15 +105,15 @@ def folds(y: np.ndarray, clips: np.ndarray) -> list[tuple[np.ndarray, np.ndarray
     """(train, held) indices of ``StratifiedGroupKFold(4, shuffle=True, random_state=42)`` by clip.
 
     Raises:
-        ValueError: when standard (0) or misleading (1) items are of fewer clips than there are folds, or a fold lacks either.
+        Lacking: when standard (0) or misleading (1) items are of fewer clips than there are folds, or a fold lacks either.
     """
     for label, name in enumerate(("standard", "misleading")):
         count = len(np.unique(clips[y == label]))
         if count < FOLDS:
-            raise ValueError(f"its {name} items are of {count} clips, and {FOLDS} folds by clip need {FOLDS} or more; add labelled clips")
+            raise Lacking(f"its {name} items are of {count} clips, and {FOLDS} folds by clip need {FOLDS} or more; add labelled clips")
     parts = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=SEED).split(y, y, clips))
     if any(len(np.unique(y[train])) < 2 or not len(held) for train, held in parts):
-        raise ValueError(f"{len(np.unique(clips))} clips of such sizes give no {FOLDS} folds with both classes; add labelled clips")
+        raise Lacking(f"{len(np.unique(clips))} clips of such sizes give no {FOLDS} folds with both classes; add labelled clips")
     return parts
 
 
@@ -112,7 +121,7 @@ def cross_validate(features: Features, keep: np.ndarray, misleading: np.ndarray,
     """The paper's probe on the items where ``keep`` (N,) holds: logistic regression with C = 1, misleading or not.
 
     Raises:
-        ValueError: as :func:`folds` and the features do.
+        Lacking: as :func:`folds` and the features do.
     """
     items, y = np.flatnonzero(keep), misleading.astype(int)
     right, fold = np.zeros(len(y), dtype=bool), np.full(len(y), -1)
@@ -169,7 +178,7 @@ class Protocol:
         value, skipped = None, None
         try:
             value = compute(*arguments)
-        except ValueError as error:
+        except Lacking as error:
             skipped = str(error)
         counts = {"standard": int((keep & ~self.misleading).sum()), "misleading": int((keep & self.misleading).sum())}
         self.figures.append(Figure(name=name, scope=scope, value=value, skipped=skipped, **counts))
@@ -178,11 +187,11 @@ class Protocol:
         """What was found under a name.
 
         Raises:
-            ValueError: when nothing was.
+            Lacking: when nothing was.
         """
         values = [f.value for f in self.figures if f.name == name and scope in (None, f.scope) and f.value is not None]
         if not values:
-            raise ValueError(f"it takes the figure {name!r}, which was skipped")
+            raise Lacking(f"it takes the figure {name!r}, which was skipped")
         return values
 
     def _probe(self, features: Features, keep: np.ndarray) -> np.ndarray:
@@ -198,7 +207,7 @@ class Protocol:
 
     def _cell(self, right: np.ndarray, keep: np.ndarray, kind: str) -> np.ndarray:
         if not keep.any():
-            raise ValueError(f"it has no {kind} items")
+            raise Lacking(f"it has no {kind} items")
         return self.clips.mean(right, keep)
 
     def _balanced(self) -> np.ndarray:
@@ -229,6 +238,15 @@ class Protocol:
     def _difference(self, modality: str) -> np.ndarray:
         """As the paper's table shows them side by side: accuracy over two classes, and the rate of one."""
         return self._values("probe", modality)[0] - self._values("rejection", modality)[0]
+
+    def skip(self, names: Sequence[str], why: str) -> None:
+        """Say of figures of every modality that they cannot be had."""
+        for name in names:
+            for modality, mine in self.modalities.items():
+                self._add(name, modality, mine, self._lacking, why)
+
+    def _lacking(self, why: str) -> np.ndarray:
+        raise Lacking(why)
 
     def within(self, name: str, features: Features) -> None:
         """A probe of anything, on the standard and misleading items of each modality."""

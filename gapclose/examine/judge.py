@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gapclose.gap import Labels
+from gapclose.gap import Labels, evidence_for
 from gapclose.resample import Clips, Interval
 
 
@@ -47,9 +47,7 @@ def auroc(clips: Clips, labels: Labels, reading: np.ndarray) -> np.ndarray:
     for concepts in labels.detections:
         positive = np.isin(labels.concept, concepts)
         if positive.any() and not positive.all():
-            believed = reading[:, concepts].sum(1)
-            evidence = np.log(np.maximum(believed, 1e-300)) - np.log(np.maximum(1 - believed, 1e-300))
-            found.append(clips.auroc(evidence, positive))
+            found.append(clips.auroc(evidence_for(reading, concepts), positive))
     return np.mean(found, axis=0) if found else np.full(len(clips.weights), np.nan)
 
 
@@ -61,9 +59,9 @@ def chance(labels: Labels) -> float:
 class Judge:
     """Judges readings of one set of items against the probe's, in every scope, on the same resampled clips."""
 
-    def __init__(self, labels: Labels, reading: np.ndarray, replicates: int, seed: int) -> None:
-        """``reading`` (N, C) is the probe's."""
-        self.labels, self.seed = labels, seed
+    def __init__(self, labels: Labels, reading: np.ndarray, replicates: int, seed: int, detectable: float = 0.1) -> None:
+        """``reading`` (N, C) is the probe's; ``detectable`` is how near to chance counts as at chance, in accuracy."""
+        self.labels, self.seed, self.detectable = labels, seed, detectable
         names = ("all", *np.unique(labels.modality).tolist())
         self.keep = {s: np.ones(len(labels.clip), dtype=bool) if s == "all" else labels.modality == s for s in names}
         self.clips = {s: Clips(labels.clip[keep], replicates, seed) for s, keep in self.keep.items()}
@@ -82,11 +80,13 @@ class Judge:
     def entry(self, control: Control) -> dict[str, Any]:
         """The control as it stands in ``measurement.json``.
 
-        Random draws are averaged, and the interval covers their spread as well as that of the clips.
+        Random draws are averaged, and the interval covers their spread as well as that of the clips. ``at_chance`` is true where the
+        interval holds chance and lies within ``detectable`` of it, false where it does not hold it, and None where there are too few clips.
         """
         concepts = control.concepts or [None] * len(control.readings)
         result: dict[str, Any] = {k: getattr(control, k) for k in ("name", "label", "guards", "question")}
-        result |= {"balanced": {}, "auroc": {}, "difference": {}, "chance": None, "at_chance": {} if control.at_chance else None}
+        result |= {"balanced": {}, "auroc": {}, "difference": {}}
+        result |= {"chance": {}, "at_chance": {}} if control.at_chance else {"chance": None, "at_chance": None}
         for scope in self.keep:
             draws = [self.judge(scope, reading, concept) for reading, concept in zip(control.readings, concepts, strict=True)]
             balanced, area = (self._average([getattr(d, k) for d in draws]) for k in ("balanced", "auroc"))
@@ -95,9 +95,16 @@ class Judge:
             result["difference"][scope] = Interval.of(self.reading[scope].balanced - balanced).as_dict()
             if control.at_chance:
                 level = float(np.mean([chance(self._labels(scope, concept)) for concept in concepts]))
-                result["chance"] = level if scope == "all" else result["chance"]
-                result["at_chance"][scope] = bool(found.lower - 1e-9 <= level <= found.upper + 1e-9)
+                result["chance"][scope], result["at_chance"][scope] = level, self._at_chance(found, level)
         return result
+
+    def _at_chance(self, found: Interval, level: float) -> bool | None:
+        """Whether an accuracy is at chance; None where the interval holds chance, and something that matters as well."""
+        if level >= 1:  # one cell: there is nothing to tell apart
+            return None
+        if not found.lower - 1e-9 <= level <= found.upper + 1e-9:
+            return False
+        return True if max(found.upper - level, level - found.lower) <= self.detectable else None
 
     def _average(self, draws: list[np.ndarray]) -> np.ndarray:
         """Mean over K draws of statistics (R + 1,) in 0..1; replicates are of clips, plus Student's t times the error of K draws.

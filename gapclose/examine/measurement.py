@@ -16,7 +16,7 @@ from scipy.special import softmax
 
 from gapclose.examine.judge import Judge
 from gapclose.examine.localise import margins
-from gapclose.gap import Action, GapConfig, Labels
+from gapclose.gap import Action, GapConfig, Labels, evidence_for
 from gapclose.items import ItemSet
 from gapclose.probes import FrozenProbe
 from gapclose.resample import Interval
@@ -40,8 +40,9 @@ def assemble(
     n_layers: int,
     seed: int,
     data_root: str,
+    thorough: bool,
     controls: Sequence[Mapping[str, Any]],
-    text_readings: Mapping[str, np.ndarray],
+    rivals: Mapping[str, np.ndarray],
     codelength: Mapping[str, float] | None = None,
     layers: Sequence[Mapping[str, Any]] = (),
     nested: Mapping[str, Any] | None = None,
@@ -54,12 +55,13 @@ def assemble(
     Args:
         items: the N gap items of test. judge: of the probe's ``reading`` (N, C) of them.
         data_root: what the media paths of the items are relative to.
-        controls: entries by :meth:`gapclose.examine.judge.Judge.entry`. text_readings: readings (N, C) that a verdict compares with.
+        controls: entries by :meth:`gapclose.examine.judge.Judge.entry`. rivals: readings (N, C) that a verdict compares with.
     """
     labels = judge.labels
-    proofs = prove(labels, reading, text_readings, config, seed=seed)
+    proofs = prove(labels, reading, rivals, config, seed=seed)
     return {
         "version": 1,
+        "thorough": thorough,
         "seed": seed,
         "n_clips": judge.clips["all"].n,
         "n_items": len(items),
@@ -79,7 +81,7 @@ def assemble(
         "nested": nested,
         "interchange": interchange,
         "baselines": baselines,
-        "minimum_detectable": minimum_detectable(judge, reading, text_readings, proofs),
+        "minimum_detectable": minimum_detectable(judge, reading, rivals, proofs),
         "known_but_unsaid": known_but_unsaid(items, labels, action, reading),
         "data_root": data_root,
         "protocol": protocol,
@@ -121,10 +123,9 @@ def curves(judge: Judge, action: Action, reading: np.ndarray) -> dict[str, Any]:
         positive = np.isin(labels.concept, alarm)
         if not positive.any() or positive.all():
             continue
-        believed, part = reading[keep][:, alarm].sum(1), Action(chosen=action.chosen[keep], scores=action.scores[keep])
-        evidence = np.log(np.maximum(believed, 1e-300)) - np.log(np.maximum(1 - believed, 1e-300))
+        part = Action(chosen=action.chosen[keep], scores=action.scores[keep])
         sides = {
-            "reading": (evidence, np.isin(reading[keep].argmax(1), alarm)),
+            "reading": (evidence_for(reading[keep], alarm), np.isin(reading[keep].argmax(1), alarm)),
             "action": (margins(part.scores, labels, alarm), np.isin(part.concept(labels), alarm)),
         }
         found[scope] = {}
@@ -168,11 +169,17 @@ def calibration(labels: Labels, reading: np.ndarray) -> dict[str, Any]:
 
 
 def known_but_unsaid(items: ItemSet, labels: Labels, action: Action, reading: np.ndarray) -> list[dict[str, Any]]:
-    """The items where the reading is surest of the right concept and the model says another."""
-    sure = reading[np.arange(len(items)), labels.concept]
+    """The items where the reading is surest of the right concept and the model says another, the same number of every modality if there are."""
+    doubt = np.where(np.eye(reading.shape[1], dtype=bool)[labels.concept], 0, reading).sum(1)  # of what rounds to certainty, too
     unsaid = np.flatnonzero((reading.argmax(1) == labels.concept) & (action.concept(labels) != labels.concept))
+    unsaid = unsaid[np.argsort(doubt[unsaid], kind="stable")]
+    place = np.zeros(len(unsaid), dtype=int)
+    for name in np.unique(labels.modality):
+        mine = labels.modality[unsaid] == name
+        place[mine] = np.arange(mine.sum())
+    taken = np.sort(np.argsort(place, kind="stable")[:UNSAID])
     rows = []
-    for n in unsaid[np.argsort(-sure[unsaid], kind="stable")][:UNSAID]:
+    for n in unsaid[taken]:
         item = items.items[n]
         options = [o.text for o in item.options]
         probable = softmax(action.scores[n, : len(options)])

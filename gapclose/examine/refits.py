@@ -100,9 +100,13 @@ def clip_labels(clips: np.ndarray, modality: np.ndarray, shares: Mapping[str, np
 
     One uniform number a clip goes through the concept frequencies of the item's modality (:func:`concept_shares`): all items of a clip
     and modality get one label, and the task is as skewed as the real one. Theirs is learnt by heart, since word types recur in their
-    test data. Clips never do across splits or grouped folds, so there it must fail, whatever the capacity of the probe: what it finds is
+    test data. Clips must not across splits or grouped folds, so there it must fail, whatever the capacity of the probe: what it finds is
     a leak of clips. Across folds over *items* it can be learnt, by whatever tells a clip again: what the real task has above that is
     selectivity in their sense.
+
+    Args:
+        clips: (N,) names, or what else tells clips apart. Name them by their media, and draw for both splits at once: a clip that is in
+            both under two names then has one label, and shows.
     """
     names, index = np.unique(clips, return_inverse=True)
     drawn, labels = rng.random(len(names))[index], np.zeros(len(clips), dtype=int)

@@ -26,7 +26,7 @@ def untrained(of: Examination) -> dict[str, Any] | None:
         option_concept=known.option_concept,
         residual=of.z_fit,
         reading=of.run.fit_reading,
-        text=text_out_of_fold([i.text for i in of.fit], known.concept, known.clip, text, **folds),
+        text=text_out_of_fold([i.text for i in of.fit], known.concept, known.clip, text, known=known.modality, **folds),
     )
     test = Seen(scores=of.action.scores, option_concept=of.labels.option_concept, residual=of.z, reading=of.reading, text=text.reading)
     return compare(fit, known, test, of.labels, of.judge.clips["all"], **folds)

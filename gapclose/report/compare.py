@@ -23,8 +23,8 @@ COLUMNS = {
     "standard drop": ("standard_drop",),
 }
 """heading -> path of an interval in :func:`gapclose.report.summary.summarise`"""
-CLAIMS = ("run", "modality", "reading - best control", "p (Holm)", "verdict")
-VERDICTS = "what may be claimed: p corrected over the {n} comparisons shown (Holm)"
+CLAIMS = ("run", "modality", "reading - best control", "p (Holm)", "change of action", "p of the change (Holm)", "verdict")
+VERDICTS = "what may be claimed: p corrected over {n} tests of a reading and {m} of a change (Holm)"
 
 
 def compare(directories: Sequence[Path]) -> list[dict[str, Any]]:
@@ -74,21 +74,37 @@ def names(directories: Sequence[str]) -> list[str]:
 
 
 def tested(runs: Sequence[dict[str, Any]]) -> dict[tuple[int, str], float]:
-    """p of reading minus best control by (run, modality), Holm-corrected over all of them."""
-    p = {(n, name): of["p"] for n, run in enumerate(runs) for name, of in run["verdicts"].items() if of["p"] is not None}
-    named = {f"{n} {name}": value for (n, name), value in p.items()}
-    return dict(zip(p, holm(named).values(), strict=True))
+    """p of reading minus best control by (run, modality), Holm-corrected over all that differ: trainings of one base have its tests in common."""
+    family = {(n, name): f"{name} {of}" for n, run in enumerate(runs) for name, of in run["verdicts"].items() if of["p"] is not None}
+    corrected = holm({test: runs[n]["verdicts"][name]["p"] for (n, name), test in family.items()})
+    return {place: corrected[test] for place, test in family.items()}
+
+
+def changed(runs: Sequence[dict[str, Any]]) -> dict[tuple[int, str], tuple[float, float]]:
+    """Change of the action by training, and its p Holm-corrected over all of them, by (run, modality)."""
+    places = [(n, name) for n, run in enumerate(runs) for name, part in run["modality"].items() if part["significance"]]
+    parts = {f"{n} {name}": runs[n]["modality"][name] for n, name in places}
+    corrected = holm({name: part["significance"]["p"] for name, part in parts.items()})
+    changes = {name: part["adapted"]["value"] - part["base"]["value"] for name, part in parts.items()}
+    return {place: (changes[name], corrected[name]) for place, name in zip(places, parts, strict=True)}
 
 
 def claimed(runs: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
     """Rows of what may be claimed, a row a run and modality: :data:`CLAIMS`."""
-    called, corrected, rows = names([r["run"] for r in runs]), tested(runs), []
+    called, corrected, gains, rows = names([r["run"] for r in runs]), tested(runs), changed(runs), []
     for n, run in enumerate(runs):
         for name, of in run["verdicts"].items():
             p = corrected.get((n, name))
             word = of["word"] if of["word"] != "real" or p is None or p <= 0.05 else "real alone, not among all compared"
-            rows.append((called[n], name, of["difference"], "-" if p is None else f"{p:.2g}", word))
+            change = gains.get((n, name))
+            told = ("-", "-") if change is None else (f"{change[0]:+.2f}", f"{change[1]:.2g}")
+            rows.append((called[n], name, of["difference"], "-" if p is None else f"{p:.2g}", *told, word))
     return rows
+
+
+def _title(runs: Sequence[dict[str, Any]]) -> str:
+    readings = {f"{name} {of}" for run in runs for name, of in run["verdicts"].items() if of["p"] is not None}
+    return VERDICTS.format(n=len(readings), m=len(changed(runs)))
 
 
 def print_comparison(runs: Sequence[dict[str, Any]], console: Console | None = None) -> None:
@@ -102,7 +118,7 @@ def print_comparison(runs: Sequence[dict[str, Any]], console: Console | None = N
         )
     console = console or wide_console()
     console.print(table)
-    claims = Table(title=VERDICTS.format(n=len(tested(runs))))
+    claims = Table(title=_title(runs))
     add_columns(claims, CLAIMS, ("run", "modality", "verdict"))
     for row in claimed(runs):
         claims.add_row(*(show(cell, 2) if isinstance(cell, dict) else escape(cell) for cell in row))
@@ -129,7 +145,7 @@ def write_comparison(runs: Sequence[dict[str, Any]], path: Path) -> None:
         figures.points_svg("closures", closures, title, "closure"),
     )
     rows = [(n, r, cells(r), differences(r)) for n, r in zip(called, runs, strict=True)]
-    rest = {"claims": claimed(runs), "claims_title": VERDICTS.format(n=len(tested(runs))), "claims_columns": CLAIMS}
+    rest = {"claims": claimed(runs), "claims_title": _title(runs), "claims_columns": CLAIMS}
     write_text(path, render("compare.html.j2", rows=rows, columns=list(COLUMNS), **rest, figures=[Markup(d) for d in drawn if d]))
 
 

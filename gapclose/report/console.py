@@ -92,7 +92,7 @@ def print_report(directory: Path, console: Console | None = None) -> None:
         "gap base",
         "gap adapted",
         "closure",
-        "p of the gain (Holm)",
+        "p of the change (Holm)",
     )
     add_columns(parts, headings, ("modality", "verdict"))
     for name, part in summary["modality"].items():

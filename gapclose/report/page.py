@@ -164,7 +164,7 @@ def controls(summary: Mapping[str, Any], base: Mapping[str, Any], measured: Mapp
     for control in given:
         rows = []
         for scope in sorted(control["balanced"], key=lambda s: (s != "all", s)):
-            difference, chance = (control.get("difference") or {}).get(scope), (control.get("at_chance") or {}).get(scope)
+            difference, chance = ((control.get(key) or {}).get(scope) for key in ("difference", "chance"))
             rows.append(
                 {
                     "scope": scope,
@@ -172,7 +172,7 @@ def controls(summary: Mapping[str, Any], base: Mapping[str, Any], measured: Mapp
                     "balanced": control["balanced"][scope],
                     "auroc": (control.get("auroc") or {}).get(scope),
                     "difference": difference,
-                    "meaning": _meaning(difference, chance, control.get("chance")),
+                    "meaning": _meaning(difference, chance, (control.get("at_chance") or {}).get(scope)),
                 }
             )
         shown.append({**control, "rows": rows})
@@ -189,17 +189,17 @@ def _guarded(summary: Mapping[str, Any], guards: str, scope: str) -> Any:
     return part["reading" if guards == "reading" else "base"] if part else None
 
 
-def _meaning(difference: Any, at_chance: bool | None, chance: float | None) -> tuple[bool, str] | None:
+def _meaning(difference: Any, chance: float | None, at_chance: bool | None) -> tuple[bool, str] | None:
     """(as it should be, in words), or None where nothing is claimed."""
     good, words = True, []
-    if at_chance is not None:
-        good = at_chance
-        where = "" if chance is None else f" ({chance:.2f})"
-        words.append(f"at chance{where}, as it should be" if at_chance else f"not at chance{where}")
+    if chance is not None and chance < 1:
+        good = at_chance is not False
+        told = {True: "at chance ({}), as it should be", False: "not at chance ({})", None: "too few clips to tell it from chance ({})"}
+        words.append(told[at_chance].format(f"{chance:.2f}"))
     if difference is not None and difference["lower"] is not None:
         beaten = difference["lower"] > 0
         good = good and beaten
-        if at_chance is None and not beaten:  # residuals without the wording, say, may read as well: nothing is wrong with that
+        if chance is None and not beaten:  # residuals without the wording, say, may read as well: nothing is wrong with that
             return None
         words.append("the reading beats it" if beaten else "the reading does not beat it")
     return (good, "; ".join(words)) if words else None

@@ -16,7 +16,7 @@ from gapclose.items import Item, ItemSet, Option
 from gapclose.observations import read_observations
 
 KEYS = (
-    "version", "seed", "n_clips", "n_items", "split", "concepts", "alarm", "modalities", "probe", "cells", "roc", "confusion",
+    "version", "thorough", "seed", "n_clips", "n_items", "split", "concepts", "alarm", "modalities", "probe", "cells", "roc", "confusion",
     "calibration", "verdicts", "controls", "codelength", "layers", "nested", "interchange", "baselines", "minimum_detectable", "known_but_unsaid",
     "data_root", "protocol",
 )  # fmt: skip
@@ -92,6 +92,8 @@ def test_every_control_stands_beside_the_reading(whole):
     }  # fmt: skip
     for name in ("majority", "embedding"):  # neither sees anything that differs
         assert by_name[name]["balanced"]["all"]["value"] == 0.5 and all(by_name[name]["at_chance"].values())
+    told = [chance for c in whole["controls"] if c["at_chance"] for chance in c["chance"].values()]
+    assert set(told) == {0.5}
 
 
 def test_the_figures_are_those_of_the_record(whole, measured):
@@ -200,7 +202,8 @@ def test_switches_leave_parts_out(measured, tiny_config, tmp_path):
 def test_closing_writes_a_short_one_and_keeps_a_full_one(tiny_run, measured, tiny_config, tmp_path):
     """`gapclose close` adds no forward for controls, and does not replace what `gapclose measure` found out."""
     short = json.loads((tiny_run / "measurement.json").read_text())
-    assert tuple(short) == KEYS and [c["name"] for c in short["controls"]] == NAMES[:2] and short["layers"] == []
+    assert tuple(short) == KEYS and [c["name"] for c in short["controls"]] == NAMES[:3] and short["layers"] == []
+    assert not short["thorough"]
     assert not [p for p in (tiny_run / "observations").iterdir() if p.name.startswith(("blank", "layers", "interchange"))]
     from gapclose.config import parse_config
     from gapclose.run import Run

@@ -59,22 +59,23 @@ def test_one_table_with_a_row_a_run(runs):
 
 
 def test_claims_are_corrected_over_all_that_is_compared(runs):
-    """Three runs of two modalities are six tests: what is real alone may not be among them."""
+    """Three runs of two modalities are up to six tests: what is real alone may not be among them; a test that runs share counts once."""
     for directory, p in zip(runs, (0.02, 0.0001, None), strict=True):
         path = directory / "measurement.json"
         measured = json.loads(path.read_text())
         for verdict in measured["verdicts"].values():
             verdict |= {"word": "real" if p else "too few clips", "p": p}
         path.write_text(json.dumps(measured))
-    found = {(run, modality): (p, word) for run, modality, _, p, word in claimed(compare(runs))}
+    found = {(run, modality): (p, word) for run, modality, _, p, *_, word in claimed(compare(runs))}
     assert found["plain", "audio"] == ("0.04", "real") and found["gold", "vision"] == ("0.0004", "real")
     assert found["measured", "audio"] == ("-", "too few clips")
     path = runs[0] / "measurement.json"
     path.write_text(path.read_text().replace('"p": 0.02', '"p": 0.03'))
-    assert claimed(compare(runs))[0][3:] == ("0.06", "real alone, not among all compared")
+    assert (claimed(compare(runs))[0][3], claimed(compare(runs))[0][-1]) == ("0.06", "real alone, not among all compared")
+    assert claimed(compare([runs[0]] * 3))[0][3] == "0.06" and claimed(compare(runs))[-1][4:6] == ("-", "-")
     out = StringIO()
     print_comparison(compare(runs), Console(file=out, width=200))
-    assert "p corrected over the 4 comparisons shown (Holm)" in out.getvalue()
+    assert "p corrected over 4 tests of a reading and 4 of a change (Holm)" in out.getvalue()
 
 
 def test_a_list_in_json_and_a_page(runs, capsys, tmp_path):
