@@ -97,7 +97,7 @@ def test_a_training_that_changes_nothing_is_stopped_and_stays_stopped(tiny_confi
     assert (tmp_path / "gap.jsonl").read_text() == before
     capsys.readouterr()
     assert main([*command, "--guards.off", "[adapter]"]) == 0  # as the warning says
-    assert [r["stage"] for r in read_records(tmp_path)][-3:-1] == ["epoch-3/val", "epoch-4/val"] or "epoch-4/val" in before
+    assert {"epoch-3/val", "epoch-4/val"} <= {r["stage"] for r in read_records(tmp_path)}
     assert summarise(tmp_path)["stopped"] == {} and "stopped by" not in capsys.readouterr().out
 
 
