@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,8 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(lambda: commands[command](rest))
 
 
+def _plainly(message: Warning | str, *_: object, **__: object) -> str:
+    return f"warning: {message}\n"
+
+
 def guarded(job) -> int:
     """Run ``job()``; print a ``ValueError`` or a number that is not finite plainly, unless GAPCLOSE_DEBUG asks for the traceback."""
+    warnings.formatwarning = _plainly  # no source lines for users
     try:
         job()
     except (ValueError, FloatingPointError) as error:
@@ -53,12 +59,15 @@ def guarded(job) -> int:
 def validate(arguments: Sequence[str]) -> None:
     """Everything that can be checked before a model loads."""
     from gapclose.config import parse_config
-    from gapclose.validate import prepare_items, print_histogram
+    from gapclose.validate import doubts, is_for_closing, prepare_items, print_histogram
 
     config = parse_config(arguments, prog="gapclose validate")
-    items = prepare_items(config, closing=True)
+    closing = is_for_closing(config)
+    items = prepare_items(config, closing=closing)
     print_histogram(items)
-    print("no problems found")
+    for line in doubts(items):
+        print(f"warning: {line}")
+    print("no problems found" + ("" if closing else "; without train and val this set is for `gapclose measure` alone"))
 
 
 def measure(arguments: Sequence[str]) -> None:
@@ -166,6 +175,9 @@ def _report_arguments(arguments: Sequence[str]) -> tuple[list[Path], bool, Path 
     Raises:
         ValueError: with the usage.
     """
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        sys.exit(0)
     runs, unknown, html, words = [], [], None, iter(arguments)
     for word in words:
         if word == "--html" or word.startswith("--html="):

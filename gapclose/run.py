@@ -65,7 +65,6 @@ class Run:
                 raise ValueError("model.dtype float16 cannot be trained without a loss scaler; choose bfloat16 or float32")
             config.train.accumulation(self.process.num_processes)
             config.train.counts()
-        self.lock = take_directory(self.directory) if self.process.is_main_process else None
         refuse_other_run(config, self.directory / "config.yaml")
         self.items = prepare_items(config, closing=closing, main=self.process.is_main_process, wait=self.process.wait_for_everyone)
         refuse_other_items(self.items, self.directory / "items.json")
@@ -75,6 +74,7 @@ class Run:
         if closing:
             config.lora.chosen(n_layers, n_layers - 1)
         # only now: a mistake that is refused must not bind the directory to its configuration
+        self.lock = take_directory(self.directory) if self.process.is_main_process else None
         self._on_main(lambda: save_config(config, self.directory / "config.yaml"))
         self._on_main(lambda: bind_items(self.items, self.directory / "items.json"))
         self.loaded.model.to(self.process.device)
@@ -184,8 +184,12 @@ class Run:
         A thorough one is not replaced by one that is not.
         """
         path = self.directory / "measurement.json"
-        if thorough or not (path.is_file() and read_json(path)["thorough"]):
+        before = read_json(path) if path.is_file() else {}
+        if thorough or not before.get("thorough"):
             found = examine(self, thorough=thorough)
+            gone = [key for key, value in before.items() if value and not found[key]]
+            if gone:
+                say(f"measurement.json held {', '.join(gone)} and does not any more: the configuration asks for less")
             self._on_main(lambda: write_json(path, found))
         for name, verdict in read_json(path)["verdicts"].items():
             say(f"{name}: {verdict['word']}")
@@ -208,7 +212,7 @@ class Run:
             raise ValueError(
                 f"{self.directory}: what the probe reads is not shown to be more than the wording, so nothing is trained on it:\n{listed}\n"
                 "Label more clips (splits fit and test), leave the train items of such a modality out, or give --force to train all the "
-                "same; the evidence will say so"
+                f"same; the evidence will say so. `gapclose report {self.directory}` shows what was measured"
             )
         for name, why in self.forced.items():
             say(f"  warning: forced: training on the reading of {name}: {why}")
@@ -400,6 +404,8 @@ def run_close(config: Config) -> dict[str, Any]:
     run.fit_probes()
     base = run.measure_base(["val", "test"])
     run.examine(thorough=False)
+    if run.process.is_main_process:
+        write_page(run.directory)
     run.refuse_unproven()
     run.train(base["val"])
     return run.finish(base["test"])

@@ -7,20 +7,9 @@ from typing import Any
 
 import yaml
 
-# What may differ between two starts of one run: it changes no number of the run.
-FREE_KEYS = (
-    "force",
-    "guards.off",
-    "guards.patience",
-    "tracking",
-    "controls.",
-    "wandb.",
-    "export.",
-    "run_dir",
-    "train.logging_steps",
-    "train.save_steps",
-    "train.micro_batch_size",
-)
+# Untold: where and how a run was executed, which a comparison leaves out. Free: what may differ between two starts of one run.
+UNTOLD_KEYS = ("tracking", "wandb.", "export.", "run_dir", "train.logging_steps", "train.save_steps", "train.micro_batch_size")
+FREE_KEYS = (*UNTOLD_KEYS, "force", "guards.off", "guards.patience", "controls.")
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from gapclose.labelling import relabel
 from gapclose.media import check_lengths, check_media
 from gapclose.models import ModelConfig, check_options, load_processor
 from gapclose.report.console import add_columns, wide_console
+from gapclose.verdict import LEAST_CLIPS
 
 MEASURE_SPLITS = {"fit": True, "test": True}
 CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
@@ -52,6 +53,15 @@ def load_items(
         problems.add(f"{directory / 'items.jsonl'}: split 'train' has no items with purpose 'retain'; add some or set train.retain to 0")
     problems.raise_if_any()
     return items
+
+
+def is_for_closing(config: Config) -> bool:
+    """Whether a set has items to train on or to validate with; without either it is there to be measured."""
+    path = Path(config.data.path) / "items.jsonl"
+    if config.data.path == "digits" or not path.is_file():
+        return True
+    items = read_items(path.parent, Problems("the item set"))
+    return any(i.split in ("train", "val") for i in items)
 
 
 def prepare_items(config: Config, *, closing: bool, main: bool = True, wait: Callable[[], None] = lambda: None) -> ItemSet:
@@ -97,6 +107,17 @@ def refuse_other_items(items: ItemSet, path: Path) -> str:
 def bind_items(items: ItemSet, path: Path) -> None:
     """Remember which items, media and labels a run is about, unless :func:`refuse_other_items` refuses."""
     write_json(path, {"root": str(items.root), "fingerprint": refuse_other_items(items, path)})
+
+
+def doubts(items: ItemSet) -> list[str]:
+    """What is no mistake, and yet will leave a measurement without a verdict."""
+    found, test = [], items.select(split="test", purpose="gap")
+    for modality in sorted(set(test.modalities.tolist())):
+        concepts = {c: len({i.clip for i in test if i.modality == modality and i.concept == c}) for c in items.concepts}
+        few = {c: n for c, n in concepts.items() if 0 < n < LEAST_CLIPS}
+        if few:
+            found.append(f"test has {few} clips of these concepts in {modality}; below {LEAST_CLIPS} the verdict is `too few clips`")
+    return found
 
 
 def print_histogram(items: ItemSet) -> None:

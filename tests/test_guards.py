@@ -35,7 +35,7 @@ def epoch(changed: bool = True, **planted) -> tuple[dict, dict]:
 def test_a_guard_objects_to_its_cause(planted, names, words):
     """And to nothing else; turned off by name it is silent."""
     record, base = epoch(**planted)
-    found = objections(record, base, GAP, GuardsConfig())
+    found = objections(record, base, GAP, GuardsConfig(off=[]))
     assert set(found) == names and words in "; ".join(found.values())
     assert objections(record, base, GAP, GuardsConfig(off=sorted(names))) == {}
 
@@ -96,7 +96,7 @@ def test_a_training_that_changes_nothing_is_stopped_and_stays_stopped(tiny_confi
     assert main(command) == 0
     assert (tmp_path / "gap.jsonl").read_text() == before
     capsys.readouterr()
-    assert main([*command, "--guards.off", "[adapter]"]) == 0  # as the warning says
+    assert main([*command, "--guards.off", "[adapter, sentinel]"]) == 0  # as the warning says
     assert {"epoch-3/val", "epoch-4/val"} <= {r["stage"] for r in read_records(tmp_path)}
     assert summarise(tmp_path)["stopped"] == {} and "stopped by" not in capsys.readouterr().out
 

@@ -136,6 +136,6 @@ def test_worlds_of_two_seeds_in_one_run_directory_are_two(monkeypatch, tmp_path)
 
     few = {"fit": 24, "train": 24, "val": 24, "test": 24}
     write = world.write
-    monkeypatch.setattr(world, "write", lambda directory, seed: write(directory, seed, clips=few))
+    monkeypatch.setattr(world, "write", lambda directory, seed, **kwargs: write(directory, seed, clips=few, **kwargs))
     one, two, again = (prepare_items(Config(run_dir=str(tmp_path), seed=s), closing=True).fingerprint() for s in (0, 1, 0))
     assert one == again != two

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from gapclose.report.console import add_columns, show, wide_console
 from gapclose.report.summary import summarise
-from gapclose.settings import FREE_KEYS, read_settings
+from gapclose.settings import UNTOLD_KEYS, read_settings
 from gapclose.significance import holm
 
 COLUMNS = {
@@ -44,7 +44,7 @@ def compare(directories: Sequence[Path]) -> list[dict[str, Any]]:
     if missing:
         raise ValueError("\n".join(missing))
     settings = [read_settings(d) for d in directories]
-    keys = [k for k in dict.fromkeys(k for s in settings for k in s) if k != "seed" and not k.startswith(FREE_KEYS)]
+    keys = [k for k in dict.fromkeys(k for s in settings for k in s) if k != "seed" and not k.startswith(UNTOLD_KEYS)]
     varied = [k for k in keys if any(s.get(k) != settings[0].get(k) for s in settings)]
     for run, own in zip(runs, settings, strict=True):
         run["differs"] = {k: own.get(k) for k in varied}

@@ -36,9 +36,8 @@ def show(interval: dict[str, float | None] | None, digits: int = 3) -> str:
     """``0.812 [0.790, 0.834]``, or a dash."""
     if interval is None or interval["value"] is None:
         return "-"
-    if interval["lower"] is None:
-        return f"{interval['value']:.{digits}f}"
-    return f"{interval['value']:.{digits}f} [{interval['lower']:.{digits}f}, {interval['upper']:.{digits}f}]"
+    value, lower, upper = (None if x is None else f"{round(x, digits) + 0:.{digits}f}" for x in interval.values())  # + 0: no -0.00
+    return f"{value}" if lower is None else f"{value} [{lower}, {upper}]"
 
 
 def wide_console() -> Console:
@@ -103,15 +102,15 @@ def print_report(directory: Path, console: Console | None = None) -> None:
     console.print(parts)
     path = directory / "measurement.json"
     if path.is_file() and (baselines := read_json(path).get("baselines")):
-        print_baselines(baselines, console)
+        print_baselines(baselines, summary, console)
     for line in [*claims(summary), *verdict(summary)]:
         console.print(line, highlight=False)
 
 
-def print_baselines(baselines: dict[str, Any], console: Console) -> None:
-    """What can be had without training: a row for every method and budget."""
+def print_baselines(baselines: dict[str, Any], summary: dict[str, Any], console: Console) -> None:
+    """What can be had without training, a row for every method and budget, and what the training of this run came to."""
     table = Table(title=f"without training: chosen on {baselines['n_fit']} items of fit, judged on test")
-    headings = ("method", "budget", "balanced", "option, balanced", "standard acc. change", "rejected", "AUROC")
+    headings = ("method", "budget, points", "balanced", "option, balanced", "standard acc. change", "rejected", "AUROC")
     add_columns(table, headings, ("method",))
 
     def add(name: str, budget: str, point: dict[str, Any], change: dict[str, Any] | None) -> None:
@@ -125,7 +124,16 @@ def print_baselines(baselines: dict[str, Any], console: Console) -> None:
             first = point is method["points"][0]
             budget = budget_name(point) + ("" if point["setting"] else " (unchanged)")
             add(method["label"] if first else "", budget, point, point["gain"]["standard_accuracy"])
+    if summary["adapted"]:
+        table.add_section()
+        add("trained (this run)", "", summary["adapted"], turned(summary["standard_drop"]))
     console.print(table)
+
+
+def turned(interval: dict[str, float | None]) -> dict[str, float | None]:
+    """The interval of minus the figure."""
+    ends = {"value": interval["value"], "lower": interval["upper"], "upper": interval["lower"]}
+    return {name: None if end is None else -end for name, end in ends.items()}
 
 
 def budget_name(point: dict[str, Any]) -> str:
