@@ -18,6 +18,8 @@ import transformers
 from safetensors.torch import load_file
 
 from gapclose.adapters import adapter_fingerprint, add_lora
+from gapclose.baselines.by_trl import make_trl_trainer
+from gapclose.baselines.trl_items import epoch_figures
 from gapclose.config import Config, refuse_other_run, save_config
 from gapclose.examine.examination import examine
 from gapclose.examine.features import Chosen
@@ -29,6 +31,7 @@ from gapclose.launch import check_launch, environment, take_directory
 from gapclose.measure import Measured, best_epoch, make_record, measure, read_text, text_control
 from gapclose.media import SUPPORTED
 from gapclose.models import load_model
+from gapclose.objectives import BY_TRL, LOSS_TERMS, needs_reading
 from gapclose.observations import Observations
 from gapclose.observe import Wanted, observe
 from gapclose.probes import FrozenProbe, ProbeConfig, choose_probe
@@ -63,7 +66,8 @@ class Run:
             if config.model.dtype == "float16":
                 raise ValueError("model.dtype float16 cannot be trained without a loss scaler; choose bfloat16 or float32")
             config.train.accumulation(self.process.num_processes)
-            config.train.counts()
+            if config.objective in LOSS_TERMS:
+                config.train.counts()
         self.lock = take_directory(self.directory) if self.process.is_main_process else None
         refuse_other_run(config, self.directory / "config.yaml")
         self.items = prepare_items(config, closing=closing, main=self.process.is_main_process, wait=self.process.wait_for_everyone)
@@ -198,7 +202,7 @@ class Run:
             ValueError: naming every modality of the train items whose verdict is not ``real``, and why.
         """
         verdicts, config = read_json(self.directory / "measurement.json")["verdicts"], self.config
-        if not config.train.consistency:
+        if not needs_reading(config.objective):
             return
         train = self.items.select(split="train", purpose="gap")
         self.forced = unproven(sorted({i.modality for i in train}), verdicts)
@@ -222,8 +226,7 @@ class Run:
         config, blank = self.config, self.blanked
         examples: list[Example] = []
         if config.train.consistency:
-            blind = config.targets.control in ("blank_media", "blank_targets")
-            targets, train = self.build_targets(SUPPORTED if blind else ())
+            targets, train, _ = self.build_targets()
             examples += [
                 Example(item=i, term="consistency", weights=t) for i, t, k in zip(train, targets.target, targets.keep, strict=True) if k
             ]
@@ -238,18 +241,20 @@ class Run:
             examples += [Example(item=i, term="retain", base_logps=p, base_tokens=t) for i, p, t in kept]
         return examples
 
-    def build_targets(self, blank: Sequence[str]) -> tuple[Targets, ItemSet]:
-        """Observe the unlabelled train items, build their targets, and store them."""
+    def build_targets(self) -> tuple[Targets, ItemSet, np.ndarray]:
+        """Observe the unlabelled train items, build their targets, and store them; with the items and the base model's scores (N, O)."""
+        blank = SUPPORTED if self.config.targets.control in ("blank_media", "blank_targets") else ()
         train = self.items.select(split="train", purpose="gap").unlabelled()
         path, ids = self.directory / "targets.safetensors", [i.id for i in train]
         observed = self.observe("base-train", train, layers=[self.probe.layer], blank=blank)
+        scores = observed.scores.double().numpy()
         # always rebuilt: cheap, and a file from before a change of labels would be stale
         fit = Labels.of(self.items.select(split="fit", purpose="gap"))
         targets = build_targets(
             self.config.targets,
             ids=ids,
             reading=self.probe.read(observed.residuals[self.probe.layer]),
-            scores=observed.scores.double().numpy(),
+            scores=scores,
             option_concept=option_concepts(train.items, train.concepts),
             modality=np.array([i.modality for i in train]),
             fit_reading=self.fit_reading,
@@ -262,13 +267,14 @@ class Run:
         say(
             f"targets: {facts['kept']} of {facts['items']} train items, {facts['kept_by_concept']}, alarm prior x{facts['prior_factor']:.3g}"
         )
-        return targets, train
+        return targets, train, scores
 
     def train(self, base: Measured) -> None:
         """Train adapters, measuring ``val`` after every epoch; an interrupted training goes on from its last whole checkpoint."""
         config, directory = self.config, self.directory / "checkpoints"
         layers = config.lora.chosen(len(self.loaded.layers), self.probe.layer)
-        examples = self.training_examples()
+        by_trl = config.objective in BY_TRL
+        prepared = self.build_targets() if by_trl else self.training_examples()
         add_lora(self.loaded, config.lora, layers, config.seed)
         trainable = sum(p.numel() for p in self.loaded.model.parameters() if p.requires_grad)
         say(f"adapters: {trainable:,} parameters on decoder layers {layers[0]}..{layers[-1]}")
@@ -278,19 +284,15 @@ class Run:
             self._on_main(lambda: self.loaded.model.save_pretrained(str(directory / f"epoch-{epoch}")))
             self.loaded.model.eval()
             now = self.measure(f"epoch-{epoch}", "val", replace=True)
-            self.record(make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed))
+            record = make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed)
+            self.record(record | ({"training": epoch_figures(trainer.state.log_history, epoch)} if by_trl else {}))
 
+        common = {"after_epoch": after_epoch, "callbacks": [LossLines(self.tracker)]}
         media = self.loaded.media(self.items, blank=self.blanked)
-        trainer = make_trainer(
-            self.loaded,
-            examples,
-            media,
-            config.train,
-            directory,
-            seed=config.seed,
-            after_epoch=after_epoch,
-            callbacks=[LossLines(self.tracker)],
-        )
+        if by_trl:
+            trainer = make_trl_trainer(self.loaded, *prepared, media, config, directory, **common)
+        else:
+            trainer = make_trainer(self.loaded, prepared, media, config.train, directory, seed=config.seed, **common)
         resume = last_complete_checkpoint(directory)
         if resume is not None:
             say(f"going on from {resume.name}")

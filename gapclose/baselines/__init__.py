@@ -1,0 +1,1 @@
+"""What the consistency objective is compared with."""
