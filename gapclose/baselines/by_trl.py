@@ -43,7 +43,7 @@ def make_trl_trainer(
         enable_checkpointing(loaded)
     common = {"seed": config.seed, "callbacks": [*callbacks, AfterEpoch(after_epoch)]}
     if config.objective == "dpo":
-        pairs = preference_pairs(items.items, targets.target, scores, targets.keep)
+        pairs = preference_pairs(items.items, targets.target, scores, targets.keep, anchors=config.dpo.anchors)
         return make_dpo_trainer(loaded, pairs, media, config.train, config.dpo, directory, **common)
     kept = np.flatnonzero(targets.keep)
     reading = sharpen(targets.reading, config.targets.sharpen)[kept]

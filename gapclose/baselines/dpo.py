@@ -31,6 +31,9 @@ class DpoConfig:
 
     beta: float = 0.1
     """how strongly the base model holds the adapted one back, > 0: larger stays nearer"""
+    anchors: bool = False
+    """also a pair for every train item on which reading and model agree: that option over the likeliest one of another concept. Without
+    them a model that never objects is only ever taught to object"""
 
     def __post_init__(self) -> None:
         if self.beta <= 0:
@@ -46,23 +49,34 @@ class Pair:
     rejected: int
 
 
-def preference_pairs(items: Sequence[Item], target: np.ndarray, scores: np.ndarray, keep: np.ndarray) -> list[Pair]:
+def preference_pairs(
+    items: Sequence[Item], target: np.ndarray, scores: np.ndarray, keep: np.ndarray, *, anchors: bool = False
+) -> list[Pair]:
     """The most probable option of the target over the one that the base model scores highest, where the two differ.
 
     Args:
         target: (N, O) Jeffrey targets, 0 beyond an item's options. scores: (N, O) of the base model, -inf beyond. keep: (N,) bool.
+        anchors: where they agree, that option over the highest-scored one of another concept.
 
     Raises:
         ValueError: when they differ nowhere.
     """
     wanted, said = target.argmax(1), scores.argmax(1)
-    chosen = np.flatnonzero(keep & (wanted != said))
-    if not len(chosen):
+    if not (keep & (wanted != said)).any():
         raise ValueError(
             f"objective dpo: on all {int(keep.sum())} train items the reading prefers what the model says anyway, so there are no pairs; "
             "choose objective consistency, or another targets.false_alarm_budget"
         )
-    return [Pair(item=items[n], chosen=int(wanted[n]), rejected=int(said[n])) for n in chosen]
+    pairs = []
+    for n in np.flatnonzero(keep):
+        item, chosen, rejected = items[n], int(wanted[n]), int(said[n])
+        if chosen == rejected:
+            others = [o for o, option in enumerate(item.options) if option.concept != item.options[chosen].concept]
+            if not anchors or not others:
+                continue
+            rejected = max(others, key=lambda o: scores[n, o])
+        pairs.append(Pair(item=item, chosen=chosen, rejected=rejected))
+    return pairs
 
 
 def count_by_concept(pairs: Sequence[Pair]) -> dict[str, int]:
