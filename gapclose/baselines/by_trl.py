@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,8 @@ def make_trl_trainer(
     Args:
         targets: of ``items``. scores: (N, O) of the base model.
     """
+    # TRL 1.16 calls transformers 5.23 by names that it has renamed; remove when it does not
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     if config.train.gradient_checkpointing:
         enable_checkpointing(loaded)
     common = {"seed": config.seed, "callbacks": [*callbacks, AfterEpoch(after_epoch)]}

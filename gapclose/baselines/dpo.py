@@ -8,6 +8,7 @@ Shapes: N items, O options.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def make_dpo_trainer(
         media,
         lambda n: {"chosen": answer(pairs[n], pairs[n].chosen), "rejected": answer(pairs[n], pairs[n].rejected)},
     )
-    steps = max(1, len(pairs) // train.global_batch_size) * train.epochs
+    steps = math.ceil(len(pairs) / train.global_batch_size) * train.epochs
     arguments = DPOConfig(
         **training_arguments(train, directory, seed=seed, steps=steps),
         beta=config.beta,

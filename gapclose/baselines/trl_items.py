@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 
 from gapclose.errors import Problems
+from gapclose.item_files import line_of
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
 from gapclose.models import LoadedModel
@@ -30,10 +31,10 @@ def check_taken(items: ItemSet, objective: str, trainer: str, problems: Problems
     train = items.select(split="train", purpose="gap")
     for kind in sorted({k for i in train for k, _ in i.media} - set(TAKEN)):
         having = [i.id for i in train if kind in (k for k, _ in i.media)]
-        first = next(n for n, i in enumerate(items, start=1) if i.id == having[0])
+        file = items.root / "items.jsonl"
         problems.add(
-            f"objective {objective}: TRL's {trainer} takes no {kind}; {len(having)} train items have it (first: {having[0]!r}, item {first} "
-            f"of {items.root / 'items.jsonl'}); leave their {kind} out, or choose objective consistency, gold or consistency+gold"
+            f"objective {objective}: TRL's {trainer} takes no {kind}; {len(having)} train items have it (first: {having[0]!r}, "
+            f"{file}:{line_of(file, having[0])}); leave their {kind} out, or choose objective consistency, gold or consistency+gold"
         )
 
 
