@@ -74,6 +74,17 @@ class Reward:
         return 0.0 if option is None else float(self.reading[place, self.concepts.index(item.options[option].concept)])
 
 
+def never_sampled(loaded: LoadedModel) -> list[int]:
+    """Ids of the special tokens that do not end an answer: a sampled mark of an image would be taken for one, and the forward would fail.
+
+    TRL leaves out the image's own token alone.
+    """
+    ends = loaded.model.generation_config.eos_token_id
+    ends = {loaded.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    image = getattr(loaded.model.config, "image_token_id", None)
+    return sorted(({*loaded.tokenizer.all_special_ids, image} - ends) - {None})
+
+
 def make_grpo_trainer(
     loaded: LoadedModel,
     reward: Reward,
@@ -123,6 +134,7 @@ def make_grpo_trainer(
         num_generations=config.num_generations,
         temperature=config.temperature,
         max_completion_length=max_new_tokens,
+        generation_kwargs={"suppress_tokens": never_sampled(loaded)},
         bf16=False,  # what model.dtype says, as everywhere
         gradient_checkpointing=False,  # switched on elsewhere, see adapters.enable_checkpointing
         gradient_checkpointing_kwargs={"use_reentrant": False},
