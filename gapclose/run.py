@@ -273,8 +273,8 @@ class Run:
         """Train adapters, measuring ``val`` after every epoch; an interrupted training goes on from its last whole checkpoint."""
         config, directory = self.config, self.directory / "checkpoints"
         layers = config.lora.chosen(len(self.loaded.layers), self.probe.layer)
-        by_trl = config.objective in BY_TRL
-        prepared = self.build_targets() if by_trl else self.training_examples()
+        for_trl = self.build_targets() if config.objective in BY_TRL else None
+        examples = [] if for_trl else self.training_examples()
         add_lora(self.loaded, config.lora, layers, config.seed)
         trainable = sum(p.numel() for p in self.loaded.model.parameters() if p.requires_grad)
         say(f"adapters: {trainable:,} parameters on decoder layers {layers[0]}..{layers[-1]}")
@@ -285,14 +285,14 @@ class Run:
             self.loaded.model.eval()
             now = self.measure(f"epoch-{epoch}", "val", replace=True)
             record = make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed)
-            self.record(record | ({"training": epoch_figures(trainer.state.log_history, epoch)} if by_trl else {}))
+            self.record(record | ({"training": epoch_figures(trainer.state.log_history, epoch)} if for_trl else {}))
 
-        common = {"after_epoch": after_epoch, "callbacks": [LossLines(self.tracker)]}
+        common: dict[str, Any] = {"after_epoch": after_epoch, "callbacks": [LossLines(self.tracker)]}
         media = self.loaded.media(self.items, blank=self.blanked)
-        if by_trl:
-            trainer = make_trl_trainer(self.loaded, *prepared, media, config, directory, **common)
+        if for_trl:
+            trainer = make_trl_trainer(self.loaded, *for_trl, media, config, directory, **common)
         else:
-            trainer = make_trainer(self.loaded, prepared, media, config.train, directory, seed=config.seed, **common)
+            trainer = make_trainer(self.loaded, examples, media, config.train, directory, seed=config.seed, **common)
         resume = last_complete_checkpoint(directory)
         if resume is not None:
             say(f"going on from {resume.name}")

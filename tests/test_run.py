@@ -43,7 +43,7 @@ def test_no_training_on_a_reading_that_is_not_shown_to_be_real(tiny_config, tmp_
         main([*command, "--force"])
     assert "forced: training on the reading of audio" in capsys.readouterr().out
     with pytest.raises(Reached):  # labels alone need no reading
-        main([*command, "--force", "false", "--train.consistency", "0", "--train.gold", "1", "--run_dir", str(tmp_path / "gold")])
+        main([*command, "--force", "false", "--objective", "gold", "--run_dir", str(tmp_path / "gold")])
 
 
 def test_a_modality_without_a_verdict_is_unproven():

@@ -69,7 +69,7 @@ def preference_pairs(
             "choose objective consistency, or another targets.false_alarm_budget"
         )
     pairs = []
-    for n in np.flatnonzero(keep):
+    for n in np.flatnonzero(keep).tolist():
         item, chosen, rejected = items[n], int(wanted[n]), int(said[n])
         if chosen == rejected:
             others = [o for o, option in enumerate(item.options) if option.concept != item.options[chosen].concept]

@@ -117,7 +117,7 @@ def make_grpo_trainer(
             assert isinstance(given, RepeatSampler)
             return Sampler(given.data_source, given.mini_repeat_count, given.batch_size, given.repeat_count, given.shuffle, given.seed)
 
-    def reading(completions: Sequence[Any], place: Sequence[int], **columns: Any) -> list[float]:
+    def reading(completions: Sequence[Any], place: Sequence[int], **columns: Any) -> list[float | None]:
         """What TRL calls, and names its figures after: completions as one assistant message each, and a column of their rows."""
         return [reward.of(n, said[0]["content"]) for n, said in zip(place, completions, strict=True)]
 
