@@ -27,14 +27,20 @@ EPOCH_FIGURES = ("loss", "reward", "kl", "entropy", "logps/", "completions/mean_
 
 
 def check_taken(items: ItemSet, objective: str, trainer: str, problems: Problems) -> None:
-    """Add to ``problems``, one line per kind of media, that TRL's trainer cannot take train items that carry it."""
-    train = items.select(split="train", purpose="gap")
+    """Add to ``problems`` what TRL's trainer cannot take, with the first train item concerned: kinds of media, and for GRPO text alone
+    among images (TRL 1.16 hands the processor a None for them, and it fails)."""
+    train, file = items.select(split="train", purpose="gap"), items.root / "items.jsonl"
     for kind in sorted({k for i in train for k, _ in i.media} - set(TAKEN)):
         having = [i.id for i in train if kind in (k for k, _ in i.media)]
-        file = items.root / "items.jsonl"
         problems.add(
             f"objective {objective}: TRL's {trainer} takes no {kind}; {len(having)} train items have it (first: {having[0]!r}, "
             f"{file}:{line_of(file, having[0])}); leave their {kind} out, or choose objective consistency, gold or consistency+gold"
+        )
+    bare = [i.id for i in train if not i.media]
+    if objective == "grpo" and 0 < len(bare) < len(train):
+        problems.add(
+            f"objective grpo: TRL's {trainer} takes no train items without an image among others with one; {len(bare)} have none (first: "
+            f"{bare[0]!r}, {file}:{line_of(file, bare[0])}); leave them out, or choose another objective"
         )
 
 
