@@ -138,6 +138,25 @@ def test_recomputing_activations_changes_nothing(objective, seeing, images, tmp_
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], abs=1e-6)
 
 
+def test_dpo_asks_what_is_observed(seeing, images, tmp_path):
+    """The same prompt tokens and pixels as an observation of the item, then the option and the end of the turn."""
+    loaded = load_model(ModelConfig(path=str(seeing)))
+    add_lora(loaded, LoraConfig(r=4), [3], seed=0)
+    pairs = [Pair(item=i, chosen=len(i.options) - 1, rejected=0) for i in images.items[:4]]
+    media, common = loaded.media(images), {"seed": 0, "callbacks": ()}
+    trainer = make_dpo_trainer(loaded, pairs, media, TRAIN, DpoConfig(), tmp_path, **common)
+    batch = trainer.data_collator([trainer.train_dataset[n] for n in range(4)])
+    answered, asked = batch["completion_mask"].bool(), batch["attention_mask"].bool()
+    for row, (pair, option) in enumerate([*((p, p.chosen) for p in pairs), *((p, p.rejected) for p in pairs)]):
+        prompt = loaded.prompts([pair.item], media)
+        assert batch["input_ids"][row][asked[row] & ~answered[row]].tolist() == prompt["input_ids"][0].tolist()
+        tokens = batch["input_ids"][row][answered[row]].tolist()
+        wanted = loaded.option_tokens(pair.item.options[option].text)
+        assert tokens[: len(wanted)] == wanted and tokens[len(wanted)] == loaded.tokenizer.eos_token_id
+        patches = len(prompt["pixel_values"])
+        assert torch.equal(batch["pixel_values"][row * patches : (row + 1) * patches], prompt["pixel_values"])
+
+
 def test_messages_keep_their_order_and_lose_their_paths():
     """A processor gets parts, a tokenizer strings."""
     content = [{"type": "image", "path": "a.png"}, {"type": "text", "text": "Which?"}]
