@@ -85,6 +85,29 @@ def count_by_concept(pairs: Sequence[Pair]) -> dict[str, int]:
     return dict(Counter(p.item.options[p.chosen].concept for p in pairs))
 
 
+def in_text(loaded: LoadedModel, pair: Pair) -> dict[str, str]:
+    """Prompt, chosen and rejected as text: the prompt as it is observed, an answer up to the mark that ends its turn.
+
+    Templates put a line break behind that mark, which no model ever has to predict: left in, a preference could be met by it alone.
+    """
+    render = loaded.processor.apply_chat_template
+    prompt = render(pair.item.messages, tokenize=False, add_generation_prompt=True)
+
+    def answer(option: int) -> str:
+        text = pair.item.options[option].text
+        turn = {"role": "assistant", "content": [{"type": "text", "text": text}]}
+        whole = render([*pair.item.messages, turn], tokenize=False)
+        return whole.removeprefix(prompt).rstrip() if whole.startswith(prompt) else text + loaded.tokenizer.eos_token
+
+    return {"prompt": prompt, "chosen": answer(pair.chosen), "rejected": answer(pair.rejected)}
+
+
+def in_messages(loaded: LoadedModel, pair: Pair) -> dict[str, Any]:
+    """Chosen and rejected as chat messages, for items without images: there TRL would add special tokens of its own to a text."""
+    answers = {"chosen": pair.chosen, "rejected": pair.rejected}
+    return {k: [{"role": "assistant", "content": pair.item.options[o].text}] for k, o in answers.items()}
+
+
 def make_dpo_trainer(
     loaded: LoadedModel,
     pairs: Sequence[Pair],
@@ -104,15 +127,9 @@ def make_dpo_trainer(
 
     say(f"dpo: {len(pairs)} pairs, preferring {count_by_concept(pairs)}")
 
-    def answer(pair: Pair, option: int) -> list[dict[str, Any]]:
-        return [{"role": "assistant", "content": pair.item.options[option].text}]
-
-    dataset = make_dataset(
-        loaded,
-        [p.item for p in pairs],
-        media,
-        lambda n: {"chosen": answer(pairs[n], pairs[n].chosen), "rejected": answer(pairs[n], pairs[n].rejected)},
-    )
+    seen = any(p.item.media for p in pairs)
+    row = in_text if seen else in_messages
+    dataset = make_dataset(loaded, [p.item for p in pairs], media, lambda n: row(loaded, pairs[n]))
     steps = math.ceil(len(pairs) / train.global_batch_size) * train.epochs
     arguments = DPOConfig(
         **training_arguments(train, directory, seed=seed, steps=steps),

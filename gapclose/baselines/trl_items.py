@@ -61,7 +61,7 @@ def _plain(content: str | list[dict[str, Any]]) -> str:
 
 
 def make_dataset(loaded: LoadedModel, items: Sequence[Item], media: Media, columns: Callable[[int], Mapping[str, Any]]) -> Dataset:
-    """One row per item: its prompt, its images (decoded when the row is read), and what ``columns(n)`` gives for item n."""
+    """One row per item: its messages as ``prompt``, its images (decoded when the row is read), and what ``columns(n)`` gives for item n."""
     from datasets import Dataset
 
     multimodal = isinstance(loaded.processor, transformers.ProcessorMixin)

@@ -139,7 +139,7 @@ def test_recomputing_activations_changes_nothing(objective, seeing, images, tmp_
 
 
 def test_dpo_asks_what_is_observed(seeing, images, tmp_path):
-    """The same prompt tokens and pixels as an observation of the item, then the option and the end of the turn."""
+    """The same prompt tokens and pixels as an observation of the item, then the option and the end of the turn, and nothing behind it."""
     loaded = load_model(ModelConfig(path=str(seeing)))
     add_lora(loaded, LoraConfig(r=4), [3], seed=0)
     pairs = [Pair(item=i, chosen=len(i.options) - 1, rejected=0) for i in images.items[:4]]
@@ -152,7 +152,7 @@ def test_dpo_asks_what_is_observed(seeing, images, tmp_path):
         assert batch["input_ids"][row][asked[row] & ~answered[row]].tolist() == prompt["input_ids"][0].tolist()
         tokens = batch["input_ids"][row][answered[row]].tolist()
         wanted = loaded.option_tokens(pair.item.options[option].text)
-        assert tokens[: len(wanted)] == wanted and tokens[len(wanted)] == loaded.tokenizer.eos_token_id
+        assert tokens == [*wanted, loaded.tokenizer.eos_token_id]
         patches = len(prompt["pixel_values"])
         assert torch.equal(batch["pixel_values"][row * patches : (row + 1) * patches], prompt["pixel_values"])
 
