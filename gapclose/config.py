@@ -16,6 +16,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from gapclose.adapters import LoraConfig
+from gapclose.baselines.dpo import DpoConfig
+from gapclose.baselines.grpo import GrpoConfig
 from gapclose.errors import Problems
 from gapclose.examine.config import ControlsConfig
 from gapclose.files import write_text
@@ -23,6 +25,7 @@ from gapclose.gap import GapConfig
 from gapclose.guards import GuardsConfig
 from gapclose.labelling import LabellingConfig
 from gapclose.models import ModelConfig
+from gapclose.objectives import acting
 from gapclose.observe import ObserveConfig
 from gapclose.probes import ProbeConfig
 from gapclose.settings import FREE_KEYS, flatten
@@ -38,6 +41,8 @@ class DataConfig:
     """directory with set.json and items.jsonl; ``digits`` makes the embedded world inside the run directory"""
     degraded: float = 0.0
     """share of the clips of every split that nobody can read, 0..1: noise for a picture and for a sound; only with ``path: digits``"""
+    sound: bool = True
+    """of the embedded world: false gives images and the questions about them alone, which is what TRL's trainers can take"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.degraded <= 1:
@@ -81,6 +86,8 @@ class Config:
     """train on a reading whose verdict is not `real` (`--force`); recorded in the evidence"""
     tracking: str = "none"
     """none or wandb"""
+    objective: str = "consistency"
+    """what is trained on: consistency (targets from the reading), gold (labels), consistency+gold, dpo or grpo (TRL's, from the reading)"""
     data: DataConfig = field(default_factory=DataConfig)
     labelling: LabellingConfig = field(default_factory=LabellingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -92,6 +99,8 @@ class Config:
     lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     guards: GuardsConfig = field(default_factory=GuardsConfig)
+    dpo: DpoConfig = field(default_factory=DpoConfig)
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     wandb: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -100,6 +109,9 @@ class Config:
             raise ValueError(f"tracking is {self.tracking!r}; choose none or wandb")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must not be negative")
+        self.train = acting(self.objective, self.train)
+        if self.objective == "grpo":
+            self.grpo.prompts(self.train)
 
 
 def known_keys(kind: Any = Config, prefix: str = "") -> Iterator[str]:

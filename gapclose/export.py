@@ -19,6 +19,7 @@ from gapclose.adapters import load_adapter
 from gapclose.files import write_json, write_text
 from gapclose.gap import STATES
 from gapclose.models import LoadedModel, load_model
+from gapclose.objectives import IN_WORDS, settings_in_words
 from gapclose.progress import say
 from gapclose.report.console import claims, show, verdict
 
@@ -166,8 +167,8 @@ tags: [gapclose, lora]
 
 # {title(summary, config)}
 
-Trained with gapclose: the answer distribution was aligned with a frozen probe's reading of the base model's own residual stream
-(objective weights: consistency {config.train.consistency:g}, gold {config.train.gold:g}, retain {config.train.retain:g};
+Trained with gapclose: {IN_WORDS[config.objective]}
+({settings_in_words(config.objective, config.train)};
 LoRA on `{config.lora.layers}`, targets control `{config.targets.control}`, seed {config.seed}).
 
 ## Evidence

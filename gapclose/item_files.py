@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,15 @@ def _read_header(path: Path, problems: Problems) -> tuple[tuple[str, ...], tuple
     if concepts and set(alarm) == set(concepts):
         problems.add(f"{path}: every concept is an alarm; leave at least one that is not")
     return concepts, alarm, header.get("name") or path.parent.name
+
+
+def line_of(items_file: Path, ident: str) -> int | None:
+    """Number of the line that holds an item, from 1; None when there is none."""
+    for number, line in enumerate(items_file.read_text(encoding="utf-8").split("\n"), start=1):
+        with suppress(ValueError, AttributeError):  # a broken line, or one that holds no object
+            if json.loads(line).get("id") == ident:
+                return number
+    return None
 
 
 def _read_item(line: str, where: str, concepts: tuple[str, ...], problems: Problems) -> Item | None:

@@ -15,33 +15,27 @@ from typing import Any
 
 import numpy as np
 import transformers
-from safetensors.torch import load_file
 
-from gapclose.adapters import adapter_changed, adapter_fingerprint, add_lora
+from gapclose.align import Training
 from gapclose.config import Config, refuse_other_run, save_config
 from gapclose.examine.examination import examine
 from gapclose.examine.features import Chosen
-from gapclose.export import export_run
 from gapclose.files import read_json, write_json, write_text
-from gapclose.gap import STATES, Labels, option_concepts
-from gapclose.guards import fired, objections
+from gapclose.gap import STATES, Labels
 from gapclose.items import ItemSet
 from gapclose.launch import check_launch, environment, take_directory
-from gapclose.measure import Measured, best_epoch, make_record, measure, read_text, text_control
-from gapclose.media import SUPPORTED
+from gapclose.measure import Measured, make_record, measure, read_text, text_control
 from gapclose.models import load_model
+from gapclose.objectives import LOSS_TERMS
 from gapclose.observations import Observations
 from gapclose.observe import Wanted, observe
 from gapclose.probes import FrozenProbe, ProbeConfig, choose_probe
 from gapclose.progress import say
 from gapclose.report.figures import draw_epochs
 from gapclose.report.page import write_page
-from gapclose.report.summary import read_records, record_of, summarise
-from gapclose.targets import Targets, build_targets
-from gapclose.tracking import LossLines, NoTracker, make_tracker
-from gapclose.trainer import Example, last_complete_checkpoint, make_trainer
+from gapclose.report.summary import read_records, summarise
+from gapclose.tracking import NoTracker, make_tracker
 from gapclose.validate import bind_items, prepare_items, refuse_other_items
-from gapclose.verdict import unproven
 
 MEASURED = ("gap", "transfer", "retain")
 
@@ -64,7 +58,8 @@ class Run:
             if config.model.dtype == "float16":
                 raise ValueError("model.dtype float16 cannot be trained without a loss scaler; choose bfloat16 or float32")
             config.train.accumulation(self.process.num_processes)
-            config.train.counts()
+            if config.objective in LOSS_TERMS:
+                config.train.counts()
         refuse_other_run(config, self.directory / "config.yaml")
         self.items = prepare_items(config, closing=closing, main=self.process.is_main_process, wait=self.process.wait_for_everyone)
         refuse_other_items(self.items, self.directory / "items.json")
@@ -75,19 +70,18 @@ class Run:
             config.lora.chosen(n_layers, n_layers - 1)
         # only now: a mistake that is refused must not bind the directory to its configuration
         self.lock = take_directory(self.directory) if self.process.is_main_process else None
-        self._on_main(lambda: save_config(config, self.directory / "config.yaml"))
-        self._on_main(lambda: bind_items(self.items, self.directory / "items.json"))
+        self.on_main(lambda: save_config(config, self.directory / "config.yaml"))
+        self.on_main(lambda: bind_items(self.items, self.directory / "items.json"))
         self.loaded.model.to(self.process.device)
         self.adapter = ""
         self.tracker: NoTracker = NoTracker()
-        self.forced: dict[str, str] = {}
-        self._on_main(lambda: write_json(self.directory / "environment.json", environment(config.seed, self.process)))
+        self.on_main(lambda: write_json(self.directory / "environment.json", environment(config.seed, self.process)))
         self.probe: FrozenProbe
         self.sentinel: FrozenProbe
         self.fit_reading: np.ndarray
         self.text: Chosen
 
-    def _on_main(self, write: Any) -> None:
+    def on_main(self, write: Any) -> None:
         """Let the main process write while the others wait; an error there ends all of them."""
         if self.process.is_main_process:
             write()
@@ -124,7 +118,7 @@ class Run:
             )
             self.sentinel.save(self.directory / "probes" / "sentinel", {"chosen_from": guard.table, "n_fit": len(fit)})
 
-        self._on_main(save)
+        self.on_main(save)
         found = max(choice.table, key=lambda r: r["log_likelihood"])
         say(
             f"probe: layer {self.probe.layer} of {n_layers}, {self.probe.family} ({self.probe.strength:g}), "
@@ -154,7 +148,7 @@ class Run:
             self.tracker.record(record)
             draw_epochs(self.directory)
 
-        self._on_main(write)
+        self.on_main(write)
         action, reading = record["action"]["balanced"]["value"], record["reading"]["balanced"]["value"]
         line = f"{record['stage']}: action {action:.3f}, reading {reading:.3f} (balanced)"
         if "change" in record:
@@ -190,187 +184,9 @@ class Run:
             gone = [key for key, value in before.items() if value and not found[key]]
             if gone:
                 say(f"measurement.json held {', '.join(gone)} and does not any more: the configuration asks for less")
-            self._on_main(lambda: write_json(path, found))
+            self.on_main(lambda: write_json(path, found))
         for name, verdict in read_json(path)["verdicts"].items():
             say(f"{name}: {verdict['word']}")
-
-    # -- align --------------------------------------------------------------------------------------------------------------
-
-    def refuse_unproven(self) -> None:
-        """Stop before targets are made of a reading that is not shown to be more than the wording, unless ``force`` is set.
-
-        Raises:
-            ValueError: naming every modality of the train items whose verdict is not ``real``, and why.
-        """
-        verdicts, config = read_json(self.directory / "measurement.json")["verdicts"], self.config
-        if not config.train.consistency:
-            return
-        train = self.items.select(split="train", purpose="gap")
-        self.forced = unproven(sorted({i.modality for i in train}), verdicts)
-        if self.forced and not config.force:
-            listed = "\n".join(f"  - {name}: {why}" for name, why in self.forced.items())
-            raise ValueError(
-                f"{self.directory}: what the probe reads is not shown to be more than the wording, so nothing is trained on it:\n{listed}\n"
-                "Label more clips (splits fit and test), leave the train items of such a modality out, or give --force to train all the "
-                f"same; the evidence will say so. `gapclose report {self.directory}` shows what was measured"
-            )
-        for name, why in self.forced.items():
-            say(f"  warning: forced: training on the reading of {name}: {why}")
-
-    @property
-    def blanked(self) -> tuple[str, ...]:
-        """The kinds of media that training does not see: a control, normally none."""
-        return SUPPORTED if self.config.targets.control == "blank_media" else ()
-
-    def training_examples(self) -> list[Example]:
-        """Targets for the train items by Jeffrey's rule, and what the other terms of the loss need, all from the base model."""
-        config, blank = self.config, self.blanked
-        examples: list[Example] = []
-        if config.train.consistency:
-            blind = config.targets.control in ("blank_media", "blank_targets")
-            targets, train = self.build_targets(SUPPORTED if blind else ())
-            examples += [
-                Example(item=i, term="consistency", weights=t) for i, t, k in zip(train, targets.target, targets.keep, strict=True) if k
-            ]
-        if config.train.gold:
-            fit = self.items.select(split="fit", purpose="gap").items
-            examples += [Example(item=i, term="gold", weights=np.eye(len(i.options))[i.gold]) for i in fit]
-        if config.train.retain:
-            retain = self.items.select(split="train", purpose="retain").unlabelled()
-            seen = self.observe("base-retain", retain, blank=blank, top_tokens=config.train.retain_tokens)
-            assert seen.top_logps is not None and seen.top_tokens is not None
-            kept = zip(retain, seen.top_logps, seen.top_tokens, strict=True)
-            examples += [Example(item=i, term="retain", base_logps=p, base_tokens=t) for i, p, t in kept]
-        return examples
-
-    def build_targets(self, blank: Sequence[str]) -> tuple[Targets, ItemSet]:
-        """Observe the unlabelled train items, build their targets, and store them."""
-        train = self.items.select(split="train", purpose="gap").unlabelled()
-        path, ids = self.directory / "targets.safetensors", [i.id for i in train]
-        observed = self.observe("base-train", train, layers=[self.probe.layer], blank=blank)
-        # always rebuilt: cheap, and a file from before a change of labels would be stale
-        fit = Labels.of(self.items.select(split="fit", purpose="gap"))
-        targets = build_targets(
-            self.config.targets,
-            ids=ids,
-            reading=self.probe.read(observed.residuals[self.probe.layer]),
-            scores=observed.scores.double().numpy(),
-            option_concept=option_concepts(train.items, train.concepts),
-            modality=np.array([i.modality for i in train]),
-            fit_reading=self.fit_reading,
-            fit_concept=fit.concept,
-            alarm=np.isin(train.concepts, train.alarm),
-            seed=self.config.seed,
-        )
-        self._on_main(lambda: targets.save(path))
-        facts = targets.summary(train.concepts)
-        say(
-            f"targets: {facts['kept']} of {facts['items']} train items, {facts['kept_by_concept']}, alarm prior x{facts['prior_factor']:.3g}"
-        )
-        return targets, train
-
-    def train(self, base: Measured) -> None:
-        """Train adapters, measuring ``val`` after every epoch; an interrupted training goes on from its last whole checkpoint."""
-        config, directory = self.config, self.directory / "checkpoints"
-        layers = config.lora.chosen(len(self.loaded.layers), self.probe.layer)
-        examples = self.training_examples()
-        add_lora(self.loaded, config.lora, layers, config.seed)
-        trainable = sum(p.numel() for p in self.loaded.model.parameters() if p.requires_grad)
-        say(f"adapters: {trainable:,} parameters on decoder layers {layers[0]}..{layers[-1]}")
-
-        def after_epoch(epoch: int) -> bool:
-            self.set_adapter_fingerprint()
-            self._on_main(lambda: self.loaded.model.save_pretrained(str(directory / f"epoch-{epoch}")))
-            self.loaded.model.eval()
-            now = self.measure(f"epoch-{epoch}", "val", replace=True)
-            record = make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed)
-            self.record(self.guarded(record))
-            return bool(self.fired())
-
-        media = self.loaded.media(self.items, blank=self.blanked)
-        trainer = make_trainer(
-            self.loaded,
-            examples,
-            media,
-            config.train,
-            directory,
-            seed=config.seed,
-            after_epoch=after_epoch,
-            finite_only="loss" not in config.guards.off,
-            callbacks=[LossLines(self.tracker)],
-        )
-        resume = last_complete_checkpoint(directory)
-        if resume is not None:
-            say(f"going on from {resume.name}")
-        try:
-            if not self.fired():
-                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        except FloatingPointError as error:
-            if not self.epochs():
-                raise
-            reason = str(error)
-            self._on_main(lambda: write_json(self.directory / "stopped.json", {"loss": reason}))
-        for name, reason in self.stopped().items():
-            say(f'  warning: stopped by the guard {name}: {reason} (the same command with --guards.off "[{name}]" goes on)')
-        self.loaded.model.eval()
-
-    def epochs(self) -> list[dict[str, Any]]:
-        """The records of the epochs measured so far, in order."""
-        found = [r for r in read_records(self.directory) if r["stage"].startswith("epoch-") and r["epoch"] <= self.config.train.epochs]
-        return sorted(found, key=lambda r: r["epoch"])
-
-    def guarded(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The record of an epoch with what the guards have against it; a control of training has none."""
-        base = record_of(self.directory, "base/val")
-        assert base is not None
-        record["adapter_changed"] = adapter_changed(self.loaded.model)
-        control = self.config.targets.control != "none"
-        return record | {"objections": {} if control else objections(record, base, self.config.gap, self.config.guards)}
-
-    def fired(self) -> dict[str, str]:
-        """The guards that stop the training, with their reasons."""
-        path, off = self.directory / "stopped.json", self.config.guards.off
-        at_a_step = read_json(path) if path.is_file() else {}
-        return fired(self.epochs(), self.config.guards) | {name: why for name, why in at_a_step.items() if name not in off}
-
-    def stopped(self) -> dict[str, str]:
-        """The guards that kept the training from its last epoch."""
-        return self.fired() if len(self.epochs()) < self.config.train.epochs else {}
-
-    def set_adapter_fingerprint(self) -> None:
-        """Name the current adapter weights, so that observations of one adapter are never taken for another's."""
-        self.adapter = adapter_fingerprint(self.loaded.model)
-
-    def load_epoch(self, epoch: int) -> None:
-        """Put the adapter of an epoch into the model.
-
-        Raises:
-            ValueError: when its keys do not fit the model's.
-        """
-        import peft
-
-        weights = load_file(self.directory / "checkpoints" / f"epoch-{epoch}" / "adapter_model.safetensors")
-        result = peft.set_peft_model_state_dict(self.loaded.model, weights)
-        lacking = [k for k in result.missing_keys if "lora_" in k]
-        if result.unexpected_keys or lacking:
-            raise ValueError(f"the adapter of epoch {epoch} does not fit this model: {[*result.unexpected_keys, *lacking][:3]}")
-        self.set_adapter_fingerprint()
-
-    # -- observe again, export ------------------------------------------------------------------------------------------------
-
-    def finish(self, base: Measured) -> dict[str, Any]:
-        """Measure the best epoch's adapter on test, once; export it with its evidence; close the tracker."""
-        epoch = best_epoch(self.epochs(), self.config.gap)
-        self.load_epoch(epoch)
-        now = self.measure("adapted", "test", replace=True)
-        record = make_record("adapted/test", epoch, now, base, self.config.gap, self.config.seed)
-        self.record(record | {"forced": sorted(self.forced), "stopped": self.stopped()})
-        summary = summarise(self.directory)
-        self._on_main(lambda: export_run(self.directory, self.config, self.loaded, summary))
-        if self.process.is_main_process:
-            write_page(self.directory)
-            self.tracker.finish(summary, self.directory / "adapter")
-        return summary
 
     def track(self) -> None:
         """Start mirroring records to the configured tracker."""
@@ -406,6 +222,7 @@ def run_close(config: Config) -> dict[str, Any]:
     run.examine(thorough=False)
     if run.process.is_main_process:
         write_page(run.directory)
-    run.refuse_unproven()
-    run.train(base["val"])
-    return run.finish(base["test"])
+    training = Training(run)
+    training.refuse_unproven()
+    training.train(base["val"])
+    return training.finish(base["test"])

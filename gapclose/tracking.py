@@ -41,7 +41,7 @@ class NoTracker:
 
 
 class WandbTracker(NoTracker):
-    """Weights & Biases: the configuration, ``gap/*`` per measurement, ``loss*`` per step, the final table, the adapter as an artifact.
+    """Weights & Biases: the configuration, ``gap/*`` per measurement, losses (and rewards, KL) per step, the final table, the adapter as an artifact.
 
     The run id is kept in the run directory, so that a resumed run goes on in the same place.
     """
@@ -60,7 +60,8 @@ class WandbTracker(NoTracker):
         self.run.define_metric("epoch")
         self.run.define_metric("gap/*", step_metric="epoch")
         self.run.define_metric("step")
-        self.run.define_metric("loss*", step_metric="step")
+        for name in MIRRORED:
+            self.run.define_metric(f"{name}*", step_metric="step")
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Log the numbers of one measurement as ``gap/SPLIT/...``."""
@@ -91,15 +92,32 @@ def make_tracker(config: Config, settings: dict[str, Any]) -> NoTracker:
     return WandbTracker(config, settings) if config.tracking == "wandb" and is_main() else NoTracker()
 
 
+MIRRORED = (
+    "loss",
+    "reward",
+    "kl",
+    "entropy",
+    "logps/",
+    "completions/",
+    "frac_reward_zero_std",
+    "clip_ratio/",
+    "learning_rate",
+    "grad_norm",
+)
+"""beginnings of the names that are mirrored of what a trainer logs"""
+PRINTED = ("loss", "kl", "rewards/accuracies", "rewards/margins")
+"""... and printed, with the mean reward"""
+
+
 class LossLines(transformers.TrainerCallback):
-    """Prints and mirrors the losses that the trainer logs."""
+    """Prints and mirrors the losses that the trainer logs, and the rewards and the KL where it has them."""
 
     def __init__(self, tracker: NoTracker) -> None:
         self.tracker = tracker
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        values = {k: v for k, v in (logs or {}).items() if k.startswith("loss") or k in ("learning_rate", "grad_norm")}
+        values = {k: float(v) for k, v in (logs or {}).items() if k.startswith(MIRRORED) and v is not None}
         if "loss" in values:
-            terms = ", ".join(f"{k.removeprefix('loss/')} {float(v):.4f}" for k, v in values.items() if k.startswith("loss"))
-            say(f"step {state.global_step}/{state.max_steps}: {terms}")
-            self.tracker.losses(state.global_step, {k: float(v) for k, v in values.items()})
+            shown = {k: v for k, v in values.items() if k.startswith(PRINTED) or k == "reward"}
+            say(f"step {state.global_step}/{state.max_steps}: " + ", ".join(f"{k.removeprefix('loss/')} {v:.4f}" for k, v in shown.items()))
+            self.tracker.losses(state.global_step, values)

@@ -52,15 +52,15 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """gradient clipping; 0 switches it off"""
     consistency: float = 1.0
-    """weight of the consistency term; 0 leaves it out"""
-    gold: float = 0.0
-    """weight of cross-entropy on the labelled fit items; 0 leaves it out"""
+    """weight of the consistency term, where the objective has it"""
+    gold: float = 1.0
+    """weight of cross-entropy on the labelled fit items, where the objective has it"""
     retain: float = 1.0
-    """weight of KL(base || adapted) on the retain items; 0 leaves it out"""
+    """weight of KL(base || adapted) on the retain items, where the objective has it; 0 leaves it out"""
     retain_share: float = 0.333
     """share of every global batch that is retain items, 0..1"""
     gold_share: float = 0.25
-    """share of every global batch that is labelled items when gold > 0, 0..1"""
+    """share of every global batch that is labelled items under objective consistency+gold, 0..1"""
     retain_tokens: int = 512
     """most probable next tokens kept of the base model for the KL; a smaller vocabulary is kept whole"""
     gradient_checkpointing: bool = False
@@ -74,8 +74,6 @@ class TrainConfig:
         for name in ("epochs", "global_batch_size", "micro_batch_size", "logging_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        if not any(getattr(self, t) > 0 for t in ("consistency", "gold")):
-            raise ValueError("train.consistency and train.gold are both 0; nothing would be learned")
         if any(getattr(self, t) < 0 for t in TERMS):
             raise ValueError("train.consistency, train.gold and train.retain must not be negative")
 
@@ -215,6 +213,41 @@ def last_complete_checkpoint(directory: Path) -> Path | None:
     return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
 
 
+def training_arguments(config: TrainConfig, directory: Path, *, seed: int, steps: int) -> dict[str, Any]:
+    """What every trainer is told, ours and TRL's. ``steps``: optimiser steps in all, of which a low number is warned of."""
+    if steps < FEW_STEPS:
+        say(f"warning: {steps} optimiser steps in all; for more, lower train.global_batch_size or raise train.epochs")
+    return {
+        "output_dir": str(directory),
+        "per_device_train_batch_size": config.micro_batch_size,
+        "gradient_accumulation_steps": config.accumulation(PartialState().num_processes),
+        "num_train_epochs": config.epochs,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.lr_scheduler_type,
+        "warmup_steps": config.warmup if steps > 1 else 0,  # the only step of a training must not have the rate 0
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "logging_steps": config.logging_steps,
+        "save_strategy": "steps" if config.save_steps else "no",
+        "save_steps": config.save_steps or 500,
+        "save_total_limit": 2,
+        "seed": seed,
+        "data_seed": seed,
+        "report_to": [],
+        "remove_unused_columns": False,
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": PartialState().device.type == "cpu",  # what the launch gave, GPUs or not  # pyright: ignore[reportOptionalMemberAccess]
+        "disable_tqdm": True,
+    }
+
+
+def use_one_device(arguments: transformers.TrainingArguments) -> None:
+    """Several visible GPUs and one process would mean DataParallel, which cannot split our batches; `accelerate launch` uses them all."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+
+
 def make_trainer(
     loaded: LoadedModel,
     examples: Sequence[Example],
@@ -235,37 +268,10 @@ def make_trainer(
     """
     if config.gradient_checkpointing:
         enable_checkpointing(loaded)
-    processes = PartialState().num_processes
     sampler = MixedSampler(examples, config.counts(), seed)
     steps = sampler.steps * config.epochs
-    if steps < FEW_STEPS:
-        say(f"warning: {steps} optimiser steps in all; for more, lower train.global_batch_size or raise train.epochs")
-    arguments = transformers.TrainingArguments(
-        output_dir=str(directory),
-        per_device_train_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=config.accumulation(processes),
-        num_train_epochs=config.epochs,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler_type,
-        warmup_steps=config.warmup if steps > 1 else 0,  # the only step of a training must not have the rate 0
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        logging_steps=config.logging_steps,
-        save_strategy="steps" if config.save_steps else "no",
-        save_steps=config.save_steps or 500,
-        save_total_limit=2,
-        seed=seed,
-        data_seed=seed,
-        report_to=[],
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=PartialState().device.type == "cpu",  # what the launch gave, GPUs or not  # pyright: ignore[reportOptionalMemberAccess]
-        disable_tqdm=True,
-    )
-    # Several visible GPUs and one process would mean DataParallel, which cannot split our batches; `accelerate launch` uses them all.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
+    arguments = transformers.TrainingArguments(**training_arguments(config, directory, seed=seed, steps=steps))
+    use_one_device(arguments)
     bar = [Bar()] if is_main() and sys.stderr.isatty() else []
     trainer = GapTrainer(
         train=config, sampler=sampler, finite_only=finite_only, model=loaded.model, args=arguments, train_dataset=list(examples),

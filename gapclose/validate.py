@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from gapclose.baselines.trl_items import check_taken
 from gapclose.config import Config
 from gapclose.errors import Problems
 from gapclose.files import read_json, write_json
@@ -17,6 +18,7 @@ from gapclose.items import ItemSet
 from gapclose.labelling import relabel
 from gapclose.media import check_lengths, check_media
 from gapclose.models import ModelConfig, check_options, load_processor
+from gapclose.objectives import BY_TRL
 from gapclose.report.console import add_columns, wide_console
 from gapclose.verdict import LEAST_CLIPS
 
@@ -25,7 +27,14 @@ CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
 
 
 def load_items(
-    directory: Path, model: ModelConfig, splits: dict[str, bool], *, max_new_tokens: int, folds: int, retain: bool = False
+    directory: Path,
+    model: ModelConfig,
+    splits: dict[str, bool],
+    *,
+    max_new_tokens: int,
+    folds: int,
+    retain: bool = False,
+    objective: str | None = None,
 ) -> ItemSet:
     """Read an item set and check items, media, options and splits.
 
@@ -34,6 +43,7 @@ def load_items(
         max_new_tokens: length limit of generated answers, which every option must fit.
         folds: of clips, in which probes are fitted.
         retain: whether the train split must hold retain items.
+        objective: what the train items are for, or None.
 
     Raises:
         ValueError: all problems of all checks together.
@@ -51,6 +61,8 @@ def load_items(
     check_splits_filled(items, splits, folds, problems)
     if retain and not items.select(split="train", purpose="retain").items:
         problems.add(f"{directory / 'items.jsonl'}: split 'train' has no items with purpose 'retain'; add some or set train.retain to 0")
+    if objective in BY_TRL:
+        check_taken(items, objective, BY_TRL[objective], problems)
     problems.raise_if_any()
     return items
 
@@ -74,15 +86,17 @@ def prepare_items(config: Config, *, closing: bool, main: bool = True, wait: Cal
     if config.data.path == "digits":
         from gapclose.digits.world import write
 
-        directory = Path(config.run_dir) / f"data-seed{config.seed}"
+        directory = Path(config.run_dir) / f"data-seed{config.seed}{'' if config.data.sound else '-images'}"
         if main and not (directory / "set.json").is_file():
             shutil.rmtree(directory, ignore_errors=True)
-            write(directory, seed=config.seed, degraded=config.data.degraded)
+            write(directory, seed=config.seed, degraded=config.data.degraded, sound=config.data.sound)
         wait()
     splits = CLOSE_SPLITS if closing else MEASURE_SPLITS
     retain = closing and config.train.retain > 0
     limits = {"max_new_tokens": config.observe.max_new_tokens, "folds": config.probe.folds}
-    items = relabel(load_items(directory, config.model, splits, **limits, retain=retain), config.labelling, config.seed)
+    objective = config.objective if closing else None
+    loaded = load_items(directory, config.model, splits, **limits, retain=retain, objective=objective)
+    items = relabel(loaded, config.labelling, config.seed)
     problems = Problems(f"the item set {directory} with the labels that `labelling` leaves")
     check_splits_filled(items, splits, config.probe.folds, problems)
     problems.raise_if_any()

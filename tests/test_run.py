@@ -24,7 +24,7 @@ def test_what_a_control_blanks(tiny_config, tmp_path, monkeypatch, control, targ
         seen["training"] = sorted(media.blank)
         raise Reached
 
-    monkeypatch.setattr("gapclose.run.make_trainer", make_trainer)
+    monkeypatch.setattr("gapclose.align.make_trainer", make_trainer)
     with pytest.raises(Reached):
         main(["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--targets.control", control])
     stored = {s: json.loads((tmp_path / "observations" / s / "request.json").read_text())["blank"] for s in ("base-train", "base-retain")}
@@ -33,7 +33,7 @@ def test_what_a_control_blanks(tiny_config, tmp_path, monkeypatch, control, targ
 
 def test_no_training_on_a_reading_that_is_not_shown_to_be_real(tiny_config, tmp_path, monkeypatch, capsys):
     """Every modality of the train items is named with its reason; --force goes on in the same directory, and leaves a trace."""
-    monkeypatch.setattr("gapclose.run.make_trainer", lambda *a, **k: (_ for _ in ()).throw(Reached))
+    monkeypatch.setattr("gapclose.align.make_trainer", lambda *a, **k: (_ for _ in ()).throw(Reached))
     command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path)]
     assert main([*command, "--force", "false"]) == 2
     told = capsys.readouterr().err
@@ -43,7 +43,7 @@ def test_no_training_on_a_reading_that_is_not_shown_to_be_real(tiny_config, tmp_
         main([*command, "--force"])
     assert "forced: training on the reading of audio" in capsys.readouterr().out
     with pytest.raises(Reached):  # labels alone need no reading
-        main([*command, "--force", "false", "--train.consistency", "0", "--train.gold", "1", "--run_dir", str(tmp_path / "gold")])
+        main([*command, "--force", "false", "--objective", "gold", "--run_dir", str(tmp_path / "gold")])
 
 
 def test_a_modality_without_a_verdict_is_unproven():

@@ -5,6 +5,7 @@ import json
 import struct
 import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from gapclose.cli import main
 from gapclose.config import Config, TrackingConfig
 from gapclose.files import read_json
 from gapclose.report.summary import read_records, summarise
-from gapclose.tracking import NoTracker, WandbTracker, make_tracker, scalars
+from gapclose.tracking import MIRRORED, LossLines, NoTracker, WandbTracker, make_tracker, scalars
 
 
 def stored(path: Path) -> Iterator:
@@ -94,7 +95,7 @@ def test_a_run_reads_back_from_its_own_file(offline, tiny_run, tmp_path):
     assert isinstance(tracker, WandbTracker)
     tracker.record(chosen[0])
     for step in (1, 2):
-        tracker.losses(step, {"loss": 1 / step, "loss/retain": 0.25})
+        tracker.losses(step, {"loss": 1 / step, "loss/retain": 0.25, "kl": 0.1})
     tracker.record(chosen[1])
     tracker.finish(summary, adapter)
 
@@ -114,7 +115,7 @@ def test_a_run_reads_back_from_its_own_file(offline, tiny_run, tmp_path):
         assert figures["action/balanced"] == record["action"]["balanced"]["value"]
     assert [(r["step"], r["loss"], r["loss/retain"]) for r in rows if "loss" in r] == [(1, 1.0, 0.25), (2, 0.5, 0.25)]
     steps = {r.metric.glob_name: r.metric.step_metric for kind, r in kept if kind == "metric" and r.metric.glob_name}
-    assert steps == {"gap/*": "epoch", "loss*": "step"}
+    assert steps["gap/*"] == "epoch" and {n: s for n, s in steps.items() if s == "step"}.keys() == {f"{n}*" for n in MIRRORED}
 
     (table,) = file.parent.glob("files/media/table/*.json")
     assert json.loads(table.read_text())["data"] == [[name, value] for name, value in scalars(summary)]
@@ -148,6 +149,30 @@ def test_nothing_else_differs_when_it_is_off(offline, tiny_run, tiny_config, tmp
     assert not list(tiny_run.rglob("*wandb*"))
     first, second = (run / "observations" / "base-test" / "manifest.json" for run in (tiny_run, tracked))
     assert first.read_text() == second.read_text()
+
+
+def test_loss_lines_show_rewards_and_kl_where_there_are_any(capsys):
+    """Few on the line, more in the tracker, and neither what is no figure nor what only times the step."""
+    seen = {}
+
+    class Kept(NoTracker):
+        def losses(self, step, values):
+            seen[step] = dict(values)
+
+    state = types.SimpleNamespace(global_step=3, max_steps=9)
+    lines = LossLines(Kept())
+    lines.on_log(None, state, None, {"loss": 0.5, "loss/retain": 0.1, "learning_rate": 0.001, "epoch": 1.0})
+    logged = {"loss": 0.25, "reward": 0.75, "reward_std": 0.1, "kl": 0.02, "clip_ratio/high_max": None, "step_time": 1.0}
+    lines.on_log(None, types.SimpleNamespace(global_step=6, max_steps=9), None, logged)
+    lines.on_log(None, state, None, {"train_runtime": 3.0})
+    assert capsys.readouterr().out.splitlines() == [
+        "step 3/9: loss 0.5000, retain 0.1000",
+        "step 6/9: loss 0.2500, reward 0.7500, kl 0.0200",
+    ]
+    assert seen == {
+        3: {"loss": 0.5, "loss/retain": 0.1, "learning_rate": 0.001},
+        6: {k: logged[k] for k in ("loss", "reward", "reward_std", "kl")},
+    }
 
 
 def test_no_tracker_keeps_nothing(tmp_path, monkeypatch):

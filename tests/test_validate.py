@@ -130,7 +130,7 @@ def test_a_whole_set_is_counted(digits_directory, tiny_checkpoint, tmp_path, cap
 
 def test_worlds_of_two_seeds_in_one_run_directory_are_two(monkeypatch, tmp_path):
     """Validating with another seed first does not give the run that seed's clips."""
-    from gapclose.config import Config
+    from gapclose.config import Config, DataConfig
     from gapclose.digits import world
     from gapclose.validate import prepare_items
 
@@ -139,3 +139,5 @@ def test_worlds_of_two_seeds_in_one_run_directory_are_two(monkeypatch, tmp_path)
     monkeypatch.setattr(world, "write", lambda directory, seed, **kwargs: write(directory, seed, clips=few, **kwargs))
     one, two, again = (prepare_items(Config(run_dir=str(tmp_path), seed=s), closing=True).fingerprint() for s in (0, 1, 0))
     assert one == again != two
+    images = prepare_items(Config(run_dir=str(tmp_path), data=DataConfig(sound=False)), closing=True)
+    assert images.concepts == ("standard", "false_vision") and {k for i in images for k, _ in i.media} == {"image"}

@@ -1,1 +1,1 @@
-"""What can be had without training: methods that change the scores of options at inference time, chosen on fit, judged on test."""
+"""What the consistency objective is compared with: methods without training (chosen on fit, judged on test), and TRL's trainers."""

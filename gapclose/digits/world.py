@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,10 +179,25 @@ def draw(seed: int = 0, clips: Mapping[str, int] | None = None, degraded: float 
     return [c for split in by_split.values() for c in split], items
 
 
+def without_sound(item: Item) -> Item:
+    """The same question about the image alone, without the option that objects to what is heard (always the last one)."""
+    content = [part for part in item.messages[0]["content"] if part["type"] != "audio"]
+    options = [o for o in item.options if o != questions.REJECT["audio"]]
+    return replace(item, messages=[{"role": "user", "content": content}], options=options)
+
+
 def write(
-    directory: str | Path, seed: int = 0, *, clips: Mapping[str, int] | None = None, degraded: float = 0.0, name: str = "digits"
+    directory: str | Path,
+    seed: int = 0,
+    *,
+    clips: Mapping[str, int] | None = None,
+    degraded: float = 0.0,
+    sound: bool = True,
+    name: str = "digits",
 ) -> ItemSet:
     """Write the item set and its media; the same arguments give the same bytes.
+
+    Without ``sound`` there are images only, and only the questions about them.
 
     ``clips`` overrides :data:`CLIPS`, the number of clips a split. Even numbers keep the four cells equal in every purpose;
     val and test need a few dozen, or their claims cannot be matched; splits may be left out. ``degraded`` is the share of every
@@ -193,11 +209,16 @@ def write(
     directory = Path(directory)
     drawn, items = draw(seed, clips, degraded)
     (directory / "media").mkdir(parents=True, exist_ok=True)
+    absent = () if sound else (questions.REJECT["audio"].concept,)
+    if not sound:
+        items = tuple(without_sound(i) for i in items if i.modality == "vision")
     for clip in drawn:
-        picture, sound = media(clip)
+        picture, wave = media(clip)
         picture.save(directory / "media" / f"{clip.name}.png")
-        soundfile.write(directory / "media" / f"{clip.name}.wav", sound, RATE, subtype="PCM_16")
-    made = ItemSet(root=directory, name=name, concepts=questions.CONCEPTS, alarm=questions.ALARM, items=items)
+        if sound:
+            soundfile.write(directory / "media" / f"{clip.name}.wav", wave, RATE, subtype="PCM_16")
+    concepts, alarm = (tuple(c for c in known if c not in absent) for known in (questions.CONCEPTS, questions.ALARM))
+    made = ItemSet(root=directory, name=name, concepts=concepts, alarm=alarm, items=items)
     write_items(made, directory)
     return made
 

@@ -130,3 +130,16 @@ def test_too_many_or_too_few_clips_are_refused():
         world.draw(clips={"fit": 2000})
     with pytest.raises(ValueError, match="ask for more clips"):
         world.draw(clips={"test": 2})
+
+
+def test_without_sound_there_are_the_same_questions_about_the_same_images(tmp_path):
+    """No sound, no file of it, no option or concept about it; claims, gold options and twins are those of the whole world."""
+    whole, images = world.write(tmp_path / "whole", clips=SMALL), world.write(tmp_path / "images", clips=SMALL, sound=False)
+    assert read_items(tmp_path / "images").items == images.items and not list((tmp_path / "images").rglob("*.wav"))
+    assert images.concepts == ("standard", "false_vision") and images.alarm == ("false_vision",)
+    of_vision = {i.id: i for i in whole if i.modality == "vision"}
+    assert [i.id for i in images] == list(of_vision)
+    for item in images:
+        before = of_vision[item.id]
+        assert item.text == before.text and item.tags == before.tags and [k for k, _ in item.media] == ["image"]
+        assert item.options[item.gold] == before.options[before.gold] and "unheard" not in [o.text for o in item.options]

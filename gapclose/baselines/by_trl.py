@@ -1,0 +1,55 @@
+"""From targets to one of TRL's trainers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import transformers
+
+from gapclose.adapters import enable_checkpointing
+from gapclose.baselines.dpo import make_dpo_trainer, preference_pairs
+from gapclose.baselines.grpo import Reward, make_grpo_trainer
+from gapclose.items import ItemSet
+from gapclose.media import Media
+from gapclose.models import LoadedModel
+from gapclose.targets import Targets, sharpen
+from gapclose.trainer import AfterEpoch
+
+if TYPE_CHECKING:
+    from gapclose.config import Config
+
+
+def make_trl_trainer(
+    loaded: LoadedModel,
+    targets: Targets,
+    items: ItemSet,
+    scores: np.ndarray,
+    media: Media,
+    config: Config,
+    directory: Path,
+    *,
+    after_epoch: Callable[[int], None],
+    callbacks: Sequence[transformers.TrainerCallback],
+) -> transformers.Trainer:
+    """The trainer of ``config.objective`` over the train items that the gate keeps; ``after_epoch(epoch)`` is called after every epoch.
+
+    Args:
+        targets: of ``items``. scores: (N, O) of the base model.
+    """
+    # TRL 1.16 calls transformers 5.23 by names that it has renamed; remove when it does not
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+    if config.train.gradient_checkpointing:
+        enable_checkpointing(loaded)
+    common = {"seed": config.seed, "callbacks": [*callbacks, AfterEpoch(after_epoch)]}
+    if config.objective == "dpo":
+        pairs = preference_pairs(items.items, targets.target, scores, targets.keep, anchors=config.dpo.anchors)
+        return make_dpo_trainer(loaded, pairs, media, config.train, config.dpo, directory, **common)
+    kept = np.flatnonzero(targets.keep)
+    reading = sharpen(targets.reading, config.targets.sharpen)[kept]
+    reward = Reward(items=[items.items[n] for n in kept], reading=reading, concepts=items.concepts)
+    limit = config.observe.max_new_tokens
+    return make_grpo_trainer(loaded, reward, media, config.train, config.grpo, directory, max_new_tokens=limit, **common)
