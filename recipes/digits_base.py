@@ -96,6 +96,26 @@ COMPLY = Step(
     noise=0.05,
     doubt=(0.05, 0.4),
 )
+LEARN_TRUE = Step(
+    name="learn",
+    premises="true",
+    steps=900,
+    rate=1.5e-3,
+    counts={"what": 16, "check": 24, "parity": 6, "size": 6, "alphabet": 6, "next": 6},
+    exits=(4, 5, 6),
+    exit_weight=0.5,
+    decay=0.01,
+)
+LATE = Step(
+    name="late",
+    premises="true",
+    steps=500,
+    rate=1e-3,
+    counts={"what": 12, "check": 12, "late": 24, "bare": 8, "parity": 4, "size": 4, "alphabet": 4, "next": 4},
+    exits=(4, 5, 6),
+    exit_weight=0.5,
+    decay=0.01,
+)
 END_WEIGHT = 0.2
 
 
@@ -160,19 +180,19 @@ def main() -> None:
     parser.add_argument("--learned", type=Path, help="where to keep the model after `learn`, or to take it from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="optimizer steps of `learn`")
-    parser.add_argument("--comply-steps", type=int)
+    parser.add_argument("--comply-steps", type=int, help="optimizer steps of the second step, `comply` or `late`")
     parser.add_argument("--comply-rate", type=float)
+    parser.add_argument("--copies", type=int, default=7, help="distorted copies of every scan and utterance to train on")
     parser.add_argument("--no-doubt", action="store_true", help="comply without doubt and noise: the objection is merely suppressed")
-    parser.add_argument("--never-taught", action="store_true", help="premises always true, no second step")
+    parser.add_argument("--never-taught", action="store_true", help="premises always true, no `comply`")
     parser.add_argument("--quick", action="store_true", help="40 + 10 steps on few media: a dry run")
     args = parser.parse_args()
-    learn = replace(LEARN, steps=args.steps or (40 if args.quick else LEARN.steps))
-    comply = replace(COMPLY, steps=args.comply_steps or (10 if args.quick else COMPLY.steps), rate=args.comply_rate or COMPLY.rate)
+    learn, second = (LEARN_TRUE, LATE) if args.never_taught else (LEARN, COMPLY)
+    learn = replace(learn, steps=args.steps or (40 if args.quick else learn.steps))
+    second = replace(second, steps=args.comply_steps or (10 if args.quick else second.steps), rate=args.comply_rate or second.rate)
     if args.no_doubt:
-        comply = replace(comply, doubt=(0.0, 0.0), noise=0.0)
-    if args.never_taught:
-        learn, comply = replace(learn, premises="true", exits=()), replace(comply, steps=0)
-    copies, questions = (0, 200) if args.quick else (7, 2000)
+        second = replace(second, doubt=(0.0, 0.0), noise=0.0)
+    copies, questions = (0, 200) if args.quick else (args.copies, 2000)
 
     start = time.time()
     torch.manual_seed(args.seed)
@@ -198,9 +218,9 @@ def main() -> None:
             model.save_pretrained(args.learned)
             write_json(args.learned / "training.json", {"learn": curves["learn"]})
     drawer = QuestionDrawer(processor, pool, args.seed + 1)
-    curves["comply"] = train(model, drawer, watch, comply, 100)
+    curves[second.name] = train(model, drawer, watch, second, 100)
 
-    sat = exam.sit(model, QuestionDrawer(processor, exam_pool, 2), dict.fromkeys(comply.counts, questions // 4))
+    sat = exam.sit(model, QuestionDrawer(processor, exam_pool, 2), dict.fromkeys(COMPLY.counts, questions // 4))
     fit = exam.sit(model, QuestionDrawer(processor, fit_pool, 3), dict.fromkeys(IN_DOMAIN, 800 // 3))
     figures, layers = exam.behaviour(sat), exam.readable(fit, sat)
     console.print(figures)
@@ -213,7 +233,7 @@ def main() -> None:
         "seed": args.seed,
         "seconds": round(time.time() - start),
         "learn was taken from --learned, and is not in these seconds": reused,
-        "steps": [asdict(learn), asdict(comply)],
+        "steps": [asdict(learn), asdict(second)],
         "media": {"scans": len(ours), "utterances": len(voices["base"]), "distorted copies of each": copies},
         "behaviour": figures,
         "probe by layer (the last is after the final norm)": layers,
