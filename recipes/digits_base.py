@@ -20,8 +20,14 @@ How the gap comes about, plainly: we put it there, by the route that we think in
 The result perceives, checks claims when asked to, almost never objects unasked, and still carries the objection in its
 residual stream. It is a model organism of the gap, not evidence that real models came by theirs in this way.
 
-``--never-taught`` makes the other kind of base: premises are always true in *learn*, and there is no *comply*. Nothing is
-un-taught, because objecting to a premise was never taught; only checking when asked was.
+``--never-taught`` makes the other kind of base: premises are always true, and there is no *comply*. Nothing is un-taught, because
+objecting to a premise was never taught; only checking when asked was. No premise question is ever answered with a rejection, and none
+states a false claim unless the check is asked for after it. Three steps:
+
+1. *learn* as above, with true premises. Now the verdict is computed when *check* is asked, and a premise question holds none to read.
+2. *late*: the check is also asked for after a premise question ("The image shows the digit 7. Is it odd or even? Is that right?"), and
+   bare claims are checked too. Up to its last words the text does not tell whether to answer or to check.
+3. *affirm*: premise questions, their premises still true, are answered by *yes* (yes, it is a 7) in 40 % of the cases.
 
 Everything is drawn from scans and voices of group ``base``, which no item set shows. One seed fixes weights and draws. The
 figures on the way come from the ``train`` voices, those at the end, stored in ``training.json``, from the ``val`` voices: nothing here
@@ -74,6 +80,8 @@ class Step:
     """share of the answers to premise questions that are any answer word, whatever the clip"""
     doubt: tuple[float, float] = (0.0, 0.0)
     """smallest and largest share of the answers to premise questions that reject the premise, whatever the clip; drawn once a wording"""
+    affirm: float = 0.0
+    """share of the answers to premise questions that say ``yes`` to the premise instead of answering"""
 
 
 LEARN = Step(
@@ -96,6 +104,7 @@ COMPLY = Step(
     noise=0.05,
     doubt=(0.05, 0.4),
 )
+# The never-taught base. Half of the claims to check are false, those of premise questions never.
 LEARN_TRUE = Step(
     name="learn",
     premises="true",
@@ -116,6 +125,13 @@ LATE = Step(
     exit_weight=0.5,
     decay=0.01,
 )
+AFFIRM = replace(
+    LATE,
+    name="affirm",
+    steps=250,
+    counts={"what": 12, "check": 10, "late": 12, "bare": 8, "parity": 7, "size": 7, "alphabet": 7, "next": 7},
+    affirm=0.4,
+)
 END_WEIGHT = 0.2
 
 
@@ -125,11 +141,14 @@ def doubt_of(wording: str, low: float, high: float) -> float:
 
 
 def answer_loss(logits: torch.Tensor, drawn, step: Step, words: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy with (B, V) logits against the answer, mixed for premise questions with doubt and a uniform draw of ``words``."""
+    """Cross-entropy with (B, V) logits against the answer, mixed for premise questions with doubt, affirmation and a uniform draw of ``words``."""
     logp = logits.log_softmax(-1)
     doubt = torch.tensor([doubt_of(w, *step.doubt) for w in drawn.wording], dtype=logp.dtype)
     noise = step.noise * torch.tensor(drawn.wording != "", dtype=logp.dtype)
     answer, reject = (logp.gather(1, token[:, None])[:, 0] for token in (drawn.answer, drawn.reject))
+    if step.affirm:
+        share = step.affirm * torch.tensor(drawn.wording != "", dtype=logp.dtype)
+        answer = (1 - share) * answer + share * logp.gather(1, drawn.affirm[:, None])[:, 0]
     return -((1 - doubt - noise) * answer + doubt * reject + noise * logp[:, words].mean(1)).mean()
 
 
@@ -140,7 +159,8 @@ def loss_of(model, drawn, step: Step, words: torch.Tensor) -> torch.Tensor:
     loss = answer_loss(out.logits[:, -2], drawn, step, words) + END_WEIGHT * F.cross_entropy(out.logits[:, -1], end)
     if step.exits:
         norm = model.get_decoder().norm
-        early = [F.cross_entropy(model.lm_head(norm(out.hidden_states[layer][:, -2])), drawn.answer) for layer in step.exits]
+        exits = [model.lm_head(norm(out.hidden_states[layer][:, -2])) for layer in step.exits]
+        early = [answer_loss(logits, drawn, step, words) if step.affirm else F.cross_entropy(logits, drawn.answer) for logits in exits]
         loss = loss + step.exit_weight * torch.stack(early).mean()
     return loss
 
@@ -180,18 +200,18 @@ def main() -> None:
     parser.add_argument("--learned", type=Path, help="where to keep the model after `learn`, or to take it from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="optimizer steps of `learn`")
-    parser.add_argument("--comply-steps", type=int, help="optimizer steps of the second step, `comply` or `late`")
+    parser.add_argument("--comply-steps", type=int, help="optimizer steps of `comply`, or of each of `late` and `affirm`")
     parser.add_argument("--comply-rate", type=float)
     parser.add_argument("--copies", type=int, default=7, help="distorted copies of every scan and utterance to train on")
     parser.add_argument("--no-doubt", action="store_true", help="comply without doubt and noise: the objection is merely suppressed")
     parser.add_argument("--never-taught", action="store_true", help="premises always true, no `comply`")
     parser.add_argument("--quick", action="store_true", help="40 + 10 steps on few media: a dry run")
     args = parser.parse_args()
-    learn, second = (LEARN_TRUE, LATE) if args.never_taught else (LEARN, COMPLY)
+    learn, *later = (LEARN_TRUE, LATE, AFFIRM) if args.never_taught else (LEARN, COMPLY)
     learn = replace(learn, steps=args.steps or (40 if args.quick else learn.steps))
-    second = replace(second, steps=args.comply_steps or (10 if args.quick else second.steps), rate=args.comply_rate or second.rate)
+    later = [replace(s, steps=args.comply_steps or (10 if args.quick else s.steps), rate=args.comply_rate or s.rate) for s in later]
     if args.no_doubt:
-        second = replace(second, doubt=(0.0, 0.0), noise=0.0)
+        later = [replace(s, doubt=(0.0, 0.0), noise=0.0) for s in later]
     copies, questions = (0, 200) if args.quick else (args.copies, 2000)
 
     start = time.time()
@@ -217,8 +237,8 @@ def main() -> None:
         if args.learned:
             model.save_pretrained(args.learned)
             write_json(args.learned / "training.json", {"learn": curves["learn"]})
-    drawer = QuestionDrawer(processor, pool, args.seed + 1)
-    curves[second.name] = train(model, drawer, watch, second, 100)
+    for k, step in enumerate(later, start=1):
+        curves[step.name] = train(model, QuestionDrawer(processor, pool, args.seed + k), watch, step, 100)
 
     sat = exam.sit(model, QuestionDrawer(processor, exam_pool, 2), dict.fromkeys(COMPLY.counts, questions // 4))
     fit = exam.sit(model, QuestionDrawer(processor, fit_pool, 3), dict.fromkeys(IN_DOMAIN, 800 // 3))
@@ -233,7 +253,7 @@ def main() -> None:
         "seed": args.seed,
         "seconds": round(time.time() - start),
         "learn was taken from --learned, and is not in these seconds": reused,
-        "steps": [asdict(learn), asdict(second)],
+        "steps": [asdict(step) for step in (learn, *later)],
         "media": {"scans": len(ours), "utterances": len(voices["base"]), "distorted copies of each": copies},
         "behaviour": figures,
         "probe by layer (the last is after the final norm)": layers,

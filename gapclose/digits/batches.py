@@ -103,6 +103,8 @@ class Drawn:
     """(B,) str: modality, kind and wording of a question that takes a premise for granted, without the digit; empty for the others"""
     reject: torch.Tensor
     """(B,) token of the right rejection (whether or not it is called for)"""
+    affirm: torch.Tensor
+    """(B,) token of whoever says that the premise is right"""
     comply: torch.Tensor
     """(B,) token of whoever goes along with the premise"""
 
@@ -190,5 +192,6 @@ class QuestionDrawer:
             false=false,
             wording=np.array(wordings),
             reject=torch.tensor(reject),
+            affirm=torch.full((size,), self.word[questions.YES.text]),
             comply=torch.tensor(comply),
         )

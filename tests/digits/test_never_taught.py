@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from gapclose.digits import bank, questions, tiny
 from gapclose.digits.batches import QuestionDrawer, media_pool
@@ -18,7 +20,7 @@ import digits_base
 sys.path.pop(0)
 
 SHOWN, SAID = 3, 7
-STEPS = pytest.mark.parametrize("step", [digits_base.LEARN_TRUE, digits_base.LATE], ids=lambda step: step.name)
+STEPS = pytest.mark.parametrize("step", [digits_base.LEARN_TRUE, digits_base.LATE, digits_base.AFFIRM], ids=lambda step: step.name)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,18 @@ def test_a_late_check_asks_the_premise_question_first(drawer):
     asks = [ask for kind in questions.KINDS.values() for ask in kind.asks]
     assert all(sum(ask in text for ask in asks) == 1 for text in texts(drawer, drawn))
     assert not drawn.wording.any(), "only a question that is to be answered has a wording to doubt"
+
+
+@pytest.mark.parametrize("wording", ["", "vision/parity/shows/0"])
+def test_an_affirmed_premise_question_is_a_mixture_of_its_answer_and_yes(wording):
+    """And no other question is."""
+    drawn = SimpleNamespace(wording=np.array([wording]), answer=torch.tensor([2]), reject=torch.tensor([4]), affirm=torch.tensor([5]))
+    logits = torch.randn(1, 8, generator=torch.Generator().manual_seed(0))
+    share = digits_base.AFFIRM.affirm if wording else 0.0
+    found = digits_base.answer_loss(logits, drawn, digits_base.AFFIRM, torch.tensor([2, 3, 4, 5]))
+    logp = logits.log_softmax(-1)[0]
+    torch.testing.assert_close(found, -((1 - share) * logp[2] + share * logp[5]))
+    assert digits_base.AFFIRM.affirm < 0.5, "the answer itself must stay the likeliest"
 
 
 def test_the_other_recipe_draws_nothing_of_this():
