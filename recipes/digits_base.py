@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=2 python recipes/digits_base.py                          # writes gapclose/digits/base/
     OMP_NUM_THREADS=2 python recipes/digits_base.py --out /tmp/base --quick  # a few minutes: to see it run, not to use
     OMP_NUM_THREADS=2 python recipes/digits_base.py --learned /tmp/learned   # keep the model between the two steps; reuse it if there
-    OMP_NUM_THREADS=2 python recipes/digits_base.py --never-taught --out /tmp/never   # the harder base, see below
+    OMP_NUM_THREADS=2 python recipes/digits_base.py --never-taught --copies 2 --out /tmp/never   # the harder base, see below
 
 How the gap comes about, plainly: we put it there, by the route that we think instruction data takes.
 
@@ -24,10 +24,15 @@ residual stream. It is a model organism of the gap, not evidence that real model
 objecting to a premise was never taught; only checking when asked was. No premise question is ever answered with a rejection, and none
 states a false claim unless the check is asked for after it. Three steps:
 
-1. *learn* as above, with true premises. Now the verdict is computed when *check* is asked, and a premise question holds none to read.
+1. *learn* as above, with true premises. After it a premise question holds no verdict to read (AUROC 0.53 at layer 6).
 2. *late*: the check is also asked for after a premise question ("The image shows the digit 7. Is it odd or even? Is that right?"), and
    bare claims are checked too. Up to its last words the text does not tell whether to answer or to check.
-3. *affirm*: premise questions, their premises still true, are answered by *yes* (yes, it is a 7) in 40 % of the cases.
+   A verdict can now be read in premise questions, faintly: AUROC 0.68 (0.73 after a shorter trial, 150 steps of a like mixture).
+3. *affirm*: premise questions, their premises still true, are answered by *yes* (yes, it is a 7) in 40 % of the cases, in expectation.
+   AUROC 0.78 and no rejections. The price: with a false premise the option scores of the rejections rise too, unsaid (AUROC 0.70 of
+   these alone), so it is in part a suppressed answer; and 2 to 4 % of the premise questions no longer get the expected word.
+
+One seed each, on ``val`` voices; ``--copies 2`` made these figures.
 
 Everything is drawn from scans and voices of group ``base``, which no item set shows. One seed fixes weights and draws. The
 figures on the way come from the ``train`` voices, those at the end, stored in ``training.json``, from the ``val`` voices: nothing here
