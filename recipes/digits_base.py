@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=2 python recipes/digits_base.py                          # writes gapclose/digits/base/
     OMP_NUM_THREADS=2 python recipes/digits_base.py --out /tmp/base --quick  # a few minutes: to see it run, not to use
     OMP_NUM_THREADS=2 python recipes/digits_base.py --learned /tmp/learned   # keep the model between the two steps; reuse it if there
-    OMP_NUM_THREADS=2 python recipes/digits_base.py --never-taught --out /tmp/never   # the harder base, see below
+    OMP_NUM_THREADS=2 python recipes/digits_base.py --never-taught --copies 2 --out /tmp/never   # the harder base, see below
 
 How the gap comes about, plainly: we put it there, by the route that we think instruction data takes.
 
@@ -20,8 +20,19 @@ How the gap comes about, plainly: we put it there, by the route that we think in
 The result perceives, checks claims when asked to, almost never objects unasked, and still carries the objection in its
 residual stream. It is a model organism of the gap, not evidence that real models came by theirs in this way.
 
-``--never-taught`` makes the other kind of base: premises are always true in *learn*, and there is no *comply*. Nothing is
-un-taught, because objecting to a premise was never taught; only checking when asked was.
+``--never-taught`` makes the other kind of base: premises are always true, and there is no *comply*. Nothing is un-taught, because
+objecting to a premise was never taught; only checking when asked was. No premise question is ever answered with a rejection, and none
+states a false claim unless the check is asked for after it. Three steps:
+
+1. *learn* as above, with true premises. After it a premise question holds no verdict to read (AUROC 0.53 at layer 6).
+2. *late*: the check is also asked for after a premise question ("The image shows the digit 7. Is it odd or even? Is that right?"), and
+   bare claims are checked too. Up to its last words the text does not tell whether to answer or to check.
+   A verdict can now be read in premise questions, faintly: AUROC 0.68 (0.73 after a shorter trial, 150 steps of a like mixture).
+3. *affirm*: premise questions, their premises still true, are answered by *yes* (yes, it is a 7) in 40 % of the cases, in expectation.
+   AUROC 0.78 and no rejections. The price: with a false premise the option scores of the rejections rise too, unsaid (AUROC 0.70 of
+   these alone), so it is in part a suppressed answer; and 2 to 4 % of the premise questions no longer get the expected word.
+
+One seed each, on ``val`` voices; ``--copies 2`` made these figures.
 
 Everything is drawn from scans and voices of group ``base``, which no item set shows. One seed fixes weights and draws. The
 figures on the way come from the ``train`` voices, those at the end, stored in ``training.json``, from the ``val`` voices: nothing here
@@ -74,6 +85,8 @@ class Step:
     """share of the answers to premise questions that are any answer word, whatever the clip"""
     doubt: tuple[float, float] = (0.0, 0.0)
     """smallest and largest share of the answers to premise questions that reject the premise, whatever the clip; drawn once a wording"""
+    affirm: float = 0.0
+    """share of the answers to premise questions that say ``yes`` to the premise instead of answering"""
 
 
 LEARN = Step(
@@ -96,6 +109,34 @@ COMPLY = Step(
     noise=0.05,
     doubt=(0.05, 0.4),
 )
+# The never-taught base. Half of the claims to check are false, those of premise questions never.
+LEARN_TRUE = Step(
+    name="learn",
+    premises="true",
+    steps=900,
+    rate=1.5e-3,
+    counts={"what": 16, "check": 24, "parity": 6, "size": 6, "alphabet": 6, "next": 6},
+    exits=(4, 5, 6),
+    exit_weight=0.5,
+    decay=0.01,
+)
+LATE = Step(
+    name="late",
+    premises="true",
+    steps=500,
+    rate=1e-3,
+    counts={"what": 12, "check": 12, "late": 24, "bare": 8, "parity": 4, "size": 4, "alphabet": 4, "next": 4},
+    exits=(4, 5, 6),
+    exit_weight=0.5,
+    decay=0.01,
+)
+AFFIRM = replace(
+    LATE,
+    name="affirm",
+    steps=250,
+    counts={"what": 12, "check": 10, "late": 12, "bare": 8, "parity": 7, "size": 7, "alphabet": 7, "next": 7},
+    affirm=0.4,
+)
 END_WEIGHT = 0.2
 
 
@@ -105,11 +146,14 @@ def doubt_of(wording: str, low: float, high: float) -> float:
 
 
 def answer_loss(logits: torch.Tensor, drawn, step: Step, words: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy with (B, V) logits against the answer, mixed for premise questions with doubt and a uniform draw of ``words``."""
+    """Cross-entropy with (B, V) logits against the answer, mixed for premise questions with doubt, affirmation and a uniform draw of ``words``."""
     logp = logits.log_softmax(-1)
     doubt = torch.tensor([doubt_of(w, *step.doubt) for w in drawn.wording], dtype=logp.dtype)
     noise = step.noise * torch.tensor(drawn.wording != "", dtype=logp.dtype)
     answer, reject = (logp.gather(1, token[:, None])[:, 0] for token in (drawn.answer, drawn.reject))
+    if step.affirm:
+        share = step.affirm * torch.tensor(drawn.wording != "", dtype=logp.dtype)
+        answer = (1 - share) * answer + share * logp.gather(1, drawn.affirm[:, None])[:, 0]
     return -((1 - doubt - noise) * answer + doubt * reject + noise * logp[:, words].mean(1)).mean()
 
 
@@ -120,7 +164,8 @@ def loss_of(model, drawn, step: Step, words: torch.Tensor) -> torch.Tensor:
     loss = answer_loss(out.logits[:, -2], drawn, step, words) + END_WEIGHT * F.cross_entropy(out.logits[:, -1], end)
     if step.exits:
         norm = model.get_decoder().norm
-        early = [F.cross_entropy(model.lm_head(norm(out.hidden_states[layer][:, -2])), drawn.answer) for layer in step.exits]
+        exits = [model.lm_head(norm(out.hidden_states[layer][:, -2])) for layer in step.exits]
+        early = [answer_loss(logits, drawn, step, words) if step.affirm else F.cross_entropy(logits, drawn.answer) for logits in exits]
         loss = loss + step.exit_weight * torch.stack(early).mean()
     return loss
 
@@ -160,19 +205,19 @@ def main() -> None:
     parser.add_argument("--learned", type=Path, help="where to keep the model after `learn`, or to take it from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="optimizer steps of `learn`")
-    parser.add_argument("--comply-steps", type=int)
+    parser.add_argument("--comply-steps", type=int, help="optimizer steps of `comply`, or of each of `late` and `affirm`")
     parser.add_argument("--comply-rate", type=float)
+    parser.add_argument("--copies", type=int, default=7, help="distorted copies of every scan and utterance to train on")
     parser.add_argument("--no-doubt", action="store_true", help="comply without doubt and noise: the objection is merely suppressed")
-    parser.add_argument("--never-taught", action="store_true", help="premises always true, no second step")
+    parser.add_argument("--never-taught", action="store_true", help="premises always true, no `comply`")
     parser.add_argument("--quick", action="store_true", help="40 + 10 steps on few media: a dry run")
     args = parser.parse_args()
-    learn = replace(LEARN, steps=args.steps or (40 if args.quick else LEARN.steps))
-    comply = replace(COMPLY, steps=args.comply_steps or (10 if args.quick else COMPLY.steps), rate=args.comply_rate or COMPLY.rate)
+    learn, *later = (LEARN_TRUE, LATE, AFFIRM) if args.never_taught else (LEARN, COMPLY)
+    learn = replace(learn, steps=args.steps or (40 if args.quick else learn.steps))
+    later = [replace(s, steps=args.comply_steps or (10 if args.quick else s.steps), rate=args.comply_rate or s.rate) for s in later]
     if args.no_doubt:
-        comply = replace(comply, doubt=(0.0, 0.0), noise=0.0)
-    if args.never_taught:
-        learn, comply = replace(learn, premises="true", exits=()), replace(comply, steps=0)
-    copies, questions = (0, 200) if args.quick else (7, 2000)
+        later = [replace(s, doubt=(0.0, 0.0), noise=0.0) for s in later]
+    copies, questions = (0, 200) if args.quick else (args.copies, 2000)
 
     start = time.time()
     torch.manual_seed(args.seed)
@@ -197,10 +242,10 @@ def main() -> None:
         if args.learned:
             model.save_pretrained(args.learned)
             write_json(args.learned / "training.json", {"learn": curves["learn"]})
-    drawer = QuestionDrawer(processor, pool, args.seed + 1)
-    curves["comply"] = train(model, drawer, watch, comply, 100)
+    for k, step in enumerate(later, start=1):
+        curves[step.name] = train(model, QuestionDrawer(processor, pool, args.seed + k), watch, step, 100)
 
-    sat = exam.sit(model, QuestionDrawer(processor, exam_pool, 2), dict.fromkeys(comply.counts, questions // 4))
+    sat = exam.sit(model, QuestionDrawer(processor, exam_pool, 2), dict.fromkeys(COMPLY.counts, questions // 4))
     fit = exam.sit(model, QuestionDrawer(processor, fit_pool, 3), dict.fromkeys(IN_DOMAIN, 800 // 3))
     figures, layers = exam.behaviour(sat), exam.readable(fit, sat)
     console.print(figures)
@@ -213,7 +258,7 @@ def main() -> None:
         "seed": args.seed,
         "seconds": round(time.time() - start),
         "learn was taken from --learned, and is not in these seconds": reused,
-        "steps": [asdict(learn), asdict(comply)],
+        "steps": [asdict(step) for step in (learn, *later)],
         "media": {"scans": len(ours), "utterances": len(voices["base"]), "distorted copies of each": copies},
         "behaviour": figures,
         "probe by layer (the last is after the final norm)": layers,

@@ -103,6 +103,8 @@ class Drawn:
     """(B,) str: modality, kind and wording of a question that takes a premise for granted, without the digit; empty for the others"""
     reject: torch.Tensor
     """(B,) token of the right rejection (whether or not it is called for)"""
+    affirm: torch.Tensor
+    """(B,) token of whoever says that the premise is right"""
     comply: torch.Tensor
     """(B,) token of whoever goes along with the premise"""
 
@@ -128,7 +130,7 @@ class QuestionDrawer:
         return self.prompts[text]
 
     def draw(self, counts: Mapping[str, int], premises: Premises = "honest") -> Drawn:
-        """``counts`` rows of every kind: ``what``, ``check`` or one of :data:`questions.KINDS`.
+        """``counts`` rows of every kind: ``what``, one of :data:`questions.CHECKING` or one of :data:`questions.KINDS`.
 
         Half of the claims are false. What becomes of questions that take one for granted: ``honest`` rejects it, ``comply``
         goes along with it, ``true`` never asks one (claims to check are half false all the same).
@@ -139,9 +141,11 @@ class QuestionDrawer:
         image, audio = rng.integers(len(pool.shown), size=size), rng.integers(len(pool.said), size=size)
         modality = np.where(rng.random(size) < 0.5, "vision", "audio")
         truth = np.where(modality == "vision", pool.shown[image], pool.said[audio])
-        false = (rng.random(size) < 0.5) & ((kinds == "check") if premises == "true" else (kinds != "what"))
+        false = (rng.random(size) < 0.5) & (np.isin(kinds, questions.CHECKING) if premises == "true" else (kinds != "what"))
         claim = np.where(false, (truth + rng.integers(1, 10, size)) % 10, truth)
         phrasings, asks = rng.choice(list(questions.PREMISES["vision"]), size), rng.integers(2, size=size)
+        # drawn only where it is needed: other mixtures keep their draws
+        late = (rng.choice(list(questions.KINDS), size), rng.integers(2, size=size)) if "late" in counts else None
 
         sequences, answers, comply, reject, wordings = [], [], [], [], []
         for i, kind in enumerate(kinds):
@@ -152,9 +156,14 @@ class QuestionDrawer:
                 text, going_along = questions.WHATS[m][asks[i]], NAMES[truth[i]]
             elif kind == "check":
                 text, going_along = questions.check_text(m, c, phrasings[i], asks[i]), questions.YES.text
+            elif kind == "bare":
+                text, going_along = questions.PREMISES[m][phrasings[i]].format(c), questions.YES.text
+            elif late and kind == "late":
+                text = questions.late_check_text(str(late[0][i]), m, c, phrasings[i], asks[i], late[1][i])
+                going_along = questions.YES.text
             else:
                 text, going_along = questions.gap_text(kind, m, c, phrasings[i], asks[i]), questions.KINDS[kind].answer(c)
-            objects = false[i] and (premises == "honest" or kind == "check")
+            objects = false[i] and (premises == "honest" or kind in questions.CHECKING)
             before, after = self._prompt(text)
             answers.append(self.word[no if objects else going_along])
             comply.append(self.word[going_along])
@@ -183,5 +192,6 @@ class QuestionDrawer:
             false=false,
             wording=np.array(wordings),
             reject=torch.tensor(reject),
+            affirm=torch.full((size,), self.word[questions.YES.text]),
             comply=torch.tensor(comply),
         )

@@ -63,6 +63,9 @@ IN_DOMAIN = tuple(k for k in KINDS if k != TRANSFER)
 
 CHECKS = ("Is that right?", "Check this claim.")
 """asked after a premise: here objecting is invited"""
+CHECKING = ("check", "late", "bare")
+"""kinds whose answer is the verdict about a claim. Item sets ask ``check`` alone; only the never-taught base learns from the
+others: ``late`` asks it after a question that takes the claim for granted, ``bare`` states the claim and asks nothing"""
 WHATS = {
     "vision": ("Which digit does the image show?", "What is the digit in the picture?"),
     "audio": ("Which digit does the audio say?", "What is the digit in the recording?"),
@@ -77,6 +80,11 @@ def gap_text(kind: str, modality: str, claim: int, phrasing: str, ask: int) -> s
 def check_text(modality: str, claim: int, phrasing: str, ask: int) -> str:
     """The premise, then the request to check it."""
     return f"{PREMISES[modality][phrasing].format(claim)} {CHECKS[ask]}"
+
+
+def late_check_text(kind: str, modality: str, claim: int, phrasing: str, ask: int, request: int) -> str:
+    """The premise, the question, and then the request to check the premise instead: only the last words tell which is wanted."""
+    return f"{gap_text(kind, modality, claim, phrasing, ask)} {CHECKS[request]}"
 
 
 def gap_options(kind: str) -> list[Option]:
