@@ -235,19 +235,18 @@ def roc_svg(scope: str, curves: Mapping[str, Mapping[str, Any]], name: str, titl
 
 @styled
 def calibration_svg(bins: Sequence[Mapping[str, float]], title: str) -> str:
-    """Accuracy against confidence of the reading, a point a bin, its area by the number of items, and that number below."""
+    """Accuracy against confidence of the reading, a point a bin; bins hold about equally many items, so that is no axis of its own."""
     bins = [b for b in bins if b["n"]]
-    x, y, n = (np.array([b[k] for b in bins], dtype=float) for k in ("confidence", "accuracy", "n"))
-    figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    upper.plot([0, 1], [0, 1], color="0.75", linewidth=1, linestyle=":")
-    upper.plot(x, y, color=READING, linewidth=1)
-    upper.scatter(x, y, s=16 + 120 * n / n.max(initial=1), color=READING, edgecolor="white", zorder=3, clip_on=False)
-    lower.bar(x, n, width=0.04, color=READING, alpha=0.6)
+    x, y = (np.array([b[k] for b in bins], dtype=float) for k in ("confidence", "accuracy"))
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.75", linewidth=1, linestyle=":")
+    axes.plot(x, y, color=READING, linewidth=0.8, alpha=0.6)
+    axes.scatter(x, y, s=26, color=READING, edgecolor="white", linewidth=0.8, alpha=0.85, zorder=3, clip_on=False)
     start = min(0.5, float(x.min(initial=1)) - 0.05)
-    upper.set(ylabel="accuracy", ylim=(min(start, float(y.min(initial=1)) - 0.05), 1.02), xlim=(start, 1.03))
-    lower.set(xlabel="confidence of the reading", ylabel="items")
-    upper.set_title(title, loc="left")
+    axes.set(xlabel="confidence of the reading", ylabel="accuracy", xlim=(start, 1.02))
+    axes.set_ylim(min(start, float(y.min(initial=1)) - 0.05), 1.02)
+    axes.set_title(title, loc="left")
     told = "; ".join(f"confidence {b['confidence']:.2f}: accuracy {b['accuracy']:.2f} ({b['n']} items)" for b in bins)
     return to_svg(figure, "calibration", f"Calibration of the reading. {title}. {told}")
 

@@ -17,7 +17,7 @@ from gapclose import __version__
 from gapclose.files import read_json, write_text
 from gapclose.gap import STATES
 from gapclose.report import figures
-from gapclose.report.console import GAPS, TEST_ROWS, verdict
+from gapclose.report.console import GAPS, TEST_ROWS, turned, verdict
 from gapclose.report.embed import Embedder
 from gapclose.report.markup import render
 from gapclose.report.summary import read_records, record_of, summarise
@@ -59,6 +59,7 @@ def build_page(directory: Path) -> str:
         settings=_settings(directory),
         environment=_environment(directory),
         fingerprints=_fingerprints(directory),
+        trained=summary["adapted"] and summary["adapted"] | {"gain": {"standard_accuracy": turned(summary["standard_drop"])}},
         figures=_figures(summary, records, measured),
     )
 
