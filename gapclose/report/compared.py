@@ -18,9 +18,23 @@ Row = tuple[str, int, int, str, Path]
 Found = Mapping[int, Mapping[str, np.ndarray]]
 """seed -> figures"""
 BASE = "base"
-RIVALS = ("pgla", "pgla_wide", "shift", "shift_each", "pgla_text", "text", "probe")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
-MARKERS = "oDs^vPX"
+LOOKS = {
+    "base": ("#000000", "x"),
+    "consistency": ("#0072B2", "o"),
+    "gold": ("#D55E00", "D"),
+    "consistency+gold": ("#009E73", "s"),
+    "dpo": ("#CC79A7", "^"),
+    "grpo": ("#E69F00", "v"),
+    "pgla": ("#CC79A7", "P"),
+    "pgla_wide": ("#E69F00", "X"),
+    "shift": ("#56B4E9", "<"),
+    "shift_each": ("#56B4E9", ">"),
+    "pgla_text": ("#999999", "P"),
+    "text": ("#999999", "d"),
+    "probe": ("#333333", "*"),
+}
+"""way -> colour and marker, the same in every figure; methods without training are drawn hollow and dashed"""
+RIVALS = ("base", "pgla", "pgla_wide", "shift", "shift_each", "pgla_text", "text", "probe")
 
 
 def gather(rows: Sequence[Row], budget: float) -> dict[tuple[str, int, str], dict[int, dict[str, Any]]]:
@@ -138,9 +152,9 @@ def _unreadable(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant
     return [*head, "| labels | way | calibration error | confident wrong rejections |", "|---|---|---|---|", *rows, ""]
 
 
-def _look(ways: Sequence[str], way: str) -> dict[str, Any]:
-    k = list(ways).index(way)
-    return {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)], "label": way}
+def _look(way: str) -> dict[str, Any]:
+    colour, marker = LOOKS.get(way, ("#000000", "h"))
+    return {"color": colour, "marker": marker, "label": way, "markerfacecolor": "white" if way in RIVALS else colour}
 
 
 @styled
@@ -158,8 +172,8 @@ def draw_labels(found: Mapping[tuple[str, int, str], Found], variant: str) -> Fi
         value, lower, upper = (np.array([getattr(m.interval, k) for _, m in points]) for k in ("value", "lower", "upper"))
         shift = 1 + 0.02 * (list(ways).index(way) - len(ways) / 2)  # side by side, not on top of each other
         axes.errorbar(
-            np.array(x) * shift, value, yerr=[value - lower, upper - value], linestyle="--" if way in RIVALS else "-", markersize=4.5,
-            linewidth=1.2, capsize=2, **_look(ways, way),
+            np.array(x) * shift, value, yerr=[value - lower, upper - value], linestyle="--" if way in RIVALS else "-", markersize=6,
+            linewidth=1.2, capsize=2, **_look(way),
         )  # fmt: skip
     axes.set(xscale="log", xlabel="labelled items of fit", ylabel="balanced accuracy, test clips")
     axes.set_xticks(_budgets(found, variant), [str(n) for n in _budgets(found, variant)])
@@ -175,14 +189,16 @@ def draw_points(found: Mapping[tuple[str, int, str], Found], variant: str) -> Fi
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes, ways, budgets = figure.subplots(), _ways(found, variant), _budgets(found, variant)
     for way in ways:
-        look = _look(ways, way)
+        look = _look(way)
         points = [
-            [np.mean([s[name][0] for s in found[variant, n, way].values()]) for name in ("standard", "rejection")] + [20 + 30 * k]
+            [np.mean([s[name][0] for s in found[variant, n, way].values()]) for name in ("standard", "rejection")] + [5 + 1.5 * k]
             for k, n in enumerate(budgets) if (variant, n, way) in found
         ]  # fmt: skip
         x, y, size = np.array(points).T
         axes.plot(x, y, color=look["color"], linewidth=0.8, alpha=0.5)
-        axes.scatter(x, y, s=size, color=look["color"], marker=look["marker"], label=way, alpha=0.85)
+        for n, (a, b, points) in enumerate(zip(x, y, size, strict=True)):
+            named: dict[str, Any] = look | {"label": way if n == len(x) - 1 else None}
+            axes.plot(a, b, linestyle="", markersize=points, **named)
     axes.set(xlabel="standard accuracy", ylabel="false premises rejected")
     axes.set_title(f"{variant}: larger points have more labels ({', '.join(map(str, budgets))})", loc="left")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

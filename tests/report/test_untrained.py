@@ -47,7 +47,12 @@ def test_the_page_has_a_row_for_every_method_and_budget(run):
     """Labels are escaped; where no setting helps, the row says that nothing was changed."""
     page = build_page(run)
     section = page[page.index('<section id="baselines"') :].partition("</section>")[0]
-    assert section.count('<th scope="row">') == 5 and "trained, this run" in section and "PGLA &lt;b&gt;" in section and "880 items of fit" in section
+    assert (
+        section.count('<th scope="row">') == 5
+        and "trained, this run" in section
+        and "PGLA &lt;b&gt;" in section
+        and "880 items of fit" in section
+    )
     assert ">any</th>" in section and ">3</th>" in section and ">0 (unchanged)</th>" in section
     assert "0.81" in section and "\u22120.07" in section and '<a href="#baselines">' in page
 
