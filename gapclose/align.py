@@ -130,15 +130,13 @@ class Training:
             self.run.record(self.guarded(record))
             return bool(self.fired())
 
-        common: dict[str, Any] = {"after_epoch": after_epoch, "callbacks": [LossLines(self.run.tracker)]}
+        finite = "loss" not in config.guards.off
+        common: dict[str, Any] = {"after_epoch": after_epoch, "finite_only": finite, "callbacks": [LossLines(self.run.tracker)]}
         media = self.run.loaded.media(self.run.items, blank=self.blanked)
         if for_trl:
             trainer = make_trl_trainer(self.run.loaded, *for_trl, media, config, directory, **common)
         else:
-            finite = "loss" not in config.guards.off
-            trainer = make_trainer(
-                self.run.loaded, examples, media, config.train, directory, seed=config.seed, finite_only=finite, **common
-            )
+            trainer = make_trainer(self.run.loaded, examples, media, config.train, directory, seed=config.seed, **common)
         resume = last_complete_checkpoint(directory)
         if resume is not None:
             say(f"going on from {resume.name}")
@@ -150,8 +148,11 @@ class Training:
                 raise
             reason = str(error)
             self.run.on_main(lambda: write_json(self.run.directory / "stopped.json", {"loss": reason}))
-        for name, reason in self.stopped().items():
-            say(f'  warning: stopped by the guard {name}: {reason} (the same command with --guards.off "[{name}]" goes on)')
+        stopped, off = self.stopped(), config.guards.off
+        for name, reason in stopped.items():
+            say(f"  warning: stopped by the guard {name}: {reason}")
+        if stopped:
+            say(f'  the same command with --guards.off "[{", ".join(sorted({*off, *stopped}))}]" goes on')
         self.run.loaded.model.eval()
 
     def epochs(self) -> list[dict[str, Any]]:
@@ -171,13 +172,19 @@ class Training:
 
     def fired(self) -> dict[str, str]:
         """The guards that stop the training, with their reasons."""
-        path, off = self.run.directory / "stopped.json", self.run.config.guards.off
-        at_a_step = read_json(path) if path.is_file() else {}
-        return fired(self.epochs(), self.run.config.guards) | {name: why for name, why in at_a_step.items() if name not in off}
+        off = self.run.config.guards.off
+        return fired(self.epochs(), self.run.config.guards) | {name: why for name, why in self.at_a_step().items() if name not in off}
+
+    def at_a_step(self) -> dict[str, str]:
+        """What ended a training between two measurements."""
+        path = self.run.directory / "stopped.json"
+        return read_json(path) if path.is_file() else {}
 
     def stopped(self) -> dict[str, str]:
-        """The guards that kept the training from its last epoch."""
-        return self.fired() if len(self.epochs()) < self.run.config.train.epochs else {}
+        """What kept the training from its last epoch; a guard that was turned off since may have been it."""
+        if len(self.epochs()) == self.run.config.train.epochs:
+            return {}
+        return self.fired() or self.at_a_step()
 
     def set_adapter_fingerprint(self) -> None:
         """Name the current adapter weights, so that observations of one adapter are never taken for another's."""
@@ -200,7 +207,7 @@ class Training:
 
     def finish(self, base: Measured) -> dict[str, Any]:
         """Measure the best epoch's adapter on test, once; export it with its evidence; close the tracker."""
-        epoch = best_epoch(self.epochs(), self.run.config.gap)
+        epoch = best_epoch(self.epochs(), self.run.config.gap, self.run.config.guards.off)
         self.load_epoch(epoch)
         now = self.run.measure("adapted", "test", replace=True)
         record = make_record("adapted/test", epoch, now, base, self.run.config.gap, self.run.config.seed)

@@ -40,7 +40,8 @@ class DataConfig:
     path: str = "digits"
     """directory with set.json and items.jsonl; ``digits`` makes the embedded world inside the run directory"""
     degraded: float = 0.0
-    """share of the clips of every split that nobody can read, 0..1: noise for a picture and for a sound; only with ``path: digits``"""
+    """share of the clips of every split whose picture and sound are shuffled, 0..1: ink, loudness and length stay, and the shipped model
+    reads nothing there; only with ``path: digits``"""
     sound: bool = True
     """of the embedded world: false gives images and the questions about them alone, which is what TRL's trainers can take"""
 

@@ -19,7 +19,8 @@ class LabellingConfig:
     budget: int | None = None
     """gap items of fit that are labelled, whole clips as they are drawn; the rest of fit is left out; null: all"""
     noise: float = 0.0
-    """share of the labelled fit items whose gold is replaced by any other of their options, 0..1"""
+    """share of the labelled fit items whose gold is replaced by any other of their options, 0..1; where several options express one
+    concept, fewer concepts than options are wrong, so labels as gold suffer a little more than the probe"""
     without: str | None = None
     """tag=value (e.g. question=alphabet): fit items with it are left out, so that training meets such items without labels; null: none"""
 
@@ -52,7 +53,9 @@ def relabel(items: ItemSet, config: LabellingConfig, seed: int) -> ItemSet:
     if config.budget is not None:
         kept = _within(kept, config.budget, seed)
         if not kept:
-            raise ValueError(f"labelling.budget {config.budget}: no clip of fit in {items.root} has so few gap items; raise it")
+            raise ValueError(
+                f"labelling.budget {config.budget}: the first clip that is drawn of fit in {items.root} has more gap items; raise it"
+            )
     changed = {i.id: i for i in _spoil(kept, config.noise, seed)}
     gone = {i.id for i in fit} - set(changed)
     return replace(items, items=tuple(changed.get(i.id, i) for i in items if i.id not in gone))

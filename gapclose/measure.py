@@ -207,17 +207,17 @@ def _evidence(changed: Mapping[str, np.ndarray], now: Measured, base: Measured, 
     )
 
 
-def best_epoch(epochs: Sequence[Mapping[str, Any]], config: GapConfig) -> int:
-    """The epoch with the highest balanced action on val that no guard objects to, and whose standard accuracy stays within the budget.
+def best_epoch(epochs: Sequence[Mapping[str, Any]], config: GapConfig, off: Sequence[str] = ()) -> int:
+    """The epoch with the highest balanced action on val whose standard accuracy stays within the budget, and that no guard objects to.
 
-    When none is within it, the one that loses least; its state tells. When guards object to all, among all.
+    When guards object to all within the budget, the best of those; when none is within it, the one that loses least: its state tells.
 
     Args:
-        epochs: their records on val.
+        epochs: their records on val. off: guards whose objections do not count.
     """
     after = [r for r in epochs if r["state"] not in ("collapsed", "lost")] or list(epochs)
-    after = [r for r in after if not r["objections"]] or after
     within = [r for r in after if r["change"]["standard_drop"]["value"] <= config.standard_budget]
+    within = [r for r in within if not set(r["objections"]) - set(off)] or within
     if within:
         return max(within, key=lambda r: (r["action"]["balanced"]["value"], -r["epoch"]))["epoch"]
     say("warning: every epoch loses more standard accuracy than the budget; keeping the one that loses least")

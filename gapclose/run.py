@@ -181,7 +181,7 @@ class Run:
         before = read_json(path) if path.is_file() else {}
         if thorough or not before.get("thorough"):
             found = examine(self, thorough=thorough)
-            gone = [key for key, value in before.items() if value and not found[key]]
+            gone = [key for key, value in before.items() if value and not found.get(key)]
             if gone:
                 say(f"measurement.json held {', '.join(gone)} and does not any more: the configuration asks for less")
             self.on_main(lambda: write_json(path, found))

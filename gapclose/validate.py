@@ -86,7 +86,8 @@ def prepare_items(config: Config, *, closing: bool, main: bool = True, wait: Cal
     if config.data.path == "digits":
         from gapclose.digits.world import write
 
-        directory = Path(config.run_dir) / f"data-seed{config.seed}{'' if config.data.sound else '-images'}"
+        kind = ("" if config.data.sound else "-images") + (f"-degraded{config.data.degraded:g}" if config.data.degraded else "")
+        directory = Path(config.run_dir) / f"data-seed{config.seed}{kind}"
         if main and not (directory / "set.json").is_file():
             shutil.rmtree(directory, ignore_errors=True)
             write(directory, seed=config.seed, degraded=config.data.degraded, sound=config.data.sound)

@@ -15,6 +15,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from typing import Any
 
 import yaml
 
+from gapclose.baselines.comparison import BUDGETS
+from gapclose.config import parse_config, refuse_other_run
 from gapclose.files import read_json
 from gapclose.progress import say, track
 from gapclose.report.compared import write_results
@@ -88,7 +91,28 @@ def read_comparison(path: Path, *, quick: bool) -> Comparison:
             )
         found.variants = {name: found.variants[name] for name in names}
         found.__dict__.update(short)
+    if found.standard_budget not in BUDGETS:
+        raise ValueError(
+            f"{path}: standard_budget is {found.standard_budget}; methods without training know {[b for b in BUDGETS if b is not None]}"
+        )
+    if not Path(found.run).is_file():
+        raise ValueError(f"{path}: run {found.run!r} is no configuration file")
     return found
+
+
+def check(of: Comparison, todo: list[Job]) -> None:
+    """Parse the configuration of every run, and compare it with what its directory holds.
+
+    Raises:
+        ValueError: for a key or value that no run can have, two runs in one directory, or a run of other settings.
+    """
+    places = Counter(j.directory for j in todo)
+    twice = [str(place) for place, count in places.items() if count > 1]
+    if twice:
+        raise ValueError(f"several runs would share {twice[:3]}; name the variants so that letters and digits tell them apart")
+    for job in todo:
+        words = command(of, job)
+        refuse_other_run(parse_config(words[words.index("--config") :]), job.directory / "config.yaml")
 
 
 def jobs(of: Comparison) -> list[Job]:
@@ -143,10 +167,11 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         of = read_comparison(args.config, quick=args.quick)
+        todo = jobs(of)
+        check(of, todo)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    todo = jobs(of)
     failed = []
     if not args.collect:
         waiting = [j for j in todo if not j.done]

@@ -68,6 +68,8 @@ def test_the_epoch_that_is_kept_is_one_that_no_guard_objects_to():
     spoilt = after(2, 0.9, objections=("retention",))
     assert best_epoch([after(1, 0.7), spoilt], GAP) == 1 and best_epoch([spoilt], GAP) == 2
     assert best_epoch([after(1, 0.7), spoilt, after(3, 0.8), after(4, 0.95, drop=0.2)], GAP) == 3
+    assert best_epoch([spoilt, after(3, 0.95, drop=0.2)], GAP) == 2  # objected to, and within the budget
+    assert best_epoch([after(1, 0.7), spoilt], GAP, off=["retention"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,8 @@ def test_a_training_that_changes_nothing_is_stopped_and_stays_stopped(tiny_confi
     command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--train.epochs", "4", "--train.learning_rate", "0"]
     command += ["--train.warmup", "0", "--export.verify", "false"]
     assert main(command) == 0
-    assert "stopped by the guard adapter: every adapter weight" in capsys.readouterr().out.replace("\n", " ")
+    told = capsys.readouterr().out
+    assert "stopped by the guard adapter: every adapter weight" in told and 'with --guards.off "[adapter, sentinel]" goes on' in told
     before = (tmp_path / "gap.jsonl").read_text()
     assert [r["stage"] for r in read_records(tmp_path)] == ["base/val", "base/test", "epoch-1/val", "epoch-2/val", "adapted/test"]
     evidence = json.loads((tmp_path / "adapter" / "evidence.json").read_text())

@@ -51,7 +51,7 @@ def test_items_with_a_tag_lose_their_place(digits):
         ({"noise": 1.0}, r"noise is 1\.0"),
         ({"without": "parity"}, "write a tag and its value"),
         ({"without": "question=colour"}, r"has that tag; there are \['ask=0'"),
-        ({"budget": 3}, "no clip of fit"),
+        ({"budget": 3}, "the first clip that is drawn"),
     ],
 )
 def test_what_leaves_nothing_is_refused(digits, change, message):

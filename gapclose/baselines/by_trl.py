@@ -13,6 +13,7 @@ import transformers
 from gapclose.adapters import enable_checkpointing
 from gapclose.baselines.dpo import make_dpo_trainer, preference_pairs
 from gapclose.baselines.grpo import Reward, make_grpo_trainer
+from gapclose.baselines.trl_items import EpochFigures
 from gapclose.items import ItemSet
 from gapclose.media import Media
 from gapclose.models import LoadedModel
@@ -32,19 +33,20 @@ def make_trl_trainer(
     config: Config,
     directory: Path,
     *,
-    after_epoch: Callable[[int], None],
+    after_epoch: Callable[[int], bool | None],
+    finite_only: bool = True,
     callbacks: Sequence[transformers.TrainerCallback],
 ) -> transformers.Trainer:
     """The trainer of ``config.objective`` over the train items that the gate keeps; ``after_epoch(epoch)`` is called after every epoch.
 
     Args:
-        targets: of ``items``. scores: (N, O) of the base model.
+        targets: of ``items``. scores: (N, O) of the base model. finite_only: a logged loss that is not finite is a FloatingPointError.
     """
     # TRL 1.16 calls transformers 5.23 by names that it has renamed; remove when it does not
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     if config.train.gradient_checkpointing:
         enable_checkpointing(loaded)
-    common = {"seed": config.seed, "callbacks": [*callbacks, AfterEpoch(after_epoch)]}
+    common = {"seed": config.seed, "callbacks": [EpochFigures(finite_only), *callbacks, AfterEpoch(after_epoch)]}
     if config.objective == "dpo":
         pairs = preference_pairs(items.items, targets.target, scores, targets.keep, anchors=config.dpo.anchors)
         return make_dpo_trainer(loaded, pairs, media, config.train, config.dpo, directory, **common)

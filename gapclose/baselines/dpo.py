@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import transformers
 
-from gapclose.baselines.trl_items import EpochFigures, forget_reference, make_dataset
+from gapclose.baselines.trl_items import forget_reference, make_dataset
 from gapclose.items import Item
 from gapclose.media import Media
 from gapclose.models import LoadedModel
@@ -144,7 +144,7 @@ def make_dpo_trainer(
     use_one_device(arguments)
     trainer = DPOTrainer(
         model=loaded.model, args=arguments, train_dataset=dataset, processing_class=loaded.processor,
-        callbacks=[EpochFigures(), *callbacks],
+        callbacks=list(callbacks),
     )  # fmt: skip
     forget_reference(trainer.model)
     trainer.remove_callback(transformers.PrinterCallback)

@@ -17,7 +17,7 @@ import numpy as np
 import transformers
 
 from gapclose.answers import parse_lenient
-from gapclose.baselines.trl_items import EpochFigures, forget_reference, make_dataset
+from gapclose.baselines.trl_items import forget_reference, make_dataset
 from gapclose.items import Item
 from gapclose.media import Media
 from gapclose.models import LoadedModel
@@ -144,7 +144,7 @@ def make_grpo_trainer(
     trainer = Trainer(
         model=loaded.model, reward_funcs=reading, args=arguments, processing_class=loaded.processor,
         train_dataset=make_dataset(loaded, items, media, lambda n: {"place": n}),
-        callbacks=[EpochFigures(), *callbacks],
+        callbacks=list(callbacks),
     )  # fmt: skip
     forget_reference(trainer.model)
     trainer.remove_callback(transformers.PrinterCallback)

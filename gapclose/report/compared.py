@@ -62,13 +62,14 @@ def write_results(rows: Sequence[Row], path: Path, budget: float, total: int) ->
     seeds = sorted({row[2] for row in rows})
     lines = ["# Objectives at equal label budgets", ""]
     lines += [
-        f"{len(rows)} of {total} runs, seeds {', '.join(map(str, seeds))}; figures are means over the seeds that are there, on test clips, with 95 % "
-        "intervals from resampling clips (they do not cover labels and training; the standard deviation over seeds, which does, stands behind). "
+        f"{len(rows)} of {total} runs, seeds {', '.join(map(str, seeds))}; figures are means over the seeds that are there, on test clips. Intervals "
+        "(95 %, not corrected for their number) are Student's t over seeds; where there is one seed they resample its clips, and say nothing of another training. "
+        "Trained ways choose their epoch on all of `val`, whose labels are clean and not counted; methods without training choose on the labels of `fit`. "
         f"Every way may lose {100 * budget:g} points of standard accuracy, as val (checkpoints) or fit (methods without training) sees it; the column says what test clips saw.",
         "",
     ]
     for variant in variants:
-        lines += [f"## {variant}", "", *_table(found, variant), "", *_differences(found, variant), *_unreadable(found, variant)]
+        lines += [f"## {variant}", "", *_table(found, variant), "", *_differences(found, variant), *_noise(found, variant)]
         name = "-".join("".join(c if c.isalnum() else " " for c in variant).split())
         drawn = {
             f"{path.stem}-{name}-{kind}.svg": draw(found, variant) for kind, draw in (("labels", draw_labels), ("points", draw_points))
@@ -93,18 +94,23 @@ def _budgets(found: Mapping[Any, Any], variant: str) -> list[int]:
 
 def _show(mean: Mean, digits: int = 3) -> str:
     i = mean.interval
-    shown = f"{i.value:.{digits}f}" + (f" [{i.lower:.{digits}f}, {i.upper:.{digits}f}]" if np.isfinite(i.lower) else "")
-    return shown + (f" ({mean.spread:.{digits}f})" if np.isfinite(mean.spread) else "")
+    return f"{i.value:.{digits}f}" + (f" [{i.lower:.{digits}f}, {i.upper:.{digits}f}]" if np.isfinite(i.lower) else "")
 
 
 def _plain(values: Sequence[float | None]) -> str:
     there = [v for v in values if v is not None and np.isfinite(v)]
-    return f"{np.mean(there):.3f}" if there else "-"
+    some = f" ({len(there)} of {len(values)})" if len(there) < len(values) else ""
+    return f"{np.mean(there):.3f}{some}" if there else "-"
+
+
+def _count(values: Sequence[float | None]) -> str:
+    there = [v for v in values if v is not None]
+    return f"{sum(there):.0f}" if there else "-"
 
 
 def _table(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str) -> list[str]:
-    lines = ["| labels | way | seeds | balanced (sd) | standard accuracy | rejection | closure | retention fell | held-out question type |"]
-    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| labels | way | seeds | balanced | standard accuracy | rejection | closure | retention fell | held-out question type "]
+    lines = [lines[0] + "| reading not real | stopped | over budget |", "|" + "---|" * 12]
     for labels in _budgets(found, variant):
         for way in _ways(found, variant):
             seeds = found.get((variant, labels, way))
@@ -112,7 +118,8 @@ def _table(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str
                 continue
             means = [_show(mean_over_seeds([s[name] for s in seeds.values()])) for name in ("balanced", "standard", "rejection")]
             rest = [_plain([s["more"].get(name) for s in seeds.values()]) for name in ("closure", "retention_drop", "transfer")]
-            lines.append(f"| {labels} | {way} | {len(seeds)} | " + " | ".join([*means, *rest]) + " |")
+            wrong = [_count([s["more"].get(name) for s in seeds.values()]) for name in ("not_real", "stopped", "over_budget")]
+            lines.append(f"| {labels} | {way} | {len(seeds)} | " + " | ".join([*means, *rest, *wrong]) + " |")
     return lines
 
 
@@ -138,7 +145,7 @@ def _differences(found: Mapping[tuple[str, int, str], Found], variant: str) -> l
     return [*head, "| | " + " | ".join(map(str, budgets)) + " |", "|---|" + "---|" * len(budgets), *rows, ""]
 
 
-def _unreadable(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str) -> list[str]:
+def _noise(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str) -> list[str]:
     rows = []
     for labels in _budgets(found, variant):
         for way in _ways(found, variant):
@@ -148,7 +155,10 @@ def _unreadable(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant
                 rows.append(f"| {labels} | {way} | {ece} | {wrong} |")
     if not rows:
         return []
-    head = ["Clips that nobody can read: calibration error of the answers over concepts, and confident (0.9) wrong rejections:", ""]
+    head = [
+        "Clips whose picture and sound are noise: calibration error of the answers over concepts, and confident (0.9) wrong rejections:",
+        "",
+    ]
     return [*head, "| labels | way | calibration error | confident wrong rejections |", "|---|---|---|---|", *rows, ""]
 
 

@@ -1,8 +1,9 @@
 """Objectives against each other at equal label budgets: means over seeds of many runs, with paired intervals.
 
 A *way* of answering is a trained objective, an inference-time method, or the base model. Runs of one seed share their test items, so ways
-are compared item by item; seeds draw other clips, so the replicates of a mean over seeds are means of independent replicates. Intervals
-speak of test clips; the spread over seeds, which holds labels, training and clips together, is given beside them.
+are compared seed by seed on the same items. What is claimed is about objectives, whose labels, trainings and clips change with the seed, so
+the interval of a mean is Student's t over the seeds; resampled clips would leave the trainings out. One seed has the interval of its clips
+alone, which says nothing of another training.
 
 Shapes: N items, O options, R replicates.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from scipy.special import softmax
+from scipy.stats import t
 
 from gapclose.files import read_json
 from gapclose.gap import Action, Labels
@@ -41,7 +43,7 @@ class Answers:
     scores: np.ndarray | None
     """(N, O) in nats, where the way has a distribution over options"""
     degraded: np.ndarray
-    """(N,) bool, items of clips that nobody can read"""
+    """(N,) bool, items of clips whose picture and sound are noise"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +51,7 @@ class Mean:
     """A figure over seeds."""
 
     interval: Interval
-    """of the mean, over test clips"""
-    spread: float
-    """standard deviation over seeds, nan for one"""
+    """95 %, Student's t over seeds; over the test clips where there is one seed"""
     seeds: int
 
 
@@ -114,7 +114,7 @@ def figures(answers: Answers, seed: int) -> dict[str, np.ndarray]:
 
 
 def on_degraded(answers: Answers) -> dict[str, float]:
-    """On items that nobody can read: calibration error of the action over concepts, and the share of confident wrong rejections."""
+    """On items whose media are noise: calibration error of the action over concepts, and the share of confident wrong rejections."""
     keep, labels = answers.degraded, answers.labels
     if answers.scores is None or not keep.any():
         return {"ece": float("nan"), "sure_and_wrong": float("nan")}
@@ -131,9 +131,11 @@ def on_degraded(answers: Answers) -> dict[str, float]:
 
 def mean_over_seeds(values: Sequence[np.ndarray]) -> Mean:
     """The mean of one figure (R + 1,) over seeds."""
+    if len(values) == 1:
+        return Mean(interval=Interval.of(values[0]), seeds=1)
     firsts = [float(v[0]) for v in values]
-    spread = float(np.std(firsts, ddof=1)) if len(firsts) > 1 else float("nan")
-    return Mean(interval=Interval.of(np.mean(values, axis=0)), spread=spread, seeds=len(values))
+    value, half = float(np.mean(firsts)), float(t.ppf(0.975, len(firsts) - 1) * np.std(firsts, ddof=1) / np.sqrt(len(firsts)))
+    return Mean(interval=Interval(value, value - half, value + half), seeds=len(values))
 
 
 def against(ours: Mapping[int, Mapping[str, np.ndarray]], theirs: Mapping[int, Mapping[str, np.ndarray]], name: str) -> Mean | None:
@@ -147,7 +149,7 @@ def against(ours: Mapping[int, Mapping[str, np.ndarray]], theirs: Mapping[int, M
 
 
 def more(directory: Path) -> dict[str, float | None]:
-    """What the record of a finished run says besides: closure, retention, held-out question type, fall of standard accuracy."""
+    """What the record of a finished run says besides: closure, retention, held-out question type, and what went wrong (0 or 1 each)."""
     record = record_of(directory, "adapted/test")
     assert record is not None
     change, nothing = record["change"], {"value": None}
@@ -157,4 +159,9 @@ def more(directory: Path) -> dict[str, float | None]:
         "retention_drop": change.get("retention_drop", nothing),
         "transfer": record["transfer"]["action"]["balanced"] if "transfer" in record else nothing,
     }
-    return {name: interval["value"] for name, interval in found.items()}
+    return {
+        **{name: interval["value"] for name, interval in found.items()},
+        "not_real": float(bool(record["forced"])),
+        "stopped": float(bool(record["stopped"])),
+        "over_budget": float(record["state"] in ("over-rejecting", "collapsed")),
+    }

@@ -43,7 +43,7 @@ def test_a_comparison_runs_goes_on_and_is_collected(comparison):
     runs = comparison.parent / "runs"
     text = (runs / "results.md").read_text()
     assert "3 of 3 runs, seeds 0" in text and "| 48 | consistency | 1 | " in text and "| 48 | pgla_wide | 1 | " in text
-    assert "| consistency - gold | " in text and "consistency+gold" not in text and "nobody can read" not in text
+    assert "| consistency - gold | " in text and "consistency+gold" not in text and "are noise" not in text
     for kind in ("labels", "points"):
         assert (runs / f"results-plain-{kind}.svg").stat().st_size > 5000
     directory = runs / "plain" / "48-labels" / "gold-seed0"
@@ -66,21 +66,45 @@ def test_what_is_missing_is_said(comparison, tmp_path):
     assert "no run below" in start(path, "--collect").stderr
     path.write_text(yaml.safe_dump(tree | {"speed": 3}))
     assert "unknown keys ['speed'], missing keys []" in start(path).stderr
-    path.write_text(yaml.safe_dump(tree | {"settings": {"train.epochs": 0}, "objectives": ["gold"], "budgets": [48]}))
+    for change, message in (
+        ({"settings": {"train.epochs": 0}}, "train.epochs is 0"),
+        ({"objectives": ["silver"]}, "objective is 'silver'"),
+        ({"standard_budget": 0.05}, "standard_budget is 0.05; methods without training know [0.03, 0.01, 0.0]"),
+        ({"variants": {"a+b": {}, "a b": {}}, "quick": {}}, "several runs would share"),
+        ({"run": "nowhere.yaml"}, "'nowhere.yaml' is no configuration file"),
+    ):  # before anything runs
+        path.write_text(yaml.safe_dump(tree | change))
+        refused = start(path, "--quick")
+        assert refused.returncode == 2 and message in refused.stderr and not (tmp_path / "none").exists()
+    path.write_text(yaml.safe_dump(tree | {"settings": {"model.path": "/nowhere"}, "objectives": ["gold"], "budgets": [48]}))
     failed = start(path, "--quick")
     assert failed.returncode == 2 and "gold-seed0; its output is in" in failed.stderr
     output = tmp_path / "none" / "plain" / "48-labels" / "gold-seed0" / "output.txt"
-    assert "train.epochs is 0" in output.read_text()
+    assert "model.path '/nowhere'" in output.read_text()
 
 
-def test_means_over_seeds_are_paired():
-    """The mean of independent replicates is narrower than either; what both share cancels in the difference."""
-    rng = np.random.default_rng(0)
-    ours = {s: {"balanced": np.concatenate([[0.8], rng.normal(0.8, 0.02, 4000)])} for s in (0, 1)}
-    theirs = {s: {"balanced": ours[s]["balanced"] - 0.1} for s in (1, 2 - 2)}
-    mean = mean_over_seeds([f["balanced"] for f in ours.values()])
-    assert mean.seeds == 2 and mean.spread == 0 and mean.interval.value == pytest.approx(0.8)
-    assert mean.interval.upper - mean.interval.lower == pytest.approx(2 * 1.96 * 0.02 / np.sqrt(2), rel=0.05)
+def test_runs_of_other_settings_are_not_taken_for_those_that_are_asked_for(comparison):
+    """Their directories are named, with the setting that differs; nothing is collected."""
+    tree = yaml.safe_load(comparison.read_text())
+    other = comparison.parent / "other.yaml"
+    other.write_text(yaml.safe_dump(tree | {"standard_budget": 0.01}))
+    refused = start(other, "--quick", "--collect")
+    assert refused.returncode == 2 and "gap.standard_budget: 0.03 there, 0.01 now" in refused.stderr
+
+
+def test_intervals_over_seeds_hold_the_training_as_well():
+    """Trainings scatter by more than clips: intervals of five seeds hold the truth as often as they say; what is shared cancels."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        trainings = rng.normal(0.8, 0.03, 5)
+        runs = [np.concatenate([[x], rng.normal(x, 0.002, 200)]) for x in trainings]
+        interval = mean_over_seeds(runs).interval
+        held += interval.lower <= 0.8 <= interval.upper
+    assert 0.92 < held / 400 < 0.98
+    lone = mean_over_seeds([np.concatenate([[0.8], rng.normal(0.8, 0.02, 4000)])])
+    assert lone.seeds == 1 and lone.interval.upper - lone.interval.lower == pytest.approx(2 * 1.96 * 0.02, rel=0.05)
+    ours = {s: {"balanced": rng.normal(0.8, 0.02, 4000)} for s in (0, 1)}
+    theirs = {s: {"balanced": ours[s]["balanced"] - 0.1} for s in ours}
     difference = against(ours, theirs, "balanced")
     assert difference is not None and difference.interval.lower == pytest.approx(0.1) == pytest.approx(difference.interval.upper)
     assert against(ours, {5: ours[0]}, "balanced") is None
