@@ -2,6 +2,7 @@
 
     python recipes/compare.py --config configs/compare_digits.yaml                     # hours; the same command goes on where it stopped
     python recipes/compare.py --config configs/compare_digits.yaml --quick             # one seed, one budget
+    python recipes/compare.py --config configs/compare_digits.yaml --seeds 0 --variants comply   # a part of it
     python recipes/compare.py --config configs/compare_digits.yaml --collect           # only write the results of what is finished
     python recipes/compare.py --config configs/compare_digits.yaml --workers 2         # so many runs at once
 
@@ -100,6 +101,15 @@ def read_comparison(path: Path, *, quick: bool) -> Comparison:
     return found
 
 
+def narrow(of: Comparison, seeds: list[int] | None, variants: list[str] | None) -> None:
+    """Keep these seeds and variants only. Raises: ValueError for a variant that is not there."""
+    unknown = [name for name in variants or [] if name not in of.variants]
+    if unknown:
+        raise ValueError(f"--variants names {unknown}; there are {list(of.variants)}")
+    of.seeds = seeds or of.seeds
+    of.variants = {name: keys for name, keys in of.variants.items() if name in (variants or of.variants)}
+
+
 def check(of: Comparison, todo: list[Job]) -> None:
     """Parse the configuration of every run, and compare it with what its directory holds.
 
@@ -160,6 +170,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="what the file's `quick` names")
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these")
+    parser.add_argument("--variants", nargs="+", help="only these")
     parser.add_argument("--collect", action="store_true", help="run nothing")
     parser.add_argument("--workers", type=int, default=1, help="runs at once, one thread each")
     parser.add_argument("--out", type=Path, help="write the results here (default: results.md in the comparison's directory)")
@@ -167,6 +179,7 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         of = read_comparison(args.config, quick=args.quick)
+        narrow(of, args.seeds, args.variants)
         todo = jobs(of)
         check(of, todo)
     except ValueError as error:

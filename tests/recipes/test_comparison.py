@@ -53,7 +53,8 @@ def test_a_comparison_runs_goes_on_and_is_collected(comparison):
     assert balanced[0] == pytest.approx(record["action"]["balanced"]["value"]) and f"{balanced[0]:.3f} [" in text
     assert np.isnan(on_degraded(found["adapted"])["ece"])
     before = (directory / "output.txt").read_text()
-    again = start(comparison, "--quick")
+    assert "--variants names ['none']" in start(comparison, "--variants", "none").stderr
+    again = start(comparison, "--seeds", "0", "--variants", "plain")
     assert "3 runs, 3 of them finished before" in again.stdout and (directory / "output.txt").read_text() == before
     assert (runs / "results.md").read_text() == text
 
