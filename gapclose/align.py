@@ -73,7 +73,10 @@ class Training:
             ]
         if config.train.gold:
             fit = self.run.items.select(split="fit", purpose="gap").items
-            examples += [Example(item=i, term="gold", weights=np.eye(len(i.options))[i.gold]) for i in fit]
+            gold = [Example(item=i, term="gold", weights=np.eye(len(i.options))[i.gold]) for i in fit]
+            unlabelled = len(self.run.items.select(split="train", purpose="gap"))
+            # alone, as many steps an epoch as the train items take: at equal labels, objectives are compared at equal steps
+            examples += gold * (1 if config.train.consistency else max(1, round(unlabelled / len(gold))))
         if config.train.retain:
             retain = self.run.items.select(split="train", purpose="retain").unlabelled()
             seen = self.run.observe("base-retain", retain, blank=blank, top_tokens=config.train.retain_tokens)

@@ -36,7 +36,7 @@ class TrainConfig:
     """Optimisation."""
 
     epochs: int = 3
-    """passes over the train items; the gap is measured again after each"""
+    """passes over the train items (with objective gold: as many steps over the labelled ones); the gap is measured again after each"""
     global_batch_size: int = 72
     """items per optimiser step over all processes, all terms together"""
     micro_batch_size: int = 8

@@ -81,7 +81,7 @@ def print_report(directory: Path, console: Console | None = None) -> None:
         test.add_row("held-out question type, action", show(summary["transfer"]["base"]), show(summary["transfer"]["adapted"]))
     console.print(test)
 
-    parts = Table(title="by modality")
+    parts = Table(title="by modality (p: whether the change of the action is chance)")
     headings = (
         "modality",
         "verdict",
@@ -91,7 +91,7 @@ def print_report(directory: Path, console: Console | None = None) -> None:
         "gap base",
         "gap adapted",
         "closure",
-        "p of the change (Holm)",
+        "p (Holm)",
     )
     add_columns(parts, headings, ("modality", "verdict"))
     for name, part in summary["modality"].items():
