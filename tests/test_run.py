@@ -51,3 +51,18 @@ def test_a_modality_without_a_verdict_is_unproven():
     verdicts = {"vision": {"word": "real", "sentence": "it is."}, "audio": {"word": "not readable", "sentence": "it is not."}}
     assert unproven(["vision"], verdicts) == {} and unproven(["audio"], verdicts) == {"audio": "not readable. it is not."}
     assert unproven(["touch"], verdicts)["touch"].startswith("not measured. no labelled test item")
+
+
+def test_labels_alone_are_gone_through_as_often_as_the_train_items_are_more(tiny_config, tmp_path, monkeypatch):
+    """Half as many labelled items as train items: twice a pass, so that an epoch has as many steps as with another objective."""
+    seen = {}
+
+    def make_trainer(loaded, examples, *rest, **settings):
+        seen["gold"] = [e.item.id for e in examples if e.term == "gold"]
+        raise Reached
+
+    monkeypatch.setattr("gapclose.align.make_trainer", make_trainer)
+    command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--objective", "gold", "--labelling.budget", "48"]
+    with pytest.raises(Reached):
+        main(command)
+    assert len(seen["gold"]) == 96 and len(set(seen["gold"])) == 48
