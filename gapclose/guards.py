@@ -1,8 +1,8 @@
 """Guards: what must not go on for long while training. They stop a run with the reason, and the best checkpoint so far is kept.
 
 Guards look at the records of ``val``, one after every epoch. Where they compare accuracies, the whole interval of the loss must lie beyond its
-budget; parsing is compared by its estimate. Controls of training (``targets.control``) are run to see how far they go, so they have no
-guards.
+budget; parsing is compared by its estimate. Controls of training (``targets.control``) are run to see how far they go, so only
+the guard of the loss acts on them.
 """
 
 from __future__ import annotations

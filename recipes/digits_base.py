@@ -32,7 +32,7 @@ states a false claim unless the check is asked for after it. Three steps:
    AUROC 0.78 and no rejections. The price: with a false premise the option scores of the rejections rise too, unsaid (AUROC 0.70 of
    these alone), so it is in part a suppressed answer; and 2 to 4 % of the premise questions no longer get the expected word.
 
-One seed each, on ``val`` voices; ``--copies 2`` made these figures.
+One seed each, on ``val`` voices, from trials step by step with ``--copies 2``; the whole command was not run at full length yet.
 
 Everything is drawn from scans and voices of group ``base``, which no item set shows. One seed fixes weights and draws. The
 figures on the way come from the ``train`` voices, those at the end, stored in ``training.json``, from the ``val`` voices: nothing here

@@ -2,5 +2,5 @@
 
 ``features``, ``encoder``, ``refits``, ``blank`` and ``codelength`` are the controls, ``judge`` sets them beside the reading, ``nested``
 repeats its choices, ``localise`` looks at the layers and swaps residuals, ``imavb`` computes the source paper's own figures and ``beside``
-sets ours beside them; ``examination`` runs them on a run and ``measurement`` puts them into one file.
+sets ours beside them; ``examination`` runs them on a run, ``inside`` what looks into its layers, and ``measurement`` puts them into one file.
 """

@@ -9,32 +9,25 @@ Shapes: M fit items, N test items, D width, L decoder layers, C concepts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from sklearn.model_selection import StratifiedKFold
 
-from gapclose.answers import parse_all
-from gapclose.examine.beside import set_beside
 from gapclose.examine.blank import blank_controls, blank_sets, blank_stage
 from gapclose.examine.codelength import codelength
 from gapclose.examine.encoder import encode
 from gapclose.examine.features import action_features, feature_reading, majority, option_features
+from gapclose.examine.inside import interchanged, layers, nested, protocol
 from gapclose.examine.judge import Control, Judge
-from gapclose.examine.localise import interchange, layer_profile, make_lens, twins
 from gapclose.examine.measurement import assemble, data_root
-from gapclose.examine.nested import nested_reading
-from gapclose.examine.refits import clip_labels, concept_shares, refit, refit_within, residualise, shuffled
+from gapclose.examine.refits import clip_labels, concept_shares, refit_within, residualise, shuffled
 from gapclose.examine.untrained import untrained
 from gapclose.gap import Labels
 from gapclose.measure import scored
-from gapclose.observations import Observations, pad_options, read_observations
+from gapclose.observations import Observations, read_observations
 from gapclose.progress import say, track
-from gapclose.resample import Interval
 from gapclose.significance import selectivity
 
 if TYPE_CHECKING:
@@ -53,19 +46,19 @@ class Examination:
         self.run, self.config, self.probe = run, run.config, run.probe
         self.fit, self.test = (run.items.select(split=split, purpose="gap") for split in ("fit", "test"))
         self.known, self.labels = Labels.of(self.fit), Labels.of(self.test)
-        self.seen_fit = self._stored("base-fit", self.fit, [self.probe.layer])
-        self.seen = self._stored("base-test", self.test, [self.probe.layer])
+        self.seen_fit = self.stored("base-fit", self.fit, [self.probe.layer])
+        self.seen = self.stored("base-test", self.test, [self.probe.layer])
         self.z_fit, self.z = (seen.residuals[self.probe.layer].double().numpy() for seen in (self.seen_fit, self.seen))
         self.reading = self.probe.read(self.seen.residuals[self.probe.layer])  # (N, C)
         self.action = scored(self.labels, self.seen)
-        self.judge = self._judge(self.labels, self.reading)
+        self.judge = self.judge_of(self.labels, self.reading)
         self.within = (self.known.modality, self.labels.modality)
         self.folds = {"folds": self.config.probe.folds, "seed": self.config.seed}
 
-    def _judge(self, labels: Labels, reading: np.ndarray) -> Judge:
+    def judge_of(self, labels: Labels, reading: np.ndarray) -> Judge:
         return Judge(labels, reading, self.config.gap.replicates, self.config.seed, self.config.gap.detectable)
 
-    def _stored(self, stage: str, items: Any, layers: list[int]) -> Observations:
+    def stored(self, stage: str, items: Any, layers: list[int]) -> Observations:
         return read_observations(self.run.directory / "observations" / stage, [i.id for i in items], layers=layers)
 
     def rng(self, purpose: int) -> np.random.Generator:
@@ -152,7 +145,7 @@ class Examination:
                 part = (known.modality[train], self.z_fit[held], known.modality[held])
                 reading[held] = refit_within(self.probe, self.z_fit[train], y[train], *part)
             inside.append(reading)
-        fit_judge = self._judge(known, self.run.fit_reading)
+        fit_judge = self.judge_of(known, self.run.fit_reading)
         entries = [
             self.judge.entry(
                 Control(
@@ -209,87 +202,6 @@ class Examination:
             found += blank_controls(kinds, kinds == sets[-1], self.probe, z["fit"], self.known.concept, z["test"], self.within)
         return found
 
-    # -- where it gets lost -----------------------------------------------------------------------------------------------------
-
-    def _observe_layers(self, part: str) -> list[int]:
-        """Store the residuals of all layers; returns these, the embedding first."""
-        layers = list(range(len(self.run.loaded.layers) + 1))
-        self.run.observe(f"layers-{part}", self.fit if part == "fit" else self.test, layers=layers)
-        return layers
-
-    def _layer_residual(self, part: str, layer: int) -> torch.Tensor:
-        items = self.fit if part == "fit" else self.test
-        return self._stored(f"layers-{part}", items, [layer]).residuals[layer]
-
-    def layers(self) -> tuple[Control, list[dict[str, Any]]]:
-        """The embedding layer as a control, and reading and lens of every layer."""
-        layers = [self._observe_layers(part) for part in ("fit", "test")][-1]
-        fit, test = (self._layer_residual(part, 0).double().numpy() for part in ("fit", "test"))
-        embedding = Control(
-            name="embedding",
-            label="embedding layer (layer 0 at the answer position)",
-            question="is it there before any layer has run?",
-            readings=[refit(self.probe, fit, self.known.concept, test)],
-            at_chance=True,
-        )
-        last = self._layer_residual("test", layers[-1])
-        try:
-            lens = make_lens(self.run.loaded, self.test.items, last, self.action.scores, self.config.observe.batch_size)
-        except ValueError as error:
-            say(f"no logit lens: {error}")
-            lens = None
-        return embedding, layer_profile(layers, self._layer_residual, self.known.concept, self.probe, self.judge, lens)
-
-    def interchanged(self) -> dict[str, Any] | None:
-        """Answers under the residual of the twin, or None where there are no twins."""
-        donor_of = twins(self.test.items)
-        place = {i.id: n for n, i in enumerate(self.test)}
-        if not donor_of:
-            say("no interchange: no test item has a twin (tag `twin`: the id of an item of the same clip with another right concept)")
-            return None
-        layer, paired = self.probe.layer, np.array([i.id in donor_of for i in self.test])
-        items = replace(self.test, items=tuple(i for i in self.test if i.id in donor_of))
-        states = self.seen.residuals[layer]
-        patch = {recipient: states[place[donor]] for recipient, donor in donor_of.items()}
-        seen = self.run.observe("interchange-test", items, patch=patch, patch_layer=layer)
-        rank = {i.id: n for n, i in enumerate(items)}
-        donor = np.array([rank[donor_of[i.id]] for i in items])
-        labels = self.labels.take(paired)
-        after = pad_options(seen.scores, labels.option_concept.shape[1]).double().numpy()
-        return interchange(labels, donor, self.action.scores[paired], after, layer, self.config.gap.replicates, self.config.seed)
-
-    def nested(self) -> dict[str, Any] | None:
-        """Accuracy on fit when layer, family and strength are chosen anew inside every outer fold: no choice sees what it is judged on.
-
-        None where the clips are too few for folds within folds.
-        """
-        config, known = self.config.probe, self.known
-        layers = config.candidates(len(self.run.loaded.layers))
-        residuals = self._stored("base-fit", self.fit, layers).residuals
-        try:
-            found = nested_reading(residuals, known.concept, known.clip, known.concepts, config, layers=layers, seed=self.config.seed)
-        except ValueError as error:
-            say(f"no nested choice of the layer: {error}")
-            return None
-        judged = self._judge(known, found.reading).reading["all"]
-        return {"balanced": Interval.of(judged.balanced).as_dict(), "layers": [layer for layer, _, _ in found.chosen]}
-
-    def protocol(self, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The source paper's own figures on the test items, which nothing was chosen on, beside ours."""
-        _, *layers = self._observe_layers("test")
-        texts, encoder = [i.text for i in self.test], self.config.controls.text_encoder
-        assert self.seen.answers is not None
-        return set_beside(
-            self.judge,
-            self.action,
-            entries,
-            texts=texts,
-            said=parse_all(self.seen.answers, self.test.items, lenient=True),
-            residual_of=lambda layer: self._layer_residual("test", layer).float().numpy(),
-            layers=track(layers, len(layers), "the paper's probe at every layer"),
-            encoded=encode(encoder, texts, self.config.observe.batch_size) if encoder else None,
-        )
-
 
 def texts_of(item: Any) -> list[str]:
     """The question and the options of an item."""
@@ -306,7 +218,7 @@ def examine(run: Run, *, thorough: bool) -> dict[str, Any]:
     if thorough:
         more.append(now.confidence())
         if wanted.layers:
-            embedding, rest["layers"] = now.layers()
+            embedding, rest["layers"] = layers(now)
             more.append(embedding)
         if wanted.residualise:
             more.append(now.residualised())
@@ -319,9 +231,9 @@ def examine(run: Run, *, thorough: bool) -> dict[str, Any]:
             say("codelength of the concepts given the residuals")
             facts = (known.concept, known.modality, known.clip, run.probe)
             rest["codelength"] = codelength(now.z_fit, *facts, draws=wanted.draws, rng=now.rng(2))
-        rest["interchange"] = now.interchanged() if wanted.interchange else None
-        rest["nested"] = now.nested() if wanted.nested else None
-        rest["protocol"] = now.protocol(entries) if wanted.protocol else None
+        rest["interchange"] = interchanged(now) if wanted.interchange else None
+        rest["nested"] = nested(now) if wanted.nested else None
+        rest["protocol"] = protocol(now, entries) if wanted.protocol else None
         rest["baselines"] = untrained(now) if wanted.baselines else None
     return assemble(
         now.test,

@@ -1,0 +1,113 @@
+"""Inside the model, on a run: every layer, residuals swapped between twins, the choice of layer repeated, and the source paper's own figures.
+
+Shapes: N test items, D width, L decoder layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from gapclose.answers import parse_all
+from gapclose.examine.beside import set_beside
+from gapclose.examine.encoder import encode
+from gapclose.examine.judge import Control
+from gapclose.examine.localise import interchange, layer_profile, make_lens, twins
+from gapclose.examine.nested import nested_reading
+from gapclose.examine.refits import refit
+from gapclose.observations import pad_options
+from gapclose.progress import say, track
+from gapclose.resample import Interval
+
+if TYPE_CHECKING:
+    from gapclose.examine.examination import Examination
+
+
+def _observe_layers(of: Examination, part: str) -> list[int]:
+    """Store the residuals of all layers; returns these, the embedding first."""
+    layers = list(range(len(of.run.loaded.layers) + 1))
+    of.run.observe(f"layers-{part}", of.fit if part == "fit" else of.test, layers=layers)
+    return layers
+
+
+def _layer_residual(of: Examination, part: str, layer: int) -> torch.Tensor:
+    items = of.fit if part == "fit" else of.test
+    return of.stored(f"layers-{part}", items, [layer]).residuals[layer]
+
+
+def layers(of: Examination) -> tuple[Control, list[dict[str, Any]]]:
+    """The embedding layer as a control, and reading and lens of every layer."""
+    layers = [_observe_layers(of, part) for part in ("fit", "test")][-1]
+    fit, test = (_layer_residual(of, part, 0).double().numpy() for part in ("fit", "test"))
+    embedding = Control(
+        name="embedding",
+        label="embedding layer (layer 0 at the answer position)",
+        question="is it there before any layer has run?",
+        readings=[refit(of.probe, fit, of.known.concept, test)],
+        at_chance=True,
+    )
+    last = _layer_residual(of, "test", layers[-1])
+    try:
+        lens = make_lens(of.run.loaded, of.test.items, last, of.action.scores, of.config.observe.batch_size)
+    except ValueError as error:
+        say(f"no logit lens: {error}")
+        lens = None
+    return embedding, layer_profile(layers, partial(_layer_residual, of), of.known.concept, of.probe, of.judge, lens)
+
+
+def interchanged(of: Examination) -> dict[str, Any] | None:
+    """Answers under the residual of the twin, or None where there are no twins."""
+    donor_of = twins(of.test.items)
+    place = {i.id: n for n, i in enumerate(of.test)}
+    if not donor_of:
+        say("no interchange: no test item has a twin (tag `twin`: the id of an item of the same clip with another right concept)")
+        return None
+    layer, paired = of.probe.layer, np.array([i.id in donor_of for i in of.test])
+    items = replace(of.test, items=tuple(i for i in of.test if i.id in donor_of))
+    states = of.seen.residuals[layer]
+    patch = {recipient: states[place[donor]] for recipient, donor in donor_of.items()}
+    seen = of.run.observe("interchange-test", items, patch=patch, patch_layer=layer)
+    rank = {i.id: n for n, i in enumerate(items)}
+    donor = np.array([rank[donor_of[i.id]] for i in items])
+    labels = of.labels.take(paired)
+    after = pad_options(seen.scores, labels.option_concept.shape[1]).double().numpy()
+    return interchange(labels, donor, of.action.scores[paired], after, layer, of.config.gap.replicates, of.config.seed)
+
+
+def nested(of: Examination) -> dict[str, Any] | None:
+    """Accuracy on fit when layer, family and strength are chosen anew inside every outer fold: no choice sees what it is judged on.
+
+    None where the clips are too few for folds within folds.
+    """
+    config, known = of.config.probe, of.known
+    layers = config.candidates(len(of.run.loaded.layers))
+    residuals = of.stored("base-fit", of.fit, layers).residuals
+    try:
+        found = nested_reading(residuals, known.concept, known.clip, known.concepts, config, layers=layers, seed=of.config.seed)
+    except ValueError as error:
+        say(f"no nested choice of the layer: {error}")
+        return None
+    judged = of.judge_of(known, found.reading).reading["all"]
+    return {"balanced": Interval.of(judged.balanced).as_dict(), "layers": [layer for layer, _, _ in found.chosen]}
+
+
+def protocol(of: Examination, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The source paper's own figures on the test items, which nothing was chosen on, beside ours."""
+    _, *layers = _observe_layers(of, "test")
+    texts, encoder = [i.text for i in of.test], of.config.controls.text_encoder
+    assert of.seen.answers is not None
+    return set_beside(
+        of.judge,
+        of.action,
+        entries,
+        texts=texts,
+        said=parse_all(of.seen.answers, of.test.items, lenient=True),
+        residual_of=lambda layer: _layer_residual(of, "test", layer).float().numpy(),
+        layers=track(layers, len(layers), "the paper's probe at every layer"),
+        encoded=encode(encoder, texts, of.config.observe.batch_size) if encoder else None,
+    )
