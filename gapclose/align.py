@@ -18,6 +18,7 @@ from gapclose.items import ItemSet
 from gapclose.measure import Measured, best_epoch, make_record
 from gapclose.media import SUPPORTED
 from gapclose.objectives import BY_TRL, needs_reading
+from gapclose.observations import read_observations
 from gapclose.progress import say
 from gapclose.report.page import write_page
 from gapclose.report.summary import read_records, record_of, summarise
@@ -93,7 +94,8 @@ class Training:
         observed = self.run.observe("base-train", train, layers=[self.run.probe.layer], blank=blank)
         scores = observed.scores.double().numpy()
         # always rebuilt: cheap, and a file from before a change of labels would be stale
-        fit = Labels.of(self.run.items.select(split="fit", purpose="gap"))
+        val = self.run.items.select(split="val", purpose="gap")
+        seen = read_observations(self.run.directory / "observations" / "base-val", [i.id for i in val], layers=[self.run.probe.layer])
         targets = build_targets(
             self.run.config.targets,
             ids=ids,
@@ -101,8 +103,8 @@ class Training:
             scores=scores,
             option_concept=option_concepts(train.items, train.concepts),
             modality=np.array([i.modality for i in train]),
-            fit_reading=self.run.fit_reading,
-            fit_concept=fit.concept,
+            val_reading=self.run.probe.read(seen.residuals[self.run.probe.layer]),
+            val_concept=Labels.of(val).concept,
             alarm=np.isin(train.concepts, train.alarm),
             seed=self.run.config.seed,
         )

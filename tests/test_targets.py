@@ -158,8 +158,8 @@ def build(config: TargetsConfig, seed: int = 0, n: int = 80) -> tuple[Targets, d
         "scores": scores,
         "option_concept": table,
         "modality": np.array(["vision", "audio"])[np.arange(n) % 2],
-        "fit_reading": readings_of(concept, 2.0, 0.5),
-        "fit_concept": concept,
+        "val_reading": readings_of(concept, 2.0, 0.5),
+        "val_concept": concept,
         "alarm": np.array([False, True, True]),
     }
     return build_targets(config, **known, seed=seed), known
@@ -168,7 +168,7 @@ def build(config: TargetsConfig, seed: int = 0, n: int = 80) -> tuple[Targets, d
 def test_targets_chain_operating_point_gate_sharpening_and_jeffrey():
     """Each step as its own function says."""
     found, known = build(TargetsConfig(false_alarm_budget=0.03, sharpen=2.0, gate=0.5))
-    factor = operating_point(known["fit_reading"], known["fit_concept"], known["alarm"], 0.03)
+    factor = operating_point(known["val_reading"], known["val_concept"], known["alarm"], 0.03)
     assert found.factor == factor != 1
     shifted = shift_prior(known["reading"], known["alarm"], factor)
     np.testing.assert_allclose(found.reading, shifted)
