@@ -14,15 +14,14 @@ from gapclose.export import export_run
 from gapclose.files import read_json, write_json
 from gapclose.gap import Labels, option_concepts
 from gapclose.guards import fired, objections
-from gapclose.items import ItemSet
 from gapclose.measure import Measured, best_epoch, make_record
 from gapclose.media import SUPPORTED
 from gapclose.objectives import BY_TRL, needs_reading
-from gapclose.observations import read_observations
 from gapclose.progress import say
 from gapclose.report.page import write_page
 from gapclose.report.summary import read_records, record_of, summarise
 from gapclose.targets import Targets, build_targets
+from gapclose.teacher import Teacher, compared, first_teacher, next_teacher, tell, train_items, val_items
 from gapclose.tracking import LossLines
 from gapclose.trainer import Example, last_complete_checkpoint, make_trainer
 from gapclose.verdict import unproven
@@ -35,7 +34,10 @@ class Training:
     """The second half of a run: its base model is measured and examined."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.forced = run, dict[str, str]()
+        self.run, self.forced, self.begun = run, dict[str, str](), 0
+        self.teachers = list[Teacher]()
+        self.base_scores: np.ndarray
+        self.sentinel: np.ndarray
 
     def refuse_unproven(self) -> None:
         """Stop before targets are made of a reading that is not shown to be more than the wording, unless ``force`` is set.
@@ -63,15 +65,14 @@ class Training:
         """The kinds of media that training does not see: a control, normally none."""
         return SUPPORTED if self.run.config.targets.control == "blank_media" else ()
 
-    def training_examples(self) -> list[Example]:
-        """Targets for the train items by Jeffrey's rule, and what the other terms of the loss need, all from the base model."""
-        config, blank = self.run.config, self.blanked
-        examples: list[Example] = []
-        if config.train.consistency:
-            targets, train, _ = self.build_targets()
-            examples += [
-                Example(item=i, term="consistency", weights=t) for i, t, k in zip(train, targets.target, targets.keep, strict=True) if k
-            ]
+    def aimed_at(self, targets: Targets) -> list[Example]:
+        """The train items that the gate keeps, under the term that aims for their targets."""
+        kept = zip(train_items(self.run), targets.target, targets.keep, strict=True)
+        return [Example(item=i, term="consistency", weights=t) for i, t, keep in kept if keep]
+
+    def other_examples(self) -> list[Example]:
+        """What the terms of the loss need that aim for no reading, from the base model."""
+        config, examples = self.run.config, list[Example]()
         if config.train.gold:
             fit = self.run.items.select(split="fit", purpose="gap").items
             gold = [Example(item=i, term="gold", weights=np.eye(len(i.options))[i.gold]) for i in fit]
@@ -80,68 +81,115 @@ class Training:
             examples += gold * (1 if config.train.consistency else max(1, round(unlabelled / len(gold))))
         if config.train.retain:
             retain = self.run.items.select(split="train", purpose="retain").unlabelled()
-            seen = self.run.observe("base-retain", retain, blank=blank, top_tokens=config.train.retain_tokens)
+            seen = self.run.observe("base-retain", retain, blank=self.blanked, top_tokens=config.train.retain_tokens)
             assert seen.top_logps is not None and seen.top_tokens is not None
             kept = zip(retain, seen.top_logps, seen.top_tokens, strict=True)
             examples += [Example(item=i, term="retain", base_logps=p, base_tokens=t) for i, p, t in kept]
         return examples
 
-    def build_targets(self) -> tuple[Targets, ItemSet, np.ndarray]:
-        """Observe the unlabelled train items, build their targets, and store them; with the items and the base model's scores (N, O)."""
-        blank = SUPPORTED if self.run.config.targets.control in ("blank_media", "blank_targets") else ()
-        train = self.run.items.select(split="train", purpose="gap").unlabelled()
-        path, ids = self.run.directory / "targets.safetensors", [i.id for i in train]
-        observed = self.run.observe("base-train", train, layers=[self.run.probe.layer], blank=blank)
-        scores = observed.scores.double().numpy()
+    def read(self) -> None:
+        """Have the frozen probe read the train items in the base model, before adapters are put on it."""
+        teacher, self.base_scores, self.sentinel = first_teacher(self.run)
+        self.teachers = [teacher]
+
+    def build_targets(self, number: int = 1) -> Targets:
+        """Targets of the train items from the latest teacher, stored beside those of other rounds."""
         # always rebuilt: cheap, and a file from before a change of labels would be stale
-        val = self.run.items.select(split="val", purpose="gap")
-        seen = read_observations(self.run.directory / "observations" / "base-val", [i.id for i in val], layers=[self.run.probe.layer])
+        train, teacher = train_items(self.run), self.teachers[-1]
         targets = build_targets(
             self.run.config.targets,
-            ids=ids,
-            reading=self.run.probe.read(observed.residuals[self.run.probe.layer]),
-            scores=scores,
+            ids=[i.id for i in train],
+            reading=teacher.train,
+            scores=self.base_scores,
             option_concept=option_concepts(train.items, train.concepts),
             modality=np.array([i.modality for i in train]),
-            val_reading=self.run.probe.read(seen.residuals[self.run.probe.layer]),
-            val_concept=Labels.of(val).concept,
+            val_reading=teacher.val,
+            val_concept=Labels.of(val_items(self.run)).concept,
             alarm=np.isin(train.concepts, train.alarm),
             seed=self.run.config.seed,
         )
-        self.run.on_main(lambda: targets.save(path))
+        name = "targets" if number == 1 else f"targets-round-{number}"
+        self.run.on_main(lambda: targets.save(self.run.directory / f"{name}.safetensors"))
         facts = targets.summary(train.concepts)
         say(
             f"targets: {facts['kept']} of {facts['items']} train items, {facts['kept_by_concept']}, alarm prior x{facts['prior_factor']:.3g}"
         )
-        return targets, train, scores
+        return targets
 
     def train(self, base: Measured) -> None:
-        """Train adapters, measuring ``val`` after every epoch; an interrupted training goes on from its last whole checkpoint."""
-        config, directory = self.run.config, self.run.directory / "checkpoints"
+        """Train adapters round by round, measuring ``val`` after every epoch.
+
+        An interrupted training goes on from its last whole checkpoint.
+        """
+        config, rounds = self.run.config, list[dict[str, Any]]()
+        if needs_reading(config.objective):
+            self.read()
+            rounds.append(compared(self.run, 1, self.teachers[0], None, self.sentinel))
+        others = self.other_examples()
         layers = config.lora.chosen(len(self.run.loaded.layers), self.run.probe.layer)
-        for_trl = self.build_targets() if config.objective in BY_TRL else None
-        examples = [] if for_trl else self.training_examples()
+        targets = self.build_targets() if self.teachers else None
         add_lora(self.run.loaded, config.lora, layers, config.seed)
         trainable = sum(p.numel() for p in self.run.loaded.model.parameters() if p.requires_grad)
         say(f"adapters: {trainable:,} parameters on decoder layers {layers[0]}..{layers[-1]}")
+        self.train_round(1, base, targets, others)
+        for number in range(2, config.targets.rounds + 1):
+            if self.stopped():
+                break
+            self.load_epoch(self.best(number - 1)["epoch"])
+            teacher = next_teacher(self.run, number)
+            rounds.append(compared(self.run, number, teacher, self.teachers[-1], self.sentinel))
+            tell(rounds[-1])
+            if not rounds[-1]["helps"]:
+                break
+            self.teachers.append(teacher)
+            self.train_round(number, base, self.build_targets(number), others)
+        if config.targets.rounds > 1:
+            for found in rounds[: self.begun]:
+                best = self.best(found["round"], alone=True)
+                found |= {"epoch": best["epoch"], "action": best["action"]["balanced"]}
+            self.run.on_main(lambda: write_json(self.run.directory / "rounds.json", rounds))
+        stopped, off = self.stopped(), config.guards.off
+        for name, reason in stopped.items():
+            say(f"  warning: stopped by the guard {name}: {reason}")
+        if stopped:
+            say(f'  the same command with --guards.off "[{", ".join(sorted({*off, *stopped}))}]" goes on')
 
-        def after_epoch(epoch: int) -> bool:
+    def train_round(self, number: int, base: Measured, targets: Targets | None, others: list[Example]) -> None:
+        """Train for ``train.epochs`` epochs from the adapter that the model has.
+
+        Args:
+            base: the base model's measurement of val. targets: of the train items; None where no reading is trained on. others: the examples
+                of the other terms.
+        """
+        config, checkpoints = self.run.config, self.run.directory / "checkpoints"
+        directory = checkpoints if number == 1 else checkpoints / f"round-{number}"
+        past = (number - 1) * config.train.epochs
+
+        def after_epoch(of_round: int) -> bool:
+            epoch = past + of_round
             self.set_adapter_fingerprint()
-            self.run.on_main(lambda: self.run.loaded.model.save_pretrained(str(directory / f"epoch-{epoch}")))
+            self.run.on_main(lambda: self.run.loaded.model.save_pretrained(str(checkpoints / f"epoch-{epoch}")))
             self.run.loaded.model.eval()
             now = self.run.measure(f"epoch-{epoch}", "val", replace=True)
             record = make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed)
-            record |= {"training": epoch_figures(trainer.state.log_history, epoch)} if for_trl else {}
+            record |= {"round": number} if config.targets.rounds > 1 else {}
+            record |= {"training": epoch_figures(trainer.state.log_history, of_round)} if by_trl else {}
             self.run.record(self.guarded(record))
             return bool(self.fired())
 
-        finite = "loss" not in config.guards.off
+        by_trl, finite = config.objective in BY_TRL, "loss" not in config.guards.off
         common: dict[str, Any] = {"after_epoch": after_epoch, "finite_only": finite, "callbacks": [LossLines(self.run.tracker)]}
         media = self.run.loaded.media(self.run.items, blank=self.blanked)
-        if for_trl:
-            trainer = make_trl_trainer(self.run.loaded, *for_trl, media, config, directory, **common)
+        if by_trl:
+            assert targets is not None
+            trainer = make_trl_trainer(
+                self.run.loaded, targets, train_items(self.run), self.base_scores, media, config, directory, **common
+            )
         else:
-            trainer = make_trainer(self.run.loaded, examples, media, config.train, directory, seed=config.seed, **common)
+            mine = self.aimed_at(targets) if targets else []
+            trainer = make_trainer(
+                self.run.loaded, [*mine, *others], media, config.train, directory, seed=config.seed + number - 1, **common
+            )
         resume = last_complete_checkpoint(directory)
         if resume is not None:
             say(f"going on from {resume.name}")
@@ -153,19 +201,21 @@ class Training:
                 raise
             reason = str(error)
             self.run.on_main(lambda: write_json(self.run.directory / "stopped.json", {"loss": reason}))
-        stopped, off = self.stopped(), config.guards.off
-        for name, reason in stopped.items():
-            say(f"  warning: stopped by the guard {name}: {reason}")
-        if stopped:
-            say(f'  the same command with --guards.off "[{", ".join(sorted({*off, *stopped}))}]" goes on')
+        self.begun = number
         self.run.loaded.model.eval()
 
     def epochs(self) -> list[dict[str, Any]]:
         """The records of the epochs measured so far, in order."""
-        found = [
-            r for r in read_records(self.run.directory) if r["stage"].startswith("epoch-") and r["epoch"] <= self.run.config.train.epochs
-        ]
+        last = self.run.config.train.epochs * self.run.config.targets.rounds
+        found = [r for r in read_records(self.run.directory) if r["stage"].startswith("epoch-") and r["epoch"] <= last]
         return sorted(found, key=lambda r: r["epoch"])
+
+    def best(self, rounds: int, *, alone: bool = False) -> dict[str, Any]:
+        """The record of the best epoch of the first ``rounds`` rounds, or of the last of them ``alone``."""
+        length = self.run.config.train.epochs
+        among = [r for r in self.epochs() if length * (rounds - 1) * alone < r["epoch"] <= length * rounds]
+        number = best_epoch(among, self.run.config.gap, self.run.config.guards.off)
+        return next(r for r in among if r["epoch"] == number)
 
     def guarded(self, record: dict[str, Any]) -> dict[str, Any]:
         """The record of an epoch with what the guards have against it; a control of training has none."""
@@ -187,7 +237,7 @@ class Training:
 
     def stopped(self) -> dict[str, str]:
         """What kept the training from its last epoch; a guard that was turned off since may have been it."""
-        if len(self.epochs()) == self.run.config.train.epochs:
+        if len(self.epochs()) >= self.begun * self.run.config.train.epochs:
             return {}
         return self.fired() or self.at_a_step()
 
@@ -212,7 +262,7 @@ class Training:
 
     def finish(self, base: Measured) -> dict[str, Any]:
         """Measure the best epoch's adapter on test, once; export it with its evidence; close the tracker."""
-        epoch = best_epoch(self.epochs(), self.run.config.gap, self.run.config.guards.off)
+        epoch = self.best(self.begun)["epoch"]
         self.load_epoch(epoch)
         now = self.run.measure("adapted", "test", replace=True)
         record = make_record("adapted/test", epoch, now, base, self.run.config.gap, self.run.config.seed)

@@ -111,6 +111,11 @@ class Config:
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must not be negative")
         self.train = acting(self.objective, self.train)
+        if self.targets.rounds > 1 and self.objective != "consistency":
+            raise ValueError(
+                f"targets.rounds {self.targets.rounds} needs objective consistency, not {self.objective}: a model that was trained on the labels "
+                "carries them, and a probe fitted on it with the same labels would be judged on what it was told"
+            )
         if self.objective == "grpo":
             self.grpo.prompts(self.train)
 

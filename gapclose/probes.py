@@ -237,6 +237,11 @@ class Choice:
     table: list[dict[str, Any]]
     """one row per (layer, family, strength): out-of-fold log-likelihood in nats and temperature"""
 
+    @property
+    def log_likelihood(self) -> float:
+        """Out of fold, in nats an item, of the chosen setting."""
+        return max(row["log_likelihood"] for row in self.table)
+
 
 def choose_probe(
     residuals: Mapping[int, torch.Tensor],

@@ -30,6 +30,9 @@ class TargetsConfig:
     """exponent on the reading; .inf gives hard targets"""
     gate: float = 1.0
     """share of the items of every read concept that is kept, the most confident first; 1 keeps all"""
+    rounds: int = 1
+    """times that targets are made and trained on: after each but the last, a probe is fitted again with the same labels on what the adapted
+    model carries, and training goes on if it reads better; objective consistency only"""
     control: str = "none"
     """none; shuffled (readings permuted among the train items of a modality, evenly over what was read); blank_targets (targets from
     blanked media, training on the real ones) or blank_media (targets and training from blanked media)"""
@@ -39,6 +42,10 @@ class TargetsConfig:
             raise ValueError(f"targets.control is {self.control!r}; choose one of {list(CONTROLS)}")
         if not 0 < self.gate <= 1:
             raise ValueError(f"targets.gate is {self.gate}; it must lie in (0, 1]")
+        if self.rounds < 1:
+            raise ValueError(f"targets.rounds is {self.rounds}; it must be at least 1")
+        if self.rounds > 1 and self.control != "none":
+            raise ValueError(f"targets.rounds {self.rounds}: a control (targets.control {self.control}) has one round")
         if self.sharpen <= 0:
             raise ValueError(f"targets.sharpen is {self.sharpen}; it must be positive (.inf for hard targets)")
         if self.false_alarm_budget is not None and not 0 <= self.false_alarm_budget < 1:
