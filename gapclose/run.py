@@ -132,11 +132,14 @@ class Run:
         """What is measured on a split: its gap, transfer and retain items."""
         return self.items.select(split=split, purpose=MEASURED)
 
+    def observe_measured(self, stage: str, split: str, *, replace: bool = False) -> Observations:
+        """Observe what is measured on a split under the current model: scores, generated answers, residuals of both probes' layers."""
+        layers = sorted({self.probe.layer, self.sentinel.layer})
+        return self.observe(f"{stage}-{split}", self.measured_items(split), layers=layers, generate=True, replace=replace)
+
     def measure(self, stage: str, split: str, *, replace: bool = False) -> Measured:
         """Observe a split under the current model and measure it."""
-        items = self.measured_items(split)
-        layers = sorted({self.probe.layer, self.sentinel.layer})
-        observed = self.observe(f"{stage}-{split}", items, layers=layers, generate=True, replace=replace)
+        items, observed = self.measured_items(split), self.observe_measured(stage, split, replace=replace)
         return measure(items, observed, self.probe, self.sentinel, self.config.gap, folds=self.config.probe.folds, seed=self.config.seed)
 
     def record(self, record: dict[str, Any]) -> None:

@@ -8,12 +8,13 @@ Shapes: N items, O options, C concepts, P settings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 
 import numpy as np
 
-from gapclose.baselines.operating import Method, Seen, Setting, alarms
+from gapclose.baselines.operating import Method, Scores, Seen, Setting, alarms
 from gapclose.gap import Labels
 from gapclose.targets import jeffrey, shift_prior
 
@@ -40,18 +41,21 @@ def answer_scores(reading: np.ndarray, seen: Seen, alarm: np.ndarray, settings: 
     return np.stack(rows)
 
 
-def _answerer(name: str, label: str, known: Labels, fit: tuple[np.ndarray, Seen], items: tuple[np.ndarray, Seen]) -> Method:
+def _answerer(name: str, label: str, fit: Seen, known: Labels, reading: Callable[[Seen], np.ndarray]) -> Method:
     alarm = np.isin(np.arange(len(known.concepts)), alarms(known))
     settings = [{"prior_factor": float(f)} for f in factors()]
-    there, here = partial(answer_scores, *fit, alarm), partial(answer_scores, *items, alarm)
-    return Method(name=name, label=label, settings=settings, fit=there, items=here)
+
+    def answers(seen: Seen) -> Scores:
+        return partial(answer_scores, reading(seen), seen, alarm)
+
+    return Method(name=name, label=label, settings=settings, fit=answers(fit), answers=answers)
 
 
-def answer_by_probe(fit: Seen, known: Labels, items: Seen) -> Method:
+def answer_by_probe(fit: Seen, known: Labels) -> Method:
     """The probe as the answerer."""
-    return _answerer("probe", "the probe answers", known, (fit.reading, fit), (items.reading, items))
+    return _answerer("probe", "the probe answers", fit, known, attrgetter("reading"))
 
 
-def answer_by_text(fit: Seen, known: Labels, items: Seen) -> Method:
+def answer_by_text(fit: Seen, known: Labels) -> Method:
     """The text alone as the answerer."""
-    return _answerer("text", "the text alone answers", known, (fit.text, fit), (items.text, items))
+    return _answerer("text", "the text alone answers", fit, known, attrgetter("text"))

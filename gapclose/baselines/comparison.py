@@ -1,11 +1,11 @@
-"""Every inference-time method at every budget, chosen on fit and judged once on test, beside the base model on the same clips.
+"""Every inference-time method at every budget, chosen on val or fit and judged once on test, beside the base model on the same clips.
 
-Shapes: M fit items, N test items, O options, C concepts, R replicates.
+Shapes: N items of one split, O options, C concepts, R replicates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,71 +18,84 @@ from gapclose.gap import Action, Labels, intervals, statistics
 from gapclose.resample import Clips
 
 BUDGETS = (None, 0.03, 0.01, 0.0)
-"""standard accuracy, 0..1, that a setting may lose on fit; None: any, which is how PGLA was published"""
+"""standard accuracy, 0..1, that a setting may lose on the items that it is chosen on; None: any, which is how PGLA was published"""
 FIGURES = ("balanced", "option_balanced", "standard_accuracy", "rejection", "false_alarm", "auroc", "dprime", "criterion")
 FRONT = 50  # points of a front at most
 GAINS = ("balanced", "option_balanced", "standard_accuracy", "rejection", "auroc")
 
 
-def methods(fit: Seen, known: Labels, items: Seen, *, folds: int, seed: int) -> Iterator[Method]:
-    """Every method, with its scores at every setting; no label of ``items`` is asked for.
+def methods(fit: Seen, known: Labels, choice: Seen, *, folds: int, seed: int) -> Iterator[Method]:
+    """Every method, fitted on fit, with the settings to choose among.
+
+    Args:
+        known: labels of the fit items. choice: the items to choose on.
 
     Raises:
         ValueError: when there are no concepts of either kind, or too few clips for the folds.
     """
-    yield from pgla(fit, known, items, folds=folds, seed=seed)
-    yield shift(fit, known, items)
+    yield from pgla(fit, known, folds=folds, seed=seed)
+    yield shift(fit, known, choice)
     if len(known.alarm) > 1:
-        yield shift_each(fit, known, items)
-    yield pgla_by_text(fit, known, items, folds=folds, seed=seed)
-    yield answer_by_text(fit, known, items)
-    yield answer_by_probe(fit, known, items)
+        yield shift_each(fit, known, choice)
+    yield pgla_by_text(fit, known, folds=folds, seed=seed)
+    yield answer_by_text(fit, known)
+    yield answer_by_probe(fit, known)
 
 
-def compare(fit: Seen, known: Labels, items: Seen, labels: Labels, clips: Clips, *, folds: int, seed: int) -> dict[str, Any]:
+def compare(
+    fit: Seen, known: Labels, items: Seen, labels: Labels, clips: Clips, *, val: tuple[Seen, Labels] | None, folds: int, seed: int
+) -> dict[str, Any]:
     """What ``measurement.json`` holds under ``baselines``.
 
     Args:
-        known: labels of the fit items, which choose. labels: those of the test items, which judge. clips: of the test items.
+        known: labels of the fit items, which fit. labels: those of the test items, which judge. clips: of the test items.
+        val: the items that choose, with their labels; None: those of fit, out of fold.
 
     Returns:
-        ``base`` with the figures of the base model; ``methods``, each with a row in ``points`` for every budget and a ``front``. A row
-        has the chosen ``setting`` (None: none within the budget is better, the answers stay the base model's), its rates on ``fit``, the
-        figures on test with intervals, under ``gain`` the paired differences to the base model, and under ``chosen`` the option of every
-        test item, so that other comparisons can be paired too.
+        ``chosen_on`` and ``n_choice``, the split that chose and its number of items; ``base`` with the figures of the base model;
+        ``methods``, each with a row in ``points`` for every budget and a ``front``. A row has the chosen ``setting`` (None: none within
+        the budget is better, the answers stay the base model's), its rates where it was chosen under ``choice``, the figures on test with
+        intervals, under ``gain`` the paired differences to the base model, and under ``chosen`` the option of every test item, so that
+        other comparisons can be paired too.
     """
+    choice, choosing = val or (fit, known)
     before = _figures(clips, labels, items.scores, items.reading)
-    base = {**intervals(before), "fit": _at(unchanged(fit), {}, known)}
+    base = {**intervals(before), "choice": _at(unchanged(choice), {}, choosing)}
     found: list[dict[str, Any]] = []
-    for method in methods(fit, known, items, folds=folds, seed=seed):
+    for method in methods(fit, known, choice, folds=folds, seed=seed):
+        there, here = method.answers(choice) if val else method.fit, method.answers(items)
         points = []
-        for budget, setting in zip(BUDGETS, choose(method, fit, known, BUDGETS), strict=True):
+        for budget, setting in zip(BUDGETS, choose(method.settings, there, unchanged(choice), choosing, BUDGETS), strict=True):
             if setting is None:
                 kept = {"gain": intervals({k: before[k] * 0 for k in GAINS}), "chosen": items.scores.argmax(1).tolist()}
                 points.append({"budget": budget, "setting": None, **base, **kept})
                 continue
-            scores = method.items([setting])[0]
+            scores = here([setting])[0]
             after = _figures(clips, labels, scores, items.reading)
             gain = {name: after[name] - before[name] for name in GAINS}
-            row = {"budget": budget, "setting": dict(setting), **intervals(after), "fit": _at(method.fit, setting, known)}
+            row = {"budget": budget, "setting": dict(setting), **intervals(after), "choice": _at(there, setting, choosing)}
             points.append({**row, "gain": intervals(gain), "chosen": scores.argmax(1).tolist()})
-        found.append({"name": method.name, "label": method.label, "points": points, "front": pareto(method, known, labels)})
-    return {"n_fit": len(known.gold), "base": base, "methods": found}
+        edge = pareto(method.settings, there, choosing, here, labels)
+        found.append({"name": method.name, "label": method.label, "points": points, "front": edge})
+    return {"chosen_on": "val" if val else "fit", "n_choice": len(choosing.gold), "base": base, "methods": found}
 
 
-def pareto(method: Method, known: Labels, labels: Labels) -> list[dict[str, Any]]:
-    """Rejection against standard accuracy: the settings that none beats on fit, with their rates there and, without intervals, on test.
+def pareto(settings: Sequence[Setting], there: Scores, choosing: Labels, here: Scores, labels: Labels) -> list[dict[str, Any]]:
+    """Rejection against standard accuracy: the settings that none beats where it is chosen, with their rates there and, bare, on test.
 
     Of many settings, :data:`FRONT` evenly by rank with both ends.
+
+    Args:
+        there, choosing: scores and labels of the items to choose on. here, labels: of the test items.
     """
-    there = rates(method.fit, method.settings, known)
-    kept = front(there)
+    chosen = rates(there, settings, choosing)
+    kept = front(chosen)
     kept = [kept[k] for k in np.unique(np.linspace(0, len(kept) - 1, min(FRONT, len(kept))).round().astype(int))]
-    settings = [method.settings[k] for k in kept]
-    here = rates(method.items, settings, labels)
+    tried = [settings[k] for k in kept]
+    judged = rates(here, tried, labels)
     return [
-        {"setting": dict(setting), "fit": _as_dict(there, k), "test": _as_dict(here, n)}
-        for n, (k, setting) in enumerate(zip(kept, settings, strict=True))
+        {"setting": dict(setting), "choice": _as_dict(chosen, k), "test": _as_dict(judged, n)}
+        for n, (k, setting) in enumerate(zip(kept, tried, strict=True))
     ]
 
 

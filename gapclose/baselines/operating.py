@@ -1,9 +1,9 @@
-"""Operating points of methods that change option scores: the setting that does best on fit within a loss of standard accuracy.
+"""Operating points of methods that change option scores: the setting that does best within a loss of standard accuracy.
 
-A method is a list of settings with the scores that each gives. What chooses among them takes labelled items only, and what builds them
-takes no labels of the items that are answered in the end: the test split cannot enter a choice.
+A method is a list of settings with the scores that each gives. It is fitted on fit alone, chosen on val (or, out of fold, on fit where there
+is no val), and takes no labels of the items that it answers: the test split cannot enter a choice.
 
-Shapes: M fit items, N items to answer, O options, C concepts, D width, P settings.
+Shapes: M fit items, N items of any one split, O options, C concepts, D width, P settings.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Method:
     """of equals the first is preferred"""
     fit: Scores
     """scores of the M fit items; whatever is fitted was fitted without their clip"""
-    items: Scores
-    """scores of the N items to answer; whatever is fitted was fitted on all of fit"""
+    answers: Callable[[Seen], Scores]
+    """scores of N items of another split; whatever is fitted was fitted on all of fit"""
 
 
 class Rates(NamedTuple):
@@ -102,23 +102,26 @@ def unchanged(seen: Seen) -> Scores:
     return lambda settings: np.broadcast_to(seen.scores, (len(settings), *seen.scores.shape))
 
 
-def choose(method: Method, fit: Seen, known: Labels, budgets: Sequence[float | None]) -> list[Setting | None]:
-    """For every budget, the setting with the highest balanced accuracy on the option among those that keep standard accuracy on fit.
+def choose(
+    settings: Sequence[Setting], scores: Scores, base: Scores, labels: Labels, budgets: Sequence[float | None]
+) -> list[Setting | None]:
+    """For every budget, the setting with the highest balanced accuracy on the option among those that keep standard accuracy.
 
     Args:
-        known: labels of the fit items. budgets: standard accuracy, 0..1, that may be lost against the base model; None: any.
+        scores, base, labels: of the N items to choose on, by the method and by the base model.
+        budgets: standard accuracy, 0..1, that may be lost against the base model; None: any.
 
     Returns:
-        One a budget; None where it leaves no setting that does better on fit than the base model's own answers.
+        One a budget; None where it leaves no setting that does better on these items than the base model's own answers.
     """
-    found, base = rates(method.fit, method.settings, known), rates(unchanged(fit), [{}], known)
+    found, before = rates(scores, settings, labels), rates(base, [{}], labels)
     chosen: list[Setting | None] = []
     for budget in budgets:
-        within = base.standard[0] - found.standard <= (np.inf if budget is None else budget + 1e-9)
+        within = before.standard[0] - found.standard <= (np.inf if budget is None else budget + 1e-9)
         balanced = np.where(within, found.balanced, -np.inf)
         best = int(balanced.argmax())
-        helps = budget is None or balanced[best] > base.balanced[0] + 1e-9
-        chosen.append(method.settings[best] if helps else None)
+        helps = budget is None or balanced[best] > before.balanced[0] + 1e-9
+        chosen.append(settings[best] if helps else None)
     return chosen
 
 

@@ -9,14 +9,14 @@ rejection's score from the mean over rejections, which is the same for two and h
 when a constant is added to all scores, so log-probabilities serve as well as the paper's logits.
 
 Two things differ from the published tuning: folds never split a clip, and the perceptron is fitted on all of fit (out of fold where a
-setting is chosen) instead of one quarter of all items.
+setting is chosen on fit as well) instead of one quarter of all items.
 
 Shapes: M fit items, N items, O options, D width, P settings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from scipy.special import expit
 
-from gapclose.baselines.operating import Method, Seen, Setting, alarms
+from gapclose.baselines.operating import Method, Scores, Seen, Setting, alarms
 from gapclose.gap import Labels
 from gapclose.probes import grouped_folds
 
@@ -125,16 +125,16 @@ def gated(
     label: str,
     fit: Seen,
     known: Labels,
-    items: Seen,
     *,
     p_fit: np.ndarray,
-    p_items: np.ndarray,
+    gate: Callable[[Seen], np.ndarray],
     parts: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> Method:
     """The adjustment under any gate.
 
     Args:
-        p_fit: (M,) P_mis of the fit items, out of the folds ``parts`` (train and held-out indices). p_items: (N,).
+        p_fit: (M,) P_mis of the fit items, out of the folds ``parts`` (train and held-out indices). gate: P_mis (N,) of items of
+            another split.
     """
     rejects = alarms(known)
 
@@ -150,11 +150,15 @@ def gated(
             found[:, held] = adjust(fit.scores[held], fit.option_concept[held], p_fit[held], b, points)
         return found
 
-    final = partial(adjust, items.scores, items.option_concept, p_items, bias(np.arange(len(p_fit))))
-    return Method(name=name, label=label, settings=settings(), fit=held_out, items=final)
+    whole = bias(np.arange(len(p_fit)))
+
+    def answers(seen: Seen) -> Scores:
+        return partial(adjust, seen.scores, seen.option_concept, gate(seen), whole)
+
+    return Method(name=name, label=label, settings=settings(), fit=held_out, answers=answers)
 
 
-def pgla(fit: Seen, known: Labels, items: Seen, *, folds: int, seed: int) -> tuple[Method, Method]:
+def pgla(fit: Seen, known: Labels, *, folds: int, seed: int) -> tuple[Method, Method]:
     """PGLA with its own probe, which is fitted ``folds`` + 1 times: on the published grid, and on the wide one.
 
     Args:
@@ -167,13 +171,16 @@ def pgla(fit: Seen, known: Labels, items: Seen, *, folds: int, seed: int) -> tup
     p_fit = np.empty(len(alarmed))
     for train, held in parts:
         p_fit[held] = Gate(fit.residual[train], alarmed[train], seed)(fit.residual[held])
-    p_items = Gate(fit.residual, alarmed, seed)(items.residual)
-    published = gated("pgla", "PGLA", fit, known, items, p_fit=p_fit, p_items=p_items, parts=parts)
+    whole = Gate(fit.residual, alarmed, seed)
+    published = gated("pgla", "PGLA", fit, known, p_fit=p_fit, gate=lambda seen: whole(seen.residual), parts=parts)
     return published, replace(published, name="pgla_wide", label="PGLA on a wider grid", settings=settings(WIDE))
 
 
-def pgla_by_text(fit: Seen, known: Labels, items: Seen, *, folds: int, seed: int) -> Method:
+def pgla_by_text(fit: Seen, known: Labels, *, folds: int, seed: int) -> Method:
     """The same adjustment, with what the text alone tells in place of the probe: a control, since it has seen no clip."""
-    p_fit, p_items = (seen.text[:, alarms(known)].sum(1) for seen in (fit, items))
     parts = grouped_folds(known.concept, known.clip, folds, seed)
-    return gated("pgla_text", "PGLA with the text alone as its gate", fit, known, items, p_fit=p_fit, p_items=p_items, parts=parts)
+
+    def gate(seen: Seen) -> np.ndarray:
+        return seen.text[:, alarms(known)].sum(1)
+
+    return gated("pgla_text", "PGLA with the text alone as its gate", fit, known, p_fit=gate(fit), gate=gate, parts=parts)

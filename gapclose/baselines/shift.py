@@ -3,7 +3,7 @@
 With one shift for all alarm concepts the answers move along the action's own ROC curve: its AUROC does not change, and what is gained is
 what a better criterion gains.
 
-Shapes: M fit items, N items, O options, P settings.
+Shapes: N items, O options, P settings.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import product
 
 import numpy as np
 
-from gapclose.baselines.operating import Method, Seen, Setting, alarms
+from gapclose.baselines.operating import Method, Scores, Seen, Setting, alarms
 from gapclose.gap import Labels
 
 MOST = 961
@@ -22,10 +22,10 @@ MOST = 961
 
 
 def thresholds(margin: np.ndarray, most: int) -> np.ndarray:
-    """Shifts that separate the fit items in different ways, least first: midpoints between neighbouring margins, and one beyond each end.
+    """Shifts that separate items in different ways, least first: midpoints between neighbouring margins, and one beyond each end.
 
     Args:
-        margin: (M,) nats that a rejection lacks to be the answer, inf where there is none. most: thinned to that many, evenly by rank.
+        margin: (N,) nats that a rejection lacks to be the answer, inf where there is none. most: thinned to that many, evenly by rank.
     """
     distinct = np.unique(margin[np.isfinite(margin)])
     if not len(distinct):
@@ -51,29 +51,34 @@ def shifted(seen: Seen, named: Mapping[str, Sequence[int]], settings: Sequence[S
     return seen.scores + added
 
 
-def shift(fit: Seen, known: Labels, items: Seen) -> Method:
+def shift(fit: Seen, known: Labels, choice: Seen) -> Method:
     """One shift for all alarm concepts.
 
     Args:
-        known: labels of the fit items, for its concepts alone; nothing is fitted here.
+        known: labels of the fit items, for its concepts alone; nothing is fitted here. choice: the items to choose on, whose thresholds
+            are the settings.
     """
     rejects = alarms(known)
-    return _method("shift", "bias shift of the rejections", fit, items, rejects, {"shift": rejects})
+    return _method("shift", "bias shift of the rejections", fit, choice, rejects, {"shift": rejects})
 
 
-def shift_each(fit: Seen, known: Labels, items: Seen) -> Method:
+def shift_each(fit: Seen, known: Labels, choice: Seen) -> Method:
     """One shift for each alarm concept: the common ones, and a grid over their thresholds that is coarser the more concepts there are."""
     rejects = alarms(known)
-    return _method("shift_each", "bias shift of each rejection", fit, items, rejects, {known.concepts[c]: [c] for c in rejects})
+    return _method("shift_each", "bias shift of each rejection", fit, choice, rejects, {known.concepts[c]: [c] for c in rejects})
 
 
-def _method(name: str, label: str, fit: Seen, items: Seen, rejects: Sequence[int], named: Mapping[str, Sequence[int]]) -> Method:
+def _method(name: str, label: str, fit: Seen, choice: Seen, rejects: Sequence[int], named: Mapping[str, Sequence[int]]) -> Method:
     """No shift first, then all others by size."""
-    common = thresholds(margins(fit, rejects, rejects), MOST)
+    common = thresholds(margins(choice, rejects, rejects), MOST)
     tried = {(0.0,) * len(named), *((float(nats),) * len(named) for nats in common)}
     if len(named) > 1:
         each = max(2, int(MOST ** (1 / len(named))))
-        tried |= set(product(*(thresholds(margins(fit, rejects, concepts), each).tolist() for concepts in named.values())))
+        tried |= set(product(*(thresholds(margins(choice, rejects, concepts), each).tolist() for concepts in named.values())))
     rising = sorted(tried, key=lambda nats: (sum(map(abs, nats)), nats))
     settings = [dict(zip(named, nats, strict=True)) for nats in rising]
-    return Method(name=name, label=label, settings=settings, fit=partial(shifted, fit, named), items=partial(shifted, items, named))
+
+    def answers(seen: Seen) -> Scores:
+        return partial(shifted, seen, named)
+
+    return Method(name=name, label=label, settings=settings, fit=answers(fit), answers=answers)

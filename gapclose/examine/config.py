@@ -30,7 +30,8 @@ class ControlsConfig:
     """``imavb``: also the source paper's own figures, flaws included, beside ours (arXiv 2605.13737); costs the forward of every test item
     that ``layers`` takes too, and four logistic regressions by scikit-learn a layer; null: none"""
     baselines: bool = True
-    """what can be had without training (PGLA, bias shifts, the text, the probe as answerer); costs ``probe.folds`` + 1 small perceptrons"""
+    """what can be had without training (PGLA, bias shifts, the text, the probe as answerer); costs ``probe.folds`` + 1 small perceptrons,
+    and where val has labels, which then choose the settings, the observation of it that ``gapclose close`` uses again"""
     draws: int = 10
     """how often random labels are drawn"""
     seed: int = 0

@@ -1,13 +1,18 @@
-"""What the base model's stored observations give without training: the inference-time baselines of a run."""
+"""What the base model's observations give without training: the inference-time baselines of a run.
+
+Shapes: N items.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gapclose.baselines.comparison import compare
 from gapclose.baselines.operating import Seen
 from gapclose.examine.features import text_out_of_fold
-from gapclose.measure import scored
+from gapclose.gap import Labels
+from gapclose.measure import read_text, scored
 from gapclose.progress import say
 
 if TYPE_CHECKING:
@@ -20,7 +25,8 @@ def untrained(of: Examination) -> dict[str, Any] | None:
     if not known.alarm:
         say("no inference-time baselines: the item set has no alarm concepts, so there are no rejections to move")
         return None
-    say("inference-time baselines")
+    val = _validation(of)
+    say(f"inference-time baselines: settings chosen on {'val' if val else 'fit, out of fold'}")
     fit = Seen(
         scores=scored(known, of.seen_fit).scores,
         option_concept=known.option_concept,
@@ -29,4 +35,22 @@ def untrained(of: Examination) -> dict[str, Any] | None:
         text=text_out_of_fold([i.text for i in of.fit], known.concept, known.clip, text, known=known.modality, **folds),
     )
     test = Seen(scores=of.action.scores, option_concept=of.labels.option_concept, residual=of.z, reading=of.reading, text=text.reading)
-    return compare(fit, known, test, of.labels, of.judge.clips["all"], **folds)
+    return compare(fit, known, test, of.labels, of.judge.clips["all"], val=val, **folds)
+
+
+def _validation(of: Examination) -> tuple[Seen, Labels] | None:
+    """The N labelled gap items of val, observed as ``gapclose close`` does, or None where they do not have every concept."""
+    val = of.run.items.select(split="val", purpose="gap")
+    val = replace(val, items=tuple(i for i in val if i.gold is not None))
+    if {i.concept for i in val} != set(val.concepts):
+        return None
+    labels, seen = Labels.of(val), of.run.observe_measured("base", "val").take([i.id for i in val])
+    z = seen.residuals[of.probe.layer]
+    found = Seen(
+        scores=scored(labels, seen).scores,
+        option_concept=labels.option_concept,
+        residual=z.double().numpy(),
+        reading=of.probe.read(z),
+        text=read_text(of.fit, val, **of.folds).reading,
+    )
+    return found, labels

@@ -64,8 +64,8 @@ def write_results(rows: Sequence[Row], path: Path, budget: float, total: int) ->
     lines += [
         f"{len(rows)} of {total} runs, seeds {', '.join(map(str, seeds))}; figures are means over the seeds that are there, on test clips. Intervals "
         "(95 %, not corrected for their number) are Student's t over seeds; where there is one seed they resample its clips, and say nothing of another training. "
-        "Trained ways choose their epoch on all of `val`, whose labels are clean and not counted; methods without training choose on the labels of `fit`. "
-        f"Every way may lose {100 * budget:g} points of standard accuracy, as val (checkpoints) or fit (methods without training) sees it; the column says what test clips saw.",
+        "Every way is chosen on all of `val`, whose labels are clean and not counted: trained ways by their epoch, methods without training by their "
+        f"setting. Every way may lose {100 * budget:g} points of standard accuracy, as val sees it; the column says what test clips saw.",
         "",
     ]
     for variant in variants:

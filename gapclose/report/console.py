@@ -109,7 +109,7 @@ def print_report(directory: Path, console: Console | None = None) -> None:
 
 def print_baselines(baselines: dict[str, Any], summary: dict[str, Any], console: Console) -> None:
     """What can be had without training, a row for every method and budget, and what the training of this run came to."""
-    table = Table(title=f"without training: chosen on {baselines['n_fit']} items of fit, judged on test")
+    table = Table(title=f"without training: chosen on {baselines['n_choice']} items of {baselines['chosen_on']}, judged on test")
     headings = ("method", "budget, points", "balanced", "option, balanced", "standard acc. change", "rejected", "AUROC")
     add_columns(table, headings, ("method",))
 
@@ -137,7 +137,7 @@ def turned(interval: dict[str, float | None]) -> dict[str, float | None]:
 
 
 def budget_name(point: dict[str, Any]) -> str:
-    """The standard accuracy that a setting was allowed to lose on fit, in points."""
+    """The standard accuracy that a setting was allowed to lose where it was chosen, in points."""
     return "any" if point["budget"] is None else f"{100 * point['budget']:g}"
 
 

@@ -63,9 +63,14 @@ def split():
     return *world(60, 1), *world(80, 2)
 
 
-def every(split, budget: float | None) -> dict[str, tuple[Method, dict | None]]:
-    fit, known, items, _ = split
-    return {m.name: (m, choose(m, fit, known, [budget])[0]) for m in methods(fit, known, items, folds=3, seed=0)}
+@pytest.fixture(scope="module")
+def val():
+    """Twenty clips more, to choose on."""
+    return world(20, 3)
+
+
+def on_fit(method: Method, fit: Seen, known: Labels, budgets) -> list[dict | None]:
+    return choose(method.settings, method.fit, unchanged(fit), known, budgets)
 
 
 # -- PGLA -----------------------------------------------------------------------------------------------------------------------------
@@ -137,8 +142,8 @@ def test_the_gate_reads_planted_evidence_and_repeats_itself(split):
 
 def test_pgla_out_of_fold_is_by_a_gate_and_a_bias_without_the_clip(split):
     """Its scores of a held-out fold are those of a PGLA fitted on the other folds."""
-    fit, known, items, _ = split
-    method, wide = pgla(fit, known, items, folds=3, seed=0)
+    fit, known, *_ = split
+    method, wide = pgla(fit, known, folds=3, seed=0)
     train, held = grouped_folds(known.concept, known.clip, 3, 0)[1]
     standard = train[known.standard[train]]
     p_mis = Gate(fit.residual[train], known.concept[train] > 0, 0)(fit.residual[held])
@@ -151,18 +156,44 @@ def test_pgla_out_of_fold_is_by_a_gate_and_a_bias_without_the_clip(split):
 # -- choices --------------------------------------------------------------------------------------------------------------------------
 
 
-def test_choices_never_see_the_test(split):
-    """Other test labels, and other test items altogether, leave every chosen setting as it was."""
-    fit, known, _, labels = split
-    chosen = {name: setting for name, (_, setting) in every(split, 0.03).items()}
-    other, _ = world(30, 9, known=0.0)
-    assert {name: setting for name, (_, setting) in every((fit, known, other, None), 0.03).items()} == chosen
-    mixed = replace(labels, concept=labels.concept[::-1], gold=labels.gold[::-1])
-    found = [compare(fit, known, split[2], truth, Clips(labels.clip, 20, 0), folds=3, seed=0) for truth in (labels, mixed)]
-    points = [[p["setting"] for m in f["methods"] for p in m["points"]] for f in found]
-    assert points[0] == points[1] and found[0]["methods"][0]["points"][0]["balanced"] != found[1]["methods"][0]["points"][0]["balanced"]
-    fronts = [[row["setting"] for m in f["methods"] for row in m["front"]] for f in found]
-    assert fronts[0] == fronts[1]
+def permuted(labels: Labels) -> Labels:
+    """Every item with the label of another."""
+    return replace(labels, concept=labels.concept[::-1], gold=labels.gold[::-1])
+
+
+def test_val_chooses_and_test_does_not(split, val):
+    """Other labels of val change what is chosen, other labels of test only how it is judged, other test items not even the settings."""
+    fit, known, items, labels = split
+    other, true = world(30, 9, known=0.0)
+    cases = ((val, items, labels), (val, items, permuted(labels)), (val, other, true), ((val[0], permuted(val[1])), items, labels))
+    found = [compare(fit, known, *test, Clips(test[1].clip, 20, 0), val=of, folds=3, seed=0) for of, *test in cases]
+    points, fronts = ([[[row["setting"] for row in m[part]] for m in f["methods"]] for f in found] for part in ("points", "front"))
+    assert points[0] == points[1] == points[2] and fronts[0] == fronts[1] == fronts[2]
+    assert all(a != b for a, b in zip(points[0], points[3], strict=True)) and fronts[0] != fronts[3]
+    judged = [f["methods"][0]["points"][0]["balanced"] for f in found]
+    assert judged[0] != judged[1]
+    assert {(f["chosen_on"], f["n_choice"]) for f in found} == {("val", 80)}
+
+
+def test_nothing_is_fitted_on_val(split, val):
+    """With other items to choose on, every method answers test items as before; shifts, which fit nothing, have other settings to try."""
+    fit, known, items, _ = split
+    ours, others = ({m.name: m for m in methods(fit, known, seen, folds=3, seed=0)} for seen in (val[0], world(20, 4)[0]))
+    for name, method in ours.items():
+        assert (method.settings == others[name].settings) is (name not in ("shift", "shift_each"))
+        tried = method.settings[-3:]
+        np.testing.assert_array_equal(method.answers(items)(tried), others[name].answers(items)(tried))
+
+
+def test_a_set_without_val_chooses_on_fit_out_of_fold(split):
+    """What is chosen, and the rates that it was chosen by, are those of the scores without an item's own clip."""
+    fit, known, items, labels = split
+    found = compare(fit, known, items, labels, Clips(labels.clip, 20, 0), val=None, folds=3, seed=0)
+    assert (found["chosen_on"], found["n_choice"]) == ("fit", 240)
+    for of, method in zip(found["methods"], methods(fit, known, fit, folds=3, seed=0), strict=True):
+        assert [p["setting"] for p in of["points"]] == on_fit(method, fit, known, BUDGETS)
+        held_out = rates(method.fit, [p["setting"] for p in of["points"] if p["setting"]], known)
+        assert [p["choice"]["standard_accuracy"] for p in of["points"] if p["setting"]] == held_out.standard.tolist()
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.01, 0.03, 0.1])
@@ -170,21 +201,21 @@ def test_the_budget_is_kept_on_fit_out_of_fold(split, budget):
     """Whatever is chosen loses no more there, and gains balanced accuracy; a larger budget never does worse."""
     fit, known, *_ = split
     base = rates(unchanged(fit), [{}], known)
-    for name, (method, setting) in every(split, budget).items():
+    for method in methods(fit, known, fit, folds=3, seed=0):
+        name, (setting,) = method.name, on_fit(method, fit, known, [budget])
         if setting is None:
             continue
         found = rates(method.fit, [setting], known)
         assert base.standard[0] - found.standard[0] <= budget + 1e-9, name
         assert found.balanced[0] > base.balanced[0], name
-        more = rates(method.fit, [s for s in choose(method, fit, known, [1.0, None]) if s], known)
+        more = rates(method.fit, [s for s in on_fit(method, fit, known, [1.0, None]) if s], known)
         assert (more.balanced >= found.balanced[0]).all(), name
 
 
 def test_a_budget_that_nothing_keeps_leaves_the_base_model(split):
     """A method that is always wrong."""
-    fit, known, items, _ = split
-    wrong = Method(name="w", label="", settings=[{}], fit=lambda s: -unchanged(fit)(s), items=unchanged(items))
-    assert choose(wrong, fit, known, [0.5, None]) == [None, {}]
+    fit, known, *_ = split
+    assert choose([{}], lambda s: -unchanged(fit)(s), unchanged(fit), known, [0.5, None]) == [None, {}]
 
 
 def test_rates_by_hand():
@@ -213,14 +244,15 @@ def test_a_shift_reaches_the_best_threshold_and_changes_no_ranking():
     """Rejections gain 1.5 nats where they are right and are 1.5 nats behind: half way between is best, as a dense search confirms."""
     fit, known = world(150, 3, says=1.5)
     items, labels = world(150, 4, says=1.5)
-    method = shift(fit, known, items)
-    (setting,) = choose(method, fit, known, [None])
+    method = shift(fit, known, fit)
+    (setting,) = on_fit(method, fit, known, [None])
     assert setting is not None and method.settings[0] == {"shift": 0.0}
     dense = [{"shift": float(v)} for v in np.linspace(-2, 5, 1401)]
     assert rates(method.fit, [setting], known).balanced[0] == pytest.approx(rates(method.fit, dense, known).balanced.max(), abs=1e-3)
-    best, mine = rates(method.items, dense, labels).balanced.max(), rates(method.items, [setting], labels).balanced[0]
+    here = method.answers(items)
+    best, mine = rates(here, dense, labels).balanced.max(), rates(here, [setting], labels).balanced[0]
     assert mine > best - 0.02 and best > rates(unchanged(items), [{}], labels).balanced[0] + 0.1
-    found = compare(fit, known, items, labels, Clips(labels.clip, 50, 0), folds=3, seed=0)
+    found = compare(fit, known, items, labels, Clips(labels.clip, 50, 0), val=None, folds=3, seed=0)
     point = next(m for m in found["methods"] if m["name"] == "shift")["points"][0]
     assert point["auroc"] == found["base"]["auroc"] and point["gain"]["auroc"]["value"] == 0
 
@@ -230,15 +262,15 @@ def test_a_shift_for_each_rejection_finds_a_bias_of_one():
     (fit, known), (items, labels) = world(100, 5, says=1.5), world(100, 6, says=1.5)
     lame = np.array([0, 0, 0, -3.0])
     fit, items = (replace(seen, scores=seen.scores + lame) for seen in (fit, items))
-    common, each = shift(fit, known, items), shift_each(fit, known, items)
+    common, each = shift(fit, known, fit), shift_each(fit, known, fit)
     assert set(each.settings[0].values()) == {0.0} and set(each.settings[0]) == set(ALARM)
     for budget in (0.0, 0.03, None):
-        ones, others = (choose(m, fit, known, [budget])[0] for m in (common, each))
+        ones, others = (on_fit(m, fit, known, [budget])[0] for m in (common, each))
         if ones is not None:
             assert others is not None
             assert rates(each.fit, [others], known).balanced[0] >= rates(common.fit, [ones], known).balanced[0]
-    (ones,), (others,) = choose(common, fit, known, [None]), choose(each, fit, known, [None])
-    gained = rates(each.items, [others], labels).balanced[0] - rates(common.items, [ones], labels).balanced[0]
+    (ones,), (others,) = (on_fit(m, fit, known, [None]) for m in (common, each))
+    gained = rates(each.answers(items), [others], labels).balanced[0] - rates(common.answers(items), [ones], labels).balanced[0]
     assert gained > 0.05
 
 
@@ -255,16 +287,16 @@ def test_thresholds_lie_between_margins():
 def test_the_probe_answers_by_the_highest_target(split):
     """At a prior factor of one the option is that of Jeffrey's rule, its concept that of the reading, its AUROC the reading's."""
     fit, known, items, labels = split
-    method = answer_by_probe(fit, known, items)
+    method = answer_by_probe(fit, known)
     assert method.settings[0] == {"prior_factor": 1.0} and len(method.settings) == len(set(factors())) == 321
     target = jeffrey(items.reading, items.scores, items.option_concept)
-    (scores,) = method.items([{"prior_factor": 1.0}])
+    (scores,) = method.answers(items)([{"prior_factor": 1.0}])
     np.testing.assert_array_equal(scores.argmax(1), target.argmax(1))
     np.testing.assert_allclose(np.exp(scores), target, atol=1e-9)
     concept = labels.option_concept[np.arange(len(scores)), scores.argmax(1)]
     sure = items.reading.max(1) > 0.75  # two contents share the belief in a true premise, so a doubtful one may lose its option
     np.testing.assert_array_equal(concept[sure], items.reading.argmax(1)[sure])
-    found = compare(fit, known, items, labels, Clips(labels.clip, 50, 0), folds=3, seed=0)
+    found = compare(fit, known, items, labels, Clips(labels.clip, 50, 0), val=None, folds=3, seed=0)
     point = next(m for m in found["methods"] if m["name"] == "probe")["points"][0]
     evidence = np.log(items.reading[:, 1:].sum(1)) - np.log(items.reading[:, 0])
     assert point["auroc"]["value"] == pytest.approx(Clips(labels.clip, 2, 0).auroc(evidence, labels.concept > 0)[0])
@@ -283,12 +315,12 @@ def test_a_concept_without_an_option_leaves_the_next_most_probable():
 def test_text_that_tells_nothing_answers_at_chance(split):
     """Alone and as a gate, at every budget: balanced accuracy within chance, where the probe is far above."""
     fit, known, items, labels = split
-    for make in (answer_by_text(fit, known, items), pgla_by_text(fit, known, items, folds=3, seed=0)):
-        for setting in choose(make, fit, known, BUDGETS):
+    for method in (answer_by_text(fit, known), pgla_by_text(fit, known, folds=3, seed=0)):
+        for setting in on_fit(method, fit, known, BUDGETS):
             if setting is not None:
-                assert rates(make.items, [setting], labels).balanced[0] == pytest.approx(0.5, abs=0.06)
-    probe = answer_by_probe(fit, known, items)
-    assert rates(probe.items, [s for s in choose(probe, fit, known, [None]) if s], labels).balanced[0] > 0.8
+                assert rates(method.answers(items), [setting], labels).balanced[0] == pytest.approx(0.5, abs=0.06)
+    probe = answer_by_probe(fit, known)
+    assert rates(probe.answers(items), [s for s in on_fit(probe, fit, known, [None]) if s], labels).balanced[0] > 0.8
 
 
 def test_the_text_is_read_out_of_fold(monkeypatch):
@@ -314,33 +346,33 @@ def test_the_text_is_read_out_of_fold(monkeypatch):
 # -- the whole ------------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_comparison_is_json_with_paired_differences(split):
+def test_the_comparison_is_json_with_paired_differences(split, val):
     """Every method and budget; a row's gain is its figure minus the base's, and JSON holds no nan."""
     fit, known, items, labels = split
-    found = compare(fit, known, items, labels, Clips(labels.clip, 100, 0), folds=3, seed=0)
+    found = compare(fit, known, items, labels, Clips(labels.clip, 100, 0), val=val, folds=3, seed=0)
     json.dumps(found, allow_nan=False)
     assert [m["name"] for m in found["methods"]] == ["pgla", "pgla_wide", "shift", "shift_each", "pgla_text", "text", "probe"]
-    assert found["n_fit"] == 240
     for method in found["methods"]:
         assert [p["budget"] for p in method["points"]] == list(BUDGETS) and method["front"]
         for p in method["points"]:
             for name, gain in p["gain"].items():
                 assert gain["value"] == pytest.approx(p[name]["value"] - found["base"][name]["value"])
-        standard = [row["fit"]["standard_accuracy"] for row in method["front"]]
-        rejected = [row["fit"]["rejection"] for row in method["front"]]
+        standard = [row["choice"]["standard_accuracy"] for row in method["front"]]
+        rejected = [row["choice"]["rejection"] for row in method["front"]]
         assert standard == sorted(standard, reverse=True) and rejected == sorted(rejected)
 
 
 def test_a_front_has_each_setting_with_its_own_rates(split):
     """On both sides, at most fifty, from one end to the other."""
     fit, known, items, labels = split
-    for method in methods(fit, known, items, folds=3, seed=0):
-        rows = pareto(method, known, labels)
+    for method in methods(fit, known, fit, folds=3, seed=0):
+        here = method.answers(items)
+        rows = pareto(method.settings, method.fit, known, here, labels)
         whole = front(rates(method.fit, method.settings, known))
         assert len(rows) == min(50, len(whole))
         assert [rows[k]["setting"] for k in (0, -1)] == [dict(method.settings[whole[k]]) for k in (0, -1)]
         for row in (rows[0], rows[-1]):
-            for side, scores, of in (("fit", method.fit, known), ("test", method.items, labels)):
+            for side, scores, of in (("choice", method.fit, known), ("test", here, labels)):
                 found = rates(scores, [row["setting"]], of)
                 assert list(row[side].values()) == [found.balanced[0], found.standard[0], found.rejection[0]]
 
@@ -350,7 +382,8 @@ def test_a_front_on_items_without_alarms_has_no_rejection(split):
     fit, known, items, labels = split
     keep = labels.standard
     calm = Seen(**{name: getattr(items, name)[keep] for name in ("scores", "option_concept", "residual", "reading", "text")})
-    rows = pareto(shift(fit, known, calm), known, labels.take(keep))
+    method = shift(fit, known, fit)
+    rows = pareto(method.settings, method.fit, known, method.answers(calm), labels.take(keep))
     assert {row["test"]["rejection"] for row in rows} == {None} and all(row["test"]["standard_accuracy"] is not None for row in rows)
 
 
@@ -366,7 +399,7 @@ def test_one_alarm_concept_has_one_shift_and_no_bias():
         return replace(seen, option_concept=table, reading=reading, text=text), labels
 
     (fit, known), (items, labels) = merged(fit, known), merged(items, labels)
-    found = compare(fit, known, items, labels, Clips(labels.clip, 20, 0), folds=3, seed=0)
+    found = compare(fit, known, items, labels, Clips(labels.clip, 20, 0), val=None, folds=3, seed=0)
     assert [m["name"] for m in found["methods"]] == ["pgla", "pgla_wide", "shift", "pgla_text", "text", "probe"]
     assert rejection_bias(fit.scores, fit.option_concept, alarms(known)) == {1: 0.0}
 
@@ -374,13 +407,13 @@ def test_one_alarm_concept_has_one_shift_and_no_bias():
 @pytest.mark.parametrize("alarm", [(), CONCEPTS])
 def test_concepts_of_one_kind_are_refused(split, alarm):
     """Without alarms, or with nothing else, there is nothing to move."""
-    fit, known, items, _ = split
+    fit, known, *_ = split
     with pytest.raises(ValueError, match=r"needs some concepts of either kind \(key `alarm` of set.json\)"):
-        list(methods(fit, replace(known, alarm=alarm), items, folds=3, seed=0))
+        list(methods(fit, replace(known, alarm=alarm), fit, folds=3, seed=0))
 
 
 def test_too_few_clips_for_the_folds_are_refused(split):
     """By the number of clips."""
-    fit, known, items, _ = split
+    fit, known, *_ = split
     with pytest.raises(ValueError, match="60 clips cannot make 61 folds"):
-        pgla(fit, known, items, folds=61, seed=0)
+        pgla(fit, known, folds=61, seed=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -141,8 +142,8 @@ def test_baselines_stand_beside_the_same_base_model(whole, measured):
     """Whatever they change, they start from the action that was measured, on the same clips."""
     record = json.loads((measured / "gap.jsonl").read_text().splitlines()[0])["action"]
     found = whole["baselines"]
-    assert {k: v for k, v in found["base"].items() if k != "fit"} == record
-    assert found["n_fit"] == 96 and {len(m["points"]) for m in found["methods"]} == {4}
+    assert {k: v for k, v in found["base"].items() if k != "choice"} == record
+    assert (found["chosen_on"], found["n_choice"]) == ("val", 96) and {len(m["points"]) for m in found["methods"]} == {4}
 
 
 def test_what_is_known_and_unsaid_is_shown_surest_first(whole, digits):
@@ -174,7 +175,7 @@ def test_observations_of_controls_differ_as_they_should(measured, digits):
     """Each kind blanked alone changes residuals; a patch leaves the scores of another item."""
     stages = {p.name for p in (measured / "observations").iterdir()}
     blanks = {f"blank-{kinds}-{part}" for kinds in ("image", "audio", "image-audio") for part in ("fit", "test")}
-    assert stages == {"base-fit", "base-test", "layers-fit", "layers-test", "interchange-test", *blanks}
+    assert stages == {"base-fit", "base-test", "base-val", "layers-fit", "layers-test", "interchange-test", *blanks}
     ids = [i.id for i in digits.select(split="test", purpose="gap")]
     stored = measured / "observations"
     scores = {s: read_observations(stored / s, ids, layers=[]).scores[:, :4] for s in stages if s.endswith("-test")}
@@ -185,22 +186,39 @@ def test_observations_of_controls_differ_as_they_should(measured, digits):
     assert (scores["layers-test"] - scores["base-test"]).abs().max() < 1e-5
 
 
+OFF = [f"--controls.{key}=false" for key in ("labels", "residualise", "codelength", "blank", "layers", "interchange")]
+OFF += ["--controls.protocol=null"]
+
+
 def test_switches_leave_parts_out(measured, tiny_config, tmp_path):
     """What is off is not computed and not observed; the rest stays as it was."""
     directory = tmp_path / "less"
-    shutil.copytree(measured, directory, ignore=shutil.ignore_patterns("blank-*", "layers-*", "interchange-*", "measurement.json"))
-    off = ["--controls.protocol", "null"]
-    keys = ("labels", "residualise", "codelength", "blank", "layers", "interchange", "baselines")
-    off += [w for key in keys for w in (f"--controls.{key}", "false")]
-    assert main(["measure", "--config", str(tiny_config), "--run_dir", str(directory), *off]) == 0
+    shutil.copytree(
+        measured, directory, ignore=shutil.ignore_patterns("blank-*", "layers-*", "interchange-*", "base-val", "measurement.json")
+    )
+    assert main(["measure", "--config", str(tiny_config), "--run_dir", str(directory), *OFF, "--controls.baselines=false"]) == 0
     less = json.loads((directory / "measurement.json").read_text())
     assert [c["name"] for c in less["controls"]] == NAMES[:4]
     assert less["codelength"] is less["interchange"] is less["protocol"] is less["baselines"] is None and less["layers"] == []
     assert {p.name for p in (directory / "observations").iterdir()} == {"base-fit", "base-test"}
 
 
-def test_closing_writes_a_short_one_and_keeps_a_full_one(tiny_run, measured, tiny_config, tmp_path):
-    """`gapclose close` adds no forward for controls, and does not replace what `gapclose measure` found out."""
+def test_methods_without_training_choose_on_fit_where_val_has_no_labels(digits, tiny_config, tmp_path):
+    """Nor is val observed then."""
+    from gapclose.item_files import write_items
+
+    kept = tuple(replace(i, gold=None) if i.split == "val" else i for i in digits if i.purpose == "gap")
+    shutil.copytree(digits.root / "media", tmp_path / "set" / "media")
+    write_items(replace(digits, items=kept), tmp_path / "set")
+    arguments = ["--config", str(tiny_config), "--data.path", str(tmp_path / "set"), "--run_dir", str(tmp_path / "run")]
+    assert main(["measure", *arguments, *OFF, "--controls.nested=false"]) == 0
+    found = json.loads((tmp_path / "run" / "measurement.json").read_text())["baselines"]
+    assert (found["chosen_on"], found["n_choice"]) == ("fit", 96)
+    assert {p.name for p in (tmp_path / "run" / "observations").iterdir()} == {"base-fit", "base-test"}
+
+
+def test_closing_writes_a_short_one_and_keeps_a_full_one(tiny_run, measured, tiny_config, tmp_path, monkeypatch):
+    """`gapclose close` adds no forward for controls, repeats none of `gapclose measure`, and does not replace what that found out."""
     short = json.loads((tiny_run / "measurement.json").read_text())
     assert tuple(short) == KEYS and [c["name"] for c in short["controls"]] == NAMES[:3] and short["layers"] == []
     assert not short["thorough"]
@@ -213,7 +231,8 @@ def test_closing_writes_a_short_one_and_keeps_a_full_one(tiny_run, measured, tin
     before = (directory / "measurement.json").read_bytes()
     run = Run(parse_config(["--config", str(tiny_config), "--run_dir", str(directory)]), closing=False)
     run.fit_probes()
-    run.measure_base(["test"])
+    monkeypatch.setattr("gapclose.observe._forward", lambda *rest: pytest.fail("a forward was run again"))
+    run.measure_base(["val", "test"])
     run.examine(thorough=False)
     assert (directory / "measurement.json").read_bytes() == before
 

@@ -19,7 +19,8 @@ def figures(value: float) -> dict:
 
 
 BASELINES = {
-    "n_fit": 880,
+    "chosen_on": "val",
+    "n_choice": 440,
     "base": figures(0.5),
     "methods": [
         {
@@ -51,7 +52,7 @@ def test_the_page_has_a_row_for_every_method_and_budget(run):
         section.count('<th scope="row">') == 5
         and "trained, this run" in section
         and "PGLA &lt;b&gt;" in section
-        and "880 items of fit" in section
+        and "440 items of val" in section
     )
     assert ">any</th>" in section and ">3</th>" in section and ">0 (unchanged)</th>" in section
     assert "0.81" in section and "\u22120.07" in section and '<a href="#baselines">' in page
@@ -65,7 +66,7 @@ def test_the_terminal_has_the_same_table(run):
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in wide.getvalue().splitlines() if line.startswith("│")]
     mine = [row for row in rows if len(row) == 7 and row[1] in ("any", "3", "0 (unchanged)")]
     assert [row[0] for row in mine] == ["PGLA <b>", "", ""] and mine[0][2] == "0.81 [0.79, 0.83]" and mine[0][4] == "-0.07 [-0.09, -0.05]"
-    assert "880 items of fit" in wide.getvalue() and "…" not in narrow.getvalue()
+    assert "440 items of val" in wide.getvalue() and "…" not in narrow.getvalue()
 
 
 def test_without_baselines_there_is_no_table(run):
