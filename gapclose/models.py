@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,16 @@ from gapclose.media import Media
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+SHIPPED = {"digits": "base", "digits-never-taught": "never"}
+"""name of a tiny model -> its folder in gapclose/digits"""
+
 
 @dataclass(kw_only=True)
 class ModelConfig:
     """Which model to load, and how."""
 
     path: str = "digits"
-    """checkpoint directory or hub name; ``digits`` is the tiny model that ships with the package"""
+    """checkpoint directory or hub name; ``digits`` and ``digits-never-taught`` are the tiny models that ship with the package"""
     dtype: str = "auto"
     """auto (what the checkpoint holds), float32, bfloat16 or float16"""
     attention: str = "sdpa"
@@ -44,9 +47,8 @@ class ModelConfig:
     @property
     def resolved_path(self) -> str:
         """The directory or hub name that transformers is given."""
-        if self.path == "digits":
-            return str(Path(__file__).parent / "digits" / "base")
-        return self.path
+        folder = SHIPPED.get(self.path)
+        return self.path if folder is None else str(Path(__file__).parent / "digits" / folder)
 
 
 @dataclass(kw_only=True)
@@ -57,6 +59,8 @@ class LoadedModel:
     processor: Any
     path: str
     fingerprint: str
+    answers: dict[str, list[int]] = field(default_factory=dict, repr=False)
+    """the token ids of options that were asked for before"""
 
     @property
     def tokenizer(self) -> Any:
@@ -81,7 +85,9 @@ class LoadedModel:
 
     def option_tokens(self, text: str) -> list[int]:
         """Token ids of an answer as the model would generate it right after the prompt."""
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        if text not in self.answers:
+            self.answers[text] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return self.answers[text]
 
     def media(self, items: ItemSet, *, blank: Sequence[str] = ()) -> Media:
         return Media(items.root, self.sampling_rate, blank=blank)

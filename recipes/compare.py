@@ -2,7 +2,7 @@
 
     python recipes/compare.py --config configs/compare_digits.yaml                     # hours; the same command goes on where it stopped
     python recipes/compare.py --config configs/compare_digits.yaml --quick             # one seed, one budget
-    python recipes/compare.py --config configs/compare_digits.yaml --seeds 0 --variants comply   # a part of it
+    python recipes/compare.py --config configs/compare_digits.yaml --seeds 0 --budgets 50 200 --variants comply   # a part of it
     python recipes/compare.py --config configs/compare_digits.yaml --collect           # only write the results of what is finished
     python recipes/compare.py --config configs/compare_digits.yaml --workers 2         # so many runs at once
 
@@ -101,12 +101,14 @@ def read_comparison(path: Path, *, quick: bool) -> Comparison:
     return found
 
 
-def narrow(of: Comparison, seeds: list[int] | None, variants: list[str] | None) -> None:
-    """Keep these seeds and variants only. Raises: ValueError for a variant that is not there."""
-    unknown = [name for name in variants or [] if name not in of.variants]
-    if unknown:
-        raise ValueError(f"--variants names {unknown}; there are {list(of.variants)}")
+def narrow(of: Comparison, seeds: list[int] | None, budgets: list[int] | None, variants: list[str] | None) -> None:
+    """Keep these seeds, budgets and variants only. Raises: ValueError for a budget or variant that is not there."""
+    for flag, asked, known in (("budgets", budgets, of.budgets), ("variants", variants, list(of.variants))):
+        unknown = [name for name in asked or [] if name not in known]
+        if unknown:
+            raise ValueError(f"--{flag} names {unknown}; there are {known}")
     of.seeds = seeds or of.seeds
+    of.budgets = budgets or of.budgets
     of.variants = {name: keys for name, keys in of.variants.items() if name in (variants or of.variants)}
 
 
@@ -171,6 +173,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="what the file's `quick` names")
     parser.add_argument("--seeds", type=int, nargs="+", help="only these")
+    parser.add_argument("--budgets", type=int, nargs="+", help="only these")
     parser.add_argument("--variants", nargs="+", help="only these")
     parser.add_argument("--collect", action="store_true", help="run nothing")
     parser.add_argument("--workers", type=int, default=1, help="runs at once, one thread each")
@@ -179,7 +182,7 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         of = read_comparison(args.config, quick=args.quick)
-        narrow(of, args.seeds, args.variants)
+        narrow(of, args.seeds, args.budgets, args.variants)
         todo = jobs(of)
         check(of, todo)
     except ValueError as error:
