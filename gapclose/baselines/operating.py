@@ -23,13 +23,19 @@ Scores = Callable[[Sequence[Setting]], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What is known of a split without its right answers."""
+class Scored:
+    """Option scores of one model."""
 
     scores: np.ndarray
-    """(N, O) option scores of the base model in nats, -inf beyond an item's options"""
+    """(N, O) in nats, -inf beyond an item's options"""
     option_concept: np.ndarray
     """(N, O) concept that each option expresses, -1 beyond an item's options"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen(Scored):
+    """What is known of a split without its right answers; the scores are the base model's."""
+
     residual: np.ndarray
     """(N, D) at the probe's layer"""
     reading: np.ndarray
@@ -97,8 +103,8 @@ def _share(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     return values[:, where].mean(1) if where.any() else np.full(len(values), np.nan)
 
 
-def unchanged(seen: Seen) -> Scores:
-    """The base model's own scores, whatever the settings."""
+def unchanged(seen: Scored) -> Scores:
+    """The model's own scores, whatever the settings."""
     return lambda settings: np.broadcast_to(seen.scores, (len(settings), *seen.scores.shape))
 
 

@@ -8,13 +8,13 @@ Shapes: N items, O options, P settings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 
 import numpy as np
 
-from gapclose.baselines.operating import Method, Scores, Seen, Setting, alarms
+from gapclose.baselines.operating import Method, Scored, Scores, Seen, Setting, alarms
 from gapclose.gap import Labels
 
 MOST = 961
@@ -34,7 +34,7 @@ def thresholds(margin: np.ndarray, most: int) -> np.ndarray:
     return middles[np.unique(np.linspace(0, len(middles) - 1, min(most, len(middles))).round().astype(int))]
 
 
-def margins(seen: Seen, rejects: Sequence[int], concepts: Sequence[int]) -> np.ndarray:
+def margins(seen: Scored, rejects: Sequence[int], concepts: Sequence[int]) -> np.ndarray:
     """Highest score of content minus highest score of the options that express one of ``concepts``, (N,); inf where there is none."""
     content = ~np.isin(seen.option_concept, rejects) & (seen.option_concept >= 0)
     lacking = np.where(np.isin(seen.option_concept, concepts), seen.scores, -np.inf).max(1)
@@ -42,7 +42,7 @@ def margins(seen: Seen, rejects: Sequence[int], concepts: Sequence[int]) -> np.n
     return np.where(np.isfinite(lacking) & np.isfinite(best), best - np.where(np.isfinite(lacking), lacking, 0), np.inf)
 
 
-def shifted(seen: Seen, named: Mapping[str, Sequence[int]], settings: Sequence[Setting]) -> np.ndarray:
+def shifted(seen: Scored, named: Mapping[str, Sequence[int]], settings: Sequence[Setting]) -> np.ndarray:
     """Scores (P, N, O) with each setting's nats added to the options of the concepts that their key stands for."""
     added = np.zeros((len(settings), *seen.scores.shape))
     for key, concepts in named.items():
@@ -82,3 +82,13 @@ def _method(name: str, label: str, fit: Seen, choice: Seen, rejects: Sequence[in
         return partial(shifted, seen, named)
 
     return Method(name=name, label=label, settings=settings, fit=answers(fit), answers=answers)
+
+
+def shifts(choice: Scored, rejects: Sequence[int]) -> tuple[list[Setting], Callable[[Scored], Scores]]:
+    """What one shift for all alarm concepts can do to a model, base or adapted: the settings worth trying, and what scores they give.
+
+    Args:
+        choice: the items to choose on, whose thresholds are the settings; no shift comes first.
+    """
+    nats = thresholds(margins(choice, rejects, rejects), MOST)
+    return [{"shift": 0.0}, *({"shift": float(n)} for n in sorted(nats, key=abs))], lambda seen: partial(shifted, seen, {"shift": rejects})

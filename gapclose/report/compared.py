@@ -9,8 +9,20 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from gapclose.baselines.comparison import BUDGETS
 from gapclose.files import write_text
-from gapclose.report.results import Mean, against, figures, mean_over_seeds, more, on_degraded, trained, untrained
+from gapclose.report.results import (
+    Mean,
+    adapted_points,
+    against,
+    figures,
+    mean_over_seeds,
+    more,
+    on_degraded,
+    trained,
+    untrained,
+    untrained_front,
+)
 from gapclose.report.svg import styled
 
 Row = tuple[str, int, int, str, Path]
@@ -42,12 +54,17 @@ def gather(rows: Sequence[Row], budget: float) -> dict[tuple[str, int, str], dic
     found: dict[tuple[str, int, str], dict[int, dict[str, Any]]] = {}
     for variant, labels, seed, way, directory in rows:
         if way == "untrained":
-            answers = untrained(directory, budget)
+            answers, fronts = untrained(directory, budget), untrained_front(directory)
+            points = {name: {b: untrained(directory, b)[name] for b in BUDGETS} for name in answers}
         else:
             answers = {way if side == "adapted" else BASE: a for side, a in trained(directory).items()}
+            at, edge = adapted_points(directory)
+            points, fronts = {way: at}, {way: edge}
         for name, of in answers.items():
             entry = found.setdefault((variant, labels, name), {})
             entry[seed] = {**figures(of, seed), "degraded": on_degraded(of), "more": more(directory) if name == way else {}}
+            entry[seed]["at"] = {b: figures(a, seed) for b, a in points.get(name, {}).items()}
+            entry[seed]["front"] = fronts.get(name, [])
     return found
 
 
@@ -69,10 +86,11 @@ def write_results(rows: Sequence[Row], path: Path, budget: float, total: int) ->
         "",
     ]
     for variant in variants:
-        lines += [f"## {variant}", "", *_table(found, variant), "", *_differences(found, variant), *_noise(found, variant)]
+        lines += [f"## {variant}", "", *_table(found, variant), "", *_differences(found, variant)]
+        lines += [*_points(found, variant), *_noise(found, variant)]
         name = "-".join("".join(c if c.isalnum() else " " for c in variant).split())
         drawn = {
-            f"{path.stem}-{name}-{kind}.svg": draw(found, variant) for kind, draw in (("labels", draw_labels), ("points", draw_points))
+            f"{path.stem}-{name}-{kind}.svg": draw(found, variant) for kind, draw in (("labels", draw_labels), ("fronts", draw_fronts))
         }
         for file, figure in drawn.items():
             figure.savefig(path.parent / file, metadata={"Date": None})
@@ -145,6 +163,24 @@ def _differences(found: Mapping[tuple[str, int, str], Found], variant: str) -> l
     return [*head, "| | " + " | ".join(map(str, budgets)) + " |", "|---|" + "---|" * len(budgets), *rows, ""]
 
 
+def _points(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str) -> list[str]:
+    rows = []
+    for labels in _budgets(found, variant):
+        for way in (w for w in _ways(found, variant) if w != BASE):
+            seeds, cells = found.get((variant, labels, way), {}), []
+            for budget in BUDGETS if seeds else ():
+                means = [mean_over_seeds([s["at"][budget][name] for s in seeds.values()]) for name in ("balanced", "standard")]
+                cells.append(f"{_show(means[0])} ({means[1].interval.value:.3f})")
+            rows += [f"| {labels} | {way} | " + " | ".join(cells) + " |"] if cells else []
+    named = ["any loss" if b is None else f"{100 * b:g} points" for b in BUDGETS]
+    head = [
+        "Operating points: balanced accuracy (and standard accuracy) on test where standard accuracy on val may fall by so much. Trained models are "
+        "moved by a shift of their rejections, the others by their settings; both are chosen on val:",
+        "",
+    ]
+    return [*head, "| labels | way | " + " | ".join(named) + " |", "|---|---|" + "---|" * len(BUDGETS), *rows, ""]
+
+
 def _noise(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str) -> list[str]:
     rows = []
     for labels in _budgets(found, variant):
@@ -194,22 +230,18 @@ def draw_labels(found: Mapping[tuple[str, int, str], Found], variant: str) -> Fi
 
 
 @styled
-def draw_points(found: Mapping[tuple[str, int, str], Found], variant: str) -> Figure:
-    """Rejection against standard accuracy, a point a way and number of labels, larger for more labels."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes, ways, budgets = figure.subplots(), _ways(found, variant), _budgets(found, variant)
-    for way in ways:
-        look = _look(way)
-        points = [
-            [np.mean([s[name][0] for s in found[variant, n, way].values()]) for name in ("standard", "rejection")] + [5 + 1.5 * k]
-            for k, n in enumerate(budgets) if (variant, n, way) in found
-        ]  # fmt: skip
-        x, y, size = np.array(points).T
-        axes.plot(x, y, color=look["color"], linewidth=0.8, alpha=0.5)
-        for n, (a, b, points) in enumerate(zip(x, y, size, strict=True)):
-            named: dict[str, Any] = look | {"label": way if n == len(x) - 1 else None}
-            axes.plot(a, b, linestyle="", markersize=points, **named)
-    axes.set(xlabel="standard accuracy", ylabel="false premises rejected")
-    axes.set_title(f"{variant}: larger points have more labels ({', '.join(map(str, budgets))})", loc="left")
+def draw_fronts(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str) -> Figure:
+    """Rejection against standard accuracy on test along the fronts of val: a panel for the fewest and one for the most labels, a line a seed."""
+    budgets = _budgets(found, variant)
+    shown = sorted({budgets[0], budgets[-1]})
+    figure = Figure(figsize=(4.2 * len(shown) + 1.6, 4.0), layout="constrained")
+    for axes, labels in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        for way in (w for w in _ways(found, variant) if w != BASE):
+            for n, seed in enumerate(found.get((variant, labels, way), {}).values()):
+                points = sorted(p for p in seed["front"] if None not in p)
+                look = _look(way) | {"label": way if n == 0 else None, "markersize": 3, "linewidth": 1.0}
+                axes.plot(*np.array(points or [(np.nan, np.nan)]).T, linestyle="--" if way in RIVALS else "-", **look)
+        axes.set(xlabel="standard accuracy, test", ylabel="false premises rejected, test", xlim=(0.45, 1.02), ylim=(-0.02, 1.02))
+        axes.set_title(f"{variant}, {labels} labels", loc="left")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -11,7 +11,7 @@ Shapes: N items, O options, R replicates.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ import numpy as np
 from scipy.special import softmax
 from scipy.stats import t
 
+from gapclose.baselines.comparison import BUDGETS, pareto
+from gapclose.baselines.operating import Scored, alarms, choose, unchanged
+from gapclose.baselines.shift import shifts
 from gapclose.files import read_json
 from gapclose.gap import Action, Labels
 from gapclose.item_files import read_items
@@ -71,6 +74,37 @@ def _stored(directory: Path, stage: str, items: ItemSet) -> Answers:
     seen = read_observations(directory / "observations" / stage, [i.id for i in items], layers=[])
     scores = seen.scores[:, : labels.option_concept.shape[1]].double().numpy()
     return Answers(labels=labels, chosen=scores.argmax(1), scores=scores, degraded=_degraded(items))
+
+
+def adapted_points(directory: Path) -> tuple[dict[float | None, Answers], list[tuple[float, float]]]:
+    """Operating points of an adapted model: a shift of its rejections, chosen on val, judged on test.
+
+    Returns:
+        Standard-accuracy budget -> answers on test at the best setting on val that keeps to it (its own where none is better than the base
+        model's); and the front of val, as (standard accuracy, rejection) on test.
+    """
+    record = record_of(directory, "adapted/test")
+    assert record is not None
+    root = read_items(Path(read_json(directory / "items.json")["root"]))
+    val, test = (root.select(split=split, purpose="gap") for split in ("val", "test"))
+    stages = {"there": (val, f"epoch-{record['epoch']}-val"), "before": (val, "base-val"), "here": (test, "adapted-test")}
+    scored = {name: _stored(directory, stage, items) for name, (items, stage) in stages.items()}
+    seen = {name: Scored(scores=a.scores, option_concept=a.labels.option_concept) for name, a in scored.items() if a.scores is not None}
+    choosing, judging = scored["there"].labels, scored["here"].labels
+    settings, scores_of = shifts(seen["there"], alarms(choosing))
+    there, here = scores_of(seen["there"]), scores_of(seen["here"])
+    found: dict[float | None, Answers] = {}
+    for budget, setting in zip(BUDGETS, choose(settings, there, unchanged(seen["before"]), choosing, BUDGETS), strict=True):
+        scores = here([setting or settings[0]])[0]
+        found[budget] = replace(scored["here"], scores=scores, chosen=scores.argmax(1))
+    edge = pareto(settings, there, choosing, here, judging)
+    return found, [(p["test"]["standard_accuracy"], p["test"]["rejection"]) for p in edge]
+
+
+def untrained_front(directory: Path) -> dict[str, list[tuple[float, float]]]:
+    """Method -> its front of settings as chosen, as (standard accuracy, rejection) on test."""
+    methods = read_json(directory / "measurement.json")["baselines"]["methods"]
+    return {m["name"]: [(p["test"]["standard_accuracy"], p["test"]["rejection"]) for p in m["front"]] for m in methods}
 
 
 def untrained(directory: Path, budget: float | None) -> dict[str, Answers]:

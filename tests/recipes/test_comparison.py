@@ -44,7 +44,7 @@ def test_a_comparison_runs_goes_on_and_is_collected(comparison):
     text = (runs / "results.md").read_text()
     assert "3 of 3 runs, seeds 0" in text and "| 48 | consistency | 1 | " in text and "| 48 | pgla_wide | 1 | " in text
     assert "| consistency - gold | " in text and "consistency+gold" not in text and "are noise" not in text
-    for kind in ("labels", "points"):
+    for kind in ("labels", "fronts"):
         assert (runs / f"results-plain-{kind}.svg").stat().st_size > 5000
     directory = runs / "plain" / "48-labels" / "gold-seed0"
     found, record = trained(directory), record_of(directory, "adapted/test")
