@@ -89,21 +89,21 @@ class Training:
     def build_targets(self) -> tuple[Targets, ItemSet, np.ndarray]:
         """Observe the unlabelled train items, build their targets, and store them; with the items and the base model's scores (N, O)."""
         blank = SUPPORTED if self.run.config.targets.control in ("blank_media", "blank_targets") else ()
-        train = self.run.items.select(split="train", purpose="gap").unlabelled()
+        train, probe = self.run.items.select(split="train", purpose="gap").unlabelled(), self.run.probe
         path, ids = self.run.directory / "targets.safetensors", [i.id for i in train]
-        observed = self.run.observe("base-train", train, layers=[self.run.probe.layer], blank=blank)
+        observed = self.run.observe("base-train", train, layers=probe.layers, blank=blank)
         scores = observed.scores.double().numpy()
         # always rebuilt: cheap, and a file from before a change of labels would be stale
         val = self.run.items.select(split="val", purpose="gap")
-        seen = read_observations(self.run.directory / "observations" / "base-val", [i.id for i in val], layers=[self.run.probe.layer])
+        seen = read_observations(self.run.directory / "observations" / "base-val", [i.id for i in val], layers=probe.layers)
         targets = build_targets(
             self.run.config.targets,
             ids=ids,
-            reading=self.run.probe.read(observed.residuals[self.run.probe.layer]),
+            reading=probe.read(probe.see(observed.residuals)),
             scores=scores,
             option_concept=option_concepts(train.items, train.concepts),
             modality=np.array([i.modality for i in train]),
-            val_reading=self.run.probe.read(seen.residuals[self.run.probe.layer]),
+            val_reading=probe.read(probe.see(seen.residuals)),
             val_concept=Labels.of(val).concept,
             alarm=np.isin(train.concepts, train.alarm),
             seed=self.run.config.seed,

@@ -2,9 +2,9 @@
 
 Every family ends as ``softmax((W z + b) / T)`` of the standardised residual ``z``, so one frozen module serves them all. Layer,
 family and regularisation are chosen inside ``fit`` by out-of-fold log-likelihood after a temperature that is itself fitted out of
-fold; folds never split a clip.
+fold; folds never split a clip. A probe may read several layers, their residuals side by side as one.
 
-Shapes: N items, D width, C concepts.
+Shapes: N items, D width (of all layers of a probe together), C concepts.
 """
 
 from __future__ import annotations
@@ -77,10 +77,15 @@ class ProbeConfig:
         return [(family, s) for family in self.families for s in strengths[family]]
 
 
+def side_by_side(residuals: Mapping[int, torch.Tensor], layers: Sequence[int]) -> torch.Tensor:
+    """The residuals of ``layers`` as one tensor (N, D), D the sum of their widths."""
+    return torch.cat([residuals[layer] for layer in layers], dim=-1)
+
+
 class FrozenProbe(nn.Module):
     """A fitted probe that cannot be trained: buffers only, and its input is detached.
 
-    ``forward`` maps residuals (..., D) to log r(c|x), (..., C), in float32.
+    ``forward`` maps what :meth:`see` gives, (..., D), to log r(c|x), (..., C), in float32.
     """
 
     mean: torch.Tensor
@@ -97,7 +102,7 @@ class FrozenProbe(nn.Module):
         weight: np.ndarray,
         bias: np.ndarray,
         temperature: float,
-        layer: int,
+        layers: Sequence[int],
         family: str,
         strength: float,
         concepts: Sequence[str],
@@ -105,7 +110,16 @@ class FrozenProbe(nn.Module):
         super().__init__()
         for name, value in (("mean", mean), ("scale", scale), ("weight", weight), ("bias", bias), ("temperature", temperature)):
             self.register_buffer(name, torch.as_tensor(np.asarray(value), dtype=torch.float32))
-        self.layer, self.family, self.strength, self.concepts = layer, family, strength, tuple(concepts)
+        self.layers, self.family, self.strength, self.concepts = tuple(layers), family, strength, tuple(concepts)
+
+    @property
+    def layer(self) -> int:
+        """The highest of ``layers``, which rise: what changes above it does not reach the probe."""
+        return self.layers[-1]
+
+    def see(self, residuals: Mapping[int, torch.Tensor]) -> torch.Tensor:
+        """What the probe reads of an observation's residuals: those of its layers side by side, (N, D)."""
+        return side_by_side(residuals, self.layers)
 
     @torch.no_grad()
     def forward(self, residual: torch.Tensor) -> torch.Tensor:
@@ -117,17 +131,18 @@ class FrozenProbe(nn.Module):
         return self(residual).double().exp().cpu().numpy()
 
     def save(self, path: Path, evidence: Mapping[str, Any] | None = None) -> None:
-        """Write ``path``.safetensors and ``path``.json (layer, family, concepts, and how it was chosen)."""
+        """Write ``path``.safetensors and ``path``.json (layers and the highest of them, family, concepts, and how it was chosen)."""
         write_tensors(path.with_suffix(".safetensors"), dict(self.named_buffers()))
-        facts = {"layer": self.layer, "family": self.family, "strength": self.strength, "concepts": list(self.concepts)}
-        write_json(path.with_suffix(".json"), {**facts, **(evidence or {})})
+        facts = {"layer": self.layer, "layers": list(self.layers), "family": self.family, "strength": self.strength}
+        write_json(path.with_suffix(".json"), {**facts, "concepts": list(self.concepts), **(evidence or {})})
 
     @classmethod
     def load(cls, path: Path) -> FrozenProbe:
-        """Read what :meth:`save` wrote."""
+        """Read what :meth:`save` wrote; of older files, which know one ``layer`` alone, as well."""
         facts = read_json(path.with_suffix(".json"))
+        facts.setdefault("layers", [facts["layer"]])
         tensors = {k: v.numpy() for k, v in load_file(path.with_suffix(".safetensors")).items()}
-        known = {k: facts[k] for k in ("layer", "family", "strength", "concepts")}
+        known = {k: facts[k] for k in ("layers", "family", "strength", "concepts")}
         return cls(**tensors, **known)
 
 
@@ -201,19 +216,19 @@ def fit_temperature(logits: np.ndarray, y: np.ndarray) -> float:
 
 def _searched(
     residuals: Mapping[int, torch.Tensor],
-    layers: Sequence[int],
+    stacks: Sequence[tuple[int, ...]],
     settings: Sequence[tuple[str, float]],
     y: np.ndarray,
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> Iterator[tuple[tuple[int, str, float], np.ndarray]]:
-    """(layer, family, strength) with its out-of-fold logits (N, C); a layer's logistic probes are all fitted together."""
+) -> Iterator[tuple[tuple[tuple[int, ...], str, float], np.ndarray]]:
+    """(layers, family, strength) with its out-of-fold logits (N, C); the logistic probes of a stack of layers are all fitted together."""
     together = [strength for family, strength in settings if family == "logistic"]
-    for layer in layers:
-        z = residuals[layer]
+    for layers in stacks:
+        z = side_by_side(residuals, layers)
         logistic = iter(held_out(z, torch.as_tensor(y), folds, together).double().cpu().numpy() if together else ())
         alone = z.double().cpu().numpy() if len(together) < len(settings) else np.empty(0)
         for family, strength in settings:
-            yield (layer, family, strength), next(logistic) if family == "logistic" else out_of_fold(alone, y, folds, family, strength)
+            yield (layers, family, strength), next(logistic) if family == "logistic" else out_of_fold(alone, y, folds, family, strength)
 
 
 def _score(logits: np.ndarray, y: np.ndarray) -> dict[str, float]:
@@ -235,7 +250,7 @@ class Choice:
     reading: np.ndarray
     """(N, C) out-of-fold r(c|x) of the chosen setting on the fit items"""
     table: list[dict[str, Any]]
-    """one row per (layer, family, strength): out-of-fold log-likelihood in nats and temperature"""
+    """one row per (layers, family, strength): out-of-fold log-likelihood in nats and temperature; ``layer`` is the highest"""
 
 
 def choose_probe(
@@ -265,26 +280,29 @@ def choose_probe(
         raise ValueError(f"no labelled item expresses {absent}; a probe for {list(concepts)} needs some of each")
     folds, settings = grouped_folds(y, clips, config.folds, seed), settings or config.settings()
     table = []
-    searched = _searched(residuals, layers, settings, y, folds)
-    for (layer, family, strength), logits in track(searched, len(layers) * len(settings), label):
-        table.append({"layer": layer, "family": family, "strength": strength, **_score(logits, y)})
+    searched = _searched(residuals, [(layer,) for layer in layers], settings, y, folds)
+    for (stack, family, strength), logits in track(searched, len(layers) * len(settings), label):
+        table.append({"layer": stack[-1], "layers": list(stack), "family": family, "strength": strength, **_score(logits, y)})
     row = max(table, key=lambda r: r["log_likelihood"])
-    z = residuals[row["layer"]].double().cpu().numpy()
+    z = side_by_side(residuals, row["layers"]).double().cpu().numpy()
     logits = out_of_fold(z, y, folds, row["family"], row["strength"])  # as a fresh probe is read later, in double precision
     row.update(_score(logits, y))
     log_reading = log_softmax(logits / row["temperature"], axis=1)
     mean, scale, weight, bias = fit_linear(z, y, row["family"], row["strength"])
     probe = FrozenProbe(
         mean=mean, scale=scale, weight=weight, bias=bias, concepts=concepts,
-        **{k: row[k] for k in ("temperature", "layer", "family", "strength")},
+        **{k: row[k] for k in ("temperature", "layers", "family", "strength")},
     )  # fmt: skip
     return Choice(probe=probe, reading=np.exp(log_reading), table=table)
 
 
 def fresh_reading(probe: FrozenProbe, residual: torch.Tensor, y: np.ndarray, clips: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Out-of-fold reading (N, C) of a probe of the same family, layer and strength re-fitted on these residuals.
+    """Out-of-fold reading (N, C) of a probe of the same family and strength re-fitted on these residuals.
 
     What it reads is what is *there now*, whatever the frozen probe still sees.
+
+    Args:
+        residual: (N, D), what the frozen probe sees (:meth:`FrozenProbe.see`).
     """
     z = residual.double().numpy()
     logits = out_of_fold(z, y, grouped_folds(y, clips, folds, seed), probe.family, probe.strength)

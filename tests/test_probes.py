@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -27,10 +29,10 @@ def data(classes: int = 3, n: int = 240, width: int = 12, strength: float = 1.0,
     return z * rng.uniform(0.1, 30, width) + rng.normal(size=width), y, np.repeat(np.arange(n // 4), 4)
 
 
-def frozen(z, y, family, strength, temperature=1.0) -> FrozenProbe:
+def frozen(z, y, family, strength, temperature=1.0, layers=(3,)) -> FrozenProbe:
     mean, scale, weight, bias = fit_linear(z, y, family, strength)
     return FrozenProbe(
-        mean=mean, scale=scale, weight=weight, bias=bias, temperature=temperature, layer=3, family=family, strength=strength,
+        mean=mean, scale=scale, weight=weight, bias=bias, temperature=temperature, layers=layers, family=family, strength=strength,
         concepts=CONCEPTS[: y.max() + 1],
     )  # fmt: skip
 
@@ -84,17 +86,21 @@ def test_nothing_of_a_frozen_probe_can_be_trained_and_no_gradient_flows_through_
     assert not any(b.requires_grad for b in probe.buffers())
 
 
-def test_save_and_load_are_exact(tmp_path):
-    """Tensors, layer, family, strength, concepts; the evidence lies beside them."""
+@pytest.mark.parametrize("layers", [(3,), (2, 3)])
+def test_save_and_load_are_exact(tmp_path, layers):
+    """Tensors, layers, family, strength, concepts; the evidence lies beside them. Files from before stacks know one layer."""
     z, y, _ = data(3)
-    probe = frozen(z, y, "lda", 0.3, 1.7)
+    probe = frozen(z, y, "lda", 0.3, 1.7, layers)
     probe.save(tmp_path / "frozen", {"n_fit": 240})
     back = FrozenProbe.load(tmp_path / "frozen")
     assert {k: (v == back.state_dict()[k]).all().item() for k, v in probe.state_dict().items()} == dict.fromkeys(probe.state_dict(), True)
-    assert (back.layer, back.family, back.strength, back.concepts) == (3, "lda", 0.3, CONCEPTS)
+    assert (back.layer, back.layers, back.family, back.strength, back.concepts) == (3, layers, "lda", 0.3, CONCEPTS)
     assert torch.equal(back(torch.tensor(z)), probe(torch.tensor(z)))
     assert '"n_fit": 240' in (tmp_path / "frozen.json").read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["frozen.json", "frozen.safetensors"]
+    facts = json.loads((tmp_path / "frozen.json").read_text())
+    (tmp_path / "frozen.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "layers"}))
+    assert FrozenProbe.load(tmp_path / "frozen").layers == (3,)
 
 
 def test_half_precision_residuals_are_read_in_float32():
@@ -155,11 +161,11 @@ def test_temperature_minimises_the_negative_log_likelihood(factor):
     assert nll([np.log(found)]) <= best.fun + 1e-7 and found == pytest.approx(factor, rel=0.1)
 
 
-def planted(layer: int, layers: int = 5):
-    """Only ``layer`` carries the class well; its neighbours carry it poorly."""
+def planted(*telling: int, strength: float = 2.5, n: int = 240):
+    """Of five layers only the ``telling`` ones carry the class well, each with noise of its own; the others carry it poorly."""
     residuals = {}
-    for candidate in range(1, layers + 1):
-        z, y, clips = data(3, strength=2.5 if candidate == layer else 0.3, seed=10 + candidate)
+    for candidate in range(1, 6):
+        z, y, clips = data(3, n, strength=strength if candidate in telling else 0.3, seed=10 + candidate)
         residuals[candidate] = torch.tensor(z[np.argsort(y, kind="stable")], dtype=torch.float32)
     return residuals, np.sort(y), np.random.default_rng(0).permutation(clips)
 
