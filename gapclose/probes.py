@@ -46,6 +46,9 @@ class ProbeConfig:
     """candidate layers, counted from 1; null: all that leave ``layers_above`` decoder layers above them"""
     layers_above: int = 2
     """decoder layers that must remain above the probe's layer, for LoRA to act on what the probe reads"""
+    stack: int = 1
+    """also try the residuals of the up to so many best single layers, side by side, as one probe; chosen by the same cross-validation
+    (1: single layers only)"""
 
     def __post_init__(self) -> None:
         unknown = [f for f in self.families if f not in FAMILIES]
@@ -55,6 +58,8 @@ class ProbeConfig:
             raise ValueError(f"probe.folds is {self.folds}; it must be at least 2")
         if self.layers_above < 1:
             raise ValueError(f"probe.layers_above is {self.layers_above}; LoRA needs at least one layer above the probe")
+        if self.stack < 1:
+            raise ValueError(f"probe.stack is {self.stack}; it must be at least 1, which tries single layers only")
         if any(c <= 0 for c in self.c) or any(not 0 <= s <= 1 for s in self.shrinkage):
             raise ValueError(f"probe.c {self.c} must be positive and probe.shrinkage {self.shrinkage} within 0..1")
 
@@ -62,13 +67,15 @@ class ProbeConfig:
         """The layers to try in a decoder of ``n_layers``.
 
         Raises:
-            ValueError: when a layer does not exist or leaves too few above it.
+            ValueError: when a layer does not exist or leaves too few above it, or there are fewer than ``stack``.
         """
         highest = n_layers - self.layers_above
         layers = list(range(1, highest + 1)) if self.layers is None else sorted(set(self.layers))
         bad = [layer for layer in layers if not 1 <= layer <= highest]
         if bad or not layers:
             raise ValueError(f"probe.layers {bad or layers}: this decoder has {n_layers} layers, and a probe may read layers 1..{highest}")
+        if self.stack > len(layers):
+            raise ValueError(f"probe.stack is {self.stack}, and there are {len(layers)} candidate layers: {layers}")
         return layers
 
     def settings(self) -> list[tuple[str, float]]:
@@ -267,10 +274,14 @@ def choose_probe(
 ) -> Choice:
     """Search layers x families x regularisation by grouped cross-validation, then fit the best on everything.
 
+    With ``config.stack`` above 1, the two layers that are best by themselves are then tried side by side, the three best, and so on, in
+    the same folds and with all families and strengths; of equals the fewest layers are kept.
+
     Args:
         residuals: layer -> (N, D); the logistic family is searched on their device.
         y: concept index per item, (N,); every concept must occur.
         clips: group per item, (N,).
+        layers: candidates; there are no stacks of more than these.
 
     Raises:
         ValueError: when a concept has no item or too few clips.
@@ -279,10 +290,19 @@ def choose_probe(
     if absent:
         raise ValueError(f"no labelled item expresses {absent}; a probe for {list(concepts)} needs some of each")
     folds, settings = grouped_folds(y, clips, config.folds, seed), settings or config.settings()
-    table = []
-    searched = _searched(residuals, [(layer,) for layer in layers], settings, y, folds)
-    for (stack, family, strength), logits in track(searched, len(layers) * len(settings), label):
-        table.append({"layer": stack[-1], "layers": list(stack), "family": family, "strength": strength, **_score(logits, y)})
+
+    def search(stacks: Sequence[tuple[int, ...]], label: str) -> list[dict[str, Any]]:
+        searched = track(_searched(residuals, stacks, settings, y, folds), len(stacks) * len(settings), label)
+        return [
+            {"layer": stack[-1], "layers": list(stack), "family": family, "strength": strength, **_score(logits, y)}
+            for (stack, family, strength), logits in searched
+        ]
+
+    table = search([(layer,) for layer in layers], label)
+    best = {layer: max(r["log_likelihood"] for r in table if r["layer"] == layer) for layer in layers}
+    ranked = sorted(layers, key=lambda layer: -best[layer])
+    stacks = [tuple(sorted(ranked[:k])) for k in range(2, min(config.stack, len(layers)) + 1)]
+    table += search(stacks, f"{label}, layers side by side")
     row = max(table, key=lambda r: r["log_likelihood"])
     z = side_by_side(residuals, row["layers"]).double().cpu().numpy()
     logits = out_of_fold(z, y, folds, row["family"], row["strength"])  # as a fresh probe is read later, in double precision
