@@ -44,7 +44,7 @@ class Measured:
     parse_rate: float
     """share of generated answers that parse leniently"""
     residual: np.ndarray
-    """(N, D) at the frozen probe's layer, all items of the split"""
+    """(N, D) what the frozen probe sees of all items of the split"""
 
 
 def measure(
@@ -63,8 +63,8 @@ def measure(
     clips = Clips(labels.clip, config.replicates, seed)
     action = scored(labels, seen)
     other = {
-        "fresh_probe": fresh_reading(probe, seen.residuals[probe.layer], labels.concept, labels.clip, folds, seed),
-        "sentinel_probe": sentinel.read(seen.residuals[sentinel.layer]),
+        "fresh_probe": fresh_reading(probe, probe.see(seen.residuals), labels.concept, labels.clip, folds, seed),
+        "sentinel_probe": sentinel.read(sentinel.see(seen.residuals)),
     }
     for name, reading in other.items():
         overall[f"{name}.balanced"] = clips.balanced(reading.argmax(1) == labels.concept, labels)
@@ -87,7 +87,7 @@ def measure(
         labels=labels,
         right=action.concept(labels) == labels.concept,
         parse_rate=float(overall["generated.parse_lenient"][0]),
-        residual=observed.residuals[probe.layer].float().numpy(),
+        residual=probe.see(observed.residuals).float().numpy(),
     )
 
 
@@ -100,7 +100,7 @@ def _of_modality(items: ItemSet, modality: str) -> ItemSet:
 
 def _scope(items: ItemSet, observed: Observations, probe: FrozenProbe, config: GapConfig, seed: int) -> Statistics:
     labels, seen = Labels.of(items), observed.take([i.id for i in items])
-    reading = probe.read(seen.residuals[probe.layer])
+    reading = probe.read(probe.see(seen.residuals))
     return statistics(Clips(labels.clip, config.replicates, seed), labels, scored(labels, seen), reading)
 
 

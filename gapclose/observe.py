@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,10 +56,8 @@ class Wanted:
     """keep this many next-token log-probabilities (0: none)"""
     blank: Sequence[str] = ()
     """kinds of media to blank (a control): image, audio"""
-    patch: Mapping[str, torch.Tensor] | None = None
-    """item id -> residual (D,) that replaces its own at the answer position, after layer ``patch_layer``"""
-    patch_layer: int = 0
-    """decoder layer of ``patch``, counted from 1"""
+    patch: Mapping[int, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+    """decoder layer, counted from 1 -> item id -> residual (D,) that replaces its own after that layer at the answer position"""
     extra: dict[str, Any] = field(default_factory=dict)
     """more that identifies the observation, e.g. the adapter's fingerprint"""
 
@@ -138,7 +135,7 @@ def _request(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted:
         "generate": config.max_new_tokens if wanted.generate else 0,
         "top_tokens": wanted.top_tokens,
         "blank": sorted(wanted.blank),
-        "patch": None if wanted.patch is None else [wanted.patch_layer, _digest([wanted.patch[i.id] for i in items])],
+        "patch": [x for layer, of in sorted(wanted.patch.items()) for x in (layer, _digest([of[i.id] for i in items]))] or None,
         **wanted.extra,
     }
     request["fingerprint"] = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
@@ -160,9 +157,8 @@ def _forward(loaded: LoadedModel, batch: Sequence[Item], media: Media, config: O
     several = any(len(tokens) > 1 for per_item in options for tokens in per_item)
     for module in _rotary_stores(model):
         module.rope_deltas = None  # of another batch; a prompt without media would keep them
-    donors = None if wanted.patch is None else torch.stack([wanted.patch[i.id] for i in batch])
-    patching = nullcontext() if donors is None else patched_at(model, wanted.patch_layer, last, donors)
-    with patching, residuals_at(model, wanted.layers, last) as residuals, answer_logits(model, rows, last):
+    donors = {layer: torch.stack([of[i.id] for i in batch]) for layer, of in wanted.patch.items()}
+    with patched_at(model, last, donors), residuals_at(model, wanted.layers, last) as residuals, answer_logits(model, rows, last):
         output = model(**inputs, use_cache=several)
     logp = output.logits[0].float().log_softmax(-1)  # (B, V)
     result: dict[str, Any] = {

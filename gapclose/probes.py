@@ -2,9 +2,9 @@
 
 Every family ends as ``softmax((W z + b) / T)`` of the standardised residual ``z``, so one frozen module serves them all. Layer,
 family and regularisation are chosen inside ``fit`` by out-of-fold log-likelihood after a temperature that is itself fitted out of
-fold; folds never split a clip.
+fold; folds never split a clip. A probe may read several layers, their residuals side by side as one.
 
-Shapes: N items, D width, C concepts.
+Shapes: N items, D width (of all layers of a probe together), C concepts.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ class ProbeConfig:
     """candidate layers, counted from 1; null: all that leave ``layers_above`` decoder layers above them"""
     layers_above: int = 2
     """decoder layers that must remain above the probe's layer, for LoRA to act on what the probe reads"""
+    stack: int = 1
+    """also try the residuals of the up to so many best single layers, side by side, as one probe; chosen by the same cross-validation
+    (1: single layers only)"""
 
     def __post_init__(self) -> None:
         unknown = [f for f in self.families if f not in FAMILIES]
@@ -55,6 +58,8 @@ class ProbeConfig:
             raise ValueError(f"probe.folds is {self.folds}; it must be at least 2")
         if self.layers_above < 1:
             raise ValueError(f"probe.layers_above is {self.layers_above}; LoRA needs at least one layer above the probe")
+        if self.stack < 1:
+            raise ValueError(f"probe.stack is {self.stack}; it must be at least 1, which tries single layers only")
         if any(c <= 0 for c in self.c) or any(not 0 <= s <= 1 for s in self.shrinkage):
             raise ValueError(f"probe.c {self.c} must be positive and probe.shrinkage {self.shrinkage} within 0..1")
 
@@ -62,13 +67,15 @@ class ProbeConfig:
         """The layers to try in a decoder of ``n_layers``.
 
         Raises:
-            ValueError: when a layer does not exist or leaves too few above it.
+            ValueError: when a layer does not exist or leaves too few above it, or there are fewer than ``stack``.
         """
         highest = n_layers - self.layers_above
         layers = list(range(1, highest + 1)) if self.layers is None else sorted(set(self.layers))
         bad = [layer for layer in layers if not 1 <= layer <= highest]
         if bad or not layers:
             raise ValueError(f"probe.layers {bad or layers}: this decoder has {n_layers} layers, and a probe may read layers 1..{highest}")
+        if self.stack > len(layers):
+            raise ValueError(f"probe.stack is {self.stack}, and there are {len(layers)} candidate layers: {layers}")
         return layers
 
     def settings(self) -> list[tuple[str, float]]:
@@ -77,10 +84,15 @@ class ProbeConfig:
         return [(family, s) for family in self.families for s in strengths[family]]
 
 
+def side_by_side(residuals: Mapping[int, torch.Tensor], layers: Sequence[int]) -> torch.Tensor:
+    """The residuals of ``layers`` as one tensor (N, D), D the sum of their widths."""
+    return torch.cat([residuals[layer] for layer in layers], dim=-1)
+
+
 class FrozenProbe(nn.Module):
     """A fitted probe that cannot be trained: buffers only, and its input is detached.
 
-    ``forward`` maps residuals (..., D) to log r(c|x), (..., C), in float32.
+    ``forward`` maps what :meth:`see` gives, (..., D), to log r(c|x), (..., C), in float32.
     """
 
     mean: torch.Tensor
@@ -97,7 +109,7 @@ class FrozenProbe(nn.Module):
         weight: np.ndarray,
         bias: np.ndarray,
         temperature: float,
-        layer: int,
+        layers: Sequence[int],
         family: str,
         strength: float,
         concepts: Sequence[str],
@@ -105,7 +117,16 @@ class FrozenProbe(nn.Module):
         super().__init__()
         for name, value in (("mean", mean), ("scale", scale), ("weight", weight), ("bias", bias), ("temperature", temperature)):
             self.register_buffer(name, torch.as_tensor(np.asarray(value), dtype=torch.float32))
-        self.layer, self.family, self.strength, self.concepts = layer, family, strength, tuple(concepts)
+        self.layers, self.family, self.strength, self.concepts = tuple(layers), family, strength, tuple(concepts)
+
+    @property
+    def layer(self) -> int:
+        """The highest of ``layers``, which rise: what changes above it does not reach the probe."""
+        return self.layers[-1]
+
+    def see(self, residuals: Mapping[int, torch.Tensor]) -> torch.Tensor:
+        """What the probe reads of an observation's residuals: those of its layers side by side, (N, D)."""
+        return side_by_side(residuals, self.layers)
 
     @torch.no_grad()
     def forward(self, residual: torch.Tensor) -> torch.Tensor:
@@ -117,17 +138,18 @@ class FrozenProbe(nn.Module):
         return self(residual).double().exp().cpu().numpy()
 
     def save(self, path: Path, evidence: Mapping[str, Any] | None = None) -> None:
-        """Write ``path``.safetensors and ``path``.json (layer, family, concepts, and how it was chosen)."""
+        """Write ``path``.safetensors and ``path``.json (layers and the highest of them, family, concepts, and how it was chosen)."""
         write_tensors(path.with_suffix(".safetensors"), dict(self.named_buffers()))
-        facts = {"layer": self.layer, "family": self.family, "strength": self.strength, "concepts": list(self.concepts)}
-        write_json(path.with_suffix(".json"), {**facts, **(evidence or {})})
+        facts = {"layer": self.layer, "layers": list(self.layers), "family": self.family, "strength": self.strength}
+        write_json(path.with_suffix(".json"), {**facts, "concepts": list(self.concepts), **(evidence or {})})
 
     @classmethod
     def load(cls, path: Path) -> FrozenProbe:
-        """Read what :meth:`save` wrote."""
+        """Read what :meth:`save` wrote; of older files, which know one ``layer`` alone, as well."""
         facts = read_json(path.with_suffix(".json"))
+        facts.setdefault("layers", [facts["layer"]])
         tensors = {k: v.numpy() for k, v in load_file(path.with_suffix(".safetensors")).items()}
-        known = {k: facts[k] for k in ("layer", "family", "strength", "concepts")}
+        known = {k: facts[k] for k in ("layers", "family", "strength", "concepts")}
         return cls(**tensors, **known)
 
 
@@ -201,19 +223,19 @@ def fit_temperature(logits: np.ndarray, y: np.ndarray) -> float:
 
 def _searched(
     residuals: Mapping[int, torch.Tensor],
-    layers: Sequence[int],
+    stacks: Sequence[tuple[int, ...]],
     settings: Sequence[tuple[str, float]],
     y: np.ndarray,
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> Iterator[tuple[tuple[int, str, float], np.ndarray]]:
-    """(layer, family, strength) with its out-of-fold logits (N, C); a layer's logistic probes are all fitted together."""
+) -> Iterator[tuple[tuple[tuple[int, ...], str, float], np.ndarray]]:
+    """(layers, family, strength) with its out-of-fold logits (N, C); the logistic probes of a stack of layers are all fitted together."""
     together = [strength for family, strength in settings if family == "logistic"]
-    for layer in layers:
-        z = residuals[layer]
+    for layers in stacks:
+        z = side_by_side(residuals, layers)
         logistic = iter(held_out(z, torch.as_tensor(y), folds, together).double().cpu().numpy() if together else ())
         alone = z.double().cpu().numpy() if len(together) < len(settings) else np.empty(0)
         for family, strength in settings:
-            yield (layer, family, strength), next(logistic) if family == "logistic" else out_of_fold(alone, y, folds, family, strength)
+            yield (layers, family, strength), next(logistic) if family == "logistic" else out_of_fold(alone, y, folds, family, strength)
 
 
 def _score(logits: np.ndarray, y: np.ndarray) -> dict[str, float]:
@@ -235,7 +257,7 @@ class Choice:
     reading: np.ndarray
     """(N, C) out-of-fold r(c|x) of the chosen setting on the fit items"""
     table: list[dict[str, Any]]
-    """one row per (layer, family, strength): out-of-fold log-likelihood in nats and temperature"""
+    """one row per (layers, family, strength): out-of-fold log-likelihood in nats and temperature; ``layer`` is the highest"""
 
     @property
     def log_likelihood(self) -> float:
@@ -257,10 +279,14 @@ def choose_probe(
 ) -> Choice:
     """Search layers x families x regularisation by grouped cross-validation, then fit the best on everything.
 
+    With ``config.stack`` above 1, the two layers that are best by themselves are then tried side by side, the three best, and so on, in
+    the same folds and with all families and strengths; of equals the fewest layers are kept.
+
     Args:
         residuals: layer -> (N, D); the logistic family is searched on their device.
         y: concept index per item, (N,); every concept must occur.
         clips: group per item, (N,).
+        layers: candidates; there are no stacks of more than these.
 
     Raises:
         ValueError: when a concept has no item or too few clips.
@@ -269,27 +295,39 @@ def choose_probe(
     if absent:
         raise ValueError(f"no labelled item expresses {absent}; a probe for {list(concepts)} needs some of each")
     folds, settings = grouped_folds(y, clips, config.folds, seed), settings or config.settings()
-    table = []
-    searched = _searched(residuals, layers, settings, y, folds)
-    for (layer, family, strength), logits in track(searched, len(layers) * len(settings), label):
-        table.append({"layer": layer, "family": family, "strength": strength, **_score(logits, y)})
+
+    def search(stacks: Sequence[tuple[int, ...]], label: str) -> list[dict[str, Any]]:
+        searched = track(_searched(residuals, stacks, settings, y, folds), len(stacks) * len(settings), label)
+        return [
+            {"layer": stack[-1], "layers": list(stack), "family": family, "strength": strength, **_score(logits, y)}
+            for (stack, family, strength), logits in searched
+        ]
+
+    table = search([(layer,) for layer in layers], label)
+    best = {layer: max(r["log_likelihood"] for r in table if r["layer"] == layer) for layer in layers}
+    ranked = sorted(layers, key=lambda layer: -best[layer])
+    stacks = [tuple(sorted(ranked[:k])) for k in range(2, min(config.stack, len(layers)) + 1)]
+    table += search(stacks, f"{label}, layers side by side")
     row = max(table, key=lambda r: r["log_likelihood"])
-    z = residuals[row["layer"]].double().cpu().numpy()
+    z = side_by_side(residuals, row["layers"]).double().cpu().numpy()
     logits = out_of_fold(z, y, folds, row["family"], row["strength"])  # as a fresh probe is read later, in double precision
     row.update(_score(logits, y))
     log_reading = log_softmax(logits / row["temperature"], axis=1)
     mean, scale, weight, bias = fit_linear(z, y, row["family"], row["strength"])
     probe = FrozenProbe(
         mean=mean, scale=scale, weight=weight, bias=bias, concepts=concepts,
-        **{k: row[k] for k in ("temperature", "layer", "family", "strength")},
+        **{k: row[k] for k in ("temperature", "layers", "family", "strength")},
     )  # fmt: skip
     return Choice(probe=probe, reading=np.exp(log_reading), table=table)
 
 
 def fresh_reading(probe: FrozenProbe, residual: torch.Tensor, y: np.ndarray, clips: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Out-of-fold reading (N, C) of a probe of the same family, layer and strength re-fitted on these residuals.
+    """Out-of-fold reading (N, C) of a probe of the same family and strength re-fitted on these residuals.
 
     What it reads is what is *there now*, whatever the frozen probe still sees.
+
+    Args:
+        residual: (N, D), what the frozen probe sees (:meth:`FrozenProbe.see`).
     """
     z = residual.double().numpy()
     logits = out_of_fold(z, y, grouped_folds(y, clips, folds, seed), probe.family, probe.strength)

@@ -33,7 +33,7 @@ from gapclose.probes import FrozenProbe, ProbeConfig, choose_probe
 from gapclose.progress import say
 from gapclose.report.figures import draw_epochs
 from gapclose.report.page import write_page
-from gapclose.report.summary import read_records, summarise
+from gapclose.report.summary import layer_words, read_records, summarise
 from gapclose.tracking import NoTracker, make_tracker
 from gapclose.validate import bind_items, prepare_items, refuse_other_items
 
@@ -122,7 +122,7 @@ class Run:
         self.on_main(save)
         found = max(choice.table, key=lambda r: r["log_likelihood"])
         say(
-            f"probe: layer {self.probe.layer} of {n_layers}, {self.probe.family} ({self.probe.strength:g}), "
+            f"probe: {layer_words(self.probe.layers)} of {n_layers}, {self.probe.family} ({self.probe.strength:g}), "
             f"out-of-fold accuracy {found['accuracy']:.3f} on {len(fit)} labelled items"
         )
 
@@ -134,7 +134,7 @@ class Run:
 
     def observe_measured(self, stage: str, split: str, *, replace: bool = False) -> Observations:
         """Observe what is measured on a split under the current model: scores, generated answers, residuals of both probes' layers."""
-        layers = sorted({self.probe.layer, self.sentinel.layer})
+        layers = sorted({*self.probe.layers, *self.sentinel.layers})
         return self.observe(f"{stage}-{split}", self.measured_items(split), layers=layers, generate=True, replace=replace)
 
     def measure(self, stage: str, split: str, *, replace: bool = False) -> Measured:

@@ -20,6 +20,7 @@ from gapclose.media import SUPPORTED
 from gapclose.observations import read_observations
 from gapclose.probes import FrozenProbe, choose_probe
 from gapclose.progress import say
+from gapclose.report.summary import layer_words
 
 if TYPE_CHECKING:
     from gapclose.run import Run
@@ -55,16 +56,16 @@ def first_teacher(run: Run) -> tuple[Teacher, np.ndarray, np.ndarray]:
     """
     config = run.config.targets
     blank = SUPPORTED if config.control in ("blank_media", "blank_targets") else ()
-    train, val, layers = train_items(run), val_items(run), {run.probe.layer, run.sentinel.layer}
+    train, val, layers = train_items(run), val_items(run), {*run.probe.layers, *run.sentinel.layers}
     seen = run.observe("base-train", train, layers=sorted(layers), blank=blank)
-    judged = read_observations(run.directory / "observations" / "base-val", [i.id for i in val], layers=[run.probe.layer])
+    judged = read_observations(run.directory / "observations" / "base-val", [i.id for i in val], layers=run.probe.layers)
     teacher = Teacher(
         probe=run.probe,
-        train=run.probe.read(seen.residuals[run.probe.layer]),
-        val=run.probe.read(judged.residuals[run.probe.layer]),
+        train=run.probe.read(run.probe.see(seen.residuals)),
+        val=run.probe.read(run.probe.see(judged.residuals)),
         log_likelihood=run.fit_log_likelihood,
     )
-    return teacher, seen.scores.double().numpy(), run.sentinel.read(seen.residuals[run.sentinel.layer])
+    return teacher, seen.scores.double().numpy(), run.sentinel.read(run.sentinel.see(seen.residuals))
 
 
 def next_teacher(run: Run, number: int) -> Teacher:
@@ -80,8 +81,8 @@ def next_teacher(run: Run, number: int) -> Teacher:
     )  # fmt: skip
     readings = {}
     for split, items in (("train", train_items(run)), ("val", val_items(run))):
-        found = run.observe(f"round-{number}-{split}", items, layers=[choice.probe.layer])
-        readings[split] = choice.probe.read(found.residuals[choice.probe.layer])
+        found = run.observe(f"round-{number}-{split}", items, layers=choice.probe.layers)
+        readings[split] = choice.probe.read(choice.probe.see(found.residuals))
     evidence = {"chosen_from": choice.table, "n_fit": len(fit), "seed": run.config.seed, "round": number}
     run.on_main(lambda: choice.probe.save(run.directory / "probes" / f"round-{number}", evidence))
     return Teacher(probe=choice.probe, log_likelihood=choice.log_likelihood, **readings)
@@ -99,7 +100,7 @@ def compared(run: Run, number: int, now: Teacher, before: Teacher | None, sentin
     right = now.val.argmax(1) == val.concept
     found = {
         "round": number,
-        "layer": now.probe.layer,
+        "layers": list(now.probe.layers),
         "family": now.probe.family,
         "strength": now.probe.strength,
         "log_likelihood": now.log_likelihood,
@@ -115,7 +116,7 @@ def compared(run: Run, number: int, now: Teacher, before: Teacher | None, sentin
 def tell(found: dict[str, Any]) -> None:
     """Print a line about a later round."""
     say(
-        f"round {found['round']}: probe at layer {found['layer']}, {found['family']}, {found['log_likelihood']:.3f} nats an item out of fold, "
+        f"round {found['round']}: probe at {layer_words(found['layers'])}, {found['family']}, {found['log_likelihood']:.3f} nats an item out of fold, "
         f"{'better' if found['helps'] else 'no better'} than before; balanced {found['val_balanced']:.3f} on val; {found['changed']:.3f} of the "
         f"train items are read otherwise; the sentinel agrees on {found['sentinel_agrees']:.3f}"
     )

@@ -56,7 +56,7 @@ def probe(layer: int, family: str = "logistic") -> FrozenProbe:
     y = np.array([CONCEPTS.index(i.concept) for i in fit])
     mean, scale, weight, bias = fit_linear(residuals(fit, 3.0, seed=9).double().numpy(), y, family, 0.1)
     return FrozenProbe(
-        mean=mean, scale=scale, weight=weight, bias=bias, temperature=1.0, layer=layer, family=family, strength=0.1, concepts=CONCEPTS
+        mean=mean, scale=scale, weight=weight, bias=bias, temperature=1.0, layers=[layer], family=family, strength=0.1, concepts=CONCEPTS
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -27,10 +29,10 @@ def data(classes: int = 3, n: int = 240, width: int = 12, strength: float = 1.0,
     return z * rng.uniform(0.1, 30, width) + rng.normal(size=width), y, np.repeat(np.arange(n // 4), 4)
 
 
-def frozen(z, y, family, strength, temperature=1.0) -> FrozenProbe:
+def frozen(z, y, family, strength, temperature=1.0, layers=(3,)) -> FrozenProbe:
     mean, scale, weight, bias = fit_linear(z, y, family, strength)
     return FrozenProbe(
-        mean=mean, scale=scale, weight=weight, bias=bias, temperature=temperature, layer=3, family=family, strength=strength,
+        mean=mean, scale=scale, weight=weight, bias=bias, temperature=temperature, layers=layers, family=family, strength=strength,
         concepts=CONCEPTS[: y.max() + 1],
     )  # fmt: skip
 
@@ -84,17 +86,21 @@ def test_nothing_of_a_frozen_probe_can_be_trained_and_no_gradient_flows_through_
     assert not any(b.requires_grad for b in probe.buffers())
 
 
-def test_save_and_load_are_exact(tmp_path):
-    """Tensors, layer, family, strength, concepts; the evidence lies beside them."""
+@pytest.mark.parametrize("layers", [(3,), (2, 3)])
+def test_save_and_load_are_exact(tmp_path, layers):
+    """Tensors, layers, family, strength, concepts; the evidence lies beside them. Files from before stacks know one layer."""
     z, y, _ = data(3)
-    probe = frozen(z, y, "lda", 0.3, 1.7)
+    probe = frozen(z, y, "lda", 0.3, 1.7, layers)
     probe.save(tmp_path / "frozen", {"n_fit": 240})
     back = FrozenProbe.load(tmp_path / "frozen")
     assert {k: (v == back.state_dict()[k]).all().item() for k, v in probe.state_dict().items()} == dict.fromkeys(probe.state_dict(), True)
-    assert (back.layer, back.family, back.strength, back.concepts) == (3, "lda", 0.3, CONCEPTS)
+    assert (back.layer, back.layers, back.family, back.strength, back.concepts) == (3, layers, "lda", 0.3, CONCEPTS)
     assert torch.equal(back(torch.tensor(z)), probe(torch.tensor(z)))
     assert '"n_fit": 240' in (tmp_path / "frozen.json").read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["frozen.json", "frozen.safetensors"]
+    facts = json.loads((tmp_path / "frozen.json").read_text())
+    (tmp_path / "frozen.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "layers"}))
+    assert FrozenProbe.load(tmp_path / "frozen").layers == (3,)
 
 
 def test_half_precision_residuals_are_read_in_float32():
@@ -155,11 +161,11 @@ def test_temperature_minimises_the_negative_log_likelihood(factor):
     assert nll([np.log(found)]) <= best.fun + 1e-7 and found == pytest.approx(factor, rel=0.1)
 
 
-def planted(layer: int, layers: int = 5):
-    """Only ``layer`` carries the class well; its neighbours carry it poorly."""
+def planted(*telling: int, strength: float = 2.5, n: int = 240):
+    """Of five layers only the ``telling`` ones carry the class well, each with noise of its own; the others carry it poorly."""
     residuals = {}
-    for candidate in range(1, layers + 1):
-        z, y, clips = data(3, strength=2.5 if candidate == layer else 0.3, seed=10 + candidate)
+    for candidate in range(1, 6):
+        z, y, clips = data(3, n, strength=strength if candidate in telling else 0.3, seed=10 + candidate)
         residuals[candidate] = torch.tensor(z[np.argsort(y, kind="stable")], dtype=torch.float32)
     return residuals, np.sort(y), np.random.default_rng(0).permutation(clips)
 
@@ -182,12 +188,67 @@ def test_the_planted_layer_is_chosen_and_its_likelihood_is_out_of_fold(layer):
     assert in_sample > best["log_likelihood"]
 
 
+def held_out_likelihood(choice, residuals, y):
+    """Mean log-likelihood in nats."""
+    return np.log(choice.probe.read(choice.probe.see(residuals))[np.arange(len(y)), y]).mean()
+
+
+def test_layers_that_each_hold_half_of_the_evidence_are_read_side_by_side():
+    """Together they read clips that were never seen better than either; a third, which tells little, is left out."""
+    everything, labels, names = planted(2, 4, strength=1.2, n=480)
+    fit = np.isin(names, np.random.default_rng(0).permutation(np.unique(names))[:60])
+    residuals, y, clips = {layer: z[fit] for layer, z in everything.items()}, labels[fit], names[fit]
+    new = ({layer: z[~fit] for layer, z in everything.items()}, labels[~fit])
+    config = ProbeConfig(families=["logistic", "mean_difference"], c=[0.01, 0.1], folds=3, stack=3)
+    choice = choose_probe(residuals, y, clips, CONCEPTS, config, layers=[1, 2, 3, 4], seed=0)
+    assert (choice.probe.layers, choice.probe.layer, choice.probe.weight.shape) == ((2, 4), 4, (3, 24))
+    assert len(choice.table) == 4 * 3 + 2 * 3 and [row["layers"] for row in choice.table[::3]][4] == [2, 4]
+    assert {2, 4} < set(choice.table[-1]["layers"]) and all(row["layer"] == row["layers"][-1] for row in choice.table)
+    z = torch.cat([residuals[2], residuals[4]], dim=1)
+    assert torch.equal(choice.probe.see(residuals), z)
+    best = max(choice.table, key=lambda row: row["log_likelihood"])
+    logits = out_of_fold(z.double().numpy(), y, grouped_folds(y, clips, 3, 0), best["family"], best["strength"])
+    np.testing.assert_allclose(choice.reading, softmax(logits / best["temperature"], axis=1), atol=1e-9)
+    for layer in (2, 4):
+        alone = choose_probe(residuals, y, clips, CONCEPTS, config, layers=[layer], seed=0)
+        assert alone.probe.layers == (layer,) and held_out_likelihood(choice, *new) > held_out_likelihood(alone, *new) + 0.05
+
+
+def test_one_layer_that_has_it_all_is_read_alone_and_bit_for_bit_as_without_stacks():
+    """Stacks are tried after the single layers and change nothing of them."""
+    residuals, y, clips = planted(2)
+    found = {}
+    for stack in (1, 3):
+        config = ProbeConfig(families=["logistic", "lda"], c=[0.01, 0.1], shrinkage=[0.5], folds=3, stack=stack)
+        found[stack] = choose_probe(residuals, y, clips, CONCEPTS, config, layers=[1, 2, 3, 4], seed=0)
+    assert found[1].probe.layers == found[3].probe.layers == (2,)
+    assert found[3].table[: 4 * 3] == found[1].table and len(found[3].table) == 6 * 3
+    assert (found[1].reading == found[3].reading).all()
+    assert all(torch.equal(a, b) for a, b in zip(found[1].probe.buffers(), found[3].probe.buffers(), strict=True))
+
+
+def test_stacks_are_tried_in_the_folds_of_the_single_layers(monkeypatch):
+    """The same for every layer, stack, family and strength, and none splits a clip."""
+    residuals, y, clips = planted(2, 4, strength=1.2)
+    used = []
+    for name in ("held_out", "out_of_fold"):
+        real = getattr(probes, name)
+        monkeypatch.setattr(
+            probes, name, lambda z, y, folds, *rest, real=real: used.append((z.shape[1], folds)) or real(z, y, folds, *rest)
+        )
+    config = ProbeConfig(families=["logistic", "mean_difference"], c=[0.1], folds=3, stack=3)
+    choose_probe(residuals, y, clips, CONCEPTS, config, layers=[1, 2, 3, 4], seed=0)
+    assert [width for width, _ in used] == [12] * 8 + [24] * 2 + [36] * 2 + [24]
+    assert all(folds is used[0][1] for _, folds in used)
+    assert not any(set(clips[train]) & set(clips[test]) for train, test in used[0][1])
+
+
 def test_random_labels_are_read_at_chance():
-    """The skeptic's check of the whole search: nothing in it may know the labels of the clip it reads."""
+    """The skeptic's check of the whole search, stacks and all: nothing in it may know the labels of the clip it reads."""
     residuals, y, clips = planted(2)
     # one label a clip: what a memorising probe would exploit
     y = np.random.default_rng(5).permutation(np.arange(len(np.unique(clips))) % 3)[clips]
-    choice = choose_probe(residuals, y, clips, CONCEPTS, ProbeConfig(c=[0.01], shrinkage=[0.5]), layers=[1, 2, 3], seed=0)
+    choice = choose_probe(residuals, y, clips, CONCEPTS, ProbeConfig(c=[0.01], shrinkage=[0.5], stack=3), layers=[1, 2, 3], seed=0)
     assert max(r["accuracy"] for r in choice.table) < 0.45
     assert max(r["log_likelihood"] for r in choice.table) < np.log(1 / 3) + 0.02
 
@@ -231,6 +292,13 @@ def test_candidate_layers_leave_room_above_them(layers, above, n_layers, expecte
             config.candidates(n_layers)
 
 
+def test_a_stack_of_more_layers_than_there_are_candidates_is_refused():
+    """By the key, with the candidates."""
+    assert ProbeConfig(layers=[1, 3], stack=2).candidates(5) == [1, 3]
+    with pytest.raises(ValueError, match=r"probe\.stack is 3, and there are 2 candidate layers: \[1, 3\]"):
+        ProbeConfig(layers=[1, 3], stack=3).candidates(5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -238,6 +306,7 @@ def test_candidate_layers_leave_room_above_them(layers, above, n_layers, expecte
         ({"families": []}, "probe.families"),
         ({"folds": 1}, "probe.folds"),
         ({"layers_above": 0}, "probe.layers_above"),
+        ({"stack": 0}, "probe.stack is 0"),
         ({"c": [0.0]}, "probe.c"),
         ({"shrinkage": [1.5]}, "probe.shrinkage"),
     ],

@@ -37,7 +37,7 @@ class Seen(Scored):
     """What is known of a split without its right answers; the scores are the base model's."""
 
     residual: np.ndarray
-    """(N, D) at the probe's layer"""
+    """(N, D) that the probe reads"""
     reading: np.ndarray
     """(N, C) by the probe; on fit, out of fold"""
     text: np.ndarray

@@ -47,7 +47,7 @@ def blank_controls(
 
     Args:
         everything: whether ``kinds`` are all kinds that the items carry.
-        fit: (M, D) residuals of blanked fit items at the probe's layer, y: (M,) their concepts. items: (N, D) of blanked items.
+        fit: (M, D) what the probe sees of blanked fit items, y: (M,) their concepts. items: (N, D) of blanked items.
         within: modalities of both, (M,) and (N,). Where everything is blank, each is fitted and read by itself, so that a verdict may
             compare with it; where one kind is left, one probe shows which modality needs the others.
     """

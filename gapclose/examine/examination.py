@@ -9,6 +9,7 @@ Shapes: M fit items, N test items, D width, L decoder layers, C concepts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +47,10 @@ class Examination:
         self.run, self.config, self.probe = run, run.config, run.probe
         self.fit, self.test = (run.items.select(split=split, purpose="gap") for split in ("fit", "test"))
         self.known, self.labels = Labels.of(self.fit), Labels.of(self.test)
-        self.seen_fit = self.stored("base-fit", self.fit, [self.probe.layer])
-        self.seen = self.stored("base-test", self.test, [self.probe.layer])
-        self.z_fit, self.z = (seen.residuals[self.probe.layer].double().numpy() for seen in (self.seen_fit, self.seen))
-        self.reading = self.probe.read(self.seen.residuals[self.probe.layer])  # (N, C)
+        self.seen_fit = self.stored("base-fit", self.fit, self.probe.layers)
+        self.seen = self.stored("base-test", self.test, self.probe.layers)
+        self.z_fit, self.z = (self.probe.see(seen.residuals).double().numpy() for seen in (self.seen_fit, self.seen))
+        self.reading = self.probe.read(self.probe.see(self.seen.residuals))  # (N, C)
         self.action = scored(self.labels, self.seen)
         self.judge = self.judge_of(self.labels, self.reading)
         self.within = (self.known.modality, self.labels.modality)
@@ -58,7 +59,7 @@ class Examination:
     def judge_of(self, labels: Labels, reading: np.ndarray) -> Judge:
         return Judge(labels, reading, self.config.gap.replicates, self.config.seed, self.config.gap.detectable)
 
-    def stored(self, stage: str, items: Any, layers: list[int]) -> Observations:
+    def stored(self, stage: str, items: Any, layers: Sequence[int]) -> Observations:
         return read_observations(self.run.directory / "observations" / stage, [i.id for i in items], layers=layers)
 
     def rng(self, purpose: int) -> np.random.Generator:
@@ -195,11 +196,11 @@ class Examination:
         """The probe on prompts without media."""
         found, sets = [], blank_sets([*self.fit, *self.test])
         for kinds in sets:
-            z = {
-                part: self.run.observe(blank_stage(kinds, part), items, layers=[self.probe.layer], blank=kinds).residuals[self.probe.layer]
+            fit, test = (
+                self.probe.see(self.run.observe(blank_stage(kinds, part), items, layers=self.probe.layers, blank=kinds).residuals)
                 for part, items in (("fit", self.fit), ("test", self.test))
-            }
-            found += blank_controls(kinds, kinds == sets[-1], self.probe, z["fit"], self.known.concept, z["test"], self.within)
+            )
+            found += blank_controls(kinds, kinds == sets[-1], self.probe, fit, self.known.concept, test, self.within)
         return found
 
 

@@ -61,28 +61,32 @@ def layers(of: Examination) -> tuple[Control, list[dict[str, Any]]]:
 
 
 def interchanged(of: Examination) -> dict[str, Any] | None:
-    """Answers under the residual of the twin, or None where there are no twins."""
+    """Answers under the residual of the twin, or None where there are no twins.
+
+    All that the probe reads is replaced: for a stacked probe the residuals of all its layers, so that under the patch it reads exactly
+    what it reads of the twin. After the highest layer the stream is then the twin's, as if that layer alone were patched; the lower
+    ones decide what stands in the key-value cache of the layers between, which only options of several tokens look at.
+    """
     donor_of = twins(of.test.items)
     place = {i.id: n for n, i in enumerate(of.test)}
     if not donor_of:
         say("no interchange: no test item has a twin (tag `twin`: the id of an item of the same clip with another right concept)")
         return None
-    layer, paired = of.probe.layer, np.array([i.id in donor_of for i in of.test])
+    paired = np.array([i.id in donor_of for i in of.test])
     items = replace(of.test, items=tuple(i for i in of.test if i.id in donor_of))
-    states = of.seen.residuals[layer]
-    patch = {recipient: states[place[donor]] for recipient, donor in donor_of.items()}
-    seen = of.run.observe("interchange-test", items, patch=patch, patch_layer=layer)
+    patch = {layer: {i: of.seen.residuals[layer][place[donor]] for i, donor in donor_of.items()} for layer in of.probe.layers}
+    seen = of.run.observe("interchange-test", items, patch=patch)
     rank = {i.id: n for n, i in enumerate(items)}
     donor = np.array([rank[donor_of[i.id]] for i in items])
     labels = of.labels.take(paired)
     after = pad_options(seen.scores, labels.option_concept.shape[1]).double().numpy()
-    return interchange(labels, donor, of.action.scores[paired], after, layer, of.config.gap.replicates, of.config.seed)
+    return interchange(labels, donor, of.action.scores[paired], after, of.probe.layers, of.config.gap.replicates, of.config.seed)
 
 
 def nested(of: Examination) -> dict[str, Any] | None:
-    """Accuracy on fit when layer, family and strength are chosen anew inside every outer fold: no choice sees what it is judged on.
+    """Accuracy on fit when layers, family and strength are chosen anew inside every outer fold: no choice sees what it is judged on.
 
-    None where the clips are too few for folds within folds.
+    ``stacks`` are the layers that every fold's probe reads, ``layers`` the highest of them. None where the clips are too few for folds within folds.
     """
     config, known = of.config.probe, of.known
     layers = config.candidates(len(of.run.loaded.layers))
@@ -93,7 +97,8 @@ def nested(of: Examination) -> dict[str, Any] | None:
         say(f"no nested choice of the layer: {error}")
         return None
     judged = of.judge_of(known, found.reading).reading["all"]
-    return {"balanced": Interval.of(judged.balanced).as_dict(), "layers": [layer for layer, _, _ in found.chosen]}
+    stacks = [list(layers) for layers, _, _ in found.chosen]
+    return {"balanced": Interval.of(judged.balanced).as_dict(), "layers": [layers[-1] for layers in stacks], "stacks": stacks}
 
 
 def protocol(of: Examination, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

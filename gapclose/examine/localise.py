@@ -164,7 +164,7 @@ def twins(items: Sequence[Item]) -> dict[str, str]:
 
 
 def interchange(
-    labels: Labels, donor: np.ndarray, before: np.ndarray, after: np.ndarray, layer: int, replicates: int, seed: int
+    labels: Labels, donor: np.ndarray, before: np.ndarray, after: np.ndarray, layers: Sequence[int], replicates: int, seed: int
 ) -> dict[str, Any]:
     """What became of the answers when each item's residual was replaced by its twin's, as it stands in ``measurement.json``.
 
@@ -178,6 +178,7 @@ def interchange(
         labels: of the N recipients.
         donor: (N,) index of the donor among them.
         before, after: (N, O) option scores without and with the patch.
+        layers: that were patched, rising.
     """
     clips, everything = Clips(labels.clip, replicates, seed), np.ones(len(donor), dtype=bool)
     wanted = labels.concept[donor]
@@ -186,7 +187,7 @@ def interchange(
     def share(values: np.ndarray, where: np.ndarray) -> dict[str, float | None]:
         return Interval.of(clips.mean(values, where)).as_dict()
 
-    result: dict[str, Any] = {"layer": layer, "n_pairs": len(donor) // 2}
+    result: dict[str, Any] = {"layer": layers[-1], "layers": list(layers), "n_pairs": len(donor) // 2}
     result |= {"follows": share(patched, everything), "stays_without_patch": share(unpatched, everything)}
     result["by_modality"] = {m: share(patched, labels.modality == m) for m in np.unique(labels.modality).tolist()}
     if labels.alarm:
@@ -199,8 +200,9 @@ def interchange(
         result["shift"] = share(towards * (moved - own), everything)
         result["shift_whole"] = share(towards * (own[donor] - own), everything)
     numbers = [f"{result[k]['value']:.1%}" for k in ("follows", "stays_without_patch")]
+    what = "the residual after layer" if len(layers) == 1 else "the residuals after layers"
     result["sentence"] = (
-        f"With the residual after layer {layer} taken from the twin, {numbers[0]} of the answers express what is right for the twin; "
+        f"With {what} {', '.join(map(str, layers))} taken from the twin, {numbers[0]} of the answers express what is right for the twin; "
         f"without it {numbers[1]} do."
     )
     return result

@@ -22,9 +22,9 @@ class Nested:
     """Readings that are honest about selection, and what was selected."""
 
     reading: np.ndarray
-    """(N, C) r(c|x) of every item, from a probe whose fit, temperature, layer, family and strength never saw its clip"""
-    chosen: list[tuple[int, str, float]]
-    """(layer, family, strength) of every outer fold, (F,)"""
+    """(N, C) r(c|x) of every item, from a probe whose fit, temperature, layers, family and strength never saw its clip"""
+    chosen: list[tuple[tuple[int, ...], str, float]]
+    """(layers, family, strength) of every outer fold, (F,)"""
 
 
 def nested_reading(
@@ -60,6 +60,6 @@ def nested_reading(
             inside, y[train], clips[train], concepts, config,
             layers=layers, settings=settings, seed=seed, label=f"choosing in outer fold {fold} of {len(outer)}",
         ).probe  # fmt: skip
-        reading[test] = probe.read(residuals[probe.layer][test])
-        chosen.append((probe.layer, probe.family, probe.strength))
+        reading[test] = probe.read(probe.see(residuals)[test])
+        chosen.append((probe.layers, probe.family, probe.strength))
     return Nested(reading=reading, chosen=chosen)

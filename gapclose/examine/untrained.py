@@ -45,7 +45,7 @@ def _validation(of: Examination) -> tuple[Seen, Labels] | None:
     if {i.concept for i in val} != set(val.concepts):
         return None
     labels, seen = Labels.of(val), of.run.observe_measured("base", "val").take([i.id for i in val])
-    z = seen.residuals[of.probe.layer]
+    z = of.probe.see(seen.residuals)
     found = Seen(
         scores=scored(labels, seen).scores,
         option_concept=labels.option_concept,

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from gapclose.files import read_json
 from gapclose.gap import STATES
-from gapclose.report.summary import read_records, summarise
+from gapclose.report.summary import layer_words, read_records, summarise
 
 TEST_ROWS = {
     "action, balanced": "balanced",
@@ -154,7 +154,7 @@ def verdict(summary: dict[str, Any]) -> list[str]:
     """What the figures say, in sentences."""
     reading, text = summary["reading"], summary["text_only"]["balanced"]
     lines = [
-        f"reading: {show(reading['balanced'])} balanced, AUROC {show(reading['auroc'])}, from layer {reading['layer']} ({reading['family']}); "
+        f"reading: {show(reading['balanced'])} balanced, AUROC {show(reading['auroc'])}, from {layer_words(reading['layers'])} ({reading['family']}); "
         f"the text alone gives {show(text)}, the majority class {show(summary['majority']['balanced'])}"
     ]
     if summary["closure"] is not None:

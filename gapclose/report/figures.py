@@ -181,14 +181,19 @@ def points_svg(name: str, rows: Sequence[tuple[str, Mapping[str, Interval | None
 
 
 @styled
-def layers_svg(layers: Sequence[Mapping[str, Any]], chosen: int | None, title: str) -> str:
-    """Balanced accuracy and AUROC of a probe at every layer, and of the model's own later layers applied there (logit lens)."""
+def layers_svg(layers: Sequence[Mapping[str, Any]], chosen: Sequence[int], title: str) -> str:
+    """Balanced accuracy and AUROC of a probe at every layer, and of the model's own later layers applied there (logit lens).
+
+    Args:
+        chosen: the layers that the frozen probe reads; none where they are not known.
+    """
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     rows = figure.subplots(2, 1, sharex=True)
     numbered = [row["layer"] for row in layers]
     for axes, kind, name in zip(rows, ("balanced", "auroc"), ("balanced accuracy", "AUROC"), strict=True):
-        if chosen is not None:
-            axes.axvline(chosen, color="0.75", linewidth=5, zorder=0, label=f"the probe's layer ({chosen})")
+        for layer in chosen:
+            label = f"the probe's layer{'s' * (len(chosen) > 1)} ({', '.join(map(str, chosen))})"
+            axes.axvline(layer, color="0.75", linewidth=5, zorder=0, label=label if layer == chosen[0] else None)
         _band(axes, numbered, [r["reading"][kind] for r in layers], color=READING, marker="o", linestyle="-", label="reading")
         if any(r.get("lens") for r in layers):
             lens = [(r.get("lens") or {}).get(kind) for r in layers]
@@ -198,7 +203,7 @@ def layers_svg(layers: Sequence[Mapping[str, Any]], chosen: int | None, title: s
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     rows[0].set_title(title, loc="left")
     rows[1].set_xlabel("decoder layer (0 is the embedding)")
-    figure.legend(*rows[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*rows[0].get_legend_handles_labels(), loc="outside lower center", ncols=3 if len(chosen) < 2 else 2)
     told = "; ".join(
         f"layer {r['layer']}: reading {_text(r['reading']['balanced'])}"
         + (f", logit lens {_text(r['lens']['balanced'])}" if r.get("lens") else "")

@@ -10,6 +10,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from gapclose import __version__
+from gapclose.report.summary import layer_words, layers_of
 
 
 def render(template: str, **values: Any) -> str:
@@ -21,7 +22,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"interval": interval, "number": number, "breakable": breakable}
+    environment.filters |= {"interval": interval, "number": number, "breakable": breakable, "layers": layers, "stacks": stacks}
     return environment.get_template(template).render(version=__version__, **values)
 
 
@@ -41,6 +42,16 @@ def number(value: Any, digits: int = 3) -> str:
         return "not measured"
     text = f"{value:,}" if isinstance(value, int) else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no minus before zeros
     return text.replace("-", "\u2212")
+
+
+def layers(facts: Mapping[str, Any]) -> str:
+    """Which layers a probe reads, or a patch replaced, in words."""
+    return layer_words(layers_of(facts))
+
+
+def stacks(nested: Mapping[str, Any]) -> str:
+    """What the probe of every outer fold reads: ``6, 5+6, 6``."""
+    return ", ".join("+".join(map(str, layers)) for layers in nested.get("stacks") or [[layer] for layer in nested["layers"]])
 
 
 def breakable(value: Any) -> Markup:

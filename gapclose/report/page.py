@@ -20,7 +20,7 @@ from gapclose.report import figures
 from gapclose.report.console import GAPS, TEST_ROWS, turned, verdict
 from gapclose.report.embed import Embedder
 from gapclose.report.markup import render
-from gapclose.report.summary import read_records, record_of, summarise
+from gapclose.report.summary import layer_words, layers_of, read_records, record_of, summarise
 from gapclose.settings import read_settings
 
 MEASUREMENT_VERSION = 1
@@ -86,7 +86,7 @@ def headline(summary: Mapping[str, Any]) -> str:
     """The verdict in one sentence."""
     reading, adapted = summary["reading"], summary["adapted"]
     sentence = (
-        f"A linear probe reads the right concept at layer {reading['layer']} with a balanced accuracy of {_plain(reading['balanced'])}, "
+        f"A linear probe reads the right concept at {layer_words(reading['layers'])} with a balanced accuracy of {_plain(reading['balanced'])}, "
         f"while the base model answers by it with {_plain(summary['base']['balanced'])}"
     )
     verdicts = summary["verdicts"]
@@ -135,7 +135,7 @@ def _figures(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], m
         cells = [(f"{c['modality']} / {c['concept']}", {"reading": c["reading"], "base action": c["action"]}) for c in measured["cells"]]
         drawn["cells"] = figures.points_svg("cells", cells, title, "accuracy")
     if measured.get("layers"):
-        drawn["layers"] = figures.layers_svg(measured["layers"], (measured.get("probe") or {}).get("layer"), title)
+        drawn["layers"] = figures.layers_svg(measured["layers"], layers_of(measured.get("probe")), title)
     for k, (scope, curves) in enumerate((measured.get("roc") or {}).items()):
         drawn.setdefault("roc", []).append(figures.roc_svg(scope, curves, f"roc{k}", f"{scope}: {counts}"))
     if (measured.get("calibration") or {}).get("bins"):

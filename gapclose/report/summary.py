@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def summarise(directory: Path) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "base": _side(base),
         "adapted": _side(adapted),
-        "reading": {**base["reading"], "layer": probe["layer"], "family": probe["family"]},
+        "reading": {**base["reading"], "layer": probe["layer"], "layers": layers_of(probe), "family": probe["family"]},
         "closure": change.get("closure"),
         "closure_auroc": change.get("closure_auroc"),
         "auroc_gain": change.get("auroc_gain"),
@@ -78,6 +79,17 @@ def read_verdicts(directory: Path) -> dict[str, dict[str, Any]]:
     """What may be claimed of every modality: word, sentence and figures from measurement.json, empty before it is written."""
     path = directory / "measurement.json"
     return read_json(path).get("verdicts") or {} if path.is_file() else {}
+
+
+def layers_of(facts: Mapping[str, Any] | None) -> list[int]:
+    """The layers that a probe reads or a patch replaced, rising; older files know one ``layer`` alone. Empty where none is known."""
+    facts = facts or {}
+    return facts.get("layers") or ([facts["layer"]] if "layer" in facts else [])
+
+
+def layer_words(layers: Sequence[int]) -> str:
+    """``layer 6``, or ``layers 5, 6``."""
+    return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
 
 
 def _side(record: dict[str, Any] | None) -> dict[str, Any] | None:

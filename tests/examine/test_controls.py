@@ -51,7 +51,7 @@ def planted(clips: int, seed: int, signal: float = 3.0) -> tuple[np.ndarray, Lab
 def probe_of(z: np.ndarray, y: np.ndarray, family: str = "logistic", strength: float = 0.1) -> FrozenProbe:
     mean, scale, weight, bias = fit_linear(z, y, family, strength)
     return FrozenProbe(
-        mean=mean, scale=scale, weight=weight, bias=bias, temperature=1.0, layer=1, family=family, strength=strength, concepts=CONCEPTS
+        mean=mean, scale=scale, weight=weight, bias=bias, temperature=1.0, layers=[1], family=family, strength=strength, concepts=CONCEPTS
     )
 
 

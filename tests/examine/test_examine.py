@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from html import unescape
 
 import numpy as np
 import pytest
+import torch
 
 from gapclose.answers import parse_lenient
 from gapclose.cli import main
@@ -15,6 +17,7 @@ from gapclose.examine.measurement import confusion, curve, data_root
 from gapclose.gap import Action, Labels
 from gapclose.items import Item, ItemSet, Option
 from gapclose.observations import read_observations
+from gapclose.probes import FrozenProbe
 
 KEYS = (
     "version", "thorough", "seed", "n_clips", "n_items", "split", "concepts", "alarm", "modalities", "probe", "cells", "roc", "confusion",
@@ -215,6 +218,29 @@ def test_methods_without_training_choose_on_fit_where_val_has_no_labels(digits, 
     found = json.loads((tmp_path / "run" / "measurement.json").read_text())["baselines"]
     assert (found["chosen_on"], found["n_choice"]) == ("fit", 96)
     assert {p.name for p in (tmp_path / "run" / "observations").iterdir()} == {"base-fit", "base-test"}
+
+
+def test_a_stacked_probe_is_examined_by_all_that_it_reads(measured, tiny_config, digits, tmp_path, capsys):
+    """The reading is of both layers side by side, the patch replaces both, and every report names both."""
+    directory, fresh = tmp_path / "stacked", ("base-*", "blank-*", "interchange-*", "measurement.json", "gap.jsonl", "config.yaml")
+    shutil.copytree(measured, directory, ignore=shutil.ignore_patterns(*fresh))
+    off = ["--controls.protocol", "null"]
+    off += [w for key in ("labels", "residualise", "codelength", "baselines") for w in (f"--controls.{key}", "false")]
+    stack = ["--probe.layers", "[2, 3]", "--probe.stack", "2"]
+    assert main(["measure", "--config", str(tiny_config), "--run_dir", str(directory), *off, *stack]) == 0
+    found = json.loads((directory / "measurement.json").read_text())
+    assert found["probe"]["layers"] == found["interchange"]["layers"] == [2, 3] and found["probe"]["layer"] == 3
+    assert [layers[-1] for layers in found["nested"]["stacks"]] == found["nested"]["layers"]
+    patched = json.loads((directory / "observations" / "interchange-test" / "request.json").read_text())["patch"]
+    assert patched[::2] == [2, 3] and patched[1] != patched[3]
+    probe, ids = FrozenProbe.load(directory / "probes" / "frozen"), [i.id for i in digits.select(split="test", purpose="gap")]
+    seen = read_observations(directory / "observations" / "base-test", ids, layers=[2, 3]).residuals
+    read = np.bincount(probe.read(torch.cat([seen[2], seen[3]], dim=1)).argmax(1), minlength=3)
+    assert np.array(found["confusion"]["reading"])[:, :3].sum(0).tolist() == read.tolist()
+    page, told = (directory / "report.html").read_text(), capsys.readouterr().out
+    assert "probe: layers 2, 3 of 5" in told and "from layers 2, 3 (" in told and "the probe's layers (2, 3)" in unescape(page)
+    for words in ("concept at layers 2, 3 with", "sits at layers 2, 3 of 5", "Layers 2, 3, 48 pairs", "residuals after layers 2, 3 taken"):
+        assert words in page, words
 
 
 def test_closing_writes_a_short_one_and_keeps_a_full_one(tiny_run, measured, tiny_config, tmp_path, monkeypatch):

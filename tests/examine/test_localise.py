@@ -106,7 +106,7 @@ def test_every_layer_is_read_by_a_probe_of_its_own(digits):
 
     z = residual("fit", 3).double().numpy()
     mean, scale, weight, bias = fit_linear(z, known.concept, "logistic", 0.1)
-    facts = {"layer": 3, "family": "logistic", "strength": 0.1, "concepts": fit.concepts, "temperature": 1.0}
+    facts = {"layers": [3], "family": "logistic", "strength": 0.1, "concepts": fit.concepts, "temperature": 1.0}
     probe = FrozenProbe(mean=mean, scale=scale, weight=weight, bias=bias, **facts)
     judge = Judge(labels, probe.read(residual("test", 3)), 100, 0)
     asked.clear()
@@ -129,10 +129,10 @@ def test_patching_an_item_with_its_own_residual_changes_nothing(model, items, se
     """At any layer; and the hook is gone afterwards, even after an error."""
     for layer in (1, 3, 5):
         own = {i: seen.residuals[layer][n] for n, i in enumerate(seen.ids)}
-        found = seen_of(model, items, patch=own, patch_layer=layer)
+        found = seen_of(model, items, patch={layer: own})
         torch.testing.assert_close(found.scores, seen.scores, atol=2e-5, rtol=1e-5)
     hooks = [len(block._forward_hooks) for block in model.layers]
-    with pytest.raises(RuntimeError, match="within"), patched_at(model.model, 2, torch.tensor([0]), torch.zeros(1, 48)):
+    with pytest.raises(RuntimeError, match="within"), patched_at(model.model, torch.tensor([0]), {2: torch.zeros(1, 48)}):
         assert [len(block._forward_hooks) for block in model.layers] != hooks
         raise RuntimeError("within")
     assert [len(block._forward_hooks) for block in model.layers] == hooks
@@ -146,11 +146,26 @@ def test_patching_after_the_last_layer_makes_the_answer_the_donors(model, items,
     donors = [place[donor_of[i]] for i in seen.ids]
     for layer, same in ((5, True), (1, False)):
         patch = {i: seen.residuals[layer][place[d]] for i, d in donor_of.items()}
-        found = seen_of(model, items, patch=patch, patch_layer=layer)
+        found = seen_of(model, items, patch={layer: patch})
         torch.testing.assert_close(found.residuals[layer], seen.residuals[layer][donors], atol=1e-6, rtol=0)
         assert torch.equal(found.residuals[layer - 1], seen.residuals[layer - 1])  # nothing below is touched
         off = (found.scores - seen.scores[donors]).abs().max()
         assert (off < 2e-5) == same, off
+
+
+def test_patching_several_layers_makes_all_their_residuals_the_donors(model, items, seen):
+    """Options of one token then follow the highest layer alone; the cache of the layers between shows in longer ones."""
+    long = [Option(text=t, concept="standard") for t in ("odd", "unseen detail here")]
+    changed = replace(items, items=tuple(replace(i, options=long, gold=0) for i in items.items[:2]))
+    plain = seen_of(model, changed)
+    a, b = plain.ids
+    patch = {layer: {a: plain.residuals[layer][1], b: plain.residuals[layer][0]} for layer in (2, 4)}
+    both, highest = (seen_of(model, changed, patch=of) for of in (patch, {4: patch[4]}))
+    for layer in (2, 4):
+        torch.testing.assert_close(both.residuals[layer], plain.residuals[layer][[1, 0]], atol=1e-6, rtol=0)
+    assert (highest.residuals[2] == plain.residuals[2]).all()
+    torch.testing.assert_close(both.scores[:, 0], highest.scores[:, 0], atol=2e-5, rtol=1e-5)
+    assert (both.scores[:, 1] - highest.scores[:, 1]).abs().min() > 1e-5
 
 
 def test_options_of_several_tokens_go_on_from_the_patched_position(model, items, seen):
@@ -159,7 +174,7 @@ def test_options_of_several_tokens_go_on_from_the_patched_position(model, items,
     changed = replace(items, items=tuple(replace(i, options=long, gold=0) for i in items.items[:2]))
     plain = seen_of(model, changed)
     a, b = plain.ids
-    found = seen_of(model, changed, patch={a: plain.residuals[5][1], b: plain.residuals[5][0]}, patch_layer=5)
+    found = seen_of(model, changed, patch={5: {a: plain.residuals[5][1], b: plain.residuals[5][0]}})
     torch.testing.assert_close(found.scores[:, 0], plain.scores[[1, 0], 0], atol=2e-5, rtol=1e-5)
     first = lens_scores(model, plain.residuals[5], first_tokens(model, changed.items), 8)
     rest = plain.scores[:, 1].double().numpy() - first[:, 1]
@@ -170,14 +185,14 @@ def test_a_patched_observation_is_stored_and_taken_for_no_other(model, items, se
     """Layer and content of the patch are part of what an observation is known by."""
     few = replace(items, items=items.items[:4])
     patch = {i: seen.residuals[2][n] for n, i in enumerate(seen.ids)}
-    observe(model, few, tmp_path / "o", CONFIG, Wanted(patch=patch, patch_layer=2))
+    observe(model, few, tmp_path / "o", CONFIG, Wanted(patch={2: patch}))
     with pytest.raises(ValueError, match=r"patch: \[2, '[0-9a-f]{16}'\] there, None now"):
         observe(model, few, tmp_path / "o", CONFIG, Wanted())
     other = {i: state + 1 for i, state in patch.items()}
     with pytest.raises(ValueError, match=r"patch: \[2, '[0-9a-f]{16}'\] there, \[2, '[0-9a-f]{16}'\] now"):
-        observe(model, few, tmp_path / "o", CONFIG, Wanted(patch=other, patch_layer=2))
+        observe(model, few, tmp_path / "o", CONFIG, Wanted(patch={2: other}))
     with pytest.raises(ValueError, match=r"layer 6 cannot be patched: this decoder has layers 1\.\.5"):
-        seen_of(model, few, patch=patch, patch_layer=6)
+        seen_of(model, few, patch={6: patch})
 
 
 def test_twins_name_each_other_share_a_clip_and_differ_in_what_is_right(digits):
@@ -205,14 +220,16 @@ def test_answers_that_follow_the_donor_are_counted_against_no_patch():
     labels, donor = planted_pairs(12)
     always = np.tile([2.0, 0.0, 0.0], (48, 1))
     honest = 5.0 * np.eye(3)[labels.concept]
-    found = interchange(labels, donor, always, honest[donor], 3, 100, 0)
+    found = interchange(labels, donor, always, honest[donor], [3], 100, 0)
     assert (found["layer"], found["n_pairs"]) == (3, 24) and found["follows"] == {"value": 1.0, "lower": 1.0, "upper": 1.0}
     assert found["stays_without_patch"]["value"] == 0.5 and set(found["by_modality"]) == {"audio", "vision"}
     assert (found["to_alarm"]["stays_without_patch"]["value"], found["to_standard"]["stays_without_patch"]["value"]) == (0.0, 1.0)
     assert "100.0% of the answers" in found["sentence"] and "without it 50.0% do" in found["sentence"]
     nudged = always.copy()
     nudged[labels.concept[donor] == 1, 1] += 1  # towards the donor's alarm, and too little to be said
-    moved = interchange(labels, donor, always, nudged, 3, 100, 0)
+    moved = interchange(labels, donor, always, nudged, [3], 100, 0)
     assert moved["follows"]["value"] == 0.5 and moved["shift"]["value"] > 0.1 and moved["shift_whole"]["value"] == 0
+    stacked = interchange(labels, donor, always, nudged, [2, 3], 100, 0)
+    assert (stacked["layer"], stacked["layers"]) == (3, [2, 3]) and "the residuals after layers 2, 3 taken" in stacked["sentence"]
     plain = replace(labels, alarm=())
-    assert "to_alarm" not in interchange(plain, donor, always, honest, 3, 100, 0)
+    assert "to_alarm" not in interchange(plain, donor, always, honest, [3], 100, 0)

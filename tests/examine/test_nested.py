@@ -39,7 +39,7 @@ def test_a_telling_layer_is_chosen_in_every_fold_and_read_as_well_as_it_can_be()
     """Selection costs nothing where one layer is clearly best."""
     residuals, y, clips = layers(6, {4: 3.0, 5: 1.0}, 0)
     nested = nested_reading(residuals, y, clips, ("no", "yes"), CONFIG, layers=range(1, 7), folds=5, seed=0)
-    assert nested.chosen == [(4, "mean_difference", 1.0)] * 5
+    assert nested.chosen == [((4,), "mean_difference", 1.0)] * 5
     assert (nested.reading.argmax(1) == y).mean() > 0.9 and nested.reading.sum(1) == pytest.approx(1)
 
 
