@@ -19,9 +19,9 @@ from gapclose.media import SUPPORTED
 from gapclose.objectives import BY_TRL, needs_reading
 from gapclose.progress import say
 from gapclose.report.page import write_page
-from gapclose.report.summary import read_records, record_of, summarise
+from gapclose.report.summary import read_records, record_of, round_words, summarise
 from gapclose.targets import Targets, build_targets
-from gapclose.teacher import Teacher, compared, first_teacher, next_teacher, tell, train_items, val_items
+from gapclose.teacher import Teacher, compared, first_teacher, next_teacher, train_items, val_items
 from gapclose.tracking import LossLines
 from gapclose.trainer import Example, last_complete_checkpoint, make_trainer
 from gapclose.verdict import unproven
@@ -138,7 +138,7 @@ class Training:
             self.load_epoch(self.best(number - 1)["epoch"])
             teacher = next_teacher(self.run, number)
             rounds.append(compared(self.run, number, teacher, self.teachers[-1], self.sentinel))
-            tell(rounds[-1])
+            say(round_words(rounds)[-1])
             if not rounds[-1]["helps"]:
                 break
             self.teachers.append(teacher)

@@ -19,8 +19,6 @@ from gapclose.items import ItemSet
 from gapclose.media import SUPPORTED
 from gapclose.observations import read_observations
 from gapclose.probes import FrozenProbe, choose_probe
-from gapclose.progress import say
-from gapclose.report.summary import layer_words
 
 if TYPE_CHECKING:
     from gapclose.run import Run
@@ -111,12 +109,3 @@ def compared(run: Run, number: int, now: Teacher, before: Teacher | None, sentin
     if before is not None:
         found["changed"] = float((said != before.train.argmax(1)).mean())
     return found
-
-
-def tell(found: dict[str, Any]) -> None:
-    """Print a line about a later round."""
-    say(
-        f"round {found['round']}: probe at {layer_words(found['layers'])}, {found['family']}, {found['log_likelihood']:.3f} nats an item out of fold, "
-        f"{'better' if found['helps'] else 'no better'} than before; balanced {found['val_balanced']:.3f} on val; {found['changed']:.3f} of the "
-        f"train items are read otherwise; the sentinel agrees on {found['sentinel_agrees']:.3f}"
-    )

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from gapclose.files import read_json
 from gapclose.gap import STATES
-from gapclose.report.summary import layer_words, read_records, summarise
+from gapclose.report.summary import layer_words, read_records, round_words, summarise
 
 TEST_ROWS = {
     "action, balanced": "balanced",
@@ -147,6 +147,7 @@ def claims(summary: dict[str, Any]) -> list[str]:
     if summary["forced"]:
         lines.append(f"forced: trained on the reading of {' and '.join(summary['forced'])} although it was not shown to be real")
     lines += [f"stopped by the guard {name}: {reason}" for name, reason in summary["stopped"].items()]
+    lines += round_words(summary["rounds"])
     return lines
 
 

@@ -20,7 +20,7 @@ from gapclose.report import figures
 from gapclose.report.console import GAPS, TEST_ROWS, turned, verdict
 from gapclose.report.embed import Embedder
 from gapclose.report.markup import render
-from gapclose.report.summary import layer_words, layers_of, read_records, record_of, summarise
+from gapclose.report.summary import layer_words, layers_of, read_records, record_of, round_words, summarise
 from gapclose.settings import read_settings
 
 MEASUREMENT_VERSION = 1
@@ -51,6 +51,7 @@ def build_page(directory: Path) -> str:
         m=measured,
         headline=headline(summary),
         sentences=verdict(summary),
+        rounds=round_words(summary["rounds"]),
         state=STATES[summary["state"]],
         test_rows=_test_rows(summary),
         epochs=sorted((r for r in records if r["stage"].endswith("/val")), key=lambda r: r["epoch"]),

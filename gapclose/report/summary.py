@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def summarise(directory: Path) -> dict[str, Any]:
         "verdicts": read_verdicts(directory),
         "forced": (adapted or {}).get("forced", []),
         "stopped": (adapted or {}).get("stopped", {}),
+        "rounds": read_json(directory / "rounds.json") if (directory / "rounds.json").is_file() else [],
         "gap": {kind: _both(base, adapted, "gap", kind) for kind in ("balanced", "matched", "auroc")},
         "modality": {name: _modality(name, base, adapted) for name in base["modality"]},
         "transfer": None,
@@ -85,6 +87,23 @@ def layers_of(facts: Mapping[str, Any] | None) -> list[int]:
     """The layers that a probe reads or a patch replaced, rising; older files know one ``layer`` alone. Empty where none is known."""
     facts = facts or {}
     return facts.get("layers") or ([facts["layer"]] if "layer" in facts else [])
+
+
+def round_words(rounds: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence for every round of targets after the first, from ``rounds.json``."""
+    found = []
+    for before, now in pairwise(rounds):
+        reads = (
+            f"round {now['round']}: read from {layer_words(now['layers'])} ({now['family']}), {now['log_likelihood'] - before['log_likelihood']:+.3f} "
+            f"nats an item out of fold, {100 * now['changed']:.1f} % of the train items otherwise; balanced on val {before['val_balanced']:.3f} -> "
+            f"{now['val_balanced']:.3f}; the sentinel agrees on {before['sentinel_agrees']:.3f} -> {now['sentinel_agrees']:.3f}"
+        )
+        if not now["helps"]:
+            reads += "; it reads no better, so training ended"
+        elif "action" in now:
+            reads += f"; the action on val after it {before['action']['value']:.3f} -> {now['action']['value']:.3f}"
+        found.append(reads)
+    return found
 
 
 def layer_words(layers: Sequence[int]) -> str:
