@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import yaml
 
 from gapclose.baselines.comparison import BUDGETS
 from gapclose.config import parse_config, refuse_other_run
-from gapclose.files import read_json
+from gapclose.files import read_json, write_json
 from gapclose.progress import say, track
 from gapclose.report.compared import write_results
 from gapclose.report.summary import record_of
@@ -48,8 +49,21 @@ class Comparison:
     objectives: list[str]
     standard_budget: float
     settings: dict[str, Any] = field(default_factory=dict)
+    ways: dict[str, dict[str, Any] | list[dict[str, Any]]] = field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = field(default_factory=lambda: {"plain": {}})
+    also_on: str | None = None
     quick: dict[str, Any] = field(default_factory=dict)
+
+    def of_variant(self, variant: str) -> tuple[list[int], list[str], dict[str, Any]]:
+        """Label budgets and ways of a variant, and the settings that make it."""
+        settings = dict(self.variants[variant])
+        budgets, ways = settings.pop("budgets", self.budgets), settings.pop("ways", [*self.objectives, UNTRAINED])
+        return [b for b in budgets if b in self.budgets], ways, settings
+
+    def alternatives(self, way: str) -> list[dict[str, Any]]:
+        """The settings of a way; val chooses among several."""
+        found = self.ways.get(way, {"objective": way})
+        return [{"objective": "consistency", **settings} for settings in (found if isinstance(found, list) else [found])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +74,8 @@ class Job:
     budget: int
     seed: int
     way: str
-    """an objective, or ``untrained``"""
+    """an objective, a way of ``ways``, or ``untrained``"""
+    alternative: int
     directory: Path
 
     @property
@@ -92,6 +107,11 @@ def read_comparison(path: Path, *, quick: bool) -> Comparison:
             )
         found.variants = {name: found.variants[name] for name in names}
         found.__dict__.update(short)
+    known_ways = {*found.objectives, *found.ways, UNTRAINED}
+    for name, keys in found.variants.items():
+        wrong = [w for w in keys.get("ways", []) if w not in known_ways]
+        if wrong:
+            raise ValueError(f"{path}: variant {name!r} has ways {wrong}; there are {sorted(known_ways)}")
     if found.standard_budget not in BUDGETS:
         raise ValueError(
             f"{path}: standard_budget is {found.standard_budget}; methods without training know {[b for b in BUDGETS if b is not None]}"
@@ -132,24 +152,26 @@ def jobs(of: Comparison) -> list[Job]:
     found = []
     for seed in of.seeds:
         for variant in of.variants:
-            for budget in of.budgets:
-                for way in (*of.objectives, UNTRAINED):
-                    name = "-".join("".join(c if c.isalnum() else " " for c in variant).split())
-                    directory = Path(of.out) / name / f"{budget}-labels" / f"{way}-seed{seed}"
-                    found.append(Job(variant=variant, budget=budget, seed=seed, way=way, directory=directory))
+            name = "-".join("".join(c if c.isalnum() else " " for c in variant).split())
+            budgets, ways, _ = of.of_variant(variant)
+            for budget, way in product(budgets, ways):
+                for n in range(1 if way == UNTRAINED else len(of.alternatives(way))):
+                    place = f"{way.replace(' ', '-').replace(',', '')}-seed{seed}" + (f"-alternative{n}" if n else "")
+                    directory = Path(of.out) / name / f"{budget}-labels" / place
+                    found.append(Job(variant=variant, budget=budget, seed=seed, way=way, alternative=n, directory=directory))
     return found
 
 
 def command(of: Comparison, job: Job) -> list[str]:
     """The command line of a run."""
-    settings = {**of.settings, "gap.standard_budget": of.standard_budget, **of.variants[job.variant]}
+    settings = {**of.settings, "gap.standard_budget": of.standard_budget, **of.of_variant(job.variant)[2]}
     settings |= {"labelling.budget": job.budget, "seed": job.seed, "run_dir": job.directory}
     if job.way == UNTRAINED:
         settings |= {f"controls.{name}": False for name in ONLY_BASELINES} | {"controls.protocol": None}
         start = [sys.executable, "-m", "gapclose.cli", "measure"]
     else:
         # a reading from few labels may not be shown to be real; what it is worth then is the question here
-        settings |= {"objective": job.way, "force": True}
+        settings |= {**of.alternatives(job.way)[job.alternative], "force": True}
         start = [sys.executable, str(ROOT / "recipes" / "close.py")]
     return [*start, "--config", of.run, *(f"--{key}={_word(value)}" for key, value in settings.items())]
 
@@ -164,8 +186,13 @@ def run(of: Comparison, job: Job) -> Job | None:
         return None
     job.directory.mkdir(parents=True, exist_ok=True)
     with (job.directory / "output.txt").open("a") as output:
-        result = subprocess.run(command(of, job), stdout=output, stderr=subprocess.STDOUT, check=False)
-    return None if result.returncode == 0 and job.done else job
+        child = subprocess.Popen(command(of, job), stdout=output, stderr=subprocess.STDOUT)
+        _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    path = job.directory / "cost.json"
+    before = read_json(path)["cpu_seconds"] if path.is_file() else 0.0
+    write_json(path, {"cpu_seconds": round(before + used.ru_utime + used.ru_stime, 1)})
+    return None if child.returncode == 0 and job.done else job
 
 
 def main() -> int:
@@ -201,7 +228,8 @@ def main() -> int:
         print(f"error: no run below {of.out} is finished; start without --collect", file=sys.stderr)
         return 2
     path = args.out or Path(of.out) / "results.md"
-    write_results([(j.variant, j.budget, j.seed, j.way, j.directory) for j in finished], path, of.standard_budget, len(todo))
+    rows = [(j.variant, j.budget, j.seed, j.way, j.directory) for j in finished]
+    write_results(rows, path, of.standard_budget, len(todo), also_on=of.also_on)
     say(f"{len(finished)} of {len(todo)} runs: {path}")
     return 1 if failed else 0
 

@@ -15,6 +15,7 @@ from gapclose.report.results import (
     Mean,
     adapted_points,
     against,
+    chosen_on_val,
     figures,
     mean_over_seeds,
     more,
@@ -49,10 +50,17 @@ LOOKS = {
 RIVALS = ("base", "pgla", "pgla_wide", "shift", "shift_each", "pgla_text", "text", "probe")
 
 
-def gather(rows: Sequence[Row], budget: float) -> dict[tuple[str, int, str], dict[int, dict[str, Any]]]:
-    """(variant, label budget, way) -> seed -> figures, with what the record says besides under ``more`` and ``degraded``."""
+def gather(rows: Sequence[Row], budget: float, also_on: str | None) -> dict[tuple[str, int, str], dict[int, dict[str, Any]]]:
+    """(variant, label budget, way) -> seed -> figures, with what the record says besides under ``more`` and ``degraded``.
+
+    Several rows of one way are alternatives, of which val chooses one.
+    """
     found: dict[tuple[str, int, str], dict[int, dict[str, Any]]] = {}
-    for variant, labels, seed, way, directory in rows:
+    alternatives: dict[tuple[str, int, int, str], list[Path]] = {}
+    for *run, directory in rows:
+        alternatives.setdefault(tuple(run), []).append(directory)
+    for (variant, labels, seed, way), directories in alternatives.items():
+        directory = directories[0] if len(directories) == 1 else chosen_on_val(directories, budget)
         if way == "untrained":
             answers, fronts = untrained(directory, budget), untrained_front(directory)
             points = {name: {b: untrained(directory, b)[name] for b in BUDGETS} for name in answers}
@@ -64,17 +72,20 @@ def gather(rows: Sequence[Row], budget: float) -> dict[tuple[str, int, str], dic
             entry = found.setdefault((variant, labels, name), {})
             entry[seed] = {**figures(of, seed), "degraded": on_degraded(of), "more": more(directory) if name == way else {}}
             entry[seed]["at"] = {b: figures(a, seed) for b, a in points.get(name, {}).items()}
+            entry[seed]["also"] = figures(of, seed, of.tagged(*also_on.split("=", 1)))["balanced"] if also_on else None
+            entry[seed]["alternative"] = directories.index(directory) if len(directories) > 1 else None
             entry[seed]["front"] = fronts.get(name, [])
     return found
 
 
-def write_results(rows: Sequence[Row], path: Path, budget: float, total: int) -> None:
+def write_results(rows: Sequence[Row], path: Path, budget: float, total: int, *, also_on: str | None = None) -> None:
     """Write ``path`` (Markdown) and its figures beside it.
 
     Args:
-        budget: standard accuracy that every way may lose. total: runs that the comparison has, finished or not.
+        budget: standard accuracy that every way may lose. total: runs that the comparison has, finished or not. also_on: ``tag=value`` of
+            test items that get a column of their own.
     """
-    found = gather(rows, budget)
+    found = gather(rows, budget, also_on)
     variants = list(dict.fromkeys(key[0] for key in found))
     seeds = sorted({row[2] for row in rows})
     lines = ["# Objectives at equal label budgets", ""]
@@ -86,7 +97,7 @@ def write_results(rows: Sequence[Row], path: Path, budget: float, total: int) ->
         "",
     ]
     for variant in variants:
-        lines += [f"## {variant}", "", *_table(found, variant), "", *_differences(found, variant)]
+        lines += [f"## {variant}", "", *_table(found, variant, also_on), "", *_differences(found, variant)]
         lines += [*_points(found, variant), *_noise(found, variant)]
         name = "-".join("".join(c if c.isalnum() else " " for c in variant).split())
         drawn = {
@@ -126,18 +137,35 @@ def _count(values: Sequence[float | None]) -> str:
     return f"{sum(there):.0f}" if there else "-"
 
 
-def _table(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str) -> list[str]:
-    lines = ["| labels | way | seeds | balanced | standard accuracy | rejection | closure | retention fell | held-out question type "]
-    lines = [lines[0] + "| reading not real | stopped | over budget |", "|" + "---|" * 12]
+def _table(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str, also_on: str | None) -> list[str]:
+    also = [f"on {also_on}"] if also_on else []
+    names = [
+        "labels",
+        "way",
+        "seeds",
+        "balanced",
+        "standard accuracy",
+        "rejection",
+        *also,
+        "held-out question type",
+        "closure",
+        "AUROC gained",
+    ]
+    names += ["retention fell", "CPU minutes", "reading not real", "stopped", "over budget"]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for labels in _budgets(found, variant):
         for way in _ways(found, variant):
             seeds = found.get((variant, labels, way))
             if not seeds:
                 continue
-            means = [_show(mean_over_seeds([s[name] for s in seeds.values()])) for name in ("balanced", "standard", "rejection")]
-            rest = [_plain([s["more"].get(name) for s in seeds.values()]) for name in ("closure", "retention_drop", "transfer")]
-            wrong = [_count([s["more"].get(name) for s in seeds.values()]) for name in ("not_real", "stopped", "over_budget")]
-            lines.append(f"| {labels} | {way} | {len(seeds)} | " + " | ".join([*means, *rest, *wrong]) + " |")
+            which = [str(s["alternative"]) for s in seeds.values() if s["alternative"] is not None]
+            cells = [str(labels), way + (f" (val chose {', '.join(which)})" if which else ""), str(len(seeds))]
+            cells += [_show(mean_over_seeds([s[name] for s in seeds.values()])) for name in ("balanced", "standard", "rejection")]
+            cells += [_plain([float(s["also"][0]) for s in seeds.values()])] if also_on else []
+            for name in ("transfer", "closure", "auroc_gain", "retention_drop", "cpu_minutes"):
+                cells.append(_plain([s["more"].get(name) for s in seeds.values()]))
+            cells += [_count([s["more"].get(name) for s in seeds.values()]) for name in ("not_real", "stopped", "over_budget")]
+            lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 

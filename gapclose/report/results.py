@@ -45,8 +45,12 @@ class Answers:
     """(N,) option"""
     scores: np.ndarray | None
     """(N, O) in nats, where the way has a distribution over options"""
-    degraded: np.ndarray
-    """(N,) bool, items of clips whose picture and sound are noise"""
+    items: ItemSet
+    """those items"""
+
+    def tagged(self, name: str, value: str) -> np.ndarray:
+        """(N,) bool, the items that have a tag."""
+        return np.array([i.tags.get(name) == value for i in self.items])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,7 @@ def _stored(directory: Path, stage: str, items: ItemSet) -> Answers:
     labels = Labels.of(items)
     seen = read_observations(directory / "observations" / stage, [i.id for i in items], layers=[])
     scores = seen.scores[:, : labels.option_concept.shape[1]].double().numpy()
-    return Answers(labels=labels, chosen=scores.argmax(1), scores=scores, degraded=_degraded(items))
+    return Answers(labels=labels, chosen=scores.argmax(1), scores=scores, items=items)
 
 
 def adapted_points(directory: Path) -> tuple[dict[float | None, Answers], list[tuple[float, float]]]:
@@ -101,6 +105,19 @@ def adapted_points(directory: Path) -> tuple[dict[float | None, Answers], list[t
     return found, [(p["test"]["standard_accuracy"], p["test"]["rejection"]) for p in edge]
 
 
+def chosen_on_val(directories: Sequence[Path], budget: float) -> Path:
+    """Of several trainings of one way, the one whose chosen epoch is best on val, those that keep to the budget there first."""
+
+    def rank(directory: Path) -> tuple[bool, float]:
+        record = record_of(directory, "adapted/test")
+        assert record is not None
+        val = record_of(directory, f"epoch-{record['epoch']}/val")
+        assert val is not None
+        return val["change"]["standard_drop"]["value"] <= budget, val["action"]["balanced"]["value"]
+
+    return max(directories, key=rank)
+
+
 def untrained_front(directory: Path) -> dict[str, list[tuple[float, float]]]:
     """Method -> its front of settings as chosen, as (standard accuracy, rejection) on test."""
     methods = read_json(directory / "measurement.json")["baselines"]["methods"]
@@ -126,16 +143,18 @@ def untrained(directory: Path, budget: float | None) -> dict[str, Answers]:
                 f"{directory}: {method['name']} has no point at a budget of {budget}; there are {[p['budget'] for p in method['points']]}"
             )
         chosen = np.array(points[0]["chosen"])
-        found[method["name"]] = Answers(labels=Labels.of(items), chosen=chosen, scores=None, degraded=_degraded(items))
+        found[method["name"]] = Answers(labels=Labels.of(items), chosen=chosen, scores=None, items=items)
     return found
 
 
-def _degraded(items: ItemSet) -> np.ndarray:
-    return np.array([i.tags.get("degraded") == "yes" for i in items])
+def figures(answers: Answers, seed: int, where: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Figures of one way on one seed, each (R + 1,): balanced accuracy on the concept, standard accuracy, rejection; nan where none count.
 
-
-def figures(answers: Answers, seed: int) -> dict[str, np.ndarray]:
-    """Figures of one way on one seed, each (R + 1,): balanced accuracy on the concept, standard accuracy, rejection; nan where none count."""
+    Args:
+        where: (N,) bool, the items that count; None: all.
+    """
+    if where is not None:
+        answers = replace(answers, labels=answers.labels.take(where), chosen=answers.chosen[where])
     labels = answers.labels
     clips = Clips(labels.clip, REPLICATES, seed)
     said = Action(chosen=answers.chosen, scores=np.zeros(())).concept(labels)
@@ -148,8 +167,9 @@ def figures(answers: Answers, seed: int) -> dict[str, np.ndarray]:
 
 
 def on_degraded(answers: Answers) -> dict[str, float]:
-    """On items whose media are noise: calibration error of the action over concepts, and the share of confident wrong rejections."""
-    keep, labels = answers.degraded, answers.labels
+    """On items of clips whose picture and sound are noise (tag ``degraded``): calibration error of the action over concepts, and the share of
+    confident wrong rejections."""
+    keep, labels = answers.tagged("degraded", "yes"), answers.labels
     if answers.scores is None or not keep.any():
         return {"ece": float("nan"), "sure_and_wrong": float("nan")}
     options = softmax(answers.scores[keep], axis=1)  # (n, O)
@@ -193,8 +213,11 @@ def more(directory: Path) -> dict[str, float | None]:
         "retention_drop": change.get("retention_drop", nothing),
         "transfer": record["transfer"]["action"]["balanced"] if "transfer" in record else nothing,
     }
+    cost = directory / "cost.json"
     return {
         **{name: interval["value"] for name, interval in found.items()},
+        "cpu_minutes": read_json(cost)["cpu_seconds"] / 60 if cost.is_file() else None,
+        "auroc_gain": change["auroc_gain"]["value"],
         "not_real": float(bool(record["forced"])),
         "stopped": float(bool(record["stopped"])),
         "over_budget": float(record["state"] in ("over-rejecting", "collapsed")),

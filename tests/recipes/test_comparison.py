@@ -1,5 +1,7 @@
 """The comparison of objectives through its real command: every run is a real one, an interrupted comparison goes on, failures are named."""
 
+import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import pytest
 import yaml
 
 from gapclose.report.compared import pairs
-from gapclose.report.results import against, figures, mean_over_seeds, on_degraded, trained
+from gapclose.report.results import against, chosen_on_val, figures, mean_over_seeds, on_degraded, trained
 from gapclose.report.summary import record_of
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +30,7 @@ def comparison(tiny_config, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("comparison")
     tree = {
         "out": str(directory / "runs"), "run": str(tiny_config), "seeds": [0], "budgets": [48], "objectives": ["consistency", "gold"],
-        "standard_budget": 0.03, "settings": {"train.epochs": 1, "export.verify": False},
+        "standard_budget": 0.03, "also_on": "phrasing=someone", "settings": {"train.epochs": 1, "export.verify": False},
         "variants": {"plain": {}, "half of the labels wrong": {"labelling.noise": 0.5}}, "quick": {"variants": ["plain"]},
     }  # fmt: skip
     path = directory / "compare.yaml"
@@ -51,6 +53,11 @@ def test_a_comparison_runs_goes_on_and_is_collected(comparison):
     assert record is not None
     balanced = figures(found["adapted"], 0)["balanced"]
     assert balanced[0] == pytest.approx(record["action"]["balanced"]["value"]) and f"{balanced[0]:.3f} [" in text
+    assert (
+        "| on phrasing=someone | " in text
+        and "Operating points:" in text
+        and json.loads((directory / "cost.json").read_text())["cpu_seconds"] > 1
+    )
     assert np.isnan(on_degraded(found["adapted"])["ece"])
     before = (directory / "output.txt").read_text()
     assert "--variants names ['none']" in start(comparison, "--variants", "none").stderr
@@ -72,6 +79,7 @@ def test_what_is_missing_is_said(comparison, tmp_path):
         ({"objectives": ["silver"]}, "objective is 'silver'"),
         ({"standard_budget": 0.05}, "standard_budget is 0.05; methods without training know [0.03, 0.01, 0.0]"),
         ({"variants": {"a+b": {}, "a b": {}}, "quick": {}}, "several runs would share"),
+        ({"variants": {"a": {"ways": ["gilt"]}}, "quick": {}}, "variant 'a' has ways ['gilt']"),
         ({"run": "nowhere.yaml"}, "'nowhere.yaml' is no configuration file"),
     ):  # before anything runs
         path.write_text(yaml.safe_dump(tree | change))
@@ -109,6 +117,37 @@ def test_intervals_over_seeds_hold_the_training_as_well():
     difference = against(ours, theirs, "balanced")
     assert difference is not None and difference.interval.lower == pytest.approx(0.1) == pytest.approx(difference.interval.upper)
     assert against(ours, {5: ours[0]}, "balanced") is None
+
+
+def test_a_way_may_have_alternatives_of_which_val_chooses(tmp_path):
+    """Those within the budget on val first, then the best there; a variant may have ways and budgets of its own."""
+    name = "compare_recipe"
+    spec = importlib.util.spec_from_file_location(name, RECIPE)
+    assert spec is not None and spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    sys.modules[name] = recipe
+    spec.loader.exec_module(recipe)
+    of = recipe.read_comparison(ROOT / "configs" / "compare_digits.yaml", quick=False)
+    every = recipe.jobs(of)
+    chosen = [j for j in every if j.variant == "comply, choices on val" and j.seed == 0]
+    assert [(j.budget, j.way, j.alternative) for j in chosen] == [(500, "consistency, chosen", n) for n in range(3)]
+    words = [" ".join(recipe.command(of, j)) for j in chosen]
+    assert (
+        all("--objective=consistency" in w for w in words)
+        and "--targets.gate=0.5 --targets.sharpen=inf" in words[1]
+        and "rounds=2" in words[2]
+    )
+    assert {j.way for j in every if j.variant == "comply"} == {"consistency", "gold", "consistency+gold", "untrained"}
+
+    def run(place: str, drop: float, balanced: float) -> Path:
+        (tmp_path / place).mkdir()
+        val = {"stage": "epoch-2/val", "change": {"standard_drop": {"value": drop}}, "action": {"balanced": {"value": balanced}}}
+        lines = [json.dumps(r) for r in (val, {"stage": "adapted/test", "epoch": 2, "action": {"balanced": {"value": 1 - balanced}}})]
+        (tmp_path / place / "gap.jsonl").write_text("\n".join(lines))
+        return tmp_path / place
+
+    runs = [run("a", 0.02, 0.7), run("b", 0.03, 0.8), run("c", 0.04, 0.9)]
+    assert chosen_on_val(runs, 0.03) == runs[1] and chosen_on_val(runs[2:], 0.03) == runs[2]
 
 
 def test_what_is_set_against_what():
