@@ -142,9 +142,13 @@ def check(of: Comparison, todo: list[Job]) -> None:
     twice = [str(place) for place, count in places.items() if count > 1]
     if twice:
         raise ValueError(f"several runs would share {twice[:3]}; name the variants so that letters and digits tell them apart")
+    kinds: set[tuple[str, str, int]] = set()
     for job in todo:
-        words = command(of, job)
-        refuse_other_run(parse_config(words[words.index("--config") :]), job.directory / "config.yaml")
+        kind, stored = (job.variant, job.way, job.alternative), job.directory / "config.yaml"
+        if kind not in kinds or stored.is_file():  # parsing takes a tenth of a second, and seeds and budgets are numbers
+            words = command(of, job)
+            refuse_other_run(parse_config(words[words.index("--config") :]), stored)
+        kinds.add(kind)
 
 
 def jobs(of: Comparison) -> list[Job]:
@@ -177,7 +181,8 @@ def command(of: Comparison, job: Job) -> list[str]:
 
 
 def _word(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    """A value as the command line takes it: YAML, in which a float may be ``.inf``."""
+    return str(value) if isinstance(value, (str, Path)) else yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
 
 
 def run(of: Comparison, job: Job) -> Job | None:

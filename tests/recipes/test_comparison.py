@@ -134,9 +134,10 @@ def test_a_way_may_have_alternatives_of_which_val_chooses(tmp_path):
     words = [" ".join(recipe.command(of, j)) for j in chosen]
     assert (
         all("--objective=consistency" in w for w in words)
-        and "--targets.gate=0.5 --targets.sharpen=inf" in words[1]
+        and "--targets.gate=0.5 --targets.sharpen=.inf" in words[1]
         and "rounds=2" in words[2]
     )
+    recipe.check(of, every)  # every run's configuration is one that the command takes
     assert {j.way for j in every if j.variant == "comply"} == {"consistency", "gold", "consistency+gold", "untrained"}
 
     def run(place: str, drop: float, balanced: float) -> Path:
