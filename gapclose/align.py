@@ -14,7 +14,7 @@ from gapclose.export import export_run
 from gapclose.files import read_json, write_json
 from gapclose.gap import Labels, option_concepts
 from gapclose.guards import fired, objections
-from gapclose.measure import Measured, best_epoch, make_record
+from gapclose.measure import Measured, after_shift, best_epoch, make_record
 from gapclose.media import SUPPORTED
 from gapclose.objectives import BY_TRL, needs_reading
 from gapclose.progress import say
@@ -172,6 +172,7 @@ class Training:
             self.run.loaded.model.eval()
             now = self.run.measure(f"epoch-{epoch}", "val", replace=True)
             record = make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed)
+            record |= {"shifted": after_shift(now, base, config.gap.standard_budget)}
             record |= {"round": number} if config.targets.rounds > 1 else {}
             record |= {"training": epoch_figures(trainer.state.log_history, of_round)} if by_trl else {}
             self.run.record(self.guarded(record))

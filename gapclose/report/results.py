@@ -20,8 +20,8 @@ from scipy.special import softmax
 from scipy.stats import t
 
 from gapclose.baselines.comparison import BUDGETS, pareto
-from gapclose.baselines.operating import Scored, alarms, choose, unchanged
-from gapclose.baselines.shift import shifts
+from gapclose.baselines.operating import Scored, alarms
+from gapclose.baselines.shift import best_shift, shifts
 from gapclose.files import read_json
 from gapclose.gap import Action, Labels
 from gapclose.item_files import read_items
@@ -31,7 +31,7 @@ from gapclose.report.summary import record_of
 from gapclose.resample import Clips, Interval
 from gapclose.significance import expected_calibration_error
 
-REPLICATES = 10_000
+REPLICATES = 2_000
 SURE = 0.9
 """probability of a wrong rejection from which it counts as confident"""
 
@@ -84,22 +84,27 @@ def adapted_points(directory: Path) -> tuple[dict[float | None, Answers], list[t
     """Operating points of an adapted model: a shift of its rejections, chosen on val, judged on test.
 
     Returns:
-        Standard-accuracy budget -> answers on test at the best setting on val that keeps to it (its own where none is better than the base
-        model's); and the front of val, as (standard accuracy, rejection) on test.
+        Standard-accuracy budget -> answers on test after the shift that is best on val within it, the base model's where none is better
+        than that; and the front of val, as (standard accuracy, rejection) on test.
     """
     record = record_of(directory, "adapted/test")
     assert record is not None
     root = read_items(Path(read_json(directory / "items.json")["root"]))
     val, test = (root.select(split=split, purpose="gap") for split in ("val", "test"))
     stages = {"there": (val, f"epoch-{record['epoch']}-val"), "before": (val, "base-val"), "here": (test, "adapted-test")}
+    stages["base"] = (test, "base-test")
     scored = {name: _stored(directory, stage, items) for name, (items, stage) in stages.items()}
     seen = {name: Scored(scores=a.scores, option_concept=a.labels.option_concept) for name, a in scored.items() if a.scores is not None}
     choosing, judging = scored["there"].labels, scored["here"].labels
     settings, scores_of = shifts(seen["there"], alarms(choosing))
     there, here = scores_of(seen["there"]), scores_of(seen["here"])
     found: dict[float | None, Answers] = {}
-    for budget, setting in zip(BUDGETS, choose(settings, there, unchanged(seen["before"]), choosing, BUDGETS), strict=True):
-        scores = here([setting or settings[0]])[0]
+    for budget in BUDGETS:
+        setting = best_shift(seen["there"], seen["before"], choosing, budget)
+        if setting is None:
+            found[budget] = scored["base"]
+            continue
+        scores = here([setting])[0]
         found[budget] = replace(scored["here"], scores=scores, chosen=scores.argmax(1))
     edge = pareto(settings, there, choosing, here, judging)
     return found, [(p["test"]["standard_accuracy"], p["test"]["rejection"]) for p in edge]
