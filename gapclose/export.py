@@ -22,6 +22,7 @@ from gapclose.models import LoadedModel, load_model
 from gapclose.objectives import IN_WORDS, settings_in_words
 from gapclose.progress import say
 from gapclose.report.console import claims, show, verdict
+from gapclose.report.summary import round_words
 
 if TYPE_CHECKING:
     from gapclose.config import Config
@@ -158,7 +159,11 @@ def model_card(summary: dict[str, Any], config: Config, loaded: LoadedModel) -> 
             ("retention", "retention"),
         )
     )
-    sentences = "\n".join(f"- {line}" for line in [*claims(summary), *verdict(summary)])
+    sentences = "\n".join(f"- {line}" for line in [*claims(summary), *verdict(summary), *round_words(summary["rounds"])])
+    later = [str(r["round"]) for r in summary["rounds"] if "action" in r]
+    again = (
+        f"; in round {' and '.join(later)} with a probe fitted again on the adapted model, whose reading has no verdict" if later else ""
+    )
     return f"""---
 library_name: peft
 base_model: {Path(loaded.path).name if Path(loaded.path).exists() else loaded.path}
@@ -167,7 +172,7 @@ tags: [gapclose, lora]
 
 # {title(summary, config)}
 
-Trained with gapclose: {IN_WORDS[config.objective]}
+Trained with gapclose: {IN_WORDS[config.objective]}{again}
 ({settings_in_words(config.objective, config.train)};
 LoRA on `{config.lora.layers}`, targets control `{config.targets.control}`, seed {config.seed}).
 

@@ -23,9 +23,10 @@ from gapclose.baselines.comparison import BUDGETS, pareto
 from gapclose.baselines.operating import Scored, alarms
 from gapclose.baselines.shift import best_shift, shifts
 from gapclose.files import read_json
-from gapclose.gap import Action, Labels
+from gapclose.gap import Action, GapConfig, Labels
 from gapclose.item_files import read_items
 from gapclose.items import ItemSet
+from gapclose.measure import best_epoch
 from gapclose.observations import read_observations
 from gapclose.report.summary import record_of
 from gapclose.resample import Clips, Interval
@@ -110,17 +111,16 @@ def adapted_points(directory: Path) -> tuple[dict[float | None, Answers], list[t
     return found, [(p["test"]["standard_accuracy"], p["test"]["rejection"]) for p in edge]
 
 
-def chosen_on_val(directories: Sequence[Path], budget: float) -> Path:
-    """Of several trainings of one way, the one whose chosen epoch is best on val, those that keep to the budget there first."""
-
-    def rank(directory: Path) -> tuple[bool, float]:
-        record = record_of(directory, "adapted/test")
-        assert record is not None
-        val = record_of(directory, f"epoch-{record['epoch']}/val")
+def chosen_on_val(directories: Sequence[Path], gap: GapConfig) -> int:
+    """Of several trainings of one way, the index of the one whose chosen epoch is best on val, by the rule that chose the epochs."""
+    records = []
+    for n, directory in enumerate(directories):
+        adapted = record_of(directory, "adapted/test")
+        assert adapted is not None
+        val = record_of(directory, f"epoch-{adapted['epoch']}/val")
         assert val is not None
-        return val["change"]["standard_drop"]["value"] <= budget, val["action"]["balanced"]["value"]
-
-    return max(directories, key=rank)
+        records.append(val | {"epoch": n})
+    return best_epoch(records, gap)
 
 
 def untrained_front(directory: Path) -> dict[str, list[tuple[float, float]]]:
@@ -139,6 +139,10 @@ def untrained(directory: Path, budget: float | None) -> dict[str, Answers]:
     if not measured:
         raise ValueError(
             f"{directory}: no inference-time baselines in measurement.json; run `gapclose measure` with controls.baselines true"
+        )
+    if measured.get("chosen_on") != "val":
+        raise ValueError(
+            f"{directory}: its methods without training were not chosen on val (labels there, or a newer run, are needed); delete it"
         )
     items, found = test_items(directory), {}
     for method in measured["methods"]:
@@ -161,6 +165,8 @@ def figures(answers: Answers, seed: int, where: np.ndarray | None = None) -> dic
     if where is not None:
         answers = replace(answers, labels=answers.labels.take(where), chosen=answers.chosen[where])
     labels = answers.labels
+    if not len(labels.gold):
+        return dict.fromkeys(("balanced", "standard", "rejection"), np.full(REPLICATES + 1, np.nan))
     clips = Clips(labels.clip, REPLICATES, seed)
     said = Action(chosen=answers.chosen, scores=np.zeros(())).concept(labels)
     alarm = [labels.concepts.index(a) for a in labels.alarm]
