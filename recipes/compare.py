@@ -7,7 +7,8 @@
     python recipes/compare.py --config configs/compare_digits.yaml --workers 2         # so many runs at once
 
 Every run is a directory of its own below `out`, made by recipes/close.py (objectives) or `gapclose measure` (inference-time methods), with
-its output beside it. Choices are made on fit and val inside the runs; test clips are judged once, here.
+its output beside it. Epochs are chosen on val inside the runs; shifts of trained models and alternatives of a way are chosen on val here, and what
+was chosen is judged on test.
 """
 
 from __future__ import annotations
