@@ -102,6 +102,7 @@ def write_results(rows: Sequence[Row], path: Path, budget: float, total: int, *,
         budget: standard accuracy that every way may lose. total: runs that the comparison has, finished or not. also_on: ``tag=value`` of
             test items that get a column of their own.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     found = gather(rows, budget, also_on)
     variants = list(dict.fromkeys(key[0] for key in found))
     seeds, runs = sorted({row.seed for row in rows}), sum(len(row.directories) for row in rows)
@@ -221,7 +222,7 @@ def _points(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: st
                 means = [mean_over_seeds([s["at"][budget][name] for s in seeds.values()]) for name in ("balanced", "standard")]
                 cells.append(f"{_show(means[0])} ({means[1].interval.value:.3f})")
             rows += [f"| {labels} | {way} | " + " | ".join(cells) + " |"] if cells else []
-    named = ["any loss" if b is None else f"{100 * b:g} points" for b in BUDGETS]
+    named = ["any loss" if b is None else f"{100 * b:g} point{'s' * (b != 0.01)}" for b in BUDGETS]
     head = [
         "Operating points: balanced accuracy (and standard accuracy) on test where standard accuracy on val may fall by so much. Trained models are "
         "moved by a shift of their rejections, the others by their settings; both are chosen on val:",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def figures(answers: Answers, seed: int, where: np.ndarray | None = None) -> dic
     labels = answers.labels
     if not len(labels.gold):
         return dict.fromkeys(("balanced", "standard", "rejection"), np.full(REPLICATES + 1, np.nan))
-    clips = Clips(labels.clip, REPLICATES, seed)
+    clips = _resamples(tuple(labels.clip.tolist()), seed)
     said = Action(chosen=answers.chosen, scores=np.zeros(())).concept(labels)
     alarm = [labels.concepts.index(a) for a in labels.alarm]
     return {
@@ -175,6 +176,11 @@ def figures(answers: Answers, seed: int, where: np.ndarray | None = None) -> dic
         "standard": clips.mean(answers.chosen == labels.gold, labels.standard),
         "rejection": clips.mean(np.isin(said, alarm), ~labels.standard),
     }
+
+
+@lru_cache(maxsize=8)
+def _resamples(clip: tuple[Any, ...], seed: int) -> Clips:
+    return Clips(np.array(clip), REPLICATES, seed)
 
 
 def on_degraded(answers: Answers) -> dict[str, float]:
