@@ -20,10 +20,10 @@ from gapclose.models import (
     decoder_layers,
     linear_names,
     load_model,
-    media_signature,
     residuals_at,
     unwrap,
 )
+from gapclose.prompts import media_signature
 
 
 @pytest.fixture
