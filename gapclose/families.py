@@ -43,10 +43,22 @@ WHOLE_FRAMES = ("Phi4MultimodalFeatureExtractor",)
 """feature extractors that skip the samples behind the last whole frame of a sound, and fail in a batch where a shorter sound ends within
 the same frame as the longest (transformers 5.23); given whole frames, they skip nothing and do not fail. Remove when they batch"""
 
+NOT_CAUSAL = ("Phi4MultimodalVisionAttention",)
+"""attention of towers that calls itself causal and is not meant to be: where every patch of a batch is real, no mask is made, and transformers
+5.23 would let patches see only those before them, so that an image's features hang on which others share its batch. Remove when it says
+``is_causal = False``"""
+
 
 def trained_part(config: Any) -> Any:
     """The config of the part of a checkpoint that is measured and trained."""
     return next((part for name in PARTS if (part := getattr(config, name, None)) is not None), config)
+
+
+def mend(model: Any) -> None:
+    """Set right, in place, what :data:`NOT_CAUSAL` names."""
+    for module in model.modules():
+        if type(module).__name__ in NOT_CAUSAL:
+            module.is_causal = False
 
 
 def part_for(processor: Any, kind: str) -> Any:

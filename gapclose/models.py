@@ -18,7 +18,7 @@ import transformers
 from torch import nn
 
 from gapclose.errors import Problems
-from gapclose.families import BARE, part_for, trained_part
+from gapclose.families import BARE, mend, part_for, trained_part
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
 from gapclose.prompts import make_prompts, tokenizer_of
@@ -128,6 +128,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         ) from error
     except ImportError as error:
         raise ValueError(f"model.attention {config.attention!r} cannot be used here ({error}); choose sdpa or eager") from error
+    mend(model)
     processor = load_processor(config)
     loaded = LoadedModel(model=model, processor=processor, path=path, fingerprint=checkpoint_fingerprint(path, model))
     loaded.tokenizer.padding_side = "left"
@@ -172,6 +173,18 @@ def decoder(model: Any) -> Any:
 def decoder_layers(model: Any) -> nn.ModuleList:
     """The decoder blocks of the language model. Raises: as :func:`decoder`."""
     return decoder(model).layers
+
+
+def train_adapters_alone(model: Any) -> None:
+    """Training mode for the decoder blocks that hold trainable parameters, evaluation mode for everything else.
+
+    What is frozen must compute what it computed when it was observed: in training mode, dropout in a tower would make noise of it, and
+    batch normalisation (Nemotron-H-Omni hears through one) would even change it, by statistics that no adapter carries.
+    """
+    base = unwrap(model)
+    base.eval()
+    for block in decoder_layers(base):
+        block.train(any(p.requires_grad for p in block.parameters()))
 
 
 def output_embedding(model: Any) -> nn.Module:

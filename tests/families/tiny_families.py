@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -173,7 +174,11 @@ def gemma3n() -> tuple[Any, Any]:
         vision_soft_tokens_per_image=4,
         **ids(tokenizer, **ends),
     )
-    return processor, hf.Gemma3nForConditionalGeneration(config)
+    model = hf.Gemma3nForConditionalGeneration(config)
+    with torch.no_grad():  # a stream of zeros has no gradient (of its magnitude), and the decoder's own random weights begin padding so
+        for table in (model.model.language_model.embed_tokens, model.model.language_model.embed_tokens_per_layer):
+            table.weight[tokenizer.pad_token_id].normal_(std=0.02)
+    return processor, model
 
 
 def _gemma4_parts() -> tuple[Any, dict[str, Any], dict[str, Any]]:
@@ -366,7 +371,7 @@ class Row:
     build: Callable[[], tuple[Any, Any]]
     kinds: tuple[str, ...]
     """media that the model takes"""
-    linears: int = 14
+    linears: int = 7 * (LAYERS - 2)
     """linear modules in the decoder layers after the second that get an adapter"""
     experts: int = 0
     """and stacks of fused experts"""
@@ -382,11 +387,11 @@ class Row:
 BOTH = ("image", "audio")
 ROWS = {
     "Qwen2.5-Omni": Row(build=qwen2_5_omni, kinds=BOTH),
-    "Qwen3-Omni": Row(build=qwen3_omni, kinds=BOTH),
-    "Gemma 3n": Row(build=gemma3n, kinds=BOTH, needs=("timm",)),
-    "Gemma 4": Row(build=gemma4, kinds=BOTH),
-    "Phi-4-multimodal": Row(build=phi4, kinds=BOTH, one_length=True, no_hidden_states_with="image"),
-    "Nemotron-H-Omni": Row(build=nemotron_h_omni, kinds=BOTH),
+    "Qwen3-Omni": Row(build=qwen3_omni, kinds=BOTH, linears=8, experts=4),
+    "Gemma 3n": Row(build=gemma3n, kinds=BOTH, linears=22, needs=("timm",)),
+    "Gemma 4": Row(build=gemma4, kinds=BOTH, linears=18),
+    "Phi-4-multimodal": Row(build=phi4, kinds=BOTH, linears=8, one_length=True, no_hidden_states_with="image"),
+    "Nemotron-H-Omni": Row(build=nemotron_h_omni, kinds=BOTH, linears=9, experts=2),
     "Qwen2.5-VL": Row(build=qwen2_5_vl, kinds=("image",)),
     "Qwen3-VL": Row(build=qwen3_vl, kinds=("image",)),
     "LLaVA-OneVision": Row(build=llava_onevision, kinds=("image",)),
