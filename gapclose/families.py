@@ -39,6 +39,9 @@ SOUNDS: dict[str, dict[str, Any]] = {
 }
 """processor -> how it is to prepare sounds, beyond the sampling rate that all of them are told"""
 
+WITHIN_TEMPLATE = ("VoxtralProcessor",)
+"""processors that take sounds through their chat template alone, encoded in the messages"""
+
 WHOLE_FRAMES = ("Phi4MultimodalFeatureExtractor",)
 """feature extractors that skip the samples behind the last whole frame of a sound, and fail in a batch where a shorter sound ends within
 the same frame as the longest (transformers 5.23); given whole frames, they skip nothing and do not fail. Remove when they batch"""

@@ -5,13 +5,16 @@ Shapes: B batch, T tokens.
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from typing import Any
 
+import soundfile
 import torch
 
 from gapclose.errors import Problems
-from gapclose.families import ARGUMENTS, SOUNDS, part_for, whole_frames
+from gapclose.families import ARGUMENTS, SOUNDS, WITHIN_TEMPLATE, part_for, whole_frames
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
 
@@ -62,6 +65,8 @@ def make_prompts(processor: Any, items: Sequence[Item], media: Media) -> dict[st
     for item in items:
         if fault := _untaken(processor, item):
             raise ValueError(f"item {item.id!r}: {fault}")
+    if within_template(processor):
+        return _on_the_left(processor, dict(processor.apply_chat_template([_with_sounds(item, media) for item in items])))
     texts = [chat_text(processor, item.messages) for item in items]
     tokenizer = tokenizer_of(processor)
     settings: dict[str, Any] = {"padding": True}
@@ -73,9 +78,31 @@ def make_prompts(processor: Any, items: Sequence[Item], media: Media) -> dict[st
     else:
         inputs = _media_inputs(processor, items, media)
         prompt = dict(processor(text=texts, return_tensors="pt", text_kwargs=settings, **inputs))
+    return _on_the_left(processor, prompt)
+
+
+def within_template(processor: Any) -> bool:
+    return type(processor).__name__ in WITHIN_TEMPLATE
+
+
+def _on_the_left(processor: Any, prompt: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if not bool(prompt["attention_mask"][:, -1].all()):
         raise ValueError(f"{type(processor).__name__} did not pad on the left; gapclose needs every prompt to end at its answer position")
     return prompt
+
+
+def _with_sounds(item: Item, media: Media) -> list[dict[str, Any]]:
+    """An item's messages with every sound as an encoded wav file, lossless, in place of its path."""
+
+    def part(p: dict[str, Any]) -> dict[str, Any]:
+        if p["type"] != "audio":
+            return p
+        file = io.BytesIO()
+        soundfile.write(file, media.load("audio", p["path"]), media.sampling_rate, format="WAV", subtype="FLOAT")
+        return {"type": "audio", "base64": base64.b64encode(file.getvalue()).decode()}
+
+    lists = {id(m): [part(p) for p in m["content"]] for m in item.messages if not isinstance(m["content"], str)}
+    return [{**m, "content": lists.get(id(m), m["content"])} for m in item.messages]
 
 
 def _media_inputs(processor: Any, items: Sequence[Item], media: Media) -> dict[str, Any]:
@@ -110,11 +137,11 @@ def check_kinds(items: ItemSet, processor: Any, problems: Problems) -> None:
     seen: set[tuple[str, ...]] = set()
     for item in items:
         signature = media_signature(item)
-        if signature in seen:
+        if signature in seen or not set(signature) <= set(ARGUMENTS):  # other kinds are told of by check_media
             continue
         seen.add(signature)
         fault = _untaken(processor, item)
-        if fault is None:
+        if fault is None and not within_template(processor):
             whole = chat_text(processor, item.messages)
             silent = [k for k in sorted(set(signature)) if chat_text(processor, _without(item.messages, k)) == whole]
             if silent:

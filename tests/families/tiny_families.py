@@ -6,8 +6,12 @@ downloaded. Every builder returns ``(processor, model)``; a family that only rea
 
 from __future__ import annotations
 
+import base64
+import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +22,9 @@ from gapclose.digits.questions import all_texts, answer_words
 
 WIDTH, LAYERS = 64, 4
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+
+FILES = tempfile.TemporaryDirectory()
+"""for a tokenizer that is saved by copying the file it was read from; removed at exit"""
 
 
 def tokenizer_with(named: dict[str, str] | None = None, more: Sequence[str] = (), bos: str | None = None) -> Any:
@@ -344,6 +351,38 @@ def qwen2_audio() -> tuple[Any, Any]:
     return processor, hf.Qwen2AudioForConditionalGeneration(config)
 
 
+def voxtral() -> tuple[Any, Any]:
+    """Its tokenizer is mistral-common's, of a vocabulary of bytes and one word; the audio token must have the id 24."""
+    from mistral_common.tokens.tokenizers.base import SpecialTokens
+
+    known = [token.value for token in SpecialTokens]
+    audio = known.index(SpecialTokens.audio.value)
+    special = [*known[:audio], *(f"<SPECIAL_{n}>" for n in range(audio, 24)), *known[audio:]]
+    pieces = [*(bytes([n]) for n in range(256)), b"od", b"odd"]
+    windows = {"num_mel_bins": 128, "hop_length": 160, "window_size": 400}
+    vocabulary = {
+        "config": {
+            "pattern": r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+",
+            "num_vocab_tokens": len(pieces),
+            "default_vocab_size": len(pieces) + len(special),
+            "default_num_special_tokens": len(special),
+            "version": "v7",
+        },
+        "vocab": [{"rank": n, "token_bytes": base64.b64encode(b).decode(), "token_str": None} for n, b in enumerate(pieces)],
+        "special_tokens": [{"rank": n, "token_str": t, "is_control": True} for n, t in enumerate(special)],
+        "audio": {"sampling_rate": 16000, "frame_rate": 12.5, "audio_encoding_config": windows, "chunk_length_s": 30.0},
+    }
+    (Path(FILES.name) / "tekken.json").write_text(json.dumps(vocabulary))
+    tokenizer = hf.MistralCommonBackend.from_pretrained(FILES.name)
+    processor = hf.VoxtralProcessor(hf.WhisperFeatureExtractor(feature_size=128), tokenizer)
+    config = hf.VoxtralConfig(
+        text_config={"model_type": "llama", **text_sizes(tokenizer)},
+        audio_config={"model_type": "voxtral_encoder", **SMALL, "intermediate_size": 128, "max_source_positions": 1500},
+        audio_token_id=24,
+    )
+    return processor, hf.VoxtralForConditionalGeneration(config)
+
+
 def qwen2() -> tuple[Any, Any]:
     tokenizer = tokenizer_with()
     tokenizer.chat_template = READS_STRINGS
@@ -397,6 +436,7 @@ ROWS = {
     "LLaVA-OneVision": Row(build=llava_onevision, kinds=("image",)),
     "SmolVLM": Row(build=smolvlm, kinds=("image",), needs=("num2words",)),
     "Qwen2-Audio": Row(build=qwen2_audio, kinds=("audio",)),
+    "Voxtral": Row(build=voxtral, kinds=("audio",), needs=("mistral_common",)),
     "Qwen": Row(build=qwen2, kinds=()),
     "Llama": Row(build=llama, kinds=()),
 }
