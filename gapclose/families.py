@@ -33,11 +33,9 @@ LONGEST = {"Gemma3nAudioFeatureExtractor": 480_000, "Gemma4AudioFeatureExtractor
 PER_TOKEN = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 """what processors give once a token, 0 for text that carries no media; never told by shape, which a mask of sounds may share by chance"""
 
-SOUNDS: dict[str, dict[str, Any]] = {
-    # padded to the longest of a batch, the last frames of a shorter sound are others than those of the same sound alone
-    "Gemma3nProcessor": {"padding": "max_length"},
-}
-"""processor -> how it is to prepare sounds, beyond the sampling rate that all of them are told"""
+SOUNDS = {"Gemma3nProcessor": {"padding": "max_length"}, "Qwen3OmniMoeProcessor": {"padding": "max_length"}}
+"""processor -> how it is to prepare sounds, beyond the sampling rate that all of them are told. Padded to the longest of a batch, the last
+frames of a shorter sound would be others than those of the same sound alone"""
 
 WITHIN_TEMPLATE = ("VoxtralProcessor",)
 """processors that take sounds through their chat template alone, encoded in the messages"""
@@ -57,11 +55,13 @@ def trained_part(config: Any) -> Any:
     return next((part for name in PARTS if (part := getattr(config, name, None)) is not None), config)
 
 
-def mend(model: Any) -> None:
-    """Set right, in place, what :data:`NOT_CAUSAL` names."""
+def mend(model: Any, processor: Any) -> None:
+    """Set right, in place, what :data:`NOT_CAUSAL` and :data:`SOUNDS` name."""
     for module in model.modules():
         if type(module).__name__ in NOT_CAUSAL:
             module.is_causal = False
+    if type(processor).__name__ in SOUNDS:  # as its own default: Qwen3-Omni's drops what a call says in audio_kwargs (transformers 5.23)
+        processor.audio_kwargs = {**getattr(processor, "audio_kwargs", {}), **SOUNDS[type(processor).__name__]}
 
 
 def part_for(processor: Any, kind: str) -> Any:
@@ -72,7 +72,7 @@ def part_for(processor: Any, kind: str) -> Any:
 def longest_sound(processor: Any) -> int | None:
     """Samples of audio beyond which the processor would drop the rest silently, or None when it takes all of a sound."""
     extractor = part_for(processor, "audio")
-    if getattr(type(processor), "audio_kwargs", {}).get("truncation") is False:  # Qwen3-Omni, Voxtral
+    if getattr(processor, "audio_kwargs", {}).get("truncation") is False:  # Qwen3-Omni, Voxtral
         return None
     return getattr(extractor, "n_samples", None) or LONGEST.get(type(extractor).__name__)
 

@@ -128,8 +128,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
         ) from error
     except ImportError as error:
         raise ValueError(f"model.attention {config.attention!r} cannot be used here ({error}); choose sdpa or eager") from error
-    mend(model)
     processor = load_processor(config)
+    mend(model, processor)
     loaded = LoadedModel(model=model, processor=processor, path=path, fingerprint=checkpoint_fingerprint(path, model))
     loaded.tokenizer.padding_side = "left"
     if loaded.tokenizer.pad_token is None:  # Llama has none; what stands there is masked

@@ -14,7 +14,7 @@ import soundfile
 import torch
 
 from gapclose.errors import Problems
-from gapclose.families import ARGUMENTS, SOUNDS, WITHIN_TEMPLATE, part_for, whole_frames
+from gapclose.families import ARGUMENTS, WITHIN_TEMPLATE, part_for, whole_frames
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
 
@@ -115,7 +115,7 @@ def _media_inputs(processor: Any, items: Sequence[Item], media: Media) -> dict[s
     sounds = [whole_frames(extractor, media.load(k, p)) for i in items for k, p in i.media if k == "audio"]
     if sounds:
         inputs[ARGUMENTS["audio"]] = sounds
-        inputs["audio_kwargs"] = {"sampling_rate": media.sampling_rate, **SOUNDS.get(type(processor).__name__, {})}
+        inputs["audio_kwargs"] = {"sampling_rate": media.sampling_rate}
     return inputs
 
 

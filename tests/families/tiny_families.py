@@ -72,6 +72,14 @@ def text_sizes(tokenizer: Any, **more: Any) -> dict[str, Any]:
     return sizes | more
 
 
+def spread(model: torch.nn.Module) -> None:
+    """Redraw all weights as wide as keeps activations near one: of transformers' own, hardly anything of a tower reaches the decoder."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            inputs = parameter.shape[-1] if "experts" in name else parameter[0].numel()
+            torch.nn.init.normal_(parameter, std=inputs**-0.5)
+
+
 def ids(tokenizer: Any, **tokens: str) -> dict[str, int]:
     return {name: tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()}
 
@@ -131,7 +139,7 @@ def qwen2_5_omni() -> tuple[Any, Any]:
 
 def qwen3_omni() -> tuple[Any, Any]:
     tokenizer = tokenizer_with(QWEN_OMNI_TOKENS)
-    hearing = hf.WhisperFeatureExtractor(feature_size=128, chunk_length=1)
+    hearing = hf.WhisperFeatureExtractor(feature_size=128, chunk_length=4)
     processor = hf.Qwen3OmniMoeProcessor(*qwen_images(16), hearing, tokenizer, chat_template=QWEN_OMNI_CHAT)
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}
     config = hf.Qwen3OmniMoeThinkerConfig(
@@ -182,9 +190,8 @@ def gemma3n() -> tuple[Any, Any]:
         **ids(tokenizer, **ends),
     )
     model = hf.Gemma3nForConditionalGeneration(config)
-    with torch.no_grad():  # a stream of zeros has no gradient (of its magnitude), and the decoder's own random weights begin padding so
-        for table in (model.model.language_model.embed_tokens, model.model.language_model.embed_tokens_per_layer):
-            table.weight[tokenizer.pad_token_id].normal_(std=0.02)
+    for layer in model.model.language_model.layers:  # zeros at first, and what comes through it would go nowhere
+        torch.nn.init.ones_(layer.altup.correct_output_scale)
     return processor, model
 
 
@@ -416,8 +423,11 @@ class Row:
     """and stacks of fused experts"""
     needs: tuple[str, ...] = ()
     """packages beyond those that gapclose installs"""
+    repeats: int = 1
+    """how often a sound is played: Qwen3-Omni's tower hears windows of a second, each padded to the longest in the batch, so that a
+    batch tells on sounds without a whole one"""
     one_length: bool = False
-    """whether sounds of other lengths in a batch change what the tower makes of one (its convolutions see the padding)"""
+    """whether sounds are cut to one length: Phi-4-multimodal's tower sees the padding of shorter ones, so that a batch tells on them"""
     no_hidden_states_with: str = ""
     """kind of media with which ``output_hidden_states`` fails in transformers 5.23"""
     slow: bool = False
@@ -426,7 +436,7 @@ class Row:
 BOTH = ("image", "audio")
 ROWS = {
     "Qwen2.5-Omni": Row(build=qwen2_5_omni, kinds=BOTH),
-    "Qwen3-Omni": Row(build=qwen3_omni, kinds=BOTH, linears=8, experts=4),
+    "Qwen3-Omni": Row(build=qwen3_omni, kinds=BOTH, repeats=6, linears=8, experts=4),
     "Gemma 3n": Row(build=gemma3n, kinds=BOTH, linears=22, needs=("timm",)),
     "Gemma 4": Row(build=gemma4, kinds=BOTH, linears=18),
     "Phi-4-multimodal": Row(build=phi4, kinds=BOTH, linears=8, one_length=True, no_hidden_states_with="image"),
