@@ -27,6 +27,9 @@ BARE = {
 }
 """``model_type`` of a decoder -> leaf names of its linear modules that get no adapter"""
 
+SEVERAL_STREAMS = ("gemma3n_text",)
+"""``model_type`` of decoders with several residual streams: the active one is read, and none can be replaced by a donor"""
+
 LONGEST = {"Gemma3nAudioFeatureExtractor": 480_000, "Gemma4AudioFeatureExtractor": 480_000}
 """feature extractor -> samples at which it cuts a sound, where that is only a default of its call (Whisper's says ``n_samples``)"""
 

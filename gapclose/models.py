@@ -17,7 +17,6 @@ import torch
 import transformers
 from torch import nn
 
-from gapclose.errors import Problems
 from gapclose.families import BARE, mend, part_for, trained_part
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
@@ -194,7 +193,8 @@ def output_embedding(model: Any) -> nn.Module:
         ValueError: when there is none, naming the class.
     """
     base = unwrap(model)
-    for module in (base, getattr(base, "language_model", None)):  # Nemotron-H-Omni's is a whole causal LM
+    inner: Any = getattr(base, "language_model", None)  # Nemotron-H-Omni's is a whole causal LM
+    for module in (base, inner):
         head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
         if head is not None:
             return head
@@ -303,31 +303,3 @@ def checkpoint_fingerprint(path: str, model: Any) -> str:
         for file in sorted(f for f in folder.glob(pattern) if f.is_file()):
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def check_options(items: ItemSet, tokenizer: Any, max_new_tokens: int, problems: Problems) -> None:
-    """Add to ``problems`` every option without tokens or with more of them than are generated, and options whose tokens are, or begin,
-    those of another option of the item."""
-    seen: dict[tuple[str, ...], str] = {}
-    for item in items:
-        seen.setdefault(tuple(o.text for o in item.options), item.id)
-    for texts, item_id in seen.items():
-        tokens = [tuple(tokenizer(t, add_special_tokens=False).input_ids) for t in texts]
-        for text, ids in zip(texts, tokens, strict=True):
-            if not ids:
-                problems.add(f"item {item_id!r}: option {text!r} has no tokens; use another text")
-            if len(ids) > max_new_tokens:
-                problems.add(
-                    f"item {item_id!r}: option {text!r} has {len(ids)} tokens, but observe.max_new_tokens is {max_new_tokens}, so it could "
-                    f"never be generated whole; set that to {len(ids)} or more"
-                )
-        if len(set(tokens)) < len(tokens):
-            problems.add(f"item {item_id!r}: two of the options {list(texts)} have the same tokens; change their texts")
-            continue
-        for short, a in zip(texts, tokens, strict=True):
-            for long, b in zip(texts, tokens, strict=True):
-                if a and a != b and b[: len(a)] == a:  # one without tokens has been told of
-                    problems.add(
-                        f"item {item_id!r}: option {short!r} is how option {long!r} begins, token by token, so it could never score lower; "
-                        "change one of them"
-                    )

@@ -158,3 +158,31 @@ def _without(messages: Sequence[dict[str, Any]], kind: str) -> list[dict[str, An
     lists = [m for m in messages if not isinstance(m["content"], str)]
     cut = {id(m): [part for part in m["content"] if part["type"] != kind] for m in lists}
     return [{**m, "content": cut.get(id(m), m["content"])} for m in messages]
+
+
+def check_options(items: ItemSet, tokenizer: Any, max_new_tokens: int, problems: Problems) -> None:
+    """Add to ``problems`` every option without tokens or with more of them than are generated, and options whose tokens are, or begin,
+    those of another option of the item."""
+    seen: dict[tuple[str, ...], str] = {}
+    for item in items:
+        seen.setdefault(tuple(o.text for o in item.options), item.id)
+    for texts, item_id in seen.items():
+        tokens = [tuple(tokenizer(t, add_special_tokens=False).input_ids) for t in texts]
+        for text, ids in zip(texts, tokens, strict=True):
+            if not ids:
+                problems.add(f"item {item_id!r}: option {text!r} has no tokens; use another text")
+            if len(ids) > max_new_tokens:
+                problems.add(
+                    f"item {item_id!r}: option {text!r} has {len(ids)} tokens, but observe.max_new_tokens is {max_new_tokens}, so it could "
+                    f"never be generated whole; set that to {len(ids)} or more"
+                )
+        if len(set(tokens)) < len(tokens):
+            problems.add(f"item {item_id!r}: two of the options {list(texts)} have the same tokens; change their texts")
+            continue
+        for short, a in zip(texts, tokens, strict=True):
+            for long, b in zip(texts, tokens, strict=True):
+                if a and a != b and b[: len(a)] == a:  # one without tokens has been told of
+                    problems.add(
+                        f"item {item_id!r}: option {short!r} is how option {long!r} begins, token by token, so it could never score lower; "
+                        "change one of them"
+                    )

@@ -17,9 +17,9 @@ from gapclose.item_files import check_splits_filled, read_items
 from gapclose.items import ItemSet
 from gapclose.labelling import relabel
 from gapclose.media import check_lengths, check_media
-from gapclose.models import ModelConfig, check_options, load_processor
+from gapclose.models import ModelConfig, load_processor
 from gapclose.objectives import BY_TRL
-from gapclose.prompts import check_kinds, tokenizer_of
+from gapclose.prompts import check_kinds, check_options, tokenizer_of
 from gapclose.report.console import add_columns, wide_console
 from gapclose.verdict import LEAST_CLIPS
 

@@ -153,7 +153,9 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 def test_a_padded_batch_gives_what_its_items_give_alone(case):
     """Residuals equal ``output_hidden_states`` but for the last, which comes before the final norm; longer answers score as in full."""
-    found = case.observe(case.loaded, plan_batches(case.items.items, CONFIG.batch_size), layers=case.layers).take([i.id for i in case.items])
+    found = case.observe(case.loaded, plan_batches(case.items.items, CONFIG.batch_size), layers=case.layers).take(
+        [i.id for i in case.items]
+    )
     assert all(found.residuals[layer].shape == (len(case.items), case.loaded.width) for layer in case.layers)
     lengths = {len(case.loaded.option_tokens(t)) for t in ANSWERS}
     assert min(lengths) == 1 and max(lengths) > 2
@@ -208,9 +210,7 @@ def test_training_lowers_the_loss_and_the_export_gives_the_same_scores(case, tmp
     batches = plan_batches(case.items.items, CONFIG.batch_size)
     base = case.observe(loaded, batches, layers=(PROBE, n))
     add_lora(loaded, LoraConfig(r=4), range(PROBE + 1, n + 1), seed=0)
-    train = TrainConfig(
-        epochs=8, global_batch_size=4, micro_batch_size=4, learning_rate=0.02, warmup=0, retain=0, gold=0, logging_steps=1
-    )
+    train = TrainConfig(epochs=8, global_batch_size=4, micro_batch_size=4, learning_rate=0.02, warmup=0, retain=0, gold=0, logging_steps=1)
     weights = np.array([0.1, 0.6, 0.3, 0.0])
     examples = [Example(item=i, term="consistency", weights=weights) for i in case.items.items[:4]]
     trainer = make_trainer(loaded, examples, loaded.media(case.items), train, tmp_path / "run", seed=0, after_epoch=lambda epoch: None)
@@ -231,6 +231,19 @@ def test_training_lowers_the_loss_and_the_export_gives_the_same_scores(case, tmp
         seen = case.observe(again, batches, generate=True)
         torch.testing.assert_close(seen.scores, after.scores, atol=tolerance, rtol=0)
         assert seen.answers == after.answers and any(seen.answers)
+
+
+@pytest.mark.parametrize(("name", "value"), [("dropout", 0.1), ("use_dora", True)])
+def test_experts_take_neither_dropout_nor_dora(name, value, tmp_path):
+    """Said before PEFT would, with the remedy, which works."""
+    processor, model = ROWS["Qwen3-Omni"].build()
+    loaded = LoadedModel(model=model, processor=processor, path="", fingerprint="")
+    with pytest.raises(
+        ValueError, match=rf"lora\.{name} is {value}, and this model has fused experts .*gate_up_proj.*lora\.experts to false"
+    ):
+        add_lora(loaded, LoraConfig(**{name: value}), [4], seed=0)
+    add_lora(loaded, LoraConfig(experts=False, **{name: value}), [4], seed=0)
+    assert not any("experts" in n for n, p in loaded.model.named_parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5-Omni", "Qwen3-Omni"])
