@@ -186,7 +186,7 @@ def train_adapters_alone(model: Any) -> None:
         block.train(any(p.requires_grad for p in block.parameters()))
 
 
-def output_embedding(model: Any) -> nn.Module:
+def output_embedding(model: Any) -> Any:
     """The module that turns the last hidden states into logits: the model's own, or that of the language model inside it.
 
     Raises:
