@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -18,7 +19,7 @@ import torch
 from gapclose.adapters import load_adapter
 from gapclose.files import write_json, write_text
 from gapclose.gap import STATES
-from gapclose.models import LoadedModel, load_model
+from gapclose.models import LoadedModel, ModelConfig, load_model, load_processor
 from gapclose.objectives import IN_WORDS, settings_in_words
 from gapclose.progress import say
 from gapclose.report.console import claims, show, verdict
@@ -35,23 +36,34 @@ DIFFERS = 3
 def export_run(directory: Path, config: Config, loaded: LoadedModel, summary: dict[str, Any]) -> None:
     """Write ``adapter/`` (and ``merged/``) from the model as it stands, then verify them in a fresh process if asked to."""
     adapter = directory / "adapter"
-    shutil.rmtree(adapter, ignore_errors=True)
-    loaded.model.save_pretrained(str(adapter))
+    write_adapter(loaded, adapter)
     write_json(adapter / "evidence.json", summary)
     write_text(adapter / "README.md", model_card(summary, config, loaded))
     say(f"wrote {adapter}")
     if config.export.merged:
-        import copy
-
         merged = directory / "merged"
-        shutil.rmtree(merged, ignore_errors=True)
-        copy.deepcopy(loaded.model).merge_and_unload().save_pretrained(str(merged))
-        loaded.processor.save_pretrained(str(merged))
+        write_merged(loaded, config.model, merged)
         write_json(merged / "evidence.json", summary)
         write_text(merged / "README.md", model_card(summary, config, loaded))
         say(f"wrote {merged}")
     if config.export.verify:
         verify_in_fresh_process(directory)
+
+
+def write_adapter(loaded: LoadedModel, folder: Path) -> None:
+    """The adapter alone, as PEFT loads it, in place of what was there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    loaded.model.save_pretrained(str(folder))
+
+
+def write_merged(loaded: LoadedModel, config: ModelConfig, folder: Path) -> None:
+    """The adapted model with the adapter folded in, and its processor, as transformers loads them, in place of what was there.
+
+    The processor is the checkpoint's, read again: one that was used may have taken up how its last batch was padded.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    copy.deepcopy(loaded.model).merge_and_unload().save_pretrained(str(folder))
+    load_processor(config).save_pretrained(str(folder))
 
 
 def verify_in_fresh_process(directory: Path) -> dict[str, Any]:

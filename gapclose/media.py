@@ -18,6 +18,7 @@ import soxr
 from PIL import Image
 
 from gapclose.errors import Problems
+from gapclose.families import longest_sound, part_for
 from gapclose.items import ItemSet
 
 SUPPORTED = ("image", "audio")
@@ -46,8 +47,7 @@ def check_media(items: ItemSet, problems: Problems) -> None:
 
 def check_lengths(items: ItemSet, processor: Any, problems: Problems) -> None:
     """Add to ``problems`` every sound that is longer than what the model's feature extractor takes in; the rest would be dropped silently."""
-    extractor = getattr(processor, "feature_extractor", None)
-    samples, rate = getattr(extractor, "n_samples", None), getattr(extractor, "sampling_rate", None)
+    samples, rate = longest_sound(processor), getattr(part_for(processor, "audio"), "sampling_rate", None)
     if not samples or not rate:
         return
     checked: set[str] = set()

@@ -17,8 +17,9 @@ from gapclose.item_files import check_splits_filled, read_items
 from gapclose.items import ItemSet
 from gapclose.labelling import relabel
 from gapclose.media import check_lengths, check_media
-from gapclose.models import ModelConfig, check_options, load_processor
+from gapclose.models import ModelConfig, load_processor
 from gapclose.objectives import BY_TRL
+from gapclose.prompts import check_kinds, check_options, tokenizer_of
 from gapclose.report.console import add_columns, wide_console
 from gapclose.verdict import LEAST_CLIPS
 
@@ -56,7 +57,8 @@ def load_items(
     except (OSError, ValueError) as error:
         problems.add(f"model.path {model.path!r} has no tokenizer that transformers can read ({error}); give a checkpoint directory")
     else:
-        check_options(items, getattr(processor, "tokenizer", processor), max_new_tokens, problems)
+        check_options(items, tokenizer_of(processor), max_new_tokens, problems)
+        check_kinds(items, processor, problems)
         check_lengths(items, processor, problems)
     check_splits_filled(items, splits, folds, problems)
     if retain and not items.select(split="train", purpose="retain").items:
