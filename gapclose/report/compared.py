@@ -109,7 +109,8 @@ def write_results(rows: Sequence[Row], path: Path, budget: float, total: int, *,
     lines = ["# Objectives at equal label budgets", ""]
     lines += [
         f"{runs} of {total} runs, seeds {', '.join(map(str, seeds))}; figures are means over the seeds that are there, on test clips. Intervals "
-        "(95 %, not corrected for their number) are Student's t over seeds; where there is one seed they resample its clips, and say nothing of another training. "
+        "(95 %, not corrected for their number) are Student's t over three seeds or more; round brackets hold the values of two seeds; where there "
+        "is one, its clips are resampled, which says nothing of another training. "
         f"Every way may lose {100 * budget:g} points of standard accuracy on `val`, whose labels are clean and not counted, and is chosen there: methods "
         "without training by their setting, trained ways by their epoch and a shift of their rejections' scores. The columns say what test clips "
         "saw; *as it is*, *held-out question type*, *closure* and *AUROC gained* are of the trained model without the shift.",
@@ -141,8 +142,8 @@ def _budgets(found: Mapping[Any, Any], variant: str) -> list[int]:
 
 
 def _show(mean: Mean, digits: int = 3) -> str:
-    i = mean.interval
-    return f"{i.value:.{digits}f}" + (f" [{i.lower:.{digits}f}, {i.upper:.{digits}f}]" if np.isfinite(i.lower) else "")
+    i, (left, right) = mean.interval, "()" if mean.seeds == 2 else "[]"
+    return f"{i.value:.{digits}f}" + (f" {left}{i.lower:.{digits}f}, {i.upper:.{digits}f}{right}" if np.isfinite(i.lower) else "")
 
 
 def _plain(values: Sequence[float | None]) -> str:
@@ -220,11 +221,11 @@ def _points(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: st
             seeds, cells = found.get((variant, labels, way), {}), []
             for budget in BUDGETS if seeds else ():
                 means = [mean_over_seeds([s["at"][budget][name] for s in seeds.values()]) for name in ("balanced", "standard")]
-                cells.append(f"{_show(means[0])} ({means[1].interval.value:.3f})")
+                cells.append(f"{_show(means[0])}, {means[1].interval.value:.3f}")
             rows += [f"| {labels} | {way} | " + " | ".join(cells) + " |"] if cells else []
     named = ["any loss" if b is None else f"{100 * b:g} point{'s' * (b != 0.01)}" for b in BUDGETS]
     head = [
-        "Operating points: balanced accuracy (and standard accuracy) on test where standard accuracy on val may fall by so much. Trained models are "
+        "Operating points: balanced accuracy, and standard accuracy, on test where standard accuracy on val may fall by so much. Trained models are "
         "moved by a shift of their rejections, the others by their settings; both are chosen on val:",
         "",
     ]
