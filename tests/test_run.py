@@ -2,9 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from gapclose.cli import main
+from gapclose.gap import Labels
+from gapclose.observations import read_observations
+from gapclose.probes import FrozenProbe
 from gapclose.verdict import unproven
 
 
@@ -29,6 +33,23 @@ def test_what_a_control_blanks(tiny_config, tmp_path, monkeypatch, control, targ
         main(["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--targets.control", control])
     stored = {s: json.loads((tmp_path / "observations" / s / "request.json").read_text())["blank"] for s in ("base-train", "base-retain")}
     assert stored == {"base-train": targets, "base-retain": training} and seen["training"] == training
+
+
+def test_the_operating_point_is_chosen_on_what_is_read_of_val(tiny_config, tmp_path, monkeypatch, digits):
+    """By the frozen probe, with val's labels; no label of fit enters."""
+    given = {}
+
+    def build_targets(config, **of):
+        given.update(of)
+        raise Reached
+
+    monkeypatch.setattr("gapclose.align.build_targets", build_targets)
+    with pytest.raises(Reached):
+        main(["close", "--config", str(tiny_config), "--run_dir", str(tmp_path)])
+    val, probe = digits.select(split="val", purpose="gap"), FrozenProbe.load(tmp_path / "probes" / "frozen")
+    seen = read_observations(tmp_path / "observations" / "base-val", [i.id for i in val], layers=probe.layers)
+    np.testing.assert_array_equal(given["val_reading"], probe.read(probe.see(seen.residuals)))
+    np.testing.assert_array_equal(given["val_concept"], Labels.of(val).concept)
 
 
 def test_no_training_on_a_reading_that_is_not_shown_to_be_real(tiny_config, tmp_path, monkeypatch, capsys):

@@ -18,6 +18,7 @@ from gapclose.report.results import (
     adapted_points,
     against,
     chosen_on_val,
+    cpu_minutes,
     figures,
     mean_over_seeds,
     more,
@@ -87,6 +88,8 @@ def gather(rows: Sequence[Row], budget: float, also_on: str | None) -> dict[tupl
             of = points[name][budget] if name in points else own
             entry = found.setdefault((variant, labels, name), {})
             entry[seed] = {**figures(of, seed), "degraded": on_degraded(own), "more": more(directory) if name == way else {}}
+            if "cpu_minutes" in entry[seed]["more"]:
+                entry[seed]["more"]["cpu_minutes"] = cpu_minutes(row.directories)
             entry[seed]["own"] = figures(own, seed)
             entry[seed]["at"] = {b: figures(a, seed) for b, a in points.get(name, {}).items()}
             entry[seed]["also"] = figures(of, seed, of.tagged(*also_on.split("=", 1)))["balanced"] if also_on else None

@@ -222,6 +222,12 @@ def against(ours: Mapping[int, Mapping[str, np.ndarray]], theirs: Mapping[int, M
     return mean_over_seeds([ours[s][name] - theirs[s][name] for s in shared]) if shared else None
 
 
+def cpu_minutes(directories: Sequence[Path]) -> float | None:
+    """Processor time of all these runs, or None where it was not recorded of all."""
+    costs = [d / "cost.json" for d in directories]
+    return sum(read_json(c)["cpu_seconds"] for c in costs) / 60 if all(c.is_file() for c in costs) else None
+
+
 def more(directory: Path) -> dict[str, float | None]:
     """What the record of a finished run says besides: closure, retention, held-out question type, and what went wrong (0 or 1 each)."""
     record = record_of(directory, "adapted/test")
@@ -233,10 +239,9 @@ def more(directory: Path) -> dict[str, float | None]:
         "retention_drop": change.get("retention_drop", nothing),
         "transfer": record["transfer"]["action"]["balanced"] if "transfer" in record else nothing,
     }
-    cost = directory / "cost.json"
     return {
         **{name: interval["value"] for name, interval in found.items()},
-        "cpu_minutes": read_json(cost)["cpu_seconds"] / 60 if cost.is_file() else None,
+        "cpu_minutes": cpu_minutes([directory]),
         "auroc_gain": change["auroc_gain"]["value"],
         "not_real": float(bool(record["forced"])),
         "stopped": float(bool(record["stopped"])),

@@ -12,9 +12,9 @@ from scipy.special import expit
 
 from gapclose.baselines.answer import answer_by_probe, answer_by_text, answer_scores, factors
 from gapclose.baselines.comparison import BUDGETS, compare, methods, pareto
-from gapclose.baselines.operating import Method, Rates, Seen, alarms, choose, front, rates, unchanged
+from gapclose.baselines.operating import Method, Rates, Scored, Seen, alarms, choose, front, rates, unchanged
 from gapclose.baselines.pgla import GRID, WIDE, Gate, adjust, pgla, pgla_by_text, rejection_bias, settings
-from gapclose.baselines.shift import shift, shift_each, thresholds
+from gapclose.baselines.shift import best_shift, shift, shift_each, thresholds
 from gapclose.examine import features
 from gapclose.examine.features import Chosen, text_out_of_fold
 from gapclose.gap import Labels
@@ -417,3 +417,24 @@ def test_too_few_clips_for_the_folds_are_refused(split):
     fit, known, *_ = split
     with pytest.raises(ValueError, match="60 clips cannot make 61 folds"):
         pgla(fit, known, folds=61, seed=0)
+
+
+def test_an_adapted_model_is_shifted_within_the_budget_or_not_used():
+    """The best shift of what it knows; none where it has lost more content than the budget, or where no shift is better than the base."""
+    n = 100
+    false = np.arange(n) % 2 == 1
+    table = np.tile([0, 0, 1], (n, 1))
+    labels = Labels(
+        concepts=("standard", "false_vision"), alarm=("false_vision",), concept=false.astype(int), gold=np.where(false, 2, 0),
+        clip=np.arange(n), modality=np.array(["vision"] * n), option_concept=table,
+    )  # fmt: skip
+    base = Scored(scores=np.tile([0.0, -2.0, -9.0], (n, 1)), option_concept=table)
+    timid = base.scores + np.where(false[:, None], [0, 0, 6.0], 0)  # ranks every false premise above every true one, and says none
+    setting = best_shift(Scored(scores=timid, option_concept=table), base, labels, 0.0)
+    assert setting is not None and 3 < setting["shift"] < 9
+    forgetful = timid.copy()
+    forgetful[0, :2] = -2.0, 0.0  # one of 50 content answers is lost
+    model = Scored(scores=forgetful, option_concept=table)
+    assert best_shift(model, base, labels, 0.01) is None and best_shift(model, base, labels, 0.03) is not None
+    blind = Scored(scores=base.scores, option_concept=table)
+    assert best_shift(blind, base, labels, 0.03) is None
