@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gapclose.adapters import load_adapter
-from gapclose.files import write_json, write_text
+from gapclose.files import read_json, write_json, write_text
 from gapclose.gap import STATES
 from gapclose.models import LoadedModel, load_model
 from gapclose.objectives import IN_WORDS, settings_in_words
@@ -36,8 +36,7 @@ def export_run(directory: Path, config: Config, loaded: LoadedModel, summary: di
     adapter = directory / "adapter"
     shutil.rmtree(adapter, ignore_errors=True)
     loaded.model.save_pretrained(str(adapter))
-    write_json(adapter / "evidence.json", summary)
-    write_text(adapter / "README.md", model_card(summary, config, loaded))
+    _write_evidence(adapter, directory, config, loaded, summary)
     say(f"wrote {adapter}")
     if config.export.merged:
         import copy
@@ -46,11 +45,25 @@ def export_run(directory: Path, config: Config, loaded: LoadedModel, summary: di
         shutil.rmtree(merged, ignore_errors=True)
         copy.deepcopy(loaded.model).merge_and_unload().save_pretrained(str(merged))
         loaded.processor.save_pretrained(str(merged))
-        write_json(merged / "evidence.json", summary)
-        write_text(merged / "README.md", model_card(summary, config, loaded))
+        _write_evidence(merged, directory, config, loaded, summary)
         say(f"wrote {merged}")
     if config.export.verify:
         verify_in_fresh_process(directory)
+
+
+def _write_evidence(folder: Path, directory: Path, config: Config, loaded: LoadedModel, summary: dict[str, Any]) -> None:
+    write_json(folder / "evidence.json", summary)
+    missing = left_out(directory)
+    if missing["skipped"] or missing["notes"]:
+        write_json(folder / "left_out.json", missing)
+    write_text(folder / "README.md", model_card(summary, config, loaded, missing))
+
+
+def left_out(directory: Path) -> dict[str, Any]:
+    """What of its data a run did without: items whose media could not be used, with the reason, and what a reader left out on purpose."""
+    path = directory / "items.json"
+    found = read_json(path) if path.is_file() else {}
+    return {"items": found.get("items"), "skipped": found.get("skipped", []), "notes": found.get("notes", [])}
 
 
 def verify_in_fresh_process(directory: Path) -> dict[str, Any]:
@@ -143,8 +156,8 @@ def title(summary: dict[str, Any], config: Config) -> str:
     return f"Adapter of a run that ended in state `{summary['state']}`: {STATES[summary['state']]}"
 
 
-def model_card(summary: dict[str, Any], config: Config, loaded: LoadedModel) -> str:
-    """Markdown with the evidence: what was measured, on how many clips, by which probe, under which controls."""
+def model_card(summary: dict[str, Any], config: Config, loaded: LoadedModel, missing: dict[str, Any] | None = None) -> str:
+    """Markdown with the evidence: what was measured, on how many clips, by which probe, under which controls; ``missing``: :func:`left_out`."""
     adapted, base = summary["adapted"], summary["base"]
     rows = "\n".join(
         f"| {label} | {show(base[key])} | {show(adapted[key])} |"
@@ -158,7 +171,13 @@ def model_card(summary: dict[str, Any], config: Config, loaded: LoadedModel) -> 
             ("retention", "retention"),
         )
     )
-    sentences = "\n".join(f"- {line}" for line in [*claims(summary), *verdict(summary)])
+    lines = [*claims(summary), *verdict(summary)]
+    if missing and missing["skipped"]:
+        lines.append(
+            f"{len(missing['skipped'])} items beside the {missing['items']} were left out, their media cannot be used (`left_out.json`)"
+        )
+    lines += missing["notes"] if missing else []
+    sentences = "\n".join(f"- {line}" for line in lines)
     return f"""---
 library_name: peft
 base_model: {Path(loaded.path).name if Path(loaded.path).exists() else loaded.path}

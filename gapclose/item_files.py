@@ -110,7 +110,9 @@ def _read_header(path: Path, problems: Problems) -> tuple[tuple[str, ...], tuple
 
 
 def line_of(items_file: Path, ident: str) -> int | None:
-    """Number of the line that holds an item, from 1; None when there is none."""
+    """Number of the line that holds an item, from 1; None when there is none, or no such file."""
+    if not items_file.is_file():
+        return None
     for number, line in enumerate(items_file.read_text(encoding="utf-8").split("\n"), start=1):
         with suppress(ValueError, AttributeError):  # a broken line, or one that holds no object
             if json.loads(line).get("id") == ident:
@@ -221,11 +223,12 @@ def check_splits_filled(items: ItemSet, needs: dict[str, bool], folds: int, prob
     Adds to ``problems`` every empty split, every unlabelled item of a labelled split (val and test measure items of every purpose, fit
     only looks at gap items), and every missing concept.
     """
-    path = items.root / "items.jsonl"
+    path = items.where
+    remedy = "add some or change the split of others" + (" (data.shares deals clips out)" if path.is_dir() else "")
     for split, labelled in needs.items():
         chosen = items.select(split=split, purpose="gap").items
         if not chosen:
-            problems.add(f"{path}: split {split!r} has no items with purpose 'gap'; add some or change the split of others")
+            problems.add(f"{path}: split {split!r} has no items with purpose 'gap'; {remedy}")
             continue
         if not labelled:
             continue

@@ -18,6 +18,7 @@ import transformers
 from torch import nn
 
 from gapclose.errors import Problems
+from gapclose.films import film_inputs, set_film_times
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
 
@@ -90,7 +91,7 @@ class LoadedModel:
         return self.answers[text]
 
     def media(self, items: ItemSet, *, blank: Sequence[str] = ()) -> Media:
-        return Media(items.root, self.sampling_rate, blank=blank)
+        return Media(items.root, self.sampling_rate, framing=items.framing, blank=blank)
 
     def prompts(self, items: Sequence[Item], media: Media) -> dict[str, torch.Tensor]:
         """Processor output for a batch of items that carry the same kinds of media, padded on the left.
@@ -105,7 +106,12 @@ class LoadedModel:
             inputs["images"] = images
         if sounds:
             inputs["audio"] = sounds
-        return dict(self.processor(**inputs))
+        films = [media.load(k, p) for i in items for k, p in i.media if k == "video"]
+        if films:
+            inputs |= film_inputs(films, self.processor)
+        prompts = dict(self.processor(**inputs))
+        set_film_times(prompts, films, self.processor)
+        return prompts
 
 
 def media_signature(item: Item) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ class Wanted:
     top_tokens: int = 0
     """keep this many next-token log-probabilities (0: none)"""
     blank: Sequence[str] = ()
-    """kinds of media to blank (a control): image, audio"""
+    """kinds of media to blank (a control): image, audio, video"""
     patch: Mapping[int, Mapping[str, torch.Tensor]] = field(default_factory=dict)
     """decoder layer, counted from 1 -> item id -> residual (D,) that replaces its own after that layer at the answer position"""
     extra: dict[str, Any] = field(default_factory=dict)
