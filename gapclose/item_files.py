@@ -21,6 +21,8 @@ from gapclose.errors import Problems
 from gapclose.files import write_text
 from gapclose.items import CONTENT_TYPES, PURPOSES, SPLITS, Item, ItemSet, Option, content_parts
 
+ROLES = ("system", "user", "assistant")
+
 
 def write_items(items: ItemSet, directory: str | Path) -> None:
     """Write ``items.jsonl`` and, last, ``set.json``."""
@@ -142,7 +144,7 @@ def _read_item(line: str, where: str, concepts: tuple[str, ...], problems: Probl
     if row.get("purpose", "gap") not in PURPOSES:
         problems.add(f"{label}: purpose {row['purpose']!r} is not one of {list(PURPOSES)}")
     tags = row.get("tags") or {}
-    if not isinstance(tags, dict):
+    if not isinstance(tags, dict) or any(isinstance(v, dict | list) for v in tags.values()):
         problems.add(f"{label}: tags is {tags!r}; it must be an object of strings")
     _check_messages(row.get("messages"), label, problems)
     options, gold = _read_options(row, label, concepts, problems)
@@ -169,6 +171,8 @@ def _check_messages(messages: Any, label: str, problems: Problems) -> None:
         if not isinstance(message, dict) or "role" not in message or not isinstance(message.get("content"), str | list):
             problems.add(f"{label}: message {message!r} needs `role` and `content` (a string or a list of parts)")
             continue
+        if message["role"] not in ROLES:
+            problems.add(f"{label}: role {message['role']!r} is not one of {list(ROLES)}; a chat template may pass over others")
         for part in content_parts([message]):
             kind = part.get("type") if isinstance(part, dict) else None
             key = "text" if kind == "text" else "path"
