@@ -149,7 +149,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         import av
     except ImportError as error:
-        raise Fault("films need PyAV; pip install 'gapclose[media]' (or `pip install av`)") from error
+        raise Fault("films need PyAV; `pip install av`, or install gapclose with its extra `media`") from error
     av.logging.set_level(None)  # pyright: ignore[reportArgumentType]  # its complaints are raised as well
     try:
         with av.open(str(path)) as container:

@@ -222,4 +222,4 @@ def test_without_pyav_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "film.mp4").write_bytes(b"film")
     (fault,) = faults(about(tmp_path, "video", "film.mp4")).values()
-    assert "pip install" in fault and "gapclose[media]" in fault
+    assert "pip install av" in fault and "extra `media`" in fault

@@ -6,6 +6,7 @@ the rows. :func:`read_set` picks the reader by what lies in the directory.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from gapclose.errors import Problems
@@ -14,7 +15,7 @@ from gapclose.items import ItemSet
 from gapclose.readers.columns import read_columns
 from gapclose.readers.imavb import SPLITS as IMAVB_SPLITS
 from gapclose.readers.imavb import read_imavb
-from gapclose.readers.splits import Dealing, check_apart
+from gapclose.readers.splits import Dealing, by_clip, check_apart
 from gapclose.readers.tables import table_names
 from gapclose.readers.yes_no import is_yes_no, read_yes_no
 
@@ -39,7 +40,7 @@ def read_set(directory: Path, problems: Problems, dealing: Dealing, *, columns: 
         return read_items(directory, problems)
     items = _read_tables(directory, problems, dealing, columns)
     check_apart(items, problems)
-    return items
+    return replace(items, items=by_clip(items.items))
 
 
 def _read_tables(directory: Path, problems: Problems, dealing: Dealing, columns: str | None) -> ItemSet:

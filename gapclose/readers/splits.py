@@ -45,6 +45,12 @@ def check_apart(items: ItemSet, problems: Problems) -> None:
             problems.add(f"{items.where}: clip {clip!r} is in several splits: {named}; keep all questions of a clip in one split")
 
 
+def by_clip(items: Sequence[Item]) -> tuple[Item, ...]:
+    """The items with all questions of a clip side by side, so that its media are decoded once: clips in the order of their first item."""
+    place = {clip: n for n, clip in enumerate(dict.fromkeys(i.clip for i in items))}
+    return tuple(sorted(items, key=lambda i: place[i.clip]))
+
+
 def tag_twins(items: Sequence[Item]) -> list[Item]:
     """The items, each of a pair carrying the other's id as tag ``twin``: the only two of a clip and modality, if their right concepts differ."""
     groups: dict[tuple[str, str], list[Item]] = defaultdict(list)

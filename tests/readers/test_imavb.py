@@ -51,6 +51,21 @@ def test_the_four_tables_become_items_with_twins(directory):
     assert len(found) == 128 and found[item.id] == "train-003/standard_audio"
     split = {i.clip: i.split for i in items}
     assert all(split[i.clip] == i.split for i in items)
+    assert [i.clip for i in items][::4] == list(split) and all(len({i.clip for i in items.items[n : n + 4]}) == 1 for n in range(0, 128, 4))
+
+
+def test_a_film_is_decoded_once_for_all_its_questions(directory, tiny_checkpoint, monkeypatch):
+    """Even where the cache holds no more than one clip's film and sound."""
+    from gapclose import media
+
+    decoded = []
+    decode = media.decode
+    monkeypatch.setattr(media, "decode", lambda kind, path, *how: decoded.append((kind, path)) or decode(kind, path, *how))
+    items, loaded = read(directory), load_model(ModelConfig(path=str(tiny_checkpoint), dtype="float32"))
+    shown = media.Media(items.root, loaded.sampling_rate, framing=items.framing, limit=2)
+    for item in items.items[:16]:
+        loaded.prompts([item], shown)
+    assert len(decoded) == len(set(decoded)) == 8
 
 
 def test_clips_are_dealt_out_by_shares_and_seed(directory):
