@@ -134,7 +134,7 @@ def _request(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted:
         "layers": sorted(wanted.layers),
         "generate": config.max_new_tokens if wanted.generate else 0,
         "top_tokens": wanted.top_tokens,
-        "blank": sorted(wanted.blank),
+        "blank": sorted(set(wanted.blank) & {kind for item in items for kind, _ in item.media}),
         "patch": [x for layer, of in sorted(wanted.patch.items()) for x in (layer, _digest([of[i.id] for i in items]))] or None,
         **wanted.extra,
     }

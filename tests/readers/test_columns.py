@@ -108,6 +108,19 @@ def test_data_sets_saved_to_disk_read_with_media_as_bytes(said, rows, tmp_path):
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "saved" / ".media").iterdir()}
 
 
+def test_a_dictionary_of_data_sets_with_typed_media_reads_undecoded(said, rows, tmp_path):
+    """Features of `datasets` for images and sounds stay paths or bytes; tables that are no splits of ours are dealt out."""
+    typed = datasets.Dataset.from_list([r | {"picture": str(said / r["picture"]), "file": str(said / r["file"])} for r in rows])
+    typed = typed.cast_column("picture", datasets.Image()).cast_column("file", datasets.Audio())
+    datasets.DatasetDict({"train": typed.select(range(60)), "test": typed.select(range(60, 96))}).save_to_disk(tmp_path / "saved")
+    known = DIGITS | {"columns": DIGITS["columns"] | {"image": "picture"}}
+    (tmp_path / "saved" / "columns.yaml").write_text(yaml.safe_dump(known, sort_keys=False))
+    items = read(tmp_path / "saved")
+    assert len(items) == 96 and {i.split for i in items} == {"fit", "test"} and {i.id.split("/")[0] for i in items} == {"train", "test"}
+    assert [k for k, _ in items.items[0].media] == ["audio", "image"]
+    assert all((items.root / path).is_file() for i in items for _, path in i.media)
+
+
 def test_tables_named_like_the_splits_are_the_splits(rows, digits_directory, tmp_path):
     """Options from columns, listed and answered by letters; a gold letter; media in the map's order; twins name each other."""
     (tmp_path / "media").symlink_to(digits_directory / "media")
