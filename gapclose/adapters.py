@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from gapclose.models import LoadedModel, ModelConfig, linear_names, load_model, unwrap
+from gapclose.models import LoadedModel, ModelConfig, expert_names, linear_names, load_model, unwrap
 
 
 @dataclass(kw_only=True)
@@ -32,6 +32,8 @@ class LoraConfig:
     """scale by alpha / sqrt(r) instead"""
     use_dora: bool = False
     """weight-decomposed LoRA: more memory and time"""
+    experts: bool = True
+    """adapt the experts of mixture-of-experts layers too, each with rank r: as many adapters as experts, so mind the memory"""
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, str) and self.layers not in ("after_probe", "all"):
@@ -57,11 +59,23 @@ class LoraConfig:
 
 
 def add_lora(loaded: LoadedModel, config: LoraConfig, layers: Sequence[int], seed: int) -> None:
-    """Wrap ``loaded.model`` by PEFT with adapters on every linear module of the given decoder layers, and nowhere else."""
+    """Wrap ``loaded.model`` by PEFT with adapters on every linear module and all fused experts of the given decoder layers, and nowhere
+    else.
+
+    Raises:
+        ValueError: when fused experts are to be adapted with settings that PEFT has for modules only.
+    """
+    experts = expert_names(loaded.model, layers) if config.experts else []
+    if experts and (config.dropout or config.use_dora):
+        name, value = ("dropout", config.dropout) if config.dropout else ("use_dora", config.use_dora)
+        raise ValueError(
+            f"lora.{name} is {value}, and this model has fused experts ({experts[0]} ...), which take neither dropout nor DoRA; "
+            "set both off, or lora.experts to false"
+        )
     transformers.set_seed(seed)
     settings = peft.LoraConfig(
         r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, use_rslora=config.use_rslora, use_dora=config.use_dora,
-        target_modules=linear_names(loaded.model, layers), task_type="CAUSAL_LM",
+        target_modules=linear_names(loaded.model, layers), target_parameters=experts or None, task_type="CAUSAL_LM",
     )  # fmt: skip
     loaded.model = peft.get_peft_model(loaded.model, settings)
 

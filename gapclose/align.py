@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,17 +14,17 @@ from gapclose.adapters import adapter_changed, adapter_fingerprint, add_lora
 from gapclose.baselines.by_trl import make_trl_trainer
 from gapclose.baselines.trl_items import epoch_figures
 from gapclose.export import export_run
-from gapclose.files import read_json, write_json
+from gapclose.files import read_json, write_json, write_text
 from gapclose.gap import Labels, option_concepts
 from gapclose.guards import fired, objections
-from gapclose.measure import Measured, best_epoch, make_record
+from gapclose.measure import Measured, after_shift, best_epoch, make_record
 from gapclose.media import SUPPORTED
 from gapclose.objectives import BY_TRL, needs_reading
 from gapclose.progress import say
 from gapclose.report.page import write_page
 from gapclose.report.summary import read_records, record_of, round_words, summarise
 from gapclose.targets import Targets, build_targets
-from gapclose.teacher import Teacher, compared, first_teacher, next_teacher, train_items, val_items
+from gapclose.teacher import Teacher, compared, first_teacher, next_teacher, search, sentinel_reading, train_items, val_items
 from gapclose.tracking import LossLines
 from gapclose.trainer import Example, last_complete_checkpoint, make_trainer
 from gapclose.verdict import unproven
@@ -30,14 +33,17 @@ if TYPE_CHECKING:
     from gapclose.run import Run
 
 
+def _seed(seed: int, number: int) -> int:
+    """Of a round's order of batches: no later round of one seed has another seed's first."""
+    return seed if number == 1 else int(np.random.SeedSequence([seed, number]).generate_state(1)[0] // 2)
+
+
 class Training:
     """The second half of a run: its base model is measured and examined."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.forced, self.begun = run, dict[str, str](), 0
-        self.teachers = list[Teacher]()
+        self.run, self.forced, self.begun = run, dict[str, str](), 1
         self.base_scores: np.ndarray
-        self.sentinel: np.ndarray
 
     def refuse_unproven(self) -> None:
         """Stop before targets are made of a reading that is not shown to be more than the wording, unless ``force`` is set.
@@ -87,15 +93,10 @@ class Training:
             examples += [Example(item=i, term="retain", base_logps=p, base_tokens=t) for i, p, t in kept]
         return examples
 
-    def read(self) -> None:
-        """Have the frozen probe read the train items in the base model, before adapters are put on it."""
-        teacher, self.base_scores, self.sentinel = first_teacher(self.run)
-        self.teachers = [teacher]
-
-    def build_targets(self, number: int = 1) -> Targets:
-        """Targets of the train items from the latest teacher, stored beside those of other rounds."""
+    def build_targets(self, number: int, teacher: Teacher) -> Targets:
+        """Targets of the train items for a round, stored beside those of other rounds."""
         # always rebuilt: cheap, and a file from before a change of labels would be stale
-        train, teacher = train_items(self.run), self.teachers[-1]
+        train = train_items(self.run)
         targets = build_targets(
             self.run.config.targets,
             ids=[i.id for i in train],
@@ -121,38 +122,57 @@ class Training:
 
         An interrupted training goes on from its last whole checkpoint.
         """
-        config, rounds = self.run.config, list[dict[str, Any]]()
+        config, targets, teacher = self.run.config, None, None
         if needs_reading(config.objective):
-            self.read()
-            rounds.append(compared(self.run, 1, self.teachers[0], None, self.sentinel))
+            teacher, self.base_scores = first_teacher(self.run)
+            targets = self.build_targets(1, teacher)
+        several = config.targets.rounds > 1
+        reference, sentinel = (search(self.run, 1)[1], sentinel_reading(self.run)) if several else (np.empty(0), np.empty(0))
         others = self.other_examples()
         layers = config.lora.chosen(len(self.run.loaded.layers), self.run.probe.layer)
-        targets = self.build_targets() if self.teachers else None
         add_lora(self.run.loaded, config.lora, layers, config.seed)
         trainable = sum(p.numel() for p in self.run.loaded.model.parameters() if p.requires_grad)
         say(f"adapters: {trainable:,} parameters on decoder layers {layers[0]}..{layers[-1]}")
         self.train_round(1, base, targets, others)
+        rounds = list[dict[str, Any]]()
         for number in range(2, config.targets.rounds + 1):
-            if self.stopped():
+            assert teacher is not None
+            if objecting := self.fired(number - 1):
+                say(f"no round {number}: {', '.join(objecting)} objected to the end of the one before")
                 break
-            self.load_epoch(self.best(number - 1)["epoch"])
-            teacher = next_teacher(self.run, number)
-            rounds.append(compared(self.run, number, teacher, self.teachers[-1], self.sentinel))
+            self.load_epoch(self.best()["epoch"])
+            following = next_teacher(self.run, number)
+            rounds.append(compared(self.run, number, following, teacher, reference, sentinel))
             say(round_words(rounds)[-1])
             if not rounds[-1]["helps"]:
                 break
-            self.teachers.append(teacher)
-            self.train_round(number, base, self.build_targets(number), others)
-        if config.targets.rounds > 1:
-            for found in rounds[: self.begun]:
-                best = self.best(found["round"], alone=True)
-                found |= {"epoch": best["epoch"], "action": best["action"]["balanced"]}
+            teacher, reference = following, following.val
+            self.run.on_main(lambda number=number: self.begin(number))
+            self.train_round(number, base, self.build_targets(number, teacher), others)
+            if self.records(number):
+                best = {"before": self.best(), "now": self.best(number)}
+                rounds[-1]["action"] = {name: r["action"]["balanced"] for name, r in best.items()}
+                self.begun = number
+        if several:
             self.run.on_main(lambda: write_json(self.run.directory / "rounds.json", rounds))
         stopped, off = self.stopped(), config.guards.off
         for name, reason in stopped.items():
             say(f"  warning: stopped by the guard {name}: {reason}")
         if stopped:
             say(f'  the same command with --guards.off "[{", ".join(sorted({*off, *stopped}))}]" goes on')
+
+    def begin(self, number: int) -> None:
+        """Make room for a later round: what is there of one that began from another adapter or with other targets is thrown away."""
+        path = self.run.directory / "checkpoints" / f"round-{number}" / "start.json"
+        probe = (self.run.directory / "probes" / f"round-{number}.safetensors").read_bytes()
+        start = {"adapter": self.run.adapter, "probe": hashlib.sha256(probe).hexdigest()[:16]}
+        if path.is_file() and read_json(path) == start:
+            return
+        shutil.rmtree(path.parent, ignore_errors=True)
+        stale = {r["stage"] for r in self.records(number)}
+        kept = [r for r in read_records(self.run.directory) if r["stage"] not in stale]
+        write_text(self.run.directory / "gap.jsonl", "".join(json.dumps(r, allow_nan=False) + "\n" for r in kept))
+        write_json(path, start)
 
     def train_round(self, number: int, base: Measured, targets: Targets | None, others: list[Example]) -> None:
         """Train for ``train.epochs`` epochs from the adapter that the model has.
@@ -172,13 +192,14 @@ class Training:
             self.run.loaded.model.eval()
             now = self.run.measure(f"epoch-{epoch}", "val", replace=True)
             record = make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed)
+            record |= {"shifted": after_shift(now, base, config.gap.standard_budget)}
             record |= {"round": number} if config.targets.rounds > 1 else {}
             record |= {"training": epoch_figures(trainer.state.log_history, of_round)} if by_trl else {}
             self.run.record(self.guarded(record))
-            return bool(self.fired())
+            return bool(self.fired(number))
 
         by_trl, finite = config.objective in BY_TRL, "loss" not in config.guards.off
-        common: dict[str, Any] = {"after_epoch": after_epoch, "finite_only": finite, "callbacks": [LossLines(self.run.tracker)]}
+        common: dict[str, Any] = {"after_epoch": after_epoch, "finite_only": finite, "callbacks": [LossLines(self.run.tracker, number)]}
         media = self.run.loaded.media(self.run.items, blank=self.blanked)
         if by_trl:
             assert targets is not None
@@ -188,34 +209,32 @@ class Training:
         else:
             mine = self.aimed_at(targets) if targets else []
             trainer = make_trainer(
-                self.run.loaded, [*mine, *others], media, config.train, directory, seed=config.seed + number - 1, **common
+                self.run.loaded, [*mine, *others], media, config.train, directory, seed=_seed(config.seed, number), **common
             )
         resume = last_complete_checkpoint(directory)
         if resume is not None:
             say(f"going on from {resume.name}")
         try:
-            if not self.fired():
+            if not self.fired(number):
                 trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except FloatingPointError as error:
-            if not self.epochs():
+            if not self.records(1):
                 raise
             reason = str(error)
-            self.run.on_main(lambda: write_json(self.run.directory / "stopped.json", {"loss": reason}))
-        self.begun = number
+            self.run.on_main(lambda: write_json(self.run.directory / "stopped.json", {"round": number, "loss": reason}))
         self.run.loaded.model.eval()
 
-    def epochs(self) -> list[dict[str, Any]]:
-        """The records of the epochs measured so far, in order."""
-        last = self.run.config.train.epochs * self.run.config.targets.rounds
-        found = [r for r in read_records(self.run.directory) if r["stage"].startswith("epoch-") and r["epoch"] <= last]
-        return sorted(found, key=lambda r: r["epoch"])
-
-    def best(self, rounds: int, *, alone: bool = False) -> dict[str, Any]:
-        """The record of the best epoch of the first ``rounds`` rounds, or of the last of them ``alone``."""
+    def records(self, number: int) -> list[dict[str, Any]]:
+        """The records of the epochs of a round measured so far, in order."""
         length = self.run.config.train.epochs
-        among = [r for r in self.epochs() if length * (rounds - 1) * alone < r["epoch"] <= length * rounds]
-        number = best_epoch(among, self.run.config.gap, self.run.config.guards.off)
-        return next(r for r in among if r["epoch"] == number)
+        found = [r for r in read_records(self.run.directory) if r["stage"].startswith("epoch-")]
+        return sorted((r for r in found if length * (number - 1) < r["epoch"] <= length * number), key=lambda r: r["epoch"])
+
+    def best(self, number: int | None = None) -> dict[str, Any]:
+        """The record of the best epoch of a round, or of all rounds that have trained."""
+        among = [r for n in ([number] if number else range(1, self.begun + 1)) for r in self.records(n)]
+        epoch = best_epoch(among, self.run.config.gap, self.run.config.guards.off)
+        return next(r for r in among if r["epoch"] == epoch)
 
     def guarded(self, record: dict[str, Any]) -> dict[str, Any]:
         """The record of an epoch with what the guards have against it; a control of training has none."""
@@ -225,21 +244,24 @@ class Training:
         control = self.run.config.targets.control != "none"
         return record | {"objections": {} if control else objections(record, base, self.run.config.gap, self.run.config.guards)}
 
-    def fired(self) -> dict[str, str]:
-        """The guards that stop the training, with their reasons."""
+    def fired(self, number: int) -> dict[str, str]:
+        """The guards that end a round, with their reasons."""
         off = self.run.config.guards.off
-        return fired(self.epochs(), self.run.config.guards) | {name: why for name, why in self.at_a_step().items() if name not in off}
+        of_epochs = fired(self.records(number), self.run.config.guards)
+        return of_epochs | {name: why for name, why in self.at_a_step(number).items() if name not in off}
 
-    def at_a_step(self) -> dict[str, str]:
-        """What ended a training between two measurements."""
+    def at_a_step(self, number: int) -> dict[str, str]:
+        """What ended a round between two measurements."""
         path = self.run.directory / "stopped.json"
-        return read_json(path) if path.is_file() else {}
+        found = read_json(path) if path.is_file() else {}
+        return {name: why for name, why in found.items() if name != "round"} if found.get("round", 1) == number else {}
 
     def stopped(self) -> dict[str, str]:
-        """What kept the training from its last epoch; a guard that was turned off since may have been it."""
-        if len(self.epochs()) >= self.begun * self.run.config.train.epochs:
-            return {}
-        return self.fired() or self.at_a_step()
+        """What kept a round from its last epoch; a guard that was turned off since may have been it."""
+        for number in range(1, self.run.config.targets.rounds + 1):
+            if len(self.records(number)) < self.run.config.train.epochs:
+                return self.fired(number) or self.at_a_step(number)
+        return {}
 
     def set_adapter_fingerprint(self) -> None:
         """Name the current adapter weights, so that observations of one adapter are never taken for another's."""
@@ -262,7 +284,7 @@ class Training:
 
     def finish(self, base: Measured) -> dict[str, Any]:
         """Measure the best epoch's adapter on test, once; export it with its evidence; close the tracker."""
-        epoch = self.best(self.begun)["epoch"]
+        epoch = self.best()["epoch"]
         self.load_epoch(epoch)
         now = self.run.measure("adapted", "test", replace=True)
         record = make_record("adapted/test", epoch, now, base, self.run.config.gap, self.run.config.seed)

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from gapclose.families import PER_TOKEN
 from gapclose.items import Item
 from gapclose.media import Media
-from gapclose.models import LoadedModel, media_signature
+from gapclose.models import LoadedModel
+from gapclose.prompts import media_signature
 
 TERMS = ("consistency", "gold", "retain")
 
@@ -141,9 +143,8 @@ def append_tokens(prompt: dict[str, torch.Tensor], contexts: Sequence[list[int]]
     if not longest:
         return
     shape = prompt["input_ids"].shape
-    for key, value in prompt.items():
-        if value.shape == shape:  # token-aligned: ids, mask, and what else a processor gives per token
-            prompt[key] = torch.cat([value, value.new_zeros(shape[0], longest)], dim=1)
+    for key in PER_TOKEN & prompt.keys():
+        prompt[key] = torch.cat([prompt[key], prompt[key].new_zeros(shape[0], longest)], dim=1)
     for row, context in enumerate(contexts):
         if context:
             prompt["input_ids"][row, shape[1] : shape[1] + len(context)] = torch.tensor(context)

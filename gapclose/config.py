@@ -25,7 +25,7 @@ from gapclose.gap import GapConfig
 from gapclose.guards import GuardsConfig
 from gapclose.labelling import LabellingConfig
 from gapclose.models import ModelConfig
-from gapclose.objectives import acting
+from gapclose.objectives import LOSS_TERMS, acting
 from gapclose.observe import ObserveConfig
 from gapclose.probes import ProbeConfig
 from gapclose.settings import FREE_KEYS, flatten
@@ -134,11 +134,8 @@ class Config:
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must not be negative")
         self.train = acting(self.objective, self.train)
-        if self.targets.rounds > 1 and self.objective != "consistency":
-            raise ValueError(
-                f"targets.rounds {self.targets.rounds} needs objective consistency, not {self.objective}: a model that was trained on the labels "
-                "carries them, and a probe fitted on it with the same labels would be judged on what it was told"
-            )
+        if self.targets.rounds > 1 and not (self.objective in LOSS_TERMS and self.train.consistency):
+            raise ValueError(f"targets.rounds {self.targets.rounds} needs objective consistency or consistency+gold, not {self.objective}")
         if self.objective == "grpo":
             self.grpo.prompts(self.train)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -18,10 +19,11 @@ import torch
 from gapclose.adapters import load_adapter
 from gapclose.files import read_json, write_json, write_text
 from gapclose.gap import STATES
-from gapclose.models import LoadedModel, load_model
+from gapclose.models import LoadedModel, ModelConfig, load_model, load_processor
 from gapclose.objectives import IN_WORDS, settings_in_words
 from gapclose.progress import say
 from gapclose.report.console import claims, show, verdict
+from gapclose.report.summary import round_words
 
 if TYPE_CHECKING:
     from gapclose.config import Config
@@ -34,21 +36,32 @@ DIFFERS = 3
 def export_run(directory: Path, config: Config, loaded: LoadedModel, summary: dict[str, Any]) -> None:
     """Write ``adapter/`` (and ``merged/``) from the model as it stands, then verify them in a fresh process if asked to."""
     adapter = directory / "adapter"
-    shutil.rmtree(adapter, ignore_errors=True)
-    loaded.model.save_pretrained(str(adapter))
+    write_adapter(loaded, adapter)
     _write_evidence(adapter, directory, config, loaded, summary)
     say(f"wrote {adapter}")
     if config.export.merged:
-        import copy
-
         merged = directory / "merged"
-        shutil.rmtree(merged, ignore_errors=True)
-        copy.deepcopy(loaded.model).merge_and_unload().save_pretrained(str(merged))
-        loaded.processor.save_pretrained(str(merged))
+        write_merged(loaded, config.model, merged)
         _write_evidence(merged, directory, config, loaded, summary)
         say(f"wrote {merged}")
     if config.export.verify:
         verify_in_fresh_process(directory)
+
+
+def write_adapter(loaded: LoadedModel, folder: Path) -> None:
+    """The adapter alone, as PEFT loads it, in place of what was there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    loaded.model.save_pretrained(str(folder))
+
+
+def write_merged(loaded: LoadedModel, config: ModelConfig, folder: Path) -> None:
+    """The adapted model with the adapter folded in, and its processor, as transformers loads them, in place of what was there.
+
+    The processor is the checkpoint's, read again: one that was used may have taken up how its last batch was padded.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    copy.deepcopy(loaded.model).merge_and_unload().save_pretrained(str(folder))
+    load_processor(config).save_pretrained(str(folder))
 
 
 def _write_evidence(folder: Path, directory: Path, config: Config, loaded: LoadedModel, summary: dict[str, Any]) -> None:
@@ -171,13 +184,17 @@ def model_card(summary: dict[str, Any], config: Config, loaded: LoadedModel, mis
             ("retention", "retention"),
         )
     )
-    lines = [*claims(summary), *verdict(summary)]
+    lines = [*claims(summary), *verdict(summary), *round_words(summary["rounds"])]
     if missing and missing["skipped"]:
         lines.append(
             f"{len(missing['skipped'])} items beside the {missing['items']} were left out, their media cannot be used (`left_out.json`)"
         )
     lines += missing["notes"] if missing else []
     sentences = "\n".join(f"- {line}" for line in lines)
+    later = [str(r["round"]) for r in summary["rounds"] if "action" in r]
+    again = (
+        f"; in round {' and '.join(later)} with a probe fitted again on the adapted model, whose reading has no verdict" if later else ""
+    )
     return f"""---
 library_name: peft
 base_model: {Path(loaded.path).name if Path(loaded.path).exists() else loaded.path}
@@ -186,7 +203,7 @@ tags: [gapclose, lora]
 
 # {title(summary, config)}
 
-Trained with gapclose: {IN_WORDS[config.objective]}
+Trained with gapclose: {IN_WORDS[config.objective]}{again}
 ({settings_in_words(config.objective, config.train)};
 LoRA on `{config.lora.layers}`, targets control `{config.targets.control}`, seed {config.seed}).
 

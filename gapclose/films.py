@@ -100,7 +100,9 @@ def track_seconds(path: Path) -> float:
 
 
 def film_inputs(films: Sequence[Film], processor: Any = None) -> dict[str, Any]:
-    """What a transformers processor is given for the films of a batch: frames as they are, and when they were."""
+    """What a transformers processor is given for the films of a batch: frames as they are, and when they were; nothing for none."""
+    if not films:
+        return {}
     from transformers.video_utils import VideoMetadata
 
     facts = []

@@ -28,6 +28,9 @@ class GapConfig:
     """clip-bootstrap replicates behind every interval"""
     standard_budget: float = 0.05
     """standard accuracy that a checkpoint may lose, 0..1; beyond it the state is over-rejecting"""
+    choose: str = "own"
+    """what the checkpoint is chosen by among epochs: own (the answers as they are, within ``standard_budget``) or shifted (what they would be
+    after the best shift of the rejections' scores within it: for comparisons at an operating point, and users who apply such a shift)"""
     reading_tolerance: float = 0.05
     """balanced accuracy that a reading may lose before it counts as fallen, 0..1 (the interval must exclude zero too)"""
     closed_at: float = 0.9
@@ -45,6 +48,8 @@ class GapConfig:
             raise ValueError(
                 "gap.detectable is 0; no number of clips finds every difference, say how small a one matters (0.1 for ten points)"
             )
+        if self.choose not in ("own", "shifted"):
+            raise ValueError(f"gap.choose is {self.choose!r}; choose own or shifted")
         if self.replicates < 100:
             raise ValueError(f"gap.replicates is {self.replicates}; intervals need at least 100")
 

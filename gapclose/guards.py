@@ -40,6 +40,8 @@ class GuardsConfig:
 
 def _over_rejection(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
     drop = record["change"]["standard_drop"]
+    if gap.choose == "shifted":  # the shift will keep to the budget
+        return None
     return _beyond(drop, gap.standard_budget, "standard accuracy fell by", "gap.standard_budget")
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from gapclose.answers import parse_all
+from gapclose.baselines.operating import Scored, alarms, rates, unchanged
+from gapclose.baselines.shift import best_shift, shifts
 from gapclose.examine.features import Chosen, majority, text_only
 from gapclose.gap import Action, Evidence, GapConfig, Labels, closure, detection, fell, intervals, shown, state_of, statistics
 from gapclose.items import ItemSet
@@ -39,6 +41,8 @@ class Measured:
     """accuracy on the items that must not change"""
     labels: Labels
     """of the gap items"""
+    scores: np.ndarray
+    """(N, O) option scores of the gap items in nats"""
     right: np.ndarray
     """(N,) bool, whether the action on a gap item expresses the right concept"""
     parse_rate: float
@@ -85,6 +89,7 @@ def measure(
         transfer=_scope(transfer, observed, probe, config, seed) if len(transfer) else None,
         retention=_retention(retain, observed, config, seed) if len(retain) else None,
         labels=labels,
+        scores=action.scores,
         right=action.concept(labels) == labels.concept,
         parse_rate=float(overall["generated.parse_lenient"][0]),
         residual=probe.see(observed.residuals).float().numpy(),
@@ -207,18 +212,44 @@ def _evidence(changed: Mapping[str, np.ndarray], now: Measured, base: Measured, 
     )
 
 
+def after_shift(now: Measured, base: Measured, budget: float) -> dict[str, float | None] | None:
+    """What an adapted model would answer after the best shift of its rejections (:func:`gapclose.baselines.shift.best_shift`).
+
+    Chosen and judged on the same items, so for val alone.
+
+    Returns:
+        ``shift`` (nats), ``option_balanced`` and ``standard_accuracy``; those of the base model and a shift of None where no shift within
+        the budget is better; None where no concept is an alarm.
+    """
+    labels = now.labels
+    if not labels.alarm:
+        return None
+    mine, theirs = (Scored(scores=m.scores, option_concept=labels.option_concept) for m in (now, base))
+    setting = best_shift(mine, theirs, labels, budget)
+    scores = unchanged(theirs) if setting is None else shifts(mine, alarms(labels))[1](mine)
+    found = rates(scores, [setting or {}], labels)
+    return {
+        "shift": None if setting is None else setting["shift"],
+        "option_balanced": float(found.balanced[0]),
+        "standard_accuracy": float(found.standard[0]),
+    }
+
+
 def best_epoch(epochs: Sequence[Mapping[str, Any]], config: GapConfig, off: Sequence[str] = ()) -> int:
     """The epoch with the highest balanced action on val whose standard accuracy stays within the budget, and that no guard objects to.
 
-    When guards object to all within the budget, the best of those; when none is within it, the one that loses least: its state tells.
+    With ``gap.choose: shifted`` (and alarms) it is the action after the best shift, which keeps to the budget. When guards object to all within the
+    budget, the best of those; when none is within it, the one that loses least: its state tells.
 
     Args:
         epochs: their records on val. off: guards whose objections do not count.
     """
     after = [r for r in epochs if r["state"] not in ("collapsed", "lost")] or list(epochs)
-    within = [r for r in after if r["change"]["standard_drop"]["value"] <= config.standard_budget]
+    shifted = config.choose == "shifted" and all(r["shifted"] for r in after)
+    within = [r for r in after if shifted or r["change"]["standard_drop"]["value"] <= config.standard_budget]
     within = [r for r in within if not set(r["objections"]) - set(off)] or within
     if within:
-        return max(within, key=lambda r: (r["action"]["balanced"]["value"], -r["epoch"]))["epoch"]
+        by = {r["epoch"]: r["shifted"]["option_balanced"] if shifted else r["action"]["balanced"]["value"] for r in within}
+        return max(sorted(by), key=by.__getitem__)
     say("warning: every epoch loses more standard accuracy than the budget; keeping the one that loses least")
     return min(after, key=lambda r: r["change"]["standard_drop"]["value"])["epoch"]

@@ -20,12 +20,11 @@ import soxr
 from PIL import Image
 
 from gapclose.errors import Fault, Problems
+from gapclose.families import longest_sound, part_for
 from gapclose.films import Film, is_film, read_film, read_track, track_seconds
 from gapclose.items import Framing, ItemSet
 
 SUPPORTED = ("image", "audio", "video")
-TAKEN_BY = {"image": ("image_processor",), "audio": ("feature_extractor", "audio_processor"), "video": ("video_processor",)}
-"""kind -> the parts of a transformers processor that take it in"""
 MOST_SKIPPED = 0.01
 """share of the items that ``data.on_error: skip`` may leave out"""
 SILENT = 1e-5
@@ -48,21 +47,9 @@ def faults(items: ItemSet) -> dict[tuple[str, str], str]:
         return {entry: found for entry, found in zip(entries, pool.map(fault, entries), strict=True) if found}
 
 
-def check_taken_in(items: ItemSet, processor: Any, problems: Problems) -> None:
-    """Add to ``problems`` every kind of media that the model's processor has no part for, with the first item that carries it."""
-    for kind, parts in TAKEN_BY.items():
-        having = [i.id for i in items if kind in (k for k, _ in i.media)]
-        if having and not any(getattr(processor, part, None) for part in parts):
-            problems.add(
-                f"item {having[0]!r}: this model takes no {kind} ({type(processor).__name__} has no {parts[0]}), and {len(having)} items carry "
-                f"one; leave their {kind} parts out, or choose another model"
-            )
-
-
 def too_long(items: ItemSet, processor: Any) -> dict[tuple[str, str], str]:
     """Every sound that is longer than what the model's feature extractor takes in, with the remedy; the rest would be dropped silently."""
-    extractor = getattr(processor, "feature_extractor", None)
-    samples, rate = getattr(extractor, "n_samples", None), getattr(extractor, "sampling_rate", None)
+    samples, rate = longest_sound(processor), getattr(part_for(processor, "audio"), "sampling_rate", None)
     if not samples or not rate:
         return {}
     most, found = samples / rate, {}

@@ -17,10 +17,10 @@ import torch
 import transformers
 from torch import nn
 
-from gapclose.errors import Problems
-from gapclose.films import film_inputs, set_film_times
+from gapclose.families import BARE, mend, part_for, trained_part
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
+from gapclose.prompts import make_prompts, tokenizer_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -65,12 +65,12 @@ class LoadedModel:
 
     @property
     def tokenizer(self) -> Any:
-        return getattr(self.processor, "tokenizer", self.processor)
+        return tokenizer_of(self.processor)
 
     @property
     def sampling_rate(self) -> int:
         """What the audio encoder expects, in Hz; 16,000 when the model hears nothing."""
-        return getattr(getattr(self.processor, "feature_extractor", None), "sampling_rate", None) or 16_000
+        return getattr(part_for(self.processor, "audio"), "sampling_rate", None) or 16_000
 
     @property
     def device(self) -> torch.device:
@@ -94,29 +94,8 @@ class LoadedModel:
         return Media(items.root, self.sampling_rate, framing=items.framing, blank=blank)
 
     def prompts(self, items: Sequence[Item], media: Media) -> dict[str, torch.Tensor]:
-        """Processor output for a batch of items that carry the same kinds of media, padded on the left.
-
-        Every row ends at its answer position: ``input_ids[:, -1]`` is the last prompt token.
-        """
-        texts = [self.processor.apply_chat_template(i.messages, tokenize=False, add_generation_prompt=True) for i in items]
-        images = [[media.load(k, p) for k, p in i.media if k == "image"] for i in items]
-        sounds = [media.load(k, p) for i in items for k, p in i.media if k == "audio"]
-        inputs: dict[str, Any] = {"text": texts, "return_tensors": "pt", "padding": True}
-        if any(images):
-            inputs["images"] = images
-        if sounds:
-            inputs["audio"] = sounds
-        films = [media.load(k, p) for i in items for k, p in i.media if k == "video"]
-        if films:
-            inputs |= film_inputs(films, self.processor)
-        prompts = dict(self.processor(**inputs))
-        set_film_times(prompts, films, self.processor)
-        return prompts
-
-
-def media_signature(item: Item) -> tuple[str, ...]:
-    """The kinds of media in prompt order; only items that agree on it share a batch."""
-    return tuple(kind for kind, _ in item.media)
+        """Processor output for a batch of items that carry the same kinds of media: :func:`gapclose.prompts.make_prompts`."""
+        return make_prompts(self.processor, items, media)
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
@@ -132,13 +111,14 @@ def load_model(config: ModelConfig) -> LoadedModel:
         loaded_config = transformers.AutoConfig.from_pretrained(path, **known)
     except (OSError, ValueError) as error:
         raise ValueError(f"model.path {path!r} cannot be read as a transformers checkpoint: {error}") from error
-    # A full Qwen-Omni checkpoint holds a talker too; the thinker is the part that reads and answers.
-    model_config = getattr(loaded_config, "thinker_config", loaded_config)
+    model_config = trained_part(loaded_config)
     dtype = config.dtype if config.dtype == "auto" else DTYPES[config.dtype]
     auto = transformers.AutoModelForMultimodalLM
     if type(model_config) not in auto._model_mapping:
         auto = transformers.AutoModelForCausalLM
-    loading = {"config": model_config, "dtype": dtype, "attn_implementation": config.attention, "use_safetensors": True}
+    # sdpa is what transformers takes by itself, except in towers that cannot (Gemma 4's for audio), where asking for it is an error
+    attention = None if config.attention == "sdpa" else config.attention
+    loading = {"config": model_config, "dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
     try:
         model = auto.from_pretrained(path, **loading, **known).eval()
     except OSError as error:
@@ -148,8 +128,11 @@ def load_model(config: ModelConfig) -> LoadedModel:
     except ImportError as error:
         raise ValueError(f"model.attention {config.attention!r} cannot be used here ({error}); choose sdpa or eager") from error
     processor = load_processor(config)
+    mend(model, processor)
     loaded = LoadedModel(model=model, processor=processor, path=path, fingerprint=checkpoint_fingerprint(path, model))
     loaded.tokenizer.padding_side = "left"
+    if loaded.tokenizer.pad_token is None:  # Llama has none; what stands there is masked
+        loaded.tokenizer.pad_token = loaded.tokenizer.eos_token
     decoder_layers(model)
     return loaded
 
@@ -191,15 +174,56 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     return decoder(model).layers
 
 
+def train_adapters_alone(model: Any) -> None:
+    """Training mode for the decoder blocks that hold trainable parameters, evaluation mode for everything else.
+
+    What is frozen must compute what it computed when it was observed: in training mode, dropout in a tower would make noise of it, and
+    batch normalisation (Nemotron-H-Omni hears through one) would even change it, by statistics that no adapter carries.
+    """
+    base = unwrap(model)
+    base.eval()
+    for block in decoder_layers(base):
+        block.train(any(p.requires_grad for p in block.parameters()))
+
+
+def output_embedding(model: Any) -> Any:
+    """The module that turns the last hidden states into logits: the model's own, or that of the language model inside it.
+
+    Raises:
+        ValueError: when there is none, naming the class.
+    """
+    base = unwrap(model)
+    inner: Any = getattr(base, "language_model", None)  # Nemotron-H-Omni's is a whole causal LM
+    for module in (base, inner):
+        head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+        if head is not None:
+            return head
+    raise ValueError(f"{type(base).__name__}: found no output embedding; gapclose needs a model with get_output_embeddings()")
+
+
 def linear_names(model: Any, layers: Sequence[int]) -> list[str]:
-    """Full names of the ``nn.Linear`` modules inside decoder layers ``layers`` (counted from 1).
+    """Full names of the ``nn.Linear`` modules inside decoder layers ``layers`` (counted from 1) that can hold an adapter.
 
     Full names, because leaf names such as ``q_proj`` also match the audio and vision towers of most families.
     """
-    base = unwrap(model)
+    bare = BARE.get(decoder(model).config.model_type, ())
+    return [n for n, m in _inside(model, layers) if isinstance(m, nn.Linear) and n.rpartition(".")[2] not in bare]
+
+
+def expert_names(model: Any, layers: Sequence[int]) -> list[str]:
+    """Full names of the fused experts inside decoder layers ``layers``: parameters (experts, out, in) of a module with ``num_experts``."""
+    found = []
+    for name, module in _inside(model, layers):
+        if hasattr(module, "num_experts"):
+            found += [f"{name}.{n}" for n, p in module.named_parameters(recurse=False) if p.dim() == 3]
+    return found
+
+
+def _inside(model: Any, layers: Sequence[int]) -> list[tuple[str, nn.Module]]:
+    """Name and module of everything inside decoder layers ``layers``."""
     blocks = decoder_layers(model)
-    inside = {id(m) for layer in layers for m in blocks[layer - 1].modules() if isinstance(m, nn.Linear)}
-    return [name for name, module in base.named_modules() if id(module) in inside]
+    inside = {id(m) for layer in layers for m in blocks[layer - 1].modules()}
+    return [(name, module) for name, module in unwrap(model).named_modules() if id(module) in inside]
 
 
 @contextmanager
@@ -214,7 +238,7 @@ def answer_logits(model: Any, rows: torch.Tensor, positions: torch.Tensor) -> It
         hidden = args[0]  # (B, T, D)
         return (hidden[rows.to(hidden.device), positions.to(hidden.device)][None], *args[1:])
 
-    handle = unwrap(model).get_output_embeddings().register_forward_pre_hook(keep)
+    handle = output_embedding(model).register_forward_pre_hook(keep)
     try:
         yield
     finally:
@@ -279,31 +303,3 @@ def checkpoint_fingerprint(path: str, model: Any) -> str:
         for file in sorted(f for f in folder.glob(pattern) if f.is_file()):
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def check_options(items: ItemSet, tokenizer: Any, max_new_tokens: int, problems: Problems) -> None:
-    """Add to ``problems`` every option without tokens or with more of them than are generated, and options whose tokens are, or begin,
-    those of another option of the item."""
-    seen: dict[tuple[str, ...], str] = {}
-    for item in items:
-        seen.setdefault(tuple(o.text for o in item.options), item.id)
-    for texts, item_id in seen.items():
-        tokens = [tuple(tokenizer(t, add_special_tokens=False).input_ids) for t in texts]
-        for text, ids in zip(texts, tokens, strict=True):
-            if not ids:
-                problems.add(f"item {item_id!r}: option {text!r} has no tokens; use another text")
-            if len(ids) > max_new_tokens:
-                problems.add(
-                    f"item {item_id!r}: option {text!r} has {len(ids)} tokens, but observe.max_new_tokens is {max_new_tokens}, so it could "
-                    f"never be generated whole; set that to {len(ids)} or more"
-                )
-        if len(set(tokens)) < len(tokens):
-            problems.add(f"item {item_id!r}: two of the options {list(texts)} have the same tokens; change their texts")
-            continue
-        for short, a in zip(texts, tokens, strict=True):
-            for long, b in zip(texts, tokens, strict=True):
-                if a and a != b and b[: len(a)] == a:  # one without tokens has been told of
-                    problems.add(
-                        f"item {item_id!r}: option {short!r} is how option {long!r} begins, token by token, so it could never score lower; "
-                        "change one of them"
-                    )

@@ -23,10 +23,11 @@ from accelerate import PartialState
 from gapclose.files import write_json
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
-from gapclose.models import LoadedModel, answer_logits, media_signature, residuals_at, unwrap
+from gapclose.models import LoadedModel, answer_logits, residuals_at, unwrap
 from gapclose.observations import Observations, claim, pad_options, read_observations, shard_path, write_shard
 from gapclose.patching import patched_at
 from gapclose.progress import track
+from gapclose.prompts import media_signature
 
 
 @dataclass(kw_only=True)

@@ -259,11 +259,6 @@ class Choice:
     table: list[dict[str, Any]]
     """one row per (layers, family, strength): out-of-fold log-likelihood in nats and temperature; ``layer`` is the highest"""
 
-    @property
-    def log_likelihood(self) -> float:
-        """Out of fold, in nats an item, of the chosen setting."""
-        return max(row["log_likelihood"] for row in self.table)
-
 
 def choose_probe(
     residuals: Mapping[int, torch.Tensor],

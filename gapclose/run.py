@@ -79,7 +79,6 @@ class Run:
         self.probe: FrozenProbe
         self.sentinel: FrozenProbe
         self.fit_reading: np.ndarray
-        self.fit_log_likelihood: float
         self.text: Chosen
 
     def on_main(self, write: Any) -> None:
@@ -104,7 +103,7 @@ class Run:
         labels = Labels.of(fit)
         known = (labels.concept, labels.clip, fit.concepts, self.config.probe)
         choice = choose_probe(observed.residuals, *known, layers=candidates, seed=self.config.seed)
-        self.probe, self.fit_reading, self.fit_log_likelihood = choice.probe, choice.reading, choice.log_likelihood
+        self.probe, self.fit_reading = choice.probe, choice.reading
         # The sentinel never makes a target: another family, at the last layer, which the adapters change.
         family = "logistic" if self.probe.family == "lda" else "lda"
         settings = ProbeConfig(families=[family]).settings()

@@ -32,7 +32,7 @@ class TargetsConfig:
     """share of the items of every read concept that is kept, the most confident first; 1 keeps all"""
     rounds: int = 1
     """times that targets are made and trained on: after each but the last, a probe is fitted again with the same labels on what the adapted
-    model carries, and training goes on if it reads better; objective consistency only"""
+    model carries, chosen on val, and training goes on for as many epochs if it is shown to read val better"""
     control: str = "none"
     """none; shuffled (readings permuted among the train items of a modality, evenly over what was read); blank_targets (targets from
     blanked media, training on the real ones) or blank_media (targets and training from blanked media)"""

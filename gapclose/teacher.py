@@ -1,24 +1,34 @@
 """Teachers: whose readings of the train items training aims for, round by round.
 
 The first teacher is the frozen probe on the base model. Each later round fits a probe again, with the same labels, on the residuals of the
-model that the round before it has left, at whatever layer reads best now: what the model has begun to say may be easier to read. Readings
-are taken once, before the round trains, so no gradient and no later change of the model reaches them.
+model that the round before it has left. Readings are taken once, before the round trains, so no gradient and no later change of the model
+reaches them.
+
+A model that was trained towards a probe's readings says on the clips of ``fit`` what the probe said there, which are the probe's own training
+items: its residuals hold their labels, and cross-validation on ``fit`` would find a better reading whatever the truth. So later probes are fitted
+on ``fit`` but chosen, calibrated and compared on ``val``, which no probe was fitted on and no model trained on.
 
 Shapes: N train items, M val items, C concepts, O options.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from scipy.special import log_softmax
 
 from gapclose.gap import Labels
 from gapclose.items import ItemSet
 from gapclose.media import SUPPORTED
 from gapclose.observations import read_observations
-from gapclose.probes import FrozenProbe, choose_probe
+from gapclose.probes import FrozenProbe, ProbeConfig, fit_linear, fit_temperature, linear_logits
+from gapclose.progress import track
+from gapclose.resample import Clips, Interval
 
 if TYPE_CHECKING:
     from gapclose.run import Run
@@ -33,8 +43,6 @@ class Teacher:
     """(N, C)"""
     val: np.ndarray
     """(M, C), for the operating point"""
-    log_likelihood: float
-    """nats per labelled fit item, out of fold: what tells whether another round reads better"""
 
 
 def train_items(run: Run) -> ItemSet:
@@ -43,69 +51,120 @@ def train_items(run: Run) -> ItemSet:
 
 
 def val_items(run: Run) -> ItemSet:
+    """The labelled items that choose."""
     return run.items.select(split="val", purpose="gap")
 
 
-def first_teacher(run: Run) -> tuple[Teacher, np.ndarray, np.ndarray]:
-    """The frozen probe's reading of the base model.
+def first_teacher(run: Run) -> tuple[Teacher, np.ndarray]:
+    """The frozen probe's reading of the base model, and the base model's option scores of the train items (N, O)."""
+    control = run.config.targets.control
+    seen = run.observe("base-train", train_items(run), layers=run.probe.layers, blank=SUPPORTED if control.startswith("blank") else ())
+    judged = read_observations(run.directory / "observations" / "base-val", [i.id for i in val_items(run)], layers=run.probe.layers)
+    read = {name: run.probe.read(run.probe.see(of.residuals)) for name, of in (("train", seen), ("val", judged))}
+    return Teacher(probe=run.probe, **read), seen.scores.double().numpy()
+
+
+def search(run: Run, number: int) -> tuple[FrozenProbe, np.ndarray]:
+    """The probe that reads val best in the model as it is now, fitted on fit, over all layers; with its reading of val (M, C).
+
+    Number 1 is the base model's: what a later round is compared with, since the frozen probe was chosen among fewer layers.
+    """
+    fit, val, layers = run.items.select(split="fit", purpose="gap"), val_items(run), list(range(1, len(run.loaded.layers) + 1))
+    seen = {
+        part: run.observe(f"round-{number}-{part}", items, layers=layers, replace=True).residuals
+        for part, items in (("fit", fit), ("val", val))
+    }
+    known, right = Labels.of(fit).concept, Labels.of(val).concept
+    probe, table = best_on_others(
+        seen["fit"], known, seen["val"], right, fit.concepts, run.config.probe, f"choosing the probe of round {number}"
+    )
+    evidence = {"chosen_from": table, "n_fit": len(fit), "n_val": len(val), "seed": run.config.seed, "round": number}
+    run.on_main(lambda: probe.save(run.directory / "probes" / f"round-{number}", evidence))
+    return probe, probe.read(probe.see(seen["val"]))
+
+
+def best_on_others(
+    fit: Mapping[int, torch.Tensor],
+    known: np.ndarray,
+    val: Mapping[int, torch.Tensor],
+    right: np.ndarray,
+    concepts: Sequence[str],
+    config: ProbeConfig,
+    label: str,
+) -> tuple[FrozenProbe, list[dict[str, Any]]]:
+    """Probes fitted on one set of items; the one that reads another set best, by log-likelihood at the temperature that is best there.
+
+    Args:
+        fit, val: layer -> residuals (N, D) and (M, D). known, right: their concepts, (N,) and (M,).
 
     Returns:
-        The teacher, the base model's option scores of the train items (N, O), and the sentinel's reading of them (N, C).
+        The probe, and a row for every layer, family and strength.
     """
-    config = run.config.targets
-    blank = SUPPORTED if config.control in ("blank_media", "blank_targets") else ()
-    train, val, layers = train_items(run), val_items(run), {*run.probe.layers, *run.sentinel.layers}
-    seen = run.observe("base-train", train, layers=sorted(layers), blank=blank)
-    judged = read_observations(run.directory / "observations" / "base-val", [i.id for i in val], layers=run.probe.layers)
-    teacher = Teacher(
-        probe=run.probe,
-        train=run.probe.read(run.probe.see(seen.residuals)),
-        val=run.probe.read(run.probe.see(judged.residuals)),
-        log_likelihood=run.fit_log_likelihood,
-    )
-    return teacher, seen.scores.double().numpy(), run.sentinel.read(run.sentinel.see(seen.residuals))
+    table, best = [], None
+    settings = [(layer, *setting) for layer in fit for setting in config.settings()]
+    for layer, family, strength in track(settings, len(settings), label):
+        parts = fit_linear(fit[layer].double().numpy(), known, family, strength)
+        logits = linear_logits(val[layer].double().numpy(), parts)
+        temperature = fit_temperature(logits, right)
+        log_likelihood = float(log_softmax(logits / temperature, axis=1)[np.arange(len(right)), right].mean())
+        table.append(
+            {"layers": [layer], "family": family, "strength": strength, "temperature": temperature, "log_likelihood": log_likelihood}
+        )
+        if best is None or log_likelihood > best[0]:
+            best = log_likelihood, parts, table[-1]
+    assert best is not None
+    _, (mean, scale, weight, bias), row = best
+    facts = {name: row[name] for name in ("layers", "family", "strength", "temperature")}
+    return FrozenProbe(mean=mean, scale=scale, weight=weight, bias=bias, concepts=concepts, **facts), table
 
 
 def next_teacher(run: Run, number: int) -> Teacher:
-    """The probe of a later round, chosen over all layers of the model as it is now by the same grouped cross-validation.
-
-    Honest only where the model was not trained on the labels: it would carry those of the fit items themselves.
-    """
-    fit, layers = run.items.select(split="fit", purpose="gap"), range(1, len(run.loaded.layers) + 1)
-    seen, labels = run.observe(f"round-{number}-fit", fit, layers=list(layers)), Labels.of(fit)
-    choice = choose_probe(
-        seen.residuals, labels.concept, labels.clip, fit.concepts, run.config.probe, layers=list(layers), seed=run.config.seed,
-        label=f"choosing the probe of round {number}",
-    )  # fmt: skip
-    readings = {}
-    for split, items in (("train", train_items(run)), ("val", val_items(run))):
-        found = run.observe(f"round-{number}-{split}", items, layers=choice.probe.layers)
-        readings[split] = choice.probe.read(choice.probe.see(found.residuals))
-    evidence = {"chosen_from": choice.table, "n_fit": len(fit), "seed": run.config.seed, "round": number}
-    run.on_main(lambda: choice.probe.save(run.directory / "probes" / f"round-{number}", evidence))
-    return Teacher(probe=choice.probe, log_likelihood=choice.log_likelihood, **readings)
+    """The teacher of a later round: the best probe on what the model has become."""
+    probe, val = search(run, number)
+    found = run.observe(f"round-{number}-train", train_items(run), layers=probe.layers, replace=True)
+    return Teacher(probe=probe, train=probe.read(probe.see(found.residuals)), val=val)
 
 
-def compared(run: Run, number: int, now: Teacher, before: Teacher | None, sentinel: np.ndarray) -> dict[str, Any]:
-    """What ``rounds.json`` holds of a round: how well its teacher reads, whether that is better than before, and whether the sentinel agrees.
+def compared(run: Run, number: int, now: Teacher, before: Teacher, reference: np.ndarray, sentinel: np.ndarray) -> dict[str, Any]:
+    """What ``rounds.json`` holds of a later round: whether its teacher reads better than the one before, and whether the sentinel agrees.
 
     Args:
-        sentinel: (N, C) the sentinel's reading of the train items in the base model: another family, layer and model than the teachers of
-            later rounds. A teacher that drifts away from the clips and towards what the student says loses its agreement.
+        reference: (M, C) the best reading of val by the same search in the model of the round before.
+        sentinel: (N, C) the sentinel's reading of the train items in the base model, which no training has touched. A teacher that drifts away
+            from the clips and towards what the student says loses its agreement.
+
+    Returns:
+        ``helps``: whether the clip-bootstrap interval of the gain in log-likelihood on val lies above 0. The main process decides.
     """
-    val, said = Labels.of(val_items(run)), now.train.argmax(1)
-    cell, names = val.cells
-    right = now.val.argmax(1) == val.concept
+    labels, said, read = Labels.of(val_items(run)), now.train.argmax(1), before.train.argmax(1)
+    clips = Clips(labels.clip, run.config.gap.replicates, run.config.seed)
+    gain = np.log(_right(now.val, labels)) - np.log(_right(reference, labels))
+    interval = Interval.of(clips.mean(gain, np.ones(len(gain), dtype=bool)))
     found = {
         "round": number,
         "layers": list(now.probe.layers),
         "family": now.probe.family,
         "strength": now.probe.strength,
-        "log_likelihood": now.log_likelihood,
-        "val_balanced": float(np.mean([right[cell == k].mean() for k in range(len(names))])),
-        "sentinel_agrees": float((said == sentinel.argmax(1)).mean()),
-        "helps": before is None or now.log_likelihood > before.log_likelihood,
+        "gain": interval.as_dict(),
+        "balanced": {name: _balanced(of, labels) for name, of in (("before", reference), ("now", now.val))},
+        "sentinel_agrees": {"before": float((read == sentinel.argmax(1)).mean()), "now": float((said == sentinel.argmax(1)).mean())},
+        "changed": float((said != read).mean()),
+        "helps": bool(interval.lower > 0),
     }
-    if before is not None:
-        found["changed"] = float((said != before.train.argmax(1)).mean())
-    return found
+    return broadcast_object_list([found])[0]
+
+
+def _right(reading: np.ndarray, labels: Labels) -> np.ndarray:
+    return np.maximum(reading[np.arange(len(reading)), labels.concept], 1e-12)
+
+
+def _balanced(reading: np.ndarray, labels: Labels) -> float:
+    cell, names = labels.cells
+    right = reading.argmax(1) == labels.concept
+    return float(np.mean([right[cell == k].mean() for k in range(len(names))]))
+
+
+def sentinel_reading(run: Run) -> np.ndarray:
+    """What the sentinel reads of the train items in the base model, (N, C)."""
+    found: Mapping[int, torch.Tensor] = run.observe("round-1-train", train_items(run), layers=run.sentinel.layers).residuals
+    return run.sentinel.read(run.sentinel.see(found))

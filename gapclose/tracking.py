@@ -112,12 +112,17 @@ PRINTED = ("loss", "kl", "rewards/accuracies", "rewards/margins")
 class LossLines(transformers.TrainerCallback):
     """Prints and mirrors the losses that the trainer logs, and the rewards and the KL where it has them."""
 
-    def __init__(self, tracker: NoTracker) -> None:
-        self.tracker = tracker
+    def __init__(self, tracker: NoTracker, number: int = 1) -> None:
+        """``number``: of the round of targets, whose steps follow those of the rounds before it."""
+        self.tracker, self.number = tracker, number
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         values = {k: float(v) for k, v in (logs or {}).items() if k.startswith(MIRRORED) and v is not None}
         if "loss" in values:
             shown = {k: v for k, v in values.items() if k.startswith(PRINTED) or k == "reward"}
-            say(f"step {state.global_step}/{state.max_steps}: " + ", ".join(f"{k.removeprefix('loss/')} {v:.4f}" for k, v in shown.items()))
-            self.tracker.losses(state.global_step, values)
+            of_round = f"round {self.number}, " if self.number > 1 else ""
+            say(
+                f"{of_round}step {state.global_step}/{state.max_steps}: "
+                + ", ".join(f"{k.removeprefix('loss/')} {v:.4f}" for k, v in shown.items())
+            )
+            self.tracker.losses((self.number - 1) * state.max_steps + state.global_step, values)

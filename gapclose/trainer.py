@@ -24,7 +24,7 @@ from gapclose.batches import TERMS, Collator, Example, MixedSampler
 from gapclose.files import write_json
 from gapclose.losses import answer_nll, retain_kl
 from gapclose.media import Media
-from gapclose.models import LoadedModel, answer_logits
+from gapclose.models import LoadedModel, answer_logits, train_adapters_alone
 from gapclose.progress import is_main, say
 
 FEW_STEPS = 10
@@ -143,6 +143,7 @@ class GapTrainer(transformers.Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The share of this micro-batch in the step's loss, times the number of processes (DDP averages gradients)."""
+        train_adapters_alone(model)  # transformers has just put all of it into training mode
         sums = [term_sums(model, part) for part in inputs["parts"]]
         per_item = torch.stack(sums).sum(0) / self.step_counts.clamp_min(1).to(sums[0].device)
         self.logged = self.logged.to(per_item.device) + per_item.detach() * self.args.world_size

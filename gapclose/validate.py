@@ -17,10 +17,11 @@ from gapclose.files import read_json, write_json
 from gapclose.item_files import check_splits_filled
 from gapclose.items import Framing, ItemSet
 from gapclose.labelling import relabel
-from gapclose.media import check_taken_in, faults, tell, too_long, without
-from gapclose.models import ModelConfig, check_options, load_processor
+from gapclose.media import faults, tell, too_long, without
+from gapclose.models import ModelConfig, load_processor
 from gapclose.objectives import BY_TRL
 from gapclose.progress import say
+from gapclose.prompts import check_kinds, check_options, tokenizer_of
 from gapclose.readers import read_set
 from gapclose.readers.splits import Dealing
 from gapclose.report.console import add_columns, wide_console
@@ -67,8 +68,8 @@ def load_items(
     except (OSError, ValueError) as error:
         problems.add(f"model.path {model.path!r} has no tokenizer that transformers can read ({error}); give a checkpoint directory")
     else:
-        check_options(items, getattr(processor, "tokenizer", processor), max_new_tokens, problems)
-        check_taken_in(items, processor, problems)
+        check_options(items, tokenizer_of(processor), max_new_tokens, problems)
+        check_kinds(items, processor, problems)
         found = too_long(items, processor) | found
     if data.on_error == "skip":
         items = without(items, found, problems)

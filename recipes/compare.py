@@ -7,7 +7,8 @@
     python recipes/compare.py --config configs/compare_digits.yaml --workers 2         # so many runs at once
 
 Every run is a directory of its own below `out`, made by recipes/close.py (objectives) or `gapclose measure` (inference-time methods), with
-its output beside it. Choices are made on fit and val inside the runs; test clips are judged once, here.
+its output beside it. Epochs are chosen on val inside the runs; shifts of trained models and alternatives of a way are chosen on val here, and what
+was chosen is judged on test.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from gapclose.baselines.comparison import BUDGETS
 from gapclose.config import parse_config, refuse_other_run
 from gapclose.files import read_json, write_json
 from gapclose.progress import say, track
-from gapclose.report.compared import write_results
+from gapclose.report.compared import Row, write_results
 from gapclose.report.summary import record_of
 
 ROOT = Path(__file__).parents[1]
@@ -107,9 +108,14 @@ def read_comparison(path: Path, *, quick: bool) -> Comparison:
             )
         found.variants = {name: found.variants[name] for name in names}
         found.__dict__.update(short)
+    if found.also_on is not None and "=" not in found.also_on:
+        raise ValueError(f"{path}: also_on is {found.also_on!r}; write a tag and its value, e.g. phrasing=someone")
     known_ways = {*found.objectives, *found.ways, UNTRAINED}
     for name, keys in found.variants.items():
         wrong = [w for w in keys.get("ways", []) if w not in known_ways]
+        lacking = [b for b in keys.get("budgets", []) if b not in found.budgets]
+        if lacking:
+            raise ValueError(f"{path}: variant {name!r} has budgets {lacking}; there are {found.budgets}")
         if wrong:
             raise ValueError(f"{path}: variant {name!r} has ways {wrong}; there are {sorted(known_ways)}")
     if found.standard_budget not in BUDGETS:
@@ -200,6 +206,18 @@ def run(of: Comparison, job: Job) -> Job | None:
     return None if child.returncode == 0 and job.done else job
 
 
+def gather_rows(every: list[Job]) -> list[Row]:
+    """The ways that are finished, with all their alternatives: val chooses among all of them or not at all."""
+    together: dict[tuple[str, int, int, str], list[Job]] = {}
+    for job in every:
+        together.setdefault((job.variant, job.budget, job.seed, job.way), []).append(job)
+    return [
+        Row(variant=variant, labels=labels, seed=seed, way=way, directories=[j.directory for j in jobs])
+        for (variant, labels, seed, way), jobs in together.items()
+        if all(j.done for j in jobs)
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True)
@@ -233,7 +251,7 @@ def main() -> int:
         print(f"error: no run below {of.out} is finished; start without --collect", file=sys.stderr)
         return 2
     path = args.out or Path(of.out) / "results.md"
-    rows = [(j.variant, j.budget, j.seed, j.way, j.directory) for j in finished]
+    rows = gather_rows(todo)
     write_results(rows, path, of.standard_budget, len(todo), also_on=of.also_on)
     say(f"{len(finished)} of {len(todo)} runs: {path}")
     return 1 if failed else 0

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=2 python recipes/digits_base.py                          # writes gapclose/digits/base/
     OMP_NUM_THREADS=2 python recipes/digits_base.py --out /tmp/base --quick  # a few minutes: to see it run, not to use
     OMP_NUM_THREADS=2 python recipes/digits_base.py --learned /tmp/learned   # keep the model between the two steps; reuse it if there
-    OMP_NUM_THREADS=2 python recipes/digits_base.py --never-taught --copies 2 --out /tmp/never   # the harder base, see below
+    OMP_NUM_THREADS=2 python recipes/digits_base.py --never-taught --copies 2 --out gapclose/digits/never   # the harder base, see below
 
 How the gap comes about, plainly: we put it there, by the route that we think instruction data takes.
 
@@ -32,7 +32,8 @@ states a false claim unless the check is asked for after it. Three steps:
    AUROC 0.78 and no rejections. The price: with a false premise the option scores of the rejections rise too, unsaid (AUROC 0.70 of
    these alone), so it is in part a suppressed answer; and 2 to 4 % of the premise questions no longer get the expected word.
 
-One seed each, on ``val`` voices, from trials step by step with ``--copies 2``; the whole command was not run at full length yet.
+The AUROCs are of one seed, on ``val`` voices, from trials step by step. The checkpoint that ships, ``gapclose/digits/never``, was made by the command
+above in 1,831 s on a busy machine; its reading has an AUROC of 0.79 at layers 5 and 6 and 0.83 after the last one (``training.json``).
 
 Everything is drawn from scans and voices of group ``base``, which no item set shows. One seed fixes weights and draws. The
 figures on the way come from the ``train`` voices, those at the end, stored in ``training.json``, from the ``val`` voices: nothing here

@@ -10,20 +10,21 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from gapclose.adapters import LoraConfig, add_lora
 from gapclose.errors import Problems
 from gapclose.items import Item, ItemSet, Option
 from gapclose.models import (
     ModelConfig,
     answer_logits,
-    check_options,
     checkpoint_fingerprint,
     decoder_layers,
     linear_names,
     load_model,
-    media_signature,
     residuals_at,
+    train_adapters_alone,
     unwrap,
 )
+from gapclose.prompts import check_options, media_signature
 
 
 @pytest.fixture
@@ -125,6 +126,16 @@ def test_linear_names_lie_inside_the_chosen_decoder_layers_only(loaded):
     leaves = {n.split(".")[-1] for n in names}
     towers = [n for n, m in loaded.model.named_modules() if isinstance(m, nn.Linear) and n.split(".")[-1] in leaves and n not in names]
     assert any("audio_tower" in n for n in towers) and not any("tower" in n or "visual" in n for n in names)
+
+
+def test_what_is_frozen_stays_in_evaluation_mode(loaded):
+    """Only the decoder blocks with adapters train, also after all of the model was put into training mode."""
+    add_lora(loaded, LoraConfig(r=2), [4, 5], seed=0)
+    loaded.model.train()
+    train_adapters_alone(loaded.model)
+    blocks = decoder_layers(loaded.model)
+    assert [block.training for block in blocks] == [False, False, False, True, True] and blocks[4].mlp.up_proj.training
+    assert not any(m.training for n, m in unwrap(loaded.model).named_modules() if "tower" in n or "visual" in n)
 
 
 def test_decoder_layers_are_found_through_wrapping_and_their_absence_is_named(loaded):

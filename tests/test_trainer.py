@@ -426,9 +426,9 @@ def test_settings_that_cannot_work_are_refused(make, message):
 
 
 def test_rows_hold_the_contexts_that_are_no_beginning_of_another():
-    """Their tokens go behind the prompt and are masked where they end."""
+    """Their tokens go behind the prompt and are masked where they end; a mask of sounds that happens to be as wide is none of tokens."""
     assert longest_contexts([[], [1], [1, 2], [3], [1]]) == [[1, 2], [3]] and longest_contexts([[], []]) == [[]]
-    prompt = {"input_ids": torch.tensor([[0, 7], [8, 9]]), "attention_mask": torch.tensor([[0, 1], [1, 1]]), "pixels": torch.ones(2, 3)}
+    prompt = {"input_ids": torch.tensor([[0, 7], [8, 9]]), "attention_mask": torch.tensor([[0, 1], [1, 1]]), "sounds": torch.ones(2, 2)}
     append_tokens(prompt, [[4, 5], [6]])
     assert prompt["input_ids"].tolist() == [[0, 7, 4, 5], [8, 9, 6, 0]]
-    assert prompt["attention_mask"].tolist() == [[0, 1, 1, 1], [1, 1, 1, 0]] and prompt["pixels"].shape == (2, 3)
+    assert prompt["attention_mask"].tolist() == [[0, 1, 1, 1], [1, 1, 1, 0]] and prompt["sounds"].shape == (2, 2)

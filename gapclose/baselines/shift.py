@@ -14,7 +14,7 @@ from itertools import product
 
 import numpy as np
 
-from gapclose.baselines.operating import Method, Scored, Scores, Seen, Setting, alarms
+from gapclose.baselines.operating import Method, Scored, Scores, Seen, Setting, alarms, choose, unchanged
 from gapclose.gap import Labels
 
 MOST = 961
@@ -92,3 +92,18 @@ def shifts(choice: Scored, rejects: Sequence[int]) -> tuple[list[Setting], Calla
     """
     nats = thresholds(margins(choice, rejects, rejects), MOST)
     return [{"shift": 0.0}, *({"shift": float(n)} for n in sorted(nats, key=abs))], lambda seen: partial(shifted, seen, {"shift": rejects})
+
+
+def best_shift(model: Scored, base: Scored, labels: Labels, budget: float | None) -> Setting | None:
+    """The shift of an adapted model's rejections that is best on these items, within a loss of standard accuracy against the base model.
+
+    Chosen on these very items, so they are those of val; :func:`shifts` applies it to others.
+
+    Args:
+        labels: of the items of both. budget: standard accuracy, 0..1, that may be lost; None: any.
+
+    Returns:
+        The setting; None where none within the budget is better than the base model, so that the base model is the better choice.
+    """
+    settings, scores_of = shifts(model, alarms(labels))
+    return choose(settings, scores_of(model), unchanged(base), labels, [budget])[0]

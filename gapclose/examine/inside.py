@@ -20,6 +20,8 @@ from gapclose.examine.judge import Control
 from gapclose.examine.localise import interchange, layer_profile, make_lens, twins
 from gapclose.examine.nested import nested_reading
 from gapclose.examine.refits import refit
+from gapclose.families import SEVERAL_STREAMS
+from gapclose.models import decoder
 from gapclose.observations import pad_options
 from gapclose.progress import say, track
 from gapclose.resample import Interval
@@ -61,7 +63,7 @@ def layers(of: Examination) -> tuple[Control, list[dict[str, Any]]]:
 
 
 def interchanged(of: Examination) -> dict[str, Any] | None:
-    """Answers under the residual of the twin, or None where there are no twins.
+    """Answers under the residual of the twin, or None where there are no twins, or the decoder keeps several residual streams.
 
     All that the probe reads is replaced: for a stacked probe the residuals of all its layers, so that under the patch it reads exactly
     what it reads of the twin. After the highest layer the stream is then the twin's, as if that layer alone were patched; the lower
@@ -71,6 +73,9 @@ def interchanged(of: Examination) -> dict[str, Any] | None:
     place = {i.id: n for n, i in enumerate(of.test)}
     if not donor_of:
         say("no interchange: no test item has a twin (tag `twin`: the id of an item of the same clip with another right concept)")
+        return None
+    if decoder(of.run.loaded.model).config.model_type in SEVERAL_STREAMS:
+        say("no interchange: this decoder keeps several residual streams, of which a twin's residual is only one")
         return None
     paired = np.array([i.id in donor_of for i in of.test])
     items = replace(of.test, items=tuple(i for i in of.test if i.id in donor_of))

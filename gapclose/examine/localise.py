@@ -16,7 +16,7 @@ from gapclose.examine.judge import Judge
 from gapclose.examine.refits import refit
 from gapclose.gap import Action, Labels, concept_scores
 from gapclose.items import Item
-from gapclose.models import LoadedModel, decoder, unwrap
+from gapclose.models import LoadedModel, decoder, output_embedding, unwrap
 from gapclose.probes import FrozenProbe
 from gapclose.progress import track
 from gapclose.resample import Clips, Interval
@@ -115,7 +115,7 @@ def lens_scores(loaded: LoadedModel, residual: torch.Tensor, tokens: Sequence[Se
     the model's own scores of one-token options.
     """
     model = unwrap(loaded.model)
-    norm, head = final_norm(model), model.get_output_embeddings()
+    norm, head = final_norm(model), output_embedding(model)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)  # Gemma squashes its logits after the head
     scores = np.full((len(tokens), max(len(t) for t in tokens)), -np.inf)
     for start in range(0, len(residual), batch_size):

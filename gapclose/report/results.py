@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,19 @@ from scipy.special import softmax
 from scipy.stats import t
 
 from gapclose.baselines.comparison import BUDGETS, pareto
-from gapclose.baselines.operating import Scored, alarms, choose, unchanged
-from gapclose.baselines.shift import shifts
+from gapclose.baselines.operating import Scored, alarms
+from gapclose.baselines.shift import best_shift, shifts
 from gapclose.files import read_json
-from gapclose.gap import Action, Labels
+from gapclose.gap import Action, GapConfig, Labels
 from gapclose.item_files import read_items
 from gapclose.items import ItemSet
+from gapclose.measure import best_epoch
 from gapclose.observations import read_observations
 from gapclose.report.summary import record_of
 from gapclose.resample import Clips, Interval
 from gapclose.significance import expected_calibration_error
 
-REPLICATES = 10_000
+REPLICATES = 2_000
 SURE = 0.9
 """probability of a wrong rejection from which it counts as confident"""
 
@@ -84,38 +86,42 @@ def adapted_points(directory: Path) -> tuple[dict[float | None, Answers], list[t
     """Operating points of an adapted model: a shift of its rejections, chosen on val, judged on test.
 
     Returns:
-        Standard-accuracy budget -> answers on test at the best setting on val that keeps to it (its own where none is better than the base
-        model's); and the front of val, as (standard accuracy, rejection) on test.
+        Standard-accuracy budget -> answers on test after the shift that is best on val within it, the base model's where none is better
+        than that; and the front of val, as (standard accuracy, rejection) on test.
     """
     record = record_of(directory, "adapted/test")
     assert record is not None
     root = read_items(Path(read_json(directory / "items.json")["root"]))
     val, test = (root.select(split=split, purpose="gap") for split in ("val", "test"))
     stages = {"there": (val, f"epoch-{record['epoch']}-val"), "before": (val, "base-val"), "here": (test, "adapted-test")}
+    stages["base"] = (test, "base-test")
     scored = {name: _stored(directory, stage, items) for name, (items, stage) in stages.items()}
     seen = {name: Scored(scores=a.scores, option_concept=a.labels.option_concept) for name, a in scored.items() if a.scores is not None}
     choosing, judging = scored["there"].labels, scored["here"].labels
     settings, scores_of = shifts(seen["there"], alarms(choosing))
     there, here = scores_of(seen["there"]), scores_of(seen["here"])
     found: dict[float | None, Answers] = {}
-    for budget, setting in zip(BUDGETS, choose(settings, there, unchanged(seen["before"]), choosing, BUDGETS), strict=True):
-        scores = here([setting or settings[0]])[0]
+    for budget in BUDGETS:
+        setting = best_shift(seen["there"], seen["before"], choosing, budget)
+        if setting is None:
+            found[budget] = scored["base"]
+            continue
+        scores = here([setting])[0]
         found[budget] = replace(scored["here"], scores=scores, chosen=scores.argmax(1))
     edge = pareto(settings, there, choosing, here, judging)
     return found, [(p["test"]["standard_accuracy"], p["test"]["rejection"]) for p in edge]
 
 
-def chosen_on_val(directories: Sequence[Path], budget: float) -> Path:
-    """Of several trainings of one way, the one whose chosen epoch is best on val, those that keep to the budget there first."""
-
-    def rank(directory: Path) -> tuple[bool, float]:
-        record = record_of(directory, "adapted/test")
-        assert record is not None
-        val = record_of(directory, f"epoch-{record['epoch']}/val")
+def chosen_on_val(directories: Sequence[Path], gap: GapConfig) -> int:
+    """Of several trainings of one way, the index of the one whose chosen epoch is best on val, by the rule that chose the epochs."""
+    records = []
+    for n, directory in enumerate(directories):
+        adapted = record_of(directory, "adapted/test")
+        assert adapted is not None
+        val = record_of(directory, f"epoch-{adapted['epoch']}/val")
         assert val is not None
-        return val["change"]["standard_drop"]["value"] <= budget, val["action"]["balanced"]["value"]
-
-    return max(directories, key=rank)
+        records.append(val | {"epoch": n})
+    return best_epoch(records, gap)
 
 
 def untrained_front(directory: Path) -> dict[str, list[tuple[float, float]]]:
@@ -134,6 +140,10 @@ def untrained(directory: Path, budget: float | None) -> dict[str, Answers]:
     if not measured:
         raise ValueError(
             f"{directory}: no inference-time baselines in measurement.json; run `gapclose measure` with controls.baselines true"
+        )
+    if measured.get("chosen_on") != "val":
+        raise ValueError(
+            f"{directory}: its methods without training were not chosen on val (labels there, or a newer run, are needed); delete it"
         )
     items, found = test_items(directory), {}
     for method in measured["methods"]:
@@ -156,7 +166,9 @@ def figures(answers: Answers, seed: int, where: np.ndarray | None = None) -> dic
     if where is not None:
         answers = replace(answers, labels=answers.labels.take(where), chosen=answers.chosen[where])
     labels = answers.labels
-    clips = Clips(labels.clip, REPLICATES, seed)
+    if not len(labels.gold):
+        return dict.fromkeys(("balanced", "standard", "rejection"), np.full(REPLICATES + 1, np.nan))
+    clips = _resamples(tuple(labels.clip.tolist()), seed)
     said = Action(chosen=answers.chosen, scores=np.zeros(())).concept(labels)
     alarm = [labels.concepts.index(a) for a in labels.alarm]
     return {
@@ -164,6 +176,11 @@ def figures(answers: Answers, seed: int, where: np.ndarray | None = None) -> dic
         "standard": clips.mean(answers.chosen == labels.gold, labels.standard),
         "rejection": clips.mean(np.isin(said, alarm), ~labels.standard),
     }
+
+
+@lru_cache(maxsize=8)
+def _resamples(clip: tuple[Any, ...], seed: int) -> Clips:
+    return Clips(np.array(clip), REPLICATES, seed)
 
 
 def on_degraded(answers: Answers) -> dict[str, float]:

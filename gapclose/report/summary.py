@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,19 +89,21 @@ def layers_of(facts: Mapping[str, Any] | None) -> list[int]:
 
 
 def round_words(rounds: Sequence[dict[str, Any]]) -> list[str]:
-    """A sentence for every round of targets after the first, from ``rounds.json``."""
+    """A sentence for every later round of targets, from ``rounds.json``."""
     found = []
-    for before, now in pairwise(rounds):
-        reads = (
-            f"round {now['round']}: read from {layer_words(now['layers'])} ({now['family']}), {now['log_likelihood'] - before['log_likelihood']:+.3f} "
-            f"nats an item out of fold, {100 * now['changed']:.1f} % of the train items otherwise; balanced on val {before['val_balanced']:.3f} -> "
-            f"{now['val_balanced']:.3f}; the sentinel agrees on {before['sentinel_agrees']:.3f} -> {now['sentinel_agrees']:.3f}"
+    for of in rounds:
+        gain, balanced, agrees = of["gain"], of["balanced"], of["sentinel_agrees"]
+        words = (
+            f"round {of['round']}: on val a probe of the adapted model ({layer_words(of['layers'])}, {of['family']}) reads {gain['value']:+.3f} "
+            f"[{gain['lower']:+.3f}, {gain['upper']:+.3f}] nats an item better than the best one before, balanced {balanced['before']:.3f} -> "
+            f"{balanced['now']:.3f}; of the train items {100 * of['changed']:.1f} % are read otherwise, and the base model's sentinel agrees on "
+            f"{agrees['before']:.3f} -> {agrees['now']:.3f}"
         )
-        if not now["helps"]:
-            reads += "; it reads no better, so training ended"
-        elif "action" in now:
-            reads += f"; the action on val after it {before['action']['value']:.3f} -> {now['action']['value']:.3f}"
-        found.append(reads)
+        if not of["helps"]:
+            words += "; not shown to read better, so training ended"
+        elif "action" in of:
+            words += f"; the action on val after it {of['action']['before']['value']:.3f} -> {of['action']['now']['value']:.3f}"
+        found.append(words)
     return found
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from gapclose.gap import GapConfig
 from gapclose.report.compared import pairs
 from gapclose.report.results import against, chosen_on_val, figures, mean_over_seeds, on_degraded, trained
 from gapclose.report.summary import record_of
@@ -79,6 +80,8 @@ def test_what_is_missing_is_said(comparison, tmp_path):
         ({"objectives": ["silver"]}, "objective is 'silver'"),
         ({"standard_budget": 0.05}, "standard_budget is 0.05; methods without training know [0.03, 0.01, 0.0]"),
         ({"variants": {"a+b": {}, "a b": {}}, "quick": {}}, "several runs would share"),
+        ({"variants": {"a": {"budgets": [7]}}, "quick": {}}, "variant 'a' has budgets [7]"),
+        ({"also_on": "phrasing"}, "also_on is 'phrasing'"),
         ({"variants": {"a": {"ways": ["gilt"]}}, "quick": {}}, "variant 'a' has ways ['gilt']"),
         ({"run": "nowhere.yaml"}, "'nowhere.yaml' is no configuration file"),
     ):  # before anything runs
@@ -129,7 +132,7 @@ def test_a_way_may_have_alternatives_of_which_val_chooses(tmp_path):
     spec.loader.exec_module(recipe)
     of = recipe.read_comparison(ROOT / "configs" / "compare_digits.yaml", quick=False)
     every = recipe.jobs(of)
-    chosen = [j for j in every if j.variant == "comply, choices on val" and j.seed == 0]
+    chosen = [j for j in every if j.variant == "comply, choices on val" and j.seed == 0 and j.way.startswith("consistency")]
     assert [(j.budget, j.way, j.alternative) for j in chosen] == [(500, "consistency, chosen", n) for n in range(3)]
     words = [" ".join(recipe.command(of, j)) for j in chosen]
     assert (
@@ -142,13 +145,21 @@ def test_a_way_may_have_alternatives_of_which_val_chooses(tmp_path):
 
     def run(place: str, drop: float, balanced: float) -> Path:
         (tmp_path / place).mkdir()
-        val = {"stage": "epoch-2/val", "change": {"standard_drop": {"value": drop}}, "action": {"balanced": {"value": balanced}}}
+        val = {
+            "stage": "epoch-2/val",
+            "state": "open",
+            "objections": {},
+            "shifted": {"option_balanced": 1 - balanced},
+            "change": {"standard_drop": {"value": drop}},
+            "action": {"balanced": {"value": balanced}},
+        }
         lines = [json.dumps(r) for r in (val, {"stage": "adapted/test", "epoch": 2, "action": {"balanced": {"value": 1 - balanced}}})]
         (tmp_path / place / "gap.jsonl").write_text("\n".join(lines))
         return tmp_path / place
 
     runs = [run("a", 0.02, 0.7), run("b", 0.03, 0.8), run("c", 0.04, 0.9)]
-    assert chosen_on_val(runs, 0.03) == runs[1] and chosen_on_val(runs[2:], 0.03) == runs[2]
+    own = GapConfig(standard_budget=0.03)
+    assert chosen_on_val(runs, own) == 1 and chosen_on_val(runs[2:], own) == 0 and chosen_on_val(runs, GapConfig(choose="shifted")) == 0
 
 
 def test_what_is_set_against_what():

@@ -1,0 +1,191 @@
+"""Prompts: chat messages and their media become what a model is given, padded on the left.
+
+Shapes: B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import soundfile
+import torch
+
+from gapclose.errors import Problems
+from gapclose.families import ARGUMENTS, WITHIN_TEMPLATE, part_for, whole_frames
+from gapclose.films import film_inputs, set_film_times
+from gapclose.items import Item, ItemSet
+from gapclose.media import Media
+
+
+def media_signature(item: Item) -> tuple[str, ...]:
+    """The kinds of media in prompt order; only items that agree on it share a batch."""
+    return tuple(kind for kind, _ in item.media)
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer in a processor, or the processor itself where a model only reads text."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def chat_text(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
+    """Messages as the model's chat template writes them, up to where the answer begins.
+
+    A model that only reads text has a template for strings: content parts are joined by newlines. The template may belong to the
+    tokenizer alone, as Phi-4-multimodal's does once its processor was saved.
+
+    Raises:
+        ValueError: when neither processor nor tokenizer has a template.
+    """
+    tokenizer = tokenizer_of(processor)
+    writer = processor if getattr(processor, "chat_template", None) else tokenizer
+    if not getattr(writer, "chat_template", None):
+        raise ValueError(
+            f"{getattr(tokenizer, 'name_or_path', None) or 'this checkpoint'} has no chat template; put a chat_template.jinja into its "
+            "directory, or take the instruction-tuned checkpoint"
+        )
+    if processor is tokenizer:
+        messages = [{**m, "content": _joined(m["content"])} for m in messages]
+    return writer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def _joined(content: Any) -> str:
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content if part["type"] == "text")
+
+
+def make_prompts(processor: Any, items: Sequence[Item], media: Media) -> dict[str, torch.Tensor]:
+    """Processor output for a batch of items that carry the same kinds of media; ``input_ids`` is (B, T).
+
+    Every row ends at its answer position: ``input_ids[:, -1]`` is the last prompt token.
+
+    Raises:
+        ValueError: when an item carries media that the model does not take, or a processor does not pad on the left.
+    """
+    for item in items:
+        if fault := _untaken(processor, item):
+            raise ValueError(f"item {item.id!r}: {fault}")
+    if within_template(processor):
+        return _on_the_left(processor, dict(processor.apply_chat_template([_with_sounds(item, media) for item in items])))
+    texts = [chat_text(processor, item.messages) for item in items]
+    tokenizer = tokenizer_of(processor)
+    settings: dict[str, Any] = {"padding": True}
+    start = tokenizer.bos_token
+    if processor is tokenizer or (start is not None and texts[0].startswith(start)):
+        settings["add_special_tokens"] = False  # the template wrote them
+    if processor is tokenizer:
+        prompt = dict(tokenizer(texts, return_tensors="pt", **settings))
+    else:
+        films = [media.load(k, p) for i in items for k, p in i.media if k == "video"]
+        inputs = _media_inputs(processor, items, media) | film_inputs(films, processor)
+        prompt = dict(processor(text=texts, return_tensors="pt", text_kwargs=settings, **inputs))
+        set_film_times(prompt, films, processor)
+    return _on_the_left(processor, prompt)
+
+
+def within_template(processor: Any) -> bool:
+    return type(processor).__name__ in WITHIN_TEMPLATE
+
+
+def _on_the_left(processor: Any, prompt: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    if not bool(prompt["attention_mask"][:, -1].all()):
+        raise ValueError(f"{type(processor).__name__} did not pad on the left; gapclose needs every prompt to end at its answer position")
+    return prompt
+
+
+def _with_sounds(item: Item, media: Media) -> list[dict[str, Any]]:
+    """An item's messages with every sound as an encoded wav file, lossless, in place of its path."""
+
+    def part(p: dict[str, Any]) -> dict[str, Any]:
+        if p["type"] != "audio":
+            return p
+        file = io.BytesIO()
+        soundfile.write(file, media.load("audio", p["path"]), media.sampling_rate, format="WAV", subtype="FLOAT")
+        return {"type": "audio", "base64": base64.b64encode(file.getvalue()).decode()}
+
+    lists = {id(m): [part(p) for p in m["content"]] for m in item.messages if not isinstance(m["content"], str)}
+    return [{**m, "content": lists.get(id(m), m["content"])} for m in item.messages]
+
+
+def _media_inputs(processor: Any, items: Sequence[Item], media: Media) -> dict[str, Any]:
+    """The processor's arguments for images and sounds of a batch, decoded; empty where it carries none."""
+    inputs: dict[str, Any] = {}
+    images = [[media.load(k, p) for k, p in i.media if k == "image"] for i in items]
+    if any(images):
+        inputs[ARGUMENTS["image"]] = images
+    extractor = part_for(processor, "audio")
+    sounds = [whole_frames(extractor, media.load(k, p)) for i in items for k, p in i.media if k == "audio"]
+    if sounds:
+        inputs[ARGUMENTS["audio"]] = sounds
+        inputs["audio_kwargs"] = {"sampling_rate": media.sampling_rate}
+    return inputs
+
+
+def _untaken(processor: Any, item: Item) -> str | None:
+    """What an item carries that the model does not take, with the remedy, or None."""
+    for kind in sorted(set(media_signature(item))):
+        if part_for(processor, kind) is None:
+            taken = [k for k in ARGUMENTS if part_for(processor, k) is not None]
+            return (
+                f"it has {kind}, and {type(processor).__name__} takes "
+                f"{'text and ' + ' and '.join(taken) if taken else 'text alone'}; remove it or choose a model that takes {kind}"
+            )
+    return None
+
+
+def check_kinds(items: ItemSet, processor: Any, problems: Problems) -> None:
+    """Add to ``problems`` the media that the model does not take, and those of which its chat template writes nothing: the model would
+    answer without them, and nobody would notice. One line per kinds of media, naming the first item."""
+    seen: set[tuple[str, ...]] = set()
+    for item in items:
+        signature = media_signature(item)
+        if signature in seen:
+            continue
+        seen.add(signature)
+        fault = _untaken(processor, item)
+        if fault is None and not within_template(processor):
+            whole = chat_text(processor, item.messages)
+            silent = [k for k in sorted(set(signature)) if chat_text(processor, _without(item.messages, k)) == whole]
+            if silent:
+                fault = (
+                    f"the model's chat template writes nothing for {' and '.join(silent)}, so it would answer without; mend the "
+                    "checkpoint's chat_template.jinja"
+                )
+        if fault is not None:
+            problems.add(f"item {item.id!r}: {fault}")
+
+
+def _without(messages: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """The messages without their content parts of one kind."""
+    lists = [m for m in messages if not isinstance(m["content"], str)]
+    cut = {id(m): [part for part in m["content"] if part["type"] != kind] for m in lists}
+    return [{**m, "content": cut.get(id(m), m["content"])} for m in messages]
+
+
+def check_options(items: ItemSet, tokenizer: Any, max_new_tokens: int, problems: Problems) -> None:
+    """Add to ``problems`` every option without tokens or with more of them than are generated, and options whose tokens are, or begin,
+    those of another option of the item."""
+    seen: dict[tuple[str, ...], str] = {}
+    for item in items:
+        seen.setdefault(tuple(o.text for o in item.options), item.id)
+    for texts, item_id in seen.items():
+        tokens = [tuple(tokenizer(t, add_special_tokens=False).input_ids) for t in texts]
+        for text, ids in zip(texts, tokens, strict=True):
+            if not ids:
+                problems.add(f"item {item_id!r}: option {text!r} has no tokens; use another text")
+            if len(ids) > max_new_tokens:
+                problems.add(
+                    f"item {item_id!r}: option {text!r} has {len(ids)} tokens, but observe.max_new_tokens is {max_new_tokens}, so it could "
+                    f"never be generated whole; set that to {len(ids)} or more"
+                )
+        if len(set(tokens)) < len(tokens):
+            problems.add(f"item {item_id!r}: two of the options {list(texts)} have the same tokens; change their texts")
+            continue
+        for short, a in zip(texts, tokens, strict=True):
+            for long, b in zip(texts, tokens, strict=True):
+                if a and a != b and b[: len(a)] == a:  # one without tokens has been told of
+                    problems.add(
+                        f"item {item_id!r}: option {short!r} is how option {long!r} begins, token by token, so it could never score lower; "
+                        "change one of them"
+                    )

@@ -1,0 +1,110 @@
+"""Prompts: what a model is given for an item, and what is refused because it would not be given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+
+from gapclose.digits import tiny
+from gapclose.errors import Problems
+from gapclose.families import longest_sound, part_for
+from gapclose.media import Media
+from gapclose.prompts import chat_text, check_kinds, make_prompts
+
+PLAIN = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer():
+    """Of a model that only reads text: its template takes strings."""
+    made = tiny.build_tokenizer()
+    made.chat_template = PLAIN
+    return made
+
+
+@pytest.fixture
+def text_items(digits):
+    """The first items without their media."""
+    stripped = []
+    for item in digits.items[:4]:
+        content = [p for p in item.messages[0]["content"] if p["type"] == "text"]
+        stripped.append(replace(item, messages=[{"role": "user", "content": content}]))
+    return replace(digits, items=tuple(stripped))
+
+
+def faults(items, processor) -> list[str]:
+    problems = Problems("items")
+    check_kinds(items, processor, problems)
+    return problems.messages
+
+
+def test_a_text_model_is_given_strings(tokenizer, text_items):
+    """Text parts are joined by newlines, a string stays as it is; rows end at their answer position."""
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    assert chat_text(tokenizer, [{"role": "user", "content": parts}]) == "user: one\ntwo\nassistant: "
+    assert chat_text(tokenizer, [{"role": "user", "content": "one"}]) == "user: one\nassistant: "
+    prompt = make_prompts(tokenizer, text_items.items, Media(text_items.root, 16_000))
+    for row, item in zip(prompt["input_ids"], text_items, strict=True):
+        assert tokenizer.decode(row, skip_special_tokens=True) == f"user: {item.text}\nassistant: "
+    assert not faults(text_items, tokenizer)
+
+
+def test_media_that_a_model_does_not_take_are_refused_with_item_and_remedy(tokenizer, digits, loaded):
+    """By the check of the set, one line for all alike, and by the prompt itself."""
+    (message,) = faults(digits, tokenizer)
+    expected = f"item {digits.items[0].id!r}: it has audio, and {type(tokenizer).__name__} takes text alone; remove it or choose a model"
+    assert message.startswith(expected)
+    with pytest.raises(ValueError, match="it has audio, and .* takes text alone"):
+        make_prompts(tokenizer, digits.items[:1], Media(digits.root, 16_000))
+    seeing = SimpleNamespace(image_processor=loaded.processor.image_processor, tokenizer=tokenizer)
+    (message,) = faults(digits, seeing)
+    assert "it has audio, and SimpleNamespace takes text and image; remove it or choose a model that takes audio" in message
+    assert not faults(digits, loaded.processor)
+
+
+def test_a_template_that_leaves_media_out_is_found(digits, loaded):
+    """The model would answer without them."""
+    loaded.processor.chat_template = loaded.processor.chat_template.replace("<|audio_bos|><|AUDIO|><|audio_eos|>", "")
+    (message,) = faults(digits, loaded.processor)
+    assert message.startswith(f"item {digits.items[0].id!r}: the model's chat template writes nothing for audio")
+    assert "chat_template.jinja" in message
+
+
+def test_a_checkpoint_without_a_template_is_told_of(tokenizer):
+    """With what to do about it."""
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match=r"has no chat template; put a chat_template\.jinja into its directory"):
+        chat_text(tokenizer, [{"role": "user", "content": "one"}])
+
+
+def test_padding_on_the_right_is_refused(tokenizer, text_items):
+    """Its answer positions would be padding."""
+    tokenizer.padding_side = "right"
+    with pytest.raises(ValueError, match="did not pad on the left"):
+        make_prompts(tokenizer, text_items.items, Media(text_items.root, 16_000))
+
+
+def test_how_much_of_a_sound_is_taken():
+    """Whisper's extractor says it, Gemma's cuts by a default, Qwen3-Omni's processor cuts nothing."""
+    whisper = transformers.WhisperFeatureExtractor(feature_size=128, chunk_length=2)
+    assert longest_sound(SimpleNamespace(feature_extractor=whisper)) == 32_000
+    assert longest_sound(SimpleNamespace(feature_extractor=transformers.Gemma3nAudioFeatureExtractor())) == 480_000
+    assert longest_sound(SimpleNamespace(feature_extractor=whisper, audio_kwargs={"truncation": False})) is None
+    assert longest_sound(SimpleNamespace(tokenizer=None)) is None
+    assert part_for(SimpleNamespace(audio_processor=whisper), "audio") is whisper and part_for(SimpleNamespace(), "video") is None
+
+
+def test_a_sound_is_padded_the_same_in_any_batch(digits, loaded):
+    """What the model is given for an item does not hang on its neighbours."""
+    few = digits.items[:6]
+    media = loaded.media(digits)
+    together = loaded.prompts(few, media)
+    for n, item in enumerate(few):
+        alone = loaded.prompts([item], media)
+        assert torch.equal(alone["input_features"][0], together["input_features"][n])
