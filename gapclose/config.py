@@ -38,7 +38,21 @@ class DataConfig:
     """Where the items are."""
 
     path: str = "digits"
-    """directory with set.json and items.jsonl; ``digits`` makes the embedded world inside the run directory"""
+    """directory with set.json and items.jsonl, in the layout of IMAVB or AVHBench, or with tables and a column map (docs/your-data.md);
+    ``digits`` makes the embedded world inside the run directory"""
+    columns: str | None = None
+    """column map in YAML for tables; null: columns.yaml in the directory, where there is one"""
+    shares: list[float] = field(default_factory=lambda: [0.3, 0.3, 0.1, 0.3])
+    """of the clips for fit, train, val and test, where the data do not say; they add up to 1; 0 leaves a split out"""
+    split_seed: int = 0
+    """of that dealing; other than the run's seed, so that several seeds are judged on the same test clips"""
+    frames: int = 8
+    """taken evenly of every film; tokens, memory and time of a forward grow with it (the source paper takes 50)"""
+    side: int = 448
+    """longest side of a film's frame in pixels, before the model's own resizing; memory of decoded films grows with its square"""
+    on_error: str = "raise"
+    """what becomes of items whose media cannot be used: raise (list them all and stop) or skip (leave them out, at most 1 % of all, and
+    say so in the evidence)"""
     degraded: float = 0.0
     """share of the clips of every split whose picture and sound are shuffled, 0..1: ink, loudness and length stay, and the shipped model
     reads nothing there; only with ``path: digits``"""
@@ -50,6 +64,15 @@ class DataConfig:
             raise ValueError(f"data.degraded is {self.degraded}; it must lie in 0..1 (0.3 for three clips of ten)")
         if self.degraded and self.path != "digits":
             raise ValueError(f"data.degraded is for the embedded world alone; with data.path {self.path!r} it must be 0")
+        if len(self.shares) != 4 or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6:
+            raise ValueError(f"data.shares is {self.shares}; give four shares that add up to 1: of fit, train, val and test")
+        if self.split_seed < 0:
+            raise ValueError(f"data.split_seed is {self.split_seed}; it must not be negative")
+        for name, least in (("frames", 1), ("side", 16)):
+            if getattr(self, name) < least:
+                raise ValueError(f"data.{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.on_error not in ("raise", "skip"):
+            raise ValueError(f"data.on_error is {self.on_error!r}; choose raise or skip")
 
 
 @dataclass(kw_only=True)

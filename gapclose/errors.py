@@ -25,3 +25,7 @@ class Problems:
         if count > self.most:
             lines.append(f"  ... and {count - self.most} more")
         raise ValueError(f"{count} problem{'s' if count > 1 else ''} with {self.subject}:\n" + "\n".join(lines))
+
+
+class Fault(ValueError):
+    """What is wrong with one file, and the remedy; whoever catches it adds which file and which item."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gapclose.adapters import load_adapter
-from gapclose.files import write_json, write_text
+from gapclose.files import read_json, write_json, write_text
 from gapclose.gap import STATES
 from gapclose.models import LoadedModel, ModelConfig, load_model, load_processor
 from gapclose.objectives import IN_WORDS, settings_in_words
@@ -37,14 +37,12 @@ def export_run(directory: Path, config: Config, loaded: LoadedModel, summary: di
     """Write ``adapter/`` (and ``merged/``) from the model as it stands, then verify them in a fresh process if asked to."""
     adapter = directory / "adapter"
     write_adapter(loaded, adapter)
-    write_json(adapter / "evidence.json", summary)
-    write_text(adapter / "README.md", model_card(summary, config, loaded))
+    _write_evidence(adapter, directory, config, loaded, summary)
     say(f"wrote {adapter}")
     if config.export.merged:
         merged = directory / "merged"
         write_merged(loaded, config.model, merged)
-        write_json(merged / "evidence.json", summary)
-        write_text(merged / "README.md", model_card(summary, config, loaded))
+        _write_evidence(merged, directory, config, loaded, summary)
         say(f"wrote {merged}")
     if config.export.verify:
         verify_in_fresh_process(directory)
@@ -64,6 +62,21 @@ def write_merged(loaded: LoadedModel, config: ModelConfig, folder: Path) -> None
     shutil.rmtree(folder, ignore_errors=True)
     copy.deepcopy(loaded.model).merge_and_unload().save_pretrained(str(folder))
     load_processor(config).save_pretrained(str(folder))
+
+
+def _write_evidence(folder: Path, directory: Path, config: Config, loaded: LoadedModel, summary: dict[str, Any]) -> None:
+    write_json(folder / "evidence.json", summary)
+    missing = left_out(directory)
+    if missing["skipped"] or missing["notes"]:
+        write_json(folder / "left_out.json", missing)
+    write_text(folder / "README.md", model_card(summary, config, loaded, missing))
+
+
+def left_out(directory: Path) -> dict[str, Any]:
+    """What of its data a run did without: items whose media could not be used, with the reason, and what a reader left out on purpose."""
+    path = directory / "items.json"
+    found = read_json(path) if path.is_file() else {}
+    return {"items": found.get("items"), "skipped": found.get("skipped", []), "notes": found.get("notes", [])}
 
 
 def verify_in_fresh_process(directory: Path) -> dict[str, Any]:
@@ -156,8 +169,8 @@ def title(summary: dict[str, Any], config: Config) -> str:
     return f"Adapter of a run that ended in state `{summary['state']}`: {STATES[summary['state']]}"
 
 
-def model_card(summary: dict[str, Any], config: Config, loaded: LoadedModel) -> str:
-    """Markdown with the evidence: what was measured, on how many clips, by which probe, under which controls."""
+def model_card(summary: dict[str, Any], config: Config, loaded: LoadedModel, missing: dict[str, Any] | None = None) -> str:
+    """Markdown with the evidence: what was measured, on how many clips, by which probe, under which controls; ``missing``: :func:`left_out`."""
     adapted, base = summary["adapted"], summary["base"]
     rows = "\n".join(
         f"| {label} | {show(base[key])} | {show(adapted[key])} |"
@@ -171,7 +184,13 @@ def model_card(summary: dict[str, Any], config: Config, loaded: LoadedModel) -> 
             ("retention", "retention"),
         )
     )
-    sentences = "\n".join(f"- {line}" for line in [*claims(summary), *verdict(summary), *round_words(summary["rounds"])])
+    lines = [*claims(summary), *verdict(summary), *round_words(summary["rounds"])]
+    if missing and missing["skipped"]:
+        lines.append(
+            f"{len(missing['skipped'])} items beside the {missing['items']} were left out, their media cannot be used (`left_out.json`)"
+        )
+    lines += missing["notes"] if missing else []
+    sentences = "\n".join(f"- {line}" for line in lines)
     later = [str(r["round"]) for r in summary["rounds"] if "action" in r]
     again = (
         f"; in round {' and '.join(later)} with a probe fitted again on the adapted model, whose reading has no verdict" if later else ""

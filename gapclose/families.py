@@ -13,10 +13,10 @@ PARTS = ("thinker_config",)
 """attribute of a checkpoint's config -> the config of the part to train: a full Qwen-Omni checkpoint holds a talker too, and the thinker
 is the part that reads and answers"""
 
-ARGUMENTS = {"image": "images", "audio": "audio"}
+ARGUMENTS = {"image": "images", "audio": "audio", "video": "videos"}
 """kind of media -> the argument of a processor that takes it"""
 
-TAKES = {"image": ("image_processor",), "audio": ("feature_extractor", "audio_processor")}
+TAKES = {"image": ("image_processor",), "audio": ("feature_extractor", "audio_processor"), "video": ("video_processor",)}
 """kind of media -> attributes of which a processor has one when the model takes that kind (Phi-4-multimodal: ``audio_processor``)"""
 
 BARE = {
@@ -68,7 +68,7 @@ def mend(model: Any, processor: Any) -> None:
 
 
 def part_for(processor: Any, kind: str) -> Any:
-    """What of a processor prepares media of a kind (image, audio), or None when the model takes none."""
+    """What of a processor prepares media of a kind (image, audio, video), or None when the model takes none."""
     return next((part for name in TAKES.get(kind, ()) if (part := getattr(processor, name, None)) is not None), None)
 
 

@@ -29,6 +29,11 @@ def write_text(path: str | Path, text: str) -> None:
     _replace(Path(path), lambda p: p.write_text(text, encoding="utf-8"))
 
 
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write ``content``, whole or not at all."""
+    _replace(Path(path), lambda p: p.write_bytes(content))
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write strict JSON (NaN and infinity are refused: they would not read back elsewhere)."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")

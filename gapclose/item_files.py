@@ -21,6 +21,8 @@ from gapclose.errors import Problems
 from gapclose.files import write_text
 from gapclose.items import CONTENT_TYPES, PURPOSES, SPLITS, Item, ItemSet, Option, content_parts
 
+ROLES = ("system", "user", "assistant")
+
 
 def write_items(items: ItemSet, directory: str | Path) -> None:
     """Write ``items.jsonl`` and, last, ``set.json``."""
@@ -110,7 +112,9 @@ def _read_header(path: Path, problems: Problems) -> tuple[tuple[str, ...], tuple
 
 
 def line_of(items_file: Path, ident: str) -> int | None:
-    """Number of the line that holds an item, from 1; None when there is none."""
+    """Number of the line that holds an item, from 1; None when there is none, or no such file."""
+    if not items_file.is_file():
+        return None
     for number, line in enumerate(items_file.read_text(encoding="utf-8").split("\n"), start=1):
         with suppress(ValueError, AttributeError):  # a broken line, or one that holds no object
             if json.loads(line).get("id") == ident:
@@ -140,7 +144,7 @@ def _read_item(line: str, where: str, concepts: tuple[str, ...], problems: Probl
     if row.get("purpose", "gap") not in PURPOSES:
         problems.add(f"{label}: purpose {row['purpose']!r} is not one of {list(PURPOSES)}")
     tags = row.get("tags") or {}
-    if not isinstance(tags, dict):
+    if not isinstance(tags, dict) or any(isinstance(v, dict | list) for v in tags.values()):
         problems.add(f"{label}: tags is {tags!r}; it must be an object of strings")
     _check_messages(row.get("messages"), label, problems)
     options, gold = _read_options(row, label, concepts, problems)
@@ -167,6 +171,8 @@ def _check_messages(messages: Any, label: str, problems: Problems) -> None:
         if not isinstance(message, dict) or "role" not in message or not isinstance(message.get("content"), str | list):
             problems.add(f"{label}: message {message!r} needs `role` and `content` (a string or a list of parts)")
             continue
+        if message["role"] not in ROLES:
+            problems.add(f"{label}: role {message['role']!r} is not one of {list(ROLES)}; a chat template may pass over others")
         for part in content_parts([message]):
             kind = part.get("type") if isinstance(part, dict) else None
             key = "text" if kind == "text" else "path"
@@ -221,11 +227,12 @@ def check_splits_filled(items: ItemSet, needs: dict[str, bool], folds: int, prob
     Adds to ``problems`` every empty split, every unlabelled item of a labelled split (val and test measure items of every purpose, fit
     only looks at gap items), and every missing concept.
     """
-    path = items.root / "items.jsonl"
+    path = items.where
+    remedy = "add some or change the split of others" + (" (data.shares deals clips out)" if path.is_dir() else "")
     for split, labelled in needs.items():
         chosen = items.select(split=split, purpose="gap").items
         if not chosen:
-            problems.add(f"{path}: split {split!r} has no items with purpose 'gap'; add some or change the split of others")
+            problems.add(f"{path}: split {split!r} has no items with purpose 'gap'; {remedy}")
             continue
         if not labelled:
             continue

@@ -40,7 +40,8 @@ class Item:
     modality: str
     """what the premise is about: ``vision``, ``audio``, or any tag"""
     messages: list[dict[str, Any]]
-    """chat messages; content parts are ``{"type": "text", "text": ...}`` or ``{"type": "image", "path": ...}`` (audio, video)"""
+    """chat messages; content parts are ``{"type": "text", "text": ...}`` or ``{"type": "image", "path": ...}`` (audio, video); an audio part
+    may name a film, whose sound track is then meant"""
     options: list[Option]
     gold: int | None = None
     """index of the right option; None when unlabelled"""
@@ -66,6 +67,16 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Framing:
+    """How films are shown."""
+
+    frames: int = 8
+    """taken evenly from the first to the last"""
+    side: int = 448
+    """longest side in pixels; larger pictures are scaled down"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ItemSet:
     """Items with the concepts they are about. Selecting keeps the order."""
 
@@ -74,6 +85,11 @@ class ItemSet:
     concepts: tuple[str, ...]
     alarm: tuple[str, ...]
     items: tuple[Item, ...]
+    framing: Framing = Framing()
+    skipped: tuple[tuple[str, str], ...] = ()
+    """id and fault of every item that was left out because of its media"""
+    notes: tuple[str, ...] = ()
+    """what a reader left out on purpose, in words"""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -86,6 +102,12 @@ class ItemSet:
         purposes = (purpose,) if isinstance(purpose, str) else purpose
         keep = [i for i in self.items if (split is None or i.split == split) and (purposes is None or i.purpose in purposes)]
         return replace(self, items=tuple(keep))
+
+    @property
+    def where(self) -> Path:
+        """What to name in a complaint: the file with the items, or the directory where another format keeps them in several."""
+        path = self.root / "items.jsonl"
+        return path if path.is_file() else self.root
 
     @property
     def modalities(self) -> np.ndarray:
@@ -109,6 +131,8 @@ class ItemSet:
         digest, seen = hashlib.sha256(), set()
         if labels:
             digest.update(json.dumps([self.concepts, self.alarm]).encode())
+        if any(kind == "video" for item in self.items for kind, _ in item.media):
+            digest.update(json.dumps([self.framing.frames, self.framing.side]).encode())
         for item in self.items:
             row: list[Any] = [item.id, item.clip, item.messages, [o.text for o in item.options]]
             if labels:

@@ -1,14 +1,16 @@
 """Media: checked before a model loads, decoded once per file, shared by all questions of a clip.
 
-Images come out as RGB :class:`PIL.Image.Image`, audio as float32 mono arrays ``(samples,)`` at the model's sampling rate.
+Images come out as RGB :class:`PIL.Image.Image`, audio as float32 mono arrays ``(samples,)`` at the model's sampling rate, films as
+:class:`gapclose.films.Film`. An audio part that names a film means its sound track.
 """
 
 from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,82 +19,127 @@ import soundfile
 import soxr
 from PIL import Image
 
-from gapclose.errors import Problems
+from gapclose.errors import Fault, Problems
 from gapclose.families import longest_sound, part_for
-from gapclose.items import ItemSet
+from gapclose.films import Film, is_film, read_film, read_track, track_seconds
+from gapclose.items import Framing, ItemSet
 
-SUPPORTED = ("image", "audio")
+SUPPORTED = ("image", "audio", "video")
+MOST_SKIPPED = 0.01
+"""share of the items that ``data.on_error: skip`` may leave out"""
+SILENT = 1e-5
+"""a sound that stays below it (full scale is 1; one step of 16 bits is 3e-5) says nothing"""
 
 
-def check_media(items: ItemSet, problems: Problems) -> None:
-    """Decode every media file of the set once; add to ``problems`` all that are missing, truncated, empty or not finite.
+def faults(items: ItemSet) -> dict[tuple[str, str], str]:
+    """Decode every media file of the set once: ``(kind, path)`` -> what is wrong with it and the remedy, for those that are missing,
+    truncated, empty, silent, corrupt or not finite."""
 
-    One line per file, naming the first item that uses it and the remedy.
-    """
-    first_user: dict[tuple[str, str], str] = {}
-    for item in items:
-        for kind, path in item.media:
-            first_user.setdefault((kind, path), item.id)
+    def fault(entry: tuple[str, str]) -> str | None:
+        try:
+            decode(entry[0], items.root / entry[1], None, items.framing)
+        except Fault as error:
+            return str(error)
+        return None
 
-    def check(entry: tuple[tuple[str, str], str]) -> str | None:
-        (kind, path), item_id = entry
-        fault = _fault(kind, items.root / path)
-        return None if fault is None else f"{items.root / path}: item {item_id!r}: {fault}"
-
+    entries = list(dict.fromkeys(entry for item in items for entry in item.media))
     with ThreadPoolExecutor(max_workers=4) as pool:
-        for message in pool.map(check, first_user.items()):
-            if message:
-                problems.add(message)
+        return {entry: found for entry, found in zip(entries, pool.map(fault, entries), strict=True) if found}
 
 
-def check_lengths(items: ItemSet, processor: Any, problems: Problems) -> None:
-    """Add to ``problems`` every sound that is longer than what the model's feature extractor takes in; the rest would be dropped silently."""
+def too_long(items: ItemSet, processor: Any) -> dict[tuple[str, str], str]:
+    """Every sound that is longer than what the model's feature extractor takes in, with the remedy; the rest would be dropped silently."""
     samples, rate = longest_sound(processor), getattr(part_for(processor, "audio"), "sampling_rate", None)
     if not samples or not rate:
-        return
-    checked: set[str] = set()
-    for item in items:
-        for path in (p for kind, p in item.media if kind == "audio" and p not in checked):
-            checked.add(path)
-            try:
-                seconds = soundfile.info(items.root / path).duration
-            except (soundfile.LibsndfileError, RuntimeError, OSError):
-                continue  # told by check_media
-            if seconds > samples / rate + 1e-3:
-                problems.add(
-                    f"{items.root / path}: item {item.id!r}: the audio lasts {seconds:.1f} s, and this model hears the first "
-                    f"{samples / rate:.1f} s only; cut it"
-                )
+        return {}
+    most, found = samples / rate, {}
+    for path in dict.fromkeys(p for item in items for kind, p in item.media if kind == "audio"):
+        seconds = _seconds(items.root / path)
+        if seconds > 1.001 * most:  # a container states its length in coarse steps
+            found["audio", path] = f"the audio lasts {seconds:.1f} s, and this model hears the first {most:.1f} s only; cut it"
+    return found
 
 
-def _fault(kind: str, path: Path) -> str | None:
-    """What is wrong with one file, with its remedy, or None."""
-    if kind not in SUPPORTED:
-        return f"{kind} is not supported yet; give its frames as images and its sound track as audio"
+def tell(items: ItemSet, found: Mapping[tuple[str, str], str], problems: Problems) -> None:
+    """Add what is wrong with media files to ``problems``: one line per file, naming the first item that uses it and the remedy."""
+    for entry, fault in found.items():
+        user = next(i.id for i in items if entry in i.media)
+        problems.add(f"{items.root / entry[1]}: item {user!r}: {fault}")
+
+
+def without(items: ItemSet, found: Mapping[tuple[str, str], str], problems: Problems) -> ItemSet:
+    """The items whose media are whole; the others go to ``skipped``, each with its fault. More than 1 % of them is a problem."""
+    skipped = {i.id: f"{items.root / e[1]}: {found[e]}" for i in items for e in reversed(i.media) if e in found}
+    if len(skipped) > MOST_SKIPPED * len(items):
+        ident, fault = next(iter(skipped.items()))
+        problems.add(
+            f"{len(skipped)} of {len(items)} items have media that cannot be used, and data.on_error skip leaves out {MOST_SKIPPED:.0%} at "
+            f"most (first: item {ident!r}: {fault}); mend them; data.on_error raise lists all"
+        )
+    return replace(items, items=tuple(i for i in items if i.id not in skipped), skipped=tuple(skipped.items()))
+
+
+def _seconds(path: Path) -> float:
+    """Length of a sound by its header; 0 where that cannot be read, which whoever decodes it will tell."""
+    try:
+        return track_seconds(path) if is_film(path) else soundfile.info(path).duration
+    except (soundfile.LibsndfileError, RuntimeError, OSError):
+        return 0.0
+
+
+def decode(kind: str, path: Path, rate: int | None, framing: Framing) -> Any:
+    """One image, sound or film.
+
+    Args:
+        rate: in Hz, what a sound is resampled to; None leaves it.
+
+    Raises:
+        Fault: what is wrong with the file, and the remedy.
+    """
     if not path.is_file():
-        return f"no such {kind} file; restore it or remove the item"
+        raise Fault(f"no such {kind} file; restore it or remove the item")
     if path.stat().st_size == 0:
-        return f"the {kind} file is empty; replace it"
+        raise Fault(f"the {kind} file is empty; replace it")
     if kind == "image":
-        try:
-            with Image.open(path) as image:
-                image.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return f"the image cannot be decoded ({error}); replace it"
-        return None
+        return _image(path)
+    return read_film(path, framing) if kind == "video" else _audio(path, rate)
+
+
+def _image(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise Fault(f"the image cannot be decoded ({error}); replace it") from error
+
+
+def _audio(path: Path, rate: int | None) -> np.ndarray:
+    """(samples,) float32, mono."""
+    if is_film(path):
+        mono = read_track(path, rate or 16_000)
+    else:
+        mono, own = _sound_file(path)
+        if rate and own != rate:
+            mono = soxr.resample(mono, own, rate)
+    if np.abs(mono).max() < SILENT:
+        raise Fault("the audio is silent throughout; replace it, or, where silence is meant, give it faint noise")
+    return mono.astype(np.float32)
+
+
+def _sound_file(path: Path) -> tuple[np.ndarray, int]:
     missing = _missing_wav_bytes(path)
     if missing:
-        return f"the wav file is truncated: its header promises {missing} bytes more than the file holds; copy it again"
+        raise Fault(f"the wav file is truncated: its header promises {missing} bytes more than the file holds; copy it again")
     try:
-        samples, _ = soundfile.read(path, dtype="float32", always_2d=True)
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        return f"the audio cannot be decoded ({error}); replace it"
+        raise Fault(f"the audio cannot be decoded ({error}); replace it") from error
     if len(samples) == 0:
-        return "the audio has no samples; replace it"
+        raise Fault("the audio has no samples; replace it")
     bad = int((~np.isfinite(samples)).sum())
     if bad:
-        return f"the audio has {bad} samples that are not finite; write it again without NaN or infinity"
-    return None
+        raise Fault(f"the audio has {bad} samples that are not finite; write it again without NaN or infinity")
+    return samples.mean(axis=1), rate
 
 
 def _missing_wav_bytes(path: Path) -> int:
@@ -115,21 +162,33 @@ def _missing_wav_bytes(path: Path) -> int:
 
 
 class Media:
-    """Decodes files on demand and keeps the last ``limit`` of them.
+    """Decodes files on demand and keeps the last ``limit`` of them, ``most_bytes`` at most.
 
     Args:
         root: what the paths of the items are relative to.
         sampling_rate: in Hz, what audio is resampled to.
-        blank: kinds to blank (a control): ``image`` gives mid-grey of its size, ``audio`` silence of its length.
+        framing: how films are shown.
+        blank: kinds to blank (a control): ``image`` and ``video`` give mid-grey of their size, ``audio`` silence of its length.
     """
 
-    def __init__(self, root: Path, sampling_rate: int, *, blank: Sequence[str] = (), limit: int = 4096) -> None:
+    def __init__(
+        self,
+        root: Path,
+        sampling_rate: int,
+        *,
+        framing: Framing | None = None,
+        blank: Sequence[str] = (),
+        limit: int = 4096,
+        most_bytes: int = 2 << 30,
+    ) -> None:
         assert set(blank) <= set(SUPPORTED), blank
-        self.root, self.sampling_rate, self.blank, self.limit = root, sampling_rate, blank, limit
+        self.root, self.sampling_rate, self.blank, self.limit, self.most_bytes = root, sampling_rate, blank, limit, most_bytes
+        self.framing = framing or Framing()
         self._kept: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._bytes = 0
 
     def load(self, kind: str, path: str) -> Any:
-        """One decoded image or sound.
+        """One decoded image, sound or film.
 
         Raises:
             ValueError: naming the file, when it cannot be decoded.
@@ -138,23 +197,26 @@ class Media:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        fault = _fault(kind, self.root / path)
-        if fault:
-            raise ValueError(f"{self.root / path}: {fault}")
-        value = self._image(self.root / path) if kind == "image" else self._audio(self.root / path)
+        try:
+            value = decode(kind, self.root / path, self.sampling_rate, self.framing)
+        except Fault as error:
+            raise ValueError(f"{self.root / path}: {error}") from error
+        if kind in self.blank:
+            value = blanked(value)
         self._kept[key] = value
-        if len(self._kept) > self.limit:
-            self._kept.popitem(last=False)
+        self._bytes += _size(value)
+        while len(self._kept) > 1 and (len(self._kept) > self.limit or self._bytes > self.most_bytes):
+            self._bytes -= _size(self._kept.popitem(last=False)[1])
         return value
 
-    def _image(self, path: Path) -> Image.Image:
-        with Image.open(path) as image:
-            rgb = image.convert("RGB")
-        return Image.new("RGB", rgb.size, (128, 128, 128)) if "image" in self.blank else rgb
 
-    def _audio(self, path: Path) -> np.ndarray:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        mono = samples.mean(axis=1)
-        if rate != self.sampling_rate:
-            mono = soxr.resample(mono, rate, self.sampling_rate)
-        return np.zeros_like(mono) if "audio" in self.blank else mono.astype(np.float32)
+def blanked(value: Any) -> Any:
+    """Mid-grey of the same size, silence of the same length."""
+    if isinstance(value, Film):
+        return Film(frames=np.full_like(value.frames, 128), seconds=value.seconds)
+    return Image.new("RGB", value.size, (128, 128, 128)) if isinstance(value, Image.Image) else np.zeros_like(value)
+
+
+def _size(value: Any) -> int:
+    """Bytes in memory."""
+    return 3 * value.width * value.height if isinstance(value, Image.Image) else value.nbytes

@@ -56,7 +56,7 @@ class Wanted:
     top_tokens: int = 0
     """keep this many next-token log-probabilities (0: none)"""
     blank: Sequence[str] = ()
-    """kinds of media to blank (a control): image, audio"""
+    """kinds of media to blank (a control): image, audio, video"""
     patch: Mapping[int, Mapping[str, torch.Tensor]] = field(default_factory=dict)
     """decoder layer, counted from 1 -> item id -> residual (D,) that replaces its own after that layer at the answer position"""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -135,7 +135,7 @@ def _request(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted:
         "layers": sorted(wanted.layers),
         "generate": config.max_new_tokens if wanted.generate else 0,
         "top_tokens": wanted.top_tokens,
-        "blank": sorted(wanted.blank),
+        "blank": sorted(set(wanted.blank) & {kind for item in items for kind, _ in item.media}),
         "patch": [x for layer, of in sorted(wanted.patch.items()) for x in (layer, _digest([of[i.id] for i in items]))] or None,
         **wanted.extra,
     }

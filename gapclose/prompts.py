@@ -15,6 +15,7 @@ import torch
 
 from gapclose.errors import Problems
 from gapclose.families import ARGUMENTS, WITHIN_TEMPLATE, part_for, whole_frames
+from gapclose.films import film_inputs, set_film_times
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
 
@@ -76,8 +77,10 @@ def make_prompts(processor: Any, items: Sequence[Item], media: Media) -> dict[st
     if processor is tokenizer:
         prompt = dict(tokenizer(texts, return_tensors="pt", **settings))
     else:
-        inputs = _media_inputs(processor, items, media)
+        films = [media.load(k, p) for i in items for k, p in i.media if k == "video"]
+        inputs = _media_inputs(processor, items, media) | film_inputs(films, processor)
         prompt = dict(processor(text=texts, return_tensors="pt", text_kwargs=settings, **inputs))
+        set_film_times(prompt, films, processor)
     return _on_the_left(processor, prompt)
 
 
@@ -106,7 +109,7 @@ def _with_sounds(item: Item, media: Media) -> list[dict[str, Any]]:
 
 
 def _media_inputs(processor: Any, items: Sequence[Item], media: Media) -> dict[str, Any]:
-    """The processor's arguments for the media of a batch, decoded; empty where it carries none."""
+    """The processor's arguments for images and sounds of a batch, decoded; empty where it carries none."""
     inputs: dict[str, Any] = {}
     images = [[media.load(k, p) for k, p in i.media if k == "image"] for i in items]
     if any(images):
@@ -137,7 +140,7 @@ def check_kinds(items: ItemSet, processor: Any, problems: Problems) -> None:
     seen: set[tuple[str, ...]] = set()
     for item in items:
         signature = media_signature(item)
-        if signature in seen or not set(signature) <= set(ARGUMENTS):  # other kinds are told of by check_media
+        if signature in seen:
             continue
         seen.add(signature)
         fault = _untaken(processor, item)

@@ -143,6 +143,8 @@ class Run:
 
     def record(self, record: dict[str, Any]) -> None:
         """Put a record into ``gap.jsonl`` (replacing one of the same stage), mirror it, redraw the figure, and print a line."""
+        if self.items.skipped:
+            record["n_skipped"] = len(self.items.skipped)
 
         def write() -> None:
             path = self.directory / "gap.jsonl"

@@ -5,21 +5,25 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
 
 from gapclose.baselines.trl_items import check_taken
-from gapclose.config import Config
+from gapclose.config import Config, DataConfig
 from gapclose.errors import Problems
 from gapclose.files import read_json, write_json
-from gapclose.item_files import check_splits_filled, read_items
-from gapclose.items import ItemSet
+from gapclose.item_files import check_splits_filled
+from gapclose.items import Framing, ItemSet
 from gapclose.labelling import relabel
-from gapclose.media import check_lengths, check_media
+from gapclose.media import faults, tell, too_long, without
 from gapclose.models import ModelConfig, load_processor
 from gapclose.objectives import BY_TRL
+from gapclose.progress import say
 from gapclose.prompts import check_kinds, check_options, tokenizer_of
+from gapclose.readers import read_set
+from gapclose.readers.splits import Dealing
 from gapclose.report.console import add_columns, wide_console
 from gapclose.verdict import LEAST_CLIPS
 
@@ -27,8 +31,15 @@ MEASURE_SPLITS = {"fit": True, "test": True}
 CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
 
 
+def read_data(directory: Path, data: DataConfig, problems: Problems) -> ItemSet:
+    """The items in ``directory``, whatever its layout, framed as the configuration says."""
+    items = read_set(directory, problems, Dealing(shares=data.shares, seed=data.split_seed), columns=data.columns)
+    return replace(items, framing=Framing(frames=data.frames, side=data.side))
+
+
 def load_items(
     directory: Path,
+    data: DataConfig,
     model: ModelConfig,
     splits: dict[str, bool],
     *,
@@ -50,8 +61,8 @@ def load_items(
         ValueError: all problems of all checks together.
     """
     problems = Problems(f"the item set {directory}")
-    items = read_items(directory, problems)
-    check_media(items, problems)
+    items = read_data(directory, data, problems)
+    found = faults(items)
     try:
         processor = load_processor(model)
     except (OSError, ValueError) as error:
@@ -59,23 +70,28 @@ def load_items(
     else:
         check_options(items, tokenizer_of(processor), max_new_tokens, problems)
         check_kinds(items, processor, problems)
-        check_lengths(items, processor, problems)
+        found = too_long(items, processor) | found
+    if data.on_error == "skip":
+        items = without(items, found, problems)
+    else:
+        tell(items, found, problems)
     check_splits_filled(items, splits, folds, problems)
     if retain and not items.select(split="train", purpose="retain").items:
-        problems.add(f"{directory / 'items.jsonl'}: split 'train' has no items with purpose 'retain'; add some or set train.retain to 0")
+        problems.add(f"{items.where}: split 'train' has no items with purpose 'retain'; add some or set train.retain to 0")
     if objective in BY_TRL:
         check_taken(items, objective, BY_TRL[objective], problems)
     problems.raise_if_any()
+    for line in (*items.notes, *(f"item {ident!r}: {fault}" for ident, fault in items.skipped)):
+        say(f"left out: {line}")
     return items
 
 
 def is_for_closing(config: Config) -> bool:
     """Whether a set has items to train on or to validate with; without either it is there to be measured."""
-    path = Path(config.data.path) / "items.jsonl"
-    if config.data.path == "digits" or not path.is_file():
+    if config.data.path == "digits":
         return True
-    items = read_items(path.parent, Problems("the item set"))
-    return any(i.split in ("train", "val") for i in items)
+    items = read_data(Path(config.data.path), config.data, Problems("the item set"))
+    return not items.items or any(i.split in ("train", "val") for i in items)
 
 
 def prepare_items(config: Config, *, closing: bool, main: bool = True, wait: Callable[[], None] = lambda: None) -> ItemSet:
@@ -98,7 +114,7 @@ def prepare_items(config: Config, *, closing: bool, main: bool = True, wait: Cal
     retain = closing and config.train.retain > 0
     limits = {"max_new_tokens": config.observe.max_new_tokens, "folds": config.probe.folds}
     objective = config.objective if closing else None
-    loaded = load_items(directory, config.model, splits, **limits, retain=retain, objective=objective)
+    loaded = load_items(directory, config.data, config.model, splits, **limits, retain=retain, objective=objective)
     items = relabel(loaded, config.labelling, config.seed)
     problems = Problems(f"the item set {directory} with the labels that `labelling` leaves")
     check_splits_filled(items, splits, config.probe.folds, problems)
@@ -123,7 +139,9 @@ def refuse_other_items(items: ItemSet, path: Path) -> str:
 
 def bind_items(items: ItemSet, path: Path) -> None:
     """Remember which items, media and labels a run is about, unless :func:`refuse_other_items` refuses."""
-    write_json(path, {"root": str(items.root), "fingerprint": refuse_other_items(items, path)})
+    found = {"root": str(items.root), "fingerprint": refuse_other_items(items, path)}
+    left_out = {"skipped": [{"item": i, "fault": fault} for i, fault in items.skipped], "notes": list(items.notes)}
+    write_json(path, {**found, "items": len(items), **left_out})
 
 
 def doubts(items: ItemSet) -> list[str]:
@@ -139,7 +157,9 @@ def doubts(items: ItemSet) -> list[str]:
 
 def print_histogram(items: ItemSet) -> None:
     """A table of splits x purposes: clips, items, labelled items, and items per concept."""
-    table = Table(title=f"{items.name}: {len(items)} items, {len({i.clip for i in items})} clips, alarm concepts {list(items.alarm)}")
+    out = f" ({len(items.skipped)} left out)" if items.skipped else ""
+    title = f"{items.name}: {len(items)} items{out}, {len({i.clip for i in items})} clips, alarm concepts {list(items.alarm)}"
+    table = Table(title=title)
     words = ("split", "purpose", "modality")
     add_columns(table, (*words, "clips", "items", "labelled", *items.concepts), words)
     groups = Counter((i.split, i.purpose, i.modality) for i in items)

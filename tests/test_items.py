@@ -51,6 +51,12 @@ ITEM_FAULTS = {
     "tags of another type": ({"tags": ["a"]}, ["tags is ['a']", "object of strings"]),
     "no messages": ({"messages": []}, ["messages is []", "{role, content}"]),
     "message without content": ({"messages": [{"role": "user"}]}, ["needs `role` and `content`"]),
+    "unknown role": ({"messages": [{"role": "human", "content": "Odd?"}]}, ["role 'human' is not one of ['system', 'user', 'assistant']"]),
+    "nested tags": ({"tags": {"a": ["b"]}}, ["tags is {'a': ['b']}", "object of strings"]),
+    "gold as an index": ({"gold": 0}, ["gold 0 is not among the options ['odd', 'unseen']", "copy one of them"]),
+    "concept of another type": ({"options": [{"text": "odd", "concept": 3}, LIE]}, ["'odd' expresses 3", "set.json does not declare"]),
+    "text without a text": ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, ["'text'", "`text` or `path`"]),
+    "a part of another type": ({"messages": [{"role": "user", "content": ["Odd?"]}]}, ["content part 'Odd?' needs `type`"]),
     "unknown part": ({"messages": [{"role": "user", "content": [{"type": "smell", "path": "x"}]}]}, ["'smell'", "one of ['text', 'image'"]),
     "image without a path": ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, ["'image'", "`text` or `path`"]),
 }

@@ -11,7 +11,7 @@ from PIL import Image
 
 from gapclose.errors import Problems
 from gapclose.items import Item, ItemSet, Option
-from gapclose.media import Media, check_lengths, check_media
+from gapclose.media import Media, faults, tell, too_long
 
 RATE = 16_000
 
@@ -46,8 +46,16 @@ FAULTS = {
     "text.wav": (lambda p: p.write_text("no sound at all, but long enough"), ["the audio cannot be decoded"]),
     "cut.png": (broken_image, ["the image cannot be decoded", "replace it"]),
     "text.png": (lambda p: p.write_text("no image"), ["the image cannot be decoded"]),
-    "clip.mp4": (lambda p: p.write_bytes(b"0" * 99), ["video is not supported yet", "frames as images"]),
+    "mute.wav": (lambda p: wav(p, np.zeros(800)), ["the audio is silent throughout", "faint noise"]),
 }
+
+
+def check_media(items: ItemSet, problems: Problems) -> None:
+    tell(items, faults(items), problems)
+
+
+def check_lengths(items: ItemSet, processor: SimpleNamespace, problems: Problems) -> None:
+    tell(items, too_long(items, processor), problems)
 
 
 def kind_of(name: str) -> str:

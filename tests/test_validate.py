@@ -1,6 +1,8 @@
 """What is checked before a model loads: every fault of a set in one message, and nothing else done."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ import soundfile
 from PIL import Image
 
 from gapclose.cli import main
+from gapclose.config import parse_config
+from gapclose.validate import bind_items, prepare_items
 
 CONTENT, LIE = {"text": "odd", "concept": "standard"}, {"text": "unseen", "concept": "false"}
 
@@ -56,7 +60,7 @@ def faulty(tmp_path):
     put(row("silent", "fit", "silent.wav"), f"{tmp_path / 'silent.wav'}: item 'silent': the audio has no samples; replace it")
     put(row("blurred", "fit", "cut.png"), f"{tmp_path / 'cut.png'}: item 'blurred': the image cannot be decoded")
     put(row("empty", "fit", "empty.wav"), f"{tmp_path / 'empty.wav'}: item 'empty': the audio file is empty; replace it")
-    put(row("film", "fit", "film.mp4"), f"{tmp_path / 'film.mp4'}: item 'film': video is not supported yet")
+    put(row("film", "fit", "film.mp4"), f"{tmp_path / 'film.mp4'}: item 'film': the film cannot be decoded (Invalid data")
     put(row("bare", "fit", options=[{"text": "odd"}, LIE]), "HERE: item 'bare': option 'odd' has no concept; name one of")
     put(
         row("odd", "fit", options=[CONTENT | {"concept": "x"}, LIE]),
@@ -132,7 +136,6 @@ def test_worlds_of_two_seeds_in_one_run_directory_are_two(monkeypatch, tmp_path)
     """Validating with another seed first does not give the run that seed's clips."""
     from gapclose.config import Config, DataConfig
     from gapclose.digits import world
-    from gapclose.validate import prepare_items
 
     few = {"fit": 24, "train": 24, "val": 24, "test": 24}
     write = world.write
@@ -141,3 +144,42 @@ def test_worlds_of_two_seeds_in_one_run_directory_are_two(monkeypatch, tmp_path)
     assert one == again != two
     images = prepare_items(Config(run_dir=str(tmp_path), data=DataConfig(sound=False)), closing=True)
     assert images.concepts == ("standard", "false_vision") and {k for i in images for k, _ in i.media} == {"image"}
+
+
+@pytest.mark.parametrize("broken", [1, 2])
+def test_items_with_broken_media_may_be_skipped_up_to_one_in_a_hundred(broken, digits_directory, tiny_checkpoint, tmp_path, capsys):
+    """Those that are left out are told and remembered; more than 1 % of them stop the run; without the option every one does."""
+    directory = tmp_path / "set"
+    shutil.copytree(digits_directory, directory)
+    for number in range(broken):
+        (directory / "media" / f"fit-00{number}.wav").write_bytes(b"")
+    arguments = ["validate", "--data.path", str(directory), "--model.path", str(tiny_checkpoint)]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.count("the audio file is empty") == broken
+    status = main([*arguments, "--data.on_error", "skip"])
+    shown = capsys.readouterr()
+    if broken == 1:
+        assert status == 0 and "692 items (4 left out)" in shown.out
+        assert shown.out.count("left out: item 'fit-000/") == 4
+        config = parse_config([*arguments[1:], "--data.on_error", "skip", "--run_dir", str(tmp_path / "run")])
+        bind_items(prepare_items(config, closing=True), tmp_path / "items.json")
+        found = json.loads((tmp_path / "items.json").read_text())
+        assert found["items"] == 692 and "the audio file is empty; replace it" in found["skipped"][0]["fault"]
+    else:
+        assert status == 2 and "8 of 696 items have media that cannot be used" in shown.err and "leaves out 1% at most" in shown.err
+        assert "first: item 'fit-000/" in shown.err
+
+
+def test_what_was_left_out_stands_beside_the_evidence(tiny_run, tmp_path):
+    """Every item with its fault, and a line in the model card."""
+    from gapclose.export import left_out, model_card
+    from gapclose.report.summary import summarise
+
+    (tmp_path / "items.json").write_text(
+        json.dumps({"items": 99, "skipped": [{"item": "a", "fault": "a.wav: empty"}], "notes": ["7 rows: why"]})
+    )
+    missing = left_out(tmp_path)
+    assert missing["skipped"][0]["item"] == "a"
+    config = parse_config(["--config", str(tiny_run / "config.yaml")])
+    card = model_card(summarise(tiny_run), config, SimpleNamespace(path="model"), missing)
+    assert "- 1 items beside the 99 were left out" in card and "- 7 rows: why" in card

@@ -1,4 +1,4 @@
-"""Controls without media: the same prompts, with pictures grey, sounds silent, or both.
+"""Controls without media: the same prompts, with pictures and films grey, sounds silent, or all of them.
 
 Blanked media keep their size and length, so a clip can still be told by how long it is; nothing of what it shows or says is left.
 
@@ -17,7 +17,7 @@ from gapclose.examine.refits import refit, refit_within
 from gapclose.items import Item
 from gapclose.probes import FrozenProbe
 
-OFF = {"image": "vision off", "audio": "audio off"}
+OFF = {"image": "vision off", "audio": "audio off", "video": "video off"}
 
 
 def blank_sets(items: Iterable[Item]) -> list[tuple[str, ...]]:

@@ -1,0 +1,63 @@
+"""Readers of data sets that are laid out in other ways than the project's own; each is a function directory -> :class:`ItemSet`.
+
+``tables`` reads rows whatever file holds them, ``splits`` deals clips out to the splits; ``imavb``, ``yes_no`` and ``columns`` make items of
+the rows. :func:`read_set` picks the reader by what lies in the directory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from gapclose.errors import Problems
+from gapclose.item_files import read_items
+from gapclose.items import ItemSet
+from gapclose.readers.columns import read_columns
+from gapclose.readers.imavb import SPLITS as IMAVB_SPLITS
+from gapclose.readers.imavb import read_imavb
+from gapclose.readers.splits import Dealing, by_clip, check_apart
+from gapclose.readers.tables import table_names
+from gapclose.readers.yes_no import is_yes_no, read_yes_no
+
+OWN = ("set.json", "items.jsonl")
+KNOWN = "name a directory with set.json and items.jsonl, one in the layout of IMAVB or AVHBench, or tables with a columns.yaml (docs/your-data.md)"
+
+
+def read_set(directory: Path, problems: Problems, dealing: Dealing, *, columns: str | None = None) -> ItemSet:
+    """Read the item set in ``directory``.
+
+    Args:
+        columns: a column map in YAML; with it, or with a ``columns.yaml`` in the directory, that map says what the columns mean.
+        dealing: how clips are dealt out where the set does not say.
+
+    Raises:
+        ValueError: when there is nothing that can be read; all other faults go to ``problems``.
+    """
+    if not directory.is_dir():
+        problems.add(f"data.path {str(directory)!r}: no such directory; {KNOWN}")
+        problems.raise_if_any()
+    if not columns and any((directory / name).is_file() for name in OWN):
+        return read_items(directory, problems)
+    items = _read_tables(directory, problems, dealing, columns)
+    check_apart(items, problems)
+    return replace(items, items=by_clip(items.items))
+
+
+def _read_tables(directory: Path, problems: Problems, dealing: Dealing, columns: str | None) -> ItemSet:
+    column_map, names = Path(columns) if columns else directory / "columns.yaml", table_names(directory)
+    if columns or column_map.is_file():
+        return read_columns(directory, column_map, problems, dealing)
+    if set(names) & set(IMAVB_SPLITS):
+        return read_imavb(directory, problems, dealing)
+    if is_yes_no(directory):
+        return read_yes_no(directory, problems, dealing)
+    if names:
+        few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        problems.add(
+            f"data.path {str(directory)!r}: tables {few}, and nothing that says what their columns mean; put a columns.yaml beside them "
+            "or name one with data.columns (docs/your-data.md shows one)"
+        )
+    else:
+        problems.add(f"data.path {str(directory)!r}: nothing in it that can be read; {KNOWN}")
+    problems.raise_if_any()
+    raise AssertionError(directory)

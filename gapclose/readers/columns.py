@@ -1,0 +1,236 @@
+"""Any table through a column map in YAML: what the columns mean, which concepts there are, and which option expresses which.
+
+    name: breath
+    concepts: [normal, crackle]
+    alarm: [crackle]                                  # left out or []: nothing is to be rejected
+    columns: {clip: patient, audio: file, gold: label}
+    question: What is heard on breathing in?          # or columns: {question: ...}
+    modality: audio                                   # or columns: {modality: ...}
+    options: {clear: normal, crackles: crackle}       # text -> concept, the same for every row
+    # option_columns: {a: normal, b: crackle}         # or: column with an option's text -> concept
+    # letters: true                                   # list the options in the prompt and have a letter answered
+    # gold_values: {0: clear, 1: crackles}            # what the gold column holds -> option, where it is no option's text
+
+Columns may stand for: ``id``, ``clip``, ``split``, ``modality``, ``question``, ``gold``, ``twin``, and media in the order of the prompt: ``image``, ``video``,
+``audio``. A media column holds a path relative to the data, or bytes as ``datasets`` stores them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gapclose.errors import Problems
+from gapclose.files import write_bytes
+from gapclose.items import SPLITS, Item, ItemSet, Option
+from gapclose.readers.imavb import letters_prompt
+from gapclose.readers.splits import Dealing
+from gapclose.readers.tables import Row, read_tables
+
+KEYS = ("name", "concepts", "alarm", "columns", "question", "modality", "options", "option_columns", "letters", "gold_values", "tags")
+FIELDS = ("id", "clip", "split", "modality", "question", "gold", "twin")
+MEDIA = ("image", "video", "audio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnMap:
+    """What ``columns.yaml`` says."""
+
+    concepts: tuple[str, ...]
+    alarm: tuple[str, ...]
+    columns: dict[str, str]
+    """in the file's order, which for media is that of the prompt"""
+    options: dict[str, str]
+    """option, or with ``from_columns`` the column that holds it -> concept"""
+    from_columns: bool
+    name: str | None = None
+    question: str | None = None
+    modality: str | None = None
+    letters: bool = False
+    gold_values: dict[str, str]
+    tags: tuple[str, ...] = ()
+    """columns that become tags"""
+
+
+def read_columns(directory: Path, path: Path, problems: Problems, dealing: Dealing) -> ItemSet:
+    """Items of every row of every table in ``directory``, as the map at ``path`` says.
+
+    Media that are stored as bytes are written to the folder ``.media`` beside the tables, once, under the digest of their content.
+
+    Raises:
+        ValueError: when the map cannot be used, or no table is there.
+    """
+    known = read_map(path, problems)
+    rows = read_tables(directory, problems)
+    if known is not None and not rows:
+        problems.add(f"{directory}: no table (.jsonl, .json, .csv, .parquet, or a data set saved by `datasets`); put one there")
+    wanted = {} if known is None else {**known.columns, **{c: c for c in (*known.tags, *(known.options if known.from_columns else ()))}}
+    for column in wanted.values():
+        lacking = next((r for r in rows if column not in r.values), None)
+        if lacking is not None:
+            near = difflib.get_close_matches(column, lacking.values, n=1)
+            problems.add(f"{lacking.place}: no column {column!r}, which {path} names; there are {sorted(lacking.values)}" + _meant(near))
+    problems.raise_if_any()
+    assert known is not None
+    clips = {id(r): str(r.values[known.columns["clip"]]) if "clip" in known.columns else r.place.rpartition("/")[2] for r in rows}
+    dealt = {} if _splits_known(known, rows) else dealing.deal(clips.values())
+    made = [_item(row, known, clips[id(row)], dealt, problems, directory) for row in rows]
+    items = tuple(i for i in made if i is not None)
+    return ItemSet(root=directory, name=known.name or directory.name, concepts=known.concepts, alarm=known.alarm, items=items)
+
+
+def read_map(path: Path, problems: Problems) -> ColumnMap | None:
+    """The column map; None when it cannot be used, and ``problems`` says why."""
+    before = len(problems)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        problems.add(
+            f"{path}: the column map cannot be read ({str(error).splitlines()[0]}); write it in YAML (docs/your-data.md shows one)"
+        )
+        return None
+    if not isinstance(raw, dict):
+        problems.add(f"{path}: holds {type(raw).__name__}, not keys and values; write a column map (docs/your-data.md shows one)")
+        return None
+    _refuse_unknown(raw, KEYS, path, problems)
+    concepts, alarm = (_names(raw, key, path, problems) for key in ("concepts", "alarm"))
+    columns = _mapping(raw, "columns", path, problems)
+    _refuse_unknown(columns, (*FIELDS, *MEDIA), f"{path}: columns", problems)
+    both = [key for key in ("options", "option_columns") if raw.get(key)]
+    options = _mapping(raw, both[0], path, problems) if len(both) == 1 else {}
+    if len(both) != 1:
+        problems.add(f"{path}: give one of `options` (text: concept) and `option_columns` (column: concept), not {both or 'neither'}")
+    elif len(options) < 2:
+        problems.add(f"{path}: {both[0]} has {len(options)} entries; there must be two options or more")
+    if len(concepts) < 2 or len(set(concepts)) != len(concepts):
+        problems.add(f"{path}: concepts {list(concepts)} must be two or more distinct names")
+    if alarm and set(alarm) == set(concepts):
+        problems.add(f"{path}: every concept is an alarm; leave at least one that is not")
+    for kind, names in (("alarm", alarm), *((f"option {text!r}", (concept,)) for text, concept in options.items())):
+        for name in set(names) - set(concepts):
+            problems.add(
+                f"{path}: {kind} names the concept {name!r}, which is not among the concepts {list(concepts)}; add it or mend the name"
+            )
+    for key in ("question", "modality"):
+        if (raw.get(key) is None) == (key not in columns):
+            problems.add(f"{path}: {key} must be given once, as a text or as a column (columns: {{{key}: ...}})")
+    if len(problems) > before:
+        return None
+    return ColumnMap(
+        concepts=concepts,
+        alarm=alarm,
+        columns=columns,
+        options=options,
+        from_columns=bool(raw.get("option_columns")),
+        name=raw.get("name"),
+        question=raw.get("question"),
+        modality=raw.get("modality"),
+        letters=bool(raw.get("letters")),
+        gold_values=_mapping(raw, "gold_values", path, problems),
+        tags=_names(raw, "tags", path, problems),
+    )
+
+
+def _refuse_unknown(given: dict[str, Any], known: tuple[str, ...], where: Any, problems: Problems) -> None:
+    for key in given:
+        if key not in known:
+            problems.add(
+                f"{where}: unknown key {key!r}{_meant(difflib.get_close_matches(str(key), known, n=1)) or f'; known are {list(known)}'}"
+            )
+
+
+def _meant(near: list[str]) -> str:
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _names(raw: dict[str, Any], key: str, path: Path, problems: Problems) -> tuple[str, ...]:
+    value = raw.get(key) or []
+    if not isinstance(value, list):
+        problems.add(f"{path}: {key} is {value!r}; it must be a list of names")
+        return ()
+    return tuple(map(str, value))
+
+
+def _mapping(raw: dict[str, Any], key: str, path: Path, problems: Problems) -> dict[str, str]:
+    value = raw.get(key) or {}
+    if not isinstance(value, dict):
+        problems.add(f"{path}: {key} is {value!r}; it must be a mapping, a name to a name")
+        return {}
+    return {str(k): str(v) for k, v in value.items()}
+
+
+def _splits_known(known: ColumnMap, rows: list[Row]) -> bool:
+    """Whether the rows say which split they belong to: by a column, or by tables that are called like ours, ``fit`` and ``test`` among them."""
+    return "split" in known.columns or {"fit", "test"} <= {r.table for r in rows} <= set(SPLITS)
+
+
+def _item(row: Row, known: ColumnMap, clip: str, dealt: dict[str, str], problems: Problems, directory: Path) -> Item | None:
+    values, at, before = row.values, known.columns, len(problems)
+    ident = str(values[at["id"]]) if "id" in at else f"{row.table}/{row.place.rpartition(':')[2]}"
+    label = f"{row.place}: item {ident!r}"
+    texts = [str(values[column] or "") for column in known.options] if known.from_columns else list(known.options)
+    if not all(t.strip() for t in texts) or len({t.strip() for t in texts}) < len(texts):
+        problems.add(f"{label}: options {texts} must be texts that differ; fill in {list(known.options)}")
+    question = known.question or str(values[at["question"]] or "")
+    if not question.strip():
+        problems.add(f"{label}: the question ({at['question']}) is empty; fill it in")
+    said = texts if not known.letters else list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(texts)])
+    gold = _gold(values[at["gold"]] if "gold" in at else None, known, texts, said, label, problems)
+    split = dealt.get(clip) or str(values[at["split"]] if "split" in at else row.table)
+    if split not in SPLITS:
+        problems.add(
+            f"{label}: split {split!r} is not one of {list(SPLITS)}; mend it, or leave the split column out to have clips dealt out"
+        )
+    content = []
+    for kind in (k for k in at if k in MEDIA):
+        path = _media_path(values[at[kind]], kind, directory)
+        if path is None:
+            problems.add(f"{label}: {at[kind]} is {_shown(values[at[kind]])}, no {kind}; give a path relative to {directory}, or bytes")
+        else:
+            content.append({"type": kind, "path": path})
+    if len(problems) > before:
+        return None
+    content.append({"type": "text", "text": letters_prompt(question, texts) if known.letters else question})
+    return Item(
+        id=ident,
+        clip=clip,
+        split=split,
+        modality=known.modality or str(values[at["modality"]]),
+        messages=[{"role": "user", "content": content}],
+        options=[Option(text=t, concept=c) for t, c in zip(said, known.options.values(), strict=True)],
+        gold=gold,
+        tags={c: str(values[c]) for c in known.tags} | ({"twin": str(values[at["twin"]])} if "twin" in at else {}),
+    )
+
+
+def _gold(value: Any, known: ColumnMap, texts: list[str], said: list[str], label: str, problems: Problems) -> int | None:
+    """Index of the right option, None where the row names none."""
+    if value is None or value == "":
+        return None
+    named = known.gold_values.get(str(value), str(value)).strip()
+    for choices in (texts, said):
+        if named in choices:
+            return choices.index(named)
+    problems.add(f"{label}: gold {value!r} is not among the options {texts}; mend it, or translate it with gold_values")
+    return None
+
+
+def _media_path(value: Any, kind: str, directory: Path) -> str | None:
+    """Where the media of a row lie, relative to ``directory``; bytes are written there first. None when the value is neither."""
+    stored = value if isinstance(value, dict) else {"path": value}
+    content, path = stored.get("bytes"), stored.get("path")
+    if isinstance(content, bytes):
+        suffix = Path(path or "").suffix or {"image": ".png", "audio": ".wav", "video": ".mp4"}[kind]
+        path = f".media/{hashlib.sha256(content).hexdigest()[:24]}{suffix}"
+        if not (directory / path).is_file():
+            write_bytes(directory / path, content)
+    return path if isinstance(path, str) and path else None
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:60]

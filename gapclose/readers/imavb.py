@@ -1,0 +1,95 @@
+"""The layout of IMAVB (arXiv 2605.13737): four tables of questions about films, asked with the paper's prompt and answered by a letter.
+
+Each clip is asked about what is seen and about what is heard, with a true premise (``standard_*``) and with a false one (``misleading_*``).
+Options A to D are contents; E says that the visual detail is wrong, F that the audio detail is. All tables are for testing, so clips are
+dealt out to the splits here, all questions of a clip together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gapclose.errors import Problems
+from gapclose.items import Item, ItemSet, Option
+from gapclose.readers.splits import Dealing, tag_twins
+from gapclose.readers.tables import Row, read_tables, table_names
+
+SPLITS = ("standard_vision", "misleading_vision", "standard_audio", "misleading_audio")
+CONCEPTS = ("standard", "false_vision", "false_audio")
+EXPRESSES = {"A": "standard", "B": "standard", "C": "standard", "D": "standard", "E": "false_vision", "F": "false_audio"}
+REJECTION = {"E": "The visual detail in the question is incorrect", "F": "The audio detail in the question is incorrect"}
+"""texts where a row leaves the options out"""
+
+
+def read_imavb(directory: Path, problems: Problems, dealing: Dealing) -> ItemSet:
+    """Items of the four tables, each about a film and its sound track."""
+    rows = [r for r in read_tables(directory, problems) if r.table in SPLITS]
+    for name in sorted(set(SPLITS) - set(table_names(directory))):
+        problems.add(f"{directory}: no table {name} (as .jsonl, .json, .csv or .parquet); IMAVB has {', '.join(SPLITS)}")
+    whole = [r for r in rows if _whole(r, problems)]
+    split = dealing.deal(str(r.values["video_id"]) for r in whole)
+    films: dict[str, str] = {}
+    items, counted = [], dict[tuple[str, str], int]()
+    for row in whole:
+        clip = str(row.values["video_id"])
+        if clip not in films:
+            films[clip] = film_path(directory, clip, row.values.get("video"))
+        number = counted[row.table, clip] = counted.get((row.table, clip), 0) + 1
+        items.append(_item(row, clip, number, split[clip], films[clip]))
+    return ItemSet(root=directory, name=directory.name, concepts=CONCEPTS, alarm=CONCEPTS[1:], items=tuple(tag_twins(items)))
+
+
+def film_path(directory: Path, clip: str, stated: Any) -> str:
+    """Where a clip's film lies, relative to the directory: by its id under ``videos``, else where the row says."""
+    stated = stated.get("path") if isinstance(stated, dict) else stated
+    named = [str(stated), f"videos/{Path(str(stated)).name}"] if stated else []
+    usual = [f"{folder}/{clip}.mp4" for folder in ("videos", "video")]
+    return next((p for p in (*usual, *named) if (directory / p).is_file()), usual[0])
+
+
+def letters_prompt(question: str, options: Sequence[str]) -> str:
+    """The paper's prompt: options lettered from A, to be answered by a letter."""
+    listed = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", options, strict=False))
+    return f"Question:\n{question}\n\nOptions:\n{listed}\n\nAnswer with the option's letter from the given choices directly."
+
+
+def _whole(row: Row, problems: Problems) -> bool:
+    """Whether a row has what an item needs; otherwise says what is missing."""
+    values, before = row.values, len(problems)
+    label = f"{row.place}: item {values.get('video_id')!r} of {row.table}"
+    for key in ("video_id", "question", *(f"option_{letter}" for letter in "abcd")):
+        if values.get(key) is None or not str(values[key]).strip():
+            problems.add(f"{label}: {key} is {values.get(key)!r}; fill it in")
+    answer, (premise, modality) = values.get("correct_answer"), row.table.split("_")
+    found = EXPRESSES.get(answer.strip().upper()) if isinstance(answer, str) else None
+    wanted = "standard" if premise == "standard" else f"false_{modality}"
+    if found is None:
+        problems.add(f"{label}: correct_answer is {answer!r}; it must be a letter from A to F")
+    elif found != wanted:
+        problems.add(
+            f"{label}: correct_answer {answer!r} means {found}, but the table's items are {wanted}; move the row or mend the letter"
+        )
+    return len(problems) == before
+
+
+def _item(row: Row, clip: str, number: int, split: str, film: str) -> Item:
+    premise, modality = row.table.split("_")
+    shown = [str(row.values.get(f"option_{k.lower()}") or REJECTION.get(k)) for k in EXPRESSES]
+    content = [
+        {"type": "video", "path": film},
+        {"type": "audio", "path": film},
+        {"type": "text", "text": letters_prompt(str(row.values["question"]), shown)},
+    ]
+    options = [Option(text=letter, concept=concept) for letter, concept in EXPRESSES.items()]
+    return Item(
+        id=f"{clip}/{row.table}" + (f"-{number}" if number > 1 else ""),
+        clip=clip,
+        split=split,
+        modality=modality,
+        messages=[{"role": "user", "content": content}],
+        options=options,
+        gold="ABCDEF".index(row.values["correct_answer"].strip().upper()),
+        tags={"premise": premise},
+    )

@@ -1,0 +1,88 @@
+"""The layout of AVHBench (arXiv 2410.18325): questions about films that are answered by yes or no.
+
+A row has ``video_id``, ``task``, ``text`` and ``label``; rows lie in one list, ``json/*.json`` or beside the films, which are in ``video/`` or
+``videos/``. What calls for action against the grain is *no*: models tend to agree. Captions, which have no two answers, are left out, and
+that is said. A film and its copy with another sound (``00191_swap``) are one clip.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gapclose.errors import Problems
+from gapclose.items import Item, ItemSet, Option
+from gapclose.readers.imavb import film_path
+from gapclose.readers.splits import Dealing
+from gapclose.readers.tables import Row, read_into, table_files
+
+MODALITY = {"Video-driven Audio Hallucination": "audio", "Audio-driven Video Hallucination": "vision", "AV Matching": "matching"}
+"""task -> what is asked about"""
+CAPTIONS = "AV Captioning"
+ASK = "Answer with yes or no."
+OPTIONS = [Option(text="yes", concept="true"), Option(text="no", concept="false")]
+KEYS = {"video_id", "task", "text", "label"}
+
+
+def json_files(directory: Path) -> list[Path]:
+    """One file a clip under ``json``, or the lists beside the films."""
+    inside = sorted((directory / "json").glob("*.json")) if (directory / "json").is_dir() else []
+    return inside or [p for files in table_files(directory).values() for p in files if p.suffix == ".json"]
+
+
+def is_yes_no(directory: Path) -> bool:
+    """Whether the first file of questions has this layout's fields."""
+    files = json_files(directory)
+    rows = read_into(Problems(""), "", files[0]) if files else []
+    return bool(rows) and set(rows[0].values) >= KEYS
+
+
+def read_yes_no(directory: Path, problems: Problems, dealing: Dealing) -> ItemSet:
+    """Items about a film and its sound track, with the concepts ``true`` and ``false``."""
+    rows = [r for path in json_files(directory) for r in read_into(problems, path.stem, path)]
+    asked = [r for r in rows if r.values.get("task") != CAPTIONS]
+    notes = (
+        (f"{len(rows) - len(asked)} rows of {directory} ask for a caption ({CAPTIONS}): they have no options",)
+        if len(asked) < len(rows)
+        else ()
+    )
+    whole = [r for r in asked if _whole(r, problems)]
+    split = dealing.deal(_clip(r) for r in whole)
+    items, count = [], dict[str, int]()
+    for row in whole:
+        film, clip = str(row.values["video_id"]), _clip(row)
+        count[film] = count.get(film, 0) + 1
+        path = film_path(directory, film, None)
+        content = [
+            {"type": "video", "path": path},
+            {"type": "audio", "path": path},
+            {"type": "text", "text": f"{row.values['text'].strip()} {ASK}"},
+        ]
+        items.append(
+            Item(
+                id=f"{film}/{count[film]}",
+                clip=clip,
+                split=split[clip],
+                modality=MODALITY[row.values["task"]],
+                messages=[{"role": "user", "content": content}],
+                options=list(OPTIONS),
+                gold=["yes", "no"].index(row.values["label"].strip().lower()),
+            )
+        )
+    return ItemSet(root=directory, name=directory.name, concepts=("true", "false"), alarm=("false",), items=tuple(items), notes=notes)
+
+
+def _clip(row: Row) -> str:
+    return str(row.values["video_id"]).removesuffix("_swap")
+
+
+def _whole(row: Row, problems: Problems) -> bool:
+    values, before = row.values, len(problems)
+    label = f"{row.place}: item {values.get('video_id')!r}"
+    for key in ("video_id", "text"):
+        if not isinstance(values.get(key), str) or not values[key].strip():
+            problems.add(f"{label}: {key} is {values.get(key)!r}; fill it in")
+    if values.get("task") not in MODALITY:
+        problems.add(f"{label}: task {values.get('task')!r} is not one of {[*MODALITY, CAPTIONS]}; mend it")
+    if str(values.get("label")).strip().lower() not in ("yes", "no"):
+        problems.add(f"{label}: label is {values.get('label')!r}; it must be Yes or No")
+    return len(problems) == before

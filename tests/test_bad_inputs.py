@@ -1,0 +1,195 @@
+"""Every kind of bad input goes through the command: one message with place and remedy, no traceback, nothing passed over.
+
+The kinds are those of the tables that the readers' own tests keep; what only shows when a whole set meets a model is added here.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import test_config
+import test_films
+import test_items
+import test_media
+from PIL import Image
+from transformers import AutoTokenizer
+
+from gapclose.cli import main
+
+CONTENT, LIE = test_items.ODD, test_items.LIE
+
+
+def whole_set(directory) -> list[dict]:
+    """The rows of a set that is right: four clips a split and concept, with picture and sound."""
+    Image.new("RGB", (32, 32), (200, 9, 9)).save(directory / "a.png")
+    soundfile.write(directory / "a.wav", np.full(800, 0.1, dtype="float32"), 16_000)
+    content = [{"type": "image", "path": "a.png"}, {"type": "audio", "path": "a.wav"}, {"type": "text", "text": "Is it odd?"}]
+    messages = [{"role": "user", "content": content}]
+    return [
+        test_items.row(f"{split}-{n}-{gold}", split=split, gold=gold, messages=messages)
+        for split in ("fit", "val", "test", "train")
+        for n in range(4)
+        for gold in ("odd", "unseen")
+    ]
+
+
+def change(rows: list[dict], where, **changes) -> list[dict]:
+    return [r | changes if where(r) else r for r in rows]
+
+
+SPLITS = {  # fault -> what becomes of the rows, and what is said
+    "no fit": (lambda rows: [r for r in rows if r["split"] != "fit"], ["split 'fit' has no items with purpose 'gap'", "add some"]),
+    "no test": (lambda rows: [r for r in rows if r["split"] != "test"], ["split 'test' has no items with purpose 'gap'"]),
+    "no val": (lambda rows: [r for r in rows if r["split"] != "val"], ["split 'val' has no items with purpose 'gap'"]),
+    "no train": (lambda rows: [r for r in rows if r["split"] != "train"], ["split 'train' has no items with purpose 'gap'"]),
+    "test without labels": (
+        lambda rows: change(rows, lambda r: r["split"] == "test", gold=None),
+        ["split 'test' needs labels, but 8 items have no gold option, e.g. ['test-0-odd'", "label them or move them to split 'train'"],
+    ),
+    "one fit item without a label": (lambda rows: change(rows, lambda r: r["id"] == "fit-0-odd", gold=None), ["1 items have no gold option, e.g. ['fit-0-odd']"]),
+    "a concept that fit lacks": (
+        lambda rows: change(rows, lambda r: r["split"] == "fit", gold="odd"),
+        ["split 'fit' has no item whose gold expresses 'false'; no probe can learn"],
+    ),
+    "too few clips for the folds": (
+        lambda rows: [r for r in rows if r["id"] != "fit-3-unseen"],
+        ["split 'fit' has items whose gold expresses 'false' about 3 clips, too few for 4 folds", "lower probe.folds"],
+    ),
+    "all about one clip": (
+        lambda rows: change(rows, lambda r: r["split"] == "fit", clip="x"),
+        ["about 1 clips, too few for 4 folds of clips; add clips"],
+    ),
+    "nothing to keep": (lambda rows: [r for r in rows if r.get("purpose") != "retain"], ["no items with purpose 'retain'", "set train.retain to 0"]),
+}  # fmt: skip
+
+LONG = "an answer that goes on for much longer than any model is asked to"
+OPTIONS = {
+    "longer than what is generated": ({"options": [CONTENT, LIE | {"text": LONG}], "gold": "odd"}, [f"option {LONG!r} has", "observe.max_new_tokens"]),
+    "one begins another": (
+        {"options": [CONTENT | {"text": "b"}, LIE | {"text": "b c"}], "gold": "b"},
+        ["option 'b' is how option 'b c' begins, token by token", "change one of them"],
+    ),
+}  # fmt: skip
+
+
+def refused(capsys, *arguments) -> str:
+    """What the command prints when it refuses."""
+    assert main(["validate", *map(str, arguments)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("error: ") == 1 and "Traceback" not in message
+    return message
+
+
+@pytest.fixture
+def whole(tmp_path, tiny_checkpoint):
+    """A set that is right, and the arguments that say so."""
+    rows = whole_set(tmp_path)
+    rows.append(test_items.row("keep", split="train", purpose="retain", messages=rows[0]["messages"]))
+    return rows, tmp_path, ["--data.path", tmp_path, "--model.path", tiny_checkpoint]
+
+
+def test_the_set_that_the_faults_are_put_into_is_right(whole, capsys):
+    rows, directory, arguments = whole
+    test_items.put(directory, *rows)
+    assert main(["validate", *map(str, arguments)]) == 0
+    assert "no problems found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", [f"item: {f}" for f in test_items.ITEM_FAULTS] + [f"set: {f}" for f in test_items.SET_FAULTS])
+def test_faulty_items(whole, capsys, fault):
+    kind, _, name = fault.partition(": ")
+    rows, directory, arguments = whole
+    if kind == "item":
+        changes, says = test_items.ITEM_FAULTS[name]
+        says = [f"{directory / 'items.jsonl'}:{len(rows) + 1}: item 'b'", *says]
+        lines = [*rows, test_items.row("b", **changes)]
+    else:
+        lines, says = test_items.SET_FAULTS[name]
+    test_items.put(directory, *lines)
+    message = refused(capsys, *arguments)
+    assert all(part in message for part in says), message
+    assert kind == "set" or message.startswith("error: 1 problem with")
+
+
+@pytest.mark.parametrize("fault", test_items.HEADER_FAULTS)
+def test_faulty_headers(whole, capsys, fault):
+    rows, directory, arguments = whole
+    header, says = test_items.HEADER_FAULTS[fault]
+    test_items.put(directory, *rows, header=header)
+    message = refused(capsys, *arguments)
+    assert all(part in message for part in says), message
+
+
+@pytest.mark.parametrize("fault", [f"media: {f}" for f in test_media.FAULTS] + [f"film: {f}" for f in test_films.FAULTS])
+def test_faulty_media(whole, capsys, fault):
+    rows, directory, arguments = whole
+    source, _, name = fault.partition(": ")
+    if source == "media":
+        make, says = test_media.FAULTS[name]
+        kind, path = test_media.kind_of(name), name
+    else:
+        kind, make, says = test_films.FAULTS[name]
+        path = "film.mp4"
+    if make:
+        make(directory / path)
+    content = [{"type": kind, "path": path}, {"type": "text", "text": "Odd?"}]
+    test_items.put(directory, *rows, test_items.row("b", messages=[{"role": "user", "content": content}]))
+    message = refused(capsys, *arguments)
+    assert message.startswith("error: 1 problem with") and f"{directory / path}: item 'b': " in message
+    assert all(part in message for part in says), message
+
+
+@pytest.mark.parametrize("fault", SPLITS)
+def test_faulty_splits(whole, capsys, fault):
+    rows, directory, arguments = whole
+    alter, says = SPLITS[fault]
+    test_items.put(directory, *alter(rows))
+    message = refused(capsys, *arguments, "--probe.folds", 4)
+    assert all(part in message for part in says), message
+
+
+@pytest.mark.parametrize("fault", OPTIONS)
+def test_options_that_a_model_cannot_tell_apart_or_say(whole, capsys, fault):
+    rows, directory, arguments = whole
+    changes, says = OPTIONS[fault]
+    test_items.put(directory, *rows, test_items.row("b", **changes))
+    message = refused(capsys, *arguments)
+    assert "item 'b'" in message and all(part in message for part in says), message
+
+
+def test_a_model_that_takes_no_such_media(whole, tiny_checkpoint, monkeypatch, capsys):
+    """A tokenizer alone has no eyes and ears: nothing is dropped silently."""
+    rows, directory, arguments = whole
+    monkeypatch.setattr("gapclose.validate.load_processor", lambda config: AutoTokenizer.from_pretrained(tiny_checkpoint))
+    test_items.put(directory, *rows)
+    message = refused(capsys, *arguments)
+    assert "item 'fit-0-odd': it has audio, and " in message and "takes text alone; remove it or choose a model that takes audio" in message
+
+
+@pytest.mark.parametrize("arguments", test_config.WRONG, ids=" ".join)
+def test_faulty_configurations(capsys, arguments):
+    message = refused(capsys, *arguments)
+    assert all(part in message for part in test_config.WRONG[arguments]), message
+
+
+def test_there_are_kinds_enough():
+    """More than forty over items, media, splits, options and configuration; the readers' own tables go through the command as well."""
+    tables = (
+        test_items.ITEM_FAULTS,
+        test_items.SET_FAULTS,
+        test_items.HEADER_FAULTS,
+        test_media.FAULTS,
+        test_films.FAULTS,
+        SPLITS,
+        OPTIONS,
+    )
+    assert sum(map(len, tables)) + len(test_config.WRONG) >= 40
+
+
+def test_the_message_is_json_free_of_surprises(whole, capsys):
+    """Names with line breaks and quotes stay within their line."""
+    rows, directory, arguments = whole
+    test_items.put(directory, *rows, json.dumps(test_items.row("b\nc", gold="e\"v'en")))
+    message = refused(capsys, *arguments)
+    assert len(message.splitlines()) == 2 and "item 'b\\nc'" in message

@@ -1,0 +1,225 @@
+"""Films: which frames are shown, how they sound, and what is said of those that cannot be used."""
+
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gapclose.errors import Problems
+from gapclose.items import Framing, Item, ItemSet, Option
+from gapclose.media import Media, decode, faults, tell, too_long
+
+av = pytest.importorskip("av", reason="films need PyAV (the extra `media`)")
+
+from gapclose.digits.films import write_film  # noqa: E402
+from gapclose.films import Film, film_inputs, read_film, read_track, set_film_times  # noqa: E402
+
+RATE = 16_000
+
+
+def ramp(count: int, height: int = 32, width: int = 48) -> np.ndarray:
+    """(count, height, width, 3): ever brighter."""
+    return np.full((count, height, width, 3), 0, np.uint8) + np.linspace(0, 250, count).astype(np.uint8)[:, None, None, None]
+
+
+def tone(seconds: float = 1.0) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * 440 * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32)
+
+
+def whole(path, count=20, seconds=2.0):
+    write_film(path, ramp(count), None if seconds is None else tone(seconds))
+
+
+def index_first(path):
+    """The same film with its index in front, as films are for the web: a truncated one can still be opened."""
+    other = path.with_name("moved.mp4")
+    with av.open(str(path)) as source, av.open(str(other), "w", options={"movflags": "faststart"}) as target:
+        copies = {s: target.add_stream_from_template(s) for s in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = copies[packet.stream]
+                target.mux(packet)
+    shutil.move(other, path)
+
+
+def cut(path, share):
+    whole(path, 60, 6.0)
+    index_first(path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+
+def sound_only(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray(tone()[None], format="fltp", layout="mono")
+        frame.sample_rate = RATE
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def spoilt(path):
+    """Bytes of the pictures overwritten, the index whole."""
+    whole(path, 60, None)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"mdat") + 8
+    data[start + 720 : start + 1520] = bytes(800)
+    path.write_bytes(bytes(data))
+
+
+FAULTS = {
+    "missing film": ("video", None, ["no such video file", "restore it or remove the item"]),
+    "empty film": ("video", lambda p: p.write_bytes(b""), ["the video file is empty", "replace it"]),
+    "no film": ("video", lambda p: p.write_bytes(b"0" * 99), ["the film cannot be decoded", "replace it"]),
+    "text": ("video", lambda p: p.write_text("a film, they said"), ["the film cannot be decoded"]),
+    "truncated, index lost": ("video", lambda p: (whole(p), p.write_bytes(p.read_bytes()[:2000])), ["the film cannot be decoded"]),
+    "truncated, index in front": ("video", lambda p: cut(p, 0.6), ["the film is truncated", "copy it again"]),
+    "corrupt pictures": ("video", spoilt, ["the film c", "replace it"]),
+    "sound without pictures": ("video", sound_only, ["the film has no pictures", "give it as audio"]),
+    "pictures without sound": ("audio", lambda p: whole(p, 10, None), ["the film has no sound track", "leave its audio part out"]),
+    "silent track": ("audio", lambda p: write_film(p, ramp(10), np.zeros(RATE, np.float32)), ["silent throughout", "replace it"]),
+    "truncated track": ("audio", lambda p: cut(p, 0.6), ["the film cannot be decoded", "replace it"]),
+    "missing track": ("audio", None, ["no such audio file"]),
+}
+
+
+def about(root, kind: str, path: str) -> ItemSet:
+    options = [Option(text="a", concept="x"), Option(text="b", concept="y")]
+    content = [{"type": kind, "path": path}]
+    common = {"clip": "c", "split": "fit", "modality": "v", "options": options, "messages": [{"role": "user", "content": content}]}
+    return ItemSet(root=root, name="m", concepts=("x", "y"), alarm=(), items=tuple(Item(id=i, **common) for i in ("first", "second")))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_film_that_cannot_be_used_is_named_with_item_and_remedy(tmp_path, fault):
+    """One message per file, naming the first item; loading the file says the same."""
+    kind, make, says = FAULTS[fault]
+    if make:
+        make(tmp_path / "film.mp4")
+    items, problems = about(tmp_path, kind, "film.mp4"), Problems("the set")
+    tell(items, faults(items), problems)
+    (message,) = problems.messages
+    assert message.startswith(f"{tmp_path / 'film.mp4'}: item 'first': ") and all(part in message for part in says), message
+    with pytest.raises(ValueError, match=says[0]):
+        Media(tmp_path, RATE).load(kind, "film.mp4")
+
+
+def test_damaged_films_never_escape_as_tracebacks(tmp_path):
+    """Cut anywhere or with flipped bytes, a film and its sound either decode or are reported."""
+    rng = np.random.default_rng(0)
+    whole(tmp_path / "whole.mp4")
+    data, found = np.frombuffer((tmp_path / "whole.mp4").read_bytes(), np.uint8), 0
+    for trial in range(60):
+        damaged = data[: rng.integers(1, len(data))].copy() if trial % 2 else data.copy()
+        damaged[rng.integers(0, len(damaged), 20)] ^= 255
+        (tmp_path / "film.mp4").write_bytes(damaged.tobytes())
+        found += len([e for kind in ("video", "audio") for e in faults(about(tmp_path, kind, "film.mp4"))])
+    assert found > 60
+
+
+def test_frames_are_taken_evenly_whatever_the_key_frames(tmp_path):
+    """First and last are among them; jumping between key frames gives what decoding from the beginning gives."""
+    write_film(tmp_path / "long.mp4", ramp(600), None)  # longer than a group of pictures
+    film = read_film(tmp_path / "long.mp4", Framing(frames=5))
+    assert film.frames.shape == (5, 32, 48, 3) and film.frames.dtype == np.uint8
+    assert np.allclose(film.frames.mean((1, 2, 3)), [0, 62.5, 125, 187.5, 250], atol=4)
+    assert film.seconds == pytest.approx(59.9 / 4, rel=0.01)
+    all_of_it = read_film(tmp_path / "long.mp4", Framing(frames=600))
+    assert np.array_equal(film.frames[[0, 4]], all_of_it.frames[[0, 599]])
+
+
+def test_short_films_repeat_frames_and_large_ones_are_scaled_down(tmp_path):
+    """Every film gives as many frames; no side is longer than asked for, and the shape of the picture stays."""
+    write_film(tmp_path / "short.mp4", ramp(2, 64, 128), None)
+    film = read_film(tmp_path / "short.mp4", Framing(frames=4, side=64))
+    assert film.frames.shape == (4, 32, 64, 3)
+    assert np.array_equal(film.frames[0], film.frames[1]) and np.array_equal(film.frames[2], film.frames[3])
+
+
+def test_a_film_that_is_to_be_turned_is_turned(tmp_path):
+    """Telephones store upright films lying down, with a note how to turn them: here by a quarter, clockwise."""
+    pictures = ramp(4)
+    pictures[:, :16] = 255  # bright above
+    write_film(tmp_path / "film.mp4", pictures, None)
+    data = (tmp_path / "film.mp4").read_bytes()
+    place, one = data.index(b"tkhd") + 4 + 40, (1 << 16).to_bytes(4, "big")
+    turned = bytes(4) + one + bytes(4) + (-(1 << 16)).to_bytes(4, "big", signed=True) + bytes(4) * 2
+    assert data[place : place + 4] == one
+    (tmp_path / "film.mp4").write_bytes(data[:place] + turned + data[place + 24 :])
+    film = read_film(tmp_path / "film.mp4", Framing(frames=1))
+    assert film.frames.shape == (1, 48, 32, 3)
+    assert film.frames[0, :, 20:].mean() > 240 and film.frames[0, :, :12].mean() < 20  # what was above is on the right
+
+
+def test_the_sound_track_is_mono_at_the_asked_rate(tmp_path):
+    """A tone keeps its pitch and strength at another rate; an audio part may name a film."""
+    whole(tmp_path / "film.mp4", 20, 2.0)
+    sound = read_track(tmp_path / "film.mp4", 8000)
+    assert sound.dtype == np.float32 and len(sound) / 8000 == pytest.approx(2.0, abs=0.15)
+    spectrum = np.abs(np.fft.rfft(sound[4000:12000]))
+    assert spectrum.argmax() == 440 and np.abs(sound[4000:12000]).max() == pytest.approx(0.3, abs=0.05)
+    assert np.array_equal(decode("audio", tmp_path / "film.mp4", 8000, Framing()), sound)
+
+
+def test_a_track_longer_than_the_model_hears_is_named(tmp_path):
+    """By its header, without decoding."""
+    whole(tmp_path / "film.mp4", 20, 2.0)
+    extractor = SimpleNamespace(sampling_rate=RATE, n_samples=RATE)
+    (fault,) = too_long(about(tmp_path, "audio", "film.mp4"), SimpleNamespace(feature_extractor=extractor)).values()
+    assert "lasts 2.0 s" in fault or "lasts 2.1 s" in fault
+    assert not too_long(about(tmp_path, "video", "film.mp4"), SimpleNamespace(feature_extractor=extractor))
+
+
+def test_blank_films_are_grey_and_silent_in_the_same_shape(tmp_path):
+    """Pictures and sound are blanked apart from each other, and pace and length stay."""
+    whole(tmp_path / "film.mp4")
+    sight = {blank: Media(tmp_path, RATE, blank=blank) for blank in ((), ("video",), ("audio",), ("video", "audio"))}
+    plain, blind, deaf, both = (m.load("video", "film.mp4") for m in sight.values())
+    assert (blind.frames == 128).all() and blind.frames.shape == plain.frames.shape and blind.seconds == plain.seconds
+    assert np.array_equal(deaf.frames, plain.frames) and np.array_equal(both.frames, blind.frames)
+    plain, blind, deaf, both = (m.load("audio", "film.mp4") for m in sight.values())
+    assert not deaf.any() and deaf.shape == plain.shape and np.array_equal(blind, plain) and not both.any()
+
+
+def test_the_cache_is_bounded_by_bytes(tmp_path):
+    """Decoded once while it fits; the oldest leaves when it does not."""
+    for name in "abc":
+        whole(tmp_path / f"{name}.mp4", 4, None)
+    size = 8 * 32 * 48 * 3
+    media = Media(tmp_path, RATE, most_bytes=2 * size)
+    a = media.load("video", "a.mp4")
+    media.load("video", "b.mp4")
+    assert media.load("video", "a.mp4") is a
+    b = media.load("video", "b.mp4")
+    media.load("video", "c.mp4")
+    assert media.load("video", "b.mp4") is b and media.load("video", "a.mp4") is not a
+
+
+def test_other_framing_is_another_item_set(tmp_path):
+    """What a model is shown is part of the fingerprint, where there are films."""
+    from dataclasses import replace
+
+    whole(tmp_path / "film.mp4")
+    film, sound = about(tmp_path, "video", "film.mp4"), about(tmp_path, "audio", "film.mp4")
+    other = Framing(frames=4)
+    assert film.fingerprint() != replace(film, framing=other).fingerprint()
+    assert sound.fingerprint() == replace(sound, framing=other).fingerprint()
+
+
+def test_a_processor_is_told_the_pace():
+    """Seconds between frames reach the metadata, and stand in for a rate that is stated for all films alike."""
+    films = [Film(frames=ramp(4), seconds=s) for s in (0.5, 2.0)]
+    facts = film_inputs(films)["videos_kwargs"]["video_metadata"]
+    assert [f.fps for f in facts] == [2.0, 0.5] and facts[1].timestamps == [0, 2, 4, 6]
+    inputs = {"video_second_per_grid": [1.0, 1.0]}
+    set_film_times(inputs, films, SimpleNamespace(video_processor=SimpleNamespace(temporal_patch_size=2)))
+    assert inputs["video_second_per_grid"].tolist() == [1.0, 4.0]
+
+
+def test_without_pyav_the_extra_is_named(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "film.mp4").write_bytes(b"film")
+    (fault,) = faults(about(tmp_path, "video", "film.mp4")).values()
+    assert "pip install av" in fault and "extra `media`" in fault
