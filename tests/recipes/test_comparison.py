@@ -26,6 +26,29 @@ def start(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
+def recipe():
+    """The recipe as a module: what it refuses needs no process of its own."""
+    spec = importlib.util.spec_from_file_location("compare_recipe", RECIPE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["compare_recipe"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def refused(recipe, monkeypatch, capsys):
+    """What it says of a file that it does not run."""
+
+    def call(path: Path, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["compare.py", "--config", str(path), *arguments])
+        assert recipe.main() == 2
+        return capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture(scope="module")
 def comparison(tiny_config, tmp_path_factory) -> Path:
     """Two objectives and what can be had without training, one seed, two variants of which --quick has one."""
     directory = tmp_path_factory.mktemp("comparison")
@@ -39,7 +62,7 @@ def comparison(tiny_config, tmp_path_factory) -> Path:
     return path
 
 
-def test_a_comparison_runs_goes_on_and_is_collected(comparison):
+def test_a_comparison_runs_goes_on_and_is_collected(comparison, refused):
     """Three runs, their tables and figures; the same command again runs nothing; a seed's figures are those of its records."""
     done = start(comparison, "--quick")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -61,20 +84,20 @@ def test_a_comparison_runs_goes_on_and_is_collected(comparison):
     )
     assert np.isnan(on_degraded(found["adapted"])["ece"])
     before = (directory / "output.txt").read_text()
-    assert "--variants names ['none']" in start(comparison, "--variants", "none").stderr
+    assert "--variants names ['none']" in refused(comparison, "--variants", "none")
     again = start(comparison, "--seeds", "0", "--variants", "plain")
     assert "3 runs, 3 of them finished before" in again.stdout and (directory / "output.txt").read_text() == before
     assert (runs / "results.md").read_text() == text
 
 
-def test_what_is_missing_is_said(comparison, tmp_path):
+def test_what_is_missing_is_said(comparison, refused, tmp_path):
     """No run at all, keys that do not exist, a run that fails."""
     tree = yaml.safe_load(comparison.read_text()) | {"out": str(tmp_path / "none")}
     path = tmp_path / "none.yaml"
     path.write_text(yaml.safe_dump(tree))
-    assert "no run below" in start(path, "--collect").stderr
+    assert "no run below" in refused(path, "--collect")
     path.write_text(yaml.safe_dump(tree | {"speed": 3}))
-    assert "unknown keys ['speed'], missing keys []" in start(path).stderr
+    assert "unknown keys ['speed'], missing keys []" in refused(path)
     for change, message in (
         ({"settings": {"train.epochs": 0}}, "train.epochs is 0"),
         ({"objectives": ["silver"]}, "objective is 'silver'"),
@@ -86,8 +109,7 @@ def test_what_is_missing_is_said(comparison, tmp_path):
         ({"run": "nowhere.yaml"}, "'nowhere.yaml' is no configuration file"),
     ):  # before anything runs
         path.write_text(yaml.safe_dump(tree | change))
-        refused = start(path, "--quick")
-        assert refused.returncode == 2 and message in refused.stderr and not (tmp_path / "none").exists()
+        assert message in refused(path, "--quick") and not (tmp_path / "none").exists()
     path.write_text(yaml.safe_dump(tree | {"settings": {"model.path": "/nowhere"}, "objectives": ["gold"], "budgets": [48]}))
     failed = start(path, "--quick")
     assert failed.returncode == 2 and "gold-seed0; its output is in" in failed.stderr
@@ -95,13 +117,12 @@ def test_what_is_missing_is_said(comparison, tmp_path):
     assert "model.path '/nowhere'" in output.read_text()
 
 
-def test_runs_of_other_settings_are_not_taken_for_those_that_are_asked_for(comparison):
+def test_runs_of_other_settings_are_not_taken_for_those_that_are_asked_for(comparison, refused):
     """Their directories are named, with the setting that differs; nothing is collected."""
     tree = yaml.safe_load(comparison.read_text())
     other = comparison.parent / "other.yaml"
     other.write_text(yaml.safe_dump(tree | {"standard_budget": 0.01}))
-    refused = start(other, "--quick", "--collect")
-    assert refused.returncode == 2 and "gap.standard_budget: 0.03 there, 0.01 now" in refused.stderr
+    assert "gap.standard_budget: 0.03 there, 0.01 now" in refused(other, "--quick", "--collect")
 
 
 def test_intervals_over_seeds_hold_the_training_as_well():
@@ -122,14 +143,8 @@ def test_intervals_over_seeds_hold_the_training_as_well():
     assert against(ours, {5: ours[0]}, "balanced") is None
 
 
-def test_a_way_may_have_alternatives_of_which_val_chooses(tmp_path):
+def test_a_way_may_have_alternatives_of_which_val_chooses(recipe, tmp_path):
     """Those within the budget on val first, then the best there; a variant may have ways and budgets of its own."""
-    name = "compare_recipe"
-    spec = importlib.util.spec_from_file_location(name, RECIPE)
-    assert spec is not None and spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    sys.modules[name] = recipe
-    spec.loader.exec_module(recipe)
     of = recipe.read_comparison(ROOT / "configs" / "compare_digits.yaml", quick=False)
     every = recipe.jobs(of)
     chosen = [j for j in every if j.variant == "comply, choices on val" and j.seed == 0 and j.way.startswith("consistency")]
