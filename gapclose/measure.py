@@ -238,8 +238,8 @@ def after_shift(now: Measured, base: Measured, budget: float) -> dict[str, float
 def best_epoch(epochs: Sequence[Mapping[str, Any]], config: GapConfig, off: Sequence[str] = ()) -> int:
     """The epoch with the highest balanced action on val whose standard accuracy stays within the budget, and that no guard objects to.
 
-    With ``gap.choose: shifted`` (and alarms) it is the action after the best shift, which keeps to the budget. When guards object to all within the
-    budget, the best of those; when none is within it, the one that loses least: its state tells.
+    With ``gap.choose: shifted`` (and alarms) it is the action on the option after the best shift, which keeps to the budget. When guards
+    object to all within the budget, the best of those; when none is within it, the one that loses least: its state tells.
 
     Args:
         epochs: their records on val. off: guards whose objections do not count.

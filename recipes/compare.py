@@ -246,14 +246,16 @@ def main() -> int:
             failed = [j for j in track(pool.map(lambda j: run(of, j), waiting), len(waiting), "runs") if j is not None]
     for job in failed:
         print(f"failed: {job.directory}; its output is in {job.directory / 'output.txt'}", file=sys.stderr)
-    finished = [j for j in todo if j.done]
-    if not finished:
-        print(f"error: no run below {of.out} is finished; start without --collect", file=sys.stderr)
+    rows, path = gather_rows(todo), args.out or Path(of.out) / "results.md"
+    if not rows:
+        print(f"error: no run below {of.out} is finished (of a way with alternatives, all); start without --collect", file=sys.stderr)
         return 2
-    path = args.out or Path(of.out) / "results.md"
-    rows = gather_rows(todo)
-    write_results(rows, path, of.standard_budget, len(todo), also_on=of.also_on)
-    say(f"{len(finished)} of {len(todo)} runs: {path}")
+    try:
+        write_results(rows, path, of.standard_budget, len(todo), also_on=of.also_on)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    say(f"{sum(len(row.directories) for row in rows)} of {len(todo)} runs: {path}")
     return 1 if failed else 0
 
 
