@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,20 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadat
     """Write tensors as safetensors, whole or not at all."""
     ready = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     _replace(Path(path), lambda p: save_file(ready, p, metadata=dict(metadata or {})))
+
+
+def link_files(paths: Iterable[Path], directory: Path) -> None:
+    """Have these files in ``directory`` too: the same ones where the file system allows it, else copies."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        _replace(directory / path.name, lambda p, path=path: _link(path, p))
+
+
+def _link(path: Path, place: Path) -> None:
+    try:
+        os.link(path, place)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(path, place)
 
 
 def read_json(path: str | Path) -> Any:

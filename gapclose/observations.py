@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from gapclose.files import read_json, write_json, write_tensors
+from gapclose.files import link_files, read_json, write_json, write_tensors
 from gapclose.progress import say
 
 
@@ -119,6 +119,22 @@ def claim(directory: Path, request: dict[str, Any], replace: bool) -> None:
     if directory.exists():
         shutil.rmtree(directory)
     write_json(path, request)
+
+
+def take_shared(directory: Path, shared: Path) -> bool:
+    """Take a finished observation from where another run left it; returns whether there was one."""
+    if not (shared / "manifest.json").is_file():
+        return False
+    link_files(sorted(shared.glob("shard-*.safetensors")), directory)
+    write_json(directory / "manifest.json", read_json(shared / "manifest.json") | {"taken_from": str(shared)})
+    return True
+
+
+def leave_shared(directory: Path, shared: Path) -> None:
+    """Leave a finished observation for other runs; of two that leave the same at once, either is kept."""
+    if not (shared / "manifest.json").is_file():
+        link_files(sorted(directory.glob("shard-*.safetensors")), shared)
+        link_files([directory / "manifest.json"], shared)
 
 
 def write_shard(path: Path, results: list[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,15 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate import PartialState
 
 from gapclose.files import write_json
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
 from gapclose.models import LoadedModel, answer_logits, residuals_at, unwrap
-from gapclose.observations import Observations, claim, pad_options, read_observations, shard_path, write_shard
+from gapclose.observations import Observations, claim, leave_shared, pad_options, read_observations, shard_path, take_shared, write_shard
 from gapclose.patching import patched_at
-from gapclose.progress import track
+from gapclose.progress import say, track
 from gapclose.prompts import media_signature
 
 
@@ -40,6 +42,8 @@ class ObserveConfig:
     """batches per file: what an interruption can lose"""
     max_new_tokens: int = 8
     """length limit of generated answers, in tokens"""
+    shared: str | None = None
+    """directory in which runs leave what they observed of the base model for one another; null: every run observes for itself"""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "shard_batches", "max_new_tokens"):
@@ -71,6 +75,7 @@ def observe(
     wanted: Wanted,
     *,
     replace: bool = False,
+    shared: Path | None = None,
 ) -> Observations:
     """Observe ``items`` into ``directory``, or read back what is already there under the same fingerprint.
 
@@ -78,6 +83,7 @@ def observe(
 
     Args:
         replace: throw away what is there under another fingerprint instead of refusing (for stages that belong to a training run).
+        shared: take what another run left here under the same fingerprint and the same versions, or leave it here.
 
     Raises:
         ValueError: when the directory holds observations of something else; both fingerprints are named.
@@ -87,17 +93,24 @@ def observe(
     batches = plan_batches(items.items, config.batch_size)
     shards = [batches[i : i + config.shard_batches] for i in range(0, len(batches), config.shard_batches)]
     request = _request(loaded, items, config, wanted)
+    left = shared and shared / f"{request['fingerprint']}-torch-{torch.__version__}-transformers-{transformers.__version__}"
     if state.is_main_process:
         claim(directory, request, replace)
+        if left and not (directory / "manifest.json").is_file() and take_shared(directory, left):
+            say(f"{directory.name}: taken from {left}")
     state.wait_for_everyone()
     if not (directory / "manifest.json").is_file():
+        begun = time.process_time()
         mine = [s for s in range(state.process_index, len(shards), state.num_processes) if not shard_path(directory, s).is_file()]
         media = loaded.media(items, blank=wanted.blank)
         for s in track(mine, len(mine), f"observing {directory.parent.name}/{directory.name}"):
             write_shard(shard_path(directory, s), [_forward(loaded, batch, media, config, wanted) for batch in shards[s]])
         state.wait_for_everyone()
         if state.is_main_process:
-            write_json(directory / "manifest.json", {**request, "shards": len(shards), "n_items": len(items)})
+            found = {"shards": len(shards), "n_items": len(items), "cpu_seconds": round(time.process_time() - begun, 1)}
+            write_json(directory / "manifest.json", request | found)
+            if left:
+                leave_shared(directory, left)
         state.wait_for_everyone()
     return read_observations(directory, [i.id for i in items])
 

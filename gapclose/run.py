@@ -91,7 +91,8 @@ class Run:
         """Observe ``items`` under the current model into ``observations/STAGE``."""
         extra = {"adapter": self.adapter}
         directory = self.directory / "observations" / stage
-        return observe(self.loaded, items, directory, self.config.observe, Wanted(**wanted, extra=extra), replace=replace)
+        shared = Path(self.config.observe.shared) if self.config.observe.shared and not self.adapter else None
+        return observe(self.loaded, items, directory, self.config.observe, Wanted(**wanted, extra=extra), replace=replace, shared=shared)
 
     # -- read ---------------------------------------------------------------------------------------------------------------
 

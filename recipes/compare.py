@@ -176,6 +176,7 @@ def command(of: Comparison, job: Job) -> list[str]:
     """The command line of a run."""
     settings = {**of.settings, "gap.standard_budget": of.standard_budget, **of.of_variant(job.variant)[2]}
     settings |= {"labelling.budget": job.budget, "seed": job.seed, "run_dir": job.directory}
+    settings |= {"observe.shared": Path(of.out) / "base"}  # its runs see the same items under the same base
     if job.way == UNTRAINED:
         settings |= {f"controls.{name}": False for name in ONLY_BASELINES} | {"controls.protocol": None}
         start = [sys.executable, "-m", "gapclose.cli", "measure"]
@@ -202,7 +203,9 @@ def run(of: Comparison, job: Job) -> Job | None:
     child.returncode = os.waitstatus_to_exitcode(status)
     path = job.directory / "cost.json"
     before = read_json(path)["cpu_seconds"] if path.is_file() else 0.0
-    write_json(path, {"cpu_seconds": round(before + used.ru_utime + used.ru_stime, 1)})
+    observed = [read_json(p) for p in job.directory.glob("observations/*/manifest.json")]
+    taken = sum(m["cpu_seconds"] for m in observed if "taken_from" in m)  # a run that stood alone would have spent it too
+    write_json(path, {"cpu_seconds": round(before + used.ru_utime + used.ru_stime, 1), "cpu_seconds_of_others": round(taken, 1)})
     return None if child.returncode == 0 and job.done else job
 
 

@@ -260,3 +260,22 @@ def test_settings_that_cannot_work_are_refused(name):
     """By name, when the configuration is read."""
     with pytest.raises(ValueError, match=f"observe.{name} is 0"):
         ObserveConfig(**{name: 0})
+
+
+def test_runs_share_what_they_observe_of_the_base_model(model, mixed, tmp_path, forwards):
+    """The second run computes nothing; another request finds nothing; what is unfinished is not taken."""
+    shared, wanted = tmp_path / "shared", Wanted(layers=LAYERS, generate=True)
+    first = observe(model, mixed, tmp_path / "a" / "base", CONFIG, wanted, shared=shared)
+    spent = len(forwards)
+    second = observe(model, mixed, tmp_path / "b" / "base", CONFIG, wanted, shared=shared)
+    assert len(forwards) == spent and second.answers == first.answers
+    assert all(torch.equal(first.residuals[layer], second.residuals[layer]) for layer in LAYERS)
+    manifest = json.loads((tmp_path / "b" / "base" / "manifest.json").read_text())
+    (place,) = shared.iterdir()
+    assert manifest["taken_from"] == str(place) and manifest["cpu_seconds"] > 0
+    observe(model, mixed, tmp_path / "c" / "base", CONFIG, Wanted(layers=LAYERS), shared=shared)
+    assert len(forwards) == 2 * spent and len(list(shared.iterdir())) == 2
+    (place / "manifest.json").unlink()
+    observe(model, mixed, tmp_path / "d" / "base", CONFIG, wanted, shared=shared)
+    assert len(forwards) == 3 * spent and (place / "manifest.json").is_file()
+    assert not list(shared.rglob(".*"))

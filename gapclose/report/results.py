@@ -225,7 +225,7 @@ def against(ours: Mapping[int, Mapping[str, np.ndarray]], theirs: Mapping[int, M
 def cpu_minutes(directories: Sequence[Path]) -> float | None:
     """Processor time of all these runs, or None where it was not recorded of all."""
     costs = [d / "cost.json" for d in directories]
-    return sum(read_json(c)["cpu_seconds"] for c in costs) / 60 if all(c.is_file() for c in costs) else None
+    return sum(sum(read_json(c).values()) for c in costs) / 60 if all(c.is_file() for c in costs) else None
 
 
 def more(directory: Path) -> dict[str, float | None]:
