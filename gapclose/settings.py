@@ -8,7 +8,16 @@ from typing import Any
 import yaml
 
 # Untold: where and how a run was executed, which a comparison leaves out. Free: what may differ between two starts of one run.
-UNTOLD_KEYS = ("tracking", "wandb.", "export.", "run_dir", "train.logging_steps", "train.save_steps", "train.micro_batch_size")
+UNTOLD_KEYS = (
+    "tracking",
+    "wandb.",
+    "export.",
+    "run_dir",
+    "observe.shared",
+    "train.logging_steps",
+    "train.save_steps",
+    "train.micro_batch_size",
+)
 FREE_KEYS = (*UNTOLD_KEYS, "force", "guards.off", "guards.patience", "controls.")
 
 
