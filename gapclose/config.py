@@ -27,7 +27,7 @@ from gapclose.labelling import LabellingConfig
 from gapclose.models import ModelConfig
 from gapclose.objectives import LOSS_TERMS, acting
 from gapclose.observe import ObserveConfig
-from gapclose.probes import ProbeConfig
+from gapclose.probe_search import ProbeConfig
 from gapclose.settings import FREE_KEYS, flatten
 from gapclose.targets import TargetsConfig
 from gapclose.trainer import TrainConfig

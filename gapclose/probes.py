@@ -1,16 +1,15 @@
-"""Probes: linear readings of concepts from the residual stream, fitted on labels, chosen by grouped cross-validation, frozen.
+"""Probes: linear readings of concepts from the residual stream, fitted on labels and frozen.
 
-Every family ends as ``softmax((W z + b) / T)`` of the standardised residual ``z``, so one frozen module serves them all. Layer,
-family and regularisation are chosen inside ``fit`` by out-of-fold log-likelihood after a temperature that is itself fitted out of
-fold; folds never split a clip. A probe may read several layers, their residuals side by side as one.
+Every family ends as ``softmax((W z + b) / T)`` of the standardised residual ``z``, so one frozen module serves them all; folds never split
+a clip. A probe may read several layers, their residuals side by side as one. Which layers, family and regularisation:
+:mod:`gapclose.probe_search`.
 
 Shapes: N items, D width (of all layers of a probe together), C concepts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,64 +23,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import nn
 
 from gapclose.files import read_json, write_json, write_tensors
-from gapclose.progress import track
-from gapclose.solver import held_out, solve
-
-FAMILIES = ("logistic", "lda", "mean_difference")
-
-
-@dataclass(kw_only=True)
-class ProbeConfig:
-    """How probes are fitted and chosen."""
-
-    families: list[str] = field(default_factory=lambda: list(FAMILIES))
-    """logistic (C is ``strength``), lda (shrinkage is ``strength``), mean_difference (nearest class mean)"""
-    c: list[float] = field(default_factory=lambda: [0.001, 0.01, 0.1, 1.0])
-    """inverse regularisation of the logistic family, on standardised residuals"""
-    shrinkage: list[float] = field(default_factory=lambda: [0.1, 0.5])
-    """covariance shrinkage of the lda family, 0..1"""
-    folds: int = 4
-    """grouped cross-validation folds inside fit"""
-    layers: list[int] | None = None
-    """candidate layers, counted from 1; null: all that leave ``layers_above`` decoder layers above them"""
-    layers_above: int = 2
-    """decoder layers that must remain above the probe's layer, for LoRA to act on what the probe reads"""
-    stack: int = 1
-    """also try the residuals of the up to so many best single layers, side by side, as one probe; chosen by the same cross-validation
-    (1: single layers only)"""
-
-    def __post_init__(self) -> None:
-        unknown = [f for f in self.families if f not in FAMILIES]
-        if unknown or not self.families:
-            raise ValueError(f"probe.families {self.families}: choose some of {list(FAMILIES)}")
-        if self.folds < 2:
-            raise ValueError(f"probe.folds is {self.folds}; it must be at least 2")
-        if self.layers_above < 1:
-            raise ValueError(f"probe.layers_above is {self.layers_above}; LoRA needs at least one layer above the probe")
-        if self.stack < 1:
-            raise ValueError(f"probe.stack is {self.stack}; it must be at least 1, which tries single layers only")
-        if any(c <= 0 for c in self.c) or any(not 0 <= s <= 1 for s in self.shrinkage):
-            raise ValueError(f"probe.c {self.c} must be positive and probe.shrinkage {self.shrinkage} within 0..1")
-
-    def candidates(self, n_layers: int) -> list[int]:
-        """The layers to try in a decoder of ``n_layers``.
-
-        Raises:
-            ValueError: when a layer does not exist or leaves too few above it, or there are fewer than ``stack``.
-        """
-        highest = n_layers - self.layers_above
-        layers = list(range(1, highest + 1)) if self.layers is None else sorted(set(self.layers))
-        bad = [layer for layer in layers if not 1 <= layer <= highest]
-        if bad or not layers:
-            raise ValueError(f"probe.layers {bad or layers}: this decoder has {n_layers} layers, and a probe may read layers 1..{highest}")
-        if self.stack > len(layers):
-            raise ValueError(f"probe.stack is {self.stack}, and there are {len(layers)} candidate layers: {layers}")
-        return layers
-
-    def settings(self) -> list[tuple[str, float]]:
-        """All (family, strength) pairs."""
-        strengths = {"logistic": self.c, "lda": self.shrinkage, "mean_difference": [1.0]}
-        return [(family, s) for family in self.families for s in strengths[family]]
+from gapclose.solver import solve
 
 
 def side_by_side(residuals: Mapping[int, torch.Tensor], layers: Sequence[int]) -> torch.Tensor:
@@ -219,101 +161,6 @@ def fit_temperature(logits: np.ndarray, y: np.ndarray) -> float:
 
     found: Any = minimize_scalar(loss, bounds=(-5, 5), method="bounded")
     return float(np.exp(found.x))
-
-
-def _searched(
-    residuals: Mapping[int, torch.Tensor],
-    stacks: Sequence[tuple[int, ...]],
-    settings: Sequence[tuple[str, float]],
-    y: np.ndarray,
-    folds: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> Iterator[tuple[tuple[tuple[int, ...], str, float], np.ndarray]]:
-    """(layers, family, strength) with its out-of-fold logits (N, C); the logistic probes of a stack of layers are all fitted together."""
-    together = [strength for family, strength in settings if family == "logistic"]
-    for layers in stacks:
-        z = side_by_side(residuals, layers)
-        logistic = iter(held_out(z, torch.as_tensor(y), folds, together).double().cpu().numpy() if together else ())
-        alone = z.double().cpu().numpy() if len(together) < len(settings) else np.empty(0)
-        for family, strength in settings:
-            yield (layers, family, strength), next(logistic) if family == "logistic" else out_of_fold(alone, y, folds, family, strength)
-
-
-def _score(logits: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Log-likelihood in nats at the best temperature, that temperature, and the accuracy."""
-    temperature = fit_temperature(logits, y)
-    log_reading = log_softmax(logits / temperature, axis=1)
-    return {
-        "log_likelihood": float(log_reading[np.arange(len(y)), y].mean()),
-        "temperature": temperature,
-        "accuracy": float((logits.argmax(1) == y).mean()),
-    }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The outcome of the cross-validated search."""
-
-    probe: FrozenProbe
-    reading: np.ndarray
-    """(N, C) out-of-fold r(c|x) of the chosen setting on the fit items"""
-    table: list[dict[str, Any]]
-    """one row per (layers, family, strength): out-of-fold log-likelihood in nats and temperature; ``layer`` is the highest"""
-
-
-def choose_probe(
-    residuals: Mapping[int, torch.Tensor],
-    y: np.ndarray,
-    clips: np.ndarray,
-    concepts: Sequence[str],
-    config: ProbeConfig,
-    *,
-    layers: Sequence[int],
-    settings: Sequence[tuple[str, float]] | None = None,
-    seed: int,
-    label: str = "choosing the probe",
-) -> Choice:
-    """Search layers x families x regularisation by grouped cross-validation, then fit the best on everything.
-
-    With ``config.stack`` above 1, the two layers that are best by themselves are then tried side by side, the three best, and so on, in
-    the same folds and with all families and strengths; of equals the fewest layers are kept.
-
-    Args:
-        residuals: layer -> (N, D); the logistic family is searched on their device.
-        y: concept index per item, (N,); every concept must occur.
-        clips: group per item, (N,).
-        layers: candidates; there are no stacks of more than these.
-
-    Raises:
-        ValueError: when a concept has no item or too few clips.
-    """
-    absent = [c for i, c in enumerate(concepts) if i not in set(y.tolist())]
-    if absent:
-        raise ValueError(f"no labelled item expresses {absent}; a probe for {list(concepts)} needs some of each")
-    folds, settings = grouped_folds(y, clips, config.folds, seed), settings or config.settings()
-
-    def search(stacks: Sequence[tuple[int, ...]], label: str) -> list[dict[str, Any]]:
-        searched = track(_searched(residuals, stacks, settings, y, folds), len(stacks) * len(settings), label)
-        return [
-            {"layer": stack[-1], "layers": list(stack), "family": family, "strength": strength, **_score(logits, y)}
-            for (stack, family, strength), logits in searched
-        ]
-
-    table = search([(layer,) for layer in layers], label)
-    best = {layer: max(r["log_likelihood"] for r in table if r["layer"] == layer) for layer in layers}
-    ranked = sorted(layers, key=lambda layer: -best[layer])
-    stacks = [tuple(sorted(ranked[:k])) for k in range(2, min(config.stack, len(layers)) + 1)]
-    table += search(stacks, f"{label}, layers side by side")
-    row = max(table, key=lambda r: r["log_likelihood"])
-    z = side_by_side(residuals, row["layers"]).double().cpu().numpy()
-    logits = out_of_fold(z, y, folds, row["family"], row["strength"])  # as a fresh probe is read later, in double precision
-    row.update(_score(logits, y))
-    log_reading = log_softmax(logits / row["temperature"], axis=1)
-    mean, scale, weight, bias = fit_linear(z, y, row["family"], row["strength"])
-    probe = FrozenProbe(
-        mean=mean, scale=scale, weight=weight, bias=bias, concepts=concepts,
-        **{k: row[k] for k in ("temperature", "layers", "family", "strength")},
-    )  # fmt: skip
-    return Choice(probe=probe, reading=np.exp(log_reading), table=table)
 
 
 def fresh_reading(probe: FrozenProbe, residual: torch.Tensor, y: np.ndarray, clips: np.ndarray, folds: int, seed: int) -> np.ndarray:

@@ -29,7 +29,8 @@ from gapclose.models import load_model
 from gapclose.objectives import LOSS_TERMS
 from gapclose.observations import Observations
 from gapclose.observe import Wanted, observe
-from gapclose.probes import FrozenProbe, ProbeConfig, choose_probe
+from gapclose.probe_search import ProbeConfig, choose_probe
+from gapclose.probes import FrozenProbe
 from gapclose.progress import say
 from gapclose.report.figures import draw_epochs
 from gapclose.report.page import write_page

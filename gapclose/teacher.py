@@ -26,7 +26,8 @@ from gapclose.gap import Labels
 from gapclose.items import ItemSet
 from gapclose.media import SUPPORTED
 from gapclose.observations import read_observations
-from gapclose.probes import FrozenProbe, ProbeConfig, fit_linear, fit_temperature, linear_logits
+from gapclose.probe_search import ProbeConfig
+from gapclose.probes import FrozenProbe, fit_linear, fit_temperature, linear_logits
 from gapclose.progress import track
 from gapclose.resample import Clips, Interval
 

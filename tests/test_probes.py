@@ -15,7 +15,8 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import StandardScaler
 
 from gapclose import probes
-from gapclose.probes import FrozenProbe, ProbeConfig, choose_probe, fit_linear, fit_temperature, fresh_reading, grouped_folds, out_of_fold
+from gapclose.probe_search import ProbeConfig, choose_probe
+from gapclose.probes import FrozenProbe, fit_linear, fit_temperature, fresh_reading, grouped_folds, out_of_fold
 
 CONCEPTS = ("standard", "false_vision", "false_audio")
 

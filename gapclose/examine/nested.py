@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gapclose.probes import ProbeConfig, choose_probe, grouped_folds
+from gapclose.probe_search import ProbeConfig, choose_probe
+from gapclose.probes import grouped_folds
 
 
 @dataclass(frozen=True, kw_only=True)

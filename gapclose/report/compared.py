@@ -78,8 +78,9 @@ def gather(rows: Sequence[Row], budget: float, also_on: str | None) -> dict[tupl
         number = chosen_on_val(row.directories, rule) if several else 0
         directory = row.directories[number]
         if way == "untrained":
-            answers, fronts = untrained(directory, budget), untrained_front(directory)
-            points = {name: {b: untrained(directory, b)[name] for b in BUDGETS} for name in answers}
+            by_budget, fronts = {b: untrained(directory, b) for b in BUDGETS}, untrained_front(directory)
+            answers = by_budget[budget]
+            points = {name: {b: at[name] for b, at in by_budget.items()} for name in answers}
         else:
             answers = {way if side == "adapted" else BASE: a for side, a in trained(directory).items()}
             at, edge = adapted_points(directory)

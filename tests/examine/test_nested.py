@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gapclose.examine.nested import nested_reading
-from gapclose.probes import ProbeConfig, choose_probe
+from gapclose.probe_search import ProbeConfig, choose_probe
 
 CONFIG = ProbeConfig(families=["mean_difference"], folds=3)
 
