@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import StandardScaler
 
-from gapclose import probes
+from gapclose import probe_search, probes
 from gapclose.probe_search import ProbeConfig, choose_probe
 from gapclose.probes import FrozenProbe, fit_linear, fit_temperature, fresh_reading, grouped_folds, out_of_fold
 
@@ -233,9 +233,9 @@ def test_stacks_are_tried_in_the_folds_of_the_single_layers(monkeypatch):
     residuals, y, clips = planted(2, 4, strength=1.2)
     used = []
     for name in ("held_out", "out_of_fold"):
-        real = getattr(probes, name)
+        real = getattr(probe_search, name)
         monkeypatch.setattr(
-            probes, name, lambda z, y, folds, *rest, real=real: used.append((z.shape[1], folds)) or real(z, y, folds, *rest)
+            probe_search, name, lambda z, y, folds, *rest, real=real: used.append((z.shape[1], folds)) or real(z, y, folds, *rest)
         )
     config = ProbeConfig(families=["logistic", "mean_difference"], c=[0.1], folds=3, stack=3)
     choose_probe(residuals, y, clips, CONCEPTS, config, layers=[1, 2, 3, 4], seed=0)
