@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gapclose.report.console import add_columns, show, wide_console
-from gapclose.report.summary import summarise
+from gapclose.report.summary import skipped_words, summarise
 from gapclose.settings import UNTOLD_KEYS, read_settings
 from gapclose.significance import holm
 
@@ -104,18 +104,23 @@ def claimed(runs: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 def _title(runs: Sequence[dict[str, Any]]) -> str:
     readings = {f"{name} {of}" for run in runs for name, of in run["verdicts"].items() if of["p"] is not None}
-    return VERDICTS.format(n=len(readings), m=len(changed(runs)))
+    return VERDICTS.format(n=len(readings), m=len(changed(runs))) + skipped(runs)
+
+
+def skipped(runs: Sequence[dict[str, Any]]) -> str:
+    """How many items of these runs were left out because of their media, in words; nothing where none were."""
+    return skipped_words(sum(run["n_skipped"] for run in runs))
 
 
 def print_comparison(runs: Sequence[dict[str, Any]], console: Console | None = None) -> None:
     """A table with a row a run, and one with a row a run and modality: what may be claimed when all are looked at together."""
     words = ("run", "differs in", "state")
-    table = Table(title=f"{len(runs)} runs on test clips: balanced accuracy, 95 % clip-bootstrap intervals")
-    add_columns(table, ("run", "differs in", *COLUMNS, "state", "clips", "seed"), words)
+    table = Table(title=f"{len(runs)} runs on test clips: balanced accuracy, 95 % clip-bootstrap intervals{skipped(runs)}")
+    more = ("left out",) if skipped(runs) else ()
+    add_columns(table, ("run", "differs in", *COLUMNS, "state", "clips", *more, "seed"), words)
     for name, run in zip(names([r["run"] for r in runs]), runs, strict=True):
-        table.add_row(
-            escape(name), escape(differences(run)), *(show(i, 2) for i in cells(run)), run["state"], str(run["n_clips"]), str(run["seed"])
-        )
+        counts = (run["n_clips"], *((run["n_skipped"],) if more else ()), run["seed"])
+        table.add_row(escape(name), escape(differences(run)), *(show(i, 2) for i in cells(run)), run["state"], *map(str, counts))
     console = console or wide_console()
     console.print(table)
     claims = Table(title=_title(runs))
@@ -145,11 +150,11 @@ def write_comparison(runs: Sequence[dict[str, Any]], path: Path) -> None:
         figures.points_svg("closures", closures, title, "closure"),
     )
     rows = [(n, r, cells(r), differences(r)) for n, r in zip(called, runs, strict=True)]
-    rest = {"claims": claimed(runs), "claims_title": _title(runs), "claims_columns": CLAIMS}
+    rest = {"claims": claimed(runs), "claims_title": _title(runs), "claims_columns": CLAIMS, "skipped": bool(skipped(runs))}
     write_text(path, render("compare.html.j2", rows=rows, columns=list(COLUMNS), **rest, figures=[Markup(d) for d in drawn if d]))
 
 
 def _counts(runs: Sequence[dict[str, Any]]) -> str:
     clips, seeds = sorted({r["n_clips"] for r in runs}), sorted({r["seed"] for r in runs})
     amount = f"{clips[0]}" if len(clips) == 1 else f"{clips[0]} to {clips[-1]}"
-    return f"{amount} test clips, {len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))}), 95 % intervals"
+    return f"{amount} test clips, {len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))}){skipped(runs)}, 95 % intervals"

@@ -23,6 +23,7 @@ from gapclose.report.results import (
     mean_over_seeds,
     more,
     on_degraded,
+    skipped,
     trained,
     untrained,
     untrained_front,
@@ -91,7 +92,7 @@ def gather(rows: Sequence[Row], budget: float, also_on: str | None) -> dict[tupl
             entry[seed] = {**figures(of, seed), "degraded": on_degraded(own), "more": more(directory) if name == way else {}}
             if "cpu_minutes" in entry[seed]["more"]:
                 entry[seed]["more"]["cpu_minutes"] = cpu_minutes(row.directories)
-            entry[seed]["own"] = figures(own, seed)
+            entry[seed]["own"], entry[seed]["skipped"] = figures(own, seed), skipped(directory)
             entry[seed]["at"] = {b: figures(a, seed) for b, a in points.get(name, {}).items()}
             entry[seed]["also"] = figures(of, seed, of.tagged(*also_on.split("=", 1)))["balanced"] if also_on else None
             entry[seed]["alternative"] = number if several else None
@@ -164,6 +165,7 @@ def _count(values: Sequence[float | None]) -> str:
 def _table(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str, also_on: str | None) -> list[str]:
     also = [f"on {also_on}"] if also_on else []
     names = ["labels", "way", "seeds", "balanced", "standard accuracy", "rejection", *also, "as it is: balanced, standard"]
+    out = any(s["skipped"] for seeds in found.values() for s in seeds.values())
     names += [
         "held-out question type",
         "closure",
@@ -173,6 +175,7 @@ def _table(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str
         "reading not real",
         "stopped",
         "over budget",
+        *(["items left out"] if out else []),
     ]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for labels in _budgets(found, variant):
@@ -192,6 +195,7 @@ def _table(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str
             for name in ("transfer", "closure", "auroc_gain", "retention_drop", "cpu_minutes"):
                 cells.append(_plain([s["more"].get(name) for s in seeds.values()]))
             cells += [_count([s["more"].get(name) for s in seeds.values()]) for name in ("not_real", "stopped", "over_budget")]
+            cells += [" + ".join(str(s["skipped"]) for s in seeds.values())] if out else []
             lines.append("| " + " | ".join(cells) + " |")
     return lines
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from gapclose.files import read_json
 from gapclose.gap import STATES
-from gapclose.report.summary import layer_words, read_records, round_words, summarise
+from gapclose.report.summary import layer_words, read_records, round_words, skipped_words, summarise
 
 TEST_ROWS = {
     "action, balanced": "balanced",
@@ -55,7 +55,8 @@ def print_report(directory: Path, console: Console | None = None) -> None:
     """Print what a run measured: every stage, then the verdict on test clips in words."""
     console = console or wide_console()
     summary, records = summarise(directory), read_records(directory)
-    stages = Table(title=f"{directory}: balanced accuracy by stage")
+    out = skipped_words(summary["n_skipped"])
+    stages = Table(title=f"{directory}: balanced accuracy by stage{out}")
     headings = ("stage", "action", "generated", "reading", "fresh", "sentinel", "retained", "closure", "state")
     add_columns(stages, headings, ("stage", "state"))
     for r in records:
@@ -66,7 +67,7 @@ def print_report(directory: Path, console: Console | None = None) -> None:
     console.print(stages)
 
     test = Table(
-        title=f"test: {summary['n_clips']} clips, {summary['n_items']} items, 1 seed ({summary['seed']}), 95 % clip-bootstrap intervals"
+        title=f"test: {summary['n_clips']} clips, {summary['n_items']} items{out}, 1 seed ({summary['seed']}), 95 % clip-bootstrap intervals"
     )
     add_columns(test, ("figure", "base", "adapted"), ("figure",))
     adapted = summary["adapted"] or {}
@@ -81,7 +82,7 @@ def print_report(directory: Path, console: Console | None = None) -> None:
         test.add_row("held-out question type, action", show(summary["transfer"]["base"]), show(summary["transfer"]["adapted"]))
     console.print(test)
 
-    parts = Table(title="by modality (p: whether the change of the action is chance)")
+    parts = Table(title=f"by modality (p: whether the change of the action is chance){out}")
     headings = (
         "modality",
         "verdict",
@@ -109,7 +110,10 @@ def print_report(directory: Path, console: Console | None = None) -> None:
 
 def print_baselines(baselines: dict[str, Any], summary: dict[str, Any], console: Console) -> None:
     """What can be had without training, a row for every method and budget, and what the training of this run came to."""
-    table = Table(title=f"without training: chosen on {baselines['n_choice']} items of {baselines['chosen_on']}, judged on test")
+    table = Table(
+        title=f"without training: chosen on {baselines['n_choice']} items of {baselines['chosen_on']}, judged on test"
+        + skipped_words(summary["n_skipped"])
+    )
     headings = ("method", "budget, points", "balanced", "option, balanced", "standard acc. change", "rejected", "AUROC")
     add_columns(table, headings, ("method",))
 

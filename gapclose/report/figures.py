@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gapclose.report.summary import read_records, record_of
+from gapclose.report.summary import read_records, record_of, skipped_words
 from gapclose.report.svg import INK, styled, to_svg, wrap
 
 READING, FRESH, SENTINEL, ACTION, GENERATED, PALE = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#E69F00", "#e6e6e6"
@@ -73,7 +73,8 @@ def _accuracies(axes: Axes, records: Sequence[Mapping[str, Any]], text: Interval
 
 
 def _counts(record: Mapping[str, Any], what: str) -> str:
-    return f"{record['n_clips']} {what} clips, 1 seed ({record['seed']}), 95 % intervals"
+    out = skipped_words(record.get("n_skipped", 0))
+    return f"{record['n_clips']} {what} clips, 1 seed ({record['seed']}){out}, 95 % intervals"
 
 
 @styled

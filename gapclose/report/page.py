@@ -20,7 +20,7 @@ from gapclose.report import figures
 from gapclose.report.console import GAPS, TEST_ROWS, turned, verdict
 from gapclose.report.embed import Embedder
 from gapclose.report.markup import render
-from gapclose.report.summary import layer_words, layers_of, read_records, record_of, round_words, summarise
+from gapclose.report.summary import layer_words, layers_of, read_records, record_of, round_words, skipped_words, summarise
 from gapclose.settings import read_settings
 
 MEASUREMENT_VERSION = 1
@@ -46,6 +46,7 @@ def build_page(directory: Path) -> str:
     return render(
         "report.html.j2",
         name=directory.resolve().name,
+        out=skipped_words(summary["n_skipped"]),
         concepts=measured.get("concepts") or read_json(directory / "probes" / "frozen.json").get("concepts"),
         s=summary,
         m=measured,
@@ -130,7 +131,7 @@ def _figures(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], m
     sides = [(scope, {"reading": p["reading"], "base action": p["base"], "adapted action": p["adapted"]}) for scope, p in parts.items()]
     drawn["sides"] = figures.points_svg("sides", sides, title, "balanced accuracy")
     drawn["epochs"] = figures.epochs_svg(records, summary["text_only"]["balanced"])
-    counts = _counts(measured if measured.get("n_clips") else summary)
+    counts = _counts({**(measured if measured.get("n_clips") else summary), "n_skipped": summary["n_skipped"]})
     title = f"{counts}, 95 % intervals"
     if measured.get("cells"):
         cells = [(f"{c['modality']} / {c['concept']}", {"reading": c["reading"], "base action": c["action"]}) for c in measured["cells"]]
@@ -145,7 +146,7 @@ def _figures(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], m
 
 
 def _counts(of: Mapping[str, Any]) -> str:
-    return f"{of.get('n_clips')} test clips, 1 seed ({of.get('seed')})"
+    return f"{of.get('n_clips')} test clips, 1 seed ({of.get('seed')}){skipped_words(of.get('n_skipped', 0))}"
 
 
 def controls(summary: Mapping[str, Any], base: Mapping[str, Any], measured: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -23,15 +23,17 @@ from scipy.stats import t
 from gapclose.baselines.comparison import BUDGETS, pareto
 from gapclose.baselines.operating import Scored, alarms
 from gapclose.baselines.shift import best_shift, shifts
+from gapclose.config import parse_config
+from gapclose.errors import Problems
 from gapclose.files import read_json
 from gapclose.gap import Action, GapConfig, Labels
-from gapclose.item_files import read_items
 from gapclose.items import ItemSet
 from gapclose.measure import best_epoch
 from gapclose.observations import read_observations
 from gapclose.report.summary import record_of
 from gapclose.resample import Clips, Interval
 from gapclose.significance import expected_calibration_error
+from gapclose.validate import read_data
 
 REPLICATES = 2_000
 SURE = 0.9
@@ -65,14 +67,29 @@ class Mean:
     seeds: int
 
 
-def test_items(directory: Path) -> ItemSet:
-    """The labelled test gap items of a run."""
-    return read_items(Path(read_json(directory / "items.json")["root"])).select(split="test", purpose="gap")
+def items_of(directory: Path, split: str) -> ItemSet:
+    """The labelled gap items of a run in one split, without those that it left out because of their media.
+
+    Raises:
+        ValueError: with every problem of the data.
+    """
+    path = directory / "items.json"
+    bound, config = read_json(path), parse_config(["--config", str(directory / "config.yaml")])
+    problems = Problems(f"the item set {bound['root']} of the run {directory}")
+    found = read_data(Path(bound["root"]), config.data, problems)
+    problems.raise_if_any()
+    out = {s["item"] for s in bound.get("skipped", [])}
+    return replace(found, items=tuple(i for i in found if i.id not in out)).select(split=split, purpose="gap")
+
+
+def skipped(directory: Path) -> int:
+    """How many items a run left out because of their media, over all splits."""
+    return (record_of(directory, "base/test") or {}).get("n_skipped", 0)
 
 
 def trained(directory: Path) -> dict[str, Answers]:
     """``base`` and ``adapted`` of a finished run."""
-    items = test_items(directory)
+    items = items_of(directory, "test")
     return {side: _stored(directory, f"{side}-test", items) for side in ("base", "adapted")}
 
 
@@ -92,8 +109,7 @@ def adapted_points(directory: Path) -> tuple[dict[float | None, Answers], list[t
     """
     record = record_of(directory, "adapted/test")
     assert record is not None
-    root = read_items(Path(read_json(directory / "items.json")["root"]))
-    val, test = (root.select(split=split, purpose="gap") for split in ("val", "test"))
+    val, test = (items_of(directory, split) for split in ("val", "test"))
     stages = {"there": (val, f"epoch-{record['epoch']}-val"), "before": (val, "base-val"), "here": (test, "adapted-test")}
     stages["base"] = (test, "base-test")
     scored = {name: _stored(directory, stage, items) for name, (items, stage) in stages.items()}
@@ -146,7 +162,7 @@ def untrained(directory: Path, budget: float | None) -> dict[str, Answers]:
         raise ValueError(
             f"{directory}: its methods without training were not chosen on val (labels there, or a newer run, are needed); delete it"
         )
-    items, found = test_items(directory), {}
+    items, found = items_of(directory, "test"), {}
     for method in measured["methods"]:
         points = [p for p in method["points"] if p["budget"] == budget]
         if not points:

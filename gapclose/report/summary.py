@@ -61,6 +61,7 @@ def summarise(directory: Path) -> dict[str, Any]:
         "epoch": (adapted or base)["epoch"],
         "n_clips": base["n_clips"],
         "n_items": base["n_items"],
+        "n_skipped": base.get("n_skipped", 0),
         "seed": base["seed"],
     }
     if "transfer" in base:
@@ -105,6 +106,11 @@ def round_words(rounds: Sequence[dict[str, Any]]) -> list[str]:
             words += f"; the action on val after it {of['action']['before']['value']:.3f} -> {of['action']['now']['value']:.3f}"
         found.append(words)
     return found
+
+
+def skipped_words(count: int, prefix: str = ", ") -> str:
+    """``, 3 items left out``: those whose media could not be used, over all splits; nothing where there were none."""
+    return f"{prefix}{count} item{'s' * (count != 1)} left out" if count else ""
 
 
 def layer_words(layers: Sequence[int]) -> str:
