@@ -73,13 +73,18 @@ def items_of(directory: Path, split: str) -> ItemSet:
     Raises:
         ValueError: with every problem of the data.
     """
+    return _measured_set(directory).select(split=split, purpose="gap")
+
+
+@lru_cache(maxsize=1)  # several figures of one run are had after one another
+def _measured_set(directory: Path) -> ItemSet:
     path = directory / "items.json"
     bound, config = read_json(path), parse_config(["--config", str(directory / "config.yaml")])
     problems = Problems(f"the item set {bound['root']} of the run {directory}")
     found = read_data(Path(bound["root"]), config.data, problems)
     problems.raise_if_any()
     out = {s["item"] for s in bound.get("skipped", [])}
-    return replace(found, items=tuple(i for i in found if i.id not in out)).select(split=split, purpose="gap")
+    return replace(found, items=tuple(i for i in found if i.id not in out))
 
 
 def skipped(directory: Path) -> int:
