@@ -23,6 +23,8 @@ from scipy.stats import t
 from gapclose.baselines.comparison import BUDGETS, pareto
 from gapclose.baselines.operating import Scored, alarms
 from gapclose.baselines.shift import best_shift, shifts
+from gapclose.config import parse_config
+from gapclose.errors import Problems
 from gapclose.files import read_json
 from gapclose.gap import Action, GapConfig, Labels
 from gapclose.item_files import read_items
@@ -31,7 +33,10 @@ from gapclose.measure import best_epoch
 from gapclose.observations import read_observations
 from gapclose.report.summary import record_of
 from gapclose.resample import Clips, Interval
+from gapclose.settings import read_settings
 from gapclose.significance import expected_calibration_error
+from gapclose.validate import in_order
+from gapclose.wordings import reword
 
 REPLICATES = 2_000
 SURE = 0.9
@@ -67,7 +72,18 @@ class Mean:
 
 def test_items(directory: Path) -> ItemSet:
     """The labelled test gap items of a run."""
-    return read_items(Path(read_json(directory / "items.json")["root"])).select(split="test", purpose="gap")
+    return asked_items(directory).select(split="test", purpose="gap")
+
+
+def asked_items(directory: Path) -> ItemSet:
+    """The items of a run in its own prompt, and with their options in the order in which it asked them."""
+    items, settings = read_items(Path(read_json(directory / "items.json")["root"])), read_settings(directory)
+    if not settings.get("data.shuffle_options") and settings.get("prompts.asked", "own") == "own":
+        return items
+    config, problems = parse_config(["--config", str(directory / "config.yaml")]), Problems(f"the items of {directory}")
+    items = reword(in_order(items, config.data, config.prompts, problems), config.prompts.asked, config.prompts, problems)
+    problems.raise_if_any()
+    return items
 
 
 def trained(directory: Path) -> dict[str, Answers]:
@@ -92,7 +108,7 @@ def adapted_points(directory: Path) -> tuple[dict[float | None, Answers], list[t
     """
     record = record_of(directory, "adapted/test")
     assert record is not None
-    root = read_items(Path(read_json(directory / "items.json")["root"]))
+    root = asked_items(directory)
     val, test = (root.select(split=split, purpose="gap") for split in ("val", "test"))
     stages = {"there": (val, f"epoch-{record['epoch']}-val"), "before": (val, "base-val"), "here": (test, "adapted-test")}
     stages["base"] = (test, "base-test")
