@@ -42,16 +42,20 @@ class MixedSampler(Sampler[int]):
 
     An epoch is one pass over the ``lead`` term (consistency, else gold), cut to whole global batches; the other terms go round as often
     as needed, each in its own shuffled order. The order depends on seed and epoch alone.
+
+    With ``twins`` both items of a pair are in the same global batch, under every term that has both. A pair for which a batch has one place
+    left waits for the next one, unless nothing single is there to fill it: then, as with an odd count of nothing but pairs, it is parted.
     """
 
-    def __init__(self, examples: Sequence[Example], counts: dict[str, int], seed: int) -> None:
-        self.members: dict[str, list[int]] = {t: [i for i, e in enumerate(examples) if e.term == t] for t in TERMS if counts[t]}
-        empty = [t for t, m in self.members.items() if not m]
+    def __init__(self, examples: Sequence[Example], counts: dict[str, int], seed: int, *, twins: bool = False) -> None:
+        members: dict[str, list[int]] = {t: [i for i, e in enumerate(examples) if e.term == t] for t in TERMS if counts[t]}
+        empty = [t for t, m in members.items() if not m]
         if empty:
             raise ValueError(f"no items for the loss term(s) {empty}; set train.{empty[0]} to 0 or add such items")
-        self.counts, self.seed, self.epoch = {t: counts[t] for t in self.members}, seed, 0
-        lead = "consistency" if "consistency" in self.members else "gold"
-        self.steps = max(1, len(self.members[lead]) // self.counts[lead])
+        self.counts, self.seed, self.epoch = {t: counts[t] for t in members}, seed, 0
+        self.units = {t: pairs(examples, m) if twins else [[i] for i in m] for t, m in members.items()}
+        lead = "consistency" if "consistency" in members else "gold"
+        self.steps = max(1, len(members[lead]) // self.counts[lead])
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer at the start of every epoch."""
@@ -60,18 +64,49 @@ class MixedSampler(Sampler[int]):
     def __len__(self) -> int:
         return self.steps * sum(self.counts.values())
 
-    def _stream(self, term: str) -> Iterator[int]:
+    def _stream(self, term: str) -> Iterator[list[int]]:
         generator = np.random.default_rng([self.seed, self.epoch, TERMS.index(term)])
         while True:
-            yield from generator.permutation(self.members[term]).tolist()
+            yield from (self.units[term][place] for place in generator.permutation(len(self.units[term])).tolist())
+
+    def _filled(self, term: str) -> Iterator[int]:
+        """Items of a term, batch after batch, with no pair across two of them where that can be helped."""
+        stream, waiting, size = self._stream(term), list[list[int]](), self.counts[term]
+        while True:
+            left = size
+            while left:
+                fitting = next((n for n, unit in enumerate(waiting) if len(unit) <= left), None)
+                unit = waiting.pop(fitting) if fitting is not None else next(stream)
+                if len(unit) > left:
+                    waiting.append(unit)
+                    if len(waiting) <= len(self.units[term]):
+                        continue
+                    unit, waiting[-1] = unit[:left], unit[left:]  # nothing single in a whole round
+                yield from unit
+                left -= len(unit)
 
     def __iter__(self) -> Iterator[int]:
-        streams = {t: self._stream(t) for t in self.members}
+        streams = {t: self._filled(t) for t in self.counts}
         # spread the terms evenly over the batch, so that every micro-batch has its share of each
         order = sorted((place / n, t) for t, n in self.counts.items() for place in range(n))
         for _ in range(self.steps):
             for _, term in order:
                 yield next(streams[term])
+
+
+def pairs(examples: Sequence[Example], members: Sequence[int]) -> list[list[int]]:
+    """The members of one term, both of a pair of twins together. Where items occur several times, each time with its twin's."""
+    waiting: dict[str, list[list[int]]] = defaultdict(list)
+    units = list[list[int]]()
+    for index in members:
+        item = examples[index].item
+        if waiting[item.id]:
+            waiting[item.id].pop(0).append(index)
+            continue
+        units.append([index])
+        if twin := item.tags.get("twin"):
+            waiting[twin].append(units[-1])
+    return units
 
 
 class Collator:

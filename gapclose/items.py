@@ -119,6 +119,10 @@ class ItemSet:
         keep = [i for i in self.items if (split is None or i.split == split) and (purposes is None or i.purpose in purposes)]
         return replace(self, items=tuple(keep))
 
+    def holding(self, items: Sequence[Item]) -> ItemSet:
+        """The set with these items in place of its own."""
+        return replace(self, items=tuple(items))
+
     @property
     def where(self) -> Path:
         """What to name in a complaint: the file with the items, or the directory where another format keeps them in several."""

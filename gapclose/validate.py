@@ -24,7 +24,7 @@ from gapclose.option_order import shuffle_options
 from gapclose.progress import say
 from gapclose.prompts import check_kinds, check_options, tokenizer_of
 from gapclose.readers import read_set
-from gapclose.readers.splits import Dealing
+from gapclose.readers.splits import Dealing, check_twins
 from gapclose.report.console import add_columns, wide_console
 from gapclose.verdict import LEAST_CLIPS
 from gapclose.wordings import WORDINGS, PromptsConfig, reword
@@ -66,6 +66,7 @@ def load_items(
     """
     problems, prompts = Problems(f"the item set {directory}"), prompts or PromptsConfig()
     items = in_order(read_data(directory, data, problems), data, prompts, problems)
+    check_twins(items, problems)
     check_prompts(prompts, model, problems)
     asked = {name: reword(items, name, prompts, problems) for name in prompts.names}
     found = faults(items)

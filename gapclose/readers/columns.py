@@ -207,7 +207,7 @@ def _item(row: Row, known: ColumnMap, clip: str, dealt: dict[str, str], problems
             for t, c, w in zip(said, known.options.values(), texts, strict=True)
         ],
         gold=gold,
-        tags={c: str(values[c]) for c in known.tags} | ({"twin": str(values[at["twin"]])} if "twin" in at else {}),
+        tags={c: str(values[c]) for c in known.tags} | ({"twin": str(values[at["twin"]])} if values.get(at.get("twin", "")) else {}),
         stem=question,
     )
 
