@@ -43,8 +43,8 @@ class MixedSampler(Sampler[int]):
     An epoch is one pass over the ``lead`` term (consistency, else gold), cut to whole global batches; the other terms go round as often
     as needed, each in its own shuffled order. The order depends on seed and epoch alone.
 
-    With ``twins`` both items of a pair are in the same global batch, under every term that has both. A pair for which a batch has one place
-    left waits for the next one, unless nothing single is there to fill it: then, as with an odd count of nothing but pairs, it is parted.
+    With ``twins`` both items of a pair are in the same global batch, under every term that has both, as far as the counts let them: under an
+    odd one, pairs are parted once no single item is left to go between them.
     """
 
     def __init__(self, examples: Sequence[Example], counts: dict[str, int], seed: int, *, twins: bool = False) -> None:
@@ -64,29 +64,23 @@ class MixedSampler(Sampler[int]):
     def __len__(self) -> int:
         return self.steps * sum(self.counts.values())
 
-    def _stream(self, term: str) -> Iterator[list[int]]:
-        generator = np.random.default_rng([self.seed, self.epoch, TERMS.index(term)])
+    def _stream(self, term: str) -> Iterator[int]:
+        """Items of a term, pass after pass; where a pair would be cut by the end of a batch, the next single item goes first."""
+        generator, size = np.random.default_rng([self.seed, self.epoch, TERMS.index(term)]), self.counts[term]
+        left = size
         while True:
-            yield from (self.units[term][place] for place in generator.permutation(len(self.units[term])).tolist())
-
-    def _filled(self, term: str) -> Iterator[int]:
-        """Items of a term, batch after batch, with no pair across two of them where that can be helped."""
-        stream, waiting, size = self._stream(term), list[list[int]](), self.counts[term]
-        while True:
-            left = size
-            while left:
-                fitting = next((n for n, unit in enumerate(waiting) if len(unit) <= left), None)
-                unit = waiting.pop(fitting) if fitting is not None else next(stream)
-                if len(unit) > left:
-                    waiting.append(unit)
-                    if len(waiting) <= len(self.units[term]):
-                        continue
-                    unit, waiting[-1] = unit[:left], unit[left:]  # nothing single in a whole round
+            units = [self.units[term][place] for place in generator.permutation(len(self.units[term])).tolist()]
+            while units:
+                fitting = next((n for n, unit in enumerate(units) if len(unit) <= left), None)
+                if fitting is None:
+                    unit, units[0] = units[0][:left], units[0][left:]
+                else:
+                    unit = units.pop(fitting)
                 yield from unit
-                left -= len(unit)
+                left = left - len(unit) or size
 
     def __iter__(self) -> Iterator[int]:
-        streams = {t: self._filled(t) for t in self.counts}
+        streams = {t: self._stream(t) for t in self.counts}
         # spread the terms evenly over the batch, so that every micro-batch has its share of each
         order = sorted((place / n, t) for t, n in self.counts.items() for place in range(n))
         for _ in range(self.steps):

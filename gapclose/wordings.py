@@ -53,8 +53,9 @@ class PromptsConfig:
             for name in names:
                 if name not in WORDINGS and not FUNCTION.fullmatch(name):
                     raise ValueError(f"prompts.{key} {name!r} is no prompt; choose one of {list(WORDINGS)}, or package.module:function")
-        if len(set(self.measured)) < len(self.measured):
-            raise ValueError(f"prompts.measured {self.measured} names a prompt twice; name each once")
+        called = [name.rpartition(":")[2] for name in self.names]
+        if len(set(called)) < len(called) or len(set(self.measured)) < len(self.measured):
+            raise ValueError(f"prompts.measured {self.measured} has two prompts of one name; name each once, and functions differently")
         if self.match is not None and not FUNCTION.fullmatch(self.match):
             raise ValueError(f"prompts.match {self.match!r} is no function; write package.module:function, or null")
         if len({a.strip() for a in self.binary_answers} - {""}) != 2 or len(self.binary_answers) != 2:

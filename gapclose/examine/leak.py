@@ -44,18 +44,17 @@ def text_leak(items: ItemSet, *, folds: int, seed: int = 0) -> list[Leak]:
     known = [i for i in items.select(purpose="gap") if i.gold is not None and i.split != "train"]
     several = {m for m in {i.modality for i in known} if len({i.concept for i in known if i.modality == m}) > 1}
     chosen = _few([i for i in known if i.modality in several and any(c.isalnum() for c in i.text)])
-    labels = Labels.of(items.holding(chosen))
-    rarest = min((len({i.clip for i in chosen if i.concept == c}) for c in {i.concept for i in chosen}), default=0)
-    folds = min(folds, rarest)
-    if folds < 2:
+    folds = min([folds, *(len({i.clip for i in chosen if i.concept == c}) for c in {i.concept for i in chosen})])
+    if not chosen or folds < 2:
         return []
+    labels = Labels.of(items.holding(chosen))
     texts, how = [i.text for i in chosen], {"folds": folds, "seed": seed}
     concepts, y = np.unique(labels.concept, return_inverse=True)
     best = text_only(texts, y, labels.clip, texts[:1], within=(labels.modality, labels.modality[:1]), **how)
     reading = text_out_of_fold(texts, y, labels.clip, best, known=labels.modality, **how)
     right = concepts[reading.argmax(1)] == labels.concept
     found = []
-    for modality in sorted(several):
+    for modality in sorted({i.modality for i in chosen}):
         keep = labels.modality == modality
         part = labels.take(keep)
         clips = Clips(part.clip, REPLICATES, seed)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from gapclose.files import read_json
 from gapclose.gap import STATES
-from gapclose.report.summary import layer_words, prompt_words, read_records, round_words, summarise
+from gapclose.report.summary import layer_words, prompt_name, prompt_words, read_records, round_words, summarise
 
 TEST_ROWS = {
     "action, balanced": "balanced",
@@ -146,7 +146,7 @@ def print_prompts(prompts: dict[str, Any], console: Console) -> None:
         table = Table(title=title)
         add_columns(table, ("prompt", *columns), ("prompt",))
         for name, of in prompts.items():
-            table.add_row(name, *(show(figure(of[side], path), 2) for path in columns.values()))
+            table.add_row(prompt_name(name), *(show(figure(of[side], path), 2) for path in columns.values()))
         console.print(table)
 
 

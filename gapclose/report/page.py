@@ -20,7 +20,7 @@ from gapclose.report import figures
 from gapclose.report.console import ADAPTED_COLUMNS, GAPS, PROMPT_COLUMNS, TEST_ROWS, figure, turned, verdict
 from gapclose.report.embed import Embedder
 from gapclose.report.markup import render
-from gapclose.report.summary import layer_words, layers_of, prompt_words, read_records, record_of, round_words, summarise
+from gapclose.report.summary import layer_words, layers_of, prompt_name, prompt_words, read_records, record_of, round_words, summarise
 from gapclose.settings import read_settings
 
 MEASUREMENT_VERSION = 1
@@ -123,7 +123,11 @@ def _prompt_tables(prompts: Mapping[str, Any]) -> list[tuple[dict[str, Any], str
     if prompts and all(of["adapted"] for of in prompts.values()):
         sides.append(("adapted", "adapted model, trained under the first", ADAPTED_COLUMNS))
     return [
-        ({name: {k: figure(of[side], path) for k, path in columns.items()} for name, of in prompts.items()}, caption, list(columns))
+        (
+            {prompt_name(name): {k: figure(of[side], path) for k, path in columns.items()} for name, of in prompts.items()},
+            caption,
+            list(columns),
+        )
         for side, caption, columns in sides
     ]
 

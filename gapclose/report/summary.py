@@ -146,13 +146,22 @@ def _prompts(base: dict[str, Any], adapted: dict[str, Any] | None) -> dict[str, 
 
 
 def prompt_words(prompts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Under which prompts the base model has a gap, in a sentence; none where one prompt alone was measured."""
+    """Under which prompts the base model has a gap, in a sentence; none where one prompt alone was measured.
+
+    By the probe that was fitted under the prompt itself, where there is one.
+    """
     if not prompts:
         return []
-    shown = [name for name, of in prompts.items() if (of["base"]["gap"]["balanced"]["lower"] or 0) > 0]
-    rest = [name for name in prompts if name not in shown]
+    gaps = {name: of["base"].get("within", of["base"])["gap"]["balanced"] for name, of in prompts.items()}
+    above = {name: (gap["lower"] or 0) > 0 for name, gap in gaps.items()}
+    shown, rest = ([prompt_name(name) for name, there in above.items() if there == wanted] for wanted in (True, False))
     words = f"prompts: the gap is shown under {len(shown)} of {len(prompts)}"
     return [words + (f" ({', '.join(shown)})" if shown else "") + (f", not under {', '.join(rest)}" if rest else "")]
+
+
+def prompt_name(name: str) -> str:
+    """A prompt as tables name it: of a function its own name, which is enough to tell it by."""
+    return name.rpartition(":")[2]
 
 
 def _both(base: dict[str, Any], adapted: dict[str, Any] | None, group: str, name: str) -> dict[str, Any]:
