@@ -33,7 +33,7 @@ def lettered(ident="a", **more) -> Item:
 def labelled(*items: Item) -> ItemSet:
     """With a rejection in both modalities, from which the binary prompts learn what *no* means."""
     more = (item("v", gold=2), item("w", gold=3, modality="audio"))
-    return ItemSet(root=Path("."), name="few", concepts=CONCEPTS, alarm=CONCEPTS[1:], items=(*items, *more))
+    return ItemSet(root=Path(), name="few", concepts=CONCEPTS, alarm=CONCEPTS[1:], items=(*items, *more))
 
 
 def asked(name: str, *items: Item, **config) -> list[Item]:
@@ -103,7 +103,7 @@ def test_what_cannot_be_asked_is_told_with_item_and_remedy():
     assert "test has {'vision': ['false_audio', 'false_vision']}" in complaint("binary", item(gold=3))
     assert "right concept is 'false_audio'" in complaint("binary", item(gold=3, split="fit"))
     assert "no user message has a text" in complaint("paper", item(messages=[{"role": "user", "content": []}]))
-    ten = ItemSet(root=Path("."), name="ten", concepts=("0", "1"), alarm=(), items=(item(),))
+    ten = ItemSet(root=Path(), name="ten", concepts=("0", "1"), alarm=(), items=(item(),))
     problems = Problems("the set")
     reword(ten, "binary", PromptsConfig(), problems)
     assert "two answers need one concept that is no alarm" in problems.messages[0]

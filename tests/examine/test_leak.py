@@ -19,7 +19,7 @@ def asked(clip: int, modality: str, false: bool, text: str, split: str = "fit", 
 
 
 def a_set(*items: Item) -> ItemSet:
-    return ItemSet(root=Path("."), name="few", concepts=("standard", "false"), alarm=("false",), items=items)
+    return ItemSet(root=Path(), name="few", concepts=("standard", "false"), alarm=("false",), items=items)
 
 
 @pytest.fixture
