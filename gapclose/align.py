@@ -21,6 +21,7 @@ from gapclose.measure import Measured, after_shift, best_epoch, make_record
 from gapclose.media import SUPPORTED
 from gapclose.objectives import BY_TRL, needs_reading
 from gapclose.progress import say
+from gapclose.prompted import measure_prompts
 from gapclose.report.page import write_page
 from gapclose.report.summary import read_records, record_of, round_words, summarise
 from gapclose.targets import Targets, build_targets
@@ -288,6 +289,8 @@ class Training:
         self.load_epoch(epoch)
         now = self.run.measure("adapted", "test", replace=True)
         record = make_record("adapted/test", epoch, now, base, self.run.config.gap, self.run.config.seed)
+        prompts, _ = measure_prompts(self.run, "adapted", self.run.prompted)
+        record |= {"prompts": prompts} if prompts else {}
         self.run.record(record | {"forced": sorted(self.forced), "stopped": self.stopped()})
         summary = summarise(self.run.directory)
         self.run.on_main(lambda: export_run(self.run.directory, self.run.config, self.run.loaded, summary))

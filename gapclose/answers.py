@@ -3,12 +3,16 @@
 *Strict*: the text is an option, letter for letter, up to surrounding white space. *Lenient*: after lower-casing and dropping
 punctuation, exactly one option occurs in it as whole words, counting the longest match first (so "not odd" is no "odd" where both
 are options). A single letter keeps its case, so that "a dog" does not name option "A"; an answer that is nothing but the letter does.
+
+:class:`Matching` adds what other prompts need: an answer that begins with its option and goes on, and a function of the user's own.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -48,3 +52,46 @@ def parse_all(answers: Sequence[str], items: Sequence[Item], *, lenient: bool = 
     parse = parse_lenient if lenient else parse_strict
     parsed = (parse(a, i) for a, i in zip(answers, items, strict=True))
     return np.array([-1 if p is None else p for p in parsed], dtype=int)
+
+
+def parse_leading(answer: str, item: Item) -> int | None:
+    """Index of the option with whose words ``answer`` begins ("No, there is a yes-man"), the longest of several, or None."""
+    words, options = _words(answer).lower(), [_words(o.text).lower() for o in item.options]
+    found = [k for k, option in enumerate(options) if option.strip() and words.startswith(option)]
+    return max(found, key=lambda k: len(options[k])) if found else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching:
+    """How generated answers are matched to options: exactly, then normalised, then by ``judge``."""
+
+    leading: bool = False
+    """whether an answer says its option first and then goes on, so that what follows must not confuse"""
+    judge: Callable[[str, Item], Any] | None = None
+    """(answer, item) -> text of an option, or None; asked for what names no option by itself"""
+
+    def __call__(self, answers: Sequence[str], items: Sequence[Item]) -> np.ndarray:
+        """Option indices (N,), -1 where nothing matches.
+
+        Raises:
+            ValueError: when ``judge`` fails, or names something that is no option of the item.
+        """
+        return np.array([self._match(a, i) for a, i in zip(answers, items, strict=True)], dtype=int)
+
+    def _match(self, answer: str, item: Item) -> int:
+        first = parse_leading(answer, item) if self.leading else None
+        found = parse_lenient(answer, item) if first is None else first
+        if found is not None or self.judge is None:
+            return -1 if found is None else found
+        try:
+            said = self.judge(answer, item)
+        except Exception as error:
+            raise ValueError(
+                f"prompts.match failed on the answer {answer!r} to item {item.id!r} ({type(error).__name__}: {error})"
+            ) from error
+        texts = [o.text for o in item.options]
+        if said is not None and said not in texts:
+            raise ValueError(
+                f"prompts.match took the answer {answer!r} to item {item.id!r} for {said!r}; it must give one of {texts}, or None"
+            )
+        return -1 if said is None else texts.index(said)

@@ -42,16 +42,20 @@ class MixedSampler(Sampler[int]):
 
     An epoch is one pass over the ``lead`` term (consistency, else gold), cut to whole global batches; the other terms go round as often
     as needed, each in its own shuffled order. The order depends on seed and epoch alone.
+
+    With ``twins`` both items of a pair are in the same global batch, under every term that has both, as far as the counts let them: under an
+    odd one, pairs are parted once no single item is left to go between them.
     """
 
-    def __init__(self, examples: Sequence[Example], counts: dict[str, int], seed: int) -> None:
-        self.members: dict[str, list[int]] = {t: [i for i, e in enumerate(examples) if e.term == t] for t in TERMS if counts[t]}
-        empty = [t for t, m in self.members.items() if not m]
+    def __init__(self, examples: Sequence[Example], counts: dict[str, int], seed: int, *, twins: bool = False) -> None:
+        members: dict[str, list[int]] = {t: [i for i, e in enumerate(examples) if e.term == t] for t in TERMS if counts[t]}
+        empty = [t for t, m in members.items() if not m]
         if empty:
             raise ValueError(f"no items for the loss term(s) {empty}; set train.{empty[0]} to 0 or add such items")
-        self.counts, self.seed, self.epoch = {t: counts[t] for t in self.members}, seed, 0
-        lead = "consistency" if "consistency" in self.members else "gold"
-        self.steps = max(1, len(self.members[lead]) // self.counts[lead])
+        self.counts, self.seed, self.epoch = {t: counts[t] for t in members}, seed, 0
+        self.units = {t: pairs(examples, m) if twins else [[i] for i in m] for t, m in members.items()}
+        lead = "consistency" if "consistency" in members else "gold"
+        self.steps = max(1, len(members[lead]) // self.counts[lead])
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer at the start of every epoch."""
@@ -61,17 +65,42 @@ class MixedSampler(Sampler[int]):
         return self.steps * sum(self.counts.values())
 
     def _stream(self, term: str) -> Iterator[int]:
-        generator = np.random.default_rng([self.seed, self.epoch, TERMS.index(term)])
+        """Items of a term, pass after pass; where a pair would be cut by the end of a batch, the next single item goes first."""
+        generator, size = np.random.default_rng([self.seed, self.epoch, TERMS.index(term)]), self.counts[term]
+        left = size
         while True:
-            yield from generator.permutation(self.members[term]).tolist()
+            units = [self.units[term][place] for place in generator.permutation(len(self.units[term])).tolist()]
+            while units:
+                fitting = next((n for n, unit in enumerate(units) if len(unit) <= left), None)
+                if fitting is None:
+                    unit, units[0] = units[0][:left], units[0][left:]
+                else:
+                    unit = units.pop(fitting)
+                yield from unit
+                left = left - len(unit) or size
 
     def __iter__(self) -> Iterator[int]:
-        streams = {t: self._stream(t) for t in self.members}
+        streams = {t: self._stream(t) for t in self.counts}
         # spread the terms evenly over the batch, so that every micro-batch has its share of each
         order = sorted((place / n, t) for t, n in self.counts.items() for place in range(n))
         for _ in range(self.steps):
             for _, term in order:
                 yield next(streams[term])
+
+
+def pairs(examples: Sequence[Example], members: Sequence[int]) -> list[list[int]]:
+    """The members of one term, both of a pair of twins together. Where items occur several times, each time with its twin's."""
+    waiting: dict[str, list[list[int]]] = defaultdict(list)
+    units = list[list[int]]()
+    for index in members:
+        item = examples[index].item
+        if waiting[item.id]:
+            waiting[item.id].pop(0).append(index)
+            continue
+        units.append([index])
+        if twin := item.tags.get("twin"):
+            waiting[twin].append(units[-1])
+    return units
 
 
 class Collator:

@@ -59,13 +59,14 @@ def guarded(job) -> int:
 def validate(arguments: Sequence[str]) -> None:
     """Everything that can be checked before a model loads."""
     from gapclose.config import parse_config
+    from gapclose.examine.leak import print_leak, text_leak
     from gapclose.validate import doubts, is_for_closing, prepare_items, print_histogram
 
     config = parse_config(arguments, prog="gapclose validate")
     closing = is_for_closing(config)
     items = prepare_items(config, closing=closing)
     print_histogram(items)
-    for line in doubts(items):
+    for line in [*doubts(items), *print_leak(text_leak(items, folds=config.probe.folds))]:
         print(f"warning: {line}")
     print("no problems found" + ("" if closing else "; without train and val this set is for `gapclose measure` alone"))
 

@@ -31,6 +31,7 @@ from gapclose.probe_search import ProbeConfig
 from gapclose.settings import FREE_KEYS, flatten
 from gapclose.targets import TargetsConfig
 from gapclose.trainer import TrainConfig
+from gapclose.wordings import PromptsConfig
 
 
 @dataclass(kw_only=True)
@@ -46,6 +47,8 @@ class DataConfig:
     """of the clips for fit, train, val and test, where the data do not say; they add up to 1; 0 leaves a split out"""
     split_seed: int = 0
     """of that dealing; other than the run's seed, so that several seeds are judged on the same test clips"""
+    shuffle_options: bool = False
+    """ask every item with its options in an order of its own, drawn from ``split_seed``; the order is kept in items.json"""
     frames: int = 8
     """taken evenly of every film; tokens, memory and time of a forward grow with it (the source paper takes 50)"""
     side: int = 448
@@ -113,6 +116,7 @@ class Config:
     objective: str = "consistency"
     """what is trained on: consistency (targets from the reading), gold (labels), consistency+gold, dpo or grpo (TRL's, from the reading)"""
     data: DataConfig = field(default_factory=DataConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
     labelling: LabellingConfig = field(default_factory=LabellingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)

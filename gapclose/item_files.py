@@ -19,7 +19,7 @@ from typing import Any
 
 from gapclose.errors import Problems
 from gapclose.files import write_text
-from gapclose.items import CONTENT_TYPES, PURPOSES, SPLITS, Item, ItemSet, Option, content_parts
+from gapclose.items import CONTENT_TYPES, ORDER, PURPOSES, SPLITS, Item, ItemSet, Option, content_parts
 
 ROLES = ("system", "user", "assistant")
 
@@ -36,6 +36,9 @@ def write_items(items: ItemSet, directory: str | Path) -> None:
 
 def _to_json(item: Item) -> dict[str, Any]:
     row = asdict(item)
+    row["options"] = [{k: v for k, v in o.items() if k != "meaning" or v is not None} for o in row["options"]]
+    if item.stem is None:
+        del row["stem"]
     if item.gold is not None:
         row["gold"] = item.options[item.gold].text
     return row
@@ -146,6 +149,10 @@ def _read_item(line: str, where: str, concepts: tuple[str, ...], problems: Probl
     tags = row.get("tags") or {}
     if not isinstance(tags, dict) or any(isinstance(v, dict | list) for v in tags.values()):
         problems.add(f"{label}: tags is {tags!r}; it must be an object of strings")
+    elif ORDER in tags:
+        problems.add(f"{label}: the tag {ORDER!r} is kept for options that are shuffled on reading; use another name")
+    if not (row.get("stem") is None or (isinstance(row["stem"], str) and row["stem"].strip())):
+        problems.add(f"{label}: stem is {row['stem']!r}; write the question without its options, or leave the key out")
     _check_messages(row.get("messages"), label, problems)
     options, gold = _read_options(row, label, concepts, problems)
     if len(problems) > before:
@@ -160,6 +167,7 @@ def _read_item(line: str, where: str, concepts: tuple[str, ...], problems: Probl
         gold=gold,
         purpose=row.get("purpose", "gap"),
         tags={str(k): str(v) for k, v in tags.items()},
+        stem=row.get("stem"),
     )
 
 
@@ -189,14 +197,17 @@ def _read_options(row: dict, label: str, concepts: tuple[str, ...], problems: Pr
     for entry in raw:
         text = entry.get("text") if isinstance(entry, dict) else None
         concept = entry.get("concept") if isinstance(entry, dict) else None
+        meaning = entry.get("meaning") if isinstance(entry, dict) else None
         if not isinstance(text, str) or not text.strip():
             problems.add(f"{label}: option {entry!r} has no text")
         elif concept is None:
             problems.add(f"{label}: option {text!r} has no concept; name one of {list(concepts)}")
         elif concepts and concept not in concepts:  # without concepts, set.json has been complained about already
             problems.add(f"{label}: option {text!r} expresses {concept!r}, which set.json does not declare ({list(concepts)})")
+        elif not (meaning is None or (isinstance(meaning, str) and meaning.strip())):
+            problems.add(f"{label}: option {text!r} has the meaning {meaning!r}; write what the letter stands for, or leave the key out")
         else:
-            options.append(Option(text=text, concept=concept))
+            options.append(Option(text=text, concept=concept, meaning=meaning))
     texts = [o.text for o in options]
     if len({t.strip() for t in texts}) != len(texts):
         problems.add(f"{label}: options {texts} repeat a text; a generated answer could not be told apart")

@@ -17,6 +17,8 @@ import numpy as np
 SPLITS = ("fit", "train", "val", "test")
 PURPOSES = ("gap", "transfer", "retain")
 CONTENT_TYPES = ("text", "image", "audio", "video")
+ORDER = "option_order"
+"""tag with the places that shuffled options have in the data"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +27,13 @@ class Option:
 
     text: str
     concept: str
+    meaning: str | None = None
+    """what it says where ``text`` is only a letter; None: the text itself"""
+
+    @property
+    def words(self) -> str:
+        """What it says, in words."""
+        return self.text if self.meaning is None else self.meaning
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +58,8 @@ class Item:
     """``gap`` (measured and trained), ``transfer`` (measured only: a question type kept out of training), ``retain`` (must not change)"""
     tags: dict[str, str] = field(default_factory=dict)
     """anything to group reports by, e.g. ``{"question": "parity"}``"""
+    stem: str | None = None
+    """the question by itself, where the messages list the options or say how to answer; other wordings are made of it"""
 
     @property
     def concept(self) -> str | None:
@@ -59,6 +70,11 @@ class Item:
     def text(self) -> str:
         """Everything a reader without eyes and ears sees: the text parts, joined by newlines."""
         return "\n".join(part["text"] for part in content_parts(self.messages) if part["type"] == "text")
+
+    @property
+    def order(self) -> list[int] | None:
+        """Place in the data of the option that is now at each place, where the options were shuffled."""
+        return [int(place) for place in self.tags[ORDER].split()] if ORDER in self.tags else None
 
     @property
     def media(self) -> list[tuple[str, str]]:
@@ -103,6 +119,10 @@ class ItemSet:
         keep = [i for i in self.items if (split is None or i.split == split) and (purposes is None or i.purpose in purposes)]
         return replace(self, items=tuple(keep))
 
+    def holding(self, items: Sequence[Item]) -> ItemSet:
+        """The set with these items in place of its own."""
+        return replace(self, items=tuple(items))
+
     @property
     def where(self) -> Path:
         """What to name in a complaint: the file with the items, or the directory where another format keeps them in several."""
@@ -122,6 +142,11 @@ class ItemSet:
     def unlabelled(self) -> ItemSet:
         """The same items without their gold options, so that code downstream cannot look."""
         return replace(self, items=tuple(replace(i, gold=None) for i in self.items))
+
+    @property
+    def orders(self) -> dict[str, list[int]]:
+        """Item id -> :attr:`Item.order`, of the items whose options were shuffled."""
+        return {i.id: order for i in self.items if (order := i.order) is not None}
 
     def fingerprint(self, *, labels: bool = False) -> str:
         """Hash of everything a model is shown or asked, in order, media included; with ``labels``, of all that a measurement is judged by.

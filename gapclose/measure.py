@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gapclose.answers import parse_all
+from gapclose.answers import Matching, parse_all
 from gapclose.baselines.operating import Scored, alarms, rates, unchanged
 from gapclose.baselines.shift import best_shift, shifts
 from gapclose.examine.features import Chosen, majority, text_only
@@ -52,7 +52,15 @@ class Measured:
 
 
 def measure(
-    items: ItemSet, observed: Observations, probe: FrozenProbe, sentinel: FrozenProbe, config: GapConfig, *, folds: int, seed: int
+    items: ItemSet,
+    observed: Observations,
+    probe: FrozenProbe,
+    sentinel: FrozenProbe,
+    config: GapConfig,
+    *,
+    folds: int,
+    seed: int,
+    match: Matching = Matching(),  # noqa: B008 (frozen)
 ) -> Measured:
     """Measure the labelled items of one split.
 
@@ -60,6 +68,7 @@ def measure(
         items: gap, transfer and retain items of the split.
         observed: the observations of all of them, with answers and the residuals of both probes' layers.
         folds: of the fresh probe's grouped cross-validation.
+        match: generated answers to options, for the lenient figures.
     """
     gap = items.select(purpose="gap")
     overall = _scope(gap, observed, probe, config, seed)
@@ -75,8 +84,8 @@ def measure(
         overall[f"{name}.auroc"] = detection(clips, labels, action, reading)["reading_auroc"]
     assert seen.answers is not None
     everything = np.ones(len(gap), dtype=bool)
-    for name, lenient in (("strict", False), ("lenient", True)):
-        parsed = parse_all(seen.answers, gap.items, lenient=lenient)
+    for name, parse in (("strict", parse_all), ("lenient", match)):
+        parsed = parse(seen.answers, gap.items)
         said = Action(chosen=parsed, scores=action.scores).concept(labels)
         overall[f"generated.balanced_{name}"] = clips.balanced(said == labels.concept, labels)
         overall[f"generated.parse_{name}"] = clips.mean(parsed >= 0, everything)

@@ -108,7 +108,7 @@ def observe(
         state.wait_for_everyone()
         if state.is_main_process:
             found = {"shards": len(shards), "n_items": len(items), "cpu_seconds": round(time.process_time() - begun, 1)}
-            write_json(directory / "manifest.json", request | found)
+            write_json(directory / "manifest.json", request | found | ({"option_order": items.orders} if items.orders else {}))
             if left:
                 leave_shared(directory, left)
         state.wait_for_everyone()

@@ -7,6 +7,7 @@ Every process of a launch executes every stage; files are written by the main pr
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -32,11 +33,12 @@ from gapclose.observe import Wanted, observe
 from gapclose.probe_search import ProbeConfig, choose_probe
 from gapclose.probes import FrozenProbe
 from gapclose.progress import say
+from gapclose.prompted import Measures, measure_prompts
 from gapclose.report.figures import draw_epochs
 from gapclose.report.page import write_page
 from gapclose.report.summary import layer_words, read_records, summarise
 from gapclose.tracking import NoTracker, make_tracker
-from gapclose.validate import bind_items, prepare_items, refuse_other_items
+from gapclose.validate import ask, bind_items, prepare_plain, refuse_other_items
 
 MEASURED = ("gap", "transfer", "retain")
 
@@ -62,7 +64,8 @@ class Run:
             if config.objective in LOSS_TERMS:
                 config.train.counts()
         refuse_other_run(config, self.directory / "config.yaml")
-        self.items = prepare_items(config, closing=closing, main=self.process.is_main_process, wait=self.process.wait_for_everyone)
+        self.plain = prepare_plain(config, closing=closing, main=self.process.is_main_process, wait=self.process.wait_for_everyone)
+        self.items = ask(self.plain, config.prompts.asked, config.prompts)
         refuse_other_items(self.items, self.directory / "items.json")
         self.loaded = load_model(config.model)
         n_layers = len(self.loaded.layers)
@@ -81,6 +84,7 @@ class Run:
         self.sentinel: FrozenProbe
         self.fit_reading: np.ndarray
         self.text: Chosen
+        self.prompted: Measures
 
     def on_main(self, write: Any) -> None:
         """Let the main process write while the others wait; an error there ends all of them."""
@@ -88,12 +92,16 @@ class Run:
             write()
         self.process.wait_for_everyone()
 
-    def observe(self, stage: str, items: ItemSet, *, replace: bool = False, **wanted: Any) -> Observations:
-        """Observe ``items`` under the current model into ``observations/STAGE``."""
-        extra = {"adapter": self.adapter}
+    def observe(
+        self, stage: str, items: ItemSet, *, replace: bool = False, max_new_tokens: int | None = None, **wanted: Any
+    ) -> Observations:
+        """Observe ``items`` under the current model into ``observations/STAGE``; ``max_new_tokens`` other than the configuration's."""
+        extra, how = {"adapter": self.adapter}, self.config.observe
+        if max_new_tokens is not None:
+            how = dataclasses.replace(how, max_new_tokens=max_new_tokens)
         directory = self.directory / "observations" / stage
-        shared = Path(self.config.observe.shared) if self.config.observe.shared and not self.adapter else None
-        return observe(self.loaded, items, directory, self.config.observe, Wanted(**wanted, extra=extra), replace=replace, shared=shared)
+        shared = Path(how.shared) if how.shared and not self.adapter else None
+        return observe(self.loaded, items, directory, how, Wanted(**wanted, extra=extra), replace=replace, shared=shared)
 
     # -- read ---------------------------------------------------------------------------------------------------------------
 
@@ -141,7 +149,8 @@ class Run:
     def measure(self, stage: str, split: str, *, replace: bool = False) -> Measured:
         """Observe a split under the current model and measure it."""
         items, observed = self.measured_items(split), self.observe_measured(stage, split, replace=replace)
-        return measure(items, observed, self.probe, self.sentinel, self.config.gap, folds=self.config.probe.folds, seed=self.config.seed)
+        how = {"folds": self.config.probe.folds, "seed": self.config.seed, "match": self.config.prompts.matching(self.config.prompts.asked)}
+        return measure(items, observed, self.probe, self.sentinel, self.config.gap, **how)
 
     def record(self, record: dict[str, Any]) -> None:
         """Put a record into ``gap.jsonl`` (replacing one of the same stage), mirror it, redraw the figure, and print a line."""
@@ -176,6 +185,8 @@ class Run:
                 record["controls"] = text_control(
                     fit, items, found[split], self.config.gap, reading=self.text.reading, seed=self.config.seed
                 )
+                prompts, self.prompted = measure_prompts(self, "base")
+                record |= {"prompts": prompts} if prompts else {}
             self.record(record)
         return found
 
@@ -197,8 +208,6 @@ class Run:
 
     def track(self) -> None:
         """Start mirroring records to the configured tracker."""
-        import dataclasses
-
         self.tracker = make_tracker(self.config, dataclasses.asdict(self.config))
 
 

@@ -18,7 +18,7 @@ UNTOLD_KEYS = (
     "train.save_steps",
     "train.micro_batch_size",
 )
-FREE_KEYS = (*UNTOLD_KEYS, "force", "guards.off", "guards.patience", "controls.")
+FREE_KEYS = (*UNTOLD_KEYS, "force", "guards.off", "guards.patience", "controls.", "prompts.measured", "prompts.refit")
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

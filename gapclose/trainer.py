@@ -61,6 +61,8 @@ class TrainConfig:
     """share of every global batch that is retain items, 0..1"""
     gold_share: float = 0.25
     """share of every global batch that is labelled items under objective consistency+gold, 0..1"""
+    twins: bool = False
+    """deal both items of a pair of twins (tag ``twin``) into the same global batch, where the gate keeps both; false: every item by itself"""
     retain_tokens: int = 512
     """most probable next tokens kept of the base model for the KL; a smaller vocabulary is kept whole"""
     gradient_checkpointing: bool = False
@@ -269,7 +271,7 @@ def make_trainer(
     """
     if config.gradient_checkpointing:
         enable_checkpointing(loaded)
-    sampler = MixedSampler(examples, config.counts(), seed)
+    sampler = MixedSampler(examples, config.counts(), seed, twins=config.twins)
     steps = sampler.steps * config.epochs
     arguments = transformers.TrainingArguments(**training_arguments(config, directory, seed=seed, steps=steps))
     use_one_device(arguments)

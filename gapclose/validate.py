@@ -18,14 +18,16 @@ from gapclose.item_files import check_splits_filled
 from gapclose.items import Framing, ItemSet
 from gapclose.labelling import relabel
 from gapclose.media import faults, tell, too_long, without
-from gapclose.models import ModelConfig, load_processor
+from gapclose.models import SHIPPED, ModelConfig, load_processor
 from gapclose.objectives import BY_TRL
+from gapclose.option_order import shuffle_options
 from gapclose.progress import say
 from gapclose.prompts import check_kinds, check_options, tokenizer_of
 from gapclose.readers import read_set
-from gapclose.readers.splits import Dealing
+from gapclose.readers.splits import Dealing, check_twins
 from gapclose.report.console import add_columns, wide_console
 from gapclose.verdict import LEAST_CLIPS
+from gapclose.wordings import WORDINGS, PromptsConfig, reword
 
 MEASURE_SPLITS = {"fit": True, "test": True}
 CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
@@ -47,8 +49,9 @@ def load_items(
     folds: int,
     retain: bool = False,
     objective: str | None = None,
+    prompts: PromptsConfig | None = None,
 ) -> ItemSet:
-    """Read an item set and check items, media, options and splits.
+    """Read an item set and check items, media, options and splits; the items are not yet in the words of a prompt.
 
     Args:
         splits: the splits a job needs, and whether each must be labelled.
@@ -56,19 +59,24 @@ def load_items(
         folds: of clips, in which probes are fitted.
         retain: whether the train split must hold retain items.
         objective: what the train items are for, or None.
+        prompts: the prompts that the items must be askable in; None: their own.
 
     Raises:
         ValueError: all problems of all checks together.
     """
-    problems = Problems(f"the item set {directory}")
-    items = read_data(directory, data, problems)
+    problems, prompts = Problems(f"the item set {directory}"), prompts or PromptsConfig()
+    items = in_order(read_data(directory, data, problems), data, prompts, problems)
+    check_twins(items, problems)
+    check_prompts(prompts, model, problems)
+    asked = {name: reword(items, name, prompts, problems) for name in prompts.names}
     found = faults(items)
     try:
         processor = load_processor(model)
     except (OSError, ValueError) as error:
         problems.add(f"model.path {model.path!r} has no tokenizer that transformers can read ({error}); give a checkpoint directory")
     else:
-        check_options(items, tokenizer_of(processor), max_new_tokens, problems)
+        for name, worded in asked.items():
+            check_options(worded, tokenizer_of(processor), prompts.limit(name, max_new_tokens), problems)
         check_kinds(items, processor, problems)
         found = too_long(items, processor) | found
     if data.on_error == "skip":
@@ -79,11 +87,45 @@ def load_items(
     if retain and not items.select(split="train", purpose="retain").items:
         problems.add(f"{items.where}: split 'train' has no items with purpose 'retain'; add some or set train.retain to 0")
     if objective in BY_TRL:
-        check_taken(items, objective, BY_TRL[objective], problems)
+        check_taken(asked[prompts.asked], objective, BY_TRL[objective], problems)
     problems.raise_if_any()
     for line in (*items.notes, *(f"item {ident!r}: {fault}" for ident, fault in items.skipped)):
         say(f"left out: {line}")
     return items
+
+
+def in_order(items: ItemSet, data: DataConfig, prompts: PromptsConfig, problems: Problems) -> ItemSet:
+    """The items with their options in the order that the configuration asks for."""
+    if not data.shuffle_options:
+        return items
+    shown = any(name not in WORDINGS or name == "own" for name in prompts.names)
+    return shuffle_options(items, data.split_seed, problems, shown=shown)
+
+
+def check_prompts(prompts: PromptsConfig, model: ModelConfig, problems: Problems) -> None:
+    """Add to ``problems`` a matching function that cannot be had, and prompts in words that a shipped model never saw."""
+    try:
+        prompts.matching("own")
+    except ValueError as error:
+        problems.add(str(error))
+    foreign = [name for name in prompts.names if name in WORDINGS and name != "own"]
+    if model.path in SHIPPED and foreign:
+        problems.add(
+            f"prompts {foreign}: the model {model.path!r} knows the words of its own questions and no others; ask it in own, "
+            "gapclose.digits.wordings:check or gapclose.digits.wordings:rephrased"
+        )
+
+
+def ask(items: ItemSet, name: str, prompts: PromptsConfig) -> ItemSet:
+    """The items in the words of a prompt.
+
+    Raises:
+        ValueError: when an item cannot be asked so.
+    """
+    problems = Problems(f"the item set {items.root} in the prompt {name!r}")
+    worded = reword(items, name, prompts, problems)
+    problems.raise_if_any()
+    return worded
 
 
 def is_for_closing(config: Config) -> bool:
@@ -94,8 +136,13 @@ def is_for_closing(config: Config) -> bool:
     return not items.items or any(i.split in ("train", "val") for i in items)
 
 
-def prepare_items(config: Config, *, closing: bool, main: bool = True, wait: Callable[[], None] = lambda: None) -> ItemSet:
-    """Make the embedded world when it is asked for, then read and check the items.
+def prepare_items(config: Config, *, closing: bool) -> ItemSet:
+    """The items of a run in the words of its own prompt; as :func:`prepare_plain`, otherwise."""
+    return ask(prepare_plain(config, closing=closing), config.prompts.asked, config.prompts)
+
+
+def prepare_plain(config: Config, *, closing: bool, main: bool = True, wait: Callable[[], None] = lambda: None) -> ItemSet:
+    """Make the embedded world when it is asked for, then read and check the items, which stay in the data's own words.
 
     Raises:
         ValueError: with every problem of the set.
@@ -114,7 +161,7 @@ def prepare_items(config: Config, *, closing: bool, main: bool = True, wait: Cal
     retain = closing and config.train.retain > 0
     limits = {"max_new_tokens": config.observe.max_new_tokens, "folds": config.probe.folds}
     objective = config.objective if closing else None
-    loaded = load_items(directory, config.data, config.model, splits, **limits, retain=retain, objective=objective)
+    loaded = load_items(directory, config.data, config.model, splits, **limits, retain=retain, objective=objective, prompts=config.prompts)
     items = relabel(loaded, config.labelling, config.seed)
     problems = Problems(f"the item set {directory} with the labels that `labelling` leaves")
     check_splits_filled(items, splits, config.probe.folds, problems)
@@ -141,7 +188,8 @@ def bind_items(items: ItemSet, path: Path) -> None:
     """Remember which items, media and labels a run is about, unless :func:`refuse_other_items` refuses."""
     found = {"root": str(items.root), "fingerprint": refuse_other_items(items, path)}
     left_out = {"skipped": [{"item": i, "fault": fault} for i, fault in items.skipped], "notes": list(items.notes)}
-    write_json(path, {**found, "items": len(items), **left_out})
+    orders = {"option_order": items.orders} if items.orders else {}
+    write_json(path, {**found, "items": len(items), **left_out, **orders})
 
 
 def doubts(items: ItemSet) -> list[str]:

@@ -14,8 +14,8 @@ import transformers
 from transformers.training_args import OptimizerNames
 
 from gapclose.adapters import LoraConfig, add_lora, enable_checkpointing
-from gapclose.batches import TERMS, Collator, Example, MixedSampler, append_tokens, longest_contexts
-from gapclose.items import ItemSet, Option
+from gapclose.batches import TERMS, Collator, Example, MixedSampler, append_tokens, longest_contexts, pairs
+from gapclose.items import Item, ItemSet, Option
 from gapclose.models import LoadedModel, ModelConfig, load_model
 from gapclose.observe import ObserveConfig, Wanted, forward_batches, observe, plan_batches
 from gapclose.trainer import TrainConfig, last_complete_checkpoint, make_trainer, term_sums
@@ -348,6 +348,52 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
     lead = [[i for i in order(0, e) if i < 30] for e in (0, 1)]
     assert sorted(lead[0]) == sorted(lead[1]) == list(range(30))
+
+
+def twinned(term: str, n: int, single: int = 0) -> list[Example]:
+    """``n`` pairs of twins, then items without one."""
+
+    def item(ident: str, twin: str | None) -> Item:
+        tags = {"twin": twin} if twin else {}
+        return Item(id=ident, clip=ident[:-1], split="train", modality="vision", messages=[], options=[], tags=tags)
+
+    names = [(f"{k}{a}", f"{k}{b}") for k in range(n) for a, b in ("tf", "ft")] + [(f"s{k}", None) for k in range(single)]
+    return [Example(item=item(*name), term=term) for name in names]
+
+
+def parted(examples: list[Example], counts: dict[str, int], seed: int) -> tuple[list[int], int]:
+    """The order of an epoch, and how many twins in it are in another global batch than their own."""
+    sampler = MixedSampler(examples, counts, seed, twins=True)
+    order, size = list(sampler), sum(counts.values())
+    batch = {(examples[i].term, examples[i].item.id): n // size for n, i in enumerate(order)}
+    there = [(k, (k[0], t)) for k in batch for t in [next(e for e in examples if e.item.id == k[1]).item.tags.get("twin")] if t]
+    return order, sum(batch.get(twin) != batch[own] for own, twin in there)
+
+
+@pytest.mark.parametrize(
+    ("number", "single", "count", "most"), [(24, 0, 8, 0), (24, 9, 8, 6), (24, 8, 7, 8), (20, 20, 5, 4), (15, 0, 5, 6)]
+)
+def test_twins_stay_in_one_global_batch(number, single, count, most):
+    """All of them under an even count of nothing but pairs; else few are parted (of pairs alone under an odd count, one every two batches).
+    Every item still comes once an epoch, and other terms are not touched."""
+    examples = [*twinned("consistency", number, single), *twinned("retain", 0, 10)]
+    counts = {"consistency": count, "gold": 0, "retain": 3}
+    for seed in range(3):
+        order, apart = parted(examples, counts, seed)
+        plainly = list(MixedSampler(examples, counts, seed))
+        lead = [i for i in order if examples[i].term == "consistency"]
+        assert len(lead) == len(set(lead)) == (2 * number + single) // count * count
+        left_out = sum(e.term == "consistency" for e in examples) - len(lead)
+        assert apart <= most + left_out
+        assert [i for i in order if examples[i].term == "retain"] == [i for i in plainly if examples[i].term == "retain"]
+        assert order != plainly != parted(examples, counts, seed + 1)[0]
+
+
+def test_an_item_that_comes_several_times_is_paired_every_time():
+    """As labelled items are under objective gold; a twin that the gate left out leaves the other single."""
+    examples = twinned("gold", 3) * 2
+    assert sorted(sorted(u) for u in pairs(examples, range(12))) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11]]
+    assert sorted(map(len, pairs(examples, [0, 2, 3]))) == [1, 2]
 
 
 def test_a_sampler_without_items_of_a_term_says_which():

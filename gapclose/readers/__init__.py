@@ -15,7 +15,7 @@ from gapclose.items import ItemSet
 from gapclose.readers.columns import read_columns
 from gapclose.readers.imavb import SPLITS as IMAVB_SPLITS
 from gapclose.readers.imavb import read_imavb
-from gapclose.readers.splits import Dealing, by_clip, check_apart
+from gapclose.readers.splits import Dealing, by_clip, check_apart, find_twins
 from gapclose.readers.tables import table_names
 from gapclose.readers.yes_no import is_yes_no, read_yes_no
 
@@ -40,7 +40,8 @@ def read_set(directory: Path, problems: Problems, dealing: Dealing, *, columns: 
         return read_items(directory, problems)
     items = _read_tables(directory, problems, dealing, columns)
     check_apart(items, problems)
-    return replace(items, items=by_clip(items.items))
+    told = any("twin" in i.tags for i in items)
+    return replace(items, items=by_clip(items.items if told else find_twins(items.items)))
 
 
 def _read_tables(directory: Path, problems: Problems, dealing: Dealing, columns: str | None) -> ItemSet:

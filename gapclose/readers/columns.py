@@ -28,9 +28,9 @@ import yaml
 from gapclose.errors import Problems
 from gapclose.files import write_bytes
 from gapclose.items import SPLITS, Item, ItemSet, Option
-from gapclose.readers.imavb import letters_prompt
 from gapclose.readers.splits import Dealing
 from gapclose.readers.tables import Row, read_tables
+from gapclose.stems import LETTERS, letters_prompt
 
 KEYS = ("name", "concepts", "alarm", "columns", "question", "modality", "options", "option_columns", "letters", "gold_values", "tags")
 FIELDS = ("id", "clip", "split", "modality", "question", "gold", "twin")
@@ -179,7 +179,7 @@ def _item(row: Row, known: ColumnMap, clip: str, dealt: dict[str, str], problems
     question = known.question or str(values[at["question"]] or "")
     if not question.strip():
         problems.add(f"{label}: the question ({at['question']}) is empty; fill it in")
-    said = texts if not known.letters else list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(texts)])
+    said = texts if not known.letters else list(LETTERS[: len(texts)])
     gold = _gold(values[at["gold"]] if "gold" in at else None, known, texts, said, label, problems)
     split = dealt.get(clip) or str(values[at["split"]] if "split" in at else row.table)
     if split not in SPLITS:
@@ -202,9 +202,13 @@ def _item(row: Row, known: ColumnMap, clip: str, dealt: dict[str, str], problems
         split=split,
         modality=known.modality or str(values[at["modality"]]),
         messages=[{"role": "user", "content": content}],
-        options=[Option(text=t, concept=c) for t, c in zip(said, known.options.values(), strict=True)],
+        options=[
+            Option(text=t, concept=c, meaning=w if known.letters else None)
+            for t, c, w in zip(said, known.options.values(), texts, strict=True)
+        ],
         gold=gold,
-        tags={c: str(values[c]) for c in known.tags} | ({"twin": str(values[at["twin"]])} if "twin" in at else {}),
+        tags={c: str(values[c]) for c in known.tags} | ({"twin": str(values[at["twin"]])} if values.get(at.get("twin", "")) else {}),
+        stem=question,
     )
 
 

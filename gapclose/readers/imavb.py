@@ -7,7 +7,6 @@ dealt out to the splits here, all questions of a clip together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from gapclose.errors import Problems
 from gapclose.items import Item, ItemSet, Option
 from gapclose.readers.splits import Dealing, tag_twins
 from gapclose.readers.tables import Row, read_tables, table_names
+from gapclose.stems import letters_prompt
 
 SPLITS = ("standard_vision", "misleading_vision", "standard_audio", "misleading_audio")
 CONCEPTS = ("standard", "false_vision", "false_audio")
@@ -49,12 +49,6 @@ def film_path(directory: Path, clip: str, stated: Any) -> str:
     return next((p for p in (*usual, *named) if (directory / p).is_file()), usual[0])
 
 
-def letters_prompt(question: str, options: Sequence[str]) -> str:
-    """The paper's prompt: options lettered from A, to be answered by a letter."""
-    listed = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", options, strict=False))
-    return f"Question:\n{question}\n\nOptions:\n{listed}\n\nAnswer with the option's letter from the given choices directly."
-
-
 def _whole(row: Row, problems: Problems) -> bool:
     """Whether a row has what an item needs; otherwise says what is missing."""
     values, before = row.values, len(problems)
@@ -82,7 +76,7 @@ def _item(row: Row, clip: str, number: int, split: str, film: str) -> Item:
         {"type": "audio", "path": film},
         {"type": "text", "text": letters_prompt(str(row.values["question"]), shown)},
     ]
-    options = [Option(text=letter, concept=concept) for letter, concept in EXPRESSES.items()]
+    options = [Option(text=k, concept=c, meaning=text) for (k, c), text in zip(EXPRESSES.items(), shown, strict=True)]
     return Item(
         id=f"{clip}/{row.table}" + (f"-{number}" if number > 1 else ""),
         clip=clip,
@@ -92,4 +86,5 @@ def _item(row: Row, clip: str, number: int, split: str, film: str) -> Item:
         options=options,
         gold="ABCDEF".index(row.values["correct_answer"].strip().upper()),
         tags={"premise": premise},
+        stem=str(row.values["question"]),
     )

@@ -1,15 +1,19 @@
-"""Who goes where: clips dealt out to the splits by shares, and twins that find each other."""
+"""Who goes where: clips dealt out to the splits by shares, twins that find each other, and what is wrong with either."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 
 import numpy as np
 
 from gapclose.errors import Problems
 from gapclose.items import SPLITS, Item, ItemSet
+
+ALIKE = 0.7
+"""share of words, in order, from which two questions about the same media are taken for twins"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,3 +65,46 @@ def tag_twins(items: Sequence[Item]) -> list[Item]:
         if len(group) == 2 and None not in (a := {i.concept for i in group}) and len(a) == 2:
             twin |= {group[0].id: group[1].id, group[1].id: group[0].id}
     return [replace(i, tags={**i.tags, "twin": twin[i.id]}) if i.id in twin else i for i in items]
+
+
+def find_twins(items: Sequence[Item]) -> list[Item]:
+    """As :func:`tag_twins`, for sets that say nothing about twins: two questions about the same media and modality whose right concepts
+    differ, and whose words are so nearly the same that each is the other's nearest."""
+    groups: dict[tuple, list[Item]] = defaultdict(list)
+    for item in items:
+        if item.concept is not None:
+            groups[item.clip, item.modality, tuple(item.media)].append(item)
+    nearest: dict[str, str] = {}
+    for group in groups.values():
+        for item in group:
+            others = [(_alike(item, o), o.id) for o in group if o.concept != item.concept and o.text != item.text]
+            likeness, other = max(others, default=(0.0, ""))
+            if likeness >= ALIKE:
+                nearest[item.id] = other
+    twin = {a: b for a, b in nearest.items() if nearest.get(b) == a}
+    return [replace(i, tags={**i.tags, "twin": twin[i.id]}) if i.id in twin else i for i in items]
+
+
+def _alike(one: Item, other: Item) -> float:
+    return SequenceMatcher(None, *(((i.stem or i.text).split()) for i in (one, other)), autojunk=False).ratio()
+
+
+def check_twins(items: ItemSet, problems: Problems) -> None:
+    """Add to ``problems`` every twin that is not there, is about another clip (and may be in another split), or names somebody else."""
+    by_id = {i.id: i for i in items}
+    for item in items:
+        name = item.tags.get("twin")
+        other = by_id.get(name or "")
+        if name is None:
+            continue
+        if other is None:
+            fault = "is no item of the set"
+        elif other.clip != item.clip:
+            fault = f"is about another clip, {other.clip!r}"
+        elif other.tags.get("twin") != item.id:
+            fault = f"names {other.tags.get('twin')!r} as its own"
+        else:
+            continue
+        problems.add(
+            f"{items.where}: item {item.id!r}: its twin {name!r} {fault}; twins are two items of one clip, each named by the other"
+        )

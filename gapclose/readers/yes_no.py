@@ -14,11 +14,11 @@ from gapclose.items import Item, ItemSet, Option
 from gapclose.readers.imavb import film_path
 from gapclose.readers.splits import Dealing
 from gapclose.readers.tables import Row, read_into, table_files
+from gapclose.stems import either_prompt
 
 MODALITY = {"Video-driven Audio Hallucination": "audio", "Audio-driven Video Hallucination": "vision", "AV Matching": "matching"}
 """task -> what is asked about"""
 CAPTIONS = "AV Captioning"
-ASK = "Answer with yes or no."
 OPTIONS = [Option(text="yes", concept="true"), Option(text="no", concept="false")]
 KEYS = {"video_id", "task", "text", "label"}
 
@@ -55,7 +55,7 @@ def read_yes_no(directory: Path, problems: Problems, dealing: Dealing) -> ItemSe
         content = [
             {"type": "video", "path": path},
             {"type": "audio", "path": path},
-            {"type": "text", "text": f"{row.values['text'].strip()} {ASK}"},
+            {"type": "text", "text": either_prompt(row.values["text"].strip(), [o.text for o in OPTIONS])},
         ]
         items.append(
             Item(
@@ -66,6 +66,7 @@ def read_yes_no(directory: Path, problems: Problems, dealing: Dealing) -> ItemSe
                 messages=[{"role": "user", "content": content}],
                 options=list(OPTIONS),
                 gold=["yes", "no"].index(row.values["label"].strip().lower()),
+                stem=row.values["text"].strip(),
             )
         )
     return ItemSet(root=directory, name=directory.name, concepts=("true", "false"), alarm=("false",), items=tuple(items), notes=notes)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from gapclose.files import read_json
 from gapclose.gap import STATES
-from gapclose.report.summary import layer_words, read_records, round_words, skipped_words, summarise
+from gapclose.report.summary import layer_words, prompt_name, prompt_words, read_records, round_words, skipped_words, summarise
 
 TEST_ROWS = {
     "action, balanced": "balanced",
@@ -101,11 +101,54 @@ def print_report(directory: Path, console: Console | None = None) -> None:
         word, gain = summary["verdicts"].get(name, {}).get("word", "-"), part["significance"]
         parts.add_row(name, word, *(show(value, 2) for value in row), f"{gain['p_holm']:.2g}" if gain else "-")
     console.print(parts)
+    if summary["prompts"]:
+        print_prompts(summary["prompts"], console)
     path = directory / "measurement.json"
     if path.is_file() and (baselines := read_json(path).get("baselines")):
         print_baselines(baselines, summary, console)
     for line in [*claims(summary), *verdict(summary)]:
         console.print(line, highlight=False)
+
+
+PROMPT_COLUMNS = {
+    "action": ("action", "balanced"),
+    "generated": ("generated", "balanced"),
+    "answers that match": ("generated", "matched"),
+    "reading": ("reading", "balanced"),
+    "reading, refitted": ("within", "reading", "balanced"),
+    "gap": ("gap", "balanced"),
+    "gap, refitted": ("within", "gap", "balanced"),
+}
+"""heading -> where the figure stands in what :func:`summarise` says of a prompt"""
+ADAPTED_COLUMNS = {
+    "action": ("action", "balanced"),
+    "generated": ("generated", "balanced"),
+    "answers that match": ("generated", "matched"),
+    "action gained": ("change", "action_gain"),
+    "closure": ("change", "closure"),
+    "standard acc. lost": ("change", "standard_drop"),
+}
+
+
+def figure(record: dict[str, Any], path: Sequence[str]) -> dict[str, float | None] | None:
+    """The interval at the end of a path of keys, or None."""
+    found: Any = record
+    for key in path:
+        found = (found or {}).get(key)
+    return found
+
+
+def print_prompts(prompts: dict[str, Any], console: Console) -> None:
+    """Action, reading and gap under every prompt that was measured, and what training under the first of them did to the others."""
+    sides = {"base": ("test under several prompts, base model; the first is the run's own", PROMPT_COLUMNS)}
+    if all(of["adapted"] for of in prompts.values()):
+        sides["adapted"] = ("test under several prompts, adapted model, trained under the first", ADAPTED_COLUMNS)
+    for side, (title, columns) in sides.items():
+        table = Table(title=title)
+        add_columns(table, ("prompt", *columns), ("prompt",))
+        for name, of in prompts.items():
+            table.add_row(prompt_name(name), *(show(figure(of[side], path), 2) for path in columns.values()))
+        console.print(table)
 
 
 def print_baselines(baselines: dict[str, Any], summary: dict[str, Any], console: Console) -> None:
@@ -152,6 +195,7 @@ def claims(summary: dict[str, Any]) -> list[str]:
         lines.append(f"forced: trained on the reading of {' and '.join(summary['forced'])} although it was not shown to be real")
     lines += [f"stopped by the guard {name}: {reason}" for name, reason in summary["stopped"].items()]
     lines += round_words(summary["rounds"])
+    lines += prompt_words(summary["prompts"])
     return lines
 
 

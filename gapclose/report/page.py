@@ -17,10 +17,20 @@ from gapclose import __version__
 from gapclose.files import read_json, write_text
 from gapclose.gap import STATES
 from gapclose.report import figures
-from gapclose.report.console import GAPS, TEST_ROWS, turned, verdict
+from gapclose.report.console import ADAPTED_COLUMNS, GAPS, PROMPT_COLUMNS, TEST_ROWS, figure, turned, verdict
 from gapclose.report.embed import Embedder
 from gapclose.report.markup import render
-from gapclose.report.summary import layer_words, layers_of, read_records, record_of, round_words, skipped_words, summarise
+from gapclose.report.summary import (
+    layer_words,
+    layers_of,
+    prompt_name,
+    prompt_words,
+    read_records,
+    record_of,
+    round_words,
+    skipped_words,
+    summarise,
+)
 from gapclose.settings import read_settings
 
 MEASUREMENT_VERSION = 1
@@ -53,6 +63,8 @@ def build_page(directory: Path) -> str:
         headline=headline(summary),
         sentences=verdict(summary),
         rounds=round_words(summary["rounds"]),
+        prompt_tables=_prompt_tables(summary["prompts"]),
+        prompt_words=prompt_words(summary["prompts"]),
         state=STATES[summary["state"]],
         test_rows=_test_rows(summary),
         epochs=sorted((r for r in records if r["stage"].endswith("/val")), key=lambda r: r["epoch"]),
@@ -114,6 +126,21 @@ def _test_rows(summary: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     if summary["transfer"]:
         rows.append(("held-out question type, action", summary["transfer"]["base"], summary["transfer"]["adapted"]))
     return rows
+
+
+def _prompt_tables(prompts: Mapping[str, Any]) -> list[tuple[dict[str, Any], str, list[str]]]:
+    """(prompt -> heading -> interval, caption, headings) of the base model, and of the adapted one where there is one."""
+    sides = [("base", "base model", PROMPT_COLUMNS)]
+    if prompts and all(of["adapted"] for of in prompts.values()):
+        sides.append(("adapted", "adapted model, trained under the first", ADAPTED_COLUMNS))
+    return [
+        (
+            {prompt_name(name): {k: figure(of[side], path) for k, path in columns.items()} for name, of in prompts.items()},
+            caption,
+            list(columns),
+        )
+        for side, caption, columns in sides
+    ]
 
 
 def _figures(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> dict[str, Any]:

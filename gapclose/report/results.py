@@ -33,7 +33,8 @@ from gapclose.observations import read_observations
 from gapclose.report.summary import record_of
 from gapclose.resample import Clips, Interval
 from gapclose.significance import expected_calibration_error
-from gapclose.validate import read_data
+from gapclose.validate import in_order, read_data
+from gapclose.wordings import reword
 
 REPLICATES = 2_000
 SURE = 0.9
@@ -68,7 +69,7 @@ class Mean:
 
 
 def items_of(directory: Path, split: str) -> ItemSet:
-    """The labelled gap items of a run in one split, without those that it left out because of their media.
+    """The labelled gap items of a run in one split, in its own prompt and order of options, without those that it left out because of their media.
 
     Raises:
         ValueError: with every problem of the data.
@@ -81,7 +82,8 @@ def _measured_set(directory: Path) -> ItemSet:
     path = directory / "items.json"
     bound, config = read_json(path), parse_config(["--config", str(directory / "config.yaml")])
     problems = Problems(f"the item set {bound['root']} of the run {directory}")
-    found = read_data(Path(bound["root"]), config.data, problems)
+    found = in_order(read_data(Path(bound["root"]), config.data, problems), config.data, config.prompts, problems)
+    found = reword(found, config.prompts.asked, config.prompts, problems)
     problems.raise_if_any()
     out = {s["item"] for s in bound.get("skipped", [])}
     return replace(found, items=tuple(i for i in found if i.id not in out))

@@ -57,6 +57,7 @@ def summarise(directory: Path) -> dict[str, Any]:
         "gap": {kind: _both(base, adapted, "gap", kind) for kind in ("balanced", "matched", "auroc")},
         "modality": {name: _modality(name, base, adapted) for name in base["modality"]},
         "transfer": None,
+        "prompts": _prompts(base, adapted),
         "state": (adapted or base)["state"],
         "epoch": (adapted or base)["epoch"],
         "n_clips": base["n_clips"],
@@ -142,6 +143,31 @@ def _modality(name: str, base: dict[str, Any], adapted: dict[str, Any] | None) -
         "closure": adapted["change"]["by_modality"][name]["closure"] if adapted else None,
         "significance": adapted["change"]["significance"][name] if adapted else None,
     }
+
+
+def _prompts(base: dict[str, Any], adapted: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """What the records say of every prompt that was measured, the run's own first; empty where it is the only one."""
+    after = (adapted or {}).get("prompts", {})
+    return {name: {"base": of, "adapted": after.get(name)} for name, of in base.get("prompts", {}).items()}
+
+
+def prompt_words(prompts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Under which prompts the base model has a gap, in a sentence; none where one prompt alone was measured.
+
+    By the probe that was fitted under the prompt itself, where there is one.
+    """
+    if not prompts:
+        return []
+    gaps = {name: of["base"].get("within", of["base"])["gap"]["balanced"] for name, of in prompts.items()}
+    above = {name: (gap["lower"] or 0) > 0 for name, gap in gaps.items()}
+    shown, rest = ([prompt_name(name) for name, there in above.items() if there == wanted] for wanted in (True, False))
+    words = f"prompts: the gap is shown under {len(shown)} of {len(prompts)}"
+    return [words + (f" ({', '.join(shown)})" if shown else "") + (f", not under {', '.join(rest)}" if rest else "")]
+
+
+def prompt_name(name: str) -> str:
+    """A prompt as tables name it: of a function its own name, which is enough to tell it by."""
+    return name.rpartition(":")[2]
 
 
 def _both(base: dict[str, Any], adapted: dict[str, Any] | None, group: str, name: str) -> dict[str, Any]:

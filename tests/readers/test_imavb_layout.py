@@ -10,8 +10,10 @@ import torch
 from gapclose.errors import Problems
 from gapclose.models import ModelConfig, load_model
 from gapclose.observe import ObserveConfig, Wanted, forward_batches
+from gapclose.option_order import shuffle_options
 from gapclose.readers import read_set
 from gapclose.readers.splits import Dealing
+from gapclose.wordings import PromptsConfig, reword
 
 pytest.importorskip("av", reason="films need PyAV (the extra `media`)")
 
@@ -52,6 +54,24 @@ def test_the_four_tables_become_items_with_twins(directory):
     split = {i.clip: i.split for i in items}
     assert all(split[i.clip] == i.split for i in items)
     assert [i.clip for i in items][::4] == list(split) and all(len({i.clip for i in items.items[n : n + 4]}) == 1 for n in range(0, 128, 4))
+
+
+def test_its_own_prompt_is_the_paper_s_and_there_are_others(directory):
+    """The same text and options come out of `paper`; `binary` and `free` have none of the letters; a drawn order is written out again."""
+    items, problems, config = read(directory), Problems("the set"), PromptsConfig()
+    assert reword(items, "paper", config, problems).items == items.items
+    binary, free = (reword(items, name, config, problems) for name in ("binary", "free"))
+    shuffled = shuffle_options(items, 0, problems)
+    assert not problems.messages
+    for item, asked, freely, mixed in zip(items, binary, free, shuffled, strict=True):
+        assert [o.concept for o in asked.options] == ["standard", f"false_{item.modality}"] and asked.concept == item.concept
+        assert f"\n{item.options[0].words}" not in asked.text and freely.text == f"Question:\n{item.stem}\n\nAnswer in a few words."
+        assert freely.options[freely.gold].text == item.options[item.gold].meaning == mixed.options[mixed.gold].meaning
+        assert all(f"\n{o.text}. {o.meaning}\n" in mixed.text for o in mixed.options) and mixed.media == item.media
+    assert any(i.options[4].concept == "standard" for i in shuffled)
+    pairs = twins(shuffled.items)
+    by_id = {i.id: i for i in shuffled}
+    assert len(pairs) == 128 and all(by_id[a].order == by_id[b].order for a, b in pairs.items())
 
 
 def test_a_film_is_decoded_once_for_all_its_questions(directory, tiny_checkpoint, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 
 from gapclose.cli import main
 from gapclose.errors import Problems
+from gapclose.option_order import shuffle_options
 from gapclose.readers import read_set
 from gapclose.readers.splits import Dealing
 
@@ -48,6 +49,10 @@ def test_questions_become_items_about_what_is_seen_and_heard(directory):
     item = next(i for i in items if i.id == "00003_swap/2")
     assert (item.clip, item.modality, item.concept) == ("00003", "audio", "false") and item.media[0] == ("video", "video/00003_swap.mp4")
     assert item.text == "Is a ten said in the audio? Answer with yes or no." and [o.text for o in item.options] == ["yes", "no"]
+    assert item.stem == "Is a ten said in the audio?" and item.tags == {"twin": "00003_swap/1"}  # "Is a seven said in the audio?": yes
+    assert all(bool(i.tags) == (i.modality != "matching") for i in items)  # a cat, a digit: one word in four
+    mixed = shuffle_options(items, 0, problems)
+    assert {i.text.rpartition("? ")[2] for i in mixed} == {"Answer with yes or no.", "Answer with no or yes."} and not problems.messages
     split = {i.clip: i.split for i in items}
     assert len(split) == 12 and all(split[i.clip] == i.split for i in items)
     assert items.notes == (f"24 rows of {directory} ask for a caption (AV Captioning): they have no options",)
