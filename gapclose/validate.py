@@ -21,7 +21,7 @@ from gapclose.media import faults, tell, too_long, without
 from gapclose.models import ModelConfig, load_processor
 from gapclose.objectives import BY_TRL
 from gapclose.progress import say
-from gapclose.prompts import check_kinds, check_options, tokenizer_of
+from gapclose.prompts import check_kinds, check_options
 from gapclose.readers import read_set
 from gapclose.readers.splits import Dealing
 from gapclose.report.console import add_columns, wide_console
@@ -65,10 +65,10 @@ def load_items(
     found = faults(items)
     try:
         processor = load_processor(model)
-    except (OSError, ValueError) as error:
-        problems.add(f"model.path {model.path!r} has no tokenizer that transformers can read ({error}); give a checkpoint directory")
+    except ValueError as error:
+        problems.add(str(error))
     else:
-        check_options(items, tokenizer_of(processor), max_new_tokens, problems)
+        check_options(items, processor, max_new_tokens, problems)
         check_kinds(items, processor, problems)
         found = too_long(items, processor) | found
     if data.on_error == "skip":
