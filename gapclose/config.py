@@ -28,7 +28,7 @@ from gapclose.models import ModelConfig
 from gapclose.objectives import LOSS_TERMS, acting
 from gapclose.observe import ObserveConfig
 from gapclose.probe_search import ProbeConfig
-from gapclose.settings import FREE_KEYS, flatten
+from gapclose.settings import FREE_KEYS, WHOLE_KEYS, flatten
 from gapclose.targets import TargetsConfig
 from gapclose.trainer import TrainConfig
 from gapclose.wordings import PromptsConfig
@@ -184,7 +184,7 @@ def _refuse_unknown(arguments: Sequence[str]) -> list[str]:
     problems, files = Problems("the configuration"), []
 
     def check(key: str, where: str) -> None:
-        if key in known:
+        if key in known or key.startswith(tuple(f"{whole}." for whole in WHOLE_KEYS)):
             return
         last = {k.rpartition(".")[2]: k for k in sorted(known)}
         near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key.rpartition(".")[2], last, n=1)
@@ -232,7 +232,7 @@ def _file_keys(path: Path, problems: Problems) -> list[str]:
             if key in groups and not isinstance(value, dict):
                 problems.add(f"{path}: {key} is {value!r}; it is a group: write its keys below it, or leave it out")
             yield key
-            if isinstance(value, dict) and key in known:
+            if isinstance(value, dict) and key in known and key not in WHOLE_KEYS:
                 yield from walk(value, key + ".")
 
     return list(walk(tree, ""))

@@ -43,6 +43,9 @@ frames of a shorter sound would be others than those of the same sound alone"""
 WITHIN_TEMPLATE = ("VoxtralProcessor",)
 """processors that take sounds through their chat template alone, encoded in the messages"""
 
+KEPT_APART = {"Phi4MultimodalProcessor": {"vision-lora": "images, with or without sounds", "speech-lora": "sounds alone"}}
+"""processor -> folders of a checkpoint with adapters that transformers does not load by itself -> the media that one is for"""
+
 WHOLE_FRAMES = ("Phi4MultimodalFeatureExtractor",)
 """feature extractors that skip the samples behind the last whole frame of a sound, and fail in a batch where a shorter sound ends within
 the same frame as the longest (transformers 5.23); given whole frames, they skip nothing and do not fail. Remove when they batch"""

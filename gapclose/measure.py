@@ -25,6 +25,9 @@ from gapclose.significance import balance, holm, mcnemar, sign_flip
 
 Statistics = dict[str, np.ndarray]
 
+LEAST_SAID = 0.01
+"""below this :func:`said`, what the options' scores rank is hardly what the model would answer"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -103,6 +106,11 @@ def measure(
         parse_rate=float(overall["generated.parse_lenient"][0]),
         residual=probe.see(observed.residuals).float().numpy(),
     )
+
+
+def said(scores: np.ndarray) -> float:
+    """Median over items of the probability that the model answers with one of its options, from their scores (N, O) in nats."""
+    return float(np.median(np.exp(scores).sum(1)))
 
 
 def _of_modality(items: ItemSet, modality: str) -> ItemSet:

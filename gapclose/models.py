@@ -5,8 +5,6 @@ Shapes: B batch, T tokens, D width of the residual stream, P answer positions, V
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,12 +13,22 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
+from gapclose.chat import answer_tokens, set_variables, tokenizer_of
+from gapclose.checkpoint import (
+    checkpoint_fingerprint,
+    checkpoint_folder,
+    end_turns,
+    refuse_incomplete,
+    refuse_parts_apart,
+    unreadable_weights,
+)
 from gapclose.families import BARE, mend, part_for, trained_part
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
-from gapclose.prompts import make_prompts, tokenizer_of
+from gapclose.prompts import make_prompts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -34,16 +42,36 @@ class ModelConfig:
 
     path: str = "digits"
     """checkpoint directory or hub name; ``digits`` and ``digits-never-taught`` are the tiny models that ship with the package"""
+    revision: str | None = None
+    """branch, tag or commit of a hub name; null: its main branch"""
     dtype: str = "auto"
     """auto (what the checkpoint holds), float32, bfloat16 or float16"""
     attention: str = "sdpa"
     """attention implementation of transformers: sdpa, eager, flash_attention_2"""
+    template: dict[str, Any] | None = None
+    """variables of the chat template, e.g. ``{enable_thinking: false}``; what it does not know is refused"""
     trust_remote_code: bool = False
     """run code that the checkpoint brings along; leave off unless you have read it"""
 
     def __post_init__(self) -> None:
         if self.dtype != "auto" and self.dtype not in DTYPES:
             raise ValueError(f"model.dtype is {self.dtype!r}; choose auto, {', '.join(DTYPES)}")
+        for name, value in (self.template or {}).items():
+            if not str(name).isidentifier() or not isinstance(value, str | int | float | bool | None):
+                raise ValueError(
+                    f"model.template has {name!r}: {value!r}; give names of variables with a text, number, true, false or null"
+                )
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What every loader of transformers is told beside the path."""
+        return {"trust_remote_code": self.trust_remote_code, "revision": self.revision}
+
+    @property
+    def apart(self) -> dict[str, Any]:
+        """The settings other than the default that change what a checkpoint computes or is shown, and that its fingerprint does not see."""
+        attention = {} if self.attention == "sdpa" else {"attention": self.attention}
+        return {**attention, **({"template": self.template} if self.template else {})}
 
     @property
     def resolved_path(self) -> str:
@@ -60,6 +88,8 @@ class LoadedModel:
     processor: Any
     path: str
     fingerprint: str
+    apart: dict[str, Any] = field(default_factory=dict)
+    """:attr:`ModelConfig.apart`"""
     answers: dict[str, list[int]] = field(default_factory=dict, repr=False)
     """the token ids of options that were asked for before"""
 
@@ -85,9 +115,9 @@ class LoadedModel:
         return self.model.get_input_embeddings().weight.shape[1]
 
     def option_tokens(self, text: str) -> list[int]:
-        """Token ids of an answer as the model would generate it right after the prompt."""
+        """Token ids of an answer as the model would generate it right after the prompt: :func:`gapclose.chat.answer_tokens`."""
         if text not in self.answers:
-            self.answers[text] = self.tokenizer(text, add_special_tokens=False).input_ids
+            self.answers[text] = answer_tokens(self.processor, text)
         return self.answers[text]
 
     def media(self, items: ItemSet, *, blank: Sequence[str] = ()) -> Media:
@@ -102,13 +132,12 @@ def load_model(config: ModelConfig) -> LoadedModel:
     """Load model and processor in eval mode on the CPU; accelerate moves it.
 
     Raises:
-        ValueError: when the directory is no checkpoint, has no safetensors, cannot run with ``config.attention`` here, or no decoder
-            layers can be found.
+        ValueError: when the directory is no checkpoint, has no safetensors or not all of its weights, cannot run with
+            ``config.attention`` here, needs a package that is not there, or no decoder layers can be found.
     """
     path = config.resolved_path
-    known = {"trust_remote_code": config.trust_remote_code}
     try:
-        loaded_config = transformers.AutoConfig.from_pretrained(path, **known)
+        loaded_config = transformers.AutoConfig.from_pretrained(path, **config.known)
     except (OSError, ValueError) as error:
         raise ValueError(f"model.path {path!r} cannot be read as a transformers checkpoint: {error}") from error
     model_config = trained_part(loaded_config)
@@ -119,27 +148,48 @@ def load_model(config: ModelConfig) -> LoadedModel:
     # sdpa is what transformers takes by itself, except in towers that cannot (Gemma 4's for audio), where asking for it is an error
     attention = None if config.attention == "sdpa" else config.attention
     loading = {"config": model_config, "dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
-    try:
-        model = auto.from_pretrained(path, **loading, **known).eval()
-    except OSError as error:
-        raise ValueError(
-            f"model.path {path!r} has no weights in safetensors; save them so (other formats can run code): {error}"
-        ) from error
-    except ImportError as error:
-        raise ValueError(f"model.attention {config.attention!r} cannot be used here ({error}); choose sdpa or eager") from error
+    telling = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused here, by name
     processor = load_processor(config)
+    try:
+        model, info = auto.from_pretrained(path, **loading, **telling, **config.known)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"model.path {path!r} {unreadable_weights(checkpoint_folder(path, config.revision), error)}") from error
+    except ImportError as error:
+        if attention is None:
+            raise ValueError(f"model.path {path!r} needs a package that is not installed: {error}") from error
+        raise ValueError(f"model.attention {config.attention!r} cannot be used here ({error}); choose sdpa or eager") from error
+    refuse_incomplete(path, info)
+    model.eval()
     mend(model, processor)
-    loaded = LoadedModel(model=model, processor=processor, path=path, fingerprint=checkpoint_fingerprint(path, model))
+    fingerprint = checkpoint_fingerprint(checkpoint_folder(path, config.revision), model)
+    loaded = LoadedModel(model=model, processor=processor, path=path, fingerprint=fingerprint, apart=config.apart)
     loaded.tokenizer.padding_side = "left"
     if loaded.tokenizer.pad_token is None:  # Llama has none; what stands there is masked
         loaded.tokenizer.pad_token = loaded.tokenizer.eos_token
+    end_turns(model, loaded.tokenizer)
     decoder_layers(model)
     return loaded
 
 
 def load_processor(config: ModelConfig) -> Any:
-    """The processor alone (a tokenizer where a model only reads text): enough to check options and sounds before any weight is read."""
-    return transformers.AutoProcessor.from_pretrained(config.resolved_path, trust_remote_code=config.trust_remote_code)
+    """The processor alone (a tokenizer where a model only reads text): enough to check options and sounds before any weight is read.
+
+    Raises:
+        ValueError: when it cannot be read, needs a package that is not there, its chat template does not know what ``config.template``
+            sets, or the checkpoint keeps what it needs for media apart from its weights.
+    """
+    path = config.resolved_path
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(path, **config.known)
+    except ImportError as error:
+        raise ValueError(f"the processor of model.path {config.path!r} needs a package that is not installed: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model.path {config.path!r} has no tokenizer that transformers can read ({error}); give a checkpoint directory"
+        ) from error
+    refuse_parts_apart(processor, path, config.revision)
+    set_variables(processor, config.template or {})
+    return processor
 
 
 def unwrap(model: Any) -> Any:
@@ -276,30 +326,3 @@ def residuals_at(model: Any, layers: Sequence[int], positions: torch.Tensor) -> 
     finally:
         for handle in handles:
             handle.remove()
-
-
-def checkpoint_fingerprint(path: str, model: Any) -> str:
-    """Hash that tells checkpoints apart without reading all of a 60 GB file: the config, the start of every tensor, the processor.
-
-    Of every tensor, since an adapter merged into the upper layers leaves both ends of a file as they were. For a hub name, whose files
-    live in a cache, the resolved commit stands for the files.
-    """
-    digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode())
-    folder = Path(path)
-    if not folder.is_dir():
-        digest.update(f"{path}@{getattr(model.config, '_commit_hash', None)}".encode())
-        return digest.hexdigest()[:16]
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            header = handle.read(length)
-            digest.update(file.name.encode() + header)
-            for name, entry in sorted(json.loads(header).items()):
-                if name != "__metadata__":
-                    start, end = entry["data_offsets"]
-                    handle.seek(8 + length + start)
-                    digest.update(handle.read(min(4096, end - start)))
-    for pattern in ("tokenizer*", "*processor_config.json", "chat_template*", "generation_config.json"):
-        for file in sorted(f for f in folder.glob(pattern) if f.is_file()):
-            digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()[:16]

@@ -141,6 +141,7 @@ def _request(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted:
     request = {
         "items": items.fingerprint(),
         "model": loaded.fingerprint,
+        **loaded.apart,
         "dtype": str(next(unwrap(loaded.model).parameters()).dtype),
         "device": loaded.device.type,
         "batch_size": config.batch_size,
@@ -248,9 +249,15 @@ def _positions(model: Any, attention: torch.Tensor, steps: int) -> torch.Tensor 
 
 
 def _generate(loaded: LoadedModel, model: Any, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> list[str]:
-    tokenizer = loaded.tokenizer
-    generated = model.generate(
-        **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-    )  # fmt: skip
+    """Greedy answers, by the logits alone: a penalty on repetition, or whatever else a checkpoint asks for, would make them others than
+    those that the scores rank."""
+    base, tokenizer = unwrap(model), loaded.tokenizer
+    own = base.generation_config  # what is not said in a call is taken from there
+    ends = {"eos_token_id": own.eos_token_id, "bos_token_id": own.bos_token_id}
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    base.generation_config = transformers.GenerationConfig(**ends, pad_token_id=pad)
+    try:
+        generated = base.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+    finally:
+        base.generation_config = own
     return tokenizer.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -13,8 +13,9 @@ from typing import Any
 import soundfile
 import torch
 
+from gapclose.chat import REFUSALS, answer_tokens, chat_text, tokenizer_of, within_template
 from gapclose.errors import Problems
-from gapclose.families import ARGUMENTS, WITHIN_TEMPLATE, part_for, whole_frames
+from gapclose.families import ARGUMENTS, part_for, whole_frames
 from gapclose.films import film_inputs, set_film_times
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
@@ -23,36 +24,6 @@ from gapclose.media import Media
 def media_signature(item: Item) -> tuple[str, ...]:
     """The kinds of media in prompt order; only items that agree on it share a batch."""
     return tuple(kind for kind, _ in item.media)
-
-
-def tokenizer_of(processor: Any) -> Any:
-    """The tokenizer in a processor, or the processor itself where a model only reads text."""
-    return getattr(processor, "tokenizer", processor)
-
-
-def chat_text(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
-    """Messages as the model's chat template writes them, up to where the answer begins.
-
-    A model that only reads text has a template for strings: content parts are joined by newlines. The template may belong to the
-    tokenizer alone, as Phi-4-multimodal's does once its processor was saved.
-
-    Raises:
-        ValueError: when neither processor nor tokenizer has a template.
-    """
-    tokenizer = tokenizer_of(processor)
-    writer = processor if getattr(processor, "chat_template", None) else tokenizer
-    if not getattr(writer, "chat_template", None):
-        raise ValueError(
-            f"{getattr(tokenizer, 'name_or_path', None) or 'this checkpoint'} has no chat template; put a chat_template.jinja into its "
-            "directory, or take the instruction-tuned checkpoint"
-        )
-    if processor is tokenizer:
-        messages = [{**m, "content": _joined(m["content"])} for m in messages]
-    return writer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-
-def _joined(content: Any) -> str:
-    return content if isinstance(content, str) else "\n".join(part["text"] for part in content if part["type"] == "text")
 
 
 def make_prompts(processor: Any, items: Sequence[Item], media: Media) -> dict[str, torch.Tensor]:
@@ -82,10 +53,6 @@ def make_prompts(processor: Any, items: Sequence[Item], media: Media) -> dict[st
         prompt = dict(processor(text=texts, return_tensors="pt", text_kwargs=settings, **inputs))
         set_film_times(prompt, films, processor)
     return _on_the_left(processor, prompt)
-
-
-def within_template(processor: Any) -> bool:
-    return type(processor).__name__ in WITHIN_TEMPLATE
 
 
 def _on_the_left(processor: Any, prompt: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -135,25 +102,59 @@ def _untaken(processor: Any, item: Item) -> str | None:
 
 
 def check_kinds(items: ItemSet, processor: Any, problems: Problems) -> None:
-    """Add to ``problems`` the media that the model does not take, and those of which its chat template writes nothing: the model would
-    answer without them, and nobody would notice. One line per kinds of media, naming the first item."""
-    seen: set[tuple[str, ...]] = set()
+    """Add to ``problems`` the media that the model does not take, and media and texts of which its chat template writes nothing: the model
+    would answer without them, and nobody would notice. One line per form of messages, naming the first item; one per special token that
+    stands in a text."""
+    seen: set[tuple[Any, ...]] = set()
+    marks: dict[str, list[str]] = {}
+    special = () if within_template(processor) else _special(tokenizer_of(processor))
     for item in items:
+        for mark in special:
+            if any(mark in text for text in (*_texts(item), *(o.text for o in item.options))):
+                marks.setdefault(mark, []).append(item.id)
+        form = tuple((m["role"], isinstance(m["content"], str)) for m in item.messages)
         signature = media_signature(item)
-        if signature in seen:
+        if (signature, form) in seen:
             continue
-        seen.add(signature)
+        seen.add((signature, form))
         fault = _untaken(processor, item)
         if fault is None and not within_template(processor):
-            whole = chat_text(processor, item.messages)
-            silent = [k for k in sorted(set(signature)) if chat_text(processor, _without(item.messages, k)) == whole]
-            if silent:
-                fault = (
-                    f"the model's chat template writes nothing for {' and '.join(silent)}, so it would answer without; mend the "
-                    "checkpoint's chat_template.jinja"
-                )
+            fault = _unwritten(processor, item)
         if fault is not None:
             problems.add(f"item {item.id!r}: {fault}")
+    for mark, having in marks.items():
+        problems.add(
+            f"item {having[0]!r}: its question or options hold {mark!r}, a special token of the model, which would not be read as text; "
+            f"write it otherwise ({len(having)} items)"
+        )
+
+
+def _special(tokenizer: Any) -> set[str]:
+    """The tokens that a tokenizer finds anywhere in a text and that mean something else than their letters."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return {t for t in (*tokenizer.all_special_tokens, *(t.content for t in added if t.special)) if t.strip()}
+
+
+def _texts(item: Item) -> list[str]:
+    contents = [m["content"] for m in item.messages]
+    return [t for c in contents for t in ([c] if isinstance(c, str) else [p["text"] for p in c if p["type"] == "text"])]
+
+
+def _unwritten(processor: Any, item: Item) -> str | None:
+    """What of an item its chat template does not write, with the remedy, or None."""
+    try:
+        whole = chat_text(processor, item.messages)
+        kinds = sorted(set(media_signature(item)))
+        silent = [k for k in kinds if chat_text(processor, _without(item.messages, k)) == whole]
+    except REFUSALS as error:
+        return f"the model's chat template cannot write its messages ({error}); change their roles or mend the checkpoint's chat_template.jinja"
+    lost = [t for t in _texts(item) if t.strip() not in whole]
+    if silent or lost:
+        what = " and ".join([*silent, *(f"the text {t[:60]!r}" for t in lost)])
+        return f"the model's chat template writes nothing for {what}, so it would answer without; mend the checkpoint's chat_template.jinja"
+    if "'type': 'text'" in whole:
+        return "the model's chat template writes lists of content parts as Python would; mend the checkpoint's chat_template.jinja"
+    return None
 
 
 def _without(messages: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -163,14 +164,14 @@ def _without(messages: Sequence[dict[str, Any]], kind: str) -> list[dict[str, An
     return [{**m, "content": cut.get(id(m), m["content"])} for m in messages]
 
 
-def check_options(items: ItemSet, tokenizer: Any, max_new_tokens: int, problems: Problems) -> None:
+def check_options(items: ItemSet, processor: Any, max_new_tokens: int, problems: Problems) -> None:
     """Add to ``problems`` every option without tokens or with more of them than are generated, and options whose tokens are, or begin,
     those of another option of the item."""
     seen: dict[tuple[str, ...], str] = {}
     for item in items:
         seen.setdefault(tuple(o.text for o in item.options), item.id)
     for texts, item_id in seen.items():
-        tokens = [tuple(tokenizer(t, add_special_tokens=False).input_ids) for t in texts]
+        tokens = [tuple(answer_tokens(processor, t)) for t in texts]
         for text, ids in zip(texts, tokens, strict=True):
             if not ids:
                 problems.add(f"item {item_id!r}: option {text!r} has no tokens; use another text")

@@ -25,7 +25,7 @@ from gapclose.files import read_json, write_json, write_text
 from gapclose.gap import STATES, Labels
 from gapclose.items import ItemSet
 from gapclose.launch import check_launch, environment, take_directory
-from gapclose.measure import Measured, make_record, measure, read_text, text_control
+from gapclose.measure import LEAST_SAID, Measured, make_record, measure, read_text, said, text_control
 from gapclose.models import load_model
 from gapclose.objectives import LOSS_TERMS
 from gapclose.observations import Observations
@@ -178,6 +178,12 @@ class Run:
         found = {}
         for split in splits:
             found[split] = self.measure("base", split)
+            if (share := said(found[split].scores)) < LEAST_SAID:
+                say(
+                    f"  warning: on {split} the model answers with one of the options with a probability of {share:.2g} (median), so their "
+                    "scores say little about its answers: a template that begins with a train of thought (model.template, e.g. "
+                    "{enable_thinking: false}), a question that does not ask for them, or long options may be why"
+                )
             record = make_record(f"base/{split}", 0, found[split], None, self.config.gap, self.config.seed)
             if split == "test":
                 fit, items = self.items.select(split="fit"), self.measured_items(split)

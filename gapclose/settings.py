@@ -20,12 +20,16 @@ UNTOLD_KEYS = (
 )
 FREE_KEYS = (*UNTOLD_KEYS, "force", "guards.off", "guards.patience", "controls.", "prompts.measured", "prompts.refit")
 
+WHOLE_KEYS = ("model.template",)
+"""keys whose value is a mapping with names of the user's own"""
+
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested configuration as dotted key -> value."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        group = isinstance(value, dict) and prefix + key not in WHOLE_KEYS
+        flat |= flatten(value, f"{prefix}{key}.") if group else {prefix + key: value}
     return flat
 
 

@@ -22,7 +22,7 @@ from gapclose.models import SHIPPED, ModelConfig, load_processor
 from gapclose.objectives import BY_TRL
 from gapclose.option_order import shuffle_options
 from gapclose.progress import say
-from gapclose.prompts import check_kinds, check_options, tokenizer_of
+from gapclose.prompts import check_kinds, check_options
 from gapclose.readers import read_set
 from gapclose.readers.splits import Dealing, check_twins
 from gapclose.report.console import add_columns, wide_console
@@ -72,11 +72,11 @@ def load_items(
     found = faults(items)
     try:
         processor = load_processor(model)
-    except (OSError, ValueError) as error:
-        problems.add(f"model.path {model.path!r} has no tokenizer that transformers can read ({error}); give a checkpoint directory")
+    except ValueError as error:
+        problems.add(str(error))
     else:
         for name, worded in asked.items():
-            check_options(worded, tokenizer_of(processor), prompts.limit(name, max_new_tokens), problems)
+            check_options(worded, processor, prompts.limit(name, max_new_tokens), problems)
         check_kinds(items, processor, problems)
         found = too_long(items, processor) | found
     if data.on_error == "skip":

@@ -167,6 +167,14 @@ def test_a_model_that_takes_no_such_media(whole, tiny_checkpoint, monkeypatch, c
     assert "item 'fit-0-odd': it has audio, and " in message and "takes text alone; remove it or choose a model that takes audio" in message
 
 
+def test_a_question_with_a_special_token(whole, capsys):
+    """A placeholder of an image that is none would end the run at its batch."""
+    rows, directory, arguments = whole
+    test_items.put(directory, *rows, test_items.row("b", messages=[{"role": "user", "content": "What is <|IMAGE|>?"}]))
+    message = refused(capsys, *arguments)
+    assert "item 'b': its question or options hold '<|IMAGE|>', a special token of the model" in message
+
+
 @pytest.mark.parametrize("arguments", test_config.WRONG, ids=" ".join)
 def test_faulty_configurations(capsys, arguments):
     message = refused(capsys, *arguments)

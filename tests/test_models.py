@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gapclose.adapters import LoraConfig, add_lora
+from gapclose.checkpoint import checkpoint_fingerprint
 from gapclose.errors import Problems
 from gapclose.items import Item, ItemSet, Option
 from gapclose.models import (
     ModelConfig,
     answer_logits,
-    checkpoint_fingerprint,
     decoder_layers,
     linear_names,
     load_model,
@@ -155,12 +155,12 @@ def test_the_fingerprint_changes_with_the_config_and_the_chat_template(tiny_chec
     """Both decide what the model is shown; a copy elsewhere is the same checkpoint."""
     copy = tmp_path / "copy"
     shutil.copytree(tiny_checkpoint, copy)
-    same = checkpoint_fingerprint(str(copy), loaded.model)
-    assert same == checkpoint_fingerprint(str(tiny_checkpoint), loaded.model) == loaded.fingerprint
+    same = checkpoint_fingerprint(copy, loaded.model)
+    assert same == checkpoint_fingerprint(tiny_checkpoint, loaded.model) == loaded.fingerprint
     (copy / "chat_template.jinja").write_text((copy / "chat_template.jinja").read_text() + " ")
-    assert checkpoint_fingerprint(str(copy), loaded.model) != same
+    assert checkpoint_fingerprint(copy, loaded.model) != same
     loaded.model.config.text_config.rms_norm_eps *= 2
-    assert checkpoint_fingerprint(str(tiny_checkpoint), loaded.model) != same
+    assert checkpoint_fingerprint(tiny_checkpoint, loaded.model) != same
 
 
 @pytest.mark.parametrize("changed", ["first", "middle", "z-last", None])
@@ -168,11 +168,11 @@ def test_the_fingerprint_changes_with_any_tensor(loaded, tmp_path, changed):
     """Also one in the middle of a large file: adapters merged into the upper layers leave both ends of it as they were."""
     tensors = {name: torch.zeros(700, 1000) for name in ("first", "middle", "z-last")}
     save_file(tensors, tmp_path / "model.safetensors")
-    before = checkpoint_fingerprint(str(tmp_path), loaded.model)
+    before = checkpoint_fingerprint(tmp_path, loaded.model)
     if changed:
         tensors[changed] += 0.01
     save_file(tensors, tmp_path / "model.safetensors")
-    assert (checkpoint_fingerprint(str(tmp_path), loaded.model) == before) == (changed is None)
+    assert (checkpoint_fingerprint(tmp_path, loaded.model) == before) == (changed is None)
 
 
 def test_loading_says_what_is_no_checkpoint(tmp_path):

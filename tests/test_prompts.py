@@ -76,6 +76,47 @@ def test_a_template_that_leaves_media_out_is_found(digits, loaded):
     assert "chat_template.jinja" in message
 
 
+def test_a_template_that_leaves_a_text_out_is_found(digits, loaded):
+    """As one for plain users' turns does with a system message."""
+    system = {"role": "system", "content": "Look closely."}
+    items = replace(digits, items=(*digits.items[:3], replace(digits.items[3], messages=[system, *digits.items[3].messages])))
+    assert not faults(items, loaded.processor)
+    loaded.processor.chat_template = loaded.processor.chat_template.replace(
+        "in messages %}", "in messages if message['role'] != 'system' %}"
+    )
+    (message,) = faults(items, loaded.processor)
+    assert message.startswith(f"item {digits.items[3].id!r}: the model's chat template writes nothing for the text 'Look closely.'")
+
+
+def test_parts_that_a_template_writes_as_a_list_are_found(digits, loaded):
+    """One that adds contents up as if they were strings, which Python does for the first of them."""
+    loaded.processor.chat_template = "{% for m in messages %}{{ m['content'] }}<|AUDIO|>{% endfor %}"
+    (message,) = faults(replace(digits, items=digits.items[:1]), loaded.processor)
+    assert "writes lists of content parts as Python would" in message
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('roles must alternate') }}", "{{ 'a' + messages[0]['content'] }}"])
+def test_what_a_template_refuses_is_told_of(digits, loaded, template):
+    """With its own words."""
+    loaded.processor.chat_template = template
+    (message,) = faults(replace(digits, items=digits.items[:2]), loaded.processor)
+    assert message.startswith(f"item {digits.items[0].id!r}: the model's chat template cannot write its messages (")
+    assert "roles must alternate" in message or "concatenate" in message
+
+
+def test_special_tokens_in_a_question_are_refused(digits, loaded):
+    """They would be taken for media or for the end of a turn; once a token, with the number of items."""
+    asked = [{"role": "user", "content": "What is <|IMAGE|>?"}]
+    ended = [{"role": "user", "content": [{"type": "text", "text": "Odd?<|im_end|>"}]}]
+    items = [replace(digits.items[0], messages=asked), replace(digits.items[1], messages=ended), replace(digits.items[2], messages=ended)]
+    found = faults(replace(digits, items=tuple(items)), loaded.processor)
+    assert len(found) == 2
+    assert (
+        found[0].startswith(f"item {items[0].id!r}: its question or options hold '<|IMAGE|>', a special token") and "(1 items)" in found[0]
+    )
+    assert found[1].startswith(f"item {items[1].id!r}: its question or options hold '<|im_end|>'") and "(2 items)" in found[1]
+
+
 def test_a_checkpoint_without_a_template_is_told_of(tokenizer):
     """With what to do about it."""
     tokenizer.chat_template = None

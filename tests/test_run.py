@@ -52,6 +52,18 @@ def test_the_operating_point_is_chosen_on_what_is_read_of_val(tiny_config, tmp_p
     np.testing.assert_array_equal(given["val_concept"], Labels.of(val).concept)
 
 
+@pytest.mark.parametrize(("least", "times"), [(1.1, 2), (0.0, 0)])
+def test_options_that_the_model_would_not_say_are_warned_of(tiny_config, tmp_path, monkeypatch, capsys, least, times):
+    """After the base is measured, once a split, with what may be done."""
+    monkeypatch.setattr("gapclose.run.LEAST_SAID", least)
+    monkeypatch.setattr("gapclose.align.build_targets", lambda *a, **k: (_ for _ in ()).throw(Reached))
+    with pytest.raises(Reached):
+        main(["close", "--config", str(tiny_config), "--run_dir", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert told.count("the model answers with one of the options with a probability of") == times
+    assert told.count("model.template, e.g. {enable_thinking: false}") == times
+
+
 def test_no_training_on_a_reading_that_is_not_shown_to_be_real(tiny_config, tmp_path, monkeypatch, capsys):
     """Every modality of the train items is named with its reason; --force goes on in the same directory, and leaves a trace."""
     monkeypatch.setattr("gapclose.align.make_trainer", lambda *a, **k: (_ for _ in ()).throw(Reached))

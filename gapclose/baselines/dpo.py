@@ -19,6 +19,7 @@ import numpy as np
 import transformers
 
 from gapclose.baselines.trl_items import forget_reference, make_dataset
+from gapclose.chat import chat_text
 from gapclose.items import Item
 from gapclose.media import Media
 from gapclose.models import LoadedModel
@@ -90,13 +91,11 @@ def in_text(loaded: LoadedModel, pair: Pair) -> dict[str, str]:
 
     Templates put a line break behind that mark, which no model ever has to predict: left in, a preference could be met by it alone.
     """
-    render = loaded.processor.apply_chat_template
-    prompt = render(pair.item.messages, tokenize=False, add_generation_prompt=True)
+    prompt = chat_text(loaded.processor, pair.item.messages)
 
     def answer(option: int) -> str:
         text = pair.item.options[option].text
-        turn = {"role": "assistant", "content": [{"type": "text", "text": text}]}
-        whole = render([*pair.item.messages, turn], tokenize=False)
+        whole = chat_text(loaded.processor, pair.item.messages, text)
         return whole.removeprefix(prompt).rstrip() if whole.startswith(prompt) else text + loaded.tokenizer.eos_token
 
     return {"prompt": prompt, "chosen": answer(pair.chosen), "rejected": answer(pair.rejected)}

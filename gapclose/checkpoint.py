@@ -1,0 +1,115 @@
+"""The files of a checkpoint: where they lie, what tells two checkpoints apart, and what is wrong when they do not load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers.utils import cached_file
+
+from gapclose.families import KEPT_APART
+
+HASHED = (
+    "tokenizer*",
+    "*processor_config.json",
+    "chat_template*",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+HASHED += ("vocab.json", "merges.txt", "tekken.json", "*.model", "*.py")
+"""files beside config and weights that decide what a model is shown and says"""
+
+
+def checkpoint_folder(path: str, revision: str | None = None) -> Path:
+    """The directory that holds a checkpoint's files; of a hub name, its snapshot in the cache. Raises: OSError where there is none."""
+    if Path(path).is_dir():
+        return Path(path)
+    return Path(str(cached_file(path, "config.json", revision=revision))).parent
+
+
+def checkpoint_fingerprint(folder: Path, model: Any) -> str:
+    """Hash that tells checkpoints apart without reading all of a 60 GB file: the config, the start of every tensor, the processor.
+
+    Of every tensor, since an adapter merged into the upper layers leaves both ends of a file as they were.
+    """
+    digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode())
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            header = handle.read(length)
+            digest.update(file.name.encode() + header)
+            for name, entry in sorted(json.loads(header).items()):
+                if name != "__metadata__":
+                    start, end = entry["data_offsets"]
+                    handle.seek(8 + length + start)
+                    digest.update(handle.read(min(4096, end - start)))
+    for pattern in HASHED:
+        for file in sorted(f for f in folder.glob(pattern) if f.is_file()):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def unreadable_weights(folder: Path, error: Exception) -> str:
+    """What keeps the weights in ``folder`` from loading, with the remedy."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return f"has no weights in safetensors; save them so (other formats can run code): {error}"
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as fault:
+            return f"has a file of weights that is damaged or was copied halfway, {file.name} ({fault}); copy or download it again"
+    return f"has weights that cannot be read ({error}); copy or download what is missing"
+
+
+def refuse_incomplete(path: str, info: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that lacks weights, by what transformers tells of the loading: it fills them with random numbers.
+
+    Raises:
+        ValueError: naming three of the tensors that are not there, or have another shape than the config says.
+    """
+    found = []
+    if missing := sorted(info["missing_keys"]):
+        found.append(f"{len(missing)} tensors are not there ({_some(missing)})")
+    if other := [f"{name} {list(there)} for {list(wanted)}" for name, there, wanted in sorted(info["mismatched_keys"])]:
+        found.append(f"{len(other)} have another shape than config.json says ({_some(other)})")
+    if found:
+        raise ValueError(
+            f"model.path {path!r} lacks weights, which transformers would fill with random numbers: {'; '.join(found)}; copy or save the "
+            "whole checkpoint again"
+        )
+
+
+def refuse_parts_apart(processor: Any, path: str, revision: str | None) -> None:
+    """Refuse a checkpoint that keeps adapters for its media beside its weights: they would not be loaded, and it would see or hear without.
+
+    Raises:
+        ValueError: naming the adapters and how to merge one.
+    """
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False, "revision": revision}
+    folders = KEPT_APART.get(type(processor).__name__, {})
+    found = [name for name in folders if cached_file(path, "adapter_config.json", subfolder=name, **quiet) is not None]
+    if found:
+        raise ValueError(
+            f"model.path {path!r} keeps adapters beside its weights ({', '.join(f'{n} for {folders[n]}' for n in found)}), which are not "
+            "loaded with it; merge the one for your items into a checkpoint of your own: docs/your-model.md, *Adapters that a checkpoint "
+            "brings along*"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def end_turns(model: Any, tokenizer: Any) -> None:
+    """Let generation end with the tokenizer's end token beside those that the checkpoint names: the thinker of a whole Qwen-Omni checkpoint
+    has none of its own, and would go on with the user's next turn."""
+    named = model.generation_config.eos_token_id
+    ends = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
+    model.generation_config.eos_token_id = sorted(ends) or None
