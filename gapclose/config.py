@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,11 +82,23 @@ class ExportConfig:
 
     merged: bool = False
     """also write the model with the adapter merged in"""
+    omni: bool = False
+    """also write the whole omni checkpoint (Qwen2.5-Omni, Qwen3-Omni) with the adapter folded into its thinker; takes as much disk as the base"""
+    push: str | None = None
+    """OWNER/NAME on the hub: upload what was verified there (merged and omni as OWNER/NAME-merged and -omni); null uploads nothing"""
+    private: bool = True
+    """create repositories that only their owner can read"""
     verify: bool = True
     """reload the export in a fresh process and compare scores and answers"""
     tolerance: float = 1e-3
     """largest difference of an option score, in nats, that --verify accepts for the adapter; for the merged model ten times as much in
     float32, and in half precision, where merging rounds every weight again, 200 times as much (0.2 nats by default)"""
+
+    def __post_init__(self) -> None:
+        if self.push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push):
+            raise ValueError(f"export.push is {self.push!r}; write OWNER/NAME")
+        if self.push is not None and not self.verify:
+            raise ValueError("export.push uploads what was verified, and export.verify is false; set it true, or leave export.push out")
 
 
 @dataclass(kw_only=True)
