@@ -51,6 +51,9 @@ class DataConfig:
     """taken evenly of every film; tokens, memory and time of a forward grow with it (the source paper takes 50)"""
     side: int = 448
     """longest side of a film's frame in pixels, before the model's own resizing; memory of decoded films grows with its square"""
+    interleave: bool = False
+    """give a film and its own sound track as one, frames and sound in the order of time, instead of one after the other (Qwen2.5-Omni and
+    Qwen3-Omni, which saw films with sound that way in training); the same number of tokens"""
     on_error: str = "raise"
     """what becomes of items whose media cannot be used: raise (list them all and stop) or skip (leave them out, at most 1 % of all, and
     say so in the evidence)"""

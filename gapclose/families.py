@@ -64,6 +64,9 @@ frames of a shorter sound would be others than those of the same sound alone"""
 WITHIN_TEMPLATE = ("VoxtralProcessor",)
 """processors that take sounds through their chat template alone, encoded in the messages"""
 
+INTERLEAVES = ("Qwen2_5OmniProcessor", "Qwen3OmniMoeProcessor")
+"""processors that lay out a film's frames and its sound in the order of time, and whose models are told by ``use_audio_in_video``"""
+
 WHOLE_FRAMES = ("Phi4MultimodalFeatureExtractor",)
 """feature extractors that skip the samples behind the last whole frame of a sound, and fail in a batch where a shorter sound ends within
 the same frame as the longest (transformers 5.23); given whole frames, they skip nothing and do not fail. Remove when they batch"""

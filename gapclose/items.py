@@ -62,8 +62,9 @@ class Item:
 
     @property
     def media(self) -> list[tuple[str, str]]:
-        """``(type, path)`` of every media part in prompt order."""
-        return [(p["type"], p["path"]) for p in content_parts(self.messages) if p["type"] != "text"]
+        """``(type, path)`` of every media part in prompt order; a film with ``sound`` is both, video and audio."""
+        parts = [p for p in content_parts(self.messages) if p["type"] != "text"]
+        return [(kind, p["path"]) for p in parts for kind in (p["type"], *(("audio",) if p.get("sound") else ()))]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

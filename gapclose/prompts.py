@@ -16,13 +16,14 @@ import torch
 from gapclose.errors import Problems
 from gapclose.families import ARGUMENTS, WITHIN_TEMPLATE, part_for, whole_frames
 from gapclose.films import film_inputs, set_film_times
-from gapclose.items import Item, ItemSet
+from gapclose.interleave import interleave_fault, interleaved_prompts, is_interleaved
+from gapclose.items import Item, ItemSet, content_parts
 from gapclose.media import Media
 
 
 def media_signature(item: Item) -> tuple[str, ...]:
-    """The kinds of media in prompt order; only items that agree on it share a batch."""
-    return tuple(kind for kind, _ in item.media)
+    """The kinds of media in prompt order, and whether film and sound are interleaved; only items that agree on it share a batch."""
+    return tuple(kind for kind, _ in item.media) + (("interleaved",) if is_interleaved(item) else ())
 
 
 def tokenizer_of(processor: Any) -> Any:
@@ -76,6 +77,8 @@ def make_prompts(processor: Any, items: Sequence[Item], media: Media) -> dict[st
         settings["add_special_tokens"] = False  # the template wrote them
     if processor is tokenizer:
         prompt = dict(tokenizer(texts, return_tensors="pt", **settings))
+    elif is_interleaved(items[0]):
+        prompt = interleaved_prompts(processor, items, texts, media, settings)
     else:
         films = [media.load(k, p) for i in items for k, p in i.media if k == "video"]
         inputs = _media_inputs(processor, items, media) | film_inputs(films, processor)
@@ -124,14 +127,14 @@ def _media_inputs(processor: Any, items: Sequence[Item], media: Media) -> dict[s
 
 def _untaken(processor: Any, item: Item) -> str | None:
     """What an item carries that the model does not take, with the remedy, or None."""
-    for kind in sorted(set(media_signature(item))):
+    for kind in sorted({kind for kind, _ in item.media}):
         if part_for(processor, kind) is None:
             taken = [k for k in ARGUMENTS if part_for(processor, k) is not None]
             return (
                 f"it has {kind}, and {type(processor).__name__} takes "
                 f"{'text and ' + ' and '.join(taken) if taken else 'text alone'}; remove it or choose a model that takes {kind}"
             )
-    return None
+    return interleave_fault(processor, item)
 
 
 def check_kinds(items: ItemSet, processor: Any, problems: Problems) -> None:
@@ -146,7 +149,11 @@ def check_kinds(items: ItemSet, processor: Any, problems: Problems) -> None:
         fault = _untaken(processor, item)
         if fault is None and not within_template(processor):
             whole = chat_text(processor, item.messages)
-            silent = [k for k in sorted(set(signature)) if chat_text(processor, _without(item.messages, k)) == whole]
+            silent = [
+                k
+                for k in sorted({p["type"] for p in content_parts(item.messages)} - {"text"})
+                if chat_text(processor, _without(item.messages, k)) == whole
+            ]
             if silent:
                 fault = (
                     f"the model's chat template writes nothing for {' and '.join(silent)}, so it would answer without; mend the "

@@ -14,6 +14,7 @@ from gapclose.baselines.trl_items import check_taken
 from gapclose.config import Config, DataConfig
 from gapclose.errors import Problems
 from gapclose.files import read_json, write_json
+from gapclose.interleave import interleave
 from gapclose.item_files import check_splits_filled
 from gapclose.items import Framing, ItemSet
 from gapclose.labelling import relabel
@@ -34,6 +35,7 @@ CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
 def read_data(directory: Path, data: DataConfig, problems: Problems) -> ItemSet:
     """The items in ``directory``, whatever its layout, framed as the configuration says."""
     items = read_set(directory, problems, Dealing(shares=data.shares, seed=data.split_seed), columns=data.columns)
+    items = interleave(items) if data.interleave else items
     return replace(items, framing=Framing(frames=data.frames, side=data.side))
 
 
