@@ -64,6 +64,7 @@ def make_prompts(processor: Any, items: Sequence[Item], media: Media) -> dict[st
     Raises:
         ValueError: when an item carries media that the model does not take, or a processor does not pad on the left.
     """
+    media.ahead(items)
     for item in items:
         if fault := _untaken(processor, item):
             raise ValueError(f"item {item.id!r}: {fault}")
