@@ -15,7 +15,7 @@ usage: gapclose COMMAND [--config FILE] [--any.key value ...]
   validate --config FILE    check configuration, items, media and options; print what is there; load no weights
   measure  --config FILE    probe the base model, measure its gap on test clips, and try every control (measurement.json)
   close    --config FILE    measure, train, measure again after every epoch and at the end, export
-  export   --config FILE    write and verify the exports of a finished run again, e.g. with --export.merged true
+  export   --config FILE    write and verify the exports of a finished run again, e.g. with --export.merged true or --export.push OWNER/NAME
   report   RUN [--json]     show what a run measured, as tables or as one JSON object, and write RUN/report.html
   report   RUN RUN ...      compare runs, a row each; --json gives a list
            --html FILE      write the page (of one run, or the comparison) to FILE
@@ -103,7 +103,7 @@ def export(arguments: Sequence[str]) -> None:
     """Write the exports of a finished run again."""
     from gapclose.adapters import load_adapter
     from gapclose.config import parse_config, refuse_other_run
-    from gapclose.export import export_run
+    from gapclose.export import check_export, export_run
     from gapclose.launch import take_directory
     from gapclose.report.summary import summarise
 
@@ -112,6 +112,7 @@ def export(arguments: Sequence[str]) -> None:
     if not (directory / "config.yaml").is_file():
         raise ValueError(f"{directory}: no run there (no config.yaml); run `gapclose close` first")
     refuse_other_run(config, directory / "config.yaml")
+    check_export(config)
     summary = summarise(directory)
     if summary["adapted"] is None:
         raise ValueError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,16 @@ class DataConfig:
     """taken evenly of every film; tokens, memory and time of a forward grow with it (the source paper takes 50)"""
     side: int = 448
     """longest side of a film's frame in pixels, before the model's own resizing; memory of decoded films grows with its square"""
+    workers: int = 2
+    """threads that decode the next batch's media while the model works; 0: none; results do not depend on it"""
+    cache: str | None = None
+    """directory for decoded media, found by content and settings, for later stages and other runs; null: none, each stage decodes again"""
+    cache_gb: float = 20.0
+    """what that directory may take, in gigabytes (10^9 bytes): a film of 8 frames of 448 x 252 takes 3 MB, 50 of them 17 MB, a minute of sound
+    4 MB; beyond it, what was not used for longest is removed"""
+    interleave: bool = False
+    """give a film and its own sound track as one, frames and sound in the order of time, instead of one after the other (Qwen2.5-Omni and
+    Qwen3-Omni, which saw films with sound that way in training); the same number of tokens"""
     on_error: str = "raise"
     """what becomes of items whose media cannot be used: raise (list them all and stop) or skip (leave them out, at most 1 % of all, and
     say so in the evidence)"""
@@ -71,9 +82,11 @@ class DataConfig:
             raise ValueError(f"data.shares is {self.shares}; give four shares that add up to 1: of fit, train, val and test")
         if self.split_seed < 0:
             raise ValueError(f"data.split_seed is {self.split_seed}; it must not be negative")
-        for name, least in (("frames", 1), ("side", 16)):
+        for name, least in (("frames", 1), ("side", 16), ("workers", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.cache_gb <= 0:
+            raise ValueError(f"data.cache_gb is {self.cache_gb}; it must be above 0 (data.cache null keeps nothing)")
         if self.on_error not in ("raise", "skip"):
             raise ValueError(f"data.on_error is {self.on_error!r}; choose raise or skip")
 
@@ -84,11 +97,23 @@ class ExportConfig:
 
     merged: bool = False
     """also write the model with the adapter merged in"""
+    omni: bool = False
+    """also write the whole omni checkpoint (Qwen2.5-Omni, Qwen3-Omni) with the adapter folded into its thinker; takes as much disk as the base"""
+    push: str | None = None
+    """OWNER/NAME on the hub: upload what was verified there (merged and omni as OWNER/NAME-merged and -omni); null uploads nothing"""
+    private: bool = True
+    """create repositories that only their owner can read"""
     verify: bool = True
     """reload the export in a fresh process and compare scores and answers"""
     tolerance: float = 1e-3
     """largest difference of an option score, in nats, that --verify accepts for the adapter; for the merged model ten times as much in
     float32, and in half precision, where merging rounds every weight again, 200 times as much (0.2 nats by default)"""
+
+    def __post_init__(self) -> None:
+        if self.push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push):
+            raise ValueError(f"export.push is {self.push!r}; write OWNER/NAME")
+        if self.push is not None and not self.verify:
+            raise ValueError("export.push uploads what was verified, and export.verify is false; set it true, or leave export.push out")
 
 
 @dataclass(kw_only=True)

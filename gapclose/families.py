@@ -13,6 +13,27 @@ PARTS = ("thinker_config",)
 """attribute of a checkpoint's config -> the config of the part to train: a full Qwen-Omni checkpoint holds a talker too, and the thinker
 is the part that reads and answers"""
 
+TRAVELS = {"qwen2_5_omni": ("spk_dict.pt",)}
+"""``model_type`` of a whole omni checkpoint -> files beside config and weights without which its class does not load; an export copies them,
+and nothing here opens them. Qwen3-Omni's speakers stand in its config"""
+
+LORA_IN_VLLM = {
+    "Qwen2_5OmniThinkerForConditionalGeneration": "thinker.",
+    "Qwen3OmniMoeThinkerForConditionalGeneration": "thinker.",
+    "Qwen2_5_VLForConditionalGeneration": "",
+    "Qwen3VLForConditionalGeneration": "",
+    "Gemma4ForConditionalGeneration": "",
+    "SmolVLMForConditionalGeneration": "",
+    "Qwen2ForCausalLM": "",
+    "Qwen3ForCausalLM": "",
+    "LlamaForCausalLM": "",
+    "Gemma3nForConditionalGeneration": None,
+    "LlavaOnevisionForConditionalGeneration": None,
+    "Qwen2AudioForConditionalGeneration": None,
+}
+"""class -> how the names in its checkpoint begin where vLLM serves adapters for it, None where its documentation (supported models, August
+2026) has none for it"""
+
 ARGUMENTS = {"image": "images", "audio": "audio", "video": "videos"}
 """kind of media -> the argument of a processor that takes it"""
 
@@ -46,6 +67,9 @@ WITHIN_TEMPLATE = ("VoxtralProcessor",)
 KEPT_APART = {"Phi4MultimodalProcessor": {"vision-lora": "images, with or without sounds", "speech-lora": "sounds alone"}}
 """processor -> folders of a checkpoint with adapters that transformers does not load by itself -> the media that one is for"""
 
+INTERLEAVES = ("Qwen2_5OmniProcessor", "Qwen3OmniMoeProcessor")
+"""processors that lay out a film's frames and its sound in the order of time, and whose models are told by ``use_audio_in_video``"""
+
 WHOLE_FRAMES = ("Phi4MultimodalFeatureExtractor",)
 """feature extractors that skip the samples behind the last whole frame of a sound, and fail in a batch where a shorter sound ends within
 the same frame as the longest (transformers 5.23); given whole frames, they skip nothing and do not fail. Remove when they batch"""
@@ -59,6 +83,11 @@ NOT_CAUSAL = ("Phi4MultimodalVisionAttention",)
 def trained_part(config: Any) -> Any:
     """The config of the part of a checkpoint that is measured and trained."""
     return next((part for name in PARTS if (part := getattr(config, name, None)) is not None), config)
+
+
+def part_name(config: Any) -> str | None:
+    """What the part that is trained is called in a checkpoint of several parts (``thinker``); None where there is only one."""
+    return next((name.removesuffix("_config") for name in PARTS if getattr(config, name, None) is not None), None)
 
 
 def mend(model: Any, processor: Any) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 
-def _replace(path: Path, write) -> None:
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         write(temporary)
         with temporary.open("rb") as handle:
@@ -44,6 +45,11 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadat
     """Write tensors as safetensors, whole or not at all."""
     ready = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     _replace(Path(path), lambda p: save_file(ready, p, metadata=dict(metadata or {})))
+
+
+def write_in_place(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Have ``write`` make a file under a temporary name and put it in its place, whole or not at all."""
+    _replace(Path(path), write)
 
 
 def link_files(paths: Iterable[Path], directory: Path) -> None:

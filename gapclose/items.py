@@ -78,8 +78,9 @@ class Item:
 
     @property
     def media(self) -> list[tuple[str, str]]:
-        """``(type, path)`` of every media part in prompt order."""
-        return [(p["type"], p["path"]) for p in content_parts(self.messages) if p["type"] != "text"]
+        """``(type, path)`` of every media part in prompt order; a film with ``sound`` is both, video and audio."""
+        parts = [p for p in content_parts(self.messages) if p["type"] != "text"]
+        return [(kind, p["path"]) for p in parts for kind in (p["type"], *(("audio",) if p.get("sound") else ()))]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +94,18 @@ class Framing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Decoding:
+    """How media are decoded; it changes no result."""
+
+    workers: int = 2
+    """threads that decode beside the model; 0: none, everything is decoded when it is asked for"""
+    cache: Path | None = None
+    """directory of decoded media"""
+    cache_gb: float = 20.0
+    """what that may take, in 10^9 bytes"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ItemSet:
     """Items with the concepts they are about. Selecting keeps the order."""
 
@@ -102,6 +115,7 @@ class ItemSet:
     alarm: tuple[str, ...]
     items: tuple[Item, ...]
     framing: Framing = Framing()
+    decoding: Decoding = Decoding()
     skipped: tuple[tuple[str, str], ...] = ()
     """id and fault of every item that was left out because of its media"""
     notes: tuple[str, ...] = ()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from PIL import Image
 from gapclose.errors import Fault, Problems
 from gapclose.families import longest_sound, part_for
 from gapclose.films import Film, is_film, read_film, read_track, track_seconds
-from gapclose.items import Framing, ItemSet
+from gapclose.items import Decoding, Framing, Item, ItemSet
+from gapclose.media_cache import MediaCache
 
 SUPPORTED = ("image", "audio", "video")
 MOST_SKIPPED = 0.01
@@ -37,13 +38,17 @@ def faults(items: ItemSet) -> dict[tuple[str, str], str]:
 
     def fault(entry: tuple[str, str]) -> str | None:
         try:
-            decode(entry[0], items.root / entry[1], None, items.framing)
+            if entry[0] == "video":  # the one kind that needs no model to be decoded for good
+                decode_once(*entry, items.root, None, items.framing, cache)
+            else:
+                decode(entry[0], items.root / entry[1], None, items.framing)
         except Fault as error:
             return str(error)
         return None
 
+    cache = _cache(items.decoding)
     entries = list(dict.fromkeys(entry for item in items for entry in item.media))
-    with ThreadPoolExecutor(max_workers=4) as pool:
+    with ThreadPoolExecutor(max_workers=max(1, items.decoding.workers)) as pool:
         return {entry: found for entry, found in zip(entries, pool.map(fault, entries), strict=True) if found}
 
 
@@ -105,6 +110,23 @@ def decode(kind: str, path: Path, rate: int | None, framing: Framing) -> Any:
     return read_film(path, framing) if kind == "video" else _audio(path, rate)
 
 
+def decode_once(kind: str, path: str, root: Path, rate: int | None, framing: Framing, cache: MediaCache | None) -> Any:
+    """:func:`decode`, unless the cache has it. Raises: as it does; faults are not kept."""
+    file = root / path
+    if cache is None or not file.is_file():
+        return decode(kind, file, rate, framing)
+    place = cache.place(kind, file, rate, framing)
+    value = cache.get(place)
+    if value is None:
+        value = decode(kind, file, rate, framing)
+        cache.put(place, value)
+    return value
+
+
+def _cache(decoding: Decoding) -> MediaCache | None:
+    return MediaCache(decoding.cache, decoding.cache_gb) if decoding.cache else None
+
+
 def _image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
@@ -162,12 +184,16 @@ def _missing_wav_bytes(path: Path) -> int:
 
 
 class Media:
-    """Decodes files on demand and keeps the last ``limit`` of them, ``most_bytes`` at most.
+    """Decodes files on demand, or ahead in threads, and keeps the last ``limit`` of them, ``most_bytes`` at most.
+
+    In threads, not processes: PyAV, Pillow, libsndfile and soxr let other threads run while they decode, nothing has to be copied between
+    processes, and a fork would meet torch's own threads. What is loaded does not depend on who decoded it, or when.
 
     Args:
         root: what the paths of the items are relative to.
         sampling_rate: in Hz, what audio is resampled to.
         framing: how films are shown.
+        decoding: threads, and the directory of decoded media.
         blank: kinds to blank (a control): ``image`` and ``video`` give mid-grey of their size, ``audio`` silence of its length.
     """
 
@@ -177,30 +203,47 @@ class Media:
         sampling_rate: int,
         *,
         framing: Framing | None = None,
+        decoding: Decoding | None = None,
         blank: Sequence[str] = (),
         limit: int = 4096,
         most_bytes: int = 2 << 30,
     ) -> None:
         assert set(blank) <= set(SUPPORTED), blank
         self.root, self.sampling_rate, self.blank, self.limit, self.most_bytes = root, sampling_rate, blank, limit, most_bytes
-        self.framing = framing or Framing()
+        self.framing, decoding = framing or Framing(), decoding or Decoding(workers=0)
+        self._cache, self._users = _cache(decoding), dict[str, str]()
+        self._pool = ThreadPoolExecutor(decoding.workers, "media") if decoding.workers else None
+        self._ahead: dict[tuple[str, str], Future[Any]] = {}
         self._kept: OrderedDict[tuple[str, str], Any] = OrderedDict()
         self._bytes = 0
+
+    def ahead(self, items: Iterable[Item]) -> None:
+        """Begin to decode what these items will ask for; a fault is told when they do."""
+        for item in items:
+            for entry in item.media:
+                self._users.setdefault(entry[1], item.id)
+                if self._pool and entry not in self._kept and entry not in self._ahead:
+                    self._ahead[entry] = self._pool.submit(self._decode, *entry)
+
+    def _decode(self, kind: str, path: str) -> Any:
+        return decode_once(kind, path, self.root, self.sampling_rate, self.framing, self._cache)
 
     def load(self, kind: str, path: str) -> Any:
         """One decoded image, sound or film.
 
         Raises:
-            ValueError: naming the file, when it cannot be decoded.
+            ValueError: naming the file, and the item where one was announced, when it cannot be decoded.
         """
         key = (kind, path)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
         try:
-            value = decode(kind, self.root / path, self.sampling_rate, self.framing)
+            begun = self._ahead.pop(key, None)
+            value = begun.result() if begun else self._decode(kind, path)
         except Fault as error:
-            raise ValueError(f"{self.root / path}: {error}") from error
+            user = f"item {self._users[path]!r}: " if path in self._users else ""
+            raise ValueError(f"{self.root / path}: {user}{error}") from error
         if kind in self.blank:
             value = blanked(value)
         self._kept[key] = value

@@ -121,7 +121,7 @@ class LoadedModel:
         return self.answers[text]
 
     def media(self, items: ItemSet, *, blank: Sequence[str] = ()) -> Media:
-        return Media(items.root, self.sampling_rate, framing=items.framing, blank=blank)
+        return Media(items.root, self.sampling_rate, framing=items.framing, decoding=items.decoding, blank=blank)
 
     def prompts(self, items: Sequence[Item], media: Media) -> dict[str, torch.Tensor]:
         """Processor output for a batch of items that carry the same kinds of media: :func:`gapclose.prompts.make_prompts`."""

@@ -103,8 +103,13 @@ def observe(
         begun = time.process_time()
         mine = [s for s in range(state.process_index, len(shards), state.num_processes) if not shard_path(directory, s).is_file()]
         media = loaded.media(items, blank=wanted.blank)
+        following = iter([*(batch for s in mine for batch in shards[s])][1:])
         for s in track(mine, len(mine), f"observing {directory.parent.name}/{directory.name}"):
-            write_shard(shard_path(directory, s), [_forward(loaded, batch, media, config, wanted) for batch in shards[s]])
+            results = []
+            for batch in shards[s]:
+                media.ahead([*batch, *next(following, [])])  # decoded while the model works on this one
+                results.append(_forward(loaded, batch, media, config, wanted))
+            write_shard(shard_path(directory, s), results)
         state.wait_for_everyone()
         if state.is_main_process:
             found = {"shards": len(shards), "n_items": len(items), "cpu_seconds": round(time.process_time() - begun, 1)}

@@ -17,13 +17,14 @@ from gapclose.chat import REFUSALS, answer_tokens, chat_text, tokenizer_of, with
 from gapclose.errors import Problems
 from gapclose.families import ARGUMENTS, part_for, whole_frames
 from gapclose.films import film_inputs, set_film_times
-from gapclose.items import Item, ItemSet
+from gapclose.interleave import interleave_fault, interleaved_prompts, is_interleaved
+from gapclose.items import Item, ItemSet, content_parts
 from gapclose.media import Media
 
 
 def media_signature(item: Item) -> tuple[str, ...]:
-    """The kinds of media in prompt order; only items that agree on it share a batch."""
-    return tuple(kind for kind, _ in item.media)
+    """The kinds of media in prompt order, and whether film and sound are interleaved; only items that agree on it share a batch."""
+    return tuple(kind for kind, _ in item.media) + (("interleaved",) if is_interleaved(item) else ())
 
 
 def make_prompts(processor: Any, items: Sequence[Item], media: Media) -> dict[str, torch.Tensor]:
@@ -34,6 +35,7 @@ def make_prompts(processor: Any, items: Sequence[Item], media: Media) -> dict[st
     Raises:
         ValueError: when an item carries media that the model does not take, or a processor does not pad on the left.
     """
+    media.ahead(items)
     for item in items:
         if fault := _untaken(processor, item):
             raise ValueError(f"item {item.id!r}: {fault}")
@@ -47,6 +49,8 @@ def make_prompts(processor: Any, items: Sequence[Item], media: Media) -> dict[st
         settings["add_special_tokens"] = False  # the template wrote them
     if processor is tokenizer:
         prompt = dict(tokenizer(texts, return_tensors="pt", **settings))
+    elif is_interleaved(items[0]):
+        prompt = interleaved_prompts(processor, items, texts, media, settings)
     else:
         films = [media.load(k, p) for i in items for k, p in i.media if k == "video"]
         inputs = _media_inputs(processor, items, media) | film_inputs(films, processor)
@@ -91,14 +95,14 @@ def _media_inputs(processor: Any, items: Sequence[Item], media: Media) -> dict[s
 
 def _untaken(processor: Any, item: Item) -> str | None:
     """What an item carries that the model does not take, with the remedy, or None."""
-    for kind in sorted(set(media_signature(item))):
+    for kind in sorted({kind for kind, _ in item.media}):
         if part_for(processor, kind) is None:
             taken = [k for k in ARGUMENTS if part_for(processor, k) is not None]
             return (
                 f"it has {kind}, and {type(processor).__name__} takes "
                 f"{'text and ' + ' and '.join(taken) if taken else 'text alone'}; remove it or choose a model that takes {kind}"
             )
-    return None
+    return interleave_fault(processor, item)
 
 
 def check_kinds(items: ItemSet, processor: Any, problems: Problems) -> None:
@@ -144,7 +148,7 @@ def _unwritten(processor: Any, item: Item) -> str | None:
     """What of an item its chat template does not write, with the remedy, or None."""
     try:
         whole = chat_text(processor, item.messages)
-        kinds = sorted(set(media_signature(item)))
+        kinds = sorted({p["type"] for p in content_parts(item.messages)} - {"text"})
         silent = [k for k in kinds if chat_text(processor, _without(item.messages, k)) == whole]
     except REFUSALS as error:
         return f"the model's chat template cannot write its messages ({error}); change their roles or mend the checkpoint's chat_template.jinja"

@@ -21,6 +21,7 @@ from gapclose.align import Training
 from gapclose.config import Config, refuse_other_run, save_config
 from gapclose.examine.examination import examine
 from gapclose.examine.features import Chosen
+from gapclose.export import check_export
 from gapclose.files import read_json, write_json, write_text
 from gapclose.gap import STATES, Labels
 from gapclose.items import ItemSet
@@ -60,6 +61,7 @@ class Run:
         if closing:
             if config.model.dtype == "float16":
                 raise ValueError("model.dtype float16 cannot be trained without a loss scaler; choose bfloat16 or float32")
+            check_export(config)
             config.train.accumulation(self.process.num_processes)
             if config.objective in LOSS_TERMS:
                 config.train.counts()

@@ -14,6 +14,8 @@ UNTOLD_KEYS = (
     "export.",
     "run_dir",
     "observe.shared",
+    "data.workers",
+    "data.cache",
     "train.logging_steps",
     "train.save_steps",
     "train.micro_batch_size",

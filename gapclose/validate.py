@@ -14,8 +14,9 @@ from gapclose.baselines.trl_items import check_taken
 from gapclose.config import Config, DataConfig
 from gapclose.errors import Problems
 from gapclose.files import read_json, write_json
+from gapclose.interleave import interleave
 from gapclose.item_files import check_splits_filled
-from gapclose.items import Framing, ItemSet
+from gapclose.items import Decoding, Framing, ItemSet
 from gapclose.labelling import relabel
 from gapclose.media import faults, tell, too_long, without
 from gapclose.models import SHIPPED, ModelConfig, load_processor
@@ -36,7 +37,9 @@ CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
 def read_data(directory: Path, data: DataConfig, problems: Problems) -> ItemSet:
     """The items in ``directory``, whatever its layout, framed as the configuration says."""
     items = read_set(directory, problems, Dealing(shares=data.shares, seed=data.split_seed), columns=data.columns)
-    return replace(items, framing=Framing(frames=data.frames, side=data.side))
+    items = interleave(items) if data.interleave else items
+    decoding = Decoding(workers=data.workers, cache=Path(data.cache) if data.cache else None, cache_gb=data.cache_gb)
+    return replace(items, framing=Framing(frames=data.frames, side=data.side), decoding=decoding)
 
 
 def load_items(

@@ -1,0 +1,72 @@
+"""Export: the adapted model with its evidence, verified against what was measured, and uploaded where that is asked for.
+
+    adapter/   PEFT's, always; where a server wants other names, the same weights under those in adapter/vllm/   (write, serving)
+    merged/    the measured model with the adapter folded in                                                     (write)
+    omni/      the whole checkpoint with the adapter folded into its thinker, every other part bit for bit       (omni)
+
+Each has a model card (``card``), ``evidence.json`` and ``serving.json``. ``verify`` loads them again in a fresh process, ``push`` uploads them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gapclose.export.card import left_out, model_card
+from gapclose.export.omni import check_whole, write_omni
+from gapclose.export.push import check_push, push
+from gapclose.export.serving import Served, served_by_vllm, write_for_vllm
+from gapclose.export.verify import verify, verify_in_fresh_process
+from gapclose.export.write import write_adapter, write_merged
+from gapclose.files import write_json, write_text
+from gapclose.models import LoadedModel
+from gapclose.progress import say
+
+if TYPE_CHECKING:
+    from gapclose.config import Config
+
+__all__ = [
+    "check_export", "export_run", "left_out", "model_card", "push", "served_by_vllm", "verify", "verify_in_fresh_process", "write_adapter",
+    "write_for_vllm", "write_merged", "write_omni",
+]  # fmt: skip
+
+
+def check_export(config: Config) -> None:
+    """Refuse before anything costly what could not be exported in the end.
+
+    Raises:
+        ValueError: when ``export.omni`` is set and the checkpoint is no whole one, or ``export.push`` and this process is offline.
+    """
+    if config.export.omni:
+        check_whole(config.model)
+    if config.export.push:
+        check_push()
+
+
+def export_run(directory: Path, config: Config, loaded: LoadedModel, summary: dict[str, Any]) -> None:
+    """Write ``adapter/`` (and ``merged/``, ``omni/``) from the model as it stands, verify them in a fresh process, upload them: each if
+    asked to."""
+    wanted = ["adapter", *(["merged"] if config.export.merged else []), *(["omni"] if config.export.omni else [])]
+    write_adapter(loaded, directory / "adapter")
+    served = served_by_vllm(loaded, directory / "adapter")
+    write_for_vllm(directory / "adapter", served)
+    for name in wanted:
+        if name == "merged":
+            write_merged(loaded, config.model, directory / name)
+        if name == "omni":
+            write_omni(loaded, config.model, directory / name)
+        _write_evidence(directory / name, directory, config, loaded, summary, served)
+        say(f"wrote {directory / name}")
+    if config.export.verify:
+        verify_in_fresh_process(directory)
+    if config.export.push:
+        push(directory, wanted, config.export.push, private=config.export.private)
+
+
+def _write_evidence(folder: Path, directory: Path, config: Config, loaded: LoadedModel, summary: dict[str, Any], served: Served) -> None:
+    write_json(folder / "evidence.json", summary)
+    write_json(folder / "serving.json", {"vllm": served.facts()})
+    missing = left_out(directory)
+    if missing["skipped"] or missing["notes"]:
+        write_json(folder / "left_out.json", missing)
+    write_text(folder / "README.md", model_card(summary, config, loaded, missing, served))

@@ -1,0 +1,203 @@
+"""The whole omni checkpoint with the adapter folded into the part that was trained; every other tensor keeps its bytes.
+
+The base checkpoint's files are copied one by one, and in each copy the bytes of those tensors are overwritten that an adapter changes. So
+nothing is renamed, and memory holds the loaded part and one of its modules, never the whole model.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers.utils import cached_file
+
+from gapclose.errors import Problems
+from gapclose.export.names import on_disk
+from gapclose.families import TRAVELS, part_name
+from gapclose.files import write_in_place
+from gapclose.models import LoadedModel, ModelConfig, load_processor, unwrap
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""as a safetensors header calls them; others hold quantised weights, into which nothing can be folded"""
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+def check_whole(config: ModelConfig) -> None:
+    """Refuse a checkpoint that is no whole omni model, or lacks a file that such a model needs.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    _files(config)
+
+
+def write_omni(loaded: LoadedModel, config: ModelConfig, folder: Path) -> None:
+    """The whole checkpoint with the adapter folded in, and its processor, in place of what was there.
+
+    Raises:
+        ValueError: when the checkpoint is not the one that was adapted, or holds a changed tensor in a form that cannot be written.
+    """
+    weights, others = _files(config)
+    owners = _owners(loaded.model)
+    headers = {path: read_header(path) for path in weights}
+    problems = Problems(f"the checkpoint {config.path}")
+    for name in sorted(set(owners) - {n for header in headers.values() for n in header}):
+        problems.add(f"holds no tensor {name!r}, which the adapter changes; it is not the checkpoint that was adapted")
+    for header in headers.values():
+        for name in sorted(set(owners) & set(header)):
+            if header[name]["dtype"] not in DTYPES:
+                problems.add(f"tensor {name!r} is of type {header[name]['dtype']}; only {', '.join(DTYPES)} can be written")
+    problems.raise_if_any()
+    shutil.rmtree(folder, ignore_errors=True)
+    for path, header in headers.items():
+        changed = {name: entry for name, entry in header.items() if name in owners}
+        write_in_place(folder / path.name, lambda p, path=path, changed=changed: _fold(loaded.model, path, p, changed, owners))
+    for name, path in others.items():  # config.json last: a folder without it is no checkpoint
+        write_in_place(folder / name, lambda p, path=path: shutil.copyfile(path, p))
+    load_processor(config).save_pretrained(str(folder))
+
+
+def compare_parts(config: ModelConfig, folder: Path) -> dict[str, int]:
+    """Compare the written checkpoint with its base, byte by byte: how many tensors were ``changed``, and how many of the other parts are the
+    ``same``.
+
+    Raises:
+        ValueError: when a tensor of another part, or a file that travels, differs, or the names of the tensors do.
+    """
+    weights, others = _files(config)
+    prefix, counts, problems = f"{_part(config)[0]}.", {"changed": 0, "same": 0}, Problems(f"the omni export {folder}")
+    for name, path in others.items():
+        if not (folder / name).is_file() or (folder / name).read_bytes() != path.read_bytes():
+            problems.add(f"{name} is not that of the base checkpoint")
+    for path in weights:
+        before, after = read_header(path), read_header(folder / path.name)
+        if before != after:
+            problems.add(f"{path.name} holds other names, shapes or types than that of the base checkpoint")
+            continue
+        for name, entry in before.items():
+            if read_tensor(path, entry) == read_tensor(folder / path.name, entry):
+                counts["same"] += not name.startswith(prefix)
+            elif name.startswith(prefix):
+                counts["changed"] += 1
+            else:
+                problems.add(f"tensor {name!r} differs from the base checkpoint's, and only {prefix}* may")
+    problems.raise_if_any()
+    return counts
+
+
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Name -> ``dtype``, ``shape`` and ``place`` (first and last byte in the file) of every tensor in a safetensors file."""
+    with path.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        entries = json.loads(handle.read(length))
+    start = 8 + length
+    return {
+        name: {"dtype": e["dtype"], "shape": e["shape"], "place": [start + n for n in e["data_offsets"]]}
+        for name, e in entries.items()
+        if name != "__metadata__"
+    }
+
+
+def read_tensor(path: Path, entry: Mapping[str, Any]) -> bytes:
+    """The bytes of one tensor of :func:`read_header`."""
+    with path.open("rb") as handle:
+        handle.seek(entry["place"][0])
+        return handle.read(entry["place"][1] - entry["place"][0])
+
+
+def _part(config: ModelConfig) -> tuple[str, str]:
+    """Name of the trained part in the checkpoint, and the model type of the whole.
+
+    Raises:
+        ValueError: when the checkpoint is a single model.
+    """
+    found = transformers.AutoConfig.from_pretrained(config.resolved_path, trust_remote_code=config.trust_remote_code)
+    name = part_name(found)
+    if name is None:
+        raise ValueError(
+            f"export.omni: model.path {config.path!r} is a single model ({found.model_type}), not an omni checkpoint of several parts; "
+            "export.merged writes it with the adapter folded in"
+        )
+    return name, found.model_type
+
+
+def _files(config: ModelConfig) -> tuple[list[Path], dict[str, Path]]:
+    """The weights of the whole checkpoint, and every other file that is taken over as it is, config.json last."""
+    _, kind = _part(config)
+    index = _file(config, INDEX)
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index else [SINGLE]
+    weights = {name: _file(config, name) for name in names}
+    needed = {name: _file(config, name) for name in TRAVELS.get(kind, ())}
+    missing = [name for name, path in (weights | needed).items() if path is None]
+    if missing:
+        raise ValueError(
+            f"export.omni: the checkpoint {config.path!r} has no {', '.join(missing)}, which the whole model needs; "
+            "put it there (for a name on the hub, download the whole checkpoint)"
+        )
+    optional = {INDEX: index, "generation_config.json": _file(config, "generation_config.json")}
+    others = {**needed, **optional, "config.json": _file(config, "config.json")}
+    return [p for p in weights.values() if p], {name: path for name, path in others.items() if path}
+
+
+def _file(config: ModelConfig, name: str) -> Path | None:
+    """A file of the checkpoint, in its directory or in the cache of the hub; None where there is none."""
+    found = cached_file(
+        config.resolved_path, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return Path(found) if found else None
+
+
+def _owners(model: Any) -> dict[str, str]:
+    """Tensor of the checkpoint -> adapted module of the model that it is, or is cut of."""
+    found: dict[str, str] = {}
+    for module, layer in unwrap(model).named_modules():
+        if isinstance(layer, BaseTunerLayer) and ".base_layer" not in module:
+            shapes = {n: torch.empty(p.shape, device="meta") for n, p in _adapted(module, layer).items()}
+            found |= dict.fromkeys(on_disk(model, shapes), module)
+    return found
+
+
+def _adapted(module: str, layer: Any) -> dict[str, torch.Tensor]:
+    """The parameters of an adapted module that its adapters change, by their names in the model without adapters."""
+    names = []
+    while isinstance(layer, ParamWrapper):  # they wrap one another, one a parameter
+        names.append(layer.parameter_name)
+        layer = layer.base_layer
+    base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    return {f"{module}.{name}": base.get_parameter(name).data for name in names or ["weight"]}
+
+
+def _folded(module: str, layer: Any) -> dict[str, torch.Tensor]:
+    """The same parameters with the adapters folded in, in float32: rounded once, where they are written."""
+    whole = copy.deepcopy(layer).float()
+    inner = whole
+    while isinstance(inner, BaseTunerLayer):
+        inner.merge()
+        inner = inner.base_layer
+    return _adapted(module, whole)
+
+
+@torch.no_grad()
+def _fold(model: Any, source: Path, target: Path, changed: Mapping[str, Mapping[str, Any]], owners: Mapping[str, str]) -> None:
+    """Copy a file of weights, then overwrite in the copy the tensors that adapters change."""
+    shutil.copyfile(source, target)
+    with target.open("r+b") as handle:
+        for module in dict.fromkeys(owners[name] for name in changed):
+            layer = unwrap(model).get_submodule(module)
+            before, after = on_disk(model, _adapted(module, layer)), on_disk(model, _folded(module, layer))
+            for name in (n for n in changed if owners[n] == module):
+                entry = changed[name]
+                held = torch.frombuffer(bytearray(read_tensor(source, entry)), dtype=DTYPES[entry["dtype"]]).reshape(entry["shape"])
+                known = before[name].cpu()
+                if held.shape != known.shape or not torch.equal(held.to(known.dtype), known):
+                    raise ValueError(f"{source}: tensor {name!r} is not what the adapted model holds; was the checkpoint changed since?")
+                handle.seek(entry["place"][0])
+                handle.write(after[name].cpu().to(held.dtype).contiguous().view(torch.uint8).numpy().tobytes())

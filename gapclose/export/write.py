@@ -1,0 +1,25 @@
+"""Write the adapter alone, or the measured model with the adapter folded in."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+
+from gapclose.models import LoadedModel, ModelConfig, load_processor
+
+
+def write_adapter(loaded: LoadedModel, folder: Path) -> None:
+    """The adapter alone, as PEFT loads it, in place of what was there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    loaded.model.save_pretrained(str(folder))
+
+
+def write_merged(loaded: LoadedModel, config: ModelConfig, folder: Path) -> None:
+    """The adapted model with the adapter folded in, and its processor, as transformers loads them, in place of what was there.
+
+    The processor is the checkpoint's, read again: one that was used may have taken up how its last batch was padded.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    copy.deepcopy(loaded.model).merge_and_unload().save_pretrained(str(folder))
+    load_processor(config).save_pretrained(str(folder))
