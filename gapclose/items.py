@@ -71,7 +71,7 @@ class Framing:
     """How films are shown."""
 
     frames: int = 8
-    """taken evenly from the first to the last"""
+    """taken evenly in time, from the first to the last"""
     side: int = 448
     """longest side in pixels; larger pictures are scaled down"""
 
