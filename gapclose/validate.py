@@ -23,7 +23,7 @@ from gapclose.objectives import BY_TRL
 from gapclose.progress import say
 from gapclose.prompts import check_kinds, check_options, tokenizer_of
 from gapclose.readers import read_set
-from gapclose.readers.splits import Dealing
+from gapclose.readers.splits import Dealing, check_media_apart
 from gapclose.report.console import add_columns, wide_console
 from gapclose.verdict import LEAST_CLIPS
 
@@ -63,6 +63,7 @@ def load_items(
     problems = Problems(f"the item set {directory}")
     items = read_data(directory, data, problems)
     found = faults(items)
+    check_media_apart(items, found, problems)
     try:
         processor = load_processor(model)
     except (OSError, ValueError) as error:
@@ -81,8 +82,8 @@ def load_items(
     if objective in BY_TRL:
         check_taken(items, objective, BY_TRL[objective], problems)
     problems.raise_if_any()
-    for line in (*items.notes, *(f"item {ident!r}: {fault}" for ident, fault in items.skipped)):
-        say(f"left out: {line}")
+    for line in (*items.notes, *(f"left out: item {ident!r}: {fault}" for ident, fault in items.skipped)):
+        say(line)
     return items
 
 

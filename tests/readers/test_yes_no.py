@@ -50,7 +50,7 @@ def test_questions_become_items_about_what_is_seen_and_heard(directory):
     assert item.text == "Is a ten said in the audio? Answer with yes or no." and [o.text for o in item.options] == ["yes", "no"]
     split = {i.clip: i.split for i in items}
     assert len(split) == 12 and all(split[i.clip] == i.split for i in items)
-    assert items.notes == (f"24 rows of {directory} ask for a caption (AV Captioning): they have no options",)
+    assert items.notes == (f"24 rows of {directory} are left out: they ask for a caption (AV Captioning) and have no options",)
 
 
 def test_one_list_beside_the_films_reads_alike(directory, tmp_path):
