@@ -57,9 +57,13 @@ LONGEST = {"Gemma3nAudioFeatureExtractor": 480_000, "Gemma4AudioFeatureExtractor
 PER_TOKEN = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 """what processors give once a token, 0 for text that carries no media; never told by shape, which a mask of sounds may share by chance"""
 
-SOUNDS = {"Gemma3nProcessor": {"padding": "max_length"}, "Qwen3OmniMoeProcessor": {"padding": "max_length"}}
-"""processor -> how it is to prepare sounds, beyond the sampling rate that all of them are told. Padded to the longest of a batch, the last
-frames of a shorter sound would be others than those of the same sound alone"""
+SOUNDS = {
+    "Gemma3nProcessor": lambda extractor: {"padding": "max_length"},
+    # it cuts nothing, so that the longest of a batch may need several windows
+    "Qwen3OmniMoeProcessor": lambda extractor: {"padding": True, "pad_to_multiple_of": extractor.n_samples},
+}
+"""processor -> how it is to prepare sounds, given its extractor, beyond the sampling rate that all of them are told: in whole windows.
+Padded to the longest of a batch, the last frames of a shorter sound would be others than those of the same sound alone"""
 
 WITHIN_TEMPLATE = ("VoxtralProcessor",)
 """processors that take sounds through their chat template alone, encoded in the messages"""
@@ -96,7 +100,8 @@ def mend(model: Any, processor: Any) -> None:
         if type(module).__name__ in NOT_CAUSAL:
             module.is_causal = False
     if type(processor).__name__ in SOUNDS:  # as its own default: Qwen3-Omni's drops what a call says in audio_kwargs (transformers 5.23)
-        processor.audio_kwargs = {**getattr(processor, "audio_kwargs", {}), **SOUNDS[type(processor).__name__]}
+        how = SOUNDS[type(processor).__name__](part_for(processor, "audio"))
+        processor.audio_kwargs = {**getattr(processor, "audio_kwargs", {}), **how}
 
 
 def part_for(processor: Any, kind: str) -> Any:

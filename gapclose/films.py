@@ -42,7 +42,7 @@ def is_film(path: str | Path) -> bool:
 
 
 def read_film(path: Path, framing: Framing) -> Film:
-    """``framing.frames`` frames, evenly from the first to the last, no side longer than ``framing.side`` pixels.
+    """``framing.frames`` frames, evenly in time from the first to the last, no side longer than ``framing.side`` pixels.
 
     A film with fewer frames repeats some, so that all films are shown alike.
 
@@ -55,8 +55,7 @@ def read_film(path: Path, framing: Framing) -> Film:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         times, keys = _packets(container, stream)
-        chosen = np.linspace(0, len(times) - 1, framing.frames).round().astype(int).tolist()
-        wanted = [times[n] for n in chosen]
+        wanted = _evenly(times, framing.frames)
         shown = {t: _picture(f, framing.side) for t, f in zip(sorted(set(wanted)), _decoded(container, stream, wanted, keys), strict=True)}
         step = float((wanted[-1] - wanted[0]) * stream.time_base) / max(1, framing.frames - 1)
     sizes = {p.shape for p in shown.values()}
@@ -84,7 +83,7 @@ def read_track(path: Path, rate: int) -> np.ndarray:
             raise Fault("the sound track has no samples; replace it")
         sound = np.concatenate(blocks).astype(np.float32)
         stated = float(stream.duration * stream.time_base) if stream.duration else 0.0
-    _refuse_short(len(sound) / rate, stated, "sound track")
+    refuse_short(len(sound) / rate, stated, "sound track")
     return sound
 
 
@@ -164,24 +163,36 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _packets(container: Any, stream: Any) -> tuple[list[int], list[int]]:
-    """Presentation times of all frames, and of those that can be decoded by themselves, in the stream's ticks, rising."""
-    times, keys = [], []
+    """Presentation times of all frames that are shown, and of those that can be decoded by themselves, in the stream's ticks, rising.
+
+    A file may leave frames out of what it shows (edit lists); decoders need them, and give them to nobody.
+    """
+    times, keys, end = [], [], 0
     for packet in container.demux(stream):
         if packet.size and packet.pts is not None:
-            times.append(packet.pts)
+            if not packet.is_discard:
+                times.append(packet.pts)
+                end = max(end, packet.pts + (packet.duration or 0))
             if packet.is_keyframe:
                 keys.append(packet.pts)
     if not times or not keys:
         raise Fault("the film has no frames; replace it")
-    if stream.frames and len(times) < stream.frames:
+    if stream.frames and not stream.duration and len(times) < stream.frames:
         raise Fault(f"the film is truncated: it holds {len(times)} of {stream.frames} frames; copy it again")
     start = stream.start_time or 0
     stated = float(stream.duration * stream.time_base) if stream.duration else float(container.duration or 0) / 1e6
-    _refuse_short(float((max(times) - start) * stream.time_base), stated, "film")
+    refuse_short(float((end - start) * stream.time_base), stated, "film")
     return sorted(times), sorted(keys)
 
 
-def _refuse_short(seconds: float, stated: float, what: str) -> None:
+def _evenly(times: Sequence[int], count: int) -> list[int]:
+    """``count`` of the times, rising: those nearest to an even division of the whole stretch, however the frames are spaced."""
+    known = np.asarray(times)
+    return [int(known[np.abs(known - t).argmin()]) for t in np.linspace(known[0], known[-1], count)]
+
+
+def refuse_short(seconds: float, stated: float, what: str) -> None:
+    """Raises: Fault, when less is there than was stated, by more than rounding explains."""
     if seconds < stated - max(0.5, MISSING * stated):
         raise Fault(f"the {what} is truncated: {seconds:.1f} s of {stated:.1f} s are there; copy it again")
 

@@ -181,11 +181,15 @@ def _check_messages(messages: Any, label: str, problems: Problems) -> None:
             continue
         if message["role"] not in ROLES:
             problems.add(f"{label}: role {message['role']!r} is not one of {list(ROLES)}; a chat template may pass over others")
+        if unknown := sorted(set(message) - {"role", "content"}):
+            problems.add(f"{label}: a message has the keys {unknown} beside `role` and `content`; nothing looks at them, take them out")
         for part in content_parts([message]):
             kind = part.get("type") if isinstance(part, dict) else None
             key = "text" if kind == "text" else "path"
             if kind not in CONTENT_TYPES or not isinstance(part.get(key), str):
                 problems.add(f"{label}: content part {part!r} needs `type` (one of {list(CONTENT_TYPES)}) and `text` or `path`")
+            elif unknown := sorted(set(part) - {"type", key}):
+                problems.add(f"{label}: content part {part!r} has the keys {unknown}; nothing looks at them, take them out")
 
 
 def _read_options(row: dict, label: str, concepts: tuple[str, ...], problems: Problems) -> tuple[list[Option], int | None]:

@@ -88,7 +88,7 @@ class Framing:
     """How films are shown."""
 
     frames: int = 8
-    """taken evenly from the first to the last"""
+    """taken evenly in time, from the first to the last"""
     side: int = 448
     """longest side in pixels; larger pictures are scaled down"""
 
@@ -119,7 +119,7 @@ class ItemSet:
     skipped: tuple[tuple[str, str], ...] = ()
     """id and fault of every item that was left out because of its media"""
     notes: tuple[str, ...] = ()
-    """what a reader left out on purpose, in words"""
+    """what a reader did that the data do not say, in words: rows left out on purpose, clips dealt out"""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -150,7 +150,7 @@ class ItemSet:
 
     def media_keys(self) -> np.ndarray:
         """(N,) str, what an item shows and plays: equal where the media are equal byte for byte; an item without media has its clip's name."""
-        digests = {path: _content(self.root / path).hex() for path in {p for i in self.items for _, p in i.media}}
+        digests = {path: content_digest(self.root / path).hex() for path in {p for i in self.items for _, p in i.media}}
         return np.array([" ".join(digests[p] for _, p in i.media) or i.clip for i in self.items])
 
     def unlabelled(self) -> ItemSet:
@@ -180,11 +180,11 @@ class ItemSet:
             for _, path in item.media:
                 if path not in seen:
                     seen.add(path)
-                    digest.update(_content(self.root / path))
+                    digest.update(content_digest(self.root / path))
         return digest.hexdigest()[:16]
 
 
-def _content(path: Path, ends: int = 4 << 20) -> bytes:
+def content_digest(path: Path, ends: int = 4 << 20) -> bytes:
     """Digest of a file: all of it, or of a large one its size and both ends."""
     size = path.stat().st_size
     with path.open("rb") as handle:

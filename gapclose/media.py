@@ -17,17 +17,20 @@ from typing import Any
 import numpy as np
 import soundfile
 import soxr
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gapclose.errors import Fault, Problems
 from gapclose.families import longest_sound, part_for
-from gapclose.films import Film, is_film, read_film, read_track, track_seconds
+from gapclose.films import Film, is_film, read_film, read_track, refuse_short, track_seconds
 from gapclose.items import Decoding, Framing, Item, ItemSet
 from gapclose.media_cache import MediaCache
+from gapclose.truncated import promised_beyond
 
 SUPPORTED = ("image", "audio", "video")
 MOST_SKIPPED = 0.01
 """share of the items that ``data.on_error: skip`` may leave out"""
+DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+"""modes of Pillow with more than 8 bits a channel: turned into RGB as they are, nearly all of their values would be cut off"""
 SILENT = 1e-5
 """a sound that stays below it (full scale is 1; one step of 16 bits is 3e-5) says nothing"""
 
@@ -128,10 +131,22 @@ def _cache(decoding: Decoding) -> MediaCache | None:
 
 
 def _image(path: Path) -> Image.Image:
+    """RGB, turned as its EXIF note asks for; what shines through is laid on white."""
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            if image.mode in DEEP:
+                raise Fault(
+                    f"the image has more than 8 bits a channel (Pillow's mode {image.mode}), which would be cut off; write it as 8 bits, "
+                    "windowed as you want it seen"
+                )
+            upright = ImageOps.exif_transpose(image)
+            if not upright.has_transparency_data:
+                return upright.convert("RGB")
+            clear = upright.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+    except Fault:
+        raise
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError) as error:
         raise Fault(f"the image cannot be decoded ({error}); replace it") from error
 
 
@@ -149,38 +164,21 @@ def _audio(path: Path, rate: int | None) -> np.ndarray:
 
 
 def _sound_file(path: Path) -> tuple[np.ndarray, int]:
-    missing = _missing_wav_bytes(path)
-    if missing:
-        raise Fault(f"the wav file is truncated: its header promises {missing} bytes more than the file holds; copy it again")
+    if lacking := promised_beyond(path):
+        raise Fault(f"the audio is truncated: {lacking}; copy it again")
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as sound:
+            rate, stated = sound.samplerate, sound.frames
+            samples = sound.read(dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise Fault(f"the audio cannot be decoded ({error}); replace it") from error
     if len(samples) == 0:
         raise Fault("the audio has no samples; replace it")
+    refuse_short(len(samples) / rate, stated / rate, "audio")  # an mp3 says how many there are
     bad = int((~np.isfinite(samples)).sum())
     if bad:
         raise Fault(f"the audio has {bad} samples that are not finite; write it again without NaN or infinity")
     return samples.mean(axis=1), rate
-
-
-def _missing_wav_bytes(path: Path) -> int:
-    """Bytes that a RIFF file's chunk headers promise and the file does not hold; 0 for other formats.
-
-    Decoders read what is there and say nothing, so a half-copied recording would pass as a short one.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as handle:
-        if handle.read(4) != b"RIFF" or size < 12:
-            return 0
-        position = 12
-        while position + 8 <= size:
-            handle.seek(position)
-            name, length = struct.unpack("<4sI", handle.read(8))
-            if name == b"data":
-                return max(0, position + 8 + length - size) if length != 0xFFFFFFFF else 0
-            position += 8 + length + (length & 1)
-    return max(0, position - size)
 
 
 class Media:

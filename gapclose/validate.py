@@ -25,7 +25,7 @@ from gapclose.option_order import shuffle_options
 from gapclose.progress import say
 from gapclose.prompts import check_kinds, check_options
 from gapclose.readers import read_set
-from gapclose.readers.splits import Dealing, check_twins
+from gapclose.readers.splits import Dealing, check_media_apart, check_twins
 from gapclose.report.console import add_columns, wide_console
 from gapclose.verdict import LEAST_CLIPS
 from gapclose.wordings import WORDINGS, PromptsConfig, reword
@@ -73,6 +73,7 @@ def load_items(
     check_prompts(prompts, model, problems)
     asked = {name: reword(items, name, prompts, problems) for name in prompts.names}
     found = faults(items)
+    check_media_apart(items, found, problems)
     try:
         processor = load_processor(model)
     except ValueError as error:
@@ -92,8 +93,8 @@ def load_items(
     if objective in BY_TRL:
         check_taken(asked[prompts.asked], objective, BY_TRL[objective], problems)
     problems.raise_if_any()
-    for line in (*items.notes, *(f"item {ident!r}: {fault}" for ident, fault in items.skipped)):
-        say(f"left out: {line}")
+    for line in (*items.notes, *(f"left out: item {ident!r}: {fault}" for ident, fault in items.skipped)):
+        say(line)
     return items
 
 

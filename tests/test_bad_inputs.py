@@ -4,6 +4,7 @@ The kinds are those of the tables that the readers' own tests keep; what only sh
 """
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -22,12 +23,18 @@ CONTENT, LIE = test_items.ODD, test_items.LIE
 
 def whole_set(directory) -> list[dict]:
     """The rows of a set that is right: four clips a split and concept, with picture and sound."""
-    Image.new("RGB", (32, 32), (200, 9, 9)).save(directory / "a.png")
-    soundfile.write(directory / "a.wav", np.full(800, 0.1, dtype="float32"), 16_000)
-    content = [{"type": "image", "path": "a.png"}, {"type": "audio", "path": "a.wav"}, {"type": "text", "text": "Is it odd?"}]
-    messages = [{"role": "user", "content": content}]
+    messages = {}
+    for n, split in enumerate(("fit", "val", "test", "train"), start=1):
+        Image.new("RGB", (32, 32), (50 * n, 9, 9)).save(directory / f"{split}.png")
+        soundfile.write(directory / f"{split}.wav", np.full(800, 0.1 * n, dtype="float32"), 16_000)
+        content = [
+            {"type": "image", "path": f"{split}.png"},
+            {"type": "audio", "path": f"{split}.wav"},
+            {"type": "text", "text": "Is it odd?"},
+        ]
+        messages[split] = [{"role": "user", "content": content}]
     return [
-        test_items.row(f"{split}-{n}-{gold}", split=split, gold=gold, messages=messages)
+        test_items.row(f"{split}-{n}-{gold}", split=split, gold=gold, messages=messages[split])
         for split in ("fit", "val", "test", "train")
         for n in range(4)
         for gold in ("odd", "unseen")
@@ -63,6 +70,11 @@ SPLITS = {  # fault -> what becomes of the rows, and what is said
     "nothing to keep": (lambda rows: [r for r in rows if r.get("purpose") != "retain"], ["no items with purpose 'retain'", "set train.retain to 0"]),
 }  # fmt: skip
 
+SHARED = {  # fault -> the media of one more item about another clip, in test; and what is said
+    "the same file in two splits": ("fit.png", ["the same media file is in several splits: fit (item 'fit-0-odd': fit.png), test (item 'b': fit.png)"]),
+    "a copy in two splits": ("copy.png", ["fit (item 'fit-0-odd': fit.png), test (item 'b': copy.png)", "give all that ask about it one clip and one split"]),
+}  # fmt: skip
+
 LONG = "an answer that goes on for much longer than any model is asked to"
 OPTIONS = {
     "longer than what is generated": ({"options": [CONTENT, LIE | {"text": LONG}], "gold": "odd"}, [f"option {LONG!r} has", "observe.max_new_tokens"]),
@@ -85,7 +97,7 @@ def refused(capsys, *arguments) -> str:
 def whole(tmp_path, tiny_checkpoint):
     """A set that is right, and the arguments that say so."""
     rows = whole_set(tmp_path)
-    rows.append(test_items.row("keep", split="train", purpose="retain", messages=rows[0]["messages"]))
+    rows.append(test_items.row("keep", split="train", purpose="retain", messages=rows[-1]["messages"]))
     return rows, tmp_path, ["--data.path", tmp_path, "--model.path", tiny_checkpoint]
 
 
@@ -147,6 +159,28 @@ def test_faulty_splits(whole, capsys, fault):
     test_items.put(directory, *alter(rows))
     message = refused(capsys, *arguments, "--probe.folds", 4)
     assert all(part in message for part in says), message
+
+
+@pytest.mark.parametrize("fault", SHARED)
+def test_media_that_a_test_shares_with_what_is_fitted(whole, capsys, fault):
+    rows, directory, arguments = whole
+    path, says = SHARED[fault]
+    shutil.copy(directory / "fit.png", directory / "copy.png")
+    content = [{"type": "image", "path": path}, {"type": "text", "text": "Is it odd?"}]
+    test_items.put(directory, *rows, test_items.row("b", split="test", messages=[{"role": "user", "content": content}]))
+    message = refused(capsys, *arguments)
+    assert message.startswith("error: 1 problem with") and all(part in message for part in says), message
+
+
+def test_media_that_tell_nothing_about_a_test_may_be_shared(whole, capsys):
+    """A copy in train of what is in fit, and a picture that every item shows."""
+    rows, directory, arguments = whole
+    shutil.copy(directory / "fit.png", directory / "train.png")
+    Image.new("RGB", (32, 32)).save(directory / "legend.png")
+    legend = [{"type": "image", "path": "legend.png"}]
+    shown = [r | {"messages": [{"role": "user", "content": legend + r["messages"][0]["content"]}]} for r in rows]
+    test_items.put(directory, *shown)
+    assert main(["validate", *map(str, arguments)]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fault", OPTIONS)

@@ -1,6 +1,7 @@
 """Films: which frames are shown, how they sound, and what is said of those that cannot be used."""
 
 import shutil
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
@@ -126,6 +127,46 @@ def test_frames_are_taken_evenly_whatever_the_key_frames(tmp_path):
     assert film.seconds == pytest.approx(59.9 / 4, rel=0.01)
     all_of_it = read_film(tmp_path / "long.mp4", Framing(frames=600))
     assert np.array_equal(film.frames[[0, 4]], all_of_it.frames[[0, 599]])
+
+
+def test_a_film_of_few_frames_is_no_cut_one(tmp_path):
+    """The last of ten frames, one a second, is shown from the ninth to the tenth second."""
+    write_film(tmp_path / "slow.mp4", ramp(10), None, frames_a_second=1)
+    film = read_film(tmp_path / "slow.mp4", Framing(frames=10))
+    assert np.allclose(film.frames.mean((1, 2, 3)), np.linspace(0, 250, 10), atol=4) and film.seconds == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("start", "shown"), [(3.1, (31, 99)), (0.0, (0, 68))])
+def test_what_an_edit_list_hides_is_not_shown(tmp_path, start, shown):
+    """Cutting tools leave the frames in the file, and a note from when to when it plays."""
+    path = tmp_path / "film.mp4"
+    write_film(path, ramp(100), None)
+    data = path.read_bytes()
+    place = data.index(b"elst") + 12
+    played, first = (int.from_bytes(data[n : n + 4], "big") for n in (place, place + 4))
+    scale = data.index(b"mdhd") + 16
+    ticks = int.from_bytes(data[scale : scale + 4], "big")
+    note = (played - 3100).to_bytes(4, "big") + (first + round(start * ticks)).to_bytes(4, "big")
+    path.write_bytes(data[:place] + note + data[place + 8 :])
+    film = read_film(path, Framing(frames=2))
+    assert np.allclose(film.frames.mean((1, 2, 3)), [n / 99 * 250 for n in shown], atol=4)
+
+
+def test_frames_are_even_in_time_where_the_rate_varies(tmp_path):
+    """Of forty frames in two seconds and five in the next eight, half are not taken from the first two seconds."""
+    write_film(tmp_path / "film.mp4", ramp(45), None)
+    times = [*range(0, 80, 2), *range(80, 400, 64)]  # fortieths of a second
+    with av.open(str(tmp_path / "film.mp4")) as source, av.open(str(tmp_path / "uneven.mkv"), "w") as target:
+        copy = target.add_stream_from_template(source.streams.video[0])
+        packets = [p for p in source.demux(video=0) if p.size]
+        order = {pts: n for n, pts in enumerate(sorted(p.pts for p in packets))}
+        for packet in packets:
+            packet.pts, packet.dts, packet.time_base, packet.stream = times[order[packet.pts]], None, Fraction(1, 40), copy
+            target.mux(packet)
+    film = read_film(tmp_path / "uneven.mkv", Framing(frames=5))
+    expected = [times.index(min(times, key=lambda t: abs(t - even))) for even in np.linspace(0, times[-1], 5)]
+    assert np.allclose(film.frames.mean((1, 2, 3)), [n / 44 * 250 for n in expected], atol=4)
+    assert film.seconds == pytest.approx(times[-1] / 40 / 4, rel=0.01)
 
 
 def test_short_films_repeat_frames_and_large_ones_are_scaled_down(tmp_path):

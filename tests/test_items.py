@@ -63,6 +63,14 @@ ITEM_FAULTS = {
     "text without a text": ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, ["'text'", "`text` or `path`"]),
     "a part of another type": ({"messages": [{"role": "user", "content": ["Odd?"]}]}, ["content part 'Odd?' needs `type`"]),
     "unknown part": ({"messages": [{"role": "user", "content": [{"type": "smell", "path": "x"}]}]}, ["'smell'", "one of ['text', 'image'"]),
+    "a part that says more": (
+        {"messages": [{"role": "user", "content": [{"type": "image", "path": "a.png", "start": 3}]}]},
+        ["content part {'type': 'image', 'path': 'a.png', 'start': 3} has the keys ['start']", "take them out"],
+    ),
+    "a message that says more": (
+        {"messages": [{"role": "user", "content": "Odd?", "name": "me"}]},
+        ["has the keys ['name'] beside `role`", "take them out"],
+    ),
     "image without a path": ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, ["'image'", "`text` or `path`"]),
 }
 

@@ -30,6 +30,15 @@ def truncated_wav(path):
     cut(path, 0.5)
 
 
+def noise(seconds: float) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-0.5, 0.5, int(seconds * RATE))
+
+
+def half(path, **how):
+    wav(path, noise(2), **how)
+    cut(path, 0.5)
+
+
 def broken_image(path):
     Image.new("RGB", (32, 32)).save(path)
     cut(path, 0.7)
@@ -46,6 +55,17 @@ FAULTS = {
     "text.wav": (lambda p: p.write_text("no sound at all, but long enough"), ["the audio cannot be decoded"]),
     "cut.png": (broken_image, ["the image cannot be decoded", "replace it"]),
     "text.png": (lambda p: p.write_text("no image"), ["the image cannot be decoded"]),
+    "deep.png": (
+        lambda p: Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8)).save(p),
+        ["more than 8 bits a channel", "write it as 8 bits"],
+    ),
+    "cut.mp3": (lambda p: half(p, format="MP3"), ["the audio is truncated", "s of 2.0 s are there", "copy it again"]),
+    "cut.ogg": (lambda p: half(p, format="OGG"), ["the audio is truncated", "no page ends its stream", "copy it again"]),
+    "cut.aiff": (lambda p: half(p, format="AIFF"), ["the audio is truncated", "bytes more than the file holds"]),
+    "cut.w64": (lambda p: half(p, format="W64"), ["the audio is truncated", "bytes more than the file holds"]),
+    "cut.au": (lambda p: half(p, format="AU"), ["the audio is truncated", "bytes more than the file holds"]),
+    "cut.rf64": (lambda p: half(p, format="RF64"), ["the audio is truncated", "bytes more than the file holds"]),
+    "cut.flac": (lambda p: half(p, format="FLAC"), ["the audio cannot be decoded"]),
     "mute.wav": (lambda p: wav(p, np.zeros(800)), ["the audio is silent throughout", "faint noise"]),
 }
 
@@ -59,7 +79,7 @@ def check_lengths(items: ItemSet, processor: SimpleNamespace, problems: Problems
 
 
 def kind_of(name: str) -> str:
-    return {"png": "image", "wav": "audio", "mp4": "video"}[name.split(".")[1]]
+    return {"png": "image", "mp4": "video"}.get(name.split(".")[1], "audio")
 
 
 def item(ident: str, *names: str) -> Item:
@@ -119,6 +139,32 @@ def test_whole_files_pass_and_decode(tmp_path):
     assert sound.shape == (16000,) and sound.dtype == np.float32
     assert np.allclose(sound[4000:-4000], 0.3, atol=1e-3)
     assert media.load("audio", "a.wav") is sound
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "MP3", "AIFF", "W64", "AU", "RF64", "CAF"])
+def test_whole_sounds_of_every_format_pass(tmp_path, form):
+    name = f"whole.{form.lower()}"
+    wav(tmp_path / name, noise(2), format=form)
+    assert not faults(as_set(tmp_path, item("a", name)))
+    assert len(Media(tmp_path, RATE).load("audio", name)) == pytest.approx(2 * RATE, rel=0.05)
+
+
+def test_images_are_upright_and_clear_ones_lie_on_white(tmp_path):
+    """A telephone's note how to turn a picture is followed; what shines through is white, not whatever colour was stored there."""
+    plain = Image.new("RGB", (6, 4), (0, 0, 255))
+    note = Image.Exif()
+    note[0x0112] = 6  # to be turned by a quarter
+    plain.save(tmp_path / "turned.png", exif=note)
+    half_clear = Image.new("RGBA", (6, 4), (255, 0, 0, 0))
+    half_clear.paste((0, 0, 0, 255), (0, 0, 3, 4))
+    half_clear.save(tmp_path / "clear.png")
+    palette = plain.convert("P")
+    palette.save(tmp_path / "palette.png", transparency=palette.getpixel((0, 0)))
+    media = Media(tmp_path, RATE)
+    assert media.load("image", "turned.png").size == (4, 6)
+    clear = media.load("image", "clear.png")
+    assert clear.mode == "RGB" and (clear.getpixel((0, 0)), clear.getpixel((5, 0))) == ((0, 0, 0), (255, 255, 255))
+    assert media.load("image", "palette.png").getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_blank_media_keep_size_and_length(tmp_path):

@@ -53,9 +53,11 @@ def faulty(tmp_path):
     put(row("fine", "fit", "whole.png", "whole.wav"))
     put(row("fine-lie", "fit", "whole.png", gold="unseen"))
     put(row("fine-test", "test", "whole.wav"))
-    put(row("fine-train", "train", "whole.wav", gold=None))
+    put(
+        row("fine-train", "train", "whole.wav", gold=None), "the same media file is in several splits: fit (item 'fine': whole.wav), test ("
+    )
     put(row("lost", "fit", "lost.png"), f"{tmp_path / 'lost.png'}: item 'lost': no such image file; restore it")
-    put(row("cut", "fit", "cut.wav"), f"{tmp_path / 'cut.wav'}: item 'cut': the wav file is truncated", "copy it again")
+    put(row("cut", "fit", "cut.wav"), f"{tmp_path / 'cut.wav'}: item 'cut': the audio is truncated", "copy it again")
     put(row("nan", "fit", "nan.wav"), f"{tmp_path / 'nan.wav'}: item 'nan': the audio has 1 samples that are not finite")
     put(row("silent", "fit", "silent.wav"), f"{tmp_path / 'silent.wav'}: item 'silent': the audio has no samples; replace it")
     put(row("blurred", "fit", "cut.png"), f"{tmp_path / 'cut.png'}: item 'blurred': the image cannot be decoded")
@@ -93,7 +95,7 @@ def test_all_faults_of_a_set_are_told_at_once_and_no_model_loads(command, faulty
         assert part in message, f"{part!r} is not in:\n{message}"
     assert message.startswith(f"error: {message.count('  - ')} problems with the item set {directory}")
     assert message.count("error:") == 1 and "Traceback" not in message
-    assert len(message.splitlines()) - 1 == message.count("  - ") == (17 if command == "measure" else 19)
+    assert len(message.splitlines()) - 1 == message.count("  - ") == (18 if command == "measure" else 20)
     assert list(run.iterdir()) == []
 
 

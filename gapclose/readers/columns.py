@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ import yaml
 from gapclose.errors import Problems
 from gapclose.files import write_bytes
 from gapclose.items import SPLITS, Item, ItemSet, Option
-from gapclose.readers.splits import Dealing
+from gapclose.readers.splits import Dealing, deal_tables
 from gapclose.readers.tables import Row, read_tables
 from gapclose.stems import LETTERS, letters_prompt
 
@@ -66,22 +68,50 @@ def read_columns(directory: Path, path: Path, problems: Problems, dealing: Deali
         ValueError: when the map cannot be used, or no table is there.
     """
     known = read_map(path, problems)
-    rows = read_tables(directory, problems)
-    if known is not None and not rows:
+    problems.raise_if_any()
+    assert known is not None
+    media = {column: kind for kind, column in known.columns.items() if kind in MEDIA}
+    rows = read_tables(directory, problems, lambda values: put_aside(values, media, directory))
+    if not rows:
         problems.add(f"{directory}: no table (.jsonl, .json, .csv, .parquet, or a data set saved by `datasets`); put one there")
-    wanted = {} if known is None else {**known.columns, **{c: c for c in (*known.tags, *(known.options if known.from_columns else ()))}}
+    wanted = {**known.columns, **{c: c for c in (*known.tags, *(known.options if known.from_columns else ()))}}
     for column in wanted.values():
         lacking = next((r for r in rows if column not in r.values), None)
         if lacking is not None:
             near = difflib.get_close_matches(column, lacking.values, n=1)
             problems.add(f"{lacking.place}: no column {column!r}, which {path} names; there are {sorted(lacking.values)}" + _meant(near))
     problems.raise_if_any()
-    assert known is not None
-    clips = {id(r): str(r.values[known.columns["clip"]]) if "clip" in known.columns else r.place.rpartition("/")[2] for r in rows}
-    dealt = {} if _splits_known(known, rows) else dealing.deal(clips.values())
-    made = [_item(row, known, clips[id(row)], dealt, problems, directory) for row in rows]
+    clips = {id(r): _clip(r, known) for r in rows}
+    if "split" in known.columns:
+        splits, notes = {id(r): _text(r.values[known.columns["split"]]) for r in rows}, ()
+    else:
+        by_row, notes = deal_tables([(r.table, clips[id(r)]) for r in rows], dealing, directory, problems)
+        splits = dict(zip(map(id, rows), by_row, strict=True))
+    made = [_item(row, known, clips[id(row)], splits[id(row)], problems, directory) for row in rows]
     items = tuple(i for i in made if i is not None)
-    return ItemSet(root=directory, name=known.name or directory.name, concepts=known.concepts, alarm=known.alarm, items=items)
+    return ItemSet(root=directory, name=known.name or directory.name, concepts=known.concepts, alarm=known.alarm, items=items, notes=notes)
+
+
+def put_aside(values: dict[str, Any], media: dict[str, str], directory: Path) -> dict[str, Any]:
+    """A row's values, with bytes of media written to ``.media`` and named by their path there; other columns' bytes are let go.
+
+    Args:
+        media: column -> kind.
+    """
+    return {column: _stored(value, media.get(column), directory) for column, value in values.items()}
+
+
+def _stored(value: Any, kind: str | None, directory: Path) -> Any:
+    if not isinstance(value, dict) or not {"bytes", "path"} & set(value):
+        return value
+    content, path = value.get("bytes"), value.get("path")
+    if not isinstance(content, bytes) or kind is None:
+        return path
+    suffix = Path(path or "").suffix or {"image": ".png", "audio": ".wav", "video": ".mp4"}[kind]
+    path = f".media/{hashlib.sha256(content).hexdigest()[:24]}{suffix}"
+    if not (directory / path).is_file():
+        write_bytes(directory / path, content)
+    return path
 
 
 def read_map(path: Path, problems: Problems) -> ColumnMap | None:
@@ -117,8 +147,11 @@ def read_map(path: Path, problems: Problems) -> ColumnMap | None:
                 f"{path}: {kind} names the concept {name!r}, which is not among the concepts {list(concepts)}; add it or mend the name"
             )
     for key in ("question", "modality"):
-        if (raw.get(key) is None) == (key not in columns):
+        if bool(raw.get(key)) == (key in columns):
             problems.add(f"{path}: {key} must be given once, as a text or as a column (columns: {{{key}: ...}})")
+    gold_values, tags = _mapping(raw, "gold_values", path, problems), _names(raw, "tags", path, problems)
+    for key in ("name", "question", "modality"):
+        _refuse_unquoted([raw[key]] if raw.get(key) is not None else [], f"{path}: {key}", problems)
     if len(problems) > before:
         return None
     return ColumnMap(
@@ -131,8 +164,8 @@ def read_map(path: Path, problems: Problems) -> ColumnMap | None:
         question=raw.get("question"),
         modality=raw.get("modality"),
         letters=bool(raw.get("letters")),
-        gold_values=_mapping(raw, "gold_values", path, problems),
-        tags=_names(raw, "tags", path, problems),
+        gold_values=gold_values,
+        tags=tags,
     )
 
 
@@ -153,7 +186,15 @@ def _names(raw: dict[str, Any], key: str, path: Path, problems: Problems) -> tup
     if not isinstance(value, list):
         problems.add(f"{path}: {key} is {value!r}; it must be a list of names")
         return ()
+    _refuse_unquoted(value, f"{path}: {key}", problems)
     return tuple(map(str, value))
+
+
+def _refuse_unquoted(words: Iterable[Any], where: str, problems: Problems) -> None:
+    """YAML takes yes, no, on, off and null for something else than words."""
+    for word in words:
+        if word is None or isinstance(word, bool):
+            problems.add(f'{where}: YAML reads an unquoted word there as {word}; quote it, e.g. "yes"')
 
 
 def _mapping(raw: dict[str, Any], key: str, path: Path, problems: Problems) -> dict[str, str]:
@@ -161,36 +202,50 @@ def _mapping(raw: dict[str, Any], key: str, path: Path, problems: Problems) -> d
     if not isinstance(value, dict):
         problems.add(f"{path}: {key} is {value!r}; it must be a mapping, a name to a name")
         return {}
+    _refuse_unquoted((word for entry in value.items() for word in entry), f"{path}: {key}", problems)
     return {str(k): str(v) for k, v in value.items()}
 
 
-def _splits_known(known: ColumnMap, rows: list[Row]) -> bool:
-    """Whether the rows say which split they belong to: by a column, or by tables that are called like ours, ``fit`` and ``test`` among them."""
-    return "split" in known.columns or {"fit", "test"} <= {r.table for r in rows} <= set(SPLITS)
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
 
 
-def _item(row: Row, known: ColumnMap, clip: str, dealt: dict[str, str], problems: Problems, directory: Path) -> Item | None:
+def _clip(row: Row, known: ColumnMap) -> str:
+    """What the map says, else the first media file: rows about the same one stay together."""
+    if "clip" in known.columns:
+        return _text(row.values[known.columns["clip"]])
+    paths = [row.values[column] for field, column in known.columns.items() if field in MEDIA]
+    return next((p for p in paths if isinstance(p, str) and p), f"{row.table}/{row.number}")
+
+
+def _item(row: Row, known: ColumnMap, clip: str, split: str, problems: Problems, directory: Path) -> Item | None:
     values, at, before = row.values, known.columns, len(problems)
-    ident = str(values[at["id"]]) if "id" in at else f"{row.table}/{row.place.rpartition(':')[2]}"
+    ident = _text(values[at["id"]]) if "id" in at else f"{row.table}/{row.number}"
     label = f"{row.place}: item {ident!r}"
-    texts = [str(values[column] or "") for column in known.options] if known.from_columns else list(known.options)
+    for key in (k for k in ("id", "clip", "modality", "split") if k in at):
+        if not _text(values[at[key]]):
+            problems.add(f"{label}: {key} ({at[key]}) is {_shown(values[at[key]])}; fill it in")
+    texts = [_text(values[column]) for column in known.options] if known.from_columns else list(known.options)
     if not all(t.strip() for t in texts) or len({t.strip() for t in texts}) < len(texts):
         problems.add(f"{label}: options {texts} must be texts that differ; fill in {list(known.options)}")
-    question = known.question or str(values[at["question"]] or "")
+    question = known.question or _text(values[at["question"]])
     if not question.strip():
         problems.add(f"{label}: the question ({at['question']}) is empty; fill it in")
     said = texts if not known.letters else list(LETTERS[: len(texts)])
     gold = _gold(values[at["gold"]] if "gold" in at else None, known, texts, said, label, problems)
-    split = dealt.get(clip) or str(values[at["split"]] if "split" in at else row.table)
-    if split not in SPLITS:
+    if split and split not in SPLITS:
         problems.add(
             f"{label}: split {split!r} is not one of {list(SPLITS)}; mend it, or leave the split column out to have clips dealt out"
         )
     content = []
     for kind in (k for k in at if k in MEDIA):
-        path = _media_path(values[at[kind]], kind, directory)
-        if path is None:
-            problems.add(f"{label}: {at[kind]} is {_shown(values[at[kind]])}, no {kind}; give a path relative to {directory}, or bytes")
+        path = values[at[kind]]
+        if not isinstance(path, str) or not path:
+            problems.add(f"{label}: {at[kind]} is {_shown(path)}, no {kind}; give a path relative to {directory}, or bytes")
+        elif leaves(path):
+            problems.add(
+                f"{label}: {at[kind]} is {path!r}, which leaves {directory}; move or link the file into it, and name it from there"
+            )
         else:
             content.append({"type": kind, "path": path})
     if len(problems) > before:
@@ -200,40 +255,33 @@ def _item(row: Row, known: ColumnMap, clip: str, dealt: dict[str, str], problems
         id=ident,
         clip=clip,
         split=split,
-        modality=known.modality or str(values[at["modality"]]),
+        modality=known.modality or _text(values[at["modality"]]),
         messages=[{"role": "user", "content": content}],
         options=[
             Option(text=t, concept=c, meaning=w if known.letters else None)
             for t, c, w in zip(said, known.options.values(), texts, strict=True)
         ],
         gold=gold,
-        tags={c: str(values[c]) for c in known.tags} | ({"twin": str(values[at["twin"]])} if values.get(at.get("twin", "")) else {}),
+        tags={c: _text(values[c]) for c in known.tags} | ({"twin": twin} if (twin := _text(values.get(at.get("twin", "")))) else {}),
         stem=question,
     )
 
 
 def _gold(value: Any, known: ColumnMap, texts: list[str], said: list[str], label: str, problems: Problems) -> int | None:
     """Index of the right option, None where the row names none."""
-    if value is None or value == "":
+    if not _text(value):
         return None
-    named = known.gold_values.get(str(value), str(value)).strip()
-    for choices in (texts, said):
+    named = known.gold_values.get(_text(value), _text(value)).strip()
+    for choices in ([t.strip() for t in texts], said):
         if named in choices:
             return choices.index(named)
     problems.add(f"{label}: gold {value!r} is not among the options {texts}; mend it, or translate it with gold_values")
     return None
 
 
-def _media_path(value: Any, kind: str, directory: Path) -> str | None:
-    """Where the media of a row lie, relative to ``directory``; bytes are written there first. None when the value is neither."""
-    stored = value if isinstance(value, dict) else {"path": value}
-    content, path = stored.get("bytes"), stored.get("path")
-    if isinstance(content, bytes):
-        suffix = Path(path or "").suffix or {"image": ".png", "audio": ".wav", "video": ".mp4"}[kind]
-        path = f".media/{hashlib.sha256(content).hexdigest()[:24]}{suffix}"
-        if not (directory / path).is_file():
-            write_bytes(directory / path, content)
-    return path if isinstance(path, str) and path else None
+def leaves(path: str) -> bool:
+    """Whether a path is absolute, or goes up beyond where it starts; links may lead anywhere."""
+    return Path(path).is_absolute() or os.path.normpath(path).startswith(os.pardir + os.sep)
 
 
 def _shown(value: Any) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from pathlib import Path
 
 import numpy as np
 
 from gapclose.errors import Problems
-from gapclose.items import SPLITS, Item, ItemSet
+from gapclose.items import SPLITS, Item, ItemSet, content_digest
 
 ALIKE = 0.7
 """share of words, in order, from which two questions about the same media are taken for twins"""
@@ -33,6 +34,39 @@ class Dealing:
         return {names[n]: split for split, a, b in zip(SPLITS, starts, ends, strict=True) for n in order[a:b]}
 
 
+OFFICIAL = {"test": "test", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
+"""name of a table -> the split that it is"""
+
+
+def deal_tables(
+    rows: Sequence[tuple[str, str]], dealing: Dealing, directory: Path, problems: Problems
+) -> tuple[list[str], tuple[str, ...]]:
+    """The split of every row, given its table and clip, and what to say of it.
+
+    Tables that are called like our splits, ``fit`` and ``test`` among them, are those. Otherwise a table of clips to test (and one to
+    validate) with stays that, and the clips of all others are dealt out to the splits that are left, by their shares.
+    """
+    tables = sorted({table for table, _ in rows})
+    if {"fit", "test"} <= set(tables) <= set(SPLITS):
+        return [table for table, _ in rows], ()
+    kept = {table: OFFICIAL[table] for table in tables if table in OFFICIAL} if "test" in tables else {}
+    rest = [table for table in tables if table not in kept]
+    if not rest:
+        kept, rest = {}, tables
+    shares = [0.0 if split in kept.values() else share for split, share in zip(SPLITS, dealing.shares, strict=True)]
+    if not sum(shares):
+        problems.add(
+            f"{directory}: data.shares gives nothing to any split but {sorted(kept)}, which are tables of their own; raise that of fit"
+        )
+        return [kept.get(table, "fit") for table, _ in rows], ()
+    dealt = replace(dealing, shares=[s / sum(shares) for s in shares]).deal(clip for table, clip in rows if table not in kept)
+    notes = []
+    if len(tables) > 1:
+        alone = f"the tables {sorted(kept)} stay what they are called; " if kept else ""
+        notes.append(f"{directory}: {alone}the clips of {rest} are dealt out together, by data.shares, to {sorted(set(dealt.values()))}")
+    return [kept[table] if table in kept else dealt[clip] for table, clip in rows], tuple(notes)
+
+
 def check_apart(items: ItemSet, problems: Problems) -> None:
     """Add to ``problems`` ids that occur twice, and clips in several splits, for sets that a reader made of tables."""
     seen: dict[str, int] = {}
@@ -47,6 +81,36 @@ def check_apart(items: ItemSet, problems: Problems) -> None:
         if len(where) > 1:
             named = ", ".join(f"{split} (item {ident!r})" for split, ident in where.items())
             problems.add(f"{items.where}: clip {clip!r} is in several splits: {named}; keep all questions of a clip in one split")
+
+
+def check_media_apart(items: ItemSet, broken: Collection[tuple[str, str]], problems: Problems) -> None:
+    """Add to ``problems`` every media file that occurs in two splits, under one name or, byte for byte, under several.
+
+    Two things tell nothing about another split and pass: a file that every item carries, and copies in fit and train, of which neither is
+    measured.
+
+    Args:
+        broken: ``(kind, path)`` of files that cannot be read, which others tell of.
+    """
+    digests: dict[str, bytes] = {}
+    users: dict[bytes, dict[str, tuple[Item, str]]] = defaultdict(dict)
+    carried: Counter[bytes] = Counter()
+    for item in items:
+        paths = {path for kind, path in item.media if (kind, path) not in broken}
+        for path in sorted(paths - set(digests)):
+            digests[path] = content_digest(items.root / path)
+        for path in sorted(paths):
+            users[digests[path]].setdefault(item.split, (item, path))
+        carried.update({digests[path] for path in paths})
+    for digest, where in users.items():
+        copies = set(where) == {"fit", "train"} and len({path for _, path in where.values()}) == 2
+        if len(where) < 2 or len({item.clip for item, _ in where.values()}) == 1 or copies or carried[digest] == len(items):
+            continue
+        named = ", ".join(f"{split} (item {item.id!r}: {path})" for split, (item, path) in where.items())
+        problems.add(
+            f"{items.where}: the same media file is in several splits: {named}; give all that ask about it one clip and one split (in a "
+            "table: name a column `clip`), or keep one of them"
+        )
 
 
 def by_clip(items: Sequence[Item]) -> tuple[Item, ...]:

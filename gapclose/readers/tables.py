@@ -9,6 +9,7 @@ import csv
 import json
 import re
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ class Row:
     table: str
     place: str
     """file and line or row, for complaints"""
+    number: int
+    """unique in the table, also where that lies in several files"""
     values: dict[str, Any]
 
 
@@ -51,72 +54,91 @@ def table_names(directory: Path) -> list[str]:
     return sorted(saved_datasets(directory) or table_files(directory))
 
 
-def read_tables(directory: Path, problems: Problems) -> list[Row]:
-    """All rows of all tables, in the order of their names. Files that cannot be read go to ``problems``."""
-    rows: list[Row] = []
+Content = Iterable[tuple[int, Any]]
+"""number of a line or row in its file, what it holds"""
+BATCH = 64
+"""rows that are held at a time while their media are put aside"""
+
+
+def read_tables(directory: Path, problems: Problems, each: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> list[Row]:
+    """All rows of all tables, in the order of their names. Files that cannot be read go to ``problems``.
+
+    Args:
+        each: what becomes of the values of a row as it passes, so that media inside a table are not all held at once.
+    """
     saved = saved_datasets(directory)
-    if saved:
-        for name, folder in sorted(saved.items()):
-            rows += read_into(problems, name, folder, _saved)
-        return rows
     readers = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-    for name, files in sorted(table_files(directory).items()):
-        for path in files:
-            rows += read_into(problems, name, path, readers[path.suffix])
+    files = {name: [folder] for name, folder in saved.items()} or table_files(directory)
+    rows: list[Row] = []
+    for name, paths in sorted(files.items()):
+        before = 0
+        for path in paths:
+            found = read_into(problems, name, path, _saved if saved else readers[path.suffix], each, before)
+            before = max((r.number for r in found), default=before)
+            rows += found
     return rows
 
 
-def read_into(problems: Problems, table: str, path: Path, reader: Any = None) -> list[Row]:
-    """The rows of one file, read by ``reader`` (default: as JSON)."""
+def read_into(
+    problems: Problems,
+    table: str,
+    path: Path,
+    reader: Callable[[Path], Content] | None = None,
+    each: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    before: int = 0,
+) -> list[Row]:
+    """The rows of one file, read by ``reader`` (default: as JSON), numbered from ``before`` on; ``each`` as in :func:`read_tables`."""
+    rows: list[Row] = []
+    empty = True
     try:
-        found = (reader or _json)(path)
+        for place, values in (reader or _json)(path):
+            empty = False
+            if isinstance(values, dict):
+                rows.append(Row(table=table, place=f"{path}:{place}", number=before + place, values=each(values)))
+            else:
+                problems.add(f"{path}:{place}: holds {type(values).__name__}, not an object; write one object with named fields")
     except (ValueError, OSError, KeyError, csv.Error) as error:  # JSON, UTF-8 and Arrow complain with ValueErrors
         problems.add(f"{path}: cannot be read ({str(error).splitlines()[0]}); write it again")
         return []
-    if not found:
+    if empty:
         problems.add(f"{path}: holds no rows; fill it or take it away")
-    rows = []
-    for place, values in found:
-        if isinstance(values, dict):
-            rows.append(Row(table=table, place=f"{path}:{place}", values=values))
-        else:
-            problems.add(f"{path}:{place}: holds {type(values).__name__}, not an object; write one object with named fields")
     return rows
 
 
-def _json_lines(path: Path) -> list[tuple[int, Any]]:
-    lines = enumerate(path.read_text(encoding="utf-8").split("\n"), start=1)
-    found = []
-    for number, line in lines:
+def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if line.strip():
             try:
-                found.append((number, json.loads(line)))
+                yield number, json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"line {number}: {error}") from error
-    return found
 
 
-def _json(path: Path) -> list[tuple[int, Any]]:
+def _json(path: Path) -> Content:
     value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, list):
         raise ValueError(f"holds {type(value).__name__}, not a list of objects")
-    return list(enumerate(value, start=1))
+    return enumerate(value, start=1)
 
 
-def _csv(path: Path) -> list[tuple[int, Any]]:
-    with path.open(encoding="utf-8", newline="") as handle:
-        return [(number, row) for number, row in enumerate(csv.DictReader(handle), start=2)]
+def _csv(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as handle:  # spreadsheets put a mark in front
+        for number, row in enumerate(csv.DictReader(handle), start=2):
+            if None in row or None in row.values():
+                raise ValueError(f"line {number} has {'more' if None in row else 'fewer'} cells than the first line names columns")
+            yield number, row
 
 
-def _parquet(path: Path) -> list[tuple[int, Any]]:
+def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
     import pyarrow.parquet
 
-    return list(enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1))
+    with pyarrow.parquet.ParquetFile(path) as file:
+        yield from enumerate((row for batch in file.iter_batches(batch_size=BATCH) for row in batch.to_pylist()), start=1)
 
 
-def _saved(folder: Path) -> list[tuple[int, Any]]:
+def _saved(folder: Path) -> Iterator[tuple[int, Any]]:
     """Media columns stay as they are stored: a path, or bytes with a file name."""
     import datasets
 
-    table: Any = datasets.load_from_disk(str(folder)).with_format("arrow")[:]
-    return list(enumerate(table.to_pylist(), start=1))
+    tables: Any = datasets.load_from_disk(str(folder)).with_format("arrow")
+    yield from enumerate((row for batch in tables.iter(batch_size=BATCH) for row in batch.to_pylist()), start=1)

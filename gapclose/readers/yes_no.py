@@ -41,7 +41,7 @@ def read_yes_no(directory: Path, problems: Problems, dealing: Dealing) -> ItemSe
     rows = [r for path in json_files(directory) for r in read_into(problems, path.stem, path)]
     asked = [r for r in rows if r.values.get("task") != CAPTIONS]
     notes = (
-        (f"{len(rows) - len(asked)} rows of {directory} ask for a caption ({CAPTIONS}): they have no options",)
+        (f"{len(rows) - len(asked)} rows of {directory} are left out: they ask for a caption ({CAPTIONS}) and have no options",)
         if len(asked) < len(rows)
         else ()
     )

@@ -21,13 +21,16 @@ from tiny_families import ROWS, Row, spread
 
 from gapclose.adapters import LoraConfig, add_lora, load_adapter
 from gapclose.batches import Example
+from gapclose.digits.films import write_film
+from gapclose.errors import Problems
 from gapclose.export import write_adapter, write_merged
 from gapclose.families import whole_frames
-from gapclose.items import Item, ItemSet, Option
+from gapclose.items import Framing, Item, ItemSet, Option
+from gapclose.media import too_long
 from gapclose.models import LoadedModel, ModelConfig, decoder_layers, load_model, unwrap
 from gapclose.observations import Observations
 from gapclose.observe import ObserveConfig, Wanted, forward_batches, plan_batches
-from gapclose.prompts import media_signature
+from gapclose.prompts import check_kinds, media_signature
 from gapclose.trainer import TrainConfig, make_trainer
 
 CONFIG = ObserveConfig(batch_size=4, max_new_tokens=4)
@@ -277,6 +280,70 @@ def test_sounds_that_end_within_one_frame_of_each_other_share_a_batch(clips, tmp
     for n, sound in enumerate(sounds):
         by_itself = extractor([sound], sampling_rate=16_000)["audio_input_features"][0]
         torch.testing.assert_close(together[n, : len(by_itself)], by_itself)
+
+
+def test_sounds_of_one_and_of_several_windows_share_a_batch(clips, tmp_path):
+    """Qwen3-Omni's extractor cuts nothing: beside a sound that is longer than its window (here four seconds), a shorter one is as alone."""
+    torch.manual_seed(0)
+    processor, model = ROWS["Qwen3-Omni"].build()
+    spread(model)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded, generator, items = load_model(ModelConfig(path=str(tmp_path), dtype="float32")), np.random.default_rng(0), []
+    for item, seconds in zip(clips.items, (3, 4.02, 9), strict=False):
+        soundfile.write(tmp_path / f"{seconds}.wav", 0.3 * generator.standard_normal(int(seconds * 16_000)), 16_000)
+        content = [{"type": "audio", "path": f"{seconds}.wav"}, {"type": "text", "text": "Odd?"}]
+        items.append(replace(item, messages=[{"role": "user", "content": content}]))
+    heard = replace(clips, root=tmp_path, items=tuple(items))
+    assert not too_long(heard, loaded.processor)
+    together, apart = (
+        forward_batches(loaded, batches, loaded.media(heard), CONFIG, Wanted(layers=(PROBE,)))
+        for batches in ([items], [[i] for i in items])
+    )
+    assert_near(together.residuals[PROBE], apart.residuals[PROBE])
+    assert_near(together.scores, apart.scores)
+
+
+FILMS = {
+    "Qwen2.5-Omni": "<|vision_bos|><|VIDEO|><|vision_eos|>",
+    "Qwen3-Omni": "<|vision_bos|><|VIDEO|><|vision_eos|>",
+    "Gemma 4": "<|video|>",
+    "Qwen2.5-VL": "<|vision_start|><|video_pad|><|vision_end|>",
+    "Qwen3-VL": "<|vision_start|><|video_pad|><|vision_end|>",
+    "LLaVA-OneVision": "<video>",
+}
+"""family that takes films -> what a template writes for one"""
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_films_reach_the_model(name, clips, tmp_path):
+    """In a batch as alone, and other residuals than those of the same film in grey."""
+    pytest.importorskip("av", reason="films need PyAV (the extra `media`)")
+    torch.manual_seed(0)
+    processor, model = ROWS[name].build()
+    spread(model)
+    writes = "{% elif part['type'] == 'video' %}" + FILMS[name] + "{% elif part['type'] == 'text' %}"
+    processor.chat_template = processor.chat_template.replace("{% elif part['type'] == 'text' %}", writes)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded, items = load_model(ModelConfig(path=str(tmp_path), dtype="float32")), []
+    for n, item in enumerate(clips.items[:3]):
+        pictures = np.random.default_rng(n).integers(0, 255, (6 + 4 * n, 56, 56, 3), dtype=np.uint8)
+        write_film(tmp_path / f"{n}.mp4", pictures, None)
+        content = [{"type": "video", "path": f"{n}.mp4"}, {"type": "text", "text": item.text}]
+        items.append(replace(item, messages=[{"role": "user", "content": content}]))
+    shown = replace(clips, root=tmp_path, items=tuple(items), framing=Framing(frames=4))
+    problems = Problems("the films")
+    check_kinds(shown, loaded.processor, problems)
+    assert not problems.messages
+    wanted = Wanted(layers=(PROBE,))
+    together, apart, grey = (
+        forward_batches(loaded, batches, loaded.media(shown, blank=blank), CONFIG, wanted)
+        for batches, blank in (([items], ()), ([[i] for i in items], ()), ([items], ("video",)))
+    )
+    assert_near(together.residuals[PROBE], apart.residuals[PROBE])
+    assert_near(together.scores, apart.scores)
+    assert (together.residuals[PROBE] - grey.residuals[PROBE]).abs().amax(1).min() > 1e-4
 
 
 CANNOT = {

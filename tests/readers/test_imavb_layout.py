@@ -126,7 +126,7 @@ FAULTS = {
     "other bytes": (lambda p: (p / "standard_audio.jsonl").write_bytes(b"\xff\xfe"), ["standard_audio.jsonl: cannot be read ('utf-8'"]),
     "broken Parquet": (
         lambda p: (p / "standard_audio.jsonl").rename(p / "standard_audio.parquet"),
-        ["standard_audio.parquet: cannot be read (Could not open Parquet"],
+        ["standard_audio.parquet: cannot be read (Parquet magic bytes not found"],
     ),
     "no clip": ({"video_id": None}, ["item None of standard_audio: video_id is None; fill it in"]),
     "no question": ({"question": " "}, ["item 'train-000' of standard_audio: question is ' '; fill it in"]),

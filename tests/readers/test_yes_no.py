@@ -55,7 +55,7 @@ def test_questions_become_items_about_what_is_seen_and_heard(directory):
     assert {i.text.rpartition("? ")[2] for i in mixed} == {"Answer with yes or no.", "Answer with no or yes."} and not problems.messages
     split = {i.clip: i.split for i in items}
     assert len(split) == 12 and all(split[i.clip] == i.split for i in items)
-    assert items.notes == (f"24 rows of {directory} ask for a caption (AV Captioning): they have no options",)
+    assert items.notes == (f"24 rows of {directory} are left out: they ask for a caption (AV Captioning) and have no options",)
 
 
 def test_one_list_beside_the_films_reads_alike(directory, tmp_path):
