@@ -13,7 +13,14 @@ from transformers.utils import cached_file
 
 from gapclose.families import KEPT_APART
 
-HASHED = ("tokenizer*", "*processor_config.json", "chat_template*", "generation_config.json", "special_tokens_map.json", "added_tokens.json")
+HASHED = (
+    "tokenizer*",
+    "*processor_config.json",
+    "chat_template*",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 HASHED += ("vocab.json", "merges.txt", "tekken.json", "*.model", "*.py")
 """files beside config and weights that decide what a model is shown and says"""
 

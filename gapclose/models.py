@@ -58,7 +58,9 @@ class ModelConfig:
             raise ValueError(f"model.dtype is {self.dtype!r}; choose auto, {', '.join(DTYPES)}")
         for name, value in (self.template or {}).items():
             if not str(name).isidentifier() or not isinstance(value, str | int | float | bool | None):
-                raise ValueError(f"model.template has {name!r}: {value!r}; give names of variables with a text, number, true, false or null")
+                raise ValueError(
+                    f"model.template has {name!r}: {value!r}; give names of variables with a text, number, true, false or null"
+                )
 
     @property
     def known(self) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def test_the_fingerprint_of_a_hub_name_sees_its_weights(cached, tiny_checkpoint)
     assert load_model(ModelConfig(path="some/tiny")).fingerprint != main_branch.fingerprint
 
 
-@pytest.mark.parametrize("name", ["tekken.json", "vocab.json", "merges.txt", "tokenizer.model"])
+@pytest.mark.parametrize("name", ["tekken.json", "vocab.json", "merges.txt", "spiece.model"])
 def test_the_fingerprint_sees_every_tokenizer_file(copy, name):
     """Whatever a tokenizer is kept in."""
     before = load_model(ModelConfig(path=str(copy))).fingerprint
@@ -154,9 +154,9 @@ def test_variables_reach_the_template_and_travel_with_the_processor(copy, tmp_pa
     asked = [{"role": "user", "content": "Odd?"}]
     plain = chat_text(load_processor(ModelConfig(path=str(copy))), asked)
     assert plain.startswith("\nplain|<|im_start|>user\nOdd?")
-    config = ModelConfig(path=str(copy), template={"enable_thinking": False, "style": "it's \"x\""})
+    config = ModelConfig(path=str(copy), template={"enable_thinking": False, "style": 'it\'s "x"'})
     processor = load_processor(config)
-    assert chat_text(processor, asked) == plain.replace("plain|", "<no>it's \"x\"|")
+    assert chat_text(processor, asked) == plain.replace("plain|", '<no>it\'s "x"|')
     processor.save_pretrained(tmp_path / "again")
     again = ModelConfig(path=str(tmp_path / "again"))
     assert chat_text(load_processor(again), asked) == chat_text(processor, asked)

@@ -81,7 +81,9 @@ def test_a_template_that_leaves_a_text_out_is_found(digits, loaded):
     system = {"role": "system", "content": "Look closely."}
     items = replace(digits, items=(*digits.items[:3], replace(digits.items[3], messages=[system, *digits.items[3].messages])))
     assert not faults(items, loaded.processor)
-    loaded.processor.chat_template = loaded.processor.chat_template.replace("in messages %}", "in messages if message['role'] != 'system' %}")
+    loaded.processor.chat_template = loaded.processor.chat_template.replace(
+        "in messages %}", "in messages if message['role'] != 'system' %}"
+    )
     (message,) = faults(items, loaded.processor)
     assert message.startswith(f"item {digits.items[3].id!r}: the model's chat template writes nothing for the text 'Look closely.'")
 
@@ -109,7 +111,9 @@ def test_special_tokens_in_a_question_are_refused(digits, loaded):
     items = [replace(digits.items[0], messages=asked), replace(digits.items[1], messages=ended), replace(digits.items[2], messages=ended)]
     found = faults(replace(digits, items=tuple(items)), loaded.processor)
     assert len(found) == 2
-    assert found[0].startswith(f"item {items[0].id!r}: its question or options hold '<|IMAGE|>', a special token") and "(1 items)" in found[0]
+    assert (
+        found[0].startswith(f"item {items[0].id!r}: its question or options hold '<|IMAGE|>', a special token") and "(1 items)" in found[0]
+    )
     assert found[1].startswith(f"item {items[1].id!r}: its question or options hold '<|im_end|>'") and "(2 items)" in found[1]
 
 
