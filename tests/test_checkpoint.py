@@ -122,7 +122,7 @@ def test_the_fingerprint_of_a_hub_name_sees_its_weights(cached, tiny_checkpoint)
     assert load_model(ModelConfig(path="some/tiny")).fingerprint != main_branch.fingerprint
 
 
-@pytest.mark.parametrize("name", ["tekken.json", "vocab.json", "merges.txt", "tokenizer.model"])
+@pytest.mark.parametrize("name", ["tekken.json", "vocab.json", "merges.txt", "spiece.model"])
 def test_the_fingerprint_sees_every_tokenizer_file(copy, name):
     """Whatever a tokenizer is kept in."""
     before = load_model(ModelConfig(path=str(copy))).fingerprint

@@ -251,7 +251,7 @@ def test_experts_take_neither_dropout_nor_dora(name, value, tmp_path):
 
 @pytest.mark.parametrize("name", ["Qwen2.5-Omni", "Qwen3-Omni"])
 def test_of_a_whole_omni_checkpoint_the_thinker_is_loaded(name, tmp_path):
-    """The part that reads and answers, with every weight of it."""
+    """The part that reads and answers, with every weight of it; its answers end, though the checkpoint names no end for it."""
     torch.manual_seed(0)
     processor, thinker = ROWS[name].build()
     whole = {"Qwen2.5-Omni": (hf.Qwen2_5OmniConfig, hf.Qwen2_5OmniForConditionalGeneration)}
@@ -263,6 +263,7 @@ def test_of_a_whole_omni_checkpoint_the_thinker_is_loaded(name, tmp_path):
     processor.save_pretrained(tmp_path)
     loaded = load_model(ModelConfig(path=str(tmp_path), dtype="float32"))
     assert type(loaded.model) is type(thinker)
+    assert loaded.tokenizer.eos_token_id in loaded.model.generation_config.eos_token_id
     expected, found = thinker.state_dict(), loaded.model.state_dict()
     assert expected.keys() == found.keys() and all(torch.equal(t, found[n]) for n, t in expected.items())
 
