@@ -74,11 +74,12 @@ def items_of(directory: Path, split: str) -> ItemSet:
     Raises:
         ValueError: with every problem of the data.
     """
-    return _measured_set(directory).select(split=split, purpose="gap")
+    return asked_items(directory).select(split=split, purpose="gap")
 
 
 @lru_cache(maxsize=1)  # several figures of one run are had after one another
-def _measured_set(directory: Path) -> ItemSet:
+def asked_items(directory: Path) -> ItemSet:
+    """The items of a run as it asked them: in its own prompt and order of options, without those that it left out because of their media."""
     path = directory / "items.json"
     bound, config = read_json(path), parse_config(["--config", str(directory / "config.yaml")])
     problems = Problems(f"the item set {bound['root']} of the run {directory}")
