@@ -161,7 +161,7 @@ def _owners(model: Any) -> dict[str, str]:
     for module, layer in unwrap(model).named_modules():
         if isinstance(layer, BaseTunerLayer) and ".base_layer" not in module:
             shapes = {n: torch.empty(p.shape, device="meta") for n, p in _adapted(module, layer).items()}
-            found |= dict.fromkeys(on_disk(model, shapes), module)
+            found.update((name, module) for name in on_disk(model, shapes))
     return found
 
 
@@ -178,8 +178,8 @@ def _adapted(module: str, layer: Any) -> dict[str, torch.Tensor]:
 def _folded(module: str, layer: Any) -> dict[str, torch.Tensor]:
     """The same parameters with the adapters folded in, in float32: rounded once, where they are written."""
     whole = copy.deepcopy(layer).float()
-    inner = whole
-    while isinstance(inner, BaseTunerLayer):
+    inner: Any = whole
+    while hasattr(inner, "base_layer"):  # wrappers of parameters wrap one another
         inner.merge()
         inner = inner.base_layer
     return _adapted(module, whole)

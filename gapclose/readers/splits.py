@@ -43,16 +43,17 @@ def deal_tables(
 ) -> tuple[list[str], tuple[str, ...]]:
     """The split of every row, given its table and clip, and what to say of it.
 
-    Tables that are called like our splits, ``fit`` and ``test`` among them, are those. Otherwise a table of clips to test (and one to
-    validate) with stays that, and the clips of all others are dealt out to the splits that are left, by their shares.
+    Where there is a table called ``test``, it is that split, and so are those called ``val`` (or as others call it), and, beside a table
+    ``fit``, that one and ``train``. The clips of all other tables are dealt out to the splits that are left, by their shares.
     """
-    tables = sorted({table for table, _ in rows})
-    if {"fit", "test"} <= set(tables) <= set(SPLITS):
-        return [table for table, _ in rows], ()
-    kept = {table: OFFICIAL[table] for table in tables if table in OFFICIAL} if "test" in tables else {}
-    rest = [table for table in tables if table not in kept]
-    if not rest:
-        kept, rest = {}, tables
+    tables = {table for table, _ in rows}
+    names = OFFICIAL | ({"fit": "fit", "train": "train"} if "fit" in tables else {})
+    kept = {table: names[table] for table in tables if table in names} if "test" in tables else {}
+    if kept.keys() == tables:
+        if "fit" in tables:
+            return [kept[table] for table, _ in rows], ()
+        kept = {}  # nothing to fit on: a benchmark, to be dealt out whole
+    rest = sorted(tables - kept.keys())
     shares = [0.0 if split in kept.values() else share for split, share in zip(SPLITS, dealing.shares, strict=True)]
     if not sum(shares):
         problems.add(

@@ -184,7 +184,10 @@ def test_official_splits_stay(said, rows):
     assert (len(names["fit"]), len(names["train"])) == (30, 30)
     (note,) = items.notes
     assert "the tables ['test', 'validation'] stay what they are called" in note and "['train'] are dealt out together" in note
-    for name in ("train", "validation"):
+    (said / "train.jsonl").rename(said / "fit.jsonl")
+    own = read(said)
+    assert [len(own.select(split=s)) for s in ("fit", "train", "val", "test")] == [60, 0, 10, 26] and own.notes == ()
+    for name in ("fit", "validation"):
         (said / f"{name}.jsonl").unlink()
     alone = read(said)  # only a test: dealt out, as a benchmark is
     assert {i.split for i in alone} == {"fit", "test"} and alone.notes == ()
