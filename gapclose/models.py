@@ -151,13 +151,14 @@ def load_model(config: ModelConfig) -> LoadedModel:
     telling = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused here, by name
     processor = load_processor(config)
     try:
-        model, info = auto.from_pretrained(path, **loading, **telling, **config.known)
+        read: Any = auto.from_pretrained(path, **loading, **telling, **config.known)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"model.path {path!r} {unreadable_weights(checkpoint_folder(path, config.revision), error)}") from error
     except ImportError as error:
         if attention is None:
             raise ValueError(f"model.path {path!r} needs a package that is not installed: {error}") from error
         raise ValueError(f"model.attention {config.attention!r} cannot be used here ({error}); choose sdpa or eager") from error
+    model, info = read
     refuse_incomplete(path, info)
     model.eval()
     mend(model, processor)
