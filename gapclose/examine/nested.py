@@ -1,6 +1,6 @@
 """How well a probe reads when its layer, family and strength are chosen as well: nested cross-validation.
 
-The out-of-fold reading of :func:`gapclose.probes.choose_probe` belongs to the best of many settings, so its accuracy is flattered by
+The out-of-fold reading of :func:`gapclose.probe_search.choose_probe` belongs to the best of many settings, so its accuracy is flattered by
 the choice. Here every choice is made without the items that judge it.
 
 Shapes: N items, D width, C concepts, F outer folds.
@@ -42,7 +42,7 @@ def nested_reading(
 ) -> Nested:
     """Choose and fit inside each outer training part, read the part left out (Varma & Simon 2006; Cawley & Talbot 2010).
 
-    Costs ``folds`` times a :func:`~gapclose.probes.choose_probe`.
+    Costs ``folds`` times a :func:`~gapclose.probe_search.choose_probe`.
 
     Args:
         residuals: layer -> (N, D).

@@ -119,7 +119,7 @@ def _part(config: ModelConfig) -> tuple[str, str]:
     Raises:
         ValueError: when the checkpoint is a single model.
     """
-    found = transformers.AutoConfig.from_pretrained(config.resolved_path, trust_remote_code=config.trust_remote_code)
+    found = transformers.AutoConfig.from_pretrained(config.resolved_path, **config.known)
     name = part_name(found)
     if name is None:
         raise ValueError(
@@ -149,9 +149,8 @@ def _files(config: ModelConfig) -> tuple[list[Path], dict[str, Path]]:
 
 def _file(config: ModelConfig, name: str) -> Path | None:
     """A file of the checkpoint, in its directory or in the cache of the hub; None where there is none."""
-    found = cached_file(
-        config.resolved_path, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    found = cached_file(config.resolved_path, name, revision=config.revision, **quiet)
     return Path(found) if found else None
 
 
