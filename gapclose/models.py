@@ -17,7 +17,8 @@ import torch
 import transformers
 from torch import nn
 
-from gapclose.families import BARE, mend, part_for, trained_part
+from gapclose.architecture import attention_of, auto_class, read_architecture
+from gapclose.families import BARE, mend, part_for
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
 from gapclose.prompts import make_prompts, tokenizer_of
@@ -107,20 +108,11 @@ def load_model(config: ModelConfig) -> LoadedModel:
     """
     path = config.resolved_path
     known = {"trust_remote_code": config.trust_remote_code}
-    try:
-        loaded_config = transformers.AutoConfig.from_pretrained(path, **known)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model.path {path!r} cannot be read as a transformers checkpoint: {error}") from error
-    model_config = trained_part(loaded_config)
+    architecture = read_architecture(config)
     dtype = config.dtype if config.dtype == "auto" else DTYPES[config.dtype]
-    auto = transformers.AutoModelForMultimodalLM
-    if type(model_config) not in auto._model_mapping:
-        auto = transformers.AutoModelForCausalLM
-    # sdpa is what transformers takes by itself, except in towers that cannot (Gemma 4's for audio), where asking for it is an error
-    attention = None if config.attention == "sdpa" else config.attention
-    loading = {"config": model_config, "dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
+    loading = {"config": architecture, "dtype": dtype, "attn_implementation": attention_of(config), "use_safetensors": True}
     try:
-        model = auto.from_pretrained(path, **loading, **known).eval()
+        model = auto_class(architecture).from_pretrained(path, **loading, **known).eval()
     except OSError as error:
         raise ValueError(
             f"model.path {path!r} has no weights in safetensors; save them so (other formats can run code): {error}"
