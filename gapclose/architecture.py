@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,22 @@ def read_architecture(config: ModelConfig, path: str | None = None) -> Any:
     """
     path = path or config.resolved_path
     try:
-        found = transformers.AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        with quiet():
+            found = transformers.AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(f"model.path {path!r} cannot be read as a transformers checkpoint: {error}{remedy(path)}") from error
     return trained_part(found)
+
+
+def is_absent(config: ModelConfig) -> bool:
+    """Whether ``config.architecture`` stands for a checkpoint that is not there yet."""
+    if config.architecture is None:
+        return False
+    try:
+        read_architecture(config)
+    except ValueError:
+        return True
+    return False
 
 
 def auto_class(architecture: Any) -> Any:
@@ -68,10 +81,12 @@ def build_on_meta(architecture: Any, config: ModelConfig) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings of transformers."""
+    """Without the warnings of transformers, and of its own future."""
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         transformers.logging.set_verbosity(before)

@@ -133,6 +133,11 @@ class Config:
             raise ValueError(f"tracking is {self.tracking!r}; choose none or wandb")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must not be negative")
+        if self.export.merged and self.model.quantisation:
+            raise ValueError(
+                f"export.merged with model.quantisation {self.model.quantisation}: an adapter is not merged into rounded weights; export the "
+                "adapter, and merge it into the base as it was published"
+            )
         self.train = acting(self.objective, self.train)
         if self.targets.rounds > 1 and not (self.objective in LOSS_TERMS and self.train.consistency):
             raise ValueError(f"targets.rounds {self.targets.rounds} needs objective consistency or consistency+gold, not {self.objective}")

@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, D width of the residual stream, P answer positions, V
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -17,11 +18,12 @@ import torch
 import transformers
 from torch import nn
 
-from gapclose.architecture import attention_of, auto_class, read_architecture
+from gapclose.architecture import attention_of, auto_class, build_on_meta, read_architecture
 from gapclose.families import BARE, mend, part_for
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
 from gapclose.prompts import make_prompts, tokenizer_of
+from gapclose.quantise import BYTES, quantised_loading, refuse_quantisation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -41,10 +43,17 @@ class ModelConfig:
     """attention implementation of transformers: sdpa, eager, flash_attention_2"""
     trust_remote_code: bool = False
     """run code that the checkpoint brings along; leave off unless you have read it"""
+    quantisation: str | None = None
+    """4bit or 8bit: the decoder's linear modules through bitsandbytes, on a CUDA GPU; null: none"""
+    architecture: str | None = None
+    """directory with a config.json, of which ``gapclose validate`` takes the model's sizes while ``path`` cannot be reached; nothing else
+    looks at it"""
 
     def __post_init__(self) -> None:
         if self.dtype != "auto" and self.dtype not in DTYPES:
             raise ValueError(f"model.dtype is {self.dtype!r}; choose auto, {', '.join(DTYPES)}")
+        if self.quantisation not in (None, *BYTES):
+            raise ValueError(f"model.quantisation is {self.quantisation!r}; choose 4bit or 8bit, or null for none")
 
     @property
     def resolved_path(self) -> str:
@@ -103,14 +112,18 @@ def load_model(config: ModelConfig) -> LoadedModel:
     """Load model and processor in eval mode on the CPU; accelerate moves it.
 
     Raises:
-        ValueError: when the directory is no checkpoint, has no safetensors, cannot run with ``config.attention`` here, or no decoder
-            layers can be found.
+        ValueError: when the directory is no checkpoint, has no safetensors, cannot run with ``config.attention`` or
+            ``config.quantisation`` here, or no decoder layers can be found.
     """
+    refuse_quantisation(config.quantisation)
     path = config.resolved_path
     known = {"trust_remote_code": config.trust_remote_code}
     architecture = read_architecture(config)
     dtype = config.dtype if config.dtype == "auto" else DTYPES[config.dtype]
-    loading = {"config": architecture, "dtype": dtype, "attn_implementation": attention_of(config), "use_safetensors": True}
+    loading: dict[str, Any] = {"config": architecture, "dtype": dtype, "attn_implementation": attention_of(config), "use_safetensors": True}
+    if config.quantisation:
+        empty = build_on_meta(copy.deepcopy(architecture), config)
+        loading |= quantised_loading(config.quantisation, empty, decoder_layers(empty))
     try:
         model = auto_class(architecture).from_pretrained(path, **loading, **known).eval()
     except OSError as error:
@@ -119,9 +132,17 @@ def load_model(config: ModelConfig) -> LoadedModel:
         ) from error
     except ImportError as error:
         raise ValueError(f"model.attention {config.attention!r} cannot be used here ({error}); choose sdpa or eager") from error
-    processor = load_processor(config)
+    return joined(model, load_processor(config), path=path, fingerprint=checkpoint_fingerprint(path, model))
+
+
+def joined(model: Any, processor: Any, *, path: str, fingerprint: str) -> LoadedModel:
+    """Model and processor as everything else expects them: set right where a family needs it, padding on the left.
+
+    Raises:
+        ValueError: when the model has no decoder layers.
+    """
     mend(model, processor)
-    loaded = LoadedModel(model=model, processor=processor, path=path, fingerprint=checkpoint_fingerprint(path, model))
+    loaded = LoadedModel(model=model, processor=processor, path=path, fingerprint=fingerprint)
     loaded.tokenizer.padding_side = "left"
     if loaded.tokenizer.pad_token is None:  # Llama has none; what stands there is masked
         loaded.tokenizer.pad_token = loaded.tokenizer.eos_token

@@ -14,6 +14,7 @@ UNTOLD_KEYS = (
     "export.",
     "run_dir",
     "observe.shared",
+    "model.architecture",
     "train.logging_steps",
     "train.save_steps",
     "train.micro_batch_size",

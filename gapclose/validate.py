@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -47,6 +48,7 @@ def load_items(
     folds: int,
     retain: bool = False,
     objective: str | None = None,
+    without_model: bool = False,
 ) -> ItemSet:
     """Read an item set and check items, media, options and splits.
 
@@ -56,6 +58,7 @@ def load_items(
         folds: of clips, in which probes are fitted.
         retain: whether the train split must hold retain items.
         objective: what the train items are for, or None.
+        without_model: leave out what only the model's processor can tell, which is not there.
 
     Raises:
         ValueError: all problems of all checks together.
@@ -64,10 +67,11 @@ def load_items(
     items = read_data(directory, data, problems)
     found = faults(items)
     try:
-        processor = load_processor(model)
+        processor = None if without_model else load_processor(model)
     except (OSError, ValueError) as error:
         problems.add(f"model.path {model.path!r} has no tokenizer that transformers can read ({error}); give a checkpoint directory")
-    else:
+        processor = None
+    if processor is not None:
         check_options(items, tokenizer_of(processor), max_new_tokens, problems)
         check_kinds(items, processor, problems)
         found = too_long(items, processor) | found
@@ -94,8 +98,10 @@ def is_for_closing(config: Config) -> bool:
     return not items.items or any(i.split in ("train", "val") for i in items)
 
 
-def prepare_items(config: Config, *, closing: bool, main: bool = True, wait: Callable[[], None] = lambda: None) -> ItemSet:
-    """Make the embedded world when it is asked for, then read and check the items.
+def prepare_items(
+    config: Config, *, closing: bool, main: bool = True, wait: Callable[[], None] = lambda: None, without_model: bool = False
+) -> ItemSet:
+    """Make the embedded world when it is asked for, then read and check the items; ``without_model``: as far as no processor is needed.
 
     Raises:
         ValueError: with every problem of the set.
@@ -112,7 +118,7 @@ def prepare_items(config: Config, *, closing: bool, main: bool = True, wait: Cal
         wait()
     splits = CLOSE_SPLITS if closing else MEASURE_SPLITS
     retain = closing and config.train.retain > 0
-    limits = {"max_new_tokens": config.observe.max_new_tokens, "folds": config.probe.folds}
+    limits: dict[str, Any] = {"without_model": without_model, "max_new_tokens": config.observe.max_new_tokens, "folds": config.probe.folds}
     objective = config.objective if closing else None
     loaded = load_items(directory, config.data, config.model, splits, **limits, retain=retain, objective=objective)
     items = relabel(loaded, config.labelling, config.seed)
