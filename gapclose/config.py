@@ -46,6 +46,9 @@ class DataConfig:
     """of the clips for fit, train, val and test, where the data do not say; they add up to 1; 0 leaves a split out"""
     split_seed: int = 0
     """of that dealing; other than the run's seed, so that several seeds are judged on the same test clips"""
+    about: str | None = None
+    """of IMAVB, only the questions about vision or about audio, without the other half of the films nor the option that it was wrong: for
+    models that only see or only hear; null: all"""
     frames: int = 8
     """taken evenly of every film; tokens, memory and time of a forward grow with it (the source paper takes 50)"""
     side: int = 448
@@ -71,6 +74,8 @@ class DataConfig:
         for name, least in (("frames", 1), ("side", 16)):
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.about not in (None, "vision", "audio"):
+            raise ValueError(f"data.about is {self.about!r}; choose vision or audio, or null for both")
         if self.on_error not in ("raise", "skip"):
             raise ValueError(f"data.on_error is {self.on_error!r}; choose raise or skip")
 

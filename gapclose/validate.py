@@ -34,7 +34,7 @@ CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
 
 def read_data(directory: Path, data: DataConfig, problems: Problems) -> ItemSet:
     """The items in ``directory``, whatever its layout, framed as the configuration says."""
-    items = read_set(directory, problems, Dealing(shares=data.shares, seed=data.split_seed), columns=data.columns)
+    items = read_set(directory, problems, Dealing(shares=data.shares, seed=data.split_seed), columns=data.columns, about=data.about)
     return replace(items, framing=Framing(frames=data.frames, side=data.side))
 
 
