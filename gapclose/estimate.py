@@ -76,19 +76,20 @@ def training_step(loaded: LoadedModel, parts: Sequence[dict[str, Any]], config: 
         try:
             torch.stack([term_sums(model, sized(part)) for part in parts]).sum().backward()
         except (NotImplementedError, RuntimeError):
-            return _by_formula(loaded, parts, weights, 4 * own)
+            return _by_formula(loaded, parts, weights, 4 * own, recomputed=config.train.gradient_checkpointing)
     del states
     model.zero_grad(set_to_none=True)
     return Memory(weights=weights, adapters=4 * own, peak=meter.peak - bytes_saved(config.model.quantisation, decoder_layers(model)))
 
 
-def _by_formula(loaded: LoadedModel, parts: Sequence[dict[str, Any]], weights: int, adapters: int) -> Memory:
-    """:data:`SAVED` of every layer from the lowest adapted one on, and the float32 logits of the answer positions twice."""
+def _by_formula(loaded: LoadedModel, parts: Sequence[dict[str, Any]], weights: int, adapters: int, *, recomputed: bool) -> Memory:
+    """:data:`SAVED` of every layer from the lowest adapted one on, and the float32 logits of the answer positions twice; with activations
+    that are recomputed, of one layer, and what enters the others."""
     base = unwrap(loaded.model)
     adapted = [any(p.requires_grad for p in block.parameters()) for block in decoder_layers(base)]
     layers = len(adapted) - adapted.index(True)
     tokens = sum(part["prompt"]["input_ids"].numel() for part in parts)
-    kept = SAVED * tokens * loaded.width * layers * base.dtype.itemsize // 2
+    kept = tokens * loaded.width * base.dtype.itemsize * (layers + SAVED // 2 if recomputed else layers * SAVED // 2)
     logits = 2 * 4 * sum(len(part["rows"]) for part in parts) * base.get_input_embeddings().weight.shape[0]
     return Memory(weights=weights, adapters=adapters, peak=weights + adapters + kept + logits, by_formula=True)
 

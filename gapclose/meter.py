@@ -15,11 +15,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 aten = torch.ops.aten
+ATTENTION = F.scaled_dot_product_attention
 
 LARGEST_REAL = 1 << 24
 """elements up to which whole numbers and truth values are real; a mask of long prompts against themselves would fill the memory"""
@@ -40,7 +41,8 @@ class Meter(TorchDispatchMode):
         self._around = contextlib.ExitStack()
 
     def __enter__(self) -> Meter:
-        self._around.enter_context(FusedAttention())
+        # without values torch would write out the matrix of attention weights, which fused kernels do not
+        self._around.enter_context(mock.patch.object(F, "scaled_dot_product_attention", _attend))
         # torch 2.13 knows no autocast for meta tensors, not even to switch it off, which PEFT does around adapters of experts
         self._around.enter_context(mock.patch.object(torch, "autocast", _autocast))
         return super().__enter__()
@@ -148,18 +150,10 @@ def _grouped(a: torch.Tensor, b: torch.Tensor, ends: torch.Tensor | None = None,
     return a.new_empty(*groups, a.shape[-2], b.shape[-1])
 
 
-class FusedAttention(TorchFunctionMode):
-    """Scaled dot product attention without the matrix of its weights, as fused kernels compute it; without values torch would write it out."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.scaled_dot_product_attention and args[0].is_meta:
-            return _attend(*args, **kwargs)
-        return func(*args, **kwargs)
-
-
 def _attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):  # noqa: ANN001, ANN202
-    """As :func:`torch.nn.functional.scaled_dot_product_attention`, (B, heads, T, head width)."""
+    """As :func:`torch.nn.functional.scaled_dot_product_attention`, (B, heads, T, head width), by a fused kernel's sizes."""
+    if not query.is_meta:
+        return ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros(attn_mask.shape, dtype=query.dtype, device="meta")
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale

@@ -62,5 +62,5 @@ def bytes_saved(kind: str | None, blocks: nn.ModuleList) -> int:
     """By how much quantising makes the weights smaller; fused experts are no linear modules and stay as they are."""
     if kind is None:
         return 0
-    linears = [m.weight for m in blocks.modules() if isinstance(m, nn.Linear)]
+    linears = [m.weight for name, m in blocks.named_modules() if isinstance(m, nn.Linear) and "lora_" not in name]
     return sum(w.nbytes - round(w.numel() * BYTES[kind]) for w in linears)
