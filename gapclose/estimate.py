@@ -66,20 +66,23 @@ def training_step(loaded: LoadedModel, parts: Sequence[dict[str, Any]], config: 
         enable_checkpointing(loaded)
     train_adapters_alone(model)
     trained = [p for p in model.parameters() if p.requires_grad]
-    own = sum(p.nbytes for p in trained)
+    own, rounds = sum(p.nbytes for p in trained), config.train.accumulation(1)
+    inputs = [t for part in parts for t in _tensors(part)]
     with Meter() as meter:
         states = [torch.empty_like(p) for p in trained for _ in range(2)]
-        if config.train.accumulation(1) > 1:  # of the micro-batches before
+        if rounds > 1:  # of the micro-batches before
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
-        meter.count(*model.parameters(), *model.buffers(), *(t for part in parts for t in _tensors(part)))
+        meter.count(*model.parameters(), *model.buffers(), *inputs)
         try:
             torch.stack([term_sums(model, sized(part)) for part in parts]).sum().backward()
         except (NotImplementedError, RuntimeError):
             return _by_formula(loaded, parts, weights, 4 * own, recomputed=config.train.gradient_checkpointing)
     del states
     model.zero_grad(set_to_none=True)
-    return Memory(weights=weights, adapters=4 * own, peak=meter.peak - bytes_saved(config.model.quantisation, decoder_layers(model)))
+    waiting = (rounds - 1) * sum(t.nbytes for t in inputs)  # the trainer prepares all micro-batches of a step at once
+    saved = bytes_saved(config.model.quantisation, decoder_layers(model))
+    return Memory(weights=weights, adapters=4 * own, peak=meter.peak + waiting - saved)
 
 
 def _by_formula(loaded: LoadedModel, parts: Sequence[dict[str, Any]], weights: int, adapters: int, *, recomputed: bool) -> Memory:

@@ -84,6 +84,8 @@ def _run(func: Any, args: tuple, kwargs: dict[str, Any], tensors: list[torch.Ten
         args = (args[0], _by_place(args[1]), *args[2:])
     if func._schema.is_mutable and not args[0].is_meta:
         raise NotImplementedError(f"{func} writes what is not known into what is")
+    if func is aten._to_copy.default and "device" in kwargs:  # to where what is known lies, which this is not
+        kwargs = {**kwargs, "device": torch.device("meta")}
     moved = tree_map_only(torch.Tensor, _size_of, (args, kwargs))
     if func is aten._grouped_mm.default:
         return _grouped(*moved[0])

@@ -17,7 +17,7 @@ from gapclose.architecture import build_on_meta, is_absent, quiet, read_architec
 from gapclose.config import Config
 from gapclose.estimate import Memory, micro_batch, observation_bytes, observed_batch, text_batch, training_step, weight_bytes
 from gapclose.items import Item, ItemSet
-from gapclose.models import LoadedModel, decoder_layers, joined, load_processor, output_embedding, unwrap
+from gapclose.models import LoadedModel, decoder, decoder_layers, joined, load_processor, output_embedding, unwrap
 from gapclose.objectives import BY_TRL
 from gapclose.progress import say
 from gapclose.quantise import outside
@@ -69,10 +69,10 @@ def outline(config: Config, items: ItemSet | None) -> Iterator[tuple[str, str]]:
     candidates, towers = config.probe.candidates(len(layers)), _towers(model)
     yield "class", f"{type(model).__name__}, {_count(model.parameters())} parameters in {str(model.dtype).removeprefix('torch.')}"
     yield "decoder", f"{len(layers)} layers of width {loaded.width}, {_count(layers.parameters())} parameters"
-    yield "outside the decoder", ", ".join(f"{name} {_count(m.parameters())}" for name, m in towers.items()) or "nothing but embeddings"
+    yield "towers", ", ".join(f"{name} {_count(m.parameters())}" for name, m in towers.items()) or "none"
     yield "probe", f"one of layers {_span(candidates)}"
     yield "options", _options(loaded, items)
-    seen = _look_at(loaded, items) if items is not None and loaded.processor is not None else None
+    seen = look_at(loaded, items) if items is not None and loaded.processor is not None else None
     yield "tokens of an item", _tokens(seen, items)
     quantised = f", {config.model.quantisation} (by formula)" if config.model.quantisation else ""
     yield "weights", _bytes(weight_bytes(model, config.model.quantisation)) + quantised
@@ -104,11 +104,11 @@ def _without_weights(config: Config, source: str | None) -> LoadedModel:
 
 
 def _towers(model: Any) -> dict[str, nn.Module]:
-    """What computes outside the decoder's blocks, by name, without the output embedding."""
+    """What computes outside the language model, by name: what encodes media."""
     base = unwrap(model)
-    inside = {name: base.get_submodule(name) for name in outside(base, decoder_layers(base))}
-    last = output_embedding(base)
-    return {n: m for n, m in inside.items() if m is not last and any(isinstance(x, nn.Linear | nn.Conv2d) for x in m.modules())}
+    language = {id(m) for m in [*decoder(base).modules(), output_embedding(base)]}
+    others = {name: base.get_submodule(name) for name in outside(base, decoder_layers(base))}
+    return {n: m for n, m in others.items() if id(m) not in language and any(isinstance(x, nn.Linear | nn.Conv2d) for x in m.modules())}
 
 
 def _adapters(loaded: LoadedModel, layers: Sequence[int], towers: dict[str, nn.Module]) -> str:
@@ -130,7 +130,7 @@ def _options(loaded: LoadedModel, items: ItemSet | None) -> str:
     return "; ".join([*shown, *longer[:8], *([f"{len(longer) - 8} more of several tokens"] if len(longer) > 8 else [])])
 
 
-def _look_at(loaded: LoadedModel, items: ItemSet) -> Seen | None:
+def look_at(loaded: LoadedModel, items: ItemSet) -> Seen | None:
     """Make the prompts of a few items, spread over the set."""
     media, tokens, longest = loaded.media(items), list[int](), dict[str, tuple[int, Item]]()
     for purpose in ("gap", "retain"):

@@ -1,70 +1,29 @@
 """Memory by sizes alone against what the allocator says; what the estimate knows of the settings; nothing of it reads a weight."""
 
 import itertools
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from measured_step import configured, measured, without_weights
 from torch.profiler import ProfilerActivity, profile
 
 import gapclose.estimate
 from gapclose.adapters import add_lora
 from gapclose.architecture import build_on_meta, read_architecture
 from gapclose.config import parse_config
-from gapclose.estimate import micro_batch, observation_bytes, observed_batch, text_batch, training_step, weight_bytes
+from gapclose.estimate import observation_bytes, observed_batch, text_batch, training_step, weight_bytes
 from gapclose.meter import Meter
-from gapclose.models import joined, load_processor
+from gapclose.models import LoadedModel, joined, load_processor
 from gapclose.observations import read_observations
-from gapclose.outline import _look_at
 from gapclose.validate import prepare_items
 
-SETTINGS = {"train.global_batch_size": 24, "train.micro_batch_size": 12, "train.epochs": 1, "train.logging_steps": 1}
-
-
-def configured(path, data, tmp_path, **more):
-    """A configuration and the file that holds it."""
-    values = {"model.path": path, "model.dtype": "float32", "data.path": data, "run_dir": tmp_path / "run", **SETTINGS, **more}
-    arguments = [word for key, value in values.items() for word in (f"--{key}", str(value))]
-    config = parse_config(arguments)
-    file = tmp_path / "config.yaml"
-    tree: dict = {}
-    for key, value in values.items():
-        group, _, name = key.rpartition(".")
-        (tree.setdefault(group, {}) if group else tree)[name or key] = value if isinstance(value, int | float | bool) else str(value)
-    file.write_text(json.dumps(tree))
-    return config, file
-
-
-def without_weights(config, first, items=None):
-    """The model on meta with adapters from a layer on, and the micro-batch of its longest items, or one of text."""
-    model = build_on_meta(read_architecture(config.model), config.model)
-    loaded = joined(model, load_processor(config.model), path="", fingerprint="")
-    with torch.device("meta"):
-        add_lora(loaded, config.lora, range(first, len(loaded.layers) + 1), 0)
-    if items is None:
-        return loaded, [text_batch(8, 40)]
-    seen = _look_at(loaded, items)
-    return loaded, micro_batch(loaded, seen.gap, seen.retain, items, config)
-
-
-def measured(file, first):
-    """Peak of allocated bytes in a process of its own."""
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).parent / "measured_step.py"), str(file), str(first)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.strip().splitlines()[-1])["peak"]
-
-
-@pytest.mark.parametrize(("path", "first", "recomputed"), [("digits", 3, False), ("digits", 3, True)])
-def test_the_estimate_is_within_a_fifth_of_the_measured_peak(path, first, recomputed, digits_directory, digits, tmp_path):
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_the_estimate_is_within_a_fifth_of_the_measured_peak(recomputed, digits_directory, digits, tmp_path):
     """Two steps of the real trainer on the shipped model: weights, adapters, gradients, states and activations."""
-    config, file = configured(path, digits_directory, tmp_path, **{"train.gradient_checkpointing": recomputed})
-    loaded, parts = without_weights(config, first, digits)
-    found, peak = training_step(loaded, parts, config), measured(file, first)
+    config, file = configured("digits", digits_directory, tmp_path, **{"train.gradient_checkpointing": recomputed})
+    loaded, parts = without_weights(config, 3, digits)
+    found, peak = training_step(loaded, parts, config), measured(file, 3)
     assert not found.by_formula and abs(found.peak / peak - 1) < 0.2, (found.peak, peak)
     assert found.activations > found.weights > 0
 
@@ -94,9 +53,8 @@ def test_experts_under_adapters_cost_a_copy_of_them(digits_directory, tmp_path):
     found = []
     for wanted in (False, True):
         config.lora.experts = wanted
-        loaded = gapclose.models.LoadedModel(
-            model=build_on_meta(read_architecture(config.model), config.model), processor=None, path="", fingerprint=""
-        )
+        bare = build_on_meta(read_architecture(config.model), config.model)
+        loaded = LoadedModel(model=bare, processor=None, path="", fingerprint="")
         with torch.device("meta"):
             add_lora(loaded, config.lora, [48], 0)
         found.append(training_step(loaded, [text_batch(1, 64)], config))
@@ -144,9 +102,7 @@ def test_shared_weights_count_once(tiny_checkpoint, digits_directory, tmp_path):
 def test_a_longer_prompt_takes_more_of_a_forward(tiny_checkpoint, digits_directory, tmp_path):
     """Weights and key-value cache included."""
     config, _ = configured(tiny_checkpoint, digits_directory, tmp_path)
-    model = joined(
-        build_on_meta(read_architecture(config.model), config.model), load_processor(config.model), path="", fingerprint=""
-    )  # fmt: skip
+    model = joined(build_on_meta(read_architecture(config.model), config.model), load_processor(config.model), path="", fingerprint="")
     short, long = (observed_batch(model, text_batch(4, n)["prompt"], None) for n in (32, 320))
     assert weight_bytes(model.model, None) < short < long
 
