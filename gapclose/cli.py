@@ -76,7 +76,7 @@ def validate(arguments: Sequence[str]) -> None:
     except ValueError as error:
         faults.append(str(error))
     try:
-        print_outline(config, items)
+        print_outline(config, items, absent=absent)
     except ValueError as error:
         faults.append(str(error))
     if faults:

@@ -152,7 +152,7 @@ def _grouped(a: torch.Tensor, b: torch.Tensor, ends: torch.Tensor | None = None,
     return a.new_empty(*groups, a.shape[-2], b.shape[-1])
 
 
-def _attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):  # noqa: ANN001, ANN202
+def _attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
     """As :func:`torch.nn.functional.scaled_dot_product_attention`, (B, heads, T, head width), by a fused kernel's sizes."""
     if not query.is_meta:
         return ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)

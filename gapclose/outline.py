@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from gapclose.adapters import add_lora
-from gapclose.architecture import build_on_meta, is_absent, quiet, read_architecture
+from gapclose.architecture import build_on_meta, quiet, read_architecture
 from gapclose.config import Config
 from gapclose.estimate import Memory, micro_batch, observation_bytes, observed_batch, text_batch, training_step, weight_bytes
 from gapclose.items import Item, ItemSet
@@ -40,30 +40,30 @@ class Seen:
     """the longest of those that must not change"""
 
 
-def print_outline(config: Config, items: ItemSet | None) -> None:
+def print_outline(config: Config, items: ItemSet | None, *, absent: bool) -> None:
     """Print :func:`outline` as a table, with what must be known of where its figures come from."""
+    if absent:
+        say(f"no checkpoint can be read at {config.model.path}; sizes are those of {config.model.architecture}")
     table = Table(title=f"{config.model.path}, without its weights", show_header=False)
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
-    for label, value in outline(config, items):
+    for label, value in outline(config, items, absent=absent):
         table.add_row(label, value)
     wide_console().print(table)
     say("memory is that of one process, without what kernels and allocator take for themselves (docs/your-model.md)")
 
 
-def outline(config: Config, items: ItemSet | None) -> Iterator[tuple[str, str]]:
+def outline(config: Config, items: ItemSet | None, *, absent: bool) -> Iterator[tuple[str, str]]:
     """What is known of the model, as labels and values.
 
     Args:
         items: that it will be asked, or None where they are not there or not whole.
+        absent: there is no checkpoint yet, and ``model.architecture`` stands for it.
 
     Raises:
         ValueError: when the model cannot be read or built, or has not the layers that the configuration names.
     """
-    absent = is_absent(config.model)
     source = config.model.architecture if absent else None
-    if absent:
-        yield "sizes", f"of {source}, since no checkpoint can be read at {config.model.path}"
     loaded = _without_weights(config, source)
     model, layers = loaded.model, decoder_layers(loaded.model)
     candidates, towers = config.probe.candidates(len(layers)), _towers(model)
@@ -73,7 +73,7 @@ def outline(config: Config, items: ItemSet | None) -> Iterator[tuple[str, str]]:
     yield "probe", f"one of layers {_span(candidates)}"
     yield "options", _options(loaded, items)
     seen = look_at(loaded, items) if items is not None and loaded.processor is not None else None
-    yield "tokens of an item", _tokens(seen, items)
+    yield "tokens of an item", _tokens(loaded, seen, items)
     quantised = f", {config.model.quantisation} (by formula)" if config.model.quantisation else ""
     yield "weights", _bytes(weight_bytes(model, config.model.quantisation)) + quantised
     yield from _stored(items, config, len(layers), loaded)
@@ -122,12 +122,12 @@ def _adapters(loaded: LoadedModel, layers: Sequence[int], towers: dict[str, nn.M
 
 def _options(loaded: LoadedModel, items: ItemSet | None) -> str:
     if items is None or loaded.processor is None:
-        return f"tokens not known without {'the items' if items is None else 'the processor'}"
+        return _unknown(loaded)
     lengths = {o.text: len(loaded.option_tokens(o.text)) for item in items for o in item.options}
     single = [text for text, n in lengths.items() if n == 1]
     longer = [f"{text!r} is {n} tokens" for text, n in lengths.items() if n != 1]
     shown = [f"one token each: {', '.join(single[:12])}{' ...' if len(single) > 12 else ''}"] if single else []
-    return "; ".join([*shown, *longer[:8], *([f"{len(longer) - 8} more of several tokens"] if len(longer) > 8 else [])])
+    return "; ".join([*longer[:8], *([f"{len(longer) - 8} more of several tokens"] if len(longer) > 8 else []), *shown])
 
 
 def look_at(loaded: LoadedModel, items: ItemSet) -> Seen | None:
@@ -144,10 +144,13 @@ def look_at(loaded: LoadedModel, items: ItemSet) -> Seen | None:
     return Seen(tokens=tokens, gap=longest["gap"][1], retain=longest["retain"][1] if "retain" in longest else None)
 
 
-def _tokens(seen: Seen | None, items: ItemSet | None) -> str:
-    if seen is None:
-        return f"not known without {'the items' if items is None else 'the processor'}"
-    assert items is not None
+def _unknown(loaded: LoadedModel) -> str:
+    return f"not known without the {'processor' if loaded.processor is None else 'items'}"
+
+
+def _tokens(loaded: LoadedModel, seen: Seen | None, items: ItemSet | None) -> str:
+    if seen is None or items is None:
+        return _unknown(loaded)
     films = any(kind == "video" for item in items for kind, _ in item.media)
     shown = f"; {items.framing.frames} frames of a film" if films else ""
     spread = f"{min(seen.tokens):,} to {max(seen.tokens):,}, median {statistics.median(seen.tokens):,.0f}"
@@ -159,7 +162,10 @@ def _stored(items: ItemSet | None, config: Config, n_layers: int, loaded: Loaded
     if items is None:
         layers = len({*config.probe.candidates(n_layers), n_layers})
         each = layers * loaded.width * size
-        yield "observations on disk", f"{_bytes(each)} an item of fit ({layers} layers), {_bytes(2 * loaded.width * size)} another each time"
+        yield (
+            "observations on disk",
+            f"{_bytes(each)} an item of fit ({layers} layers), {_bytes(2 * loaded.width * size)} another each time",
+        )
         return
     found = observation_bytes(items, config, n_layers=n_layers, width=loaded.width, itemsize=size)
     yield "observations on disk", ", ".join(f"{_bytes(n)} by {job}" for job, n in found.items())
@@ -179,8 +185,9 @@ def _observing(loaded: LoadedModel, items: ItemSet | None, seen: Seen | None, co
 def _training(loaded: LoadedModel, items: ItemSet | None, seen: Seen | None, config: Config) -> Iterator[tuple[str, str]]:
     size = config.train.micro_batch_size
     if seen is not None and items is not None:
-        yield f"  training step, {size} x the longest item", _memory(
-            training_step(loaded, micro_batch(loaded, seen.gap, seen.retain, items, config), config)
+        yield (
+            f"  training step, {size} x the longest item",
+            _memory(training_step(loaded, micro_batch(loaded, seen.gap, seen.retain, items, config), config)),
         )
         return
     for length in LENGTHS:

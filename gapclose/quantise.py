@@ -36,7 +36,12 @@ def quantised_loading(kind: str, model: nn.Module, blocks: nn.ModuleList) -> dic
     """
     how: dict[str, Any] = {"load_in_8bit": True}
     if kind == "4bit":
-        how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.bfloat16}
+        how = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": torch.bfloat16,
+        }
     settings = BitsAndBytesConfig(**how, llm_int8_skip_modules=outside(model, blocks))
     return {"quantization_config": settings, "device_map": {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}}
 

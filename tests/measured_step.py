@@ -1,6 +1,6 @@
 """What the estimate of memory is measured against: two training steps in a process of their own, by the CPU allocator's own record.
 
-    python tests/measured_step.py CONFIG.yaml FIRST_LAYER
+python tests/measured_step.py CONFIG.yaml FIRST_LAYER
 """
 
 import itertools
@@ -22,7 +22,6 @@ from gapclose.item_files import read_items
 from gapclose.models import joined, load_model, load_processor
 from gapclose.outline import look_at
 from gapclose.trainer import make_trainer
-
 
 SETTINGS = {"train.global_batch_size": 24, "train.micro_batch_size": 12, "train.epochs": 1, "train.logging_steps": 1}
 

@@ -18,6 +18,7 @@ from gapclose.models import LoadedModel, joined, load_processor
 from gapclose.observations import read_observations
 from gapclose.validate import prepare_items
 
+
 @pytest.mark.parametrize("recomputed", [False, True])
 def test_the_estimate_is_within_a_fifth_of_the_measured_peak(recomputed, digits_directory, digits, tmp_path):
     """Two steps of the real trainer on the shipped model: weights, adapters, gradients, states and activations."""
