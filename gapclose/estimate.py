@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from gapclose.adapters import enable_checkpointing
@@ -119,7 +120,7 @@ def micro_batch(loaded: LoadedModel, gap: Item, retain: Item | None, items: Item
     held = round(size * counts["retain"] / config.train.global_batch_size) if retain else 0
     term = "consistency" if counts["consistency"] else "gold"
     options = len(gap.options)
-    aimed = torch.full((options,), 1 / options).numpy()
+    aimed = np.full(options, 1 / options)
     examples = [Example(item=gap, term=term, weights=aimed) for _ in range(size - held)]
     if retain:
         known = {"base_logps": torch.zeros(kept), "base_tokens": torch.zeros(kept, dtype=torch.int32)}
