@@ -123,8 +123,8 @@ def micro_batch(loaded: LoadedModel, gap: Item, retain: Item | None, items: Item
     aimed = np.full(options, 1 / options)
     examples = [Example(item=gap, term=term, weights=aimed) for _ in range(size - held)]
     if retain:
-        known = {"base_logps": torch.zeros(kept), "base_tokens": torch.zeros(kept, dtype=torch.int32)}
-        examples += [Example(item=retain, term="retain", **known) for _ in range(held)]
+        logps, tokens = torch.zeros(kept), torch.zeros(kept, dtype=torch.int32)
+        examples += [Example(item=retain, term="retain", base_logps=logps, base_tokens=tokens) for _ in range(held)]
     return Collator(loaded, loaded.media(items))(examples)["parts"]
 
 
