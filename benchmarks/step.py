@@ -42,7 +42,7 @@ from gapclose.adapters import LoraConfig, add_lora, enable_checkpointing
 from gapclose.batches import TERMS, Collator, Example
 from gapclose.digits import tiny
 from gapclose.items import Item, Option
-from gapclose.models import answer_logits, decoder_layers
+from gapclose.structure import answer_logits, decoder_layers
 from gapclose.trainer import TrainConfig, term_sums
 
 LETTERS = "ABCDEF"  # six options, as in IMAVB

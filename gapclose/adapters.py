@@ -13,7 +13,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from gapclose.models import LoadedModel, ModelConfig, expert_names, linear_names, load_model, unwrap
+from gapclose.models import LoadedModel, ModelConfig, load_model
+from gapclose.structure import expert_names, linear_names, unwrap
 
 
 @dataclass(kw_only=True)

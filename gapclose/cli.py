@@ -12,7 +12,7 @@ from pathlib import Path
 USAGE = """\
 usage: gapclose COMMAND [--config FILE] [--any.key value ...]
 
-  validate --config FILE    check configuration, items, media and options; print what is there; load no weights
+  validate --config FILE    check configuration, items, media and options; print what is there and what it takes; load no weights
   measure  --config FILE    probe the base model, measure its gap on test clips, and try every control (measurement.json)
   close    --config FILE    measure, train, measure again after every epoch and at the end, export
   export   --config FILE    write and verify the exports of a finished run again, e.g. with --export.merged true or --export.push OWNER/NAME
@@ -57,18 +57,36 @@ def guarded(job) -> int:
 
 
 def validate(arguments: Sequence[str]) -> None:
-    """Everything that can be checked before a model loads."""
+    """Everything that can be checked before a model loads; what is wrong with the items does not keep the model from being outlined.
+
+    Raises:
+        ValueError: all that is wrong, after all that can be shown.
+    """
+    from gapclose.architecture import is_absent
     from gapclose.config import parse_config
     from gapclose.examine.leak import print_leak, text_leak
+    from gapclose.outline import print_outline
     from gapclose.validate import doubts, is_for_closing, prepare_items, print_histogram
 
     config = parse_config(arguments, prog="gapclose validate")
-    closing = is_for_closing(config)
-    items = prepare_items(config, closing=closing)
-    print_histogram(items)
+    closing, absent, items, faults = True, is_absent(config.model), None, list[str]()
+    try:
+        closing = is_for_closing(config)
+        items = prepare_items(config, closing=closing, without_model=absent)
+        print_histogram(items)
+    except ValueError as error:
+        faults.append(str(error))
+    try:
+        print_outline(config, items, absent=absent)
+    except ValueError as error:
+        faults.append(str(error))
+    if faults:
+        raise ValueError("\n".join(faults))
+    assert items is not None
     for line in [*doubts(items), *print_leak(text_leak(items, folds=config.probe.folds))]:
         print(f"warning: {line}")
-    print("no problems found" + ("" if closing else "; without train and val this set is for `gapclose measure` alone"))
+    unseen = f"; options and prompts are not checked without the processor of {config.model.path}" if absent else ""
+    print("no problems found" + ("" if closing else "; without train and val this set is for `gapclose measure` alone") + unseen)
 
 
 def measure(arguments: Sequence[str]) -> None:

@@ -50,6 +50,9 @@ class DataConfig:
     """of that dealing; other than the run's seed, so that several seeds are judged on the same test clips"""
     shuffle_options: bool = False
     """ask every item with its options in an order of its own, drawn from ``split_seed``; the order is kept in items.json"""
+    about: str | None = None
+    """of IMAVB, only the questions about vision or about audio, without the other half of the films nor the option that it was wrong: for
+    models that only see or only hear; null: all"""
     frames: int = 8
     """taken evenly of every film; tokens, memory and time of a forward grow with it (the source paper takes 50)"""
     side: int = 448
@@ -87,6 +90,8 @@ class DataConfig:
                 raise ValueError(f"data.{name} is {getattr(self, name)}; it must be at least {least}")
         if self.cache_gb <= 0:
             raise ValueError(f"data.cache_gb is {self.cache_gb}; it must be above 0 (data.cache null keeps nothing)")
+        if self.about not in (None, "vision", "audio"):
+            raise ValueError(f"data.about is {self.about!r}; choose vision or audio, or null for both")
         if self.on_error not in ("raise", "skip"):
             raise ValueError(f"data.on_error is {self.on_error!r}; choose raise or skip")
 
@@ -162,6 +167,11 @@ class Config:
             raise ValueError(f"tracking is {self.tracking!r}; choose none or wandb")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must not be negative")
+        if self.export.merged and self.model.quantisation:
+            raise ValueError(
+                f"export.merged with model.quantisation {self.model.quantisation}: an adapter is not merged into rounded weights; export the "
+                "adapter, and merge it into the base as it was published"
+            )
         self.train = acting(self.objective, self.train)
         if self.targets.rounds > 1 and not (self.objective in LOSS_TERMS and self.train.consistency):
             raise ValueError(f"targets.rounds {self.targets.rounds} needs objective consistency or consistency+gold, not {self.objective}")

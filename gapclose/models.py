@@ -1,12 +1,9 @@
-"""Load a transformers multimodal LM and find in it what the rest needs: decoder layers, answer positions, option tokens.
-
-Shapes: B batch, T tokens, D width of the residual stream, P answer positions, V vocabulary.
-"""
+"""Load a transformers multimodal LM with its processor, and set both right for everything else."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 
+from gapclose.architecture import attention_of, auto_class, build_on_meta, read_architecture
 from gapclose.chat import answer_tokens, set_variables, tokenizer_of
 from gapclose.checkpoint import (
     checkpoint_fingerprint,
@@ -25,10 +23,12 @@ from gapclose.checkpoint import (
     refuse_parts_apart,
     unreadable_weights,
 )
-from gapclose.families import BARE, mend, part_for, trained_part
+from gapclose.families import mend, part_for
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
 from gapclose.prompts import make_prompts
+from gapclose.quantise import BYTES, quantised_loading, refuse_quantisation
+from gapclose.structure import decoder_layers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -52,10 +52,17 @@ class ModelConfig:
     """variables of the chat template, e.g. ``{enable_thinking: false}``; what it does not know is refused"""
     trust_remote_code: bool = False
     """run code that the checkpoint brings along; leave off unless you have read it"""
+    quantisation: str | None = None
+    """4bit or 8bit: the decoder's linear modules through bitsandbytes, on a CUDA GPU; null: none"""
+    architecture: str | None = None
+    """directory with a config.json, of which ``gapclose validate`` takes the model's sizes while ``path`` cannot be reached; nothing else
+    looks at it"""
 
     def __post_init__(self) -> None:
         if self.dtype != "auto" and self.dtype not in DTYPES:
             raise ValueError(f"model.dtype is {self.dtype!r}; choose auto, {', '.join(DTYPES)}")
+        if self.quantisation not in (None, *BYTES):
+            raise ValueError(f"model.quantisation is {self.quantisation!r}; choose 4bit or 8bit, or null for none")
         for name, value in (self.template or {}).items():
             if not str(name).isidentifier() or not isinstance(value, str | int | float | bool | None):
                 raise ValueError(
@@ -133,25 +140,21 @@ def load_model(config: ModelConfig) -> LoadedModel:
 
     Raises:
         ValueError: when the directory is no checkpoint, has no safetensors or not all of its weights, cannot run with
-            ``config.attention`` here, needs a package that is not there, or no decoder layers can be found.
+            ``config.attention`` or ``config.quantisation`` here, needs a package that is not there, or no decoder layers can be found.
     """
+    refuse_quantisation(config.quantisation)
     path = config.resolved_path
-    try:
-        loaded_config = transformers.AutoConfig.from_pretrained(path, **config.known)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model.path {path!r} cannot be read as a transformers checkpoint: {error}") from error
-    model_config = trained_part(loaded_config)
+    architecture = read_architecture(config)
     dtype = config.dtype if config.dtype == "auto" else DTYPES[config.dtype]
-    auto = transformers.AutoModelForMultimodalLM
-    if type(model_config) not in auto._model_mapping:
-        auto = transformers.AutoModelForCausalLM
-    # sdpa is what transformers takes by itself, except in towers that cannot (Gemma 4's for audio), where asking for it is an error
-    attention = None if config.attention == "sdpa" else config.attention
-    loading = {"config": model_config, "dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
+    attention = attention_of(config)
+    loading: dict[str, Any] = {"config": architecture, "dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
     telling = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused here, by name
     processor = load_processor(config)
+    if config.quantisation:
+        empty = build_on_meta(copy.deepcopy(architecture), config)
+        loading |= quantised_loading(config.quantisation, empty, decoder_layers(empty))
     try:
-        read: Any = auto.from_pretrained(path, **loading, **telling, **config.known)
+        read: Any = auto_class(architecture).from_pretrained(path, **loading, **telling, **config.known)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"model.path {path!r} {unreadable_weights(checkpoint_folder(path, config.revision), error)}") from error
     except ImportError as error:
@@ -160,10 +163,18 @@ def load_model(config: ModelConfig) -> LoadedModel:
         raise ValueError(f"model.attention {config.attention!r} cannot be used here ({error}); choose sdpa or eager") from error
     model, info = read
     refuse_incomplete(path, info)
-    model.eval()
-    mend(model, processor)
     fingerprint = checkpoint_fingerprint(checkpoint_folder(path, config.revision), model)
-    loaded = LoadedModel(model=model, processor=processor, path=path, fingerprint=fingerprint, apart=config.apart)
+    return joined(model.eval(), processor, path=path, fingerprint=fingerprint, apart=config.apart)
+
+
+def joined(model: Any, processor: Any, *, path: str, fingerprint: str, apart: dict[str, Any] | None = None) -> LoadedModel:
+    """Model and processor as everything else expects them: set right where a family needs it, padding on the left.
+
+    Raises:
+        ValueError: when the model has no decoder layers.
+    """
+    mend(model, processor)
+    loaded = LoadedModel(model=model, processor=processor, path=path, fingerprint=fingerprint, apart=apart or {})
     loaded.tokenizer.padding_side = "left"
     if loaded.tokenizer.pad_token is None:  # Llama has none; what stands there is masked
         loaded.tokenizer.pad_token = loaded.tokenizer.eos_token
@@ -191,139 +202,3 @@ def load_processor(config: ModelConfig) -> Any:
     refuse_parts_apart(processor, path, config.revision)
     set_variables(processor, config.template or {})
     return processor
-
-
-def unwrap(model: Any) -> Any:
-    """The transformers model inside engine (DDP) and PEFT wrapping."""
-    while isinstance(getattr(model, "module", None), nn.Module):
-        model = model.module
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def decoder(model: Any) -> Any:
-    """The module that holds the decoder blocks of the language model, found through ``get_decoder()`` and never by a fixed path.
-
-    Raises:
-        ValueError: when there are none, naming the class.
-    """
-    module, seen = unwrap(model), set()
-    while not isinstance(getattr(module, "layers", None), nn.ModuleList):
-        seen.add(id(module))
-        deeper = module.get_decoder() if hasattr(module, "get_decoder") else None
-        if deeper is None or id(deeper) in seen:
-            deeper = getattr(module, "language_model", None) or getattr(module, "model", None)
-        if deeper is None or id(deeper) in seen:
-            raise ValueError(
-                f"{type(unwrap(model)).__name__}: found no decoder layers; gapclose needs a decoder with a ModuleList `layers`"
-            )
-        module = deeper
-    return module
-
-
-def decoder_layers(model: Any) -> nn.ModuleList:
-    """The decoder blocks of the language model. Raises: as :func:`decoder`."""
-    return decoder(model).layers
-
-
-def train_adapters_alone(model: Any) -> None:
-    """Training mode for the decoder blocks that hold trainable parameters, evaluation mode for everything else.
-
-    What is frozen must compute what it computed when it was observed: in training mode, dropout in a tower would make noise of it, and
-    batch normalisation (Nemotron-H-Omni hears through one) would even change it, by statistics that no adapter carries.
-    """
-    base = unwrap(model)
-    base.eval()
-    for block in decoder_layers(base):
-        block.train(any(p.requires_grad for p in block.parameters()))
-
-
-def output_embedding(model: Any) -> Any:
-    """The module that turns the last hidden states into logits: the model's own, or that of the language model inside it.
-
-    Raises:
-        ValueError: when there is none, naming the class.
-    """
-    base = unwrap(model)
-    inner: Any = getattr(base, "language_model", None)  # Nemotron-H-Omni's is a whole causal LM
-    for module in (base, inner):
-        head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
-        if head is not None:
-            return head
-    raise ValueError(f"{type(base).__name__}: found no output embedding; gapclose needs a model with get_output_embeddings()")
-
-
-def linear_names(model: Any, layers: Sequence[int]) -> list[str]:
-    """Full names of the ``nn.Linear`` modules inside decoder layers ``layers`` (counted from 1) that can hold an adapter.
-
-    Full names, because leaf names such as ``q_proj`` also match the audio and vision towers of most families.
-    """
-    bare = BARE.get(decoder(model).config.model_type, ())
-    return [n for n, m in _inside(model, layers) if isinstance(m, nn.Linear) and n.rpartition(".")[2] not in bare]
-
-
-def expert_names(model: Any, layers: Sequence[int]) -> list[str]:
-    """Full names of the fused experts inside decoder layers ``layers``: parameters (experts, out, in) of a module with ``num_experts``."""
-    found = []
-    for name, module in _inside(model, layers):
-        if hasattr(module, "num_experts"):
-            found += [f"{name}.{n}" for n, p in module.named_parameters(recurse=False) if p.dim() == 3]
-    return found
-
-
-def _inside(model: Any, layers: Sequence[int]) -> list[tuple[str, nn.Module]]:
-    """Name and module of everything inside decoder layers ``layers``."""
-    blocks = decoder_layers(model)
-    inside = {id(m) for layer in layers for m in blocks[layer - 1].modules()}
-    return [(name, module) for name, module in unwrap(model).named_modules() if id(module) in inside]
-
-
-@contextmanager
-def answer_logits(model: Any, rows: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
-    """Inside, the model computes logits only for ``(rows[p], positions[p])``: its ``logits`` are (1, P, V).
-
-    Done by slicing what enters the output embedding, since several families ignore ``logits_to_keep``, and full logits of a long
-    clip cost more than the rest of a step.
-    """
-
-    def keep(module: nn.Module, args: tuple) -> tuple:
-        hidden = args[0]  # (B, T, D)
-        return (hidden[rows.to(hidden.device), positions.to(hidden.device)][None], *args[1:])
-
-    handle = output_embedding(model).register_forward_pre_hook(keep)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def residuals_at(model: Any, layers: Sequence[int], positions: torch.Tensor) -> Iterator[dict[int, torch.Tensor]]:
-    """Inside, every forward fills the yielded dict: layer -> residual stream at ``positions``, (B, D).
-
-    Layer *l* counts decoder blocks from 1 and is what leaves block *l*; 0 is what enters the first block (the embedding). Unlike
-    ``hidden_states[-1]``, the last layer comes before the final norm.
-    """
-    found: dict[int, torch.Tensor] = {}
-    blocks = decoder_layers(model)
-
-    def pool(hidden: torch.Tensor) -> torch.Tensor:
-        if hidden.dim() == 4:  # AltUp keeps several streams (S, B, T, D); the active one is first
-            hidden = hidden[0]
-        return hidden[torch.arange(len(hidden), device=hidden.device), positions.to(hidden.device)].detach()
-
-    def after(layer: int):
-        def hook(module: nn.Module, args: tuple, output: Any) -> None:
-            found[layer] = pool(output[0] if isinstance(output, tuple | list) else output)
-
-        return hook
-
-    def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        found[0] = pool(args[0] if args else kwargs["hidden_states"])
-
-    handles = [blocks[0].register_forward_pre_hook(before, with_kwargs=True)] if 0 in layers else []
-    handles += [blocks[layer - 1].register_forward_hook(after(layer)) for layer in layers if layer > 0]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -25,11 +25,12 @@ from accelerate import PartialState
 from gapclose.files import write_json
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
-from gapclose.models import LoadedModel, answer_logits, residuals_at, unwrap
+from gapclose.models import LoadedModel
 from gapclose.observations import Observations, claim, leave_shared, pad_options, read_observations, shard_path, take_shared, write_shard
 from gapclose.patching import patched_at
 from gapclose.progress import say, track
 from gapclose.prompts import media_signature
+from gapclose.structure import answer_logits, residuals_at, unwrap
 
 
 @dataclass(kw_only=True)

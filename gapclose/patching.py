@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gapclose.models import decoder_layers
+from gapclose.structure import decoder_layers
 
 
 @contextmanager

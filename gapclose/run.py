@@ -35,6 +35,7 @@ from gapclose.probe_search import ProbeConfig, choose_probe
 from gapclose.probes import FrozenProbe
 from gapclose.progress import say
 from gapclose.prompted import Measures, measure_prompts
+from gapclose.quantise import refuse_quantisation
 from gapclose.report.figures import draw_epochs
 from gapclose.report.page import write_page
 from gapclose.report.summary import layer_words, read_records, summarise
@@ -57,6 +58,7 @@ class Run:
         if not sys.stderr.isatty():
             transformers.logging.disable_progress_bar()
         self.config, self.directory = config, Path(config.run_dir)
+        refuse_quantisation(config.model.quantisation)
         self.process = check_launch()
         if closing:
             if config.model.dtype == "float16":
@@ -78,7 +80,8 @@ class Run:
         self.lock = take_directory(self.directory) if self.process.is_main_process else None
         self.on_main(lambda: save_config(config, self.directory / "config.yaml"))
         self.on_main(lambda: bind_items(self.items, self.directory / "items.json"))
-        self.loaded.model.to(self.process.device)
+        if config.model.quantisation is None:  # else it was loaded where it is to run
+            self.loaded.model.to(self.process.device)
         self.adapter = ""
         self.tracker: NoTracker = NoTracker()
         self.on_main(lambda: write_json(self.directory / "environment.json", environment(config.seed, self.process)))

@@ -16,6 +16,7 @@ UNTOLD_KEYS = (
     "observe.shared",
     "data.workers",
     "data.cache",
+    "model.architecture",
     "train.logging_steps",
     "train.save_steps",
     "train.micro_batch_size",

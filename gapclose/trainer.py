@@ -24,8 +24,9 @@ from gapclose.batches import TERMS, Collator, Example, MixedSampler
 from gapclose.files import write_json
 from gapclose.losses import answer_nll, retain_kl
 from gapclose.media import Media
-from gapclose.models import LoadedModel, answer_logits, train_adapters_alone
+from gapclose.models import LoadedModel
 from gapclose.progress import is_main, say
+from gapclose.structure import answer_logits, train_adapters_alone
 
 FEW_STEPS = 10
 """optimiser steps below which a training is warned of: it will hardly have moved"""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -36,7 +37,7 @@ CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
 
 def read_data(directory: Path, data: DataConfig, problems: Problems) -> ItemSet:
     """The items in ``directory``, whatever its layout, framed as the configuration says."""
-    items = read_set(directory, problems, Dealing(shares=data.shares, seed=data.split_seed), columns=data.columns)
+    items = read_set(directory, problems, Dealing(shares=data.shares, seed=data.split_seed), columns=data.columns, about=data.about)
     items = interleave(items) if data.interleave else items
     decoding = Decoding(workers=data.workers, cache=Path(data.cache) if data.cache else None, cache_gb=data.cache_gb)
     return replace(items, framing=Framing(frames=data.frames, side=data.side), decoding=decoding)
@@ -53,6 +54,7 @@ def load_items(
     retain: bool = False,
     objective: str | None = None,
     prompts: PromptsConfig | None = None,
+    without_model: bool = False,
 ) -> ItemSet:
     """Read an item set and check items, media, options and splits; the items are not yet in the words of a prompt.
 
@@ -63,6 +65,7 @@ def load_items(
         retain: whether the train split must hold retain items.
         objective: what the train items are for, or None.
         prompts: the prompts that the items must be askable in; None: their own.
+        without_model: leave out what only the model's processor can tell, which is not there.
 
     Raises:
         ValueError: all problems of all checks together.
@@ -75,10 +78,11 @@ def load_items(
     found = faults(items)
     check_media_apart(items, found, problems)
     try:
-        processor = load_processor(model)
+        processor = None if without_model else load_processor(model)
     except ValueError as error:
         problems.add(str(error))
-    else:
+        processor = None
+    if processor is not None:
         for name, worded in asked.items():
             check_options(worded, processor, prompts.limit(name, max_new_tokens), problems)
         check_kinds(items, processor, problems)
@@ -140,13 +144,18 @@ def is_for_closing(config: Config) -> bool:
     return not items.items or any(i.split in ("train", "val") for i in items)
 
 
-def prepare_items(config: Config, *, closing: bool) -> ItemSet:
+def prepare_items(config: Config, *, closing: bool, without_model: bool = False) -> ItemSet:
     """The items of a run in the words of its own prompt; as :func:`prepare_plain`, otherwise."""
-    return ask(prepare_plain(config, closing=closing), config.prompts.asked, config.prompts)
+    return ask(prepare_plain(config, closing=closing, without_model=without_model), config.prompts.asked, config.prompts)
 
 
-def prepare_plain(config: Config, *, closing: bool, main: bool = True, wait: Callable[[], None] = lambda: None) -> ItemSet:
+def prepare_plain(
+    config: Config, *, closing: bool, main: bool = True, wait: Callable[[], None] = lambda: None, without_model: bool = False
+) -> ItemSet:
     """Make the embedded world when it is asked for, then read and check the items, which stay in the data's own words.
+
+    Args:
+        without_model: leave out what only the model's processor can tell, which is not there.
 
     Raises:
         ValueError: with every problem of the set.
@@ -163,7 +172,7 @@ def prepare_plain(config: Config, *, closing: bool, main: bool = True, wait: Cal
         wait()
     splits = CLOSE_SPLITS if closing else MEASURE_SPLITS
     retain = closing and config.train.retain > 0
-    limits = {"max_new_tokens": config.observe.max_new_tokens, "folds": config.probe.folds}
+    limits: dict[str, Any] = {"without_model": without_model, "max_new_tokens": config.observe.max_new_tokens, "folds": config.probe.folds}
     objective = config.objective if closing else None
     loaded = load_items(directory, config.data, config.model, splits, **limits, retain=retain, objective=objective, prompts=config.prompts)
     items = relabel(loaded, config.labelling, config.seed)

@@ -14,17 +14,9 @@ from gapclose.adapters import LoraConfig, add_lora
 from gapclose.checkpoint import checkpoint_fingerprint
 from gapclose.errors import Problems
 from gapclose.items import Item, ItemSet, Option
-from gapclose.models import (
-    ModelConfig,
-    answer_logits,
-    decoder_layers,
-    linear_names,
-    load_model,
-    residuals_at,
-    train_adapters_alone,
-    unwrap,
-)
+from gapclose.models import ModelConfig, load_model
 from gapclose.prompts import check_options, media_signature
+from gapclose.structure import answer_logits, decoder_layers, linear_names, residuals_at, train_adapters_alone, unwrap
 
 
 @pytest.fixture

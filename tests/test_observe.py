@@ -12,9 +12,10 @@ import torch
 
 from gapclose import observe as module
 from gapclose.items import Item, ItemSet, Option
-from gapclose.models import ModelConfig, load_model, residuals_at
+from gapclose.models import ModelConfig, load_model
 from gapclose.observations import read_observations
 from gapclose.observe import ObserveConfig, Wanted, forward_batches, observe, plan_batches
+from gapclose.structure import residuals_at
 
 CONFIG = ObserveConfig(batch_size=4, shard_batches=2, max_new_tokens=3)
 LAYERS = (0, 1, 3, 5)

@@ -21,10 +21,10 @@ from gapclose.examine.localise import interchange, layer_profile, make_lens, twi
 from gapclose.examine.nested import nested_reading
 from gapclose.examine.refits import refit
 from gapclose.families import SEVERAL_STREAMS
-from gapclose.models import decoder
 from gapclose.observations import pad_options
 from gapclose.progress import say, track
 from gapclose.resample import Interval
+from gapclose.structure import decoder
 
 if TYPE_CHECKING:
     from gapclose.examine.examination import Examination

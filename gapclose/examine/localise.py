@@ -16,10 +16,11 @@ from gapclose.examine.judge import Judge
 from gapclose.examine.refits import refit
 from gapclose.gap import Action, Labels, concept_scores
 from gapclose.items import Item
-from gapclose.models import LoadedModel, decoder, output_embedding, unwrap
+from gapclose.models import LoadedModel
 from gapclose.probes import FrozenProbe
 from gapclose.progress import track
 from gapclose.resample import Clips, Interval
+from gapclose.structure import decoder, output_embedding, unwrap
 
 TOLERANCE = {torch.float32: 0.01}
 """nats by which the lens at the last layer may differ from the model's own scores; half precision may by 0.3"""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.core_model_loading import revert_weight_conversion  # what its save_pretrained goes through
 
-from gapclose.models import unwrap
+from gapclose.structure import unwrap
 
 
 def on_disk(model: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -23,7 +23,8 @@ from gapclose.errors import Problems
 from gapclose.export.names import on_disk
 from gapclose.families import TRAVELS, part_name
 from gapclose.files import write_in_place
-from gapclose.models import LoadedModel, ModelConfig, load_processor, unwrap
+from gapclose.models import LoadedModel, ModelConfig, load_processor
+from gapclose.structure import unwrap
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """as a safetensors header calls them; others hold quantised weights, into which nothing can be folded"""

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from gapclose.export.names import module_on_disk
 from gapclose.families import LORA_IN_VLLM
 from gapclose.files import read_json, write_json, write_tensors
-from gapclose.models import LoadedModel, unwrap
+from gapclose.models import LoadedModel
+from gapclose.structure import unwrap
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """what ``--max-lora-rank`` may be; an adapter's own rank may be lower"""

@@ -23,12 +23,13 @@ OWN = ("set.json", "items.jsonl")
 KNOWN = "name a directory with set.json and items.jsonl, one in the layout of IMAVB or AVHBench, or tables with a columns.yaml (docs/your-data.md)"
 
 
-def read_set(directory: Path, problems: Problems, dealing: Dealing, *, columns: str | None = None) -> ItemSet:
+def read_set(directory: Path, problems: Problems, dealing: Dealing, *, columns: str | None = None, about: str | None = None) -> ItemSet:
     """Read the item set in ``directory``.
 
     Args:
         columns: a column map in YAML; with it, or with a ``columns.yaml`` in the directory, that map says what the columns mean.
         dealing: how clips are dealt out where the set does not say.
+        about: of IMAVB, only the questions about this (vision or audio).
 
     Raises:
         ValueError: when there is nothing that can be read; all other faults go to ``problems``.
@@ -37,19 +38,28 @@ def read_set(directory: Path, problems: Problems, dealing: Dealing, *, columns: 
         problems.add(f"data.path {str(directory)!r}: no such directory; {KNOWN}")
         problems.raise_if_any()
     if not columns and any((directory / name).is_file() for name in OWN):
-        return read_items(directory, problems)
-    items = _read_tables(directory, problems, dealing, columns)
+        found = read_items(directory, problems)
+        _refuse_about(about, directory, problems)
+        return found
+    items = _read_tables(directory, problems, dealing, columns, about)
     check_apart(items, problems)
     told = any("twin" in i.tags for i in items)
     return replace(items, items=by_clip(items.items if told else find_twins(items.items)))
 
 
-def _read_tables(directory: Path, problems: Problems, dealing: Dealing, columns: str | None) -> ItemSet:
+def _refuse_about(about: str | None, directory: Path, problems: Problems) -> None:
+    if about is not None:
+        problems.add(f"data.about is {about!r}, and {str(directory)!r} is not in the layout of IMAVB; leave the key out (null)")
+
+
+def _read_tables(directory: Path, problems: Problems, dealing: Dealing, columns: str | None, about: str | None) -> ItemSet:
     column_map, names = Path(columns) if columns else directory / "columns.yaml", table_names(directory)
+    if columns or column_map.is_file() or not set(names) & set(IMAVB_SPLITS):
+        _refuse_about(about, directory, problems)
     if columns or column_map.is_file():
         return read_columns(directory, column_map, problems, dealing)
     if set(names) & set(IMAVB_SPLITS):
-        return read_imavb(directory, problems, dealing)
+        return read_imavb(directory, problems, dealing, about)
     if is_yes_no(directory):
         return read_yes_no(directory, problems, dealing)
     if names:

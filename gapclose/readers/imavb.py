@@ -14,17 +14,23 @@ from gapclose.errors import Problems
 from gapclose.items import Item, ItemSet, Option
 from gapclose.readers.splits import Dealing, tag_twins
 from gapclose.readers.tables import Row, read_tables, table_names
-from gapclose.stems import letters_prompt
+from gapclose.stems import LETTERS, letters_prompt
 
 SPLITS = ("standard_vision", "misleading_vision", "standard_audio", "misleading_audio")
 CONCEPTS = ("standard", "false_vision", "false_audio")
 EXPRESSES = {"A": "standard", "B": "standard", "C": "standard", "D": "standard", "E": "false_vision", "F": "false_audio"}
 REJECTION = {"E": "The visual detail in the question is incorrect", "F": "The audio detail in the question is incorrect"}
 """texts where a row leaves the options out"""
+SHOWN = {"vision": ("video",), "audio": ("audio",), None: ("video", "audio")}
+"""what the questions are about -> what a model is given of a film"""
 
 
-def read_imavb(directory: Path, problems: Problems, dealing: Dealing) -> ItemSet:
-    """Items of the four tables, each about a film and its sound track."""
+def read_imavb(directory: Path, problems: Problems, dealing: Dealing, about: str | None = None) -> ItemSet:
+    """Items of the four tables, each about a film and its sound track.
+
+    Args:
+        about: vision or audio: only the questions about that, without the other half of the film, nor the option that it was wrong.
+    """
     rows = [r for r in read_tables(directory, problems) if r.table in SPLITS]
     for name in sorted(set(SPLITS) - set(table_names(directory))):
         problems.add(f"{directory}: no table {name} (as .jsonl, .json, .csv or .parquet); IMAVB has {', '.join(SPLITS)}")
@@ -37,8 +43,15 @@ def read_imavb(directory: Path, problems: Problems, dealing: Dealing) -> ItemSet
         if clip not in films:
             films[clip] = film_path(directory, clip, row.values.get("video"))
         number = counted[row.table, clip] = counted.get((row.table, clip), 0) + 1
-        items.append(_item(row, clip, number, split[clip], films[clip]))
-    return ItemSet(root=directory, name=directory.name, concepts=CONCEPTS, alarm=CONCEPTS[1:], items=tuple(tag_twins(items)))
+        if about in (None, row.table.split("_")[1]):
+            items.append(_item(row, clip, number, split[clip], films[clip], about))
+    concepts = tuple(dict.fromkeys(_expresses(about).values()))
+    return ItemSet(root=directory, name=directory.name, concepts=concepts, alarm=concepts[1:], items=tuple(tag_twins(items)))
+
+
+def _expresses(about: str | None) -> dict[str, str]:
+    """Letter -> the concept it expresses, of the letters that are offered."""
+    return {k: c for k, c in EXPRESSES.items() if about is None or c in ("standard", f"false_{about}")}
 
 
 def film_path(directory: Path, clip: str, stated: Any) -> str:
@@ -68,15 +81,13 @@ def _whole(row: Row, problems: Problems) -> bool:
     return len(problems) == before
 
 
-def _item(row: Row, clip: str, number: int, split: str, film: str) -> Item:
-    premise, modality = row.table.split("_")
-    shown = [str(row.values.get(f"option_{k.lower()}") or REJECTION.get(k)) for k in EXPRESSES]
-    content = [
-        {"type": "video", "path": film},
-        {"type": "audio", "path": film},
-        {"type": "text", "text": letters_prompt(str(row.values["question"]), shown)},
-    ]
-    options = [Option(text=k, concept=c, meaning=text) for (k, c), text in zip(EXPRESSES.items(), shown, strict=True)]
+def _item(row: Row, clip: str, number: int, split: str, film: str, about: str | None) -> Item:
+    (premise, modality), offered = row.table.split("_"), _expresses(about)
+    shown = [str(row.values.get(f"option_{k.lower()}") or REJECTION.get(k)) for k in offered]
+    content = [{"type": kind, "path": film} for kind in SHOWN[about]]
+    content.append({"type": "text", "text": letters_prompt(str(row.values["question"]), shown)})
+    named = zip(LETTERS, offered.values(), shown, strict=False)
+    options = [Option(text=letter, concept=concept, meaning=text) for letter, concept, text in named]
     return Item(
         id=f"{clip}/{row.table}" + (f"-{number}" if number > 1 else ""),
         clip=clip,
@@ -84,7 +95,7 @@ def _item(row: Row, clip: str, number: int, split: str, film: str) -> Item:
         modality=modality,
         messages=[{"role": "user", "content": content}],
         options=options,
-        gold="ABCDEF".index(row.values["correct_answer"].strip().upper()),
+        gold=list(offered).index(row.values["correct_answer"].strip().upper()),
         tags={"premise": premise},
         stem=str(row.values["question"]),
     )

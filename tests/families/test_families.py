@@ -27,10 +27,11 @@ from gapclose.export import write_adapter, write_merged
 from gapclose.families import whole_frames
 from gapclose.items import Framing, Item, ItemSet, Option
 from gapclose.media import too_long
-from gapclose.models import LoadedModel, ModelConfig, decoder_layers, load_model, unwrap
+from gapclose.models import LoadedModel, ModelConfig, load_model
 from gapclose.observations import Observations
 from gapclose.observe import ObserveConfig, Wanted, forward_batches, plan_batches
 from gapclose.prompts import check_kinds, media_signature
+from gapclose.structure import decoder_layers, unwrap
 from gapclose.trainer import TrainConfig, make_trainer
 
 CONFIG = ObserveConfig(batch_size=4, max_new_tokens=4)

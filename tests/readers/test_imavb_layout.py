@@ -221,3 +221,22 @@ def test_films_go_through_close(directory, tiny_checkpoint, tmp_path):
     path.write_text(CONFIG.format(data=directory, model=tiny_checkpoint, shares="[0.3, 0.3, 0.2, 0.2]"))
     assert main(["close", "--config", str(path), "--run_dir", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "adapter" / "verified.json").read_text())["adapter"]["items"]
+
+
+@pytest.mark.parametrize(("about", "kind", "letters"), [("vision", "video", "ABCDE"), ("audio", "audio", "ABCDE")])
+def test_questions_about_one_half_of_the_films_alone(directory, about, kind, letters):
+    """For models that only see or only hear: neither the other half of a film, nor the option that it was wrong."""
+    problems = Problems("the set")
+    items = read_set(directory, problems, Dealing(), about=about)
+    assert not problems and len(items) == 64 and items.concepts == ("standard", f"false_{about}") and items.alarm == items.concepts[1:]
+    assert {k for i in items for k, _ in i.media} == {kind} and {i.modality for i in items} == {about}
+    false = next(i for i in items if i.concept == f"false_{about}")
+    assert "".join(o.text for o in false.options) == letters and false.options[false.gold].text == "E"
+    assert f"E. The {'visual' if about == 'vision' else 'audio'} detail in the question is incorrect\n\nAnswer" in false.text
+
+
+def test_other_layouts_have_no_halves(digits_directory):
+    """A key that would do nothing is refused."""
+    problems = Problems("the set")
+    read_set(digits_directory, problems, Dealing(), about="vision")
+    assert "not in the layout of IMAVB" in problems.messages[0]

@@ -1,0 +1,215 @@
+"""What `gapclose validate` says of a model before any weight is read: sizes, adapters, tokens, memory."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from rich.table import Table
+from torch import nn
+
+from gapclose.adapters import add_lora
+from gapclose.architecture import build_on_meta, quiet, read_architecture
+from gapclose.config import Config
+from gapclose.estimate import Memory, micro_batch, observation_bytes, observed_batch, text_batch, training_step, weight_bytes
+from gapclose.items import Item, ItemSet
+from gapclose.models import LoadedModel, joined, load_processor
+from gapclose.objectives import BY_TRL
+from gapclose.progress import say
+from gapclose.quantise import outside
+from gapclose.report.console import wide_console
+from gapclose.structure import decoder, decoder_layers, output_embedding, unwrap
+
+LOOKED_AT = 8
+"""items whose prompts are made, to see how long they are"""
+LENGTHS = (4096, 16384)
+"""tokens of the prompts that stand for items while there is no processor"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """The prompts of a few items."""
+
+    tokens: list[int]
+    gap: Item
+    """the longest of those that are measured and trained on"""
+    retain: Item | None
+    """the longest of those that must not change"""
+
+
+def print_outline(config: Config, items: ItemSet | None, *, absent: bool) -> None:
+    """Print :func:`outline` as a table, with what must be known of where its figures come from."""
+    if absent:
+        say(f"no checkpoint can be read at {config.model.path}; sizes are those of {config.model.architecture}")
+    table = Table(title=f"{config.model.path}, without its weights", show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for label, value in outline(config, items, absent=absent):
+        table.add_row(label, value)
+    wide_console().print(table)
+    say("memory is that of one process, without what kernels and allocator take for themselves (docs/your-model.md)")
+
+
+def outline(config: Config, items: ItemSet | None, *, absent: bool) -> Iterator[tuple[str, str]]:
+    """What is known of the model, as labels and values.
+
+    Args:
+        items: that it will be asked, or None where they are not there or not whole.
+        absent: there is no checkpoint yet, and ``model.architecture`` stands for it.
+
+    Raises:
+        ValueError: when the model cannot be read or built, or has not the layers that the configuration names.
+    """
+    source = config.model.architecture if absent else None
+    loaded = _without_weights(config, source)
+    model, layers = loaded.model, decoder_layers(loaded.model)
+    candidates, towers = config.probe.candidates(len(layers)), _towers(model)
+    yield "class", f"{type(model).__name__}, {_count(model.parameters())} parameters in {str(model.dtype).removeprefix('torch.')}"
+    yield "decoder", f"{len(layers)} layers of width {loaded.width}, {_count(layers.parameters())} parameters"
+    yield "towers", ", ".join(f"{name} {_count(m.parameters())}" for name, m in towers.items()) or "none"
+    yield "probe", f"one of layers {_span(candidates)}"
+    yield "options", _options(loaded, items)
+    seen = look_at(loaded, items) if items is not None and loaded.processor is not None else None
+    yield "tokens of an item", _tokens(loaded, seen, items)
+    quantised = f", {config.model.quantisation} (by formula)" if config.model.quantisation else ""
+    yield "weights", _bytes(weight_bytes(model, config.model.quantisation)) + quantised
+    yield from _stored(items, config, len(layers), loaded)
+    yield from _observing(loaded, items, seen, config)
+    if config.objective in BY_TRL:
+        yield "training", f"not estimated for objective {config.objective}, whose steps are TRL's"
+        return
+    after_probe = config.lora.layers == "after_probe"
+    for probe in dict.fromkeys((candidates[0], candidates[-1])) if after_probe else (candidates[-1],):
+        chosen = config.lora.chosen(len(layers), probe)
+        adapted = _without_weights(config, source)
+        with torch.device("meta"), quiet():
+            add_lora(adapted, config.lora, chosen, config.seed)
+        yield f"adapters{f', probe at layer {probe}' if after_probe else ''}", _adapters(adapted, chosen, towers)
+        yield from _training(adapted, items, seen, config)
+
+
+def _without_weights(config: Config, source: str | None) -> LoadedModel:
+    model = build_on_meta(read_architecture(config.model, source), config.model)
+    try:
+        processor = None if source else load_processor(config.model)
+    except (OSError, ValueError, ImportError):
+        processor = None
+    if processor is None:
+        decoder_layers(model)
+        return LoadedModel(model=model, processor=None, path=config.model.path, fingerprint="")
+    return joined(model, processor, path=config.model.path, fingerprint="")
+
+
+def _towers(model: Any) -> dict[str, nn.Module]:
+    """What computes outside the language model, by name: what encodes media."""
+    base = unwrap(model)
+    language = {id(m) for m in [*decoder(base).modules(), output_embedding(base)]}
+    others = {name: base.get_submodule(name) for name in outside(base, decoder_layers(base))}
+    return {n: m for n, m in others.items() if id(m) not in language and any(isinstance(x, nn.Linear | nn.Conv2d) for x in m.modules())}
+
+
+def _adapters(loaded: LoadedModel, layers: Sequence[int], towers: dict[str, nn.Module]) -> str:
+    """How many modules and parameters hold adapters, and how many of them lie in towers, which must be none."""
+    base = unwrap(loaded.model)
+    adapted = [name for name, m in base.named_modules() if isinstance(m, BaseTunerLayer)]
+    trained = [p for p in base.parameters() if p.requires_grad]
+    hit = ", ".join(f"{sum(a.startswith(f'{name}.') for a in adapted)} in {name}" for name in towers)
+    return f"{len(adapted)} modules in decoder layers {_span(layers)}{f', {hit}' if hit else ''}; {_count(trained)} trainable parameters"
+
+
+def _options(loaded: LoadedModel, items: ItemSet | None) -> str:
+    if items is None or loaded.processor is None:
+        return _unknown(loaded)
+    lengths = {o.text: len(loaded.option_tokens(o.text)) for item in items for o in item.options}
+    single = [text for text, n in lengths.items() if n == 1]
+    longer = [f"{text!r} is {n} tokens" for text, n in lengths.items() if n != 1]
+    shown = [f"one token each: {', '.join(single[:12])}{' ...' if len(single) > 12 else ''}"] if single else []
+    return "; ".join([*longer[:8], *([f"{len(longer) - 8} more of several tokens"] if len(longer) > 8 else []), *shown])
+
+
+def look_at(loaded: LoadedModel, items: ItemSet) -> Seen | None:
+    """Make the prompts of a few items, spread over the set."""
+    media, tokens, longest = loaded.media(items), list[int](), dict[str, tuple[int, Item]]()
+    for purpose in ("gap", "retain"):
+        among = items.select(purpose=purpose).items
+        for item in among[:: max(1, len(among) // LOOKED_AT)][:LOOKED_AT]:
+            length = loaded.prompts([item], media)["input_ids"].shape[1]
+            tokens.append(length)
+            longest[purpose] = max(longest.get(purpose, (0, item)), (length, item), key=lambda found: found[0])
+    if "gap" not in longest:
+        return None
+    return Seen(tokens=tokens, gap=longest["gap"][1], retain=longest["retain"][1] if "retain" in longest else None)
+
+
+def _unknown(loaded: LoadedModel) -> str:
+    return f"not known without the {'processor' if loaded.processor is None else 'items'}"
+
+
+def _tokens(loaded: LoadedModel, seen: Seen | None, items: ItemSet | None) -> str:
+    if seen is None or items is None:
+        return _unknown(loaded)
+    films = any(kind == "video" for item in items for kind, _ in item.media)
+    shown = f"; {items.framing.frames} frames of a film" if films else ""
+    spread = f"{min(seen.tokens):,} to {max(seen.tokens):,}, median {statistics.median(seen.tokens):,.0f}"
+    return f"{spread} ({len(seen.tokens)} items looked at){shown}"
+
+
+def _stored(items: ItemSet | None, config: Config, n_layers: int, loaded: LoadedModel) -> Iterator[tuple[str, str]]:
+    size = loaded.model.dtype.itemsize
+    if items is None:
+        layers = len({*config.probe.candidates(n_layers), n_layers})
+        each = layers * loaded.width * size
+        yield (
+            "observations on disk",
+            f"{_bytes(each)} an item of fit ({layers} layers), {_bytes(2 * loaded.width * size)} another each time",
+        )
+        return
+    found = observation_bytes(items, config, n_layers=n_layers, width=loaded.width, itemsize=size)
+    yield "observations on disk", ", ".join(f"{_bytes(n)} by {job}" for job, n in found.items())
+
+
+def _observing(loaded: LoadedModel, items: ItemSet | None, seen: Seen | None, config: Config) -> Iterator[tuple[str, str]]:
+    size, batches = config.observe.batch_size, dict[str, dict[str, torch.Tensor]]()
+    if seen is not None and items is not None:
+        batches["the longest item"] = loaded.prompts([seen.gap] * size, loaded.media(items))
+    else:
+        batches = {f"{n:,} tokens of text": text_batch(size, n)["prompt"] for n in LENGTHS}
+    for what, prompt in batches.items():
+        needed = observed_batch(loaded, prompt, config.model.quantisation)
+        yield f"observing, {size} x {what}", "not known: the model looks at values" if needed is None else _bytes(needed)
+
+
+def _training(loaded: LoadedModel, items: ItemSet | None, seen: Seen | None, config: Config) -> Iterator[tuple[str, str]]:
+    size = config.train.micro_batch_size
+    if seen is not None and items is not None:
+        yield (
+            f"  training step, {size} x the longest item",
+            _memory(training_step(loaded, micro_batch(loaded, seen.gap, seen.retain, items, config), config)),
+        )
+        return
+    for length in LENGTHS:
+        found = training_step(loaded, [text_batch(size, length)], config)
+        yield f"  training step, {size} x {length:,} tokens of text", _memory(found)
+
+
+def _memory(found: Memory) -> str:
+    parts = f"weights {_bytes(found.weights)}, adapters with gradients and AdamW {_bytes(found.adapters)}"
+    return f"{_bytes(found.peak)}: {parts}, activations {_bytes(found.activations)}{' by formula' if found.by_formula else ''}"
+
+
+def _span(layers: Sequence[int]) -> str:
+    whole = list(layers) == list(range(layers[0], layers[-1] + 1))
+    return f"{layers[0]}..{layers[-1]}" if whole else ", ".join(map(str, layers))
+
+
+def _count(parameters: Any) -> str:
+    n = sum(p.numel() for p in {id(p): p for p in parameters}.values())
+    return f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.2f} M"
+
+
+def _bytes(n: int) -> str:
+    return f"{n / 2**30:,.1f} GiB" if n >= 2**30 else f"{n / 2**20:,.1f} MiB" if n >= 2**20 else f"{n / 2**10:,.1f} KiB"

@@ -1,0 +1,62 @@
+"""The eight models that the source paper (arXiv 2605.13737) reports on: what transformers 5.23 has of them, and what it takes to load them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Published(NamedTuple):
+    """One model of the paper."""
+
+    name: str
+    hub: str
+    """where its weights are published"""
+    family: str | None
+    """class of transformers that is loaded, or None where there is none"""
+    known: str
+    """what is known to work, or why code beside transformers is needed"""
+
+
+PUBLISHED = (
+    Published(
+        "Qwen2.5-Omni",
+        "Qwen/Qwen2.5-Omni-7B",
+        "Qwen2_5OmniThinkerForConditionalGeneration",
+        "its class goes all the way at toy size, with films too",
+    ),
+    Published(
+        "Qwen3-Omni",
+        "Qwen/Qwen3-Omni-30B-A3B-Instruct",
+        "Qwen3OmniMoeThinkerForConditionalGeneration",
+        "its class goes all the way at toy size, experts included",
+    ),
+    Published("Ola", "THUdyh/Ola-7b", None, "a Qwen2 decoder with towers of its own; its code is a source tree beside the weights"),
+    Published("OmniVinci", "nvidia/omnivinci", None, "a VILA model whose code comes with the checkpoint"),
+    Published("MiniCPM-o 2.6", "openbmb/MiniCPM-o-2_6", None, "its code comes with the checkpoint and was written for transformers 4"),
+    Published("Uni-MoE-2.0-Omni", "HIT-TMG/Uni-MoE-2.0-Omni", None, "a decoder with experts of its own kind; its code is a source tree"),
+    Published("video-SALMONN 2", "tsinghua-ee/video-SALMONN-2", None, "a LLaVA model that hears; its code is a source tree"),
+    Published("Baichuan-Omni-1.5", "baichuan-inc/Baichuan-Omni-1d5", None, "its code comes with the checkpoint"),
+)
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def published(path: str) -> Published | None:
+    """The model of the paper that a path or hub name is called after, or None."""
+    last = _plain(path.rstrip("/").rpartition("/")[2])
+    return next((p for p in PUBLISHED for name in (p.name, p.hub.rpartition("/")[2]) if last.startswith(_plain(name))), None)
+
+
+def remedy(path: str) -> str:
+    """What to add to the complaint that ``path`` cannot be read: what is known of the model that it is called after; mostly nothing."""
+    found = published(path)
+    if found is None:
+        return ""
+    if found.family:
+        return f" ({found.name} is published as {found.hub}, and needs no code beside transformers)"
+    return (
+        f" ({found.name} has no class in transformers: {found.known}. Where the checkpoint ({found.hub}) brings its code along, read it, and "
+        "set model.trust_remote_code; gapclose was not tried with it)"
+    )

@@ -1,0 +1,71 @@
+"""Quantised bases: bitsandbytes through transformers, for the linear modules of the decoder alone. Adapters on them stay in float32."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig
+
+BYTES = {"8bit": 1.0, "4bit": 0.5 + 1 / 64}
+"""kind -> bytes a weight takes: 4 bits and, doubly quantised, an eighth of a bit for the scales of blocks of 64 weights"""
+
+
+def refuse_quantisation(kind: str | None) -> None:
+    """Check that a base can be quantised here.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    if kind is None:
+        return
+    if not torch.cuda.is_available():
+        raise ValueError(f"model.quantisation {kind} needs a CUDA GPU, and torch sees none; leave the key out (null) on this machine")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(f"model.quantisation {kind} needs bitsandbytes; `pip install bitsandbytes`, or the extra `quantised`")
+
+
+def quantised_loading(kind: str, model: nn.Module, blocks: nn.ModuleList) -> dict[str, Any]:
+    """What ``from_pretrained`` is told, beside the rest: how to quantise, and that the model goes to this process's GPU at once.
+
+    Args:
+        model: without weights, to find what is left as it is: towers, embeddings and the output, whose rounding would reach every layer.
+        blocks: the decoder's, inside ``model``.
+    """
+    how: dict[str, Any] = {"load_in_8bit": True}
+    if kind == "4bit":
+        how = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": torch.bfloat16,
+        }
+    settings = BitsAndBytesConfig(**how, llm_int8_skip_modules=outside(model, blocks))
+    return {"quantization_config": settings, "device_map": {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}}
+
+
+def outside(model: nn.Module, blocks: nn.ModuleList) -> list[str]:
+    """Full names of the largest modules that lie outside the decoder's blocks."""
+    found: list[str] = []
+
+    def walk(module: nn.Module, prefix: str) -> None:
+        for name, child in module.named_children():
+            if child is blocks:
+                continue
+            if any(inner is blocks for inner in child.modules()):
+                walk(child, f"{prefix}{name}.")
+            else:
+                found.append(f"{prefix}{name}")
+
+    walk(model, "")
+    return found
+
+
+def bytes_saved(kind: str | None, blocks: nn.ModuleList) -> int:
+    """By how much quantising makes the weights smaller; fused experts are no linear modules and stay as they are."""
+    if kind is None:
+        return 0
+    linears = [m.weight for name, m in blocks.named_modules() if isinstance(m, nn.Linear) and "lora_" not in name]
+    return sum(w.nbytes - round(w.numel() * BYTES[kind]) for w in linears)

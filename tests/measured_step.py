@@ -1,0 +1,90 @@
+"""What the estimate of memory is measured against: two training steps in a process of their own, by the CPU allocator's own record.
+
+python tests/measured_step.py CONFIG.yaml FIRST_LAYER
+"""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from gapclose.adapters import add_lora
+from gapclose.architecture import build_on_meta, read_architecture
+from gapclose.batches import Example
+from gapclose.config import parse_config
+from gapclose.estimate import micro_batch, text_batch
+from gapclose.item_files import read_items
+from gapclose.models import joined, load_model, load_processor
+from gapclose.outline import look_at
+from gapclose.trainer import make_trainer
+
+SETTINGS = {"train.global_batch_size": 24, "train.micro_batch_size": 12, "train.epochs": 1, "train.logging_steps": 1}
+
+
+def configured(path, data, tmp_path, **more):
+    """A configuration and the file that holds it."""
+    values = {"model.path": path, "model.dtype": "float32", "data.path": data, "run_dir": tmp_path / "run", **SETTINGS, **more}
+    arguments = [word for key, value in values.items() for word in (f"--{key}", str(value))]
+    config = parse_config(arguments)
+    file = tmp_path / "config.yaml"
+    tree: dict = {}
+    for key, value in values.items():
+        group, _, name = key.rpartition(".")
+        (tree.setdefault(group, {}) if group else tree)[name or key] = value if isinstance(value, int | float | bool) else str(value)
+    file.write_text(json.dumps(tree))
+    return config, file
+
+
+def without_weights(config, first, items=None):
+    """The model on meta with adapters from a layer on, and the micro-batch of its longest items, or one of text."""
+    model = build_on_meta(read_architecture(config.model), config.model)
+    loaded = joined(model, load_processor(config.model), path="", fingerprint="")
+    with torch.device("meta"):
+        add_lora(loaded, config.lora, range(first, len(loaded.layers) + 1), 0)
+    if items is None:
+        return loaded, [text_batch(8, 40)]
+    seen = look_at(loaded, items)
+    return loaded, micro_batch(loaded, seen.gap, seen.retain, items, config)
+
+
+def measured(file, first):
+    """Peak of allocated bytes in a process of its own."""
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).parent / "measured_step.py"), str(file), str(first)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.strip().splitlines()[-1])["peak"]
+
+
+def main(path: str, first: int) -> None:
+    torch.set_num_threads(1)
+    config = parse_config(["--config", path])
+    loaded, items = load_model(config.model), read_items(Path(config.data.path))
+    add_lora(loaded, config.lora, range(first, len(loaded.layers) + 1), 0)
+    seen, train = look_at(loaded, items), config.train
+    counts = train.counts()
+    weights = torch.full((len(seen.gap.options),), 1 / len(seen.gap.options)).numpy()
+    examples = [Example(item=seen.gap, term="consistency", weights=weights)] * 2 * counts["consistency"]
+    if counts["retain"]:
+        vocabulary = min(train.retain_tokens, loaded.model.get_input_embeddings().weight.shape[0])
+        uniform = torch.full((vocabulary,), 1 / vocabulary).log()
+        known = {"base_logps": uniform, "base_tokens": torch.arange(vocabulary, dtype=torch.int32)}
+        examples += [Example(item=seen.retain, term="retain", **known)] * 2 * counts["retain"]
+    trainer = make_trainer(
+        loaded, examples, loaded.media(items), train, Path(config.run_dir), seed=0, after_epoch=lambda epoch: True
+    )  # fmt: skip
+    at_rest = {t.untyped_storage().data_ptr(): t.nbytes for t in [*loaded.model.parameters(), *loaded.model.buffers()]}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        trainer.train()
+    assert trainer.state.global_step == 2
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda e: e.start_ns())
+    print(json.dumps({"peak": sum(at_rest.values()) + max(itertools.accumulate(e.nbytes() for e in events))}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,106 @@
+"""What `gapclose validate` says of a model, from its config and processor alone."""
+
+import json
+import shutil
+
+import pytest
+
+from gapclose.cli import main
+from gapclose.published import PUBLISHED, published, remedy
+
+
+@pytest.fixture
+def bare(tiny_checkpoint, tmp_path):
+    """The tiny checkpoint without its weights."""
+    directory = tmp_path / "bare"
+    shutil.copytree(tiny_checkpoint, directory, ignore=shutil.ignore_patterns("*.safetensors"))
+    return directory
+
+
+def validate(*arguments):
+    return main(["validate", "--model.dtype", "float32", *(str(a) for a in arguments)])
+
+
+def test_the_model_is_outlined_without_its_weights(bare, digits_directory, tmp_path, capsys, monkeypatch):
+    """Class, layers, options, tokens, adapters, memory; nothing is loaded, and nothing written."""
+    monkeypatch.setattr("gapclose.models.load_model", lambda config: pytest.fail("a model was loaded"))
+    assert validate("--data.path", digits_directory, "--model.path", bare, "--run_dir", tmp_path / "run") == 0
+    text = capsys.readouterr().out
+    for part in (
+        "Qwen2_5OmniThinkerForConditionalGeneration",
+        "5 layers of width 48",
+        "one of layers 1..3",
+        "one token each: ",
+        "items looked at",
+        "28 modules in decoder layers 2..5, 0 in model.audio_tower, 0 in model.visual",
+        "14 modules in decoder layers 4..5",
+        "observing, 32 x the longest item",
+        "training step, 8 x the longest item",
+        "by measure",
+        "no problems found",
+    ):
+        assert part in text, f"{part!r} is not in:\n{text}"
+    assert "by formula" not in text and "not known" not in text and not (tmp_path / "run").exists()
+
+
+def test_an_option_that_is_not_one_token_is_said_so(bare, digits_directory, tmp_path, capsys):
+    """With the number of its tokens; it is scored by all of them."""
+    directory = tmp_path / "set"
+    shutil.copytree(digits_directory, directory)
+    rows = [json.loads(line) for line in (directory / "items.jsonl").read_text().splitlines()]
+    for row in rows:
+        for option in row["options"]:
+            option["text"] = option["text"].replace("unseen", "unseen or low")
+        row["gold"] = row["gold"] and row["gold"].replace("unseen", "unseen or low")
+    (directory / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert validate("--data.path", directory, "--model.path", bare) == 0
+    text = capsys.readouterr().out
+    assert "'unseen or low' is 3 tokens; one token each: low, high" in text, text
+
+
+def test_layers_that_the_model_lacks_are_found_before_it_loads(bare, digits_directory, capsys):
+    """Told beside what is wrong with the items, in one go."""
+    assert validate("--data.path", digits_directory, "--model.path", bare, "--probe.layers", "[9]") == 2
+    assert "probe.layers [9]: this decoder has 5 layers" in capsys.readouterr().err
+    assert validate("--data.path", digits_directory / "nowhere", "--model.path", bare, "--probe.layers", "[9]") == 2
+    message = capsys.readouterr().err
+    assert "no such directory" in message and "this decoder has 5 layers" in message and "Traceback" not in message
+
+
+def test_a_checkpoint_that_is_not_there_yet(bare, digits_directory, capsys):
+    """Sizes stand in for it; without them it is a problem, and `measure` never takes them."""
+    arguments = ("--data.path", digits_directory, "--model.path", "somebody/not-here-yet")
+    assert validate(*arguments, "--model.architecture", bare) == 0
+    text = capsys.readouterr().out
+    assert "no checkpoint can be read at somebody/not-here-yet" in text and "not known without the processor" in text
+    assert "not checked without the processor of somebody/not-here-yet" in text and "4,096 tokens of text" in text
+    assert validate(*arguments) == 2
+    assert "somebody/not-here-yet" in capsys.readouterr().err
+    assert main(["measure", *map(str, arguments), "--model.architecture", str(bare)]) == 2
+    assert "somebody/not-here-yet" in capsys.readouterr().err
+
+
+def test_objectives_of_trl_have_no_estimate(bare, digits_directory, capsys):
+    """It says so; all the rest is there."""
+    assert validate("--data.path", digits_directory.parent / "none", "--model.path", bare, "--objective", "dpo") == 2
+    text = capsys.readouterr().out
+    assert "not estimated for objective dpo" in text and "5 layers of width 48" in text and "training step" not in text
+
+
+@pytest.mark.parametrize("path", ["openbmb/MiniCPM-o-2_6", "checkpoints/MiniCPM-o-2_6-int4/", "MiniCPM-o 2.6"])
+def test_a_model_without_a_class_is_known_by_its_name(path, digits_directory, capsys):
+    """With what it would take."""
+    assert published(path).name == "MiniCPM-o 2.6"
+    assert validate("--data.path", digits_directory, "--model.path", path) == 2
+    message = capsys.readouterr().err
+    assert "MiniCPM-o 2.6 has no class in transformers" in message and "model.trust_remote_code" in message
+
+
+def test_the_eight_models_of_the_paper():
+    """Those with a class are what transformers has; each is found by its hub name, and no other model is taken for one."""
+    import transformers
+
+    assert len(PUBLISHED) == 8 and sum(p.family is None for p in PUBLISHED) == 6
+    assert all(hasattr(transformers, p.family) for p in PUBLISHED if p.family)
+    assert [published(p.hub) for p in PUBLISHED] == list(PUBLISHED)
+    assert published("Qwen/Qwen2.5-VL-7B-Instruct") is None and remedy("/data/mine") == ""
