@@ -82,10 +82,7 @@ class Training:
         config, examples = self.run.config, list[Example]()
         if config.train.gold:
             fit = self.run.items.select(split="fit", purpose="gap").items
-            gold = [Example(item=i, term="gold", weights=np.eye(len(i.options))[i.gold]) for i in fit]
-            unlabelled = len(self.run.items.select(split="train", purpose="gap"))
-            # alone, as many steps an epoch as the train items take: at equal labels, objectives are compared at equal steps
-            examples += gold * (1 if config.train.consistency else max(1, round(unlabelled / len(gold))))
+            examples += [Example(item=i, term="gold", weights=np.eye(len(i.options))[i.gold]) for i in fit]
         if config.train.retain:
             retain = self.run.items.select(split="train", purpose="retain").unlabelled()
             seen = self.run.observe("base-retain", retain, blank=self.blanked, top_tokens=config.train.retain_tokens)
@@ -210,8 +207,9 @@ class Training:
         else:
             mine = self.aimed_at(targets) if targets else []
             trainer = make_trainer(
-                self.run.loaded, [*mine, *others], media, config.train, directory, seed=_seed(config.seed, number), **common
-            )
+                self.run.loaded, [*mine, *others], media, config.train, directory,
+                n_train=len(train_items(self.run)), seed=_seed(config.seed, number), **common,
+            )  # fmt: skip
         resume = last_complete_checkpoint(directory)
         if resume is not None:
             say(f"going on from {resume.name}")

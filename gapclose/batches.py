@@ -40,22 +40,20 @@ class Example:
 class MixedSampler(Sampler[int]):
     """Indices whose every run of ``global_batch_size`` holds exactly ``counts`` items of each term.
 
-    An epoch is one pass over the ``lead`` term (consistency, else gold), cut to whole global batches; the other terms go round as often
-    as needed, each in its own shuffled order. The order depends on seed and epoch alone.
+    An epoch is ``steps`` global batches; every term goes round as often as that needs, in its own shuffled order, which depends on seed and
+    epoch alone.
 
     With ``twins`` both items of a pair are in the same global batch, under every term that has both, as far as the counts let them: under an
     odd one, pairs are parted once no single item is left to go between them.
     """
 
-    def __init__(self, examples: Sequence[Example], counts: dict[str, int], seed: int, *, twins: bool = False) -> None:
+    def __init__(self, examples: Sequence[Example], counts: dict[str, int], seed: int, *, steps: int, twins: bool = False) -> None:
         members: dict[str, list[int]] = {t: [i for i, e in enumerate(examples) if e.term == t] for t in TERMS if counts[t]}
         empty = [t for t, m in members.items() if not m]
         if empty:
             raise ValueError(f"no items for the loss term(s) {empty}; set train.{empty[0]} to 0 or add such items")
-        self.counts, self.seed, self.epoch = {t: counts[t] for t in members}, seed, 0
+        self.counts, self.seed, self.epoch, self.steps = {t: counts[t] for t in members}, seed, 0, steps
         self.units = {t: pairs(examples, m) if twins else [[i] for i in m] for t, m in members.items()}
-        lead = "consistency" if "consistency" in members else "gold"
-        self.steps = max(1, len(members[lead]) // self.counts[lead])
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer at the start of every epoch."""
@@ -89,17 +87,16 @@ class MixedSampler(Sampler[int]):
 
 
 def pairs(examples: Sequence[Example], members: Sequence[int]) -> list[list[int]]:
-    """The members of one term, both of a pair of twins together. Where items occur several times, each time with its twin's."""
-    waiting: dict[str, list[list[int]]] = defaultdict(list)
-    units = list[list[int]]()
+    """The members of one term, both of a pair of twins together."""
+    waiting, units = dict[str, list[int]](), list[list[int]]()
     for index in members:
         item = examples[index].item
-        if waiting[item.id]:
-            waiting[item.id].pop(0).append(index)
+        if item.id in waiting:
+            waiting.pop(item.id).append(index)
             continue
         units.append([index])
         if twin := item.tags.get("twin"):
-            waiting[twin].append(units[-1])
+            waiting[twin] = units[-1]
     return units
 
 

@@ -1,6 +1,8 @@
 """The search for a probe: layers x families x regularisation, by out-of-fold log-likelihood within ``fit``.
 
-Every candidate is judged after a temperature that is itself fitted out of fold; folds never split a clip.
+Every candidate is judged by what it tells beyond the modality that a question is about: the question's words give that away, and where the
+rest is faint, a layer that knows nothing else would win by it. Every candidate has a temperature of its own, fitted on the same out-of-fold
+logits; folds never split a clip.
 
 Shapes: N items, D width (of all layers of a probe together), C concepts.
 """
@@ -93,15 +95,35 @@ def _searched(
             yield (layers, family, strength), next(logistic) if family == "logistic" else out_of_fold(alone, y, folds, family, strength)
 
 
-def _score(logits: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Log-likelihood in nats at the best temperature, that temperature, and the accuracy."""
-    temperature = fit_temperature(logits, y)
-    log_reading = log_softmax(logits / temperature, axis=1)
+def in_question(y: np.ndarray, modality: np.ndarray, concepts: int) -> np.ndarray:
+    """Whether a concept (column) occurs among the items of an item's modality (row): (N, C), bool."""
+    found = np.zeros((len(y), concepts), dtype=bool)
+    for name in np.unique(modality):
+        found[np.ix_(modality == name, np.unique(y[modality == name]))] = True
+    return found
+
+
+def score(logits: np.ndarray, y: np.ndarray, possible: np.ndarray) -> dict[str, float]:
+    """How well logits (N, C) tell the concepts ``y``.
+
+    Args:
+        possible: (N, C), :func:`in_question`.
+
+    Returns:
+        ``log_likelihood`` in nats at the best ``temperature`` (of the probe's reading), ``given_modality`` (the same among the possible concepts
+        alone, at the temperature that is best for it: what probes are chosen by) and ``accuracy``.
+    """
+    temperature, narrowed = fit_temperature(logits, y), np.where(possible, logits, -np.inf)
     return {
-        "log_likelihood": float(log_reading[np.arange(len(y)), y].mean()),
+        "log_likelihood": _log_likelihood(logits / temperature, y),
+        "given_modality": _log_likelihood(narrowed / fit_temperature(narrowed, y), y),
         "temperature": temperature,
         "accuracy": float((logits.argmax(1) == y).mean()),
     }
+
+
+def _log_likelihood(logits: np.ndarray, y: np.ndarray) -> float:
+    return float(log_softmax(logits, axis=1)[np.arange(len(y)), y].mean())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +134,7 @@ class Choice:
     reading: np.ndarray
     """(N, C) out-of-fold r(c|x) of the chosen setting on the fit items"""
     table: list[dict[str, Any]]
-    """one row per (layers, family, strength): out-of-fold log-likelihood in nats and temperature; ``layer`` is the highest"""
+    """one row per (layers, family, strength) with its out-of-fold :func:`score`; ``layer`` is the highest"""
 
 
 def choose_probe(
@@ -123,6 +145,7 @@ def choose_probe(
     config: ProbeConfig,
     *,
     layers: Sequence[int],
+    modality: np.ndarray | None = None,
     settings: Sequence[tuple[str, float]] | None = None,
     seed: int,
     label: str = "choosing the probe",
@@ -137,6 +160,7 @@ def choose_probe(
         y: concept index per item, (N,); every concept must occur.
         clips: group per item, (N,).
         layers: candidates; there are no stacks of more than these.
+        modality: what an item's question is about, (N,); None: the same for all.
 
     Raises:
         ValueError: when a concept has no item or too few clips.
@@ -145,23 +169,24 @@ def choose_probe(
     if absent:
         raise ValueError(f"no labelled item expresses {absent}; a probe for {list(concepts)} needs some of each")
     folds, settings = grouped_folds(y, clips, config.folds, seed), settings or config.settings()
+    possible = in_question(y, np.zeros(len(y)) if modality is None else modality, len(concepts))
 
     def search(stacks: Sequence[tuple[int, ...]], label: str) -> list[dict[str, Any]]:
         searched = track(_searched(residuals, stacks, settings, y, folds), len(stacks) * len(settings), label)
         return [
-            {"layer": stack[-1], "layers": list(stack), "family": family, "strength": strength, **_score(logits, y)}
+            {"layer": stack[-1], "layers": list(stack), "family": family, "strength": strength, **score(logits, y, possible)}
             for (stack, family, strength), logits in searched
         ]
 
     table = search([(layer,) for layer in layers], label)
-    best = {layer: max(r["log_likelihood"] for r in table if r["layer"] == layer) for layer in layers}
+    best = {layer: max(r["given_modality"] for r in table if r["layer"] == layer) for layer in layers}
     ranked = sorted(layers, key=lambda layer: -best[layer])
     stacks = [tuple(sorted(ranked[:k])) for k in range(2, min(config.stack, len(layers)) + 1)]
     table += search(stacks, f"{label}, layers side by side")
-    row = max(table, key=lambda r: r["log_likelihood"])
+    row = max(table, key=lambda r: r["given_modality"])
     z = side_by_side(residuals, row["layers"]).double().cpu().numpy()
     logits = out_of_fold(z, y, folds, row["family"], row["strength"])  # as a fresh probe is read later, in double precision
-    row.update(_score(logits, y))
+    row.update(score(logits, y, possible))
     log_reading = log_softmax(logits / row["temperature"], axis=1)
     mean, scale, weight, bias = fit_linear(z, y, row["family"], row["strength"])
     probe = FrozenProbe(

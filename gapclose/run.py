@@ -117,14 +117,13 @@ class Run:
         observed = self.observe("base-fit", fit, layers=[*candidates, n_layers])
         labels = Labels.of(fit)
         known = (labels.concept, labels.clip, fit.concepts, self.config.probe)
-        choice = choose_probe(observed.residuals, *known, layers=candidates, seed=self.config.seed)
+        given: dict[str, Any] = {"modality": labels.modality, "seed": self.config.seed}
+        choice = choose_probe(observed.residuals, *known, layers=candidates, **given)
         self.probe, self.fit_reading = choice.probe, choice.reading
         # The sentinel never makes a target: another family, at the last layer, which the adapters change.
         family = "logistic" if self.probe.family == "lda" else "lda"
         settings = ProbeConfig(families=[family]).settings()
-        guard = choose_probe(
-            observed.residuals, *known, layers=[n_layers], settings=settings, seed=self.config.seed, label="fitting the sentinel"
-        )
+        guard = choose_probe(observed.residuals, *known, layers=[n_layers], settings=settings, label="fitting the sentinel", **given)
         self.sentinel = guard.probe
 
         def save() -> None:
@@ -134,7 +133,7 @@ class Run:
             self.sentinel.save(self.directory / "probes" / "sentinel", {"chosen_from": guard.table, "n_fit": len(fit)})
 
         self.on_main(save)
-        found = max(choice.table, key=lambda r: r["log_likelihood"])
+        found = max(choice.table, key=lambda r: r["given_modality"])
         say(
             f"probe: {layer_words(self.probe.layers)} of {n_layers}, {self.probe.family} ({self.probe.strength:g}), "
             f"out-of-fold accuracy {found['accuracy']:.3f} on {len(fit)} labelled items"

@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
-from scipy.special import log_softmax
 
 from gapclose.gap import Labels
 from gapclose.items import ItemSet
 from gapclose.media import SUPPORTED
 from gapclose.observations import read_observations
-from gapclose.probe_search import ProbeConfig
-from gapclose.probes import FrozenProbe, fit_linear, fit_temperature, linear_logits
+from gapclose.probe_search import ProbeConfig, in_question, score
+from gapclose.probes import FrozenProbe, fit_linear, linear_logits
 from gapclose.progress import track
 from gapclose.resample import Clips, Interval
 
@@ -75,10 +74,11 @@ def search(run: Run, number: int) -> tuple[FrozenProbe, np.ndarray]:
         part: run.observe(f"round-{number}-{part}", items, layers=layers, replace=True).residuals
         for part, items in (("fit", fit), ("val", val))
     }
-    known, right = Labels.of(fit).concept, Labels.of(val).concept
+    known, right = Labels.of(fit), Labels.of(val)
     probe, table = best_on_others(
-        seen["fit"], known, seen["val"], right, fit.concepts, run.config.probe, f"choosing the probe of round {number}"
-    )
+        seen["fit"], known.concept, seen["val"], right.concept, fit.concepts, run.config.probe, f"choosing the probe of round {number}",
+        modality=right.modality,
+    )  # fmt: skip
     evidence = {"chosen_from": table, "n_fit": len(fit), "n_val": len(val), "seed": run.config.seed, "round": number}
     run.on_main(lambda: probe.save(run.directory / "probes" / f"round-{number}", evidence))
     return probe, probe.read(probe.see(seen["val"]))
@@ -92,27 +92,26 @@ def best_on_others(
     concepts: Sequence[str],
     config: ProbeConfig,
     label: str,
+    *,
+    modality: np.ndarray,
 ) -> tuple[FrozenProbe, list[dict[str, Any]]]:
-    """Probes fitted on one set of items; the one that reads another set best, by log-likelihood at the temperature that is best there.
+    """Probes fitted on one set of items; the one that reads another set best, by :func:`gapclose.probe_search.score` there.
 
     Args:
         fit, val: layer -> residuals (N, D) and (M, D). known, right: their concepts, (N,) and (M,).
+        modality: what the questions of ``val`` are about, (M,).
 
     Returns:
         The probe, and a row for every layer, family and strength.
     """
-    table, best = [], None
+    table, best, possible = [], None, in_question(right, modality, len(concepts))
     settings = [(layer, *setting) for layer in fit for setting in config.settings()]
     for layer, family, strength in track(settings, len(settings), label):
         parts = fit_linear(fit[layer].double().numpy(), known, family, strength)
         logits = linear_logits(val[layer].double().numpy(), parts)
-        temperature = fit_temperature(logits, right)
-        log_likelihood = float(log_softmax(logits / temperature, axis=1)[np.arange(len(right)), right].mean())
-        table.append(
-            {"layers": [layer], "family": family, "strength": strength, "temperature": temperature, "log_likelihood": log_likelihood}
-        )
-        if best is None or log_likelihood > best[0]:
-            best = log_likelihood, parts, table[-1]
+        table.append({"layers": [layer], "family": family, "strength": strength, **score(logits, right, possible)})
+        if best is None or table[-1]["given_modality"] > best[0]:
+            best = table[-1]["given_modality"], parts, table[-1]
     assert best is not None
     _, (mean, scale, weight, bias), row = best
     facts = {name: row[name] for name in ("layers", "family", "strength", "temperature")}

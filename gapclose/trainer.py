@@ -37,7 +37,8 @@ class TrainConfig:
     """Optimisation."""
 
     epochs: int = 3
-    """passes over the train items (with objective gold: as many steps over the labelled ones); the gap is measured again after each"""
+    """each of as many steps as one pass of the train items takes when they fill the batch beside the retained, with every objective: so
+    objectives are compared at equal steps. The gap is measured again after each"""
     global_batch_size: int = 72
     """items per optimiser step over all processes, all terms together"""
     micro_batch_size: int = 8
@@ -111,6 +112,10 @@ class TrainConfig:
         if short:
             raise ValueError(f"a global batch of {total} leaves no room for {short}; raise train.global_batch_size or the shares")
         return {t: counts[t] for t in TERMS}
+
+    def epoch_steps(self, n_train: int) -> int:
+        """Optimiser steps of an epoch over ``n_train`` items."""
+        return max(1, n_train // (self.global_batch_size - self.counts()["retain"]))
 
 
 class GapTrainer(transformers.Trainer):
@@ -259,6 +264,7 @@ def make_trainer(
     config: TrainConfig,
     directory: Path,
     *,
+    n_train: int,
     seed: int,
     after_epoch: Callable[[int], bool | None],
     finite_only: bool = True,
@@ -267,12 +273,13 @@ def make_trainer(
     """A trainer over ``examples`` that writes checkpoints to ``directory`` and calls ``after_epoch(epoch)`` after every epoch.
 
     Args:
+        n_train: items of the train split without those to retain, kept by the gate or not: what the length of an epoch is counted from.
         after_epoch: returns whether training must stop.
         finite_only: a loss that is not finite is a FloatingPointError, in all processes together.
     """
     if config.gradient_checkpointing:
         enable_checkpointing(loaded)
-    sampler = MixedSampler(examples, config.counts(), seed, twins=config.twins)
+    sampler = MixedSampler(examples, config.counts(), seed, steps=config.epoch_steps(n_train), twins=config.twins)
     steps = sampler.steps * config.epochs
     arguments = transformers.TrainingArguments(**training_arguments(config, directory, seed=seed, steps=steps))
     use_one_device(arguments)

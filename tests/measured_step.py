@@ -75,7 +75,8 @@ def main(path: str, first: int) -> None:
         known = {"base_logps": uniform, "base_tokens": torch.arange(vocabulary, dtype=torch.int32)}
         examples += [Example(item=seen.retain, term="retain", **known)] * 2 * counts["retain"]
     trainer = make_trainer(
-        loaded, examples, loaded.media(items), train, Path(config.run_dir), seed=0, after_epoch=lambda epoch: True
+        loaded, examples, loaded.media(items), train, Path(config.run_dir),
+        n_train=2 * (counts["consistency"] + counts["gold"]), seed=0, after_epoch=lambda epoch: True,
     )  # fmt: skip
     at_rest = {t.untyped_storage().data_ptr(): t.nbytes for t in [*loaded.model.parameters(), *loaded.model.buffers()]}
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

@@ -9,6 +9,7 @@ from gapclose.cli import main
 from gapclose.gap import Labels
 from gapclose.observations import read_observations
 from gapclose.probes import FrozenProbe
+from gapclose.trainer import GapTrainer
 from gapclose.verdict import unproven
 
 
@@ -86,16 +87,18 @@ def test_a_modality_without_a_verdict_is_unproven():
     assert unproven(["touch"], verdicts)["touch"].startswith("not measured. no labelled test item")
 
 
-def test_labels_alone_are_gone_through_as_often_as_the_train_items_are_more(tiny_config, tmp_path, monkeypatch):
-    """Half as many labelled items as train items: twice a pass, so that an epoch has as many steps as with another objective."""
+@pytest.mark.parametrize("objective", ["gold", "consistency", "consistency+gold"])
+def test_every_objective_takes_as_many_steps(tiny_config, tmp_path, monkeypatch, objective):
+    """Those of a pass over the 96 train items, however many labels there are: objectives are compared at equal steps."""
     seen = {}
 
-    def make_trainer(loaded, examples, *rest, **settings):
-        seen["gold"] = [e.item.id for e in examples if e.term == "gold"]
-        raise Reached
+    class Stopped(GapTrainer):
+        def train(self, **_):
+            seen["steps"] = (self.sampler.steps, len(list(self.sampler)) // self.sampler.steps)
+            raise Reached
 
-    monkeypatch.setattr("gapclose.align.make_trainer", make_trainer)
-    command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--objective", "gold", "--labelling.budget", "48"]
+    monkeypatch.setattr("gapclose.trainer.GapTrainer", Stopped)
+    command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--objective", objective, "--labelling.budget", "48"]
     with pytest.raises(Reached):
-        main(command)
-    assert len(seen["gold"]) == 96 and len(set(seen["gold"])) == 48
+        main([*command, "--train.global_batch_size", "16", "--train.micro_batch_size", "8", "--train.retain_share", "0.25"])
+    assert seen["steps"] == (96 // 12, 16)

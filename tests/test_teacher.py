@@ -141,7 +141,9 @@ def test_labels_that_came_back_through_a_student_do_not_count_as_better_reading(
         return (reading.argmax(1) == y).mean()
 
     flattered = accuracy(again.reading, known) - accuracy(again.probe.read(student["new"]), truth)
-    second, table = best_on_others({1: student["fit"]}, known, {1: student["val"]}, right, ("a", "b"), config, "")
+    second, table = best_on_others(
+        {1: student["fit"]}, known, {1: student["val"]}, right, ("a", "b"), config, "", modality=np.zeros(len(right))
+    )
     honest = accuracy(second.read(student["val"]), right) - accuracy(second.read(student["new"]), truth)
     assert flattered > 0.1 and abs(honest) < 0.05 and len(table) == 1
 

@@ -97,7 +97,9 @@ def nested(of: Examination) -> dict[str, Any] | None:
     layers = config.candidates(len(of.run.loaded.layers))
     residuals = of.stored("base-fit", of.fit, layers).residuals
     try:
-        found = nested_reading(residuals, known.concept, known.clip, known.concepts, config, layers=layers, seed=of.config.seed)
+        found = nested_reading(
+            residuals, known.concept, known.clip, known.concepts, config, layers=layers, modality=known.modality, seed=of.config.seed
+        )
     except ValueError as error:
         say(f"no nested choice of the layer: {error}")
         return None

@@ -36,6 +36,7 @@ def nested_reading(
     config: ProbeConfig,
     *,
     layers: Sequence[int],
+    modality: np.ndarray | None = None,
     settings: Sequence[tuple[str, float]] | None = None,
     folds: int | None = None,
     seed: int,
@@ -47,7 +48,7 @@ def nested_reading(
     Args:
         residuals: layer -> (N, D).
         y: concept index per item, (N,). clips: group per item, (N,); no fold splits one.
-        layers: candidates. settings: (family, strength) pairs; default those of ``config``.
+        layers: candidates. modality: what an item's question is about, (N,); None: the same for all. settings: (family, strength) pairs; default those of ``config``.
         folds: outer folds; default ``config.folds``, which the inner ones have in any case.
 
     Raises:
@@ -59,7 +60,7 @@ def nested_reading(
         inside = {layer: residuals[layer][train] for layer in layers}
         probe = choose_probe(
             inside, y[train], clips[train], concepts, config,
-            layers=layers, settings=settings, seed=seed, label=f"choosing in outer fold {fold} of {len(outer)}",
+            layers=layers, modality=None if modality is None else modality[train], settings=settings, seed=seed, label=f"choosing in outer fold {fold} of {len(outer)}",
         ).probe  # fmt: skip
         reading[test] = probe.read(probe.see(residuals)[test])
         chosen.append((probe.layers, probe.family, probe.strength))

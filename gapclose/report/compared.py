@@ -1,4 +1,4 @@
-"""Write what a comparison of objectives found: Markdown tables, and figures of accuracy against labels and of operating points."""
+"""Write what a comparison of objectives found: Markdown tables, with the figures of :mod:`gapclose.report.compared_figures`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from gapclose.baselines.comparison import BUDGETS
 from gapclose.files import write_text
 from gapclose.gap import GapConfig
+from gapclose.report.compared_figures import BASE, Found, budgets_of, draw_fronts, draw_labels, ways_of
 from gapclose.report.results import (
     Mean,
     adapted_points,
@@ -28,7 +28,6 @@ from gapclose.report.results import (
     untrained,
     untrained_front,
 )
-from gapclose.report.svg import styled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,32 +40,6 @@ class Row:
     way: str
     """an objective, a way of the comparison, or ``untrained``"""
     directories: Sequence[Path]
-
-
-Found = Mapping[int, Mapping[str, np.ndarray]]
-"""seed -> figures"""
-BASE = "base"
-LOOKS = {
-    "base": ("#000000", "x"),
-    "consistency": ("#0072B2", "o"),
-    "gold": ("#D55E00", "D"),
-    "consistency+gold": ("#009E73", "s"),
-    "dpo": ("#CC79A7", "^"),
-    "grpo": ("#E69F00", "v"),
-    "pgla": ("#CC79A7", "P"),
-    "pgla_wide": ("#E69F00", "X"),
-    "shift": ("#56B4E9", "<"),
-    "shift_each": ("#56B4E9", ">"),
-    "pgla_text": ("#999999", "P"),
-    "text": ("#999999", "d"),
-    "probe": ("#333333", "*"),
-    "shuffled targets": ("#999999", "H"),
-    "blank media": ("#666666", "p"),
-    "consistency, chosen": ("#0072B2", "8"),
-    "gold, chosen": ("#D55E00", "h"),
-}
-"""way -> colour and marker, the same in every figure; methods without training are drawn hollow and dashed"""
-RIVALS = ("base", "pgla", "pgla_wide", "shift", "shift_each", "pgla_text", "text", "probe")
 
 
 def gather(rows: Sequence[Row], budget: float, also_on: str | None) -> dict[tuple[str, int, str], dict[int, dict[str, Any]]]:
@@ -138,14 +111,6 @@ def _alt(file: str) -> str:
     return "balanced accuracy against number of labels" if file.endswith("labels.svg") else "rejection against standard accuracy"
 
 
-def _ways(found: Mapping[Any, Any], variant: str) -> list[str]:
-    return list(dict.fromkeys(way for v, _, way in found if v == variant))
-
-
-def _budgets(found: Mapping[Any, Any], variant: str) -> list[int]:
-    return sorted({labels for v, labels, _ in found if v == variant})
-
-
 def _show(mean: Mean, digits: int = 3) -> str:
     i, (left, right) = mean.interval, "()" if mean.seeds == 2 else "[]"
     return f"{i.value:.{digits}f}" + (f" {left}{i.lower:.{digits}f}, {i.upper:.{digits}f}{right}" if np.isfinite(i.lower) else "")
@@ -178,8 +143,8 @@ def _table(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str
         *(["items left out"] if out else []),
     ]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    for labels in _budgets(found, variant):
-        for way in _ways(found, variant):
+    for labels in budgets_of(found, variant):
+        for way in ways_of(found, variant):
             seeds = found.get((variant, labels, way))
             if not seeds:
                 continue
@@ -209,8 +174,8 @@ def pairs(ways: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _differences(found: Mapping[tuple[str, int, str], Found], variant: str) -> list[str]:
-    budgets, rows = _budgets(found, variant), []
-    for ours, theirs in pairs(_ways(found, variant)):
+    budgets, rows = budgets_of(found, variant), []
+    for ours, theirs in pairs(ways_of(found, variant)):
         cells = []
         for labels in budgets:
             mean = against(found.get((variant, labels, ours), {}), found.get((variant, labels, theirs), {}), "balanced")
@@ -224,8 +189,8 @@ def _differences(found: Mapping[tuple[str, int, str], Found], variant: str) -> l
 
 def _points(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str) -> list[str]:
     rows = []
-    for labels in _budgets(found, variant):
-        for way in (w for w in _ways(found, variant) if w != BASE):
+    for labels in budgets_of(found, variant):
+        for way in (w for w in ways_of(found, variant) if w != BASE):
             seeds, cells = found.get((variant, labels, way), {}), []
             for budget in BUDGETS if seeds else ():
                 means = [mean_over_seeds([s["at"][budget][name] for s in seeds.values()]) for name in ("balanced", "standard")]
@@ -242,8 +207,8 @@ def _points(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: st
 
 def _noise(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str) -> list[str]:
     rows = []
-    for labels in _budgets(found, variant):
-        for way in _ways(found, variant):
+    for labels in budgets_of(found, variant):
+        for way in ways_of(found, variant):
             seeds = found.get((variant, labels, way), {})
             ece, wrong = (_plain([s["degraded"][k] for s in seeds.values()]) for k in ("ece", "sure_and_wrong"))
             if ece != "-":
@@ -255,52 +220,3 @@ def _noise(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str
         "",
     ]
     return [*head, "| labels | way | calibration error | confident wrong rejections |", "|---|---|---|---|", *rows, ""]
-
-
-def _look(way: str) -> dict[str, Any]:
-    colour, marker = LOOKS.get(way, ("#000000", "h"))
-    return {"color": colour, "marker": marker, "label": way, "markerfacecolor": "white" if way in RIVALS else colour}
-
-
-@styled
-def draw_labels(found: Mapping[tuple[str, int, str], Found], variant: str) -> Figure:
-    """Balanced accuracy against the number of labels, a line a way, with intervals; methods without training dashed."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes, ways = figure.subplots(), [w for w in _ways(found, variant) if w != BASE]
-    for way in ways:
-        points = [
-            (n, mean_over_seeds([s["balanced"] for s in found[variant, n, way].values()]))
-            for n in _budgets(found, variant)
-            if (variant, n, way) in found
-        ]
-        x = [n for n, _ in points]
-        value, lower, upper = (np.array([getattr(m.interval, k) for _, m in points]) for k in ("value", "lower", "upper"))
-        shift = 1 + 0.02 * (list(ways).index(way) - len(ways) / 2)  # side by side, not on top of each other
-        axes.errorbar(
-            np.array(x) * shift, value, yerr=[value - lower, upper - value], linestyle="--" if way in RIVALS else "-", markersize=6,
-            linewidth=1.2, capsize=2, **_look(way),
-        )  # fmt: skip
-    axes.set(xscale="log", xlabel="labelled items of fit", ylabel="balanced accuracy, test clips")
-    axes.set_xticks(_budgets(found, variant), [str(n) for n in _budgets(found, variant)])
-    axes.minorticks_off()
-    axes.set_title(variant, loc="left")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure
-
-
-@styled
-def draw_fronts(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str) -> Figure:
-    """Rejection against standard accuracy on test along the fronts of val: a panel for the fewest and one for the most labels, a line a seed."""
-    budgets = _budgets(found, variant)
-    shown = sorted({budgets[0], budgets[-1]})
-    figure = Figure(figsize=(4.2 * len(shown) + 1.6, 4.0), layout="constrained")
-    for axes, labels in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        for way in (w for w in _ways(found, variant) if w != BASE):
-            for n, seed in enumerate(found.get((variant, labels, way), {}).values()):
-                points = sorted(p for p in seed["front"] if None not in p)
-                look = _look(way) | {"label": way if n == 0 else None, "markersize": 3, "linewidth": 1.0}
-                axes.plot(*np.array(points or [(np.nan, np.nan)]).T, linestyle="--" if way in RIVALS else "-", **look)
-        axes.set(xlabel="standard accuracy, test", ylabel="false premises rejected, test", xlim=(0.45, 1.02), ylim=(-0.02, 1.02))
-        axes.set_title(f"{variant}, {labels} labels", loc="left")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure

@@ -58,6 +58,10 @@ class Answers:
         return np.array([i.tags.get(name) == value for i in self.items])
 
 
+Point = tuple[float | None, float | None, float | None]
+"""of a front: standard accuracy on val, and standard accuracy and rejection on test; None where no item tells"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mean:
     """A figure over seeds."""
@@ -108,12 +112,12 @@ def _stored(directory: Path, stage: str, items: ItemSet) -> Answers:
     return Answers(labels=labels, chosen=scores.argmax(1), scores=scores, items=items)
 
 
-def adapted_points(directory: Path) -> tuple[dict[float | None, Answers], list[tuple[float, float]]]:
+def adapted_points(directory: Path) -> tuple[dict[float | None, Answers], list[Point]]:
     """Operating points of an adapted model: a shift of its rejections, chosen on val, judged on test.
 
     Returns:
         Standard-accuracy budget -> answers on test after the shift that is best on val within it, the base model's where none is better
-        than that; and the front of val, as (standard accuracy, rejection) on test.
+        than that; and the front of val (:func:`bare_front`).
     """
     record = record_of(directory, "adapted/test")
     assert record is not None
@@ -134,7 +138,7 @@ def adapted_points(directory: Path) -> tuple[dict[float | None, Answers], list[t
         scores = here([setting])[0]
         found[budget] = replace(scored["here"], scores=scores, chosen=scores.argmax(1))
     edge = pareto(settings, there, choosing, here, judging)
-    return found, [(p["test"]["standard_accuracy"], p["test"]["rejection"]) for p in edge]
+    return found, bare_front(edge)
 
 
 def chosen_on_val(directories: Sequence[Path], gap: GapConfig) -> int:
@@ -149,10 +153,15 @@ def chosen_on_val(directories: Sequence[Path], gap: GapConfig) -> int:
     return best_epoch(records, gap)
 
 
-def untrained_front(directory: Path) -> dict[str, list[tuple[float, float]]]:
-    """Method -> its front of settings as chosen, as (standard accuracy, rejection) on test."""
+def bare_front(points: Sequence[Mapping[str, Any]]) -> list[Point]:
+    """A front without its settings, the highest standard accuracy on val first."""
+    return [(p["choice"]["standard_accuracy"], p["test"]["standard_accuracy"], p["test"]["rejection"]) for p in points]
+
+
+def untrained_front(directory: Path) -> dict[str, list[Point]]:
+    """Method -> its front of settings as chosen."""
     methods = read_json(directory / "measurement.json")["baselines"]["methods"]
-    return {m["name"]: [(p["test"]["standard_accuracy"], p["test"]["rejection"]) for p in m["front"]] for m in methods}
+    return {m["name"]: bare_front(m["front"]) for m in methods}
 
 
 def untrained(directory: Path, budget: float | None) -> dict[str, Answers]:

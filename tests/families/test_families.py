@@ -217,7 +217,9 @@ def test_training_lowers_the_loss_and_the_export_gives_the_same_scores(case, tmp
     train = TrainConfig(epochs=8, global_batch_size=4, micro_batch_size=4, learning_rate=0.02, warmup=0, retain=0, gold=0, logging_steps=1)
     weights = np.array([0.1, 0.6, 0.3, 0.0])
     examples = [Example(item=i, term="consistency", weights=weights) for i in case.items.items[:4]]
-    trainer = make_trainer(loaded, examples, loaded.media(case.items), train, tmp_path / "run", seed=0, after_epoch=lambda epoch: None)
+    trainer = make_trainer(
+        loaded, examples, loaded.media(case.items), train, tmp_path / "run", n_train=4, seed=0, after_epoch=lambda epoch: None
+    )
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert len(losses) == train.epochs and losses[-1] < losses[0] - 0.5, losses

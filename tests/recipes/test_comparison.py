@@ -13,6 +13,7 @@ import yaml
 
 from gapclose.gap import GapConfig
 from gapclose.report.compared import pairs
+from gapclose.report.compared_figures import mean_front
 from gapclose.report.results import against, chosen_on_val, figures, mean_over_seeds, on_degraded, trained
 from gapclose.report.summary import record_of
 
@@ -183,3 +184,11 @@ def test_what_is_set_against_what():
         ("consistency", "gold"), ("consistency", "consistency+gold"), ("consistency", "shift"), ("consistency+gold", "gold"),
     ]  # fmt: skip
     assert pairs(["base", "gold"]) == []
+
+
+def test_fronts_of_seeds_are_averaged_at_levels_of_val():
+    """At a level of val, each seed gives the setting that it would have chosen there; test values of several seeds are averaged."""
+    first, second = [(1.0, 0.9, 0.1), (0.8, 0.7, 0.5)], [(0.9, 0.8, 0.3), (0.5, 0.4, 0.9)]
+    np.testing.assert_allclose(mean_front([first]), [[0.9, 0.1], [0.7, 0.5]])
+    np.testing.assert_allclose(mean_front([first, second]), [[0.85, 0.2], [0.75, 0.4], [0.55, 0.7]])
+    assert mean_front([first, []]).shape == (0, 2) == mean_front([[(None, 0.1, 0.1)]]).shape
