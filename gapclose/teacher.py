@@ -134,11 +134,13 @@ def compared(run: Run, number: int, now: Teacher, before: Teacher, reference: np
             from the clips and towards what the student says loses its agreement.
 
     Returns:
-        ``helps``: whether the clip-bootstrap interval of the gain in log-likelihood on val lies above 0. The main process decides.
+        ``helps``: whether the clip-bootstrap interval of the gain in log-likelihood on val lies above 0, among the concepts that an item's
+        modality leaves, as probes are chosen. The main process decides.
     """
     labels, said, read = Labels.of(val_items(run)), now.train.argmax(1), before.train.argmax(1)
     clips = Clips(labels.clip, run.config.gap.replicates, run.config.seed)
-    gain = np.log(_right(now.val, labels)) - np.log(_right(reference, labels))
+    possible = in_question(labels.concept, labels.modality, len(labels.concepts))
+    gain = np.log(_right(now.val, labels, possible)) - np.log(_right(reference, labels, possible))
     interval = Interval.of(clips.mean(gain, np.ones(len(gain), dtype=bool)))
     found = {
         "round": number,
@@ -154,8 +156,10 @@ def compared(run: Run, number: int, now: Teacher, before: Teacher, reference: np
     return broadcast_object_list([found])[0]
 
 
-def _right(reading: np.ndarray, labels: Labels) -> np.ndarray:
-    return np.maximum(reading[np.arange(len(reading)), labels.concept], 1e-12)
+def _right(reading: np.ndarray, labels: Labels, possible: np.ndarray) -> np.ndarray:
+    """What is read of the right concept among the possible ones, (M,)."""
+    narrowed = np.maximum(reading, 1e-12) * possible
+    return (narrowed / narrowed.sum(1, keepdims=True))[np.arange(len(reading)), labels.concept]
 
 
 def _balanced(reading: np.ndarray, labels: Labels) -> float:
