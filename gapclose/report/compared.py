@@ -23,6 +23,7 @@ from gapclose.report.results import (
     mean_over_seeds,
     more,
     on_degraded,
+    read_by,
     skipped,
     trained,
     untrained,
@@ -69,6 +70,7 @@ def gather(rows: Sequence[Row], budget: float, also_on: str | None) -> dict[tupl
             entry[seed]["at"] = {b: figures(a, seed) for b, a in points.get(name, {}).items()}
             entry[seed]["also"] = figures(of, seed, of.tagged(*also_on.split("=", 1)))["balanced"] if also_on else None
             entry[seed]["alternative"] = number if several else None
+            entry[seed]["base_instead"], entry[seed]["probe"] = of.base_instead, read_by(directory)
             entry[seed]["front"] = fronts.get(name, [])
     return found
 
@@ -91,7 +93,9 @@ def write_results(rows: Sequence[Row], path: Path, budget: float, total: int, *,
         "is one, its clips are resampled, which says nothing of another training. "
         f"Every way may lose {100 * budget:g} points of standard accuracy on `val`, whose labels are clean and not counted, and is chosen there: methods "
         "without training by their setting, trained ways by their epoch and a shift of their rejections' scores. The columns say what test clips "
-        "saw; *as it is*, *held-out question type*, *closure* and *AUROC gained* are of the trained model without the shift.",
+        "saw; *as it is*, *held-out question type*, *closure* and *AUROC gained* are of the trained model without the shift. *Base counted*: seeds in "
+        "which no setting or shift kept within the budget on val, so that the base model's answers count; a mean with some of them is a mean of two "
+        "kinds. *Reading*: AUROC of the frozen probe on test, and its layer by seed.",
         "",
     ]
     for variant in variants:
@@ -129,16 +133,18 @@ def _count(values: Sequence[float | None]) -> str:
 
 def _table(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str, also_on: str | None) -> list[str]:
     also = [f"on {also_on}"] if also_on else []
-    names = ["labels", "way", "seeds", "balanced", "standard accuracy", "rejection", *also, "as it is: balanced, standard"]
+    names = ["labels", "way", "seeds", "balanced", "standard accuracy", "rejection", "base counted", *also, "as it is: balanced, standard"]
     out = any(s["skipped"] for seeds in found.values() for s in seeds.values())
+    halted = any(s["more"].get("stopped") for seeds in found.values() for s in seeds.values())
     names += [
         "held-out question type",
         "closure",
         "AUROC gained",
         "retention fell",
         "CPU minutes",
+        "reading",
         "reading not real",
-        "stopped",
+        *(["stopped"] if halted else []),
         "over budget",
         *(["items left out"] if out else []),
     ]
@@ -149,8 +155,9 @@ def _table(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str
             if not seeds:
                 continue
             which = [str(s["alternative"]) for s in seeds.values() if s["alternative"] is not None]
-            cells = [str(labels), way + (f" (val chose {', '.join(which)})" if which else ""), str(len(seeds))]
+            cells = [_labels(labels, seeds), way + (f" (val chose {', '.join(which)})" if which else ""), str(len(seeds))]
             cells += [_show(mean_over_seeds([s[name] for s in seeds.values()])) for name in ("balanced", "standard", "rejection")]
+            cells.append(str(sum(s["base_instead"] for s in seeds.values()) or "-"))
             cells += [_plain([float(s["also"][0]) for s in seeds.values()])] if also_on else []
             if all(s["more"] for s in seeds.values()):
                 mean = [np.mean([s["own"][name][0] for s in seeds.values()]) for name in ("balanced", "standard")]
@@ -159,10 +166,20 @@ def _table(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str
                 cells.append("-")
             for name in ("transfer", "closure", "auroc_gain", "retention_drop", "cpu_minutes"):
                 cells.append(_plain([s["more"].get(name) for s in seeds.values()]))
-            cells += [_count([s["more"].get(name) for s in seeds.values()]) for name in ("not_real", "stopped", "over_budget")]
+            cells.append(
+                f"{_plain([s['probe']['auroc'] for s in seeds.values()])}, {' '.join(str(s['probe']['layer']) for s in seeds.values())}"
+            )
+            flags = ("not_real", *(["stopped"] if halted else []), "over_budget")
+            cells += [_count([s["more"].get(name) for s in seeds.values()]) for name in flags]
             cells += [" + ".join(str(s["skipped"]) for s in seeds.values())] if out else []
             lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _labels(labels: int, seeds: Mapping[int, Any]) -> str:
+    """A budget, with the labelled items that it came to where those are others: a budget takes whole clips."""
+    taken = sorted({s["probe"]["labels"] for s in seeds.values()})
+    return str(labels) + (f" ({' to '.join(map(str, dict.fromkeys((taken[0], taken[-1]))))})" if taken != [labels] else "")
 
 
 def pairs(ways: Sequence[str]) -> list[tuple[str, str]]:
@@ -176,14 +193,19 @@ def pairs(ways: Sequence[str]) -> list[tuple[str, str]]:
 def _differences(found: Mapping[tuple[str, int, str], Found], variant: str) -> list[str]:
     budgets, rows = budgets_of(found, variant), []
     for ours, theirs in pairs(ways_of(found, variant)):
-        cells = []
+        cells, plain = [], []
         for labels in budgets:
-            mean = against(found.get((variant, labels, ours), {}), found.get((variant, labels, theirs), {}), "balanced")
+            two = [found.get((variant, labels, way), {}) for way in (ours, theirs)]
+            mean = against(*two, "balanced")
             cells.append(_show(mean) if mean else "-")
+            trained_both = all(s["more"] for seeds in two for s in seeds.values())
+            mean = against(*({n: s["own"] for n, s in seeds.items()} for seeds in two), "balanced") if trained_both else None
+            plain.append(_show(mean) if mean else "-")
         rows.append(f"| {ours} - {theirs} | " + " | ".join(cells) + " |")
+        rows += [f"| the same as trained, without shifts | {' | '.join(plain)} |"] if set(plain) != {"-"} else []
     if not rows:
         return []
-    head = ["Differences in balanced accuracy, paired item by item, by number of labels:", ""]
+    head = ["Differences in balanced accuracy, seed by seed (of one seed, item by item), by number of labels:", ""]
     return [*head, "| | " + " | ".join(map(str, budgets)) + " |", "|---|" + "---|" * len(budgets), *rows, ""]
 
 
@@ -210,13 +232,15 @@ def _noise(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str
     for labels in budgets_of(found, variant):
         for way in ways_of(found, variant):
             seeds = found.get((variant, labels, way), {})
-            ece, wrong = (_plain([s["degraded"][k] for s in seeds.values()]) for k in ("ece", "sure_and_wrong"))
-            if ece != "-":
-                rows.append(f"| {labels} | {way} | {ece} | {wrong} |")
+            seen = [s["degraded"] for s in seeds.values() if np.isfinite(s["degraded"]["ece"][0])]
+            if seen:
+                shown = [_show(mean_over_seeds([s[k] for s in seen])) for k in ("ece", "sure_and_wrong")]
+                rows.append(f"| {labels} | {way} | {' | '.join(shown)} |")
     if not rows:
         return []
     head = [
-        "Clips whose picture and sound are noise: calibration error of the answers over concepts, and confident (0.9) wrong rejections:",
+        "Clips whose picture and sound are noise: calibration error of the answers over concepts, and confident (0.9) wrong rejections, of models "
+        "as trained, without shifts (methods without training have no distribution over options):",
         "",
     ]
     return [*head, "| labels | way | calibration error | confident wrong rejections |", "|---|---|---|---|", *rows, ""]

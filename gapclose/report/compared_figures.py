@@ -89,6 +89,7 @@ def draw_labels(found: Mapping[tuple[str, int, str], Found], variant: str) -> Fi
         )  # fmt: skip
     axes.set(xscale="log", xlabel="labelled items of fit", ylabel="balanced accuracy, test clips")
     axes.set_xticks(budgets, [str(n) for n in budgets])
+    axes.set_ylim(top=min(1.02, axes.get_ylim()[1]))
     axes.minorticks_off()
     axes.set_title(variant, loc="left")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -52,6 +52,8 @@ class Answers:
     """(N, O) in nats, where the way has a distribution over options"""
     items: ItemSet
     """those items"""
+    base_instead: bool = False
+    """no setting of the way kept within the budget on val, so these are the base model's answers"""
 
     def tagged(self, name: str, value: str) -> np.ndarray:
         """(N,) bool, the items that have a tag."""
@@ -133,7 +135,7 @@ def adapted_points(directory: Path) -> tuple[dict[float | None, Answers], list[P
     for budget in BUDGETS:
         setting = best_shift(seen["there"], seen["before"], choosing, budget)
         if setting is None:
-            found[budget] = scored["base"]
+            found[budget] = replace(scored["base"], base_instead=True)
             continue
         scores = here([setting])[0]
         found[budget] = replace(scored["here"], scores=scores, chosen=scores.argmax(1))
@@ -186,8 +188,8 @@ def untrained(directory: Path, budget: float | None) -> dict[str, Answers]:
             raise ValueError(
                 f"{directory}: {method['name']} has no point at a budget of {budget}; there are {[p['budget'] for p in method['points']]}"
             )
-        chosen = np.array(points[0]["chosen"])
-        found[method["name"]] = Answers(labels=Labels.of(items), chosen=chosen, scores=None, items=items)
+        chosen, instead = np.array(points[0]["chosen"]), points[0]["setting"] is None
+        found[method["name"]] = Answers(labels=Labels.of(items), chosen=chosen, scores=None, items=items, base_instead=instead)
     return found
 
 
@@ -217,20 +219,20 @@ def _resamples(clip: tuple[Any, ...], seed: int) -> Clips:
     return Clips(np.array(clip), REPLICATES, seed)
 
 
-def on_degraded(answers: Answers) -> dict[str, float]:
+def on_degraded(answers: Answers) -> dict[str, np.ndarray]:
     """On items of clips whose picture and sound are noise (tag ``degraded``): calibration error of the action over concepts, and the share of
-    confident wrong rejections."""
+    confident wrong rejections; each (1,), nan where there are none."""
     keep, labels = answers.tagged("degraded", "yes"), answers.labels
     if answers.scores is None or not keep.any():
-        return {"ece": float("nan"), "sure_and_wrong": float("nan")}
+        return {"ece": np.array([np.nan]), "sure_and_wrong": np.array([np.nan])}
     options = softmax(answers.scores[keep], axis=1)  # (n, O)
     concept = labels.option_concept[keep]
     belief = np.stack([np.where(concept == c, options, 0).sum(1) for c in range(len(labels.concepts))], axis=1)
     alarm = [labels.concepts.index(a) for a in labels.alarm]
     wrong = np.isin(belief.argmax(1), alarm) & (belief.argmax(1) != labels.concept[keep])
     return {
-        "ece": expected_calibration_error(belief, labels.concept[keep]),
-        "sure_and_wrong": float((wrong & (belief.max(1) >= SURE)).mean()),
+        "ece": np.array([expected_calibration_error(belief, labels.concept[keep])]),
+        "sure_and_wrong": np.array([(wrong & (belief.max(1) >= SURE)).mean()]),
     }
 
 
@@ -246,7 +248,7 @@ def mean_over_seeds(values: Sequence[np.ndarray]) -> Mean:
 
 
 def against(ours: Mapping[int, Mapping[str, np.ndarray]], theirs: Mapping[int, Mapping[str, np.ndarray]], name: str) -> Mean | None:
-    """Ours minus theirs over the seeds that both have, paired item by item; None where they share none.
+    """Ours minus theirs over the seeds that both have, seed by seed (of one seed, item by item); None where they share none.
 
     Args:
         ours, theirs: seed -> :func:`figures`.
@@ -261,8 +263,15 @@ def cpu_minutes(directories: Sequence[Path]) -> float | None:
     return sum(sum(read_json(c).values()) for c in costs) / 60 if all(c.is_file() for c in costs) else None
 
 
+def read_by(directory: Path) -> dict[str, Any]:
+    """The frozen probe of a run: its layers (the highest), how many labelled items it was fitted on, and its AUROC on test."""
+    stored, record = read_json(directory / "probes" / "frozen.json"), record_of(directory, "base/test")
+    assert record is not None
+    return {"layer": stored["layer"], "labels": stored["n_fit"], "auroc": record["reading"]["auroc"]["value"]}
+
+
 def more(directory: Path) -> dict[str, float | None]:
-    """What the record of a finished run says besides: closure, retention, held-out question type, and what went wrong (0 or 1 each)."""
+    """What the record of a finished training says besides: closure, retention, held-out question type, and what went wrong (0 or 1 each)."""
     record = record_of(directory, "adapted/test")
     assert record is not None
     change, nothing = record["change"], {"value": None}
