@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+
+NAMES = re.compile(r"'[^']*'|\"[^\"]*\"|\S*/\S*|\d+(?:\.\d+)?")
+"""what differs between two messages of one kind: names in quotes, paths, numbers"""
+
 
 class Problems:
     """Collects messages; :meth:`raise_if_any` raises them together as one ``ValueError``."""
 
-    def __init__(self, subject: str, most: int = 50) -> None:
-        self.subject, self.most = subject, most
+    def __init__(self, subject: str, most: int = 50, alike: int = 5) -> None:
+        self.subject, self.most, self.alike = subject, most, alike
         self.messages: list[str] = []
 
     def add(self, message: str) -> None:
@@ -17,13 +23,19 @@ class Problems:
         return len(self.messages)
 
     def raise_if_any(self) -> None:
-        """Raises: ValueError, one line per problem (the first ``most``, with a count of the rest)."""
+        """Raises: ValueError, one line per problem: the first ``alike`` of a kind and the first ``most`` kinds, with counts of the rest."""
         if not self.messages:
             return
-        count = len(self.messages)
-        lines = [f"  - {m}" for m in self.messages[: self.most]]
-        if count > self.most:
-            lines.append(f"  ... and {count - self.most} more")
+        count, kinds = len(self.messages), defaultdict[str, list[str]](list)
+        for message in self.messages:
+            kinds[NAMES.sub("", message)].append(message)
+        lines = []
+        for alike in list(kinds.values())[: self.most]:
+            lines += [f"  - {m}" for m in alike[: self.alike]]
+            if len(alike) > self.alike:
+                lines.append(f"    ... and {len(alike) - self.alike} more like it")
+        if len(kinds) > self.most:
+            lines.append(f"  ... and {len(kinds) - self.most} more kinds of them")
         raise ValueError(f"{count} problem{'s' if count > 1 else ''} with {self.subject}:\n" + "\n".join(lines))
 
 

@@ -98,6 +98,8 @@ def _read_header(path: Path, problems: Problems) -> tuple[tuple[str, ...], tuple
     if not isinstance(header, dict):
         problems.add(f"{path}: holds {type(header).__name__}, not an object with `concepts` and `alarm`")
         return (), (), path.parent.name
+    if "alarm" not in header:
+        problems.add(f"{path}: alarm is missing; name the concepts that call for action when they are seen, or write [] where none does")
     for key in ("concepts", "alarm"):
         names = header.get(key) or []
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):

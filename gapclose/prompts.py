@@ -168,9 +168,22 @@ def _without(messages: Sequence[dict[str, Any]], kind: str) -> list[dict[str, An
     return [{**m, "content": cut.get(id(m), m["content"])} for m in messages]
 
 
-def check_options(items: ItemSet, processor: Any, max_new_tokens: int, problems: Problems) -> None:
+def check_options(
+    items: ItemSet,
+    processor: Any,
+    max_new_tokens: int,
+    problems: Problems,
+    *,
+    key: str = "observe.max_new_tokens",
+    prompt: str | None = None,
+) -> None:
     """Add to ``problems`` every option without tokens or with more of them than are generated, and options whose tokens are, or begin,
-    those of another option of the item."""
+    those of another option of the item.
+
+    Args:
+        key: the setting that ``max_new_tokens`` comes from. prompt: the one that the items are worded in, where it is not the run's own.
+    """
+    asked = f" in the prompt {prompt!r}" if prompt else ""
     seen: dict[tuple[str, ...], str] = {}
     for item in items:
         seen.setdefault(tuple(o.text for o in item.options), item.id)
@@ -181,7 +194,7 @@ def check_options(items: ItemSet, processor: Any, max_new_tokens: int, problems:
                 problems.add(f"item {item_id!r}: option {text!r} has no tokens; use another text")
             if len(ids) > max_new_tokens:
                 problems.add(
-                    f"item {item_id!r}: option {text!r} has {len(ids)} tokens, but observe.max_new_tokens is {max_new_tokens}, so it could "
+                    f"item {item_id!r}{asked}: option {text!r} has {len(ids)} tokens, but {key} is {max_new_tokens}, so it could "
                     f"never be generated whole; set that to {len(ids)} or more"
                 )
         if len(set(tokens)) < len(tokens):

@@ -72,7 +72,8 @@ def load_items(
     """
     problems, prompts = Problems(f"the item set {directory}"), prompts or PromptsConfig()
     items = in_order(read_data(directory, data, problems), data, prompts, problems)
-    check_twins(items, problems)
+    if not len(problems):  # else a twin may be missing for no fault of its own
+        check_twins(items, problems)
     check_prompts(prompts, model, problems)
     asked = {name: reword(items, name, prompts, problems) for name in prompts.names}
     found = faults(items)
@@ -84,7 +85,9 @@ def load_items(
         processor = None
     if processor is not None:
         for name, worded in asked.items():
-            check_options(worded, processor, prompts.limit(name, max_new_tokens), problems)
+            limit = prompts.limit(name, max_new_tokens)
+            key = "observe.max_new_tokens" if limit == max_new_tokens else "prompts.max_new_tokens"
+            check_options(worded, processor, limit, problems, key=key, prompt=None if name == prompts.asked else name)
         check_kinds(items, processor, problems)
         found = too_long(items, processor) | found
     if data.on_error == "skip":
@@ -208,6 +211,8 @@ def bind_items(items: ItemSet, path: Path) -> None:
 def doubts(items: ItemSet) -> list[str]:
     """What is no mistake, and yet will leave a measurement without a verdict."""
     found, test = [], items.select(split="test", purpose="gap")
+    if not items.alarm:
+        found.append("no concept is an alarm (`alarm`): rejections, false alarms and operating points are not measured, only the concept")
     for modality in sorted(set(test.modalities.tolist())):
         concepts = {c: len({i.clip for i in test if i.modality == modality and i.concept == c}) for c in items.concepts}
         few = {c: n for c, n in concepts.items() if 0 < n < LEAST_CLIPS}
