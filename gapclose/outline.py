@@ -197,7 +197,9 @@ def _exporting(loaded: LoadedModel, config: Config) -> str:
     """The exported model lies beside the one that is verified, or beside its copy with the adapter folded in."""
     weights = weight_bytes(loaded.model, config.model.quantisation)
     if config.model.quantisation:
-        return f"{_bytes(2 * weights)} on the GPU: the model, and beside it the one that is verified" if config.export.verify else "as trained"
+        return (
+            f"{_bytes(2 * weights)} on the GPU: the model, and beside it the one that is verified" if config.export.verify else "as trained"
+        )
     if not (config.export.verify or config.export.merged):
         return f"{_bytes(weights)} of main memory"
     return f"{_bytes(2 * weights)} of main memory: the model, and beside it the one that is folded or verified; its GPU is empty until then"

@@ -95,9 +95,7 @@ def verify(directory: Path) -> dict[str, Any]:
         measured = before.scores[:, : seen.scores.shape[1]]  # as wide as the longest option list of the whole split
         difference = float((seen.scores - measured)[torch.isfinite(measured)].abs().max())
         if not difference <= tolerance:
-            raise ValueError(
-                f"{folder}: option scores differ by up to {difference:.3g} nats from those measured (tolerance {tolerance:g})"
-            )
+            raise ValueError(f"{folder}: option scores differ by up to {difference:.3g} nats from those measured (tolerance {tolerance:g})")
         other = other_answers(seen, before)
         decided = [i for i, margin in other.items() if name == "adapter" or margin >= tolerance]
         if decided:
