@@ -61,10 +61,9 @@ def remedy(path: str) -> str:
     found = published(path)
     if found is None:
         return ""
-    called = found.name if path.lower() == found.hub.lower() else f"the name is like that of {found.name}, in the paper {found.hub}, which"
     if found.family:
-        return f" ({called} needs no code beside transformers: {found.family})"
+        return f" ({found.name} needs no code beside transformers; the paper's is {found.hub})"
     return (
-        f" ({called} has no class in transformers: {found.known}. Where the checkpoint brings its code along, read it, and set "
-        "model.trust_remote_code; gapclose was not tried with it)"
+        f" ({found.name} has no class in transformers: {found.known}. The paper's is {found.hub}; where a checkpoint brings its code along, read "
+        "it, and set model.trust_remote_code; gapclose was not tried with it)"
     )
