@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,8 @@ def read_architecture(config: ModelConfig, path: str | None = None) -> Any:
     """
     known = config.known if path is None else {}
     path = path or config.resolved_path
+    if is_local(path) and not Path(path).is_dir():
+        raise ValueError(f"model.path {path!r}: no such directory; is it mistyped? A name on the hub is OWNER/NAME{remedy(path)}")
     try:
         with quiet():
             found = transformers.AutoConfig.from_pretrained(path, **known)
@@ -36,15 +39,25 @@ def read_architecture(config: ModelConfig, path: str | None = None) -> Any:
     return trained_part(found)
 
 
-def is_absent(config: ModelConfig) -> bool:
-    """Whether ``config.architecture`` stands for a checkpoint that is not there yet."""
-    if config.architecture is None:
-        return False
+def is_local(path: str) -> bool:
+    """Whether a path can be no hub name: it begins like a path, or has more than one slash."""
+    return path.startswith((".", "/", "~")) or path.rstrip("/").count("/") > 1
+
+
+def why_absent(config: ModelConfig) -> str | None:
+    """Why ``config.architecture`` stands for a checkpoint: a hub name that cannot be reached; None where it does not.
+
+    A directory that is there is never absent, and neither is one that is not there but can be no hub name: what is wrong with them is an
+    error of :func:`read_architecture`.
+    """
+    path = config.resolved_path
+    if config.architecture is None or is_local(path) or Path(path).exists():
+        return None
     try:
         read_architecture(config)
-    except ValueError:
-        return True
-    return False
+    except ValueError as error:
+        return " ".join(str(error.__cause__).split()) if isinstance(error.__cause__, OSError) else None
+    return None
 
 
 def auto_class(architecture: Any) -> Any:

@@ -62,17 +62,17 @@ def validate(arguments: Sequence[str]) -> None:
     Raises:
         ValueError: all that is wrong, after all that can be shown.
     """
-    from gapclose.architecture import is_absent
+    from gapclose.architecture import why_absent
     from gapclose.config import parse_config
     from gapclose.examine.leak import print_leak, text_leak
     from gapclose.outline import print_outline
     from gapclose.validate import doubts, is_for_closing, prepare_items, print_histogram
 
     config = parse_config(arguments, prog="gapclose validate")
-    closing, absent, items, faults = True, is_absent(config.model), None, list[str]()
+    closing, absent, items, faults = True, why_absent(config.model), None, list[str]()
     try:
         closing = is_for_closing(config)
-        items = prepare_items(config, closing=closing, without_model=absent)
+        items = prepare_items(config, closing=closing, without_model=absent is not None)
         print_histogram(items)
     except ValueError as error:
         faults.append(str(error))

@@ -112,7 +112,8 @@ class ExportConfig:
     """reload the export in a fresh process and compare scores and answers"""
     tolerance: float = 1e-3
     """largest difference of an option score, in nats, that --verify accepts for the adapter; for the merged model ten times as much in
-    float32, and in half precision, where merging rounds every weight again, 200 times as much (0.2 nats by default)"""
+    float32, and in half precision, where merging rounds every weight again, 200 times as much (0.2 nats by default); there a generated
+    answer may differ, too, where the two best options lay nearer than that"""
 
     def __post_init__(self) -> None:
         if self.push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push):
@@ -167,11 +168,12 @@ class Config:
             raise ValueError(f"tracking is {self.tracking!r}; choose none or wandb")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must not be negative")
-        if self.export.merged and self.model.quantisation:
-            raise ValueError(
-                f"export.merged with model.quantisation {self.model.quantisation}: an adapter is not merged into rounded weights; export the "
-                "adapter, and merge it into the base as it was published"
-            )
+        for name in ("merged", "omni"):
+            if getattr(self.export, name) and self.model.quantisation:
+                raise ValueError(
+                    f"export.{name} with model.quantisation {self.model.quantisation}: an adapter is not merged into rounded weights; export "
+                    "the adapter, and merge it into the base as it was published"
+                )
         self.train = acting(self.objective, self.train)
         if self.targets.rounds > 1 and not (self.objective in LOSS_TERMS and self.train.consistency):
             raise ValueError(f"targets.rounds {self.targets.rounds} needs objective consistency or consistency+gold, not {self.objective}")

@@ -11,6 +11,7 @@ Shapes: B batch, T tokens, O options.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from gapclose.items import Item, ItemSet
 from gapclose.meter import Meter
 from gapclose.models import LoadedModel
 from gapclose.quantise import bytes_saved
-from gapclose.structure import answer_logits, decoder_layers, train_adapters_alone, unwrap
+from gapclose.structure import answer_logits, decoder_layers, last_logits, train_adapters_alone, unwrap
 from gapclose.trainer import term_sums
 
 SAVED = 34
@@ -100,15 +101,29 @@ def _by_formula(loaded: LoadedModel, parts: Sequence[dict[str, Any]], weights: i
 
 
 @torch.no_grad()
-def observed_batch(loaded: LoadedModel, prompt: dict[str, torch.Tensor], quantisation: str | None) -> int | None:
-    """Bytes of one forward of :mod:`gapclose.observe` with its key-value cache, weights included; None where the model looks at values."""
+def observed_batch(loaded: LoadedModel, prompt: dict[str, torch.Tensor], quantisation: str | None, *, longer: int = 0) -> int | None:
+    """Bytes of what :mod:`gapclose.observe` does with one batch, weights included: the forward that scores, and the one that begins an answer.
+
+    Args:
+        longer: option places at which an option has several tokens; each is scored on a copy of the key-value cache, made while the copy
+            before it still lives.
+
+    Returns:
+        None where the model looks at values.
+    """
     model, size = loaded.model, len(prompt["input_ids"])
     last = torch.full((size,), prompt["input_ids"].shape[1] - 1)
     with Meter() as meter:
         meter.count(*model.parameters(), *model.buffers(), *prompt.values())
+        inputs = sized({"prompt": prompt})["prompt"]
         try:
             with answer_logits(model, torch.arange(size), last):
-                model(**sized({"prompt": prompt})["prompt"], use_cache=True).logits.float().log_softmax(-1)
+                output = model(**inputs, use_cache=longer > 0)
+            output.logits.float().log_softmax(-1)
+            copies = [copy.deepcopy(output.past_key_values) for _ in range(min(longer, 2))]
+            del copies
+            with last_logits(model):  # what was scored is still there
+                model(**inputs, use_cache=True).logits.float()
         except (NotImplementedError, RuntimeError):
             return None
     return meter.peak - bytes_saved(quantisation, decoder_layers(model))
@@ -165,7 +180,8 @@ def _tensors(part: dict[str, Any]) -> Iterator[torch.Tensor]:
 
 
 def observation_bytes(items: ItemSet, config: Config, *, n_layers: int, width: int, itemsize: int) -> dict[str, int]:
-    """What `measure` and `close` store on disk, in bytes: residuals and option scores; of a control without media, nothing is counted.
+    """What `measure` and `close` store on disk, in bytes: residuals and option scores, other prompts included; of a control without media,
+    nothing is counted.
 
     Args:
         itemsize: bytes of a number in the model's dtype.
@@ -181,4 +197,7 @@ def observation_bytes(items: ItemSet, config: Config, *, n_layers: int, width: i
     retained = len(items.select(split="train", purpose="retain")) * 8 * config.train.retain_tokens if config.train.retain else 0
     epochs = config.train.epochs * config.targets.rounds
     closing = stored("val", 2) * (1 + epochs) + stored("test", 2) * 2 + stored("train", 1, ("gap",)) + retained
-    return {"measure": fit + stored("test", 2) + everywhere, "close": fit + closing}
+    others = len(config.prompts.names) - 1
+    again = others * stored("test", 1, ("gap",))
+    fit += others * stored("fit", 1, ("gap",)) if config.prompts.refit else 0
+    return {"measure": fit + stored("test", 2) + everywhere + again, "close": fit + closing + 2 * again}

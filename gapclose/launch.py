@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ from gapclose.progress import say
 
 # accelerate's names for plain data parallelism over several processes, or none
 DATA_PARALLEL = {"NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_MLU", "MULTI_MUSA", "MULTI_SDAA", "MULTI_HPU"}
+
+PATIENCE = timedelta(days=1)
+"""how long processes wait for one that works alone, fitting probes, exporting, uploading; NCCL's own ten minutes would end them. Where one
+of them fails, the launcher ends the rest"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +115,7 @@ def check_launch(asked: Asked | None = None) -> PartialState:
             or another kind than plain data parallelism, or when the launcher switched mixed precision on.
     """
     asked = asked or find_request()
-    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")
+    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true", timeout=PATIENCE)
     got = kind_given(state)
     remedy = (
         "On CPUs: ACCELERATE_USE_CPU=true accelerate launch --config_file launch/ddp.yaml --num_processes N ...; "

@@ -30,7 +30,7 @@ from gapclose.observations import Observations, claim, leave_shared, pad_options
 from gapclose.patching import patched_at
 from gapclose.progress import say, track
 from gapclose.prompts import media_signature
-from gapclose.structure import answer_logits, residuals_at, unwrap
+from gapclose.structure import answer_logits, last_logits, residuals_at, unwrap
 
 
 @dataclass(kw_only=True)
@@ -263,7 +263,8 @@ def _generate(loaded: LoadedModel, model: Any, inputs: dict[str, torch.Tensor], 
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     base.generation_config = transformers.GenerationConfig(**ends, pad_token_id=pad)
     try:
-        generated = base.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+        with last_logits(base):
+            generated = base.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
     finally:
         base.generation_config = own
     return tokenizer.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -41,17 +41,27 @@ class Seen:
     """the longest of those that must not change"""
 
 
-def print_outline(config: Config, items: ItemSet | None, *, absent: bool) -> None:
-    """Print :func:`outline` as a table, with what must be known of where its figures come from."""
+def print_outline(config: Config, items: ItemSet | None, *, absent: str | None) -> None:
+    """Print :func:`outline` as a table, with what must be known of where its figures come from.
+
+    Args:
+        absent: why there is no checkpoint, where ``model.architecture`` stands for it.
+
+    Raises:
+        ValueError: as :func:`outline`, after what could be told.
+    """
     if absent:
-        say(f"no checkpoint can be read at {config.model.path}; sizes are those of {config.model.architecture}")
+        say(f"no checkpoint can be read at {config.model.path} ({absent}); sizes are those of {config.model.architecture}")
     table = Table(title=f"{config.model.path}, without its weights", show_header=False)
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
-    for label, value in outline(config, items, absent=absent):
-        table.add_row(label, value)
-    wide_console().print(table)
-    say("memory is that of one process, without what kernels and allocator take for themselves (docs/your-model.md)")
+    try:
+        for label, value in outline(config, items, absent=absent is not None):
+            table.add_row(label, value)
+    finally:
+        if table.row_count:
+            wide_console().print(table)
+            say("memory is that of one process, without what kernels and allocator take for themselves (docs/your-model.md)")
 
 
 def outline(config: Config, items: ItemSet | None, *, absent: bool) -> Iterator[tuple[str, str]]:
@@ -62,7 +72,8 @@ def outline(config: Config, items: ItemSet | None, *, absent: bool) -> Iterator[
         absent: there is no checkpoint yet, and ``model.architecture`` stands for it.
 
     Raises:
-        ValueError: when the model cannot be read or built, or has not the layers that the configuration names.
+        ValueError: when the model cannot be read or built, has not the layers that the configuration names, or, at the end, when an item is
+            longer than its decoder has positions.
     """
     source = config.model.architecture if absent else None
     loaded = _without_weights(config, source)
@@ -79,12 +90,23 @@ def outline(config: Config, items: ItemSet | None, *, absent: bool) -> Iterator[
     yield "weights", _bytes(weight_bytes(model, config.model.quantisation)) + quantised
     yield from _stored(items, config, len(layers), loaded)
     yield from _observing(loaded, items, seen, config)
+    yield "exporting", _exporting(loaded, config)
     if config.objective in BY_TRL:
         yield "training", f"not estimated for objective {config.objective}, whose steps are TRL's"
-        return
+    else:
+        yield from _adapting(config, source, items, seen, candidates, towers)
+    if seen is not None and items is not None:
+        refuse_too_long(loaded, seen, items, config)
+
+
+def _adapting(
+    config: Config, source: str | None, items: ItemSet | None, seen: Seen | None, candidates: Sequence[int], towers: dict[str, nn.Module]
+) -> Iterator[tuple[str, str]]:
+    """Adapters and training steps: of the lowest and the highest probe, where adapters begin after it."""
+    n_layers = len(decoder_layers(_without_weights(config, source).model))
     after_probe = config.lora.layers == "after_probe"
     for probe in dict.fromkeys((candidates[0], candidates[-1])) if after_probe else (candidates[-1],):
-        chosen = config.lora.chosen(len(layers), probe)
+        chosen = config.lora.chosen(n_layers, probe)
         adapted = _without_weights(config, source)
         with torch.device("meta"), quiet():
             add_lora(adapted, config.lora, chosen, config.seed)
@@ -145,6 +167,44 @@ def look_at(loaded: LoadedModel, items: ItemSet) -> Seen | None:
     return Seen(tokens=tokens, gap=longest["gap"][1], retain=longest["retain"][1] if "retain" in longest else None)
 
 
+def positions(model: Any) -> int | None:
+    """How many tokens the decoder has positions for, stretched ones included; None where it counts none."""
+    text = unwrap(model).config.get_text_config()
+    given, rope = getattr(text, "max_position_embeddings", None), getattr(text, "rope_parameters", None) or {}
+    stretched = (rope.get("original_max_position_embeddings") or 0) * (rope.get("factor") or 0)
+    return given and max(given, int(stretched))
+
+
+def lengths(model: Any) -> list[int]:
+    """Those of :data:`LENGTHS` that the decoder has positions for, or as many as it has."""
+    most = positions(model)
+    return [n for n in LENGTHS if most is None or n <= most] or [most or LENGTHS[0]]
+
+
+def refuse_too_long(loaded: LoadedModel, seen: Seen, items: ItemSet, config: Config) -> None:
+    """Raises: ValueError when the longest prompt that was looked at leaves no room for its answer among the decoder's positions."""
+    most = positions(loaded.model)
+    answer = max(len(loaded.option_tokens(o.text)) for item in items for o in item.options)
+    answer = max(answer, config.observe.max_new_tokens)
+    if most is not None and max(seen.tokens) + answer > most:
+        raise ValueError(
+            f"the longest prompt that was looked at has {max(seen.tokens):,} tokens, an answer up to {answer}, and the decoder of "
+            f"{config.model.path} has {most:,} positions; show less of a clip (data.frames, data.side, shorter sounds), or take another model"
+        )
+
+
+def _exporting(loaded: LoadedModel, config: Config) -> str:
+    """The exported model lies beside the one that is verified, or beside its copy with the adapter folded in."""
+    weights = weight_bytes(loaded.model, config.model.quantisation)
+    if config.model.quantisation:
+        return (
+            f"{_bytes(2 * weights)} on the GPU: the model, and beside it the one that is verified" if config.export.verify else "as trained"
+        )
+    if not (config.export.verify or config.export.merged):
+        return f"{_bytes(weights)} of main memory"
+    return f"{_bytes(2 * weights)} of main memory: the model, and beside it the one that is folded or verified; its GPU is empty until then"
+
+
 def _unknown(loaded: LoadedModel) -> str:
     return f"not known without the {'processor' if loaded.processor is None else 'items'}"
 
@@ -173,13 +233,14 @@ def _stored(items: ItemSet | None, config: Config, n_layers: int, loaded: Loaded
 
 
 def _observing(loaded: LoadedModel, items: ItemSet | None, seen: Seen | None, config: Config) -> Iterator[tuple[str, str]]:
-    size, batches = config.observe.batch_size, dict[str, dict[str, torch.Tensor]]()
+    size, batches, longer = config.observe.batch_size, dict[str, dict[str, torch.Tensor]](), 0
     if seen is not None and items is not None:
         batches["the longest item"] = loaded.prompts([seen.gap] * size, loaded.media(items))
+        longer = sum(len(loaded.option_tokens(o.text)) > 1 for o in seen.gap.options)
     else:
-        batches = {f"{n:,} tokens of text": text_batch(size, n)["prompt"] for n in LENGTHS}
+        batches = {f"{n:,} tokens of text": text_batch(size, n)["prompt"] for n in lengths(loaded.model)}
     for what, prompt in batches.items():
-        needed = observed_batch(loaded, prompt, config.model.quantisation)
+        needed = observed_batch(loaded, prompt, config.model.quantisation, longer=longer)
         yield f"observing, {size} x {what}", "not known: the model looks at values" if needed is None else _bytes(needed)
 
 
@@ -191,7 +252,7 @@ def _training(loaded: LoadedModel, items: ItemSet | None, seen: Seen | None, con
             _memory(training_step(loaded, micro_batch(loaded, seen.gap, seen.retain, items, config), config)),
         )
         return
-    for length in LENGTHS:
+    for length in lengths(loaded.model):
         found = training_step(loaded, [text_batch(size, length)], config)
         yield f"  training step, {size} x {length:,} tokens of text", _memory(found)
 

@@ -1,7 +1,11 @@
-"""The eight models that the source paper (arXiv 2605.13737) reports on: what transformers 5.23 has of them, and what it takes to load them."""
+"""The eight models that the source paper (arXiv 2605.13737) reports on: what transformers 5.23 has of them, and what it takes to load them.
+
+The hub could not be asked: the names were not checked against it, and no revisions are pinned. Set ``model.revision`` to the commit you read.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 
@@ -39,14 +43,17 @@ PUBLISHED = (
 )
 
 
-def _plain(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum())
+def _words(name: str) -> list[str]:
+    """What is between the dots, dashes and underscores of a name."""
+    return re.findall(r"[a-z0-9]+", name.lower())
 
 
 def published(path: str) -> Published | None:
-    """The model of the paper that a path or hub name is called after, or None."""
-    last = _plain(path.rstrip("/").rpartition("/")[2])
-    return next((p for p in PUBLISHED for name in (p.name, p.hub.rpartition("/")[2]) if last.startswith(_plain(name))), None)
+    """The model of the paper that has a hub name, else the one that the last part of a path begins with the name of, or None."""
+    exact = next((p for p in PUBLISHED if p.hub.lower() == path.lower()), None)
+    last = _words(path.rstrip("/").rpartition("/")[2])
+    names = ((p, _words(name)) for p in PUBLISHED for name in (p.name, p.hub.rpartition("/")[2]))
+    return exact or next((p for p, words in names if last[: len(words)] == words), None)
 
 
 def remedy(path: str) -> str:
@@ -55,8 +62,8 @@ def remedy(path: str) -> str:
     if found is None:
         return ""
     if found.family:
-        return f" ({found.name} is published as {found.hub}, and needs no code beside transformers)"
+        return f" ({found.name} needs no code beside transformers; the paper's is {found.hub})"
     return (
-        f" ({found.name} has no class in transformers: {found.known}. Where the checkpoint ({found.hub}) brings its code along, read it, and "
-        "set model.trust_remote_code; gapclose was not tried with it)"
+        f" ({found.name} has no class in transformers: {found.known}. The paper's is {found.hub}; where a checkpoint brings its code along, read "
+        "it, and set model.trust_remote_code; gapclose was not tried with it)"
     )

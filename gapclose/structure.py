@@ -119,6 +119,19 @@ def answer_logits(model: Any, rows: torch.Tensor, positions: torch.Tensor) -> It
 
 
 @contextmanager
+def last_logits(model: Any) -> Iterator[None]:
+    """Inside, every forward computes logits for its last position alone, (B, 1, V): all that generation looks at.
+
+    As :func:`answer_logits`, for a model that generates: over a prompt of many tokens, or over the one that was generated.
+    """
+    handle = output_embedding(model).register_forward_pre_hook(lambda _, args: (args[0][:, -1:], *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def residuals_at(model: Any, layers: Sequence[int], positions: torch.Tensor) -> Iterator[dict[int, torch.Tensor]]:
     """Inside, every forward fills the yielded dict: layer -> residual stream at ``positions``, (B, D).
 

@@ -1,4 +1,5 @@
-"""What the estimate of memory is measured against: two training steps in a process of their own, by the CPU allocator's own record.
+"""What the estimate of memory is measured against, in a process of its own, by the CPU allocator's own record: two training steps with
+adapters from a layer on, or, of layer 0, the observation of a batch with generated answers.
 
 python tests/measured_step.py CONFIG.yaml FIRST_LAYER
 """
@@ -20,6 +21,7 @@ from gapclose.config import parse_config
 from gapclose.estimate import micro_batch, text_batch
 from gapclose.item_files import read_items
 from gapclose.models import joined, load_model, load_processor
+from gapclose.observe import Wanted, forward_batches
 from gapclose.outline import look_at
 from gapclose.trainer import make_trainer
 
@@ -64,6 +66,11 @@ def main(path: str, first: int) -> None:
     torch.set_num_threads(1)
     config = parse_config(["--config", path])
     loaded, items = load_model(config.model), read_items(Path(config.data.path))
+    if first == 0:
+        batch, wanted = [look_at(loaded, items).gap] * config.observe.batch_size, Wanted(generate=True)
+        forward_batches(loaded, [batch[:1]], loaded.media(items), config.observe, wanted)  # what is made once and kept
+        print(json.dumps({"peak": peak(loaded, lambda: forward_batches(loaded, [batch], loaded.media(items), config.observe, wanted))}))
+        return
     add_lora(loaded, config.lora, range(first, len(loaded.layers) + 1), 0)
     seen, train = look_at(loaded, items), config.train
     counts = train.counts()
@@ -78,13 +85,18 @@ def main(path: str, first: int) -> None:
         loaded, examples, loaded.media(items), train, Path(config.run_dir),
         n_train=2 * (counts["consistency"] + counts["gold"]), seed=0, after_epoch=lambda epoch: True,
     )  # fmt: skip
+    print(json.dumps({"peak": peak(loaded, trainer.train)}))
+    assert trainer.state.global_step == 2
+
+
+def peak(loaded, job):
+    """Bytes of the model and of all that ``job`` holds at once beside it."""
     at_rest = {t.untyped_storage().data_ptr(): t.nbytes for t in [*loaded.model.parameters(), *loaded.model.buffers()]}
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        trainer.train()
-    assert trainer.state.global_step == 2
+        job()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda e: e.start_ns())
-    print(json.dumps({"peak": sum(at_rest.values()) + max(itertools.accumulate(e.nbytes() for e in events))}))
+    return sum(at_rest.values()) + max(itertools.accumulate(e.nbytes() for e in events))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from gapclose.adapters import load_adapter
 from gapclose.cli import main
 from gapclose.config import parse_config
-from gapclose.export import verify, verify_in_fresh_process
+from gapclose.export import leave_gpu, verify, verify_in_fresh_process
 from gapclose.item_files import read_items
 from gapclose.models import LoadedModel
 from gapclose.observations import read_observations
@@ -122,7 +125,57 @@ def test_a_verification_that_breaks_is_no_mismatch(copied):
     (copied / "observations" / "adapted-test" / "manifest.json").write_text("{}")
     with pytest.raises(RuntimeError, match=r"verifying the export failed \(status 1\)") as error:
         verify_in_fresh_process(copied)
-    assert "KeyError" in str(error.value)
+    assert "KeyError" in str(error.value) and "The training is whole" in str(error.value)
+    assert f"`gapclose export --config {copied / 'config.yaml'} --run_dir {copied}` writes and verifies again" in str(error.value)
+
+
+def test_a_merged_model_may_answer_otherwise_where_options_were_near(copied, with_merged, monkeypatch):
+    """Where they lay nearer than the tolerance, which is counted; the adapter may not, nor anything where they lay apart."""
+    shutil.copytree(with_merged / "merged", copied / "merged")
+    best = read_observations(copied / "observations" / "adapted-test").scores[:64].topk(2, dim=1).values  # the verified batches come first
+    margins = best[:, 0] - best[:, 1]
+    text, between = (copied / "config.yaml").read_text(), float(margins.min() + margins.max()) / 2
+    # of a merged model in float32 ten times as much
+    (copied / "config.yaml").write_text(re.sub(r"tolerance: .*", f"tolerance: {between / 10}", text))
+
+    def answered_otherwise(row):
+        def read(*args):
+            seen = read_observations(*args)
+            seen.answers[int(row)] = "something else"
+            return seen
+
+        monkeypatch.setattr(sys.modules["gapclose.export.verify"], "read_observations", read)
+
+    answered_otherwise(margins.argmin())
+    with pytest.raises(ValueError, match="adapter: 1 generated answers differ"):
+        verify(copied)
+    shutil.rmtree(copied / "adapter")
+    assert verify(copied)["merged"]["flipped"] == 1
+    answered_otherwise(margins.argmax())
+    with pytest.raises(ValueError, match="merged: 1 generated answers differ"):
+        verify(copied)
+
+
+def test_the_gpu_is_left_before_anything_is_written(loaded, monkeypatch):
+    """The model is moved to the CPU, its gradients and what the allocator holds are let go; a quantised one stays where it is."""
+    for quantisation, moves in ((None, ["cpu"]), ("4bit", [])):
+        moved, emptied = list[str](), list[bool]()
+        monkeypatch.setattr(loaded.model, "to", moved.append)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda emptied=emptied: emptied.append(True))
+        first = next(loaded.model.parameters())
+        first.grad = torch.ones_like(first)
+        leave_gpu(loaded, SimpleNamespace(model=SimpleNamespace(quantisation=quantisation)))
+        assert moved == moves and emptied == [True] and first.grad is None
+
+
+def test_what_is_shared_does_not_tell_where_the_base_lies(tiny_run, tiny_checkpoint):
+    """Only the last part of its directory; the adapter loads on a base that is given, wherever that lies."""
+    settings = json.loads((tiny_run / "adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == tiny_checkpoint.name
+    for path in (tiny_run / "adapter").rglob("*"):
+        if path.suffix in (".json", ".md"):
+            assert str(tiny_checkpoint.parent) not in path.read_text(), path
 
 
 def test_verification_copes_with_items_of_other_option_counts_beyond_the_verified_ones(copied, tiny_config):

@@ -158,6 +158,24 @@ def test_a_launch_that_is_what_was_asked_for_passes(capsys):
     assert state.num_processes == 1 and "running on 1 process (ddp, cpu)" in capsys.readouterr().out
 
 
+def test_processes_wait_for_one_that_works_alone():
+    """Longer than the ten minutes of NCCL, and whatever the backend: an export and its verification take as long as they take."""
+    alone = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    code = (
+        "import torch, torch.distributed as d; from gapclose.launch import *; check_launch(Asked()); "
+        "print(d.group.WORLD._get_backend(torch.device('cpu')).options._timeout == PATIENCE)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], env=os.environ | alone, capture_output=True, text=True, check=False)
+    assert result.stdout.splitlines()[-1:] == ["True"], result.stderr
+
+
 def test_sharding_is_refused_where_it_is_what_was_given(monkeypatch):
     """An FSDP launch that works as asked is still none that adapters are trained under."""
     monkeypatch.setattr(launch, "kind_given", lambda state: "fsdp")

@@ -1,11 +1,15 @@
 """What `gapclose validate` says of a model, from its config and processor alone."""
 
 import json
+import re
 import shutil
 
 import pytest
 
+from gapclose.architecture import build_on_meta, read_architecture
 from gapclose.cli import main
+from gapclose.models import ModelConfig
+from gapclose.outline import lengths, positions
 from gapclose.published import PUBLISHED, published, remedy
 
 
@@ -37,6 +41,7 @@ def test_the_model_is_outlined_without_its_weights(bare, digits_directory, tmp_p
         "observing, 32 x the longest item",
         "training step, 8 x the longest item",
         "by measure",
+        "of main memory: the model, and beside it",
         "no problems found",
     ):
         assert part in text, f"{part!r} is not in:\n{text}"
@@ -72,12 +77,46 @@ def test_a_checkpoint_that_is_not_there_yet(bare, digits_directory, capsys):
     arguments = ("--data.path", digits_directory, "--model.path", "somebody/not-here-yet")
     assert validate(*arguments, "--model.architecture", bare) == 0
     text = capsys.readouterr().out
-    assert "no checkpoint can be read at somebody/not-here-yet" in text and "not known without the processor" in text
+    assert "no checkpoint can be read at somebody/not-here-yet (" in text and "not known without the processor" in text
     assert "not checked without the processor of somebody/not-here-yet" in text and "4,096 tokens of text" in text
     assert validate(*arguments) == 2
     assert "somebody/not-here-yet" in capsys.readouterr().err
     assert main(["measure", *map(str, arguments), "--model.architecture", str(bare)]) == 2
     assert "somebody/not-here-yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("broken", "is not a valid JSON file"),
+        ("checkpoints/mine/final", "no such directory; is it mistyped?"),
+        ("./mine", "no such directory; is it mistyped?"),
+        ("~/mine", "no such directory; is it mistyped?"),
+    ],
+)
+def test_sizes_stand_in_for_no_broken_or_mistyped_checkpoint(path, says, bare, digits_directory, tmp_path, capsys, monkeypatch):
+    """Only for a hub name that cannot be reached: others are errors, and no model of other sizes is outlined."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bare, tmp_path / "broken")
+    (tmp_path / "broken" / "config.json").write_text("{")
+    assert validate("--data.path", digits_directory, "--model.path", path, "--model.architecture", bare) == 2
+    shown = capsys.readouterr()
+    assert says in shown.err and "no problems found" not in shown.out and "layers of width" not in shown.out
+
+
+def test_a_prompt_longer_than_the_decoder_has_positions(bare, digits_directory, capsys):
+    """After all that can be shown; and nothing is estimated for lengths that it cannot take."""
+    config = json.loads((bare / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 24
+    (bare / "config.json").write_text(json.dumps(config))
+    assert validate("--data.path", digits_directory, "--model.path", bare) == 2
+    shown = capsys.readouterr()
+    assert re.search(r"the longest prompt that was looked at has \d+ tokens, an answer up to 8, and .* has 24 positions", shown.err)
+    assert "5 layers of width 48" in shown.out and "training step" in shown.out
+    model = build_on_meta(read_architecture(ModelConfig(path=str(bare))), ModelConfig(path=str(bare)))
+    assert positions(model) == 24 and lengths(model) == [24]
+    model.config.get_text_config().rope_parameters |= {"factor": 4.0, "original_max_position_embeddings": 4096}
+    assert positions(model) == 16384 and lengths(model) == [4096, 16384]
 
 
 def test_objectives_of_trl_have_no_estimate(bare, digits_directory, capsys):
@@ -103,4 +142,8 @@ def test_the_eight_models_of_the_paper():
     assert len(PUBLISHED) == 8 and sum(p.family is None for p in PUBLISHED) == 6
     assert all(hasattr(transformers, p.family) for p in PUBLISHED if p.family)
     assert [published(p.hub) for p in PUBLISHED] == list(PUBLISHED)
-    assert published("Qwen/Qwen2.5-VL-7B-Instruct") is None and remedy("/data/mine") == ""
+    for other in ("Qwen/Qwen2.5-VL-7B-Instruct", "allenai/olamide-7b", "somebody/solar-ola", "/data/mine"):
+        assert published(other) is None and remedy(other) == ""
+    for name in ("qwen/qwen2.5-omni-7b", "Qwen/Qwen2.5-Omni-3B"):  # of which not every size is the paper's
+        assert remedy(name) == " (Qwen2.5-Omni needs no code beside transformers; the paper's is Qwen/Qwen2.5-Omni-7B)"
+    assert published("my-video_salmonn_2") is None and published("me/video_salmonn_2_plus").name == "video-SALMONN 2"

@@ -7,7 +7,9 @@ import pytest
 
 from gapclose.answers import Matching
 from gapclose.cli import main
+from gapclose.config import parse_config
 from gapclose.errors import Problems
+from gapclose.estimate import observation_bytes
 from gapclose.gap import Labels
 from gapclose.items import Item, Option
 from gapclose.observations import read_observations
@@ -70,6 +72,22 @@ def test_every_prompt_has_its_figures(measured, digits):
         assert set(found["modality"]) == {"audio", "vision"} and found["within"]["reading"]["balanced"]["lower"] is not None
         limit = json.loads((measured / "observations" / f"base-test-{slug}" / "request.json").read_text())["generate"]
         assert limit == (3 if name in ("paper", "binary") else 20)
+
+
+def test_what_other_prompts_store_is_foretold(measured, digits):
+    """Their observations on disk, of test and, for the probes that are fitted again, of fit, but for the length of shards' headers."""
+    config, stored = parse_config(["--config", str(measured / "config.yaml")]), 0
+    names = [name.replace(":", "-").replace(".", "-") for name in MEASURED]
+    for stage in (measured / "observations").iterdir():
+        if stage.name.endswith(tuple(f"-{name}" for name in names)):
+            seen = read_observations(stage)
+            stored += sum(t.nbytes for t in [*seen.residuals.values(), seen.scores])
+    sizes, found = {"n_layers": 5, "width": 48, "itemsize": 4}, observation_bytes
+    with_them = found(digits, config, **sizes)
+    config.prompts.measured = []
+    alone = found(digits, config, **sizes)
+    assert with_them["measure"] - alone["measure"] == pytest.approx(stored, rel=0.1)
+    assert with_them["close"] - alone["close"] > with_them["measure"] - alone["measure"]
 
 
 def test_the_run_s_own_prompt_stands_first_with_its_own_figures(measured):

@@ -67,5 +67,6 @@ def test_settings_that_do_not_go_together():
     """An unknown kind, and a merged export, which would be of rounded weights."""
     with pytest.raises(ValueError, match="model.quantisation is '2bit'; choose 4bit or 8bit"):
         ModelConfig(quantisation="2bit")
-    with pytest.raises(ValueError, match="export.merged with model.quantisation 4bit"):
-        parse_config(["--model.quantisation", "4bit", "--export.merged", "true"])
+    for kind in ("merged", "omni"):
+        with pytest.raises(ValueError, match=f"export.{kind} with model.quantisation 4bit"):
+            parse_config(["--model.quantisation", "4bit", f"--export.{kind}", "true"])

@@ -1,14 +1,19 @@
 """Every configuration of a model of real size: parsed, bound to its architecture, and a training step of it run by sizes alone."""
 
 import importlib.util
+import re
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import transformers
+from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor, WhisperFeatureExtractor
 
 from gapclose.architecture import read_architecture
 from gapclose.cli import main
 from gapclose.config import parse_config
+from gapclose.digits.tiny import MEDIA_TOKENS, build_tokenizer
 from gapclose.outline import outline
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +66,37 @@ def test_a_shipped_configuration_fits_its_model(name, monkeypatch):
     assert n_layers == SIZES[name][2] and config.probe.candidates(n_layers) == config.probe.layers
     assert config.train.accumulation(1) == 24 and config.train.counts()["consistency"] == 24
     assert config.lora.layers == "after_probe" and not config.model.trust_remote_code
+    assert config.train.twins  # which IMAVB's reader finds
+
+
+@pytest.mark.parametrize(
+    ("name", "processor", "patch", "larger"),
+    [
+        ("qwen2_5_omni_3b", "Qwen2_5OmniProcessor", 14, 288),
+        ("qwen2_5_omni_7b", "Qwen2_5OmniProcessor", 14, 288),
+        ("qwen3_omni_30b_a3b", "Qwen3OmniMoeProcessor", 16, 224),
+        ("qwen2_5_vl_7b", "Qwen2_5_VLProcessor", 14, 288),
+    ],
+)
+def test_a_frame_has_as_many_tokens_as_the_configuration_says(name, processor, patch, larger):
+    """By the real processor with its own bounds of pixels: frames smaller than ``data.side`` are enlarged, larger ones are not shrunk."""
+    images, tokenizer = Qwen2VLImageProcessor(patch_size=patch), build_tokenizer()
+    if "Omni" in processor:
+        hearing = WhisperFeatureExtractor(feature_size=128)
+        made = getattr(transformers, processor)(images, Qwen2VLVideoProcessor(patch_size=patch), hearing, tokenizer)
+    else:
+        made = Qwen2_5_VLProcessor(images, tokenizer, Qwen2VLVideoProcessor(patch_size=patch))
+    text, video = Path(ROOT / f"configs/{name}.yaml").read_text(), MEDIA_TOKENS["video_token"]
+    told = int(re.search(r"frames: 50 .* (\d+) tokens each", text).group(1))
+    assert f"so {50 * told:,}" in text and "side: 448 " in text
+
+    def tokens(height, width):
+        film = np.zeros((4, height, width, 3), dtype=np.uint8)
+        text = [MEDIA_TOKENS["vision_bos_token"] + video + MEDIA_TOKENS["vision_eos_token"]]
+        made_of = made(text=text, videos=[film], return_tensors="pt", videos_kwargs={"do_sample_frames": False})
+        return int((made_of["input_ids"] == tokenizer.convert_tokens_to_ids(video)).sum()) / 4
+
+    assert tokens(252, 448) == tokens(126, 224) == told and tokens(504, 896) == larger
 
 
 def test_without_checkpoint_and_without_data(monkeypatch, capsys):

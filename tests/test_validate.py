@@ -178,10 +178,17 @@ def test_what_was_left_out_stands_beside_the_evidence(tiny_run, tmp_path):
     from gapclose.report.summary import summarise
 
     (tmp_path / "items.json").write_text(
-        json.dumps({"items": 99, "skipped": [{"item": "a", "fault": "a.wav: empty"}], "notes": ["7 rows: why"]})
+        json.dumps(
+            {
+                "root": "/home/me/data",
+                "items": 99,
+                "skipped": [{"item": "a", "fault": "/home/me/data/sounds/a.wav: empty"}],
+                "notes": ["7 rows: why"],
+            }
+        )
     )
     missing = left_out(tmp_path)
-    assert missing["skipped"][0]["item"] == "a"
+    assert missing["skipped"] == [{"item": "a", "fault": "sounds/a.wav: empty"}]  # where the data lie is not told
     config = parse_config(["--config", str(tiny_run / "config.yaml")])
     card = model_card(summarise(tiny_run), config, SimpleNamespace(path="model"), missing)
     assert "- 1 items beside the 99 were left out" in card and "- 7 rows: why" in card

@@ -9,8 +9,11 @@ Each has a model card (``card``), ``evidence.json`` and ``serving.json``. ``veri
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from gapclose.export.card import left_out, model_card
 from gapclose.export.omni import check_whole, write_omni
@@ -45,7 +48,8 @@ def check_export(config: Config) -> None:
 
 def export_run(directory: Path, config: Config, loaded: LoadedModel, summary: dict[str, Any]) -> None:
     """Write ``adapter/`` (and ``merged/``, ``omni/``) from the model as it stands, verify them in a fresh process, upload them: each if
-    asked to."""
+    asked to. The model ends on the CPU."""
+    leave_gpu(loaded, config)
     wanted = ["adapter", *(["merged"] if config.export.merged else []), *(["omni"] if config.export.omni else [])]
     write_adapter(loaded, directory / "adapter")
     served = served_by_vllm(loaded, directory / "adapter")
@@ -61,6 +65,19 @@ def export_run(directory: Path, config: Config, loaded: LoadedModel, summary: di
         verify_in_fresh_process(directory)
     if config.export.push:
         push(directory, wanted, config.export.push, private=config.export.private)
+
+
+def leave_gpu(loaded: LoadedModel, config: Config) -> None:
+    """Move the model to the CPU, and let go of what training left: the verifying process loads the model again, and needs the room.
+
+    A quantised model stays where it is.
+    """
+    loaded.model.zero_grad(set_to_none=True)
+    if config.model.quantisation is None:
+        loaded.model.to("cpu")
+    gc.collect()  # the trainer and its optimiser refer to one another
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _write_evidence(folder: Path, directory: Path, config: Config, loaded: LoadedModel, summary: dict[str, Any], served: Served) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gapclose.export.serving import Served
+from gapclose.export.write import base_name
 from gapclose.files import read_json
 from gapclose.gap import STATES
 from gapclose.models import LoadedModel
@@ -18,10 +19,19 @@ if TYPE_CHECKING:
 
 
 def left_out(directory: Path) -> dict[str, Any]:
-    """What of its data a run did without: items whose media could not be used, with the reason, and what a reader left out on purpose."""
+    """What of its data a run did without: items whose media could not be used, with the reason, and what a reader left out on purpose.
+
+    Files are named as they lie in the data's directory; where that is, is nobody's business who is given the adapter.
+    """
     path = directory / "items.json"
     found = read_json(path) if path.is_file() else {}
-    return {"items": found.get("items"), "skipped": found.get("skipped", []), "notes": found.get("notes", [])}
+    root = f"{found.get('root', '')}/"
+
+    def within(text: str) -> str:
+        return text if root in ("/", "./") else text.replace(root, "")
+
+    skipped = [{**entry, "fault": within(entry["fault"])} for entry in found.get("skipped", [])]
+    return {"items": found.get("items"), "skipped": skipped, "notes": [within(note) for note in found.get("notes", [])]}
 
 
 def title(summary: dict[str, Any], config: Config) -> str:
@@ -69,7 +79,7 @@ def model_card(
     )
     return f"""---
 library_name: peft
-base_model: {Path(loaded.path).name if Path(loaded.path).exists() else loaded.path}
+base_model: {base_name(loaded)}
 tags: [gapclose, lora]
 ---
 

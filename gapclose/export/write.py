@@ -6,13 +6,25 @@ import copy
 import shutil
 from pathlib import Path
 
+from gapclose.files import read_json, write_json
 from gapclose.models import LoadedModel, ModelConfig, load_processor
 
 
 def write_adapter(loaded: LoadedModel, folder: Path) -> None:
-    """The adapter alone, as PEFT loads it, in place of what was there."""
+    """The adapter alone, as PEFT loads it, in place of what was there.
+
+    Of a base that lies in a directory only that directory's name is told, since adapters travel: ``PeftModel.from_pretrained(base, folder)``
+    is given the base, ``AutoPeftModel`` would have to be told where it is.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     loaded.model.save_pretrained(str(folder))
+    path = folder / "adapter_config.json"
+    write_json(path, read_json(path) | {"base_model_name_or_path": base_name(loaded)})
+
+
+def base_name(loaded: LoadedModel) -> str:
+    """The base's name on the hub, or the last part of the directory that it lies in."""
+    return Path(loaded.path).name if Path(loaded.path).exists() else loaded.path
 
 
 def write_merged(loaded: LoadedModel, config: ModelConfig, folder: Path) -> None:
