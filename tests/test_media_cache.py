@@ -16,9 +16,9 @@ from PIL import Image
 from gapclose import media as media_module
 from gapclose.config import DataConfig
 from gapclose.films import Film
-from gapclose.items import Decoding, Framing, Item, ItemSet, Option
+from gapclose.items import Decoding, Framing, Item, ItemSet, Option, content_digest
 from gapclose.media import Media, decode, faults
-from gapclose.media_cache import MediaCache, content_digest
+from gapclose.media_cache import MediaCache
 from gapclose.observe import ObserveConfig, Wanted, observe
 
 RATE = 16_000

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gapclose.errors import Problems
 from gapclose.items import Item, ItemSet, Option
-from gapclose.readers.imavb import film_path
+from gapclose.readers.imavb import check_clip, film_path
 from gapclose.readers.splits import Dealing
 from gapclose.readers.tables import Row, read_into, table_files
 from gapclose.stems import either_prompt
@@ -82,6 +82,7 @@ def _whole(row: Row, problems: Problems) -> bool:
     for key in ("video_id", "text"):
         if not isinstance(values.get(key), str) or not values[key].strip():
             problems.add(f"{label}: {key} is {values.get(key)!r}; fill it in")
+    check_clip(str(values.get("video_id")), label, problems)
     if values.get("task") not in MODALITY:
         problems.add(f"{label}: task {values.get('task')!r} is not one of {[*MODALITY, CAPTIONS]}; mend it")
     if str(values.get("label")).strip().lower() not in ("yes", "no"):
