@@ -101,6 +101,19 @@ def test_a_file_that_changed_is_another_content(files, decoded):
     assert not same(Media(files, RATE, **how).load("audio", "a.wav"), before) and len(decoded) == 2
 
 
+def test_an_edit_in_the_midst_of_a_large_file_is_seen(tmp_path):
+    """By the digest, and so by what observations and splits are told apart by."""
+    content = np.random.default_rng(0).bytes(9 << 20)
+    (tmp_path / "a.wav").write_bytes(content)
+    (tmp_path / "b.wav").write_bytes(content[: 4 << 20] + bytes(1 << 20) + content[5 << 20 :])
+    assert content_digest(tmp_path / "a.wav") != content_digest(tmp_path / "b.wav")
+    os.rename(tmp_path / "b.wav", tmp_path / "c.wav")
+    items = ItemSet(root=tmp_path, name="m", concepts=("x", "y"), alarm=(), items=(item("one", ("audio", "a.wav")),))
+    before = items.fingerprint()
+    (tmp_path / "c.wav").replace(tmp_path / "a.wav")
+    assert items.fingerprint() != before
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "foreign"])
 def test_a_damaged_entry_is_decoded_again(files, decoded, damage):
     """And mended; files under temporary names, left by a process that died, are nobody's entry."""

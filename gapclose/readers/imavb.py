@@ -70,7 +70,7 @@ def film_path(directory: Path, clip: str, stated: str | None) -> str:
 def check_clip(clip: str, label: str, problems: Problems) -> None:
     """Add to ``problems`` the id of a clip by which its film would lie outside the data."""
     if leaves(f"videos/{clip}"):
-        problems.add(f"{label}: video_id leaves the folder with the films; name a file in it")
+        problems.add(f"{label}: video_id leads out of the data; name a film in them")
 
 
 def _stated(video: Any) -> str | None:
