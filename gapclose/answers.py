@@ -19,7 +19,7 @@ import numpy as np
 
 from gapclose.items import Item
 
-LEADS_ON = re.compile(r"\b[AaIi]\b(?=['’-]\w|[ \t]+(?!\w\b|(?:or|and|nor|not|is|because|since|as)\b)\w)")
+LEADS_ON = re.compile(r"\b[AaIi]\b(?=['\u2019-]\w|[ \t]+(?!\w\b|(?:or|and|nor|not|is|because|since|as)\b)\w)")
 """an article or a pronoun: a phrase follows on the same line, where after a letter there is a stop, another letter, or a word of these"""
 NAMED = re.compile(r"\b(answer is|answer|option|choice|letter)[\s:*(]*$", re.IGNORECASE)
 """what is said before a letter, whatever follows that"""

@@ -199,7 +199,7 @@ def content_digest(path: Path) -> bytes:
 
 def leaves(path: str) -> bool:
     """Whether a path is absolute, or goes up beyond where it starts; links may lead anywhere."""
-    return Path(path).is_absolute() or os.path.normpath(path).split(os.sep)[0] == os.pardir
+    return Path(path).is_absolute() or Path(os.path.normpath(path)).parts[:1] == (os.pardir,)
 
 
 def content_parts(messages: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]]:

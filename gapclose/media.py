@@ -146,7 +146,9 @@ def _image(path: Path) -> Image.Image:
                     f"the image has more than 8 bits a channel ({what}), which would be cut off; write it as 8 bits, windowed as you want it seen"
                 )
             if image.format in PAGED and (count := getattr(image, "n_frames", 1)) > 1:
-                raise Fault(f"the file holds {count} pictures, and only the first would be shown; give each a file of its own, or make a film")
+                raise Fault(
+                    f"the file holds {count} pictures, and only the first would be shown; give each a file of its own, or make a film"
+                )
             upright = ImageOps.exif_transpose(image)
             if not upright.has_transparency_data:
                 return upright.convert("RGB")

@@ -193,7 +193,13 @@ def test_copies_of_all_that_is_shown_and_played_in_fit_are_no_training_set(whole
     for before in ([], legend):
         test_items.put(directory, *(r | {"messages": [{"role": "user", "content": before + r["messages"][0]["content"]}]} for r in rows))
         message = refused(capsys, *arguments)
-        says = ["the same media are in fit and in train", "item 'fit-0-odd': ", "fit.png, fit.wav", "train.png, train.wav", "one clip and one split"]
+        says = [
+            "the same media are in fit and in train",
+            "item 'fit-0-odd': ",
+            "fit.png, fit.wav",
+            "train.png, train.wav",
+            "one clip and one split",
+        ]
         assert message.startswith("error: 1 problem with") and all(part in message for part in says), message
 
 

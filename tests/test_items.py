@@ -58,7 +58,10 @@ ITEM_FAULTS = {
         {"messages": [{"role": "user", "content": [{"type": "image", "path": "../other/a.png"}]}]},
         ["image is '../other/a.png', which leaves", "move or link the file into it"],
     ),
-    "a path from the root": ({"messages": [{"role": "user", "content": [{"type": "audio", "path": "/a.wav"}]}]}, ["audio is '/a.wav', which leaves"]),
+    "a path from the root": (
+        {"messages": [{"role": "user", "content": [{"type": "audio", "path": "/a.wav"}]}]},
+        ["audio is '/a.wav', which leaves"],
+    ),
     "a stem of another type": ({"stem": ["Odd?"]}, ["stem is ['Odd?']", "leave the key out"]),
     "a blank stem": ({"stem": " "}, ["stem is ' '", "the question without its options"]),
     "a meaning of another type": ({"options": [ODD | {"meaning": 3}, LIE]}, ["option 'odd' has the meaning 3", "leave the key out"]),

@@ -107,7 +107,7 @@ def test_an_edit_in_the_midst_of_a_large_file_is_seen(tmp_path):
     (tmp_path / "a.wav").write_bytes(content)
     (tmp_path / "b.wav").write_bytes(content[: 4 << 20] + bytes(1 << 20) + content[5 << 20 :])
     assert content_digest(tmp_path / "a.wav") != content_digest(tmp_path / "b.wav")
-    os.rename(tmp_path / "b.wav", tmp_path / "c.wav")
+    (tmp_path / "b.wav").rename(tmp_path / "c.wav")
     items = ItemSet(root=tmp_path, name="m", concepts=("x", "y"), alarm=(), items=(item("one", ("audio", "a.wav")),))
     before = items.fingerprint()
     (tmp_path / "c.wav").replace(tmp_path / "a.wav")

@@ -112,7 +112,9 @@ def check_media_apart(items: ItemSet, broken: Collection[tuple[str, str]], probl
     for shown, where in wholes.items():
         names = [{path for _, path in item.media} for item in where.values()]
         if shown and len(where) == 2 and len({item.clip for item in where.values()}) == 2 and names[0].isdisjoint(names[1]):
-            named = ", ".join(f"{split} (item {item.id!r}: {', '.join(dict.fromkeys(p for _, p in item.media))})" for split, item in where.items())
+            named = ", ".join(
+                f"{split} (item {item.id!r}: {', '.join(dict.fromkeys(p for _, p in item.media))})" for split, item in where.items()
+            )
             problems.add(f"{items.where}: the same media are in fit and in train, and nothing else beside them: {named}; {REMEDY}")
     for digest, where in users.items():
         copies = set(where) == {"fit", "train"} and len({path for _, path in where.values()}) == 2
