@@ -254,7 +254,7 @@ def _in_order(path: Path, wanted: Sequence[int], times: Sequence[int], side: int
     with _opened(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        for place, frame in enumerate(container.decode(stream)):
+        for place, frame in enumerate(_from_first_key(container, stream)):
             if place in targets or frame.pts in targets.values():
                 counted[place] = timed[frame.pts] = _undamaged(frame, times[min(place, len(times) - 1)] * stream.time_base, side)
             seen.append(frame.pts)
@@ -266,6 +266,15 @@ def _in_order(path: Path, wanted: Sequence[int], times: Sequence[int], side: int
             at = float((lacking[0] - times[0]) * stream.time_base)
             raise Fault(f"the film cannot be decoded at {at:.1f} s ({len(seen)} of {len(times)} frames come out); replace it")
     return {n: timed[t] for n, t in targets.items()}
+
+
+def _from_first_key(container: Any, stream: Any) -> Iterator[Any]:
+    """All frames; packets before the first key frame are not even given to the decoder, which may refuse them."""
+    begun = False
+    for packet in container.demux(stream):
+        begun = begun or packet.is_keyframe
+        if begun:
+            yield from packet.decode()
 
 
 def _undamaged(frame: Any, seconds: Any, side: int) -> np.ndarray:

@@ -169,7 +169,7 @@ def test_a_jump_that_lands_too_late_is_noticed(tmp_path, monkeypatch):
     """In whatever container: then the film is decoded from its start."""
     monkeypatch.setattr("gapclose.films.UNINDEXED", ())
     numbered(tmp_path / "film.ts", 400, "libx264")
-    assert numbers(read_film(tmp_path / "film.ts", Framing(frames=3))) == [0, 200, 399]
+    assert numbers(read_film(tmp_path / "film.ts", Framing(frames=4))) == [0, 133, 266, 399]
 
 
 def test_a_stream_that_was_cut_within_a_group_of_pictures_begins_with_its_first_key_frame(tmp_path):

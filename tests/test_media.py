@@ -59,10 +59,21 @@ def deep_colour_png(path):
 
 def deep_colour_tiff(path):
     """The same in a TIFF: nine numbers of a directory, then three of bits, then the pixels."""
-    tags = [(256, 3, 1, 2), (257, 3, 1, 1), (258, 3, 3, 122), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 128), (277, 3, 1, 3), (278, 3, 1, 1)]
+    tags = [
+        (256, 3, 1, 2),
+        (257, 3, 1, 1),
+        (258, 3, 3, 122),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, 1, 128),
+        (277, 3, 1, 3),
+        (278, 3, 1, 1),
+    ]
     entries = [struct.pack("<HHII", *tag) for tag in (*tags, (279, 4, 1, 12))]
     directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
-    path.write_bytes(b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<3H", 16, 16, 16) + struct.pack("<6H", *[200] * 3, *[1200] * 3))
+    path.write_bytes(
+        b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<3H", 16, 16, 16) + struct.pack("<6H", *[200] * 3, *[1200] * 3)
+    )
 
 
 def several(path, form):
