@@ -1,6 +1,7 @@
 """Media: every kind of broken file is named before a model loads; whole ones decode once."""
 
 import io
+import re
 import struct
 import zlib
 from dataclasses import replace
@@ -146,7 +147,7 @@ def test_a_broken_file_is_named_with_its_item_and_remedy(tmp_path, name):
     assert len(problems) == 1
     for part in (str(tmp_path / name), "item 'first'", *says):
         assert part in problems.messages[0], problems.messages
-    with pytest.raises(ValueError, match=says[0]):
+    with pytest.raises(ValueError, match=re.escape(says[0])):
         Media(tmp_path, RATE).load(kind_of(name), name)
 
 
