@@ -2,7 +2,8 @@
 
 *Strict*: the text is an option, letter for letter, up to surrounding white space. *Lenient*: after lower-casing and dropping
 punctuation, exactly one option occurs in it as whole words, counting the longest match first (so "not odd" is no "odd" where both
-are options). A single letter keeps its case, so that "a dog" does not name option "A"; an answer that is nothing but the letter does.
+are options). A single letter keeps its case, so that "a dog" does not name option "A"; an answer that is nothing but the letter does. An
+"A" or "I" that begins a phrase ("A man is not there", "I see") is a word and no letter.
 
 :class:`Matching` adds what other prompts need: an answer that begins with its option and goes on, and a function of the user's own.
 """
@@ -17,6 +18,11 @@ from typing import Any
 import numpy as np
 
 from gapclose.items import Item
+
+LEADS_ON = re.compile(r"\b[AaIi]\b(?=['\u2019-]\w|[ \t]+(?!\w\b|(?:or|and|nor|not|is|because|since|as)\b)\w)")
+"""an article or a pronoun: a phrase follows on the same line, where after a letter there is a stop, another letter, or a word of these"""
+NAMED = re.compile(r"\b(answer is|answer|option|choice|letter)[\s:*(]*$", re.IGNORECASE)
+"""what is said before a letter, whatever follows that"""
 
 
 def parse_strict(answer: str, item: Item) -> int | None:
@@ -44,6 +50,7 @@ def parse_lenient(answer: str, item: Item) -> int | None:
 
 def _words(text: str) -> str:
     """Lower-case words (a single letter stays as it is), each between single spaces, so that ``in`` finds whole words only."""
+    text = LEADS_ON.sub(lambda m: m[0] if NAMED.search(text, 0, m.start()) else f"_{m[0]}", text)
     return " " + " ".join(w if len(w) == 1 else w.lower() for w in re.findall(r"\w+", text)) + " "
 
 

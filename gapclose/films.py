@@ -20,6 +20,8 @@ SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".
 """files that PyAV opens, also where an audio part names one: then its sound track is meant"""
 MISSING = 0.05
 """share of a film's stated length that may be missing at its end, and half a second at least: headers round, streams end unevenly"""
+UNINDEXED = ("avi", "mpeg", "mpegts")
+"""PyAV's names of containers where a jump lands anywhere, or frames do not carry their own times: decoded from the start"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +58,21 @@ def read_film(path: Path, framing: Framing) -> Film:
         stream.thread_type = "AUTO"
         times, keys = _packets(container, stream)
         wanted = _evenly(times, framing.frames)
-        shown = {t: _picture(f, framing.side) for t, f in zip(sorted(set(wanted)), _decoded(container, stream, wanted, keys), strict=True)}
-        step = float((wanted[-1] - wanted[0]) * stream.time_base) / max(1, framing.frames - 1)
+        jumps = container.format.name not in UNINDEXED
+        shown = _by_jumps(container, stream, {n: times[n] for n in wanted}, keys, framing.side) if jumps else None
+        step = float((times[wanted[-1]] - times[wanted[0]]) * stream.time_base) / max(1, framing.frames - 1)
+    if shown is None:
+        shown = _in_order(path, wanted, times, framing.side)
     sizes = {p.shape for p in shown.values()}
     if len(sizes) > 1:
         raise Fault(f"the size of the pictures changes within the film ({sorted(s[:2] for s in sizes)}); encode it again in one size")
-    return Film(frames=np.stack([shown[t] for t in wanted]), seconds=step)
+    return Film(frames=np.stack([shown[n] for n in wanted]), seconds=step)
 
 
 def read_track(path: Path, rate: int) -> np.ndarray:
-    """The sound track, mixed to mono and resampled to ``rate`` Hz: (samples,) float32.
+    """The sound track, mixed to mono and resampled to ``rate`` Hz: (samples,) float32, from the moment when the pictures begin.
+
+    A track that starts later has silence before it; what sounds before the first picture is left out.
 
     Raises:
         Fault: when there is none, it is cut short or empty, or it cannot be decoded.
@@ -76,23 +83,40 @@ def read_track(path: Path, rate: int) -> np.ndarray:
         if not container.streams.audio:
             raise Fault("the film has no sound track; leave its audio part out, or replace it")
         stream = container.streams.audio[0]
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
-        blocks = [block.to_ndarray()[0] for frame in container.decode(stream) for block in resampler.resample(frame)]
+        resampler, blocks, begin = av.AudioResampler(format="flt", layout="mono", rate=rate), [], None
+        for frame in container.decode(stream):
+            begin = frame.time if begin is None else begin
+            blocks += [block.to_ndarray()[0] for block in resampler.resample(frame)]
         blocks += [block.to_ndarray()[0] for block in resampler.resample(None)] if blocks else []
         if not blocks:
             raise Fault("the sound track has no samples; replace it")
         sound = np.concatenate(blocks).astype(np.float32)
         stated = float(stream.duration * stream.time_base) if stream.duration else 0.0
+    late = round(((begin or 0.0) - _pictures_begin(path, begin or 0.0)) * rate)
     refuse_short(len(sound) / rate, stated, "sound track")
-    return sound
+    if len(sound) + late <= 0:
+        raise Fault("the sound track ends before the pictures begin; replace the film, or give sound and pictures apart")
+    return np.pad(sound, (max(0, late), 0))[max(0, -late) :]
+
+
+def _pictures_begin(path: Path, otherwise: float) -> float:
+    """When the first picture that can be decoded is shown, in seconds of the container's clock; ``otherwise`` where there is none."""
+    with _opened(path) as container:
+        for stream in container.streams.video:
+            first = next((p.pts for p in container.demux(stream) if p.is_keyframe and p.pts is not None), None)
+            return otherwise if first is None else float(max(first, stream.start_time or first) * stream.time_base)
+    return otherwise
 
 
 def track_seconds(path: Path) -> float:
-    """How long a film's sound track says that it lasts, in seconds; 0 where it cannot be read."""
+    """How long a film's sound track says that it lasts, in seconds; 0 where it does not say or cannot be read."""
     try:
         with _opened(path) as container:
             for stream in container.streams.audio:
-                return float(stream.duration * stream.time_base) if stream.duration else float(container.duration or 0) / 1e6
+                if not stream.duration:
+                    return float(container.duration or 0) / 1e6
+                begin = float((stream.start_time or 0) * stream.time_base)
+                return float(stream.duration * stream.time_base) + max(0.0, begin - _pictures_begin(path, begin))
     except Fault:  # told by whoever decodes it
         pass
     return 0.0
@@ -182,13 +206,14 @@ def _packets(container: Any, stream: Any) -> tuple[list[int], list[int]]:
     start = stream.start_time or 0
     stated = float(stream.duration * stream.time_base) if stream.duration else float(container.duration or 0) / 1e6
     refuse_short(float((end - start) * stream.time_base), stated, "film")
-    return sorted(times), sorted(keys)
+    first = min(keys)  # what comes before it, in a stream that was cut out of a longer one, cannot be decoded
+    return sorted(t for t in times if t >= first), sorted(keys)
 
 
 def _evenly(times: Sequence[int], count: int) -> list[int]:
-    """``count`` of the times, rising: those nearest to an even division of the whole stretch, however the frames are spaced."""
+    """Places of ``count`` of the times, rising: those nearest to an even division of the whole stretch, however the frames are spaced."""
     known = np.asarray(times)
-    return [int(known[np.abs(known - t).argmin()]) for t in np.linspace(known[0], known[-1], count)]
+    return [int(np.abs(known - t).argmin()) for t in np.linspace(known[0], known[-1], count)]
 
 
 def refuse_short(seconds: float, stated: float, what: str) -> None:
@@ -197,23 +222,65 @@ def refuse_short(seconds: float, stated: float, what: str) -> None:
         raise Fault(f"the {what} is truncated: {seconds:.1f} s of {stated:.1f} s are there; copy it again")
 
 
-def _decoded(container: Any, stream: Any, wanted: Sequence[int], keys: list[int]) -> Iterator[Any]:
-    """The frames at distinct times ``wanted``, rising; jumps to the last key frame before one where that saves decoding."""
-    frames, place = iter(()), None  # place: time of the frame decoded last
-    for target in sorted(set(wanted)):
-        key = max((k for k in keys if k <= target), default=keys[0])
-        if place is None or key > place:
+def _by_jumps(container: Any, stream: Any, wanted: dict[int, int], keys: list[int], side: int) -> dict[int, np.ndarray] | None:
+    """The pictures at times ``wanted`` (place -> time, rising), by jumps to the last key frame before one where that saves decoding.
+
+    None where a jump lands too late, or no frame has just that time: then the whole film must be gone through.
+    """
+    shown: dict[int, np.ndarray] = {}
+    frames, reached = iter(()), None  # reached: time of the frame decoded last
+    for place, target in wanted.items():
+        key = max(k for k in keys if k <= target)
+        if reached is None or key > reached:
             container.seek(key, stream=stream)
             frames = container.decode(stream)
-        for frame in frames:
-            place = frame.pts
-            if place is not None and place >= target:
-                if frame.is_corrupt:
-                    raise Fault(f"the film is corrupt at {float(target * stream.time_base):.1f} s; replace it")
-                yield frame
-                break
-        else:
-            raise Fault(f"the film cannot be decoded at {float(target * stream.time_base):.1f} s; replace it")
+        frame = next((f for f in frames if f.pts is None or f.pts >= target), None)
+        if frame is None or frame.pts != target:
+            return None
+        reached = target
+        shown[place] = _undamaged(frame, target * stream.time_base, side)
+    return shown
+
+
+def _in_order(path: Path, wanted: Sequence[int], times: Sequence[int], side: int) -> dict[int, np.ndarray]:
+    """Place -> picture, by decoding the film from its start.
+
+    Where as many frames come out as are shown, they are counted, for in some containers they carry wrong times; where some are lacking,
+    those are taken that have just the times of the wanted ones.
+    """
+    seen: list[int | None] = []
+    counted, timed = dict[int, np.ndarray](), dict[int | None, np.ndarray]()
+    targets = {n: times[n] for n in wanted}
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        for place, frame in enumerate(_from_first_key(container, stream)):
+            if place in targets or frame.pts in targets.values():
+                counted[place] = timed[frame.pts] = _undamaged(frame, times[min(place, len(times) - 1)] * stream.time_base, side)
+            seen.append(frame.pts)
+        if len(seen) == len(times):
+            return counted
+        rising = None not in seen and seen == sorted(set(seen))  # pyright: ignore[reportArgumentType]
+        lacking = [t for t in targets.values() if not rising or t not in timed]
+        if lacking:
+            at = float((lacking[0] - times[0]) * stream.time_base)
+            raise Fault(f"the film cannot be decoded at {at:.1f} s ({len(seen)} of {len(times)} frames come out); replace it")
+    return {n: timed[t] for n, t in targets.items()}
+
+
+def _from_first_key(container: Any, stream: Any) -> Iterator[Any]:
+    """All frames; packets before the first key frame are not even given to the decoder, which may refuse them."""
+    begun = False
+    for packet in container.demux(stream):
+        begun = begun or packet.is_keyframe
+        if begun:
+            yield from packet.decode()
+
+
+def _undamaged(frame: Any, seconds: Any, side: int) -> np.ndarray:
+    if frame.is_corrupt:
+        raise Fault(f"the film is corrupt at {float(seconds):.1f} s; replace it")
+    return _picture(frame, side)
 
 
 def _picture(frame: Any, side: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from typing import Any
 
 from gapclose.errors import Problems
 from gapclose.files import write_text
-from gapclose.items import CONTENT_TYPES, ORDER, PURPOSES, SPLITS, Item, ItemSet, Option, content_parts
+from gapclose.items import CONTENT_TYPES, ORDER, PURPOSES, SPLITS, Item, ItemSet, Option, content_parts, leaves
 
 ROLES = ("system", "user", "assistant")
 
@@ -190,6 +190,8 @@ def _check_messages(messages: Any, label: str, problems: Problems) -> None:
             key = "text" if kind == "text" else "path"
             if kind not in CONTENT_TYPES or not isinstance(part.get(key), str):
                 problems.add(f"{label}: content part {part!r} needs `type` (one of {list(CONTENT_TYPES)}) and `text` or `path`")
+            elif key == "path" and leaves(part["path"]):
+                problems.add(f"{label}: {kind} is {part['path']!r}, which leaves the set's directory; move or link the file into it")
             elif unknown := sorted(set(part) - {"type", key}):
                 problems.add(f"{label}: content part {part!r} has the keys {unknown}; nothing looks at them, take them out")
 

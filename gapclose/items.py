@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ PURPOSES = ("gap", "transfer", "retain")
 CONTENT_TYPES = ("text", "image", "audio", "video")
 ORDER = "option_order"
 """tag with the places that shuffled options have in the data"""
+_digests: dict[tuple[str, int, int], bytes] = {}
+"""path, size and time of the last change of a file -> digest of its content"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,15 +187,19 @@ class ItemSet:
         return digest.hexdigest()[:16]
 
 
-def content_digest(path: Path, ends: int = 4 << 20) -> bytes:
-    """Digest of a file: all of it, or of a large one its size and both ends."""
-    size = path.stat().st_size
-    with path.open("rb") as handle:
-        if size <= 2 * ends:
-            return hashlib.sha256(handle.read()).digest()
-        head = handle.read(ends)
-        handle.seek(-ends, 2)
-        return hashlib.sha256(str(size).encode() + head + handle.read()).digest()
+def content_digest(path: Path) -> bytes:
+    """SHA-256 of a file's whole content, read once a process for as long as size and time of change stay."""
+    facts = path.stat()
+    key = (str(path.resolve()), facts.st_size, facts.st_mtime_ns)
+    if key not in _digests:
+        with path.open("rb") as handle:
+            _digests[key] = hashlib.file_digest(handle, "sha256").digest()
+    return _digests[key]
+
+
+def leaves(path: str) -> bool:
+    """Whether a path is absolute, or goes up beyond where it starts; links may lead anywhere."""
+    return Path(path).is_absolute() or Path(os.path.normpath(path)).parts[:1] == (os.pardir,)
 
 
 def content_parts(messages: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]]:

@@ -31,6 +31,10 @@ MOST_SKIPPED = 0.01
 """share of the items that ``data.on_error: skip`` may leave out"""
 DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 """modes of Pillow with more than 8 bits a channel: turned into RGB as they are, nearly all of their values would be cut off"""
+BITS_PER_SAMPLE = 258
+"""tag of a TIFF; Pillow opens colours of 16 bits as of 8"""
+PAGED = ("TIFF", "GIF", "WEBP", "PNG")
+"""formats whose files may hold several pictures, all of them meant (a JPEG may hold a preview of itself)"""
 SILENT = 1e-5
 """a sound that stays below it (full scale is 1; one step of 16 bits is 3e-5) says nothing"""
 
@@ -88,10 +92,12 @@ def without(items: ItemSet, found: Mapping[tuple[str, str], str], problems: Prob
 
 
 def _seconds(path: Path) -> float:
-    """Length of a sound by its header; 0 where that cannot be read, which whoever decodes it will tell."""
+    """Length of a sound by its header, or, where that has none (as recorders of live sound write it), of what is decoded; 0 where it cannot
+    be read, which whoever decodes it will tell."""
     try:
-        return track_seconds(path) if is_film(path) else soundfile.info(path).duration
-    except (soundfile.LibsndfileError, RuntimeError, OSError):
+        stated = track_seconds(path) if is_film(path) else soundfile.info(path).duration
+        return stated or len(_audio(path, 16_000)) / 16_000
+    except (soundfile.LibsndfileError, RuntimeError, OSError, Fault):
         return 0.0
 
 
@@ -134,10 +140,14 @@ def _image(path: Path) -> Image.Image:
     """RGB, turned as its EXIF note asks for; what shines through is laid on white."""
     try:
         with Image.open(path) as image:
-            if image.mode in DEEP:
+            if image.mode in DEEP or (bits := _bits(image, path)) > 8:
+                what = f"Pillow's mode {image.mode}" if image.mode in DEEP else f"{bits}, in {image.format}"
                 raise Fault(
-                    f"the image has more than 8 bits a channel (Pillow's mode {image.mode}), which would be cut off; write it as 8 bits, "
-                    "windowed as you want it seen"
+                    f"the image has more than 8 bits a channel ({what}), which would be cut off; write it as 8 bits, windowed as you want it seen"
+                )
+            if image.format in PAGED and (count := getattr(image, "n_frames", 1)) > 1:
+                raise Fault(
+                    f"the file holds {count} pictures, and only the first would be shown; give each a file of its own, or make a film"
                 )
             upright = ImageOps.exif_transpose(image)
             if not upright.has_transparency_data:
@@ -148,6 +158,16 @@ def _image(path: Path) -> Image.Image:
         raise
     except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError) as error:
         raise Fault(f"the image cannot be decoded ({error}); replace it") from error
+
+
+def _bits(image: Image.Image, path: Path) -> int:
+    """Bits a channel that the file of an opened image has."""
+    if image.format == "PNG":
+        with path.open("rb") as handle:
+            return handle.read(25)[24]
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))  # pyright: ignore[reportAttributeAccessIssue]
+    return 8
 
 
 def _audio(path: Path, rate: int | None) -> np.ndarray:

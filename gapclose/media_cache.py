@@ -20,14 +20,12 @@ from safetensors.numpy import load_file, save_file
 
 from gapclose.files import write_in_place
 from gapclose.films import Film, is_film
-from gapclose.items import Framing
+from gapclose.items import Framing, content_digest
 
-FORMAT = 1
-"""of what is stored; another number makes older files strangers"""
+FORMAT = 2
+"""of what is stored and how it is decoded here; another number makes older files strangers"""
 DECODERS = {"image": ("pillow",), "video": ("av",), "film sound": ("av",), "audio": ("soundfile", "soxr")}
 """packages by which a kind is decoded: another version may give other samples"""
-_digests: dict[tuple[str, int, int], str] = {}
-"""path, size and time of the last change of a file -> digest of its content"""
 
 
 class MediaCache:
@@ -46,7 +44,7 @@ class MediaCache:
         by = "film sound" if kind == "audio" and is_film(path) else kind
         how: list[Any] = [FORMAT, by, rate if kind == "audio" else None, [framing.frames, framing.side] if kind == "video" else None]
         how += [_version(name) for name in DECODERS[by]]
-        digest = hashlib.sha256(json.dumps([content_digest(path), how]).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([content_digest(path).hex(), how]).encode()).hexdigest()
         return self.directory / f"{digest[:40]}.safetensors"
 
     def get(self, place: Path) -> Any:
@@ -89,16 +87,6 @@ class MediaCache:
                 return
             Path(path).unlink(missing_ok=True)
             excess -= size
-
-
-def content_digest(path: Path) -> str:
-    """SHA-256 of a file's whole content, read once a process for as long as size and time of change stay."""
-    facts = path.stat()
-    key = (str(path.resolve()), facts.st_size, facts.st_mtime_ns)
-    if key not in _digests:
-        with path.open("rb") as handle:
-            _digests[key] = hashlib.file_digest(handle, "sha256").hexdigest()
-    return _digests[key]
 
 
 def _version(package: str) -> str | None:

@@ -5,6 +5,7 @@ import pytest
 from gapclose.answers import parse_all, parse_lenient, parse_strict
 from gapclose.items import Item, Option
 
+SIX, NINE = tuple("ABCDEF"), tuple("ABCDEFGHI")
 WORDS, LETTERS = ("odd", "even", "not odd", "unseen"), ("A", "B", "C")
 LONG = ("the left one", "the left one is wrong", "I cannot see it.")
 
@@ -40,6 +41,20 @@ TABLE = [  # options, answer, strict, lenient
     (LETTERS, "a dog", None, None),
     (LETTERS, "A or B", None, None),
     (LETTERS, "Bob", None, None),
+    (SIX, "A man is not there; the visual detail is incorrect.", None, None),
+    (SIX, "A woman, so E", None, 4),
+    (SIX, "E: I see no dog", None, 4),
+    (SIX, "A is correct", None, 0),
+    (SIX, "The answer is A man", None, 0),
+    (SIX, "Option A because of the dog", None, 0),
+    (SIX, "A\nA man speaks.", None, 0),
+    (SIX, "(A) A man speaks.", None, 0),
+    (SIX, "E is my option. A man speaks.", None, 4),
+    (SIX, "A B", None, None),
+    (NINE, "I think it is E", None, 4),
+    (NINE, "I'd say E", None, 4),
+    (NINE, "I.", None, 8),
+    (("A dog", "A cat"), "It is a dog", None, 0),
     (LONG, "the left one", 0, 0),
     (LONG, "The left one is wrong", None, 1),
     (LONG, "i cannot see it", None, 2),

@@ -173,7 +173,7 @@ def test_media_that_a_test_shares_with_what_is_fitted(whole, capsys, fault):
 
 
 def test_media_that_tell_nothing_about_a_test_may_be_shared(whole, capsys):
-    """A copy in train of what is in fit, and a picture that every item shows."""
+    """A copy in train of one of the things that are in fit, beside another sound, and a picture that every item shows."""
     rows, directory, arguments = whole
     shutil.copy(directory / "fit.png", directory / "train.png")
     Image.new("RGB", (32, 32)).save(directory / "legend.png")
@@ -181,6 +181,26 @@ def test_media_that_tell_nothing_about_a_test_may_be_shared(whole, capsys):
     shown = [r | {"messages": [{"role": "user", "content": legend + r["messages"][0]["content"]}]} for r in rows]
     test_items.put(directory, *shown)
     assert main(["validate", *map(str, arguments)]) == 0, capsys.readouterr().err
+
+
+def test_copies_of_all_that_is_shown_and_played_in_fit_are_no_training_set(whole, capsys):
+    """The probe would read the very items that it was fitted on; a picture that every item shows makes no difference."""
+    rows, directory, arguments = whole
+    for suffix in ("png", "wav"):
+        shutil.copy(directory / f"fit.{suffix}", directory / f"train.{suffix}")
+    Image.new("RGB", (32, 32)).save(directory / "legend.png")
+    legend = [{"type": "image", "path": "legend.png"}]
+    for before in ([], legend):
+        test_items.put(directory, *(r | {"messages": [{"role": "user", "content": before + r["messages"][0]["content"]}]} for r in rows))
+        message = refused(capsys, *arguments)
+        says = [
+            "the same media are in fit and in train",
+            "item 'fit-0-odd': ",
+            "fit.png, fit.wav",
+            "train.png, train.wav",
+            "one clip and one split",
+        ]
+        assert message.startswith("error: 1 problem with") and all(part in message for part in says), message
 
 
 @pytest.mark.parametrize("fault", OPTIONS)

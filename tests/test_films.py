@@ -14,7 +14,7 @@ from gapclose.media import Media, decode, faults, tell, too_long
 av = pytest.importorskip("av", reason="films need PyAV (the extra `media`)")
 
 from gapclose.digits.films import write_film  # noqa: E402
-from gapclose.films import Film, film_inputs, read_film, read_track, set_film_times  # noqa: E402
+from gapclose.films import SUFFIXES, Film, film_inputs, read_film, read_track, set_film_times, track_seconds  # noqa: E402
 
 RATE = 16_000
 
@@ -127,6 +127,101 @@ def test_frames_are_taken_evenly_whatever_the_key_frames(tmp_path):
     assert film.seconds == pytest.approx(59.9 / 4, rel=0.01)
     all_of_it = read_film(tmp_path / "long.mp4", Framing(frames=600))
     assert np.array_equal(film.frames[[0, 4]], all_of_it.frames[[0, 599]])
+
+
+def numbered(path, count: int, codec: str, height: int = 32, width: int = 96) -> None:
+    """Frames, ten a second, whose columns of eight pixels spell their number in bits."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = height, width, "yuv420p", 1_000_000
+        for number in range(count):
+            bits = np.repeat(number >> np.arange(width // 8) & 1, 8) * np.uint8(255)
+            picture = np.broadcast_to(bits[None, :, None], (height, width, 3)).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def numbers(film: Film) -> list[int]:
+    bits = film.frames.mean((1, 3)).reshape(len(film.frames), -1, 8).mean(2) > 128
+    return (bits << np.arange(bits.shape[1])).sum(1).tolist()
+
+
+CODECS = dict.fromkeys((".mp4", ".m4v", ".mov", ".mkv", ".avi", ".ts", ".flv", ".3gp"), "libx264")
+CODECS |= {".mpg": "mpeg2video", ".mpeg": "mpeg2video", ".webm": "libvpx", ".wmv": "wmv2"}
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+@pytest.mark.parametrize("count", [400, 60])
+def test_the_frames_are_the_wanted_ones_in_every_container(tmp_path, suffix, count):
+    """To the very frame, also where jumps land anywhere (.ts, .mpg), or frames carry wrong times (H.264 in .avi)."""
+    path = tmp_path / f"film{suffix}"
+    numbered(path, count, CODECS[suffix])
+    film = read_film(path, Framing(frames=6))
+    assert numbers(film) == np.linspace(0, count - 1, 6).round().astype(int).tolist()
+    assert film.seconds == pytest.approx((count - 1) / 10 / 5, rel=0.01)
+
+
+def test_every_suffix_of_films_was_tried():
+    assert set(CODECS) == set(SUFFIXES) - {".m4a", ".aac"}
+
+
+def test_a_jump_that_lands_too_late_is_noticed(tmp_path, monkeypatch):
+    """In whatever container: then the film is decoded from its start."""
+    monkeypatch.setattr("gapclose.films.UNINDEXED", ())
+    numbered(tmp_path / "film.ts", 400, "libx264")
+    assert numbers(read_film(tmp_path / "film.ts", Framing(frames=4))) == [0, 133, 266, 399]
+
+
+def test_a_stream_that_was_cut_within_a_group_of_pictures_begins_with_its_first_key_frame(tmp_path):
+    """As recordings from the air do; what comes before it shows nothing."""
+    numbered(tmp_path / "film.ts", 400, "libx264")
+    data = (tmp_path / "film.ts").read_bytes()
+    (tmp_path / "film.ts").write_bytes(data[188 * (len(data) // 188 // 3) :])
+    first, last = numbers(read_film(tmp_path / "film.ts", Framing(frames=2)))
+    assert 100 < first < 200 and last == 399
+
+
+def later(path, seconds: float, suffix: str):
+    """The same film with its sound so much later, as one that was cut by copying."""
+    other = path.with_suffix(suffix)
+    with av.open(str(path)) as source, av.open(str(other), "w") as target:
+        copies = {s: target.add_stream_from_template(s) for s in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                shift = round(seconds / packet.time_base) if packet.stream.type == "audio" else 0
+                packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, copies[packet.stream]
+                target.mux(packet)
+    return other
+
+
+@pytest.mark.parametrize("suffix", [".mov", ".mkv", ".ts"])
+@pytest.mark.parametrize("seconds", [1.5, -0.5])
+def test_the_sound_keeps_its_place_beside_the_pictures(tmp_path, suffix, seconds):
+    """Silence before a track that starts later; what sounds before the first picture is left out."""
+    whole(tmp_path / "film.mp4", 20, 2.0)
+    plain, moved = read_track(tmp_path / "film.mp4", RATE), read_track(later(tmp_path / "film.mp4", seconds, suffix), RATE)
+    shift = round(seconds * RATE)
+    assert abs(len(moved) - len(plain) - shift) < 0.1 * RATE
+    expected = np.pad(plain, (max(0, shift), 0))[max(0, -shift) :]
+    length = min(len(expected), len(moved))
+    assert np.allclose(moved[:length], expected[:length], atol=0.02)
+
+
+@pytest.mark.parametrize("recorded", ["whole.webm", "live.webm"])
+def test_a_sound_whose_header_has_no_length_is_as_long_as_it_is(tmp_path, recorded):
+    """As browsers write what they record."""
+    options = {"live": "1"} if recorded.startswith("live") else {}
+    with av.open(str(tmp_path / recorded), "w", options=options) as container:
+        stream = container.add_stream("libopus", rate=48_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.repeat(tone(3.0), 3)[None], format="flt", layout="mono")
+        frame.sample_rate = 48_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert (track_seconds(tmp_path / recorded) == 0) == recorded.startswith("live")
+    items = about(tmp_path, "audio", recorded)
+    for hears, refused in ((2, True), (4, False)):
+        processor = SimpleNamespace(feature_extractor=SimpleNamespace(sampling_rate=RATE, n_samples=hears * RATE))
+        assert bool(too_long(items, processor)) == refused
 
 
 def test_a_film_of_few_frames_is_no_cut_one(tmp_path):

@@ -54,6 +54,14 @@ ITEM_FAULTS = {
     "unknown role": ({"messages": [{"role": "human", "content": "Odd?"}]}, ["role 'human' is not one of ['system', 'user', 'assistant']"]),
     "nested tags": ({"tags": {"a": ["b"]}}, ["tags is {'a': ['b']}", "object of strings"]),
     "a tag that is kept for the loader": ({"tags": {"option_order": "1 0"}}, ["the tag 'option_order' is kept", "use another name"]),
+    "a path that goes up": (
+        {"messages": [{"role": "user", "content": [{"type": "image", "path": "../other/a.png"}]}]},
+        ["image is '../other/a.png', which leaves", "move or link the file into it"],
+    ),
+    "a path from the root": (
+        {"messages": [{"role": "user", "content": [{"type": "audio", "path": "/a.wav"}]}]},
+        ["audio is '/a.wav', which leaves"],
+    ),
     "a stem of another type": ({"stem": ["Odd?"]}, ["stem is ['Odd?']", "leave the key out"]),
     "a blank stem": ({"stem": " "}, ["stem is ' '", "the question without its options"]),
     "a meaning of another type": ({"options": [ODD | {"meaning": 3}, LIE]}, ["option 'odd' has the meaning 3", "leave the key out"]),

@@ -16,9 +16,9 @@ from PIL import Image
 from gapclose import media as media_module
 from gapclose.config import DataConfig
 from gapclose.films import Film
-from gapclose.items import Decoding, Framing, Item, ItemSet, Option
+from gapclose.items import Decoding, Framing, Item, ItemSet, Option, content_digest
 from gapclose.media import Media, decode, faults
-from gapclose.media_cache import MediaCache, content_digest
+from gapclose.media_cache import MediaCache
 from gapclose.observe import ObserveConfig, Wanted, observe
 
 RATE = 16_000
@@ -99,6 +99,19 @@ def test_a_file_that_changed_is_another_content(files, decoded):
     os.utime(files / "a.wav", ns=(1, 1))
     assert content_digest(files / "a.wav") != digest
     assert not same(Media(files, RATE, **how).load("audio", "a.wav"), before) and len(decoded) == 2
+
+
+def test_an_edit_in_the_midst_of_a_large_file_is_seen(tmp_path):
+    """By the digest, and so by what observations and splits are told apart by."""
+    content = np.random.default_rng(0).bytes(9 << 20)
+    (tmp_path / "a.wav").write_bytes(content)
+    (tmp_path / "b.wav").write_bytes(content[: 4 << 20] + bytes(1 << 20) + content[5 << 20 :])
+    assert content_digest(tmp_path / "a.wav") != content_digest(tmp_path / "b.wav")
+    (tmp_path / "b.wav").rename(tmp_path / "c.wav")
+    items = ItemSet(root=tmp_path, name="m", concepts=("x", "y"), alarm=(), items=(item("one", ("audio", "a.wav")),))
+    before = items.fingerprint()
+    (tmp_path / "c.wav").replace(tmp_path / "a.wav")
+    assert items.fingerprint() != before
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "foreign"])

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ import yaml
 
 from gapclose.errors import Problems
 from gapclose.files import write_bytes
-from gapclose.items import SPLITS, Item, ItemSet, Option
+from gapclose.items import SPLITS, Item, ItemSet, Option, leaves
 from gapclose.readers.splits import Dealing, deal_tables
 from gapclose.readers.tables import Row, read_tables
 from gapclose.stems import LETTERS, letters_prompt
@@ -277,11 +276,6 @@ def _gold(value: Any, known: ColumnMap, texts: list[str], said: list[str], label
             return choices.index(named)
     problems.add(f"{label}: gold {value!r} is not among the options {texts}; mend it, or translate it with gold_values")
     return None
-
-
-def leaves(path: str) -> bool:
-    """Whether a path is absolute, or goes up beyond where it starts; links may lead anywhere."""
-    return Path(path).is_absolute() or os.path.normpath(path).startswith(os.pardir + os.sep)
 
 
 def _shown(value: Any) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gapclose.errors import Problems
-from gapclose.items import Item, ItemSet, Option
+from gapclose.items import Item, ItemSet, Option, leaves
 from gapclose.readers.splits import Dealing, tag_twins
 from gapclose.readers.tables import Row, read_tables, table_names
 from gapclose.stems import LETTERS, letters_prompt
@@ -41,7 +41,13 @@ def read_imavb(directory: Path, problems: Problems, dealing: Dealing, about: str
     for row in whole:
         clip = str(row.values["video_id"])
         if clip not in films:
-            films[clip] = film_path(directory, clip, row.values.get("video"))
+            stated = _stated(row.values.get("video"))
+            films[clip] = film_path(directory, clip, stated)
+            if stated and leaves(stated) and not (directory / films[clip]).is_file():
+                problems.add(
+                    f"{row.place}: item {clip!r} of {row.table}: video is {stated!r}, which leaves {directory}; move or link the film to "
+                    f"{films[clip]}"
+                )
         number = counted[row.table, clip] = counted.get((row.table, clip), 0) + 1
         if about in (None, row.table.split("_")[1]):
             items.append(_item(row, clip, number, split[clip], films[clip], about))
@@ -54,12 +60,23 @@ def _expresses(about: str | None) -> dict[str, str]:
     return {k: c for k, c in EXPRESSES.items() if about is None or c in ("standard", f"false_{about}")}
 
 
-def film_path(directory: Path, clip: str, stated: Any) -> str:
-    """Where a clip's film lies, relative to the directory: by its id under ``videos``, else where the row says."""
-    stated = stated.get("path") if isinstance(stated, dict) else stated
-    named = [str(stated), f"videos/{Path(str(stated)).name}"] if stated else []
+def film_path(directory: Path, clip: str, stated: str | None) -> str:
+    """Where a clip's film lies, relative to the directory: by its id under ``videos``, else where the row says, if that is in there."""
+    named = [stated, f"videos/{Path(stated).name}"] if stated else []
     usual = [f"{folder}/{clip}.mp4" for folder in ("videos", "video")]
-    return next((p for p in (*usual, *named) if (directory / p).is_file()), usual[0])
+    return next((p for p in (*usual, *named) if not leaves(p) and (directory / p).is_file()), usual[0])
+
+
+def check_clip(clip: str, label: str, problems: Problems) -> None:
+    """Add to ``problems`` the id of a clip by which its film would lie outside the data."""
+    if leaves(f"videos/{clip}"):
+        problems.add(f"{label}: video_id leads out of the data; name a film in them")
+
+
+def _stated(video: Any) -> str | None:
+    """The path in what a row says of its film."""
+    path = video.get("path") if isinstance(video, dict) else video
+    return str(path) if path else None
 
 
 def _whole(row: Row, problems: Problems) -> bool:
@@ -69,6 +86,7 @@ def _whole(row: Row, problems: Problems) -> bool:
     for key in ("video_id", "question", *(f"option_{letter}" for letter in "abcd")):
         if values.get(key) is None or not str(values[key]).strip():
             problems.add(f"{label}: {key} is {values.get(key)!r}; fill it in")
+    check_clip(str(values.get("video_id")), label, problems)
     answer, (premise, modality) = values.get("correct_answer"), row.table.split("_")
     found = EXPRESSES.get(answer.strip().upper()) if isinstance(answer, str) else None
     wanted = "standard" if premise == "standard" else f"false_{modality}"

@@ -15,6 +15,7 @@ from gapclose.items import SPLITS, Item, ItemSet, content_digest
 
 ALIKE = 0.7
 """share of words, in order, from which two questions about the same media are taken for twins"""
+REMEDY = "give all that ask about it one clip and one split (in a table: name a column `clip`), or keep one of them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +88,8 @@ def check_apart(items: ItemSet, problems: Problems) -> None:
 def check_media_apart(items: ItemSet, broken: Collection[tuple[str, str]], problems: Problems) -> None:
     """Add to ``problems`` every media file that occurs in two splits, under one name or, byte for byte, under several.
 
-    Two things tell nothing about another split and pass: a file that every item carries, and copies in fit and train, of which neither is
-    measured.
+    A file that every item carries tells nothing about another split and passes. So do copies in fit and train, of which neither is measured,
+    as long as no two items there show and play just the same: a probe that was fitted on the one would be asked to read the other.
 
     Args:
         broken: ``(kind, path)`` of files that cannot be read, which others tell of.
@@ -103,15 +104,24 @@ def check_media_apart(items: ItemSet, broken: Collection[tuple[str, str]], probl
         for path in sorted(paths):
             users[digests[path]].setdefault(item.split, (item, path))
         carried.update({digests[path] for path in paths})
+    wholes: dict[frozenset[bytes], dict[str, Item]] = defaultdict(dict)
+    for item in items:
+        if item.split in ("fit", "train") and not any(entry in broken for entry in item.media):
+            shown = frozenset(d for d in (digests[path] for _, path in item.media) if carried[d] < len(items))
+            wholes[shown].setdefault(item.split, item)
+    for shown, where in wholes.items():
+        names = [{path for _, path in item.media} for item in where.values()]
+        if shown and len(where) == 2 and len({item.clip for item in where.values()}) == 2 and names[0].isdisjoint(names[1]):
+            named = ", ".join(
+                f"{split} (item {item.id!r}: {', '.join(dict.fromkeys(p for _, p in item.media))})" for split, item in where.items()
+            )
+            problems.add(f"{items.where}: the same media are in fit and in train, and nothing else beside them: {named}; {REMEDY}")
     for digest, where in users.items():
         copies = set(where) == {"fit", "train"} and len({path for _, path in where.values()}) == 2
         if len(where) < 2 or len({item.clip for item, _ in where.values()}) == 1 or copies or carried[digest] == len(items):
             continue
         named = ", ".join(f"{split} (item {item.id!r}: {path})" for split, (item, path) in where.items())
-        problems.add(
-            f"{items.where}: the same media file is in several splits: {named}; give all that ask about it one clip and one split (in a "
-            "table: name a column `clip`), or keep one of them"
-        )
+        problems.add(f"{items.where}: the same media file is in several splits: {named}; {REMEDY}")
 
 
 def by_clip(items: Sequence[Item]) -> tuple[Item, ...]:

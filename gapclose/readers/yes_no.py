@@ -2,7 +2,8 @@
 
 A row has ``video_id``, ``task``, ``text`` and ``label``; rows lie in one list, ``json/*.json`` or beside the films, which are in ``video/`` or
 ``videos/``. What calls for action against the grain is *no*: models tend to agree. Captions, which have no two answers, are left out, and
-that is said. A film and its copy with another sound (``00191_swap``) are one clip.
+that is said. A film and its copy with another sound (``00191_swap``) are one clip. Whose sound that is the rows do not say, so that it may be
+in another split with its own film, which is said, too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from gapclose.errors import Problems
 from gapclose.items import Item, ItemSet, Option
-from gapclose.readers.imavb import film_path
+from gapclose.readers.imavb import check_clip, film_path
 from gapclose.readers.splits import Dealing
 from gapclose.readers.tables import Row, read_into, table_files
 from gapclose.stems import either_prompt
@@ -19,6 +20,8 @@ from gapclose.stems import either_prompt
 MODALITY = {"Video-driven Audio Hallucination": "audio", "Audio-driven Video Hallucination": "vision", "AV Matching": "matching"}
 """task -> what is asked about"""
 CAPTIONS = "AV Captioning"
+SWAPPED = "_swap"
+"""end of the id of a film with another clip's sound"""
 OPTIONS = [Option(text="yes", concept="true"), Option(text="no", concept="false")]
 KEYS = {"video_id", "task", "text", "label"}
 
@@ -47,6 +50,12 @@ def read_yes_no(directory: Path, problems: Problems, dealing: Dealing) -> ItemSe
     )
     whole = [r for r in asked if _whole(r, problems)]
     split = dealing.deal(_clip(r) for r in whole)
+    swapped = len({str(r.values["video_id"]) for r in whole if str(r.values["video_id"]).endswith(SWAPPED)})
+    if swapped and len(set(split.values())) > 1:
+        notes += (
+            f"{swapped} films of {directory} carry another clip's sound ({SWAPPED}), and nothing says whose: it may be heard in two splits; "
+            "leave them out, or name the clips with a columns.yaml, where that matters",
+        )
     items, count = [], dict[str, int]()
     for row in whole:
         film, clip = str(row.values["video_id"]), _clip(row)
@@ -73,7 +82,7 @@ def read_yes_no(directory: Path, problems: Problems, dealing: Dealing) -> ItemSe
 
 
 def _clip(row: Row) -> str:
-    return str(row.values["video_id"]).removesuffix("_swap")
+    return str(row.values["video_id"]).removesuffix(SWAPPED)
 
 
 def _whole(row: Row, problems: Problems) -> bool:
@@ -82,6 +91,7 @@ def _whole(row: Row, problems: Problems) -> bool:
     for key in ("video_id", "text"):
         if not isinstance(values.get(key), str) or not values[key].strip():
             problems.add(f"{label}: {key} is {values.get(key)!r}; fill it in")
+    check_clip(str(values.get("video_id")), label, problems)
     if values.get("task") not in MODALITY:
         problems.add(f"{label}: task {values.get('task')!r} is not one of {[*MODALITY, CAPTIONS]}; mend it")
     if str(values.get("label")).strip().lower() not in ("yes", "no"):

@@ -56,6 +56,26 @@ def test_the_four_tables_become_items_with_twins(directory):
     assert [i.clip for i in items][::4] == list(split) and all(len({i.clip for i in items.items[n : n + 4]}) == 1 for n in range(0, 128, 4))
 
 
+@pytest.mark.parametrize("stated", ["../other.mp4", "/other.mp4"])
+def test_a_film_outside_the_data_is_refused(directory, tmp_path, stated):
+    """Where the row says so and there is no other; one under ``videos`` is taken whatever the row says."""
+    shutil.copytree(directory, tmp_path / "data")
+    path = tmp_path / "data" / "standard_vision.jsonl"
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(first) | {"video": stated}), *others]))
+    film = read(tmp_path / "data").items[0].media[0][1]
+    clip = json.loads(first)["video_id"]
+    (tmp_path / "data" / "videos" / f"{clip}.mp4").rename(tmp_path / "other.mp4")
+    for table in ("misleading_audio", "misleading_vision", "standard_audio"):  # whichever is read first says where the film is
+        lines = [json.loads(line) for line in (tmp_path / "data" / f"{table}.jsonl").read_text().splitlines()]
+        changed = [line | ({"video": stated} if line["video_id"] == clip else {}) for line in lines]
+        (tmp_path / "data" / f"{table}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
+    problems = Problems("the set")
+    read_set(tmp_path / "data", problems, Dealing())
+    (message,) = problems.messages
+    assert film and f"video is {stated!r}, which leaves" in message and f"move or link the film to videos/{clip}.mp4" in message
+
+
 def test_its_own_prompt_is_the_paper_s_and_there_are_others(directory):
     """The same text and options come out of `paper`; `binary` and `free` have none of the letters; a drawn order is written out again."""
     items, problems, config = read(directory), Problems("the set"), PromptsConfig()

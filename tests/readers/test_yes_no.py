@@ -55,7 +55,21 @@ def test_questions_become_items_about_what_is_seen_and_heard(directory):
     assert {i.text.rpartition("? ")[2] for i in mixed} == {"Answer with yes or no.", "Answer with no or yes."} and not problems.messages
     split = {i.clip: i.split for i in items}
     assert len(split) == 12 and all(split[i.clip] == i.split for i in items)
-    assert items.notes == (f"24 rows of {directory} are left out: they ask for a caption (AV Captioning) and have no options",)
+    captions, swapped = items.notes
+    assert captions == f"24 rows of {directory} are left out: they ask for a caption (AV Captioning) and have no options"
+    assert swapped.startswith(f"12 films of {directory} carry another clip's sound (_swap), and nothing says whose")
+    assert read_set(directory, problems, Dealing(shares=(0, 0, 0, 1))).notes == (captions,)  # one split, which nothing can lead out of
+
+
+def test_a_film_outside_the_data_is_refused(directory, tmp_path):
+    shutil.copytree(directory, tmp_path / "data")
+    path = tmp_path / "data" / "json" / "00000.json"
+    rows = json.loads(path.read_text())
+    path.write_text(json.dumps([rows[0] | {"video_id": "../../00000"}, *rows[1:]]))
+    problems = Problems("the set")
+    read_set(tmp_path / "data", problems, Dealing())
+    (message,) = problems.messages
+    assert message == f"{path}:1: item '../../00000': video_id leads out of the data; name a film in them"
 
 
 def test_one_list_beside_the_films_reads_alike(directory, tmp_path):
