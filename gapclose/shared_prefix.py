@@ -99,7 +99,7 @@ class SharedPrefix:
             prefix, clip, suffixes = split_prompts(self.loaded, batch, clips, media)
             longest = prefix["input_ids"].shape[1] + max(map(len, suffixes)) + room
             if self.window is not None and longest > self.window:
-                raise CannotShare(f"prompts of {longest} tokens go beyond the sliding window of {self.window}, which counts padding too")
+                raise CannotShare(f"prompts go beyond the sliding window of {self.window} tokens, which counts padding too")
         except CannotShare as reason:
             if str(reason) not in self._said:
                 self._said.add(str(reason))
@@ -222,7 +222,7 @@ def _from_prompts(loaded: LoadedModel, batch: Any, clips: Any, marks: set[int], 
     whole, found = [_cut(tokens, marks) for tokens in _unpadded(loaded.prompts(batch, media))], {}
     for places, (prefix, _) in zip(clips, cuts, strict=True):
         if not prefix or any(whole[n][0] != prefix for n in places):
-            raise CannotShare(f"questions of a clip differ before the end of its media (item {batch[places[0]].id!r})")
+            raise CannotShare("questions of a clip differ before the end of its media")
         found |= {n: whole[n][1] for n in places}
     return [found[n] for n in range(len(batch))]
 
