@@ -184,7 +184,7 @@ def _unpadded(inputs: dict[str, torch.Tensor]) -> list[list[int]]:
 
 
 def _special(loaded: LoadedModel) -> set[int]:
-    return {*loaded.tokenizer.all_special_ids, *getattr(loaded.tokenizer, "added_tokens_decoder", ())}
+    return set(loaded.tokenizer.all_special_ids)
 
 
 def _closing(suffixes: Sequence[list[int]], special: set[int]) -> int:

@@ -97,7 +97,9 @@ def test_a_clip_goes_through_the_model_once(model, items):
     few = replace(items, items=tuple(i for i in items if i.clip == items.items[0].clip))
     tokens, pictures = [], []
     handles = [
-        model.layers[0].register_forward_hook(lambda m, a, out: tokens.append((out[0] if isinstance(out, tuple) else out).shape[:2].numel())),
+        model.layers[0].register_forward_hook(
+            lambda m, a, out: tokens.append((out[0] if isinstance(out, tuple) else out).shape[:2].numel())
+        ),
         model.model.model.visual.register_forward_hook(lambda m, a, k, out: pictures.append(len(k["grid_thw"])), with_kwargs=True),
     ]
     found = []
