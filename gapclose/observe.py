@@ -22,6 +22,7 @@ import torch
 import transformers
 from accelerate import PartialState
 
+from gapclose.clips import clips_together
 from gapclose.files import write_json
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
@@ -30,7 +31,7 @@ from gapclose.observations import Observations, claim, leave_shared, pad_options
 from gapclose.patching import patched_at
 from gapclose.progress import say, track
 from gapclose.prompts import media_signature
-from gapclose.shared_prefix import SharedPrefix, answer_on, clips_together, later_positions, rotary_stores
+from gapclose.shared_prefix import SharedPrefix, answer_on, later_positions, rotary_stores
 from gapclose.structure import answer_logits, residuals_at, unwrap
 
 

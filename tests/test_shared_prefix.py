@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from gapclose import shared_prefix as module
+from gapclose.clips import by_clip, clips_together
 from gapclose.items import Item, ItemSet, Option
 from gapclose.models import ModelConfig, load_model
-from gapclose.observe import ObserveConfig, Wanted, forward_batches, observe, plan_batches
-from gapclose.shared_prefix import SharedPrefix, by_clip, clips_together
+from gapclose.observe import ObserveConfig, Wanted, _forward, forward_batches, observe, plan_batches
+from gapclose.shared_prefix import SharedPrefix
 
 SHARED = ObserveConfig(batch_size=7, shard_batches=2, max_new_tokens=4, share_prefix=True)
 WHOLE = replace(SHARED, share_prefix=False)
@@ -107,7 +108,7 @@ def test_a_clip_goes_through_the_model_once(model, items):
         for how in (SHARED, WHOLE):
             reader = SharedPrefix(model) if how.share_prefix else None
             tokens.clear(), pictures.clear()
-            module_forward(model, few, how, reader)
+            _forward(model, [replace(i, options=items.items[0].options) for i in few], model.media(few), how, Wanted(), reader)
             found.append((sum(tokens), sum(pictures)))
     finally:
         for handle in handles:
@@ -117,13 +118,6 @@ def test_a_clip_goes_through_the_model_once(model, items):
     prefix = int((prompts["input_ids"][0] == end).nonzero().max()) + 1 - int((prompts["attention_mask"][0] == 0).sum())
     longest = int(prompts["attention_mask"].sum(1).max()) - prefix
     assert found == [(prefix + 4 * longest, 1), (4 * length, 4)]
-
-
-def module_forward(model, items: ItemSet, how: ObserveConfig, reader: SharedPrefix | None):
-    from gapclose.observe import _forward
-
-    one_token = [replace(i, options=[Option(text="odd", concept="standard"), Option(text="even", concept="standard")]) for i in items]
-    return _forward(model, one_token, model.media(items), how, Wanted(), reader)
 
 
 def test_an_image_of_many_tokens_moves_the_positions_by_few(loaded, items, read):
@@ -230,6 +224,33 @@ def test_a_first_try_that_goes_wrong_refuses_the_kind(model, items, monkeypatch,
     assert len(read) == 3 and torch.equal(shared.scores, whole.scores)
     said = [line for line in capsys.readouterr().out.splitlines() if "share_prefix" in line]
     assert len(said) == 3 and all("a first try with" in line and "gave other" in line for line in said)
+
+
+def test_what_cannot_be_continued_is_run_whole(loaded, items, read, capsys):
+    """A recurrent state, prompts beyond a sliding window, a model in parts; the reason is said once."""
+    config = loaded.model.config.get_text_config()
+    whole = both(loaded, items)[1]
+    assert read
+    reasons = {}
+    for name, change in (("recurrent", {"layer_types": ["linear_attention", *["full_attention"] * 4]}), ("parts", {}), ("window", {})):
+        before, weight = config.layer_types, next(loaded.model.parameters())
+        config.update(change)
+        if name == "parts":
+            weight.ds_id = 0
+        reader = SharedPrefix(loaded)
+        config.layer_types = before
+        if name == "parts":
+            del weight.ds_id
+        else:
+            reader.window = 12 if name == "window" else None
+        read.clear(), capsys.readouterr()
+        for batch in plan_batches(items.items, SHARED.batch_size, by_clip=True):
+            found = _forward(loaded, batch, loaded.media(items), SHARED, Wanted(layers=LAYERS), reader)
+            assert torch.equal(found["layer.3"], whole.take([i.id for i in batch]).residuals[3])
+        assert not read
+        (reasons[name],) = capsys.readouterr().out.splitlines()
+    assert "LinearAttentionLayer, which cannot be continued" in reasons["recurrent"]
+    assert "beyond the sliding window of 12 tokens" in reasons["window"] and "hold parts of the model" in reasons["parts"]
 
 
 def test_half_precision_is_shared_as_well(tiny_checkpoint, items, read):
