@@ -95,7 +95,7 @@ class SharedPrefix:
             whole = forward(few, None)
             try:
                 shared = forward(few, self)
-            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            except (RuntimeError, ValueError, IndexError, TypeError, FloatingPointError) as error:
                 self._refused[kinds] = f"a first try with {' and '.join(kinds)} failed ({error})"
                 continue
             for key, expected in whole.items():
