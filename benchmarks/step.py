@@ -5,6 +5,7 @@ The digits model's geometry, on whatever is there (about a minute on two CPU cor
 Qwen2.5-Omni-7B's geometry in bfloat16 on one GPU (random weights made on the device: no download, 18 GB before any step):
     python benchmarks/step.py --size 7b
     python benchmarks/step.py --size 7b --gradient_checkpointing --batch 8
+``--size 3b`` is Qwen2.5-Omni-3B's.
 
 Four variants take turns inside one run, in random order, on the same batches; a step is forward, backward, gradient clipping and
 AdamW. Ratios of time are medians over rounds of the ratio within a round, so that whatever else the machine does cancels. Both sides
@@ -28,6 +29,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,9 +41,11 @@ from rich.table import Table
 from torch import nn
 
 from gapclose.adapters import LoraConfig, add_lora, enable_checkpointing
+from gapclose.architecture import read_architecture
 from gapclose.batches import TERMS, Collator, Example
 from gapclose.digits import tiny
 from gapclose.items import Item, Option
+from gapclose.models import ModelConfig
 from gapclose.structure import answer_logits, decoder_layers
 from gapclose.trainer import TrainConfig, term_sums
 
@@ -59,7 +63,8 @@ RATIOS = {
 }
 # batch, rounds, text, image and audio tokens an item, probe layer. tiny: a micro-batch, the usual prompt and the layer of
 # configs/digits.yaml; 7b: an image of 900,000 pixels, 30 s of sound, and the peak layer of arXiv 2605.13737
-DEFAULTS = {"tiny": (36, 40, 26, 1, 9, 6), "7b": (2, 12, 128, 1152, 750, 17)}
+DEFAULTS = {"tiny": (36, 40, 26, 1, 9, 6), "3b": (2, 12, 128, 1152, 750, 21), "7b": (2, 12, 128, 1152, 750, 17)}
+ARCHITECTURES = Path(__file__).parent.parent / "configs" / "architectures"
 
 
 def geometry_7b(layers: int | None) -> transformers.Qwen2_5OmniThinkerConfig:
@@ -78,12 +83,21 @@ def geometry_7b(layers: int | None) -> transformers.Qwen2_5OmniThinkerConfig:
     )  # fmt: skip
 
 
+def geometry_3b(layers: int | None) -> Any:
+    """The thinker of Qwen2.5-Omni-3B."""
+    config = read_architecture(ModelConfig(path=str(ARCHITECTURES / "qwen2_5_omni_3b")))
+    if layers:
+        config.text_config.num_hidden_layers, config.text_config.layer_types = layers, config.text_config.layer_types[:layers]
+    return config
+
+
 def build_base(size: str, layers: int | None, device: torch.device) -> nn.Module:
     """Random weights of the asked size, made on the device."""
     if size == "tiny":
         return tiny.build_model(tiny.build_tokenizer(), **({"layers": layers} if layers else {})).to(device)
+    config = geometry_3b(layers) if size == "3b" else geometry_7b(layers)
     with device:
-        return transformers.Qwen2_5OmniThinkerForConditionalGeneration._from_config(geometry_7b(layers), dtype=torch.bfloat16)
+        return transformers.Qwen2_5OmniThinkerForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
 
 
 @dataclass(kw_only=True)
@@ -262,12 +276,12 @@ def quartiles(values: np.ndarray) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=list(DEFAULTS), default="tiny")
-    parser.add_argument("--batch", type=int, help="items per step (tiny 36, 7b 2)")
-    parser.add_argument("--repeats", type=int, help="timed rounds of all four variants (tiny 40, 7b 12)")
-    parser.add_argument("--text_tokens", type=int, help="per item (tiny 26, 7b 128)")
-    parser.add_argument("--image_tokens", type=int, help="per item, after merging (tiny 1, 7b 1152); 0: no image")
-    parser.add_argument("--audio_tokens", type=int, help="per item, 40 ms each (tiny 9, 7b 750); 0: no sound")
-    parser.add_argument("--probe_layer", type=int, help="after_probe trains the layers above it (tiny 6 of 8, 7b 17 of 28)")
+    parser.add_argument("--batch", type=int, help="items per step (tiny 36, else 2)")
+    parser.add_argument("--repeats", type=int, help="timed rounds of all four variants (tiny 40, else 12)")
+    parser.add_argument("--text_tokens", type=int, help="per item (tiny 26, else 128)")
+    parser.add_argument("--image_tokens", type=int, help="per item, after merging (tiny 1, else 1152); 0: no image")
+    parser.add_argument("--audio_tokens", type=int, help="per item, 40 ms each (tiny 9, else 750); 0: no sound")
+    parser.add_argument("--probe_layer", type=int, help="after_probe trains the layers above it (tiny 6 of 8, 3b 21 of 36, 7b 17 of 28)")
     parser.add_argument("--layers", type=int, help="decoder layers, to try a smaller model")
     parser.add_argument("--rank", type=int, default=16, help="of the adapters")
     parser.add_argument("--retain_share", type=float, default=TrainConfig().retain_share, help="share of retain items among targets")
@@ -287,7 +301,7 @@ def main() -> None:
     if not 1 <= args.probe_layer < n_layers:
         parser.error(f"--probe_layer {args.probe_layer}: the model has layers 1..{n_layers}, and some must remain above the probe")
     synthetic = Synthetic(model=base, text_tokens=args.text_tokens, image_tokens=args.image_tokens, audio_tokens=args.audio_tokens)
-    batches = make_batches(synthetic, args.batch, 2 if args.size == "7b" else 4, args.retain_share, device)
+    batches = make_batches(synthetic, args.batch, 4 if args.size == "tiny" else 2, args.retain_share, device)
     setting = {
         "size": args.size,
         "device": torch.cuda.get_device_name()

@@ -26,7 +26,7 @@ from gapclose.checkpoint import (
 from gapclose.families import mend, part_for
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
-from gapclose.prompts import make_prompts
+from gapclose.prompts import make_prompts, written_tokens
 from gapclose.quantise import BYTES, quantised_loading, refuse_quantisation
 from gapclose.structure import decoder_layers
 
@@ -133,6 +133,10 @@ class LoadedModel:
     def prompts(self, items: Sequence[Item], media: Media) -> dict[str, torch.Tensor]:
         """Processor output for a batch of items that carry the same kinds of media: :func:`gapclose.prompts.make_prompts`."""
         return make_prompts(self.processor, items, media)
+
+    def written(self, items: Sequence[Item]) -> list[list[int]] | None:
+        """Token ids of prompts as the chat template writes them: :func:`gapclose.prompts.written_tokens`."""
+        return written_tokens(self.processor, items)
 
 
 def load_model(config: ModelConfig) -> LoadedModel:

@@ -22,6 +22,7 @@ import torch
 import transformers
 from accelerate import PartialState
 
+from gapclose.clips import clips_together
 from gapclose.files import write_json
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
@@ -30,6 +31,7 @@ from gapclose.observations import Observations, claim, leave_shared, pad_options
 from gapclose.patching import patched_at
 from gapclose.progress import say, track
 from gapclose.prompts import media_signature
+from gapclose.shared_prefix import SharedPrefix, answer_on, later_positions, rotary_stores
 from gapclose.structure import answer_logits, last_logits, residuals_at, unwrap
 
 
@@ -45,6 +47,8 @@ class ObserveConfig:
     """length limit of generated answers, in tokens"""
     shared: str | None = None
     """directory in which runs leave what they observed of the base model for one another; null: every run observes for itself"""
+    share_prefix: bool = False
+    """read the media once for all questions of a clip, where template and model allow it; part of an observation's fingerprint"""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "shard_batches", "max_new_tokens"):
@@ -91,7 +95,7 @@ def observe(
         FloatingPointError: when a residual or score is not finite, naming the item.
     """
     state = PartialState()
-    batches = plan_batches(items.items, config.batch_size)
+    batches = plan_batches(items.items, config.batch_size, by_clip=config.share_prefix)
     shards = [batches[i : i + config.shard_batches] for i in range(0, len(batches), config.shard_batches)]
     request = _request(loaded, items, config, wanted)
     left = shared and shared / f"{request['fingerprint']}-torch-{torch.__version__}-transformers-{transformers.__version__}"
@@ -104,12 +108,13 @@ def observe(
         begun = time.process_time()
         mine = [s for s in range(state.process_index, len(shards), state.num_processes) if not shard_path(directory, s).is_file()]
         media = loaded.media(items, blank=wanted.blank)
+        reader = _reader(loaded, batches, media, config, wanted)
         following = iter([*(batch for s in mine for batch in shards[s])][1:])
         for s in track(mine, len(mine), f"observing {directory.parent.name}/{directory.name}"):
             results = []
             for batch in shards[s]:
                 media.ahead([*batch, *next(following, [])])  # decoded while the model works on this one
-                results.append(_forward(loaded, batch, media, config, wanted))
+                results.append(_forward(loaded, batch, media, config, wanted, reader))
             write_shard(shard_path(directory, s), results)
         state.wait_for_everyone()
         if state.is_main_process:
@@ -125,7 +130,8 @@ def forward_batches(
     loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: Media, config: ObserveConfig, wanted: Wanted
 ) -> Observations:
     """Observe batches in memory, for checks; nothing is stored."""
-    results = [_forward(loaded, batch, media, config, wanted) for batch in batches]
+    reader = _reader(loaded, batches, media, config, wanted)
+    results = [_forward(loaded, batch, media, config, wanted, reader) for batch in batches]
     width = max(r["scores"].shape[1] for r in results)
     return Observations(
         ids=[i for r in results for i in r["ids"]],
@@ -135,12 +141,26 @@ def forward_batches(
     )
 
 
-def plan_batches(items: Sequence[Item], size: int) -> list[list[Item]]:
-    """Cut items into batches that carry the same kinds of media, keeping the order within a kind."""
+def plan_batches(items: Sequence[Item], size: int, *, by_clip: bool = False) -> list[list[Item]]:
+    """Cut items into batches that carry the same kinds of media, keeping the order within a kind, or (``by_clip``) questions about the
+    same media together."""
     groups: dict[tuple[str, ...], list[Item]] = defaultdict(list)
     for item in items:
         groups[media_signature(item)].append(item)
+    if by_clip:
+        return [batch for group in groups.values() for batch in clips_together(group, size)]
     return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+
+
+def _reader(
+    loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: Media, config: ObserveConfig, wanted: Wanted
+) -> SharedPrefix | None:
+    """What reads clips once for all of their questions, tried on the first of them; None where it is not asked for."""
+    if not config.share_prefix:
+        return None
+    reader, tried = SharedPrefix(loaded), Wanted(layers=wanted.layers or (len(loaded.layers),))
+    reader.check(batches, lambda few, by: _forward(loaded, few, media, config, tried, by))
+    return reader
 
 
 def _request(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted: Wanted) -> dict[str, Any]:
@@ -157,6 +177,7 @@ def _request(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted:
         "top_tokens": wanted.top_tokens,
         "blank": sorted(set(wanted.blank) & {kind for item in items for kind, _ in item.media}),
         "patch": [x for layer, of in sorted(wanted.patch.items()) for x in (layer, _digest([of[i.id] for i in items]))] or None,
+        **({"share_prefix": True} if config.share_prefix else {}),
         **wanted.extra,
     }
     request["fingerprint"] = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
@@ -168,19 +189,30 @@ def _digest(residuals: Sequence[torch.Tensor]) -> str:
 
 
 @torch.inference_mode()
-def _forward(loaded: LoadedModel, batch: Sequence[Item], media: Media, config: ObserveConfig, wanted: Wanted) -> dict[str, Any]:
-    """Run one batch; every tensor comes back on the CPU."""
+def _forward(
+    loaded: LoadedModel,
+    batch: Sequence[Item],
+    media: Media,
+    config: ObserveConfig,
+    wanted: Wanted,
+    reader: SharedPrefix | None = None,
+) -> dict[str, Any]:
+    """Run one batch, whole or behind what ``reader`` has read of its clips; every tensor comes back on the CPU."""
     model = unwrap_engine(loaded.model)
-    inputs = {k: v.to(loaded.device) for k, v in loaded.prompts(batch, media).items()}
     rows = torch.arange(len(batch), device=loaded.device)
-    last = torch.full_like(rows, inputs["input_ids"].shape[1] - 1)
     options = [[loaded.option_tokens(o.text) for o in item.options] for item in batch]
     several = any(len(tokens) > 1 for per_item in options for tokens in per_item)
-    for module in _rotary_stores(model):
+    for module in rotary_stores(model):
         module.rope_deltas = None  # of another batch; a prompt without media would keep them
+    asked = None
+    if reader and not (wanted.patch and wanted.generate):  # the cache holds the donors, and answers are the model's own
+        longest = max(len(tokens) for per_item in options for tokens in per_item)
+        asked = reader.ask(model, batch, media, room=max(longest, config.max_new_tokens if wanted.generate else 0))
+    inputs = asked or {k: v.to(loaded.device) for k, v in loaded.prompts(batch, media).items()}
+    last = torch.full_like(rows, inputs["input_ids"].shape[1] - 1)
     donors = {layer: torch.stack([of[i.id] for i in batch]) for layer, of in wanted.patch.items()}
     with patched_at(model, last, donors), residuals_at(model, wanted.layers, last) as residuals, answer_logits(model, rows, last):
-        output = model(**inputs, use_cache=several)
+        output = model(**inputs, use_cache=several or asked is not None)
     logp = output.logits[0].float().log_softmax(-1)  # (B, V)
     result: dict[str, Any] = {
         "ids": [i.id for i in batch],
@@ -196,7 +228,11 @@ def _forward(loaded: LoadedModel, batch: Sequence[Item], media: Media, config: O
     if wanted.top_tokens:
         top = logp.topk(min(wanted.top_tokens, logp.shape[-1]), dim=-1)
         result["top_logps"], result["top_tokens"] = top.values.cpu(), top.indices.int().cpu()
-    result["answers"] = _generate(loaded, model, inputs, config.max_new_tokens) if wanted.generate else []
+    result["answers"] = []
+    if wanted.generate and asked:
+        result["answers"] = answer_on(loaded, model, asked, output.logits[0], config.max_new_tokens)
+    elif wanted.generate:
+        result["answers"] = _generate(loaded, model, inputs, config.max_new_tokens)
     return result
 
 
@@ -227,31 +263,14 @@ def _score(model: Any, logp: torch.Tensor, options: list[list[list[int]]], input
             fed[b, : len(tokens) - 1] = torch.tensor(tokens[:-1])
             mask[b, : len(tokens) - 1] = 1
         attention = torch.cat([inputs["attention_mask"], mask.to(logp.device)], 1)
-        places = {"input_ids": fed.to(logp.device), "attention_mask": attention, "position_ids": _positions(model, attention, steps)}
+        positions = later_positions(model, attention, steps, counted="position_ids" in inputs)
+        places = {"input_ids": fed.to(logp.device), "attention_mask": attention, "position_ids": positions}
         out = model(**places, past_key_values=copy.deepcopy(cache), use_cache=True)
         later = out.logits.float().log_softmax(-1)  # (B, steps, V)
         for b, tokens in enumerate(rest):
             for t, token in enumerate(tokens[1:]):
                 scores[b, o] += later[b, t, token]
     return scores
-
-
-def _rotary_stores(model: Any) -> list[Any]:
-    """The modules that keep the offset between a prompt's length and its last rotary position (media have a grid of their own)."""
-    return [m for m in unwrap(model).modules() if getattr(m, "rope_deltas", None) is not None]
-
-
-def _positions(model: Any, attention: torch.Tensor, steps: int) -> torch.Tensor | None:
-    """Rotary positions of the last ``steps`` tokens, (3, B, steps); None where the model counts by itself.
-
-    With a cache, transformers 5.23 gives the Qwen families the positions of the whole mask instead of those of the new tokens
-    (``compute_3d_position_ids``), and the shapes clash. Remove when it slices them.
-    """
-    stores = _rotary_stores(model)
-    if not stores:
-        return None
-    counted = attention.long().cumsum(-1)[:, -steps:] - 1
-    return (counted[None] + stores[0].rope_deltas.to(attention.device)).expand(3, -1, -1)
 
 
 def _generate(loaded: LoadedModel, model: Any, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> list[str]:

@@ -59,6 +59,15 @@ def make_prompts(processor: Any, items: Sequence[Item], media: Media) -> dict[st
     return _on_the_left(processor, prompt)
 
 
+def written_tokens(processor: Any, items: Sequence[Item]) -> list[list[int]] | None:
+    """Token ids of prompts as the chat template writes them, before a processor makes of each medium as many tokens as it takes; None
+    where the processor does all of it within its template."""
+    if within_template(processor):
+        return None
+    texts = [chat_text(processor, item.messages) for item in items]
+    return tokenizer_of(processor)(texts, add_special_tokens=False).input_ids
+
+
 def _on_the_left(processor: Any, prompt: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if not bool(prompt["attention_mask"][:, -1].all()):
         raise ValueError(f"{type(processor).__name__} did not pad on the left; gapclose needs every prompt to end at its answer position")

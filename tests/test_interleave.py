@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from gapclose import shared_prefix
 from gapclose.batches import Collator, Example
 from gapclose.cli import main
 from gapclose.digits.films import write_film
@@ -89,6 +90,26 @@ def test_a_padded_batch_gives_what_its_items_give_alone(hearing, films):
     for kind in ("video", "audio"):
         blank = forward_batches(loaded, [batch], loaded.media(films, blank=(kind,)), config, wanted)
         assert not torch.allclose(together.residuals[5], blank.residuals[5], atol=1e-4)
+
+
+def test_questions_about_one_film_follow_on_one_reading_of_it(hearing, films, monkeypatch):
+    """Frames and sound in the order of time are read once; what follows goes on where they end in time."""
+    read, real = [], shared_prefix.read_prefix
+    monkeypatch.setattr(shared_prefix, "read_prefix", lambda *given: (read.append(len(given[-1])), real(*given))[1])
+    batch = [interleave(films).items[0], *(replace(i, id=f"{i.id}-more") for i in interleave(films).items)]
+    batch += [replace(i, id=f"{i.id}-other", messages=retold(i)) for i in batch[1:]]
+    config, wanted = ObserveConfig(batch_size=8, max_new_tokens=3), Wanted(layers=[0, 3, 5], generate=True)
+    shared, whole = (
+        forward_batches(hearing, [batch], hearing.media(films), how, wanted) for how in (replace(config, share_prefix=True), config)
+    )
+    for layer in wanted.layers:
+        assert torch.allclose(shared.residuals[layer], whole.residuals[layer], atol=1e-5)
+    assert torch.allclose(shared.scores, whole.scores, atol=1e-5) and shared.answers == whole.answers
+    assert read == [4, 7]  # a first try, and the batch
+
+
+def retold(item: Item) -> list[dict]:
+    return [{"role": "user", "content": [*item.messages[0]["content"][:-1], {"type": "text", "text": "What is it, then, and why?"}]}]
 
 
 def test_positions_follow_time_token_by_token(hearing, films):

@@ -78,7 +78,8 @@ def verify(directory: Path) -> dict[str, Any]:
     # whole batches, cut as they were: other padding would be another computation in half precision
     known = set(stored.ids)
     chosen = [i for i in items if i.id in known]
-    batches = plan_batches(chosen, config.observe.batch_size)[: max(1, VERIFIED_ITEMS // config.observe.batch_size)]
+    batches = plan_batches(chosen, config.observe.batch_size, by_clip=config.observe.share_prefix)
+    batches = batches[: max(1, VERIFIED_ITEMS // config.observe.batch_size)]
     result: dict[str, Any] = {}
     for name in ("adapter", "merged", "omni"):
         folder = directory / name

@@ -20,6 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from tiny_families import ROWS, Row, spread
 
+from gapclose import shared_prefix
 from gapclose.adapters import LoraConfig, add_lora, load_adapter
 from gapclose.batches import Example
 from gapclose.digits.films import write_film
@@ -183,6 +184,35 @@ def test_a_prompt_begins_once_and_carries_its_media(case):
         media = case.loaded.media(case.items, blank=(kind,))
         blank = forward_batches(case.loaded, [list(items)], media, CONFIG, Wanted(layers=(PROBE,)))
         assert (blank.residuals[PROBE] - seen.residuals[PROBE]).abs().amax(1).min() > 1e-4, kind
+
+
+def test_questions_behind_one_reading_of_a_clip_give_what_their_whole_prompts_give(case, monkeypatch, capsys):
+    """Residuals, scores and greedy answers of three questions a clip, for all kinds of media; where the cache does not allow it, that is
+    said, and prompts are run whole."""
+    read: list[int] = []
+    real = shared_prefix.read_prefix
+    monkeypatch.setattr(shared_prefix, "read_prefix", lambda *given: (read.append(len(given[-1])), real(*given))[1])
+    clips = [i for n, i in enumerate(case.items) if n % 6 < 3]
+    other = ("Odd?", "Is the digit odd, even, high or low, would you say?")
+    asked = [i for clip in clips for i in (clip, *(another(clip, text) for text in other))]
+    batches = plan_batches(asked, 6, by_clip=True)
+    shared, whole = (
+        forward_batches(case.loaded, batches, case.loaded.media(case.items), how, Wanted(layers=case.layers, generate=True))
+        for how in (replace(CONFIG, share_prefix=True), CONFIG)
+    )
+    for layer in case.layers:
+        assert_near(shared.residuals[layer], whole.residuals[layer])
+    assert_near(shared.scores, whole.scores)
+    assert shared.answers == whole.answers and len(set(shared.answers)) > 1
+    several = [len(b) for b in batches if b[0].media]
+    assert read[-len(several) or None :] == (several if case.row.reads_once else [])
+    assert ("observe.share_prefix: prompts are run whole" in capsys.readouterr().out) == (not case.row.reads_once)
+
+
+def another(item: Item, text: str) -> Item:
+    """Another question about the same media."""
+    content = [{**p, "text": text} if p["type"] == "text" else p for p in item.messages[0]["content"]]
+    return replace(item, id=f"{item.id}/{text}", messages=[{"role": "user", "content": content}])
 
 
 def test_the_decoder_alone_is_adapted(case):

@@ -430,6 +430,8 @@ class Row:
     """whether sounds are cut to one length: Phi-4-multimodal's tower sees the padding of shorter ones, so that a batch tells on them"""
     no_hidden_states_with: str = ""
     """kind of media with which ``output_hidden_states`` fails in transformers 5.23"""
+    reads_once: bool = True
+    """whether the questions of a clip can follow on one reading of it: not where a state moves on with every token"""
     slow: bool = False
 
 
@@ -440,7 +442,7 @@ ROWS = {
     "Gemma 3n": Row(build=gemma3n, kinds=BOTH, linears=22, needs=("timm",)),
     "Gemma 4": Row(build=gemma4, kinds=BOTH, linears=18),
     "Phi-4-multimodal": Row(build=phi4, kinds=BOTH, linears=8, one_length=True, no_hidden_states_with="image"),
-    "Nemotron-H-Omni": Row(build=nemotron_h_omni, kinds=BOTH, linears=9, experts=2),
+    "Nemotron-H-Omni": Row(build=nemotron_h_omni, kinds=BOTH, linears=9, experts=2, reads_once=False),
     "Qwen2.5-VL": Row(build=qwen2_5_vl, kinds=("image",)),
     "Qwen3-VL": Row(build=qwen3_vl, kinds=("image",)),
     "LLaVA-OneVision": Row(build=llava_onevision, kinds=("image",)),
