@@ -54,7 +54,7 @@ class Entered:
     residuals: dict[int, torch.Tensor]
     """layer -> (B, D) at the answer position"""
     given: dict[str, Any]
-    """all that the decoder was called with"""
+    """what else the decoder was called with, and the mask that it was given; of the prompt's own inputs it makes the embedding"""
 
 
 def answer_rows(loaded: LoadedModel, batch: Sequence[Item]) -> list[Row]:
@@ -90,7 +90,7 @@ def enter(loaded: LoadedModel, rows: Sequence[Row], media: Media, frozen: int, l
     finally:
         for handle in handles:
             handle.remove()
-    given = caught["given"]
+    given = {k: v for k, v in caught["given"].items() if k not in inputs or k == "attention_mask"}
     positions = given.get("position_ids")
     if positions is not None:
         positions = positions.expand(*positions.shape[:-2], len(rows), -1)

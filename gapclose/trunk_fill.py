@@ -79,10 +79,7 @@ def fill_trunk(
                 shutil.rmtree(other)
         reason = does_not_fit(loaded, batches, media, directory, files)
     shared = broadcast_object_list([reason])  # the main process has looked at the disk
-    if shared[0] is None:
-        reason = _fill(loaded, batches, media, files, frozen, layers)
-    else:
-        reason = shared[0]
+    reason = _fill(loaded, batches, media, files, frozen, layers) if shared[0] is None else shared[0]
     state.wait_for_everyone()
     if reason is None and not all(f.is_file() for f in files):
         reason = "another process could not write its part"
