@@ -182,3 +182,11 @@ def observation_bytes(items: ItemSet, config: Config, *, n_layers: int, width: i
     epochs = config.train.epochs * config.targets.rounds
     closing = stored("val", 2) * (1 + epochs) + stored("test", 2) * 2 + stored("train", 1, ("gap",)) + retained
     return {"measure": fit + stored("test", 2) + everywhere, "close": fit + closing}
+
+
+def cached_items(items: ItemSet, config: Config) -> int:
+    """How many items ``train.cache_trunk`` stores, if the gate keeps all of train: those trained on and those measured after every epoch."""
+    gap = ["gap"] if config.train.consistency else []
+    trained = items.select(split="train", purpose=[*gap, *(["retain"] if config.train.retain else [])])
+    labelled = len(items.select(split="fit", purpose="gap")) if config.train.gold else 0
+    return len(trained) + labelled + len(items.select(split="val", purpose=("gap", "transfer", "retain")))

@@ -136,13 +136,13 @@ def _fill(
         media.ahead([item for b in mine[n : n + 2] for item in batches[b]])  # the next while the model works on this one
         rows = answer_rows(loaded, batches[mine[n]])
         try:
-            _write(files[mine[n]], rows, enter(loaded, rows, media, frozen, layers))
+            write_states(files[mine[n]], rows, enter(loaded, rows, media, frozen, layers))
         except OSError as error:
             return f"{files[mine[n]]}: {error.strerror or error}"
     return None
 
 
-def _write(path: Path, rows: Sequence[Row], entered: Entered) -> None:
+def write_states(path: Path, rows: Sequence[Row], entered: Entered) -> None:
     """One batch: prompts without padding, each followed by its answers' tokens."""
     places, cuts, firsts = list[list[Any]](), list[tuple[int, slice]](), list[int]()
     for b, (item, context) in enumerate(rows):
