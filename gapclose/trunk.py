@@ -27,6 +27,7 @@ from safetensors import safe_open
 from gapclose.batches import Collator, Example
 from gapclose.items import Item
 from gapclose.models import LoadedModel
+from gapclose.observe import unwrap_engine
 from gapclose.structure import answer_logits, passed_by, residuals_at
 
 Row = tuple[Item, list[int]]
@@ -123,8 +124,9 @@ class Trunk:
         row = part["rows"][first]
         answer = part["positions"][first[:1]].expand(len(part["prompt"]["attention_mask"]))
         above = [layer for layer in layers if layer > self.frozen]
-        with residuals_at(loaded.model, above, answer) as residuals:
-            logp = forward_part(loaded.model, part)  # (P, V)
+        model = unwrap_engine(loaded.model)
+        with residuals_at(model, above, answer) as residuals:
+            logp = forward_part(model, part)  # (P, V)
         each = [of.sum() for of in logp[part["place"], part["token"]].split([n for c in counts for n in c])]
         scores = torch.full((len(batch), max(map(len, counts))), -torch.inf, device=logp.device)
         for b, c in enumerate(counts):
