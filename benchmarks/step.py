@@ -1,16 +1,18 @@
-"""What a training step costs: targets against plain LoRA SFT, and layers after the probe against all layers.
+"""What a training step costs: targets against plain LoRA SFT, layers after the probe against all layers, and that from a frozen trunk.
 
 The digits model's geometry, on whatever is there (about a minute on two CPU cores):
     OMP_NUM_THREADS=1 python benchmarks/step.py
+The same with clips of 16 image and 100 audio tokens:
+    OMP_NUM_THREADS=1 python benchmarks/step.py --image_tokens 16 --audio_tokens 100 --batch 12
 Qwen2.5-Omni-7B's geometry in bfloat16 on one GPU (random weights made on the device: no download, 18 GB before any step):
-    python benchmarks/step.py --size 7b
+    python benchmarks/step.py --size 7b  (or 3b: Qwen2.5-Omni-3B's geometry)
     python benchmarks/step.py --size 7b --gradient_checkpointing --batch 8
-``--size 3b`` is Qwen2.5-Omni-3B's.
 
-Four variants take turns inside one run, in random order, on the same batches; a step is forward, backward, gradient clipping and
+Five variants take turns inside one run, in random order, on the same batches; a step is forward, backward, gradient clipping and
 AdamW. Ratios of time are medians over rounds of the ratio within a round, so that whatever else the machine does cancels. Both sides
 get the same prompts: plain SFT adds one answer token and takes the model's own loss (full logits, as ordinary SFT does), targets go
-through gapclose's collator and loss with a share of retain items, as in training. Reading media and collating lie outside the step.
+through gapclose's collator and loss with a share of retain items, as in training. Reading media and collating lie outside the step; so
+does reading stored states, whose time is told beside it.
 
 Peak memory is measured before, with one variant alive at a time. On a GPU it is ``torch.cuda.max_memory_allocated``; on a CPU it is
 what torch's allocator holds at most during a step (the profiler's allocations and frees, summed) on top of weights and optimizer
@@ -26,6 +28,7 @@ import copy
 import gc
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -48,6 +51,9 @@ from gapclose.items import Item, Option
 from gapclose.models import ModelConfig
 from gapclose.structure import answer_logits, decoder_layers
 from gapclose.trainer import TrainConfig, term_sums
+from gapclose.trunk import Trunk
+from gapclose.trunk_entry import enter
+from gapclose.trunk_fill import write_states
 
 LETTERS = "ABCDEF"  # six options, as in IMAVB
 VARIANTS = {
@@ -55,37 +61,24 @@ VARIANTS = {
     "targets_all": ("targets", "all"),
     "sft_after": ("plain SFT", "after_probe"),
     "targets_after": ("targets", "after_probe"),
+    "targets_stored": ("targets, trunk stored", "after_probe"),
 }
 RATIOS = {
     "targets / plain SFT, all layers": ("targets_all", "sft_all", 1.1),
     "targets / plain SFT, layers after the probe": ("targets_after", "sft_after", 1.1),
     "layers after the probe / all layers, targets": ("targets_after", "targets_all", 1.0),
+    "targets, layers after the probe / plain SFT, all layers": ("targets_after", "sft_all", 0.8),
+    "the same from the stored trunk / plain SFT, all layers": ("targets_stored", "sft_all", 0.5),
 }
 # batch, rounds, text, image and audio tokens an item, probe layer. tiny: a micro-batch, the usual prompt and the layer of
-# configs/digits.yaml; 7b: an image of 900,000 pixels, 30 s of sound, and the peak layer of arXiv 2605.13737
-DEFAULTS = {"tiny": (36, 40, 26, 1, 9, 6), "3b": (2, 12, 128, 1152, 750, 21), "7b": (2, 12, 128, 1152, 750, 17)}
+# configs/digits.yaml; 3b and 7b: an image of 900,000 pixels, 30 s of sound, and for 7b the peak layer of arXiv 2605.13737, as deep for 3b
+DEFAULTS = {"tiny": (36, 40, 26, 1, 9, 6), "3b": (2, 12, 128, 1152, 750, 22), "7b": (2, 12, 128, 1152, 750, 17)}
 ARCHITECTURES = Path(__file__).parent.parent / "configs" / "architectures"
 
 
-def geometry_7b(layers: int | None) -> transformers.Qwen2_5OmniThinkerConfig:
-    """The thinker of Qwen2.5-Omni-7B; what is not named here is the configuration class's own default."""
-    return transformers.Qwen2_5OmniThinkerConfig(
-        text_config={
-            "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": layers or 28,
-            "num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-        },
-        audio_config={"d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120, "output_dim": 3584},
-        vision_config={
-            "depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420, "out_hidden_size": 3584, "patch_size": 14,
-        },
-        vision_start_token_id=151652, vision_end_token_id=151653,
-    )  # fmt: skip
-
-
-def geometry_3b(layers: int | None) -> Any:
-    """The thinker of Qwen2.5-Omni-3B."""
-    config = read_architecture(ModelConfig(path=str(ARCHITECTURES / "qwen2_5_omni_3b")))
+def geometry(size: str, layers: int | None) -> Any:
+    """The thinker of Qwen2.5-Omni."""
+    config = read_architecture(ModelConfig(path=str(ARCHITECTURES / f"qwen2_5_omni_{size}")))
     if layers:
         config.text_config.num_hidden_layers, config.text_config.layer_types = layers, config.text_config.layer_types[:layers]
     return config
@@ -95,9 +88,8 @@ def build_base(size: str, layers: int | None, device: torch.device) -> nn.Module
     """Random weights of the asked size, made on the device."""
     if size == "tiny":
         return tiny.build_model(tiny.build_tokenizer(), **({"layers": layers} if layers else {})).to(device)
-    config = geometry_3b(layers) if size == "3b" else geometry_7b(layers)
     with device:
-        return transformers.Qwen2_5OmniThinkerForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+        return transformers.Qwen2_5OmniThinkerForConditionalGeneration._from_config(geometry(size, layers), dtype=torch.bfloat16)
 
 
 @dataclass(kw_only=True)
@@ -120,6 +112,10 @@ class Synthetic:
         self.first_text = 50  # ids below are ordinary tokens in both vocabularies; special ones come later or earlier
         height = max(d for d in range(1, int(self.image_tokens**0.5) + 1) if self.image_tokens % d == 0) if self.image_tokens else 0
         self.grid = [1, 2 * height, 2 * self.image_tokens // height] if height else None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     @property
     def length(self) -> int:
@@ -147,14 +143,20 @@ class Synthetic:
 
 @dataclass(kw_only=True)
 class Batch:
-    """The same items as plain SFT sees them and as targets see them."""
+    """The same items as plain SFT sees them, as targets see them, and as they are stored."""
 
     sft: dict[str, torch.Tensor]
     targets: dict[str, Any]
+    stored: dict[str, Any]
+    read_seconds: float
+    """to read the stored states and collate them"""
+    file: Path
 
 
-def make_batches(synthetic: Synthetic, size: int, number: int, retain_share: float, device: torch.device) -> list[Batch]:
-    """``number`` batches of ``size`` items, on the device."""
+def make_batches(
+    synthetic: Synthetic, size: int, number: int, retain_share: float, device: torch.device, *, frozen: int, folder: Path
+) -> list[Batch]:
+    """``number`` batches of ``size`` items, on the device; their states that enter decoder layer ``frozen + 1`` lie in ``folder``."""
     batches = []
     for b in range(number):
         draw = np.random.default_rng(b)
@@ -165,15 +167,20 @@ def make_batches(synthetic: Synthetic, size: int, number: int, retain_share: flo
             for i in range(size)
         ]
         prompt = synthetic.prompts(items, None)
-        frozen = copy.copy(synthetic)
-        frozen.prompts = lambda items, media, prompt=prompt: dict(prompt)  # type: ignore[method-assign]
+        fixed: Any = copy.copy(synthetic)
+        fixed.prompts = lambda items, media, prompt=prompt: dict(prompt)
         retained = round(size * retain_share)
         examples = [Example(item=i, term="consistency", weights=draw.dirichlet(np.ones(len(options)))) for i in items[retained:]]
         if retained:
             logps, tokens = base_distribution(synthetic.model, send_to_device(prompt, device), retained)
             kept = zip(items[:retained], logps, tokens, strict=True)
             examples = [Example(item=i, term="retain", base_logps=p, base_tokens=t) for i, p, t in kept] + examples
-        collated = Collator(frozen, None)(examples)  # type: ignore[arg-type]
+        media: Any = argparse.Namespace()  # the prompts need none
+        collated, file = Collator(fixed, media)(examples), folder / f"{b}.safetensors"
+        write_states(file, [(item, []) for item in items], enter(fixed, [(item, []) for item in items], media, frozen))
+        start = time.perf_counter()
+        stored = Collator(fixed, None, Trunk([file], frozen))(examples)
+        read_seconds = time.perf_counter() - start
         answers = torch.tensor([synthetic.option_tokens(LETTERS[a]) for a in draw.integers(len(LETTERS), size=size)])
         ignored = torch.full_like(prompt["input_ids"], -100)
         sft = {
@@ -182,7 +189,8 @@ def make_batches(synthetic: Synthetic, size: int, number: int, retain_share: flo
             "attention_mask": torch.cat([prompt["attention_mask"], torch.ones_like(answers)], 1),
             "labels": torch.cat([ignored, answers], 1),
         }
-        batches.append(Batch(sft=send_to_device(sft, device), targets=send_to_device(collated, device)))
+        there = {name: send_to_device(of, device) for name, of in (("sft", sft), ("targets", collated), ("stored", stored))}
+        batches.append(Batch(**there, read_seconds=read_seconds, file=file))
     return batches
 
 
@@ -217,8 +225,9 @@ class Variant:
     def loss(self, batch: Batch) -> torch.Tensor:
         if self.objective == "plain SFT":
             return self.model(**batch.sft, use_cache=False).loss
-        sums = torch.stack([term_sums(self.model, part) for part in batch.targets["parts"]]).sum(0)
-        return (sums / batch.targets["counts"].clamp_min(1) * self.weights).sum()
+        seen = batch.stored if "stored" in self.objective else batch.targets
+        sums = torch.stack([term_sums(self.model, part) for part in seen["parts"]]).sum(0)
+        return (sums / seen["counts"].clamp_min(1) * self.weights).sum()
 
     def step(self, batch: Batch) -> None:
         self.loss(batch).backward()
@@ -276,12 +285,12 @@ def quartiles(values: np.ndarray) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=list(DEFAULTS), default="tiny")
-    parser.add_argument("--batch", type=int, help="items per step (tiny 36, else 2)")
-    parser.add_argument("--repeats", type=int, help="timed rounds of all four variants (tiny 40, else 12)")
+    parser.add_argument("--batch", type=int, help="items per step (tiny 36, 3b and 7b 2)")
+    parser.add_argument("--repeats", type=int, help="timed rounds of all variants (tiny 40, 3b and 7b 12)")
     parser.add_argument("--text_tokens", type=int, help="per item (tiny 26, else 128)")
     parser.add_argument("--image_tokens", type=int, help="per item, after merging (tiny 1, else 1152); 0: no image")
     parser.add_argument("--audio_tokens", type=int, help="per item, 40 ms each (tiny 9, else 750); 0: no sound")
-    parser.add_argument("--probe_layer", type=int, help="after_probe trains the layers above it (tiny 6 of 8, 3b 21 of 36, 7b 17 of 28)")
+    parser.add_argument("--probe_layer", type=int, help="after_probe trains the layers above it (tiny 6 of 8, 3b 22 of 36, 7b 17 of 28)")
     parser.add_argument("--layers", type=int, help="decoder layers, to try a smaller model")
     parser.add_argument("--rank", type=int, default=16, help="of the adapters")
     parser.add_argument("--retain_share", type=float, default=TrainConfig().retain_share, help="share of retain items among targets")
@@ -301,7 +310,9 @@ def main() -> None:
     if not 1 <= args.probe_layer < n_layers:
         parser.error(f"--probe_layer {args.probe_layer}: the model has layers 1..{n_layers}, and some must remain above the probe")
     synthetic = Synthetic(model=base, text_tokens=args.text_tokens, image_tokens=args.image_tokens, audio_tokens=args.audio_tokens)
-    batches = make_batches(synthetic, args.batch, 4 if args.size == "tiny" else 2, args.retain_share, device)
+    folder = tempfile.TemporaryDirectory()
+    number = 4 if args.size == "tiny" else 2
+    batches = make_batches(synthetic, args.batch, number, args.retain_share, device, frozen=args.probe_layer, folder=Path(folder.name))
     setting = {
         "size": args.size,
         "device": torch.cuda.get_device_name()
@@ -312,6 +323,8 @@ def main() -> None:
         "parameters": sum(p.numel() for p in base.parameters()),
         "layers": n_layers,
         "tokens": synthetic.length,
+        "stored_kb_an_item": round(batches[0].file.stat().st_size / args.batch / 1e3, 1),
+        "read_stored_ms": round(1000 * float(np.median([b.read_seconds for b in batches])), 2),
         "load_average": round(os.getloadavg()[0], 2),
         **{k: getattr(args, k) for k in (*names, "rank", "retain_share", "gradient_checkpointing")},
     }

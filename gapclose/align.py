@@ -28,6 +28,8 @@ from gapclose.targets import Targets, build_targets
 from gapclose.teacher import Teacher, compared, first_teacher, next_teacher, search, sentinel_reading, train_items, val_items
 from gapclose.tracking import LossLines
 from gapclose.trainer import Example, last_complete_checkpoint, make_trainer
+from gapclose.trunk import Trunk
+from gapclose.trunk_fill import training_trunks
 from gapclose.verdict import unproven
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class Training:
     """The second half of a run: its base model is measured and examined."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.forced, self.begun = run, dict[str, str](), 1
+        self.run, self.forced, self.begun, self.frozen = run, dict[str, str](), 1, 0
         self.base_scores: np.ndarray
 
     def refuse_unproven(self) -> None:
@@ -128,6 +130,7 @@ class Training:
         reference, sentinel = (search(self.run, 1)[1], sentinel_reading(self.run)) if several else (np.empty(0), np.empty(0))
         others = self.other_examples()
         layers = config.lora.chosen(len(self.run.loaded.layers), self.run.probe.layer)
+        self.frozen = layers[0] - 1
         add_lora(self.run.loaded, config.lora, layers, config.seed)
         trainable = sum(p.numel() for p in self.run.loaded.model.parameters() if p.requires_grad)
         say(f"adapters: {trainable:,} parameters on decoder layers {layers[0]}..{layers[-1]}")
@@ -188,7 +191,7 @@ class Training:
             self.set_adapter_fingerprint()
             self.run.on_main(lambda: self.run.loaded.model.save_pretrained(str(checkpoints / f"epoch-{epoch}")))
             self.run.loaded.model.eval()
-            now = self.run.measure(f"epoch-{epoch}", "val", replace=True)
+            now = self.run.measure(f"epoch-{epoch}", "val", replace=True, trunk=trunks.get("val"))
             record = make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed)
             record |= {"shifted": after_shift(now, base, config.gap.standard_budget)}
             record |= {"round": number} if config.targets.rounds > 1 else {}
@@ -198,17 +201,21 @@ class Training:
 
         by_trl, finite = config.objective in BY_TRL, "loss" not in config.guards.off
         common: dict[str, Any] = {"after_epoch": after_epoch, "finite_only": finite, "callbacks": [LossLines(self.run.tracker, number)]}
-        media = self.run.loaded.media(self.run.items, blank=self.blanked)
+        media, trunks = self.run.loaded.media(self.run.items, blank=self.blanked), dict[str, Trunk | None]()
         if by_trl:
             assert targets is not None
+            if config.train.cache_trunk:
+                say(f"train.cache_trunk does nothing for objective {config.objective}, whose steps are TRL's")
             trainer = make_trl_trainer(
                 self.run.loaded, targets, train_items(self.run), self.base_scores, media, config, directory, **common
             )
         else:
-            mine = self.aimed_at(targets) if targets else []
+            examples = [*(self.aimed_at(targets) if targets else []), *others]
+            if config.train.cache_trunk and len(self.records(number)) < config.train.epochs and not self.fired(number):
+                trunks = training_trunks(self.run, [e.item for e in examples], frozen=self.frozen, blank=self.blanked)
             trainer = make_trainer(
-                self.run.loaded, [*mine, *others], media, config.train, directory,
-                n_train=len(train_items(self.run)), seed=_seed(config.seed, number), **common,
+                self.run.loaded, examples, media, config.train, directory, n_train=len(train_items(self.run)),
+                seed=_seed(config.seed, number), trunk=trunks.get("train"), **common,
             )  # fmt: skip
         resume = last_complete_checkpoint(directory)
         if resume is not None:
@@ -290,6 +297,7 @@ class Training:
         prompts, _ = measure_prompts(self.run, "adapted", self.run.prompted)
         record |= {"prompts": prompts} if prompts else {}
         self.run.record(record | {"forced": sorted(self.forced), "stopped": self.stopped()})
+        self.run.on_main(lambda: shutil.rmtree(self.run.directory / "trunk", ignore_errors=True))  # of no use any more
         summary = summarise(self.run.directory)
         self.run.on_main(lambda: export_run(self.run.directory, self.run.config, self.run.loaded, summary))
         if self.run.process.is_main_process:

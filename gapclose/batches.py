@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from gapclose.items import Item
 from gapclose.media import Media
 from gapclose.models import LoadedModel
 from gapclose.prompts import media_signature
+
+if TYPE_CHECKING:
+    from gapclose.trunk import Trunk
 
 TERMS = ("consistency", "gold", "retain")
 
@@ -107,8 +110,9 @@ class Collator:
     predicted from the prompt and the tokens before it. Items that carry different kinds of media go into separate parts.
     """
 
-    def __init__(self, loaded: LoadedModel, media: Media) -> None:
-        self.loaded, self.media = loaded, media
+    def __init__(self, loaded: LoadedModel, media: Media | None, trunk: Trunk | None = None) -> None:
+        """``trunk``: take what is stored of the items, and read no media."""
+        self.loaded, self.media, self.trunk = loaded, media, trunk
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         groups: dict[tuple[str, ...], list[Example]] = defaultdict(list)
@@ -137,11 +141,10 @@ class Collator:
                 row = first + next(i for i, c in enumerate(contexts) if c[: len(tokens) - 1] == tokens[:-1])
                 for t, token in enumerate(tokens):
                     pairs.append((positions.setdefault((row, t), len(positions)), token, weight, term))
-        prompt = self.loaded.prompts([e.item for e, _ in rows], self.media)
-        length = prompt["input_ids"].shape[1]
-        append_tokens(prompt, [context for _, context in rows])
+        prompt, length = self._prompt([(e.item, context) for e, context in rows])
         part: dict[str, Any] = {
             "prompt": prompt,
+            "frozen": 0 if self.trunk is None else self.trunk.frozen,
             "rows": torch.tensor([row for row, _ in positions]),
             "positions": torch.tensor([length - 1 + offset for _, offset in positions]),
             "place": torch.tensor([p[0] for p in pairs], dtype=torch.long),
@@ -154,6 +157,21 @@ class Collator:
             part["base_logps"] = torch.stack([e.base_logps for _, e in retained])  # type: ignore[misc]
             part["base_tokens"] = torch.stack([e.base_tokens.long() for _, e in retained])  # type: ignore[union-attr]
         return part
+
+    def _prompt(self, rows: Sequence[tuple[Item, list[int]]]) -> tuple[dict[str, torch.Tensor], int]:
+        """What the model is given for prompts with answer tokens behind them, and the length of the padded prompts."""
+        if self.trunk is not None:
+            return self.trunk.batch(rows)
+        assert self.media is not None
+        return prompt_with_answers(self.loaded, self.media, rows)
+
+
+def prompt_with_answers(loaded: LoadedModel, media: Media, rows: Sequence[tuple[Item, list[int]]]) -> tuple[dict[str, torch.Tensor], int]:
+    """A processor's output for items with answer tokens behind their prompts, and the length of the padded prompts."""
+    prompt = loaded.prompts([item for item, _ in rows], media)
+    length = prompt["input_ids"].shape[1]
+    append_tokens(prompt, [context for _, context in rows])
+    return prompt, length
 
 
 def longest_contexts(contexts: list[list[int]]) -> list[list[int]]:

@@ -201,3 +201,11 @@ def observation_bytes(items: ItemSet, config: Config, *, n_layers: int, width: i
     again = others * stored("test", 1, ("gap",))
     fit += others * stored("fit", 1, ("gap",)) if config.prompts.refit else 0
     return {"measure": fit + stored("test", 2) + everywhere + again, "close": fit + closing + 2 * again}
+
+
+def cached_items(items: ItemSet, config: Config) -> int:
+    """How many items ``train.cache_trunk`` stores, if the gate keeps all of train: those trained on and those measured after every epoch."""
+    gap = ["gap"] if config.train.consistency else []
+    trained = items.select(split="train", purpose=[*gap, *(["retain"] if config.train.retain else [])])
+    labelled = len(items.select(split="fit", purpose="gap")) if config.train.gold else 0
+    return len(trained) + labelled + len(items.select(split="val", purpose=("gap", "transfer", "retain")))

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -33,6 +33,9 @@ from gapclose.progress import say, track
 from gapclose.prompts import media_signature
 from gapclose.shared_prefix import SharedPrefix, answer_on, later_positions, rotary_stores
 from gapclose.structure import answer_logits, last_logits, residuals_at, unwrap
+
+if TYPE_CHECKING:
+    from gapclose.trunk import Trunk
 
 
 @dataclass(kw_only=True)
@@ -70,6 +73,8 @@ class Wanted:
     """decoder layer, counted from 1 -> item id -> residual (D,) that replaces its own after that layer at the answer position"""
     extra: dict[str, Any] = field(default_factory=dict)
     """more that identifies the observation, e.g. the adapter's fingerprint"""
+    trunk: Trunk | None = None
+    """where what is frozen is stored of all items: scores and residuals come from there, answers are generated as ever"""
 
 
 def observe(
@@ -156,7 +161,7 @@ def _reader(
     loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: Media, config: ObserveConfig, wanted: Wanted
 ) -> SharedPrefix | None:
     """What reads clips once for all of their questions, tried on the first of them; None where it is not asked for."""
-    if not config.share_prefix:
+    if not config.share_prefix or wanted.trunk is not None:
         return None
     reader, tried = SharedPrefix(loaded), Wanted(layers=wanted.layers or (len(loaded.layers),))
     reader.check(batches, lambda few, by: _forward(loaded, few, media, config, tried, by))
@@ -178,6 +183,7 @@ def _request(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted:
         "blank": sorted(set(wanted.blank) & {kind for item in items for kind, _ in item.media}),
         "patch": [x for layer, of in sorted(wanted.patch.items()) for x in (layer, _digest([of[i.id] for i in items]))] or None,
         **({"share_prefix": True} if config.share_prefix else {}),
+        **({"trunk": wanted.trunk.frozen} if wanted.trunk else {}),
         **wanted.extra,
     }
     request["fingerprint"] = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
@@ -199,24 +205,23 @@ def _forward(
 ) -> dict[str, Any]:
     """Run one batch, whole or behind what ``reader`` has read of its clips; every tensor comes back on the CPU."""
     model = unwrap_engine(loaded.model)
-    rows = torch.arange(len(batch), device=loaded.device)
-    options = [[loaded.option_tokens(o.text) for o in item.options] for item in batch]
-    several = any(len(tokens) > 1 for per_item in options for tokens in per_item)
+    asked, inputs = None, dict[str, torch.Tensor]()
     for module in rotary_stores(model):
         module.rope_deltas = None  # of another batch; a prompt without media would keep them
-    asked = None
     if reader and not (wanted.patch and wanted.generate):  # the cache holds the donors, and answers are the model's own
-        longest = max(len(tokens) for per_item in options for tokens in per_item)
+        longest = max(len(loaded.option_tokens(o.text)) for item in batch for o in item.options)
         asked = reader.ask(model, batch, media, room=max(longest, config.max_new_tokens if wanted.generate else 0))
-    inputs = asked or {k: v.to(loaded.device) for k, v in loaded.prompts(batch, media).items()}
-    last = torch.full_like(rows, inputs["input_ids"].shape[1] - 1)
-    donors = {layer: torch.stack([of[i.id] for i in batch]) for layer, of in wanted.patch.items()}
-    with patched_at(model, last, donors), residuals_at(model, wanted.layers, last) as residuals, answer_logits(model, rows, last):
-        output = model(**inputs, use_cache=several or asked is not None)
-    logp = output.logits[0].float().log_softmax(-1)  # (B, V)
+    if asked:
+        inputs = asked
+    elif wanted.trunk is None or wanted.generate:
+        inputs = {k: v.to(loaded.device) for k, v in loaded.prompts(batch, media).items()}
+    if wanted.trunk is not None:
+        logp, scores, residuals = wanted.trunk.score(loaded, batch, wanted.layers)
+    else:
+        logp, scores, residuals = _read(loaded, batch, inputs, wanted)
     result: dict[str, Any] = {
         "ids": [i.id for i in batch],
-        "scores": _score(model, logp, options, inputs, output.past_key_values if several else None).cpu(),
+        "scores": scores.cpu(),
         **{f"layer.{layer}": value.cpu() for layer, value in residuals.items()},
     }
     for key, value in result.items():
@@ -230,10 +235,25 @@ def _forward(
         result["top_logps"], result["top_tokens"] = top.values.cpu(), top.indices.int().cpu()
     result["answers"] = []
     if wanted.generate and asked:
-        result["answers"] = answer_on(loaded, model, asked, output.logits[0], config.max_new_tokens)
+        result["answers"] = answer_on(loaded, model, asked, logp, config.max_new_tokens)
     elif wanted.generate:
         result["answers"] = _generate(loaded, model, inputs, config.max_new_tokens)
     return result
+
+
+def _read(
+    loaded: LoadedModel, batch: Sequence[Item], inputs: dict[str, torch.Tensor], wanted: Wanted
+) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
+    """Log-probabilities of the next token (B, V), of the options (B, O), and residuals by layer (B, D), from one forward of the prompts."""
+    model, rows = unwrap_engine(loaded.model), torch.arange(len(batch), device=loaded.device)
+    last = torch.full_like(rows, inputs["input_ids"].shape[1] - 1)
+    options = [[loaded.option_tokens(o.text) for o in item.options] for item in batch]
+    several = any(len(tokens) > 1 for per_item in options for tokens in per_item)
+    donors = {layer: torch.stack([of[i.id] for i in batch]) for layer, of in wanted.patch.items()}
+    with patched_at(model, last, donors), residuals_at(model, wanted.layers, last) as residuals, answer_logits(model, rows, last):
+        output = model(**inputs, use_cache=several or "past_key_values" in inputs)
+    logp = output.logits[0].float().log_softmax(-1)  # (B, V)
+    return logp, _score(model, logp, options, inputs, output.past_key_values if several else None), residuals
 
 
 def unwrap_engine(model: Any) -> Any:

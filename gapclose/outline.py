@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from torch import nn
 from gapclose.adapters import add_lora
 from gapclose.architecture import build_on_meta, quiet, read_architecture
 from gapclose.config import Config
-from gapclose.estimate import Memory, micro_batch, observation_bytes, observed_batch, text_batch, training_step, weight_bytes
+from gapclose.estimate import Memory, cached_items, micro_batch, observation_bytes, observed_batch, text_batch, training_step, weight_bytes
 from gapclose.items import Item, ItemSet
 from gapclose.models import LoadedModel, joined, load_processor
 from gapclose.objectives import BY_TRL
@@ -23,6 +25,7 @@ from gapclose.progress import say
 from gapclose.quantise import outside
 from gapclose.report.console import wide_console
 from gapclose.structure import decoder, decoder_layers, output_embedding, unwrap
+from gapclose.trunk_fill import RESERVE, trunk_bytes
 
 LOOKED_AT = 8
 """items whose prompts are made, to see how long they are"""
@@ -89,6 +92,7 @@ def outline(config: Config, items: ItemSet | None, *, absent: bool) -> Iterator[
     quantised = f", {config.model.quantisation} (by formula)" if config.model.quantisation else ""
     yield "weights", _bytes(weight_bytes(model, config.model.quantisation)) + quantised
     yield from _stored(items, config, len(layers), loaded)
+    yield from _cached(items, seen, config, loaded)
     yield from _observing(loaded, items, seen, config)
     yield "exporting", _exporting(loaded, config)
     if config.objective in BY_TRL:
@@ -230,6 +234,22 @@ def _stored(items: ItemSet | None, config: Config, n_layers: int, loaded: Loaded
         return
     found = observation_bytes(items, config, n_layers=n_layers, width=loaded.width, itemsize=size)
     yield "observations on disk", ", ".join(f"{_bytes(n)} by {job}" for job, n in found.items())
+
+
+def _cached(items: ItemSet | None, seen: Seen | None, config: Config, loaded: LoadedModel) -> Iterator[tuple[str, str]]:
+    """What ``train.cache_trunk`` takes, asked for or not, where something below the adapters is frozen."""
+    if config.lora.layers == "all" or config.objective in BY_TRL:
+        return
+    label, size = "frozen trunk on disk", (loaded.width, loaded.model.dtype.itemsize)
+    asked = "" if config.train.cache_trunk else " (train.cache_trunk is off)"
+    if items is None or seen is None:
+        yield label, f"{_bytes(trunk_bytes(1000, *size))} for a thousand tokens{asked}"
+        return
+    needed = trunk_bytes(cached_items(items, config) * statistics.mean(seen.tokens), *size)
+    place = next(p for p in Path(config.run_dir).absolute().parents if p.is_dir())
+    free = shutil.disk_usage(place).free
+    short = ": it would be left off" if needed + RESERVE > free else ""
+    yield label, f"{_bytes(needed)} at most, while training{asked}; {_bytes(free)} free at {place}{short}"
 
 
 def _observing(loaded: LoadedModel, items: ItemSet | None, seen: Seen | None, config: Config) -> Iterator[tuple[str, str]]:

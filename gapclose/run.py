@@ -40,6 +40,7 @@ from gapclose.report.figures import draw_epochs
 from gapclose.report.page import write_page
 from gapclose.report.summary import layer_words, read_records, summarise
 from gapclose.tracking import NoTracker, make_tracker
+from gapclose.trunk import Trunk
 from gapclose.validate import ask, bind_items, prepare_plain, refuse_other_items
 
 MEASURED = ("gap", "transfer", "retain")
@@ -145,14 +146,19 @@ class Run:
         """What is measured on a split: its gap, transfer and retain items."""
         return self.items.select(split=split, purpose=MEASURED)
 
-    def observe_measured(self, stage: str, split: str, *, replace: bool = False) -> Observations:
-        """Observe what is measured on a split under the current model: scores, generated answers, residuals of both probes' layers."""
-        layers = sorted({*self.probe.layers, *self.sentinel.layers})
-        return self.observe(f"{stage}-{split}", self.measured_items(split), layers=layers, generate=True, replace=replace)
+    @property
+    def measured_layers(self) -> list[int]:
+        """The layers of both probes."""
+        return sorted({*self.probe.layers, *self.sentinel.layers})
 
-    def measure(self, stage: str, split: str, *, replace: bool = False) -> Measured:
-        """Observe a split under the current model and measure it."""
-        items, observed = self.measured_items(split), self.observe_measured(stage, split, replace=replace)
+    def observe_measured(self, stage: str, split: str, *, replace: bool = False, trunk: Trunk | None = None) -> Observations:
+        """Observe what is measured on a split under the current model: scores, generated answers, residuals of both probes' layers."""
+        wanted: dict[str, Any] = {"layers": self.measured_layers, "generate": True, "trunk": trunk}
+        return self.observe(f"{stage}-{split}", self.measured_items(split), replace=replace, **wanted)
+
+    def measure(self, stage: str, split: str, *, replace: bool = False, trunk: Trunk | None = None) -> Measured:
+        """Observe a split under the current model and measure it; ``trunk``: where what is frozen is stored of its items."""
+        items, observed = self.measured_items(split), self.observe_measured(stage, split, replace=replace, trunk=trunk)
         how = {"folds": self.config.probe.folds, "seed": self.config.seed, "match": self.config.prompts.matching(self.config.prompts.asked)}
         return measure(items, observed, self.probe, self.sentinel, self.config.gap, **how)
 

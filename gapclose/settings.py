@@ -20,6 +20,7 @@ UNTOLD_KEYS = (
     "train.logging_steps",
     "train.save_steps",
     "train.micro_batch_size",
+    "train.cache_trunk",
 )
 FREE_KEYS = (*UNTOLD_KEYS, "force", "guards.off", "guards.patience", "controls.", "prompts.measured", "prompts.refit")
 

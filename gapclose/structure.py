@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, D width of the residual stream, P answer positions, V
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -129,6 +129,30 @@ def last_logits(model: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def passed_by(model: Any, layers: Iterable[int], hidden: torch.Tensor | None = None) -> Iterator[None]:
+    """Inside, decoder layers ``layers`` (counted from 1) compute nothing: each hands on what enters it, or ``hidden`` (B, T, D).
+
+    Their modules are still called, so hooks on them fire and the count of layers stays the model's.
+    """
+
+    def hand_on(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return hidden_states if hidden is None else hidden
+
+    blocks = [decoder_layers(model)[layer - 1] for layer in layers]
+    own = [vars(block).get("forward") for block in blocks]
+    try:
+        for block in blocks:
+            block.forward = hand_on
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            if forward is None:
+                vars(block).pop("forward", None)
+            else:
+                block.forward = forward
 
 
 @contextmanager

@@ -26,7 +26,8 @@ from gapclose.losses import answer_nll, retain_kl
 from gapclose.media import Media
 from gapclose.models import LoadedModel
 from gapclose.progress import is_main, say
-from gapclose.structure import answer_logits, train_adapters_alone
+from gapclose.structure import train_adapters_alone
+from gapclose.trunk import Trunk, forward_part
 
 FEW_STEPS = 10
 """optimiser steps below which a training is warned of: it will hardly have moved"""
@@ -69,6 +70,9 @@ class TrainConfig:
     """most probable next tokens kept of the base model for the KL; a smaller vocabulary is kept whole"""
     gradient_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, about a third more time"""
+    cache_trunk: bool = False
+    """compute once what lies below the first adapted layer (towers included), keep it on disk while training, and train and re-measure from
+    there; ``gapclose validate`` says what it takes. Left off with a message where it does not fit or the model cannot"""
     save_steps: int = 0
     """checkpoint every so many optimiser steps besides the end of every epoch; 0: only then"""
     logging_steps: int = 10
@@ -174,9 +178,7 @@ class GapTrainer(transformers.Trainer):
 
 def term_sums(model: Any, part: dict[str, Any]) -> torch.Tensor:
     """Sums of the three terms over one part, (3,), with gradient."""
-    with answer_logits(model, part["rows"], part["positions"]):
-        logits = model(**part["prompt"], use_cache=False).logits[0]
-    logp = logits.float().log_softmax(-1)  # (P, V)
+    logp = forward_part(model, part)  # (P, V)
     sums = [answer_nll(logp, *(part[k][part["term"] == t] for k in ("place", "token", "weight"))) for t in (0, 1)]
     retain = retain_kl(logp[part["retain_place"]], part["base_logps"], part["base_tokens"]) if "base_logps" in part else logp.new_zeros(())
     return torch.stack([*sums, retain])
@@ -269,6 +271,7 @@ def make_trainer(
     after_epoch: Callable[[int], bool | None],
     finite_only: bool = True,
     callbacks: Sequence[transformers.TrainerCallback] = (),
+    trunk: Trunk | None = None,
 ) -> GapTrainer:
     """A trainer over ``examples`` that writes checkpoints to ``directory`` and calls ``after_epoch(epoch)`` after every epoch.
 
@@ -276,6 +279,7 @@ def make_trainer(
         n_train: items of the train split without those to retain, kept by the gate or not: what the length of an epoch is counted from.
         after_epoch: returns whether training must stop.
         finite_only: a loss that is not finite is a FloatingPointError, in all processes together.
+        trunk: where what is frozen is stored of all examples; None: everything is computed in every step.
     """
     if config.gradient_checkpointing:
         enable_checkpointing(loaded)
@@ -286,7 +290,7 @@ def make_trainer(
     bar = [Bar()] if is_main() and sys.stderr.isatty() else []
     trainer = GapTrainer(
         train=config, sampler=sampler, finite_only=finite_only, model=loaded.model, args=arguments, train_dataset=list(examples),
-        data_collator=Collator(loaded, media), callbacks=[*bar, *callbacks, AfterEpoch(after_epoch)],
+        data_collator=Collator(loaded, media, trunk), callbacks=[*bar, *callbacks, AfterEpoch(after_epoch)],
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer

@@ -38,6 +38,8 @@ def test_the_model_is_outlined_without_its_weights(bare, digits_directory, tmp_p
         "items looked at",
         "28 modules in decoder layers 2..5, 0 in model.audio_tower, 0 in model.visual",
         "14 modules in decoder layers 4..5",
+        "frozen trunk on disk",
+        "train.cache_trunk is off",
         "observing, 32 x the longest item",
         "training step, 8 x the longest item",
         "by measure",
@@ -46,6 +48,13 @@ def test_the_model_is_outlined_without_its_weights(bare, digits_directory, tmp_p
     ):
         assert part in text, f"{part!r} is not in:\n{text}"
     assert "by formula" not in text and "not known" not in text and not (tmp_path / "run").exists()
+
+
+def test_a_cache_that_will_not_fit_is_said_so(bare, digits_directory, capsys, monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=1 << 20)
+    monkeypatch.setattr("gapclose.outline.shutil.disk_usage", lambda path: usage)
+    assert validate("--data.path", digits_directory, "--model.path", bare, "--train.cache_trunk", "true") == 0
+    assert "it would be left off" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_option_that_is_not_one_token_is_said_so(bare, digits_directory, tmp_path, capsys):

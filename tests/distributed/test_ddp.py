@@ -116,3 +116,16 @@ def test_a_mis_launch_is_refused_before_anything_is_written(close_command, files
     assert says in result.stderr and "ACCELERATE_USE_CPU=true accelerate launch --config_file launch/ddp.yaml" in result.stderr
     assert "Loading weights" not in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_from_a_frozen_trunk_that_two_processes_filled_every_step_has_the_same_loss(close_command, closed_run, tmp_path):
+    launcher = [*LAUNCH, "--config_file", str(ROOT / "launch" / "ddp.yaml"), "--num_processes", "2", "--main_process_port", free_port()]
+    command = [*close_command(tmp_path / "two", *launcher), "--train.cache_trunk", "true"]
+    result = run(command, ACCELERATE_USE_CPU="true")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("frozen trunk of") == 2  # of what is trained on, and of val
+    ours, theirs = losses(tmp_path / "two"), losses(closed_run)
+    assert len(ours) == len(theirs) == 8
+    for step, (a, b) in enumerate(zip(ours, theirs, strict=True), start=1):
+        assert a == pytest.approx(b, abs=1e-4), step

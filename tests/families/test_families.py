@@ -35,6 +35,7 @@ from gapclose.observe import ObserveConfig, Wanted, forward_batches, plan_batche
 from gapclose.prompts import check_kinds, media_signature
 from gapclose.structure import decoder_layers, unwrap
 from gapclose.trainer import TrainConfig, make_trainer
+from gapclose.trunk_fill import fill_trunk
 
 CONFIG = ObserveConfig(batch_size=4, max_new_tokens=4)
 ANSWERS = ["odd", "an odd number", "unseen detail here", "unheard"]
@@ -236,6 +237,24 @@ def assert_same_base(trained: LoadedModel, fresh: LoadedModel) -> None:
     assert base.keys() == before.keys() and all(torch.equal(t, before[n]) for n, t in base.items())
     moved = {n: bool(p.detach().any()) for n, p in trained.model.named_parameters() if "lora_B" in n}
     assert moved and all(moved.values()), [n for n, m in moved.items() if not m]
+
+
+def test_scores_from_stored_states_are_those_of_the_whole_model(case, tmp_path, capsys):
+    """Items of every combination of media that the family takes, with options of one to four tokens."""
+    layers = [*range(PROBE + 1, len(case.loaded.layers) + 1)]
+    trunk = fill_trunk(case.loaded, case.items, tmp_path / "trunk", frozen=PROBE, batch_size=4, layers=[PROBE])
+    if case.row.no_trunk:
+        assert trunk is None
+        assert case.row.no_trunk in capsys.readouterr().out
+        return
+    assert trunk is not None, capsys.readouterr().out
+    batches = plan_batches(case.items.items, 3)  # others than those of the fill
+    plain = case.observe(case.loaded, batches, layers=[PROBE, *layers])
+    found = case.observe(case.loaded, batches, layers=[PROBE, *layers], trunk=trunk)
+    assert found.ids == plain.ids
+    for layer in (PROBE, *layers):
+        assert_near(found.residuals[layer], plain.residuals[layer])
+    assert_near(found.scores, plain.scores)
 
 
 def test_training_lowers_the_loss_and_the_export_gives_the_same_scores(case, tmp_path):

@@ -432,6 +432,8 @@ class Row:
     """kind of media with which ``output_hidden_states`` fails in transformers 5.23"""
     reads_once: bool = True
     """whether the questions of a clip can follow on one reading of it: not where a state moves on with every token"""
+    no_trunk: str = ""
+    """words of why what enters the first adapted layer is not all that the layers above it need"""
     slow: bool = False
 
 
@@ -439,8 +441,8 @@ BOTH = ("image", "audio")
 ROWS = {
     "Qwen2.5-Omni": Row(build=qwen2_5_omni, kinds=BOTH),
     "Qwen3-Omni": Row(build=qwen3_omni, kinds=BOTH, repeats=6, linears=8, experts=4),
-    "Gemma 3n": Row(build=gemma3n, kinds=BOTH, linears=22, needs=("timm",)),
-    "Gemma 4": Row(build=gemma4, kinds=BOTH, linears=18),
+    "Gemma 3n": Row(build=gemma3n, kinds=BOTH, linears=22, needs=("timm",), no_trunk="several residual streams"),
+    "Gemma 4": Row(build=gemma4, kinds=BOTH, linears=18, no_trunk="per_layer_inputs"),
     "Phi-4-multimodal": Row(build=phi4, kinds=BOTH, linears=8, one_length=True, no_hidden_states_with="image"),
     "Nemotron-H-Omni": Row(build=nemotron_h_omni, kinds=BOTH, linears=9, experts=2, reads_once=False),
     "Qwen2.5-VL": Row(build=qwen2_5_vl, kinds=("image",)),
