@@ -22,6 +22,7 @@ import torch
 import transformers
 from accelerate import PartialState
 
+from gapclose.engines import is_sharded, most, outside_layers
 from gapclose.files import write_json
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
@@ -102,15 +103,17 @@ def observe(
     state.wait_for_everyone()
     if not (directory / "manifest.json").is_file():
         begun = time.process_time()
-        mine = [s for s in range(state.process_index, len(shards), state.num_processes) if not shard_path(directory, s).is_file()]
+        mine = share_out(shards, [s for s in range(len(shards)) if not shard_path(directory, s).is_file()], is_sharded(loaded.model))
+        state.wait_for_everyone()  # nobody writes before all know what is missing
         media = loaded.media(items, blank=wanted.blank)
-        following = iter([*(batch for s in mine for batch in shards[s])][1:])
-        for s in track(mine, len(mine), f"observing {directory.parent.name}/{directory.name}"):
+        following = iter([*(batch for s, _ in mine for batch in shards[s])][1:])
+        for s, kept in track(mine, len(mine), f"observing {directory.parent.name}/{directory.name}"):
             results = []
             for batch in shards[s]:
                 media.ahead([*batch, *next(following, [])])  # decoded while the model works on this one
                 results.append(_forward(loaded, batch, media, config, wanted))
-            write_shard(shard_path(directory, s), results)
+            if kept:
+                write_shard(shard_path(directory, s), results)
         state.wait_for_everyone()
         if state.is_main_process:
             found = {"shards": len(shards), "n_items": len(items), "cpu_seconds": round(time.process_time() - begun, 1)}
@@ -143,6 +146,23 @@ def plan_batches(items: Sequence[Item], size: int) -> list[list[Item]]:
     return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
 
 
+def share_out(shards: Sequence[Sequence[Sequence[Item]]], missing: Sequence[int], together: bool) -> list[tuple[int, bool]]:
+    """What this process observes of the missing shards, and whether it keeps it.
+
+    Every W-th one, where processes work by themselves. Where the model is sharded they go ``together`` through equally many batches of the same
+    media: W shards that are alike at a time, of which the last is repeated for the processes that are left over, and dropped there.
+    """
+    state = PartialState()
+    rank, processes = state.process_index, state.num_processes
+    if not together:
+        return [(s, True) for s in missing if s % processes == rank]
+    alike: dict[tuple[tuple[str, ...], ...], list[int]] = defaultdict(list)
+    for s in missing:
+        alike[tuple(media_signature(batch[0]) for batch in shards[s])].append(s)
+    rounds = [group[i : i + processes] for group in alike.values() for i in range(0, len(group), processes)]
+    return [(a_round[min(rank, len(a_round) - 1)], rank < len(a_round)) for a_round in rounds]
+
+
 def _request(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted: Wanted) -> dict[str, Any]:
     request = {
         "items": items.fingerprint(),
@@ -167,7 +187,7 @@ def _digest(residuals: Sequence[torch.Tensor]) -> str:
     return hashlib.sha256(torch.stack(list(residuals)).float().numpy().tobytes()).hexdigest()[:16]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what an engine gathers there could not be trained with afterwards
 def _forward(loaded: LoadedModel, batch: Sequence[Item], media: Media, config: ObserveConfig, wanted: Wanted) -> dict[str, Any]:
     """Run one batch; every tensor comes back on the CPU."""
     model = unwrap_engine(loaded.model)
@@ -175,7 +195,10 @@ def _forward(loaded: LoadedModel, batch: Sequence[Item], media: Media, config: O
     rows = torch.arange(len(batch), device=loaded.device)
     last = torch.full_like(rows, inputs["input_ids"].shape[1] - 1)
     options = [[loaded.option_tokens(o.text) for o in item.options] for item in batch]
-    several = any(len(tokens) > 1 for per_item in options for tokens in per_item)
+    longer = [o for o in range(max(map(len, options))) if any(len(tokens) > 1 for per_item in options for tokens in per_item[o : o + 1])]
+    together = is_sharded(model)
+    rereads: list[int | None] = [*longer, *[None] * (most(len(longer)) - len(longer))] if together else [*longer]
+    several = bool(rereads)
     for module in _rotary_stores(model):
         module.rope_deltas = None  # of another batch; a prompt without media would keep them
     donors = {layer: torch.stack([of[i.id] for i in batch]) for layer, of in wanted.patch.items()}
@@ -184,7 +207,7 @@ def _forward(loaded: LoadedModel, batch: Sequence[Item], media: Media, config: O
     logp = output.logits[0].float().log_softmax(-1)  # (B, V)
     result: dict[str, Any] = {
         "ids": [i.id for i in batch],
-        "scores": _score(model, logp, options, inputs, output.past_key_values if several else None).cpu(),
+        "scores": _score(model, logp, options, rereads, inputs, output.past_key_values).cpu(),
         **{f"layer.{layer}": value.cpu() for layer, value in residuals.items()},
     }
     for key, value in result.items():
@@ -205,22 +228,23 @@ def unwrap_engine(model: Any) -> Any:
     return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
 
 
-def _score(model: Any, logp: torch.Tensor, options: list[list[list[int]]], inputs: dict[str, torch.Tensor], cache: Any) -> torch.Tensor:
+def _score(
+    model: Any, logp: torch.Tensor, options: list[list[list[int]]], rereads: list[int | None], inputs: dict[str, torch.Tensor], cache: Any
+) -> torch.Tensor:
     """Summed token log-probabilities of every option, (B, O).
 
     First tokens come from the prompt's own forward (``logp``, (B, V)). Longer options continue from its key-value cache, one option
-    place at a time so that the batch (and with it a model's stored rotary offsets) stays as it was; the media are read once.
+    place at a time so that the batch (and with it a model's stored rotary offsets) stays as it was; the media are read once. ``rereads`` names
+    these places; None is a forward for the sake of other processes, whose result is dropped.
     """
     size, width = len(options), max(len(o) for o in options)
     scores = torch.full((size, width), -torch.inf, device=logp.device)
     for b, per_item in enumerate(options):
         first = torch.tensor([tokens[0] for tokens in per_item], device=logp.device)
         scores[b, : len(per_item)] = logp[b, first]
-    for o in range(width) if cache is not None else ():
-        rest = [per_item[o] if o < len(per_item) else per_item[0][:1] for per_item in options]
-        steps = max(len(tokens) for tokens in rest) - 1
-        if steps == 0:
-            continue
+    for o in rereads:
+        rest = [per_item[o] if o is not None and o < len(per_item) else per_item[0][:1] for per_item in options]
+        steps = max(1, max(len(tokens) for tokens in rest) - 1)
         fed = torch.zeros((size, steps), dtype=torch.long)
         mask = torch.zeros((size, steps), dtype=inputs["attention_mask"].dtype)
         for b, tokens in enumerate(rest):
@@ -263,7 +287,8 @@ def _generate(loaded: LoadedModel, model: Any, inputs: dict[str, torch.Tensor], 
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     base.generation_config = transformers.GenerationConfig(**ends, pad_token_id=pad)
     try:
-        generated = base.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+        with outside_layers(model):
+            generated = base.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, synced_gpus=is_sharded(model))
     finally:
         base.generation_config = own
     return tokenizer.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -21,6 +21,7 @@ from accelerate import PartialState
 
 from gapclose.adapters import enable_checkpointing
 from gapclose.batches import TERMS, Collator, Example, MixedSampler
+from gapclose.engines import is_sharded, save_adapter, wrap_layers
 from gapclose.files import write_json
 from gapclose.losses import answer_nll, retain_kl
 from gapclose.media import Media
@@ -137,12 +138,18 @@ class GapTrainer(transformers.Trainer):
             mine = torch.stack([b["counts"] for b in batches]).sum(0).to(device)
             self.logged_steps += 1
             self.step_counts = self._over_processes(mine, "sum")
+            if is_sharded(self.model):
+                self.data_collator.level(batches)
         return batches, items
 
     def _over_processes(self, values: torch.Tensor, reduction: str) -> torch.Tensor:
         if self.args.world_size == 1:
             return values
         return cast(torch.Tensor, self.accelerator.reduce(values.clone(), reduction=reduction))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The adapter alone: under an engine transformers gathers all of the base model for it."""
+        save_adapter(self.model, Path(output_dir or self.args.output_dir))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The share of this micro-batch in the step's loss, times the number of processes (DDP averages gradients)."""
@@ -279,7 +286,8 @@ def make_trainer(
     bar = [Bar()] if is_main() and sys.stderr.isatty() else []
     trainer = GapTrainer(
         train=config, sampler=sampler, finite_only=finite_only, model=loaded.model, args=arguments, train_dataset=list(examples),
-        data_collator=Collator(loaded, media), callbacks=[*bar, *callbacks, AfterEpoch(after_epoch)],
+        data_collator=Collator(loaded, media, examples), callbacks=[*bar, *callbacks, AfterEpoch(after_epoch)],
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
+    wrap_layers(trainer.accelerator, loaded.model)
     return trainer
