@@ -14,7 +14,7 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import torch
@@ -22,11 +22,7 @@ import yaml
 from accelerate import PartialState
 from filelock import BaseFileLock, FileLock, Timeout
 
-from gapclose.objectives import BY_TRL
 from gapclose.progress import say
-
-if TYPE_CHECKING:
-    from gapclose.config import Config
 
 # accelerate's names for plain data parallelism over several processes, or none
 DATA_PARALLEL = {"NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_MLU", "MULTI_MUSA", "MULTI_SDAA", "MULTI_HPU"}
@@ -162,24 +158,15 @@ def engine_faults(engine: str) -> list[str]:
     return found
 
 
-def refuse_under_engine(config: Config, engine: str, processes: int, *, closing: bool) -> None:
-    """Refuse, before anything is loaded, what only some engines can do.
+def refuse_other_engine(accelerator: Any) -> None:
+    """Compare what a trainer's accelerator does with the launch: it can fall back to plain data parallelism without a word.
 
     Raises:
-        ValueError: naming every setting that does not go with ``engine``, and what to do.
+        ValueError: naming both.
     """
-    found = []
-    if config.model.sharded and (engine != "fsdp2" or processes < 2):
-        found.append(f"model.sharded needs several processes under launch/fsdp2.yaml; this is {engine} on {processes}")
-    if closing and engine != "ddp":
-        if config.targets.rounds > 1:
-            found.append(f"targets.rounds is {config.targets.rounds}: an engine cannot be started twice on one model; set 1, or use launch/ddp.yaml")
-        if config.objective in BY_TRL:
-            found.append(f"objective {config.objective} is trained by TRL, which is not tried under {engine}; use launch/ddp.yaml")
-    if engine != "ddp" and config.model.quantisation is not None:
-        found.append(f"model.quantisation {config.model.quantisation} is not supported under {engine}; use launch/ddp.yaml")
-    if found:
-        raise ValueError(f"these settings do not go with the engine {engine}:\n" + "\n".join(f"  - {fault}" for fault in found))
+    launched, got = kind_given(PartialState()), kind_of(str(accelerator.distributed_type))
+    if got != launched:
+        raise ValueError(f"the launch gave {launched}, and the trainer would train under {got}; use a file of launch/ as it is")
 
 
 def check_launch(asked: Asked | None = None) -> PartialState:

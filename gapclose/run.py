@@ -19,6 +19,7 @@ import transformers
 
 from gapclose.align import Training
 from gapclose.config import Config, refuse_other_run, save_config
+from gapclose.engine_limits import refuse_under_engine
 from gapclose.engines import shard
 from gapclose.examine.examination import examine
 from gapclose.examine.features import Chosen
@@ -26,7 +27,7 @@ from gapclose.export import check_export
 from gapclose.files import read_json, write_json, write_text
 from gapclose.gap import STATES, Labels
 from gapclose.items import ItemSet
-from gapclose.launch import check_launch, engine_given, environment, refuse_under_engine, take_directory
+from gapclose.launch import check_launch, engine_given, environment, take_directory
 from gapclose.measure import LEAST_SAID, Measured, make_record, measure, read_text, said, text_control
 from gapclose.models import load_model
 from gapclose.objectives import LOSS_TERMS

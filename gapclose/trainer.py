@@ -18,11 +18,13 @@ from typing import Any, cast
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import DistributedType
 
 from gapclose.adapters import enable_checkpointing
 from gapclose.batches import TERMS, Collator, Example, MixedSampler
 from gapclose.engines import is_sharded, save_adapter, wrap_layers
 from gapclose.files import write_json
+from gapclose.launch import refuse_other_engine
 from gapclose.losses import answer_nll, retain_kl
 from gapclose.media import Media
 from gapclose.models import LoadedModel
@@ -249,9 +251,14 @@ def training_arguments(config: TrainConfig, directory: Path, *, seed: int, steps
         "ddp_find_unused_parameters": False,
         "ddp_broadcast_buffers": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "use_cpu": PartialState().device.type == "cpu",  # what the launch gave, GPUs or not  # pyright: ignore[reportOptionalMemberAccess]
+        "use_cpu": PartialState().distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU) and not on_gpu(),
         "disable_tqdm": True,
     }
+
+
+def on_gpu() -> bool:
+    """What the launch gave."""
+    return PartialState().device.type != "cpu"  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def use_one_device(arguments: transformers.TrainingArguments) -> None:
@@ -289,5 +296,6 @@ def make_trainer(
         data_collator=Collator(loaded, media, examples), callbacks=[*bar, *callbacks, AfterEpoch(after_epoch)],
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
+    refuse_other_engine(trainer.accelerator)
     wrap_layers(trainer.accelerator, loaded.model)
     return trainer

@@ -14,7 +14,6 @@ from pathlib import Path
 
 os.environ.update(ACCELERATE_TORCH_DEVICE="cpu", DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
 
-import faulthandler
 import torch
 from accelerate import state as accelerate_state
 from accelerate.utils import DistributedType
@@ -86,7 +85,6 @@ def stop_at(stage: str) -> None:
 def run(arguments: list[str]) -> int:
     from gapclose.cli import main
 
-    if os.environ.get("FH"): faulthandler.dump_traceback_later(float(os.environ["FH"]), exit=True)
     torch.set_num_threads(1)
     if os.environ.get("GAPCLOSE_STOP_AT"):
         stop_at(os.environ["GAPCLOSE_STOP_AT"])
