@@ -17,7 +17,9 @@ def refuse_under_engine(config: Config, engine: str, processes: int, *, closing:
         found.append(f"model.sharded needs several processes under launch/fsdp2.yaml; this is {engine} on {processes}")
     if closing and engine != "ddp":
         if config.targets.rounds > 1:
-            found.append(f"targets.rounds is {config.targets.rounds}: an engine cannot be started twice on one model; set 1, or use launch/ddp.yaml")
+            found.append(
+                f"targets.rounds is {config.targets.rounds}: an engine cannot be started twice on one model; set 1, or use launch/ddp.yaml"
+            )
         if config.objective in BY_TRL:
             found.append(f"objective {config.objective} is trained by TRL, which is not tried under {engine}; use launch/ddp.yaml")
     if engine != "ddp" and config.model.quantisation is not None:

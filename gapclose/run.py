@@ -75,6 +75,8 @@ class Run:
         self.items = ask(self.plain, config.prompts.asked, config.prompts)
         refuse_other_items(self.items, self.directory / "items.json")
         self.loaded = load_model(config.model)
+        batch = f", global batch {config.train.global_batch_size} in micro-batches of {config.train.micro_batch_size}" if closing else ""
+        say(f"precision {str(self.loaded.model.dtype).removeprefix('torch.')}{batch}")
         n_layers = len(self.loaded.layers)
         config.probe.candidates(n_layers)
         if closing:

@@ -122,7 +122,13 @@ def test_every_record_has_the_same_figures(two_processes, one_process):
     ours, theirs = ([json.loads(line) for line in (d / "gap.jsonl").open()] for d in (two_processes.directory, one_process))
     assert [r["stage"] for r in ours] == [r["stage"] for r in theirs]
     for a, b in zip(ours, theirs, strict=True):
-        for side, figure in (("action", "balanced"), ("action", "auroc"), ("reading", "balanced"), ("reading", "auroc"), ("gap", "balanced")):
+        for side, figure in (
+            ("action", "balanced"),
+            ("action", "auroc"),
+            ("reading", "balanced"),
+            ("reading", "auroc"),
+            ("gap", "balanced"),
+        ):
             assert a[side][figure]["value"] == pytest.approx(b[side][figure]["value"], abs=1e-3), (a["stage"], side, figure)
 
 
