@@ -106,8 +106,7 @@ def fork(engine: str, processes: int, arguments: list[str]) -> int:
 
     import torch.multiprocessing
 
-    import gapclose.align
-    import gapclose.run
+    import gapclose.run  # noqa: F401
 
     if engine.startswith("zero"):
         import deepspeed  # noqa: F401
