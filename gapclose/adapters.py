@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from gapclose.engines import adapter_tensors
 from gapclose.models import LoadedModel, ModelConfig, load_model
 from gapclose.structure import expert_names, linear_names, unwrap
 
@@ -118,13 +119,12 @@ def load_adapter(config: ModelConfig, folder: Path) -> LoadedModel:
 
 def adapter_changed(model: Any) -> bool:
     """Whether training moved any of the adapter weights that start at zero; False where there are none at all."""
-    return any(bool(p.detach().any()) for name, p in model.named_parameters() if "lora_B" in name or "lora_embedding_B" in name)
+    return any(bool(t.any()) for name, t in adapter_tensors(model).items() if "lora_B" in name or "lora_embedding_B" in name)
 
 
 def adapter_fingerprint(model: Any) -> str:
     """Hash of the adapter weights in ``model``, so that observations of one adapter are never taken for another's."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.named_parameters()):
-        if "lora_" in name:
-            digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+    for name, tensor in adapter_tensors(model).items():
+        digest.update(name.encode() + tensor.float().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.torch import load_file
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from gapclose.adapters import adapter_changed, adapter_fingerprint, add_lora
+from gapclose.adapters import adapter_changed, adapter_fingerprint, add_lora, load_adapter
 from gapclose.baselines.by_trl import make_trl_trainer
 from gapclose.baselines.trl_items import epoch_figures
+from gapclose.engines import is_sharded, is_wrapped, put_adapter, save_adapter, shard
 from gapclose.export import export_run
 from gapclose.files import read_json, write_json, write_text
 from gapclose.gap import Labels, option_concepts
 from gapclose.guards import fired, objections
 from gapclose.measure import Measured, after_shift, best_epoch, make_record
 from gapclose.media import SUPPORTED
+from gapclose.models import LoadedModel
 from gapclose.objectives import BY_TRL, needs_reading
 from gapclose.progress import say
 from gapclose.prompted import measure_prompts
@@ -131,6 +134,7 @@ class Training:
         others = self.other_examples()
         layers = config.lora.chosen(len(self.run.loaded.layers), self.run.probe.layer)
         self.frozen = layers[0] - 1
+        self.run.read_again()
         add_lora(self.run.loaded, config.lora, layers, config.seed)
         trainable = sum(p.numel() for p in self.run.loaded.model.parameters() if p.requires_grad)
         say(f"adapters: {trainable:,} parameters on decoder layers {layers[0]}..{layers[-1]}")
@@ -189,7 +193,8 @@ class Training:
         def after_epoch(of_round: int) -> bool:
             epoch = past + of_round
             self.set_adapter_fingerprint()
-            self.run.on_main(lambda: self.run.loaded.model.save_pretrained(str(checkpoints / f"epoch-{epoch}")))
+            save_adapter(self.run.loaded.model, checkpoints / f"epoch-{epoch}")
+            self.run.process.wait_for_everyone()
             self.run.loaded.model.eval()
             now = self.run.measure(f"epoch-{epoch}", "val", replace=True, trunk=trunks.get("val"))
             record = make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed)
@@ -279,18 +284,23 @@ class Training:
         Raises:
             ValueError: when its keys do not fit the model's.
         """
-        import peft
-
         weights = load_file(self.run.directory / "checkpoints" / f"epoch-{epoch}" / "adapter_model.safetensors")
-        result = peft.set_peft_model_state_dict(self.run.loaded.model, weights)
-        lacking = [k for k in result.missing_keys if "lora_" in k]
-        if result.unexpected_keys or lacking:
-            raise ValueError(f"the adapter of epoch {epoch} does not fit this model: {[*result.unexpected_keys, *lacking][:3]}")
+        if lacking := put_adapter(self.run.loaded.model, weights):
+            raise ValueError(f"the adapter of epoch {epoch} does not fit this model: {lacking[:3]}")
         self.set_adapter_fingerprint()
+
+    def for_export(self, epoch: int) -> LoadedModel:
+        """The adapted model, whole: read again with the adapter of ``epoch`` where an engine holds the parameters, in the memory of the host."""
+        if not is_wrapped(self.run.loaded.model):
+            return self.run.loaded
+        unset_hf_deepspeed_config()  # else transformers would hand each process a part of what it reads
+        return load_adapter(self.run.config.model, self.run.directory / "checkpoints" / f"epoch-{epoch}")
 
     def finish(self, base: Measured) -> dict[str, Any]:
         """Measure the best epoch's adapter on test, once; export it with its evidence; close the tracker."""
         epoch = self.best()["epoch"]
+        if self.run.config.model.sharded and not is_sharded(self.run.loaded.model):  # everything was trained before this start
+            shard(self.run.loaded.model)
         self.load_epoch(epoch)
         now = self.run.measure("adapted", "test", replace=True)
         record = make_record("adapted/test", epoch, now, base, self.run.config.gap, self.run.config.seed)
@@ -299,7 +309,7 @@ class Training:
         self.run.record(record | {"forced": sorted(self.forced), "stopped": self.stopped()})
         self.run.on_main(lambda: shutil.rmtree(self.run.directory / "trunk", ignore_errors=True))  # of no use any more
         summary = summarise(self.run.directory)
-        self.run.on_main(lambda: export_run(self.run.directory, self.run.config, self.run.loaded, summary))
+        self.run.on_main(lambda: export_run(self.run.directory, self.run.config, self.for_export(epoch), summary))
         if self.run.process.is_main_process:
             write_page(self.run.directory)
             self.run.tracker.finish(summary, self.run.directory / "adapter")

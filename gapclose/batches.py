@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch.utils.data import Sampler
 
 from gapclose.families import PER_TOKEN
@@ -110,16 +111,36 @@ class Collator:
     predicted from the prompt and the tokens before it. Items that carry different kinds of media go into separate parts.
     """
 
-    def __init__(self, loaded: LoadedModel, media: Media | None, trunk: Trunk | None = None) -> None:
-        """``trunk``: take what is stored of the items, and read no media."""
+    def __init__(self, loaded: LoadedModel, media: Media | None, trunk: Trunk | None = None, examples: Sequence[Example] = ()) -> None:
+        """``trunk``: take what is stored of the items, and read no media. ``examples``: all that batches are made of; needed where processes
+        hold a model together."""
         self.loaded, self.media, self.trunk = loaded, media, trunk
+        self.carriers = {"+".join(media_signature(e.item)): e for e in reversed(examples)}
+        """what a part carries -> the first example that does"""
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        groups: dict[tuple[str, ...], list[Example]] = defaultdict(list)
+        groups: dict[str, list[Example]] = defaultdict(list)
         for example in examples:
-            groups[media_signature(example.item)].append(example)
+            groups["+".join(media_signature(example.item))].append(example)
         counts = torch.tensor([sum(e.term == t for e in examples) for t in TERMS])
-        return {"parts": [self._part(group) for group in groups.values()], "counts": counts}
+        return {"parts": [self._part(group) | {"carries": carried} for carried, group in groups.items()], "counts": counts}
+
+    def level(self, batches: Sequence[dict[str, Any]]) -> None:
+        """Give every micro-batch of a step, in place, the parts of all processes' in one order: those that are not its own count for nothing.
+
+        Processes that hold a model together have to run equally many forwards, over the same media.
+        """
+        mine = [[part["carries"] for part in batch["parts"]] for batch in batches]
+        everyones: list[list[list[str]]] = gather_object([mine])
+        for place, batch in enumerate(batches):
+            own = {part["carries"]: part for part in batch["parts"]}
+            carried = sorted({name for of_one in everyones for name in of_one[place]})
+            batch["parts"] = [own.get(name) or self._idle(name) for name in carried]
+
+    def _idle(self, carried: str) -> dict[str, Any]:
+        """A part of one example whose sums are all zero."""
+        part = self._part([self.carriers[carried]])
+        return {k: v for k, v in part.items() if k != "base_logps"} | {"weight": torch.zeros_like(part["weight"]), "carries": carried}
 
     def _part(self, examples: Sequence[Example]) -> dict[str, Any]:
         rows: list[tuple[Example, list[int]]] = []

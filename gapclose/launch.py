@@ -8,6 +8,7 @@ process is read instead.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -107,12 +108,78 @@ def kind_given(state: PartialState) -> str:
     return kind_of(str(state.distributed_type))
 
 
+def engine_given(state: PartialState) -> str:
+    """ddp, fsdp2, zero2 or zero3.
+
+    Raises:
+        ValueError: for everything else, with what to set.
+    """
+    kind = kind_given(state)
+    if kind == "ddp":
+        return kind
+    if kind == "fsdp":
+        version = os.environ.get("FSDP_VERSION", "1")
+        if version != "2":
+            raise ValueError(f"FSDP version {version} is not supported; set fsdp_version: 2, as launch/fsdp2.yaml does")
+        return "fsdp2"
+    if kind == "deepspeed":
+        stage = _zero_stage()
+        if stage not in (2, 3):
+            raise ValueError(f"DeepSpeed ZeRO stage {stage} is not supported; use launch/zero2.yaml or launch/zero3.yaml")
+        return f"zero{stage}"
+    raise ValueError(f"{kind} is not supported; use launch/ddp.yaml, fsdp2.yaml, zero2.yaml or zero3.yaml")
+
+
+def _deepspeed_settings() -> dict[str, Any]:
+    """The JSON file that a launch file names, if it does."""
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    return json.loads(Path(file).read_text(encoding="utf-8")) if file.lower() != "none" else {}
+
+
+def _zero_stage() -> int:
+    found = _deepspeed_settings().get("zero_optimization", {})
+    return int(found.get("stage", 0) if found else os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2))
+
+
+def _is_on(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("true", "1", "cpu", "nvme")
+
+
+def engine_faults(engine: str) -> list[str]:
+    """What a launch file switches on under an engine that would go wrong without a word, or that nobody has tried."""
+    found = []
+    if engine == "fsdp2" and _is_on("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        found.append(
+            "fsdp_cpu_ram_efficient_loading must be false (accelerate's default is true): transformers would leave the weights of all "
+            "processes but the first empty, and they would observe an empty model"
+        )
+    if engine == "fsdp2" and _is_on("FSDP_ACTIVATION_CHECKPOINTING"):
+        found.append("fsdp_activation_checkpointing must be false; use train.gradient_checkpointing")
+    zero = _deepspeed_settings().get("zero_optimization", {})
+    offload = [zero.get(f"offload_{part}", {}).get("device", "none") for part in ("optimizer", "param")]
+    names = ("FSDP_OFFLOAD_PARAMS", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE")
+    if engine != "ddp" and (any(map(_is_on, names)) or any(o != "none" for o in offload)):
+        found.append("offloading to the host's memory or to disk is not supported; set it to none (false under FSDP2)")
+    return found
+
+
+def refuse_other_engine(accelerator: Any) -> None:
+    """Compare what a trainer's accelerator does with the launch: it can fall back to plain data parallelism without a word.
+
+    Raises:
+        ValueError: naming both.
+    """
+    launched, got = kind_given(PartialState()), kind_of(str(accelerator.distributed_type))
+    if got != launched:
+        raise ValueError(f"the launch gave {launched}, and the trainer would train under {got}; use a file of launch/ as it is")
+
+
 def check_launch(asked: Asked | None = None) -> PartialState:
     """Start the process group, print what it is, and compare it with what was asked for.
 
     Raises:
         ValueError: when there are fewer (or more) processes, or another kind of distribution, than asked for,
-            or another kind than plain data parallelism, or when the launcher switched mixed precision on.
+            or an engine that is not supported or set up in a way that would go wrong, or when the launcher switched mixed precision on.
     """
     asked = asked or find_request()
     state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true", timeout=PATIENCE)
@@ -125,15 +192,16 @@ def check_launch(asked: Asked | None = None) -> PartialState:
         raise ValueError(f"{asked.source} asks for {asked.processes} processes, and this one sees {state.num_processes}. {remedy}")
     if asked.kind is not None and asked.kind != got:
         raise ValueError(f"{asked.source} asks for {asked.kind}, and the launcher gave {got}. {remedy}")
-    if got != "ddp":
-        raise ValueError(f"{asked.source} gave {got}, which is not supported yet: adapters fit under ddp. Use launch/ddp.yaml.")
+    engine = engine_given(state)
+    if faults := engine_faults(engine):
+        raise ValueError(f"{asked.source} gave {engine} with settings that are refused:\n" + "\n".join(f"  - {fault}" for fault in faults))
     mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if mixed not in ("", "no"):
         raise ValueError(
             f"the launcher switches mixed precision on ({mixed}), in training alone: the base model would be observed in another precision "
             "than the adapted one. Launch with --mixed_precision no, and choose the precision of both by model.dtype."
         )
-    say(f"running on {state.num_processes} process{'es' if state.num_processes > 1 else ''} ({got}, {state.device.type})")  # pyright: ignore[reportOptionalMemberAccess]
+    say(f"running on {state.num_processes} process{'es' if state.num_processes > 1 else ''} ({engine}, {state.device.type})")  # pyright: ignore[reportOptionalMemberAccess]
     return state
 
 

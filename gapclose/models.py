@@ -54,6 +54,8 @@ class ModelConfig:
     """run code that the checkpoint brings along; leave off unless you have read it"""
     quantisation: str | None = None
     """4bit or 8bit: the decoder's linear modules through bitsandbytes, on a CUDA GPU; null: none"""
+    sharded: bool = False
+    """under launch/fsdp2.yaml, never hold the whole model on one GPU: the base model is observed in shards and read again for training"""
     architecture: str | None = None
     """directory with a config.json, of which ``gapclose validate`` takes the model's sizes while ``path`` cannot be reached; nothing else
     looks at it"""

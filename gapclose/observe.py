@@ -8,7 +8,6 @@ Shapes: N items, B batch, T prompt tokens, L observed layers, D width, O options
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import time
@@ -23,16 +22,17 @@ import transformers
 from accelerate import PartialState
 
 from gapclose.clips import clips_together
+from gapclose.engines import is_sharded
 from gapclose.files import write_json
+from gapclose.forward import generate, read_batch, unwrap_engine
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
 from gapclose.models import LoadedModel
 from gapclose.observations import Observations, claim, leave_shared, pad_options, read_observations, shard_path, take_shared, write_shard
-from gapclose.patching import patched_at
 from gapclose.progress import say, track
 from gapclose.prompts import media_signature
-from gapclose.shared_prefix import SharedPrefix, answer_on, later_positions, rotary_stores
-from gapclose.structure import answer_logits, last_logits, residuals_at, unwrap
+from gapclose.shared_prefix import SharedPrefix, answer_on, rotary_stores
+from gapclose.structure import unwrap
 
 if TYPE_CHECKING:
     from gapclose.trunk import Trunk
@@ -111,16 +111,18 @@ def observe(
     state.wait_for_everyone()
     if not (directory / "manifest.json").is_file():
         begun = time.process_time()
-        mine = [s for s in range(state.process_index, len(shards), state.num_processes) if not shard_path(directory, s).is_file()]
+        mine = share_out(shards, [s for s in range(len(shards)) if not shard_path(directory, s).is_file()], is_sharded(loaded.model))
+        state.wait_for_everyone()  # nobody writes before all know what is missing
         media = loaded.media(items, blank=wanted.blank)
         reader = _reader(loaded, batches, media, config, wanted)
-        following = iter([*(batch for s in mine for batch in shards[s])][1:])
-        for s in track(mine, len(mine), f"observing {directory.parent.name}/{directory.name}"):
+        following = iter([*(batch for s, _ in mine for batch in shards[s])][1:])
+        for s, kept in track(mine, len(mine), f"observing {directory.parent.name}/{directory.name}"):
             results = []
             for batch in shards[s]:
                 media.ahead([*batch, *next(following, [])])  # decoded while the model works on this one
                 results.append(_forward(loaded, batch, media, config, wanted, reader))
-            write_shard(shard_path(directory, s), results)
+            if kept:
+                write_shard(shard_path(directory, s), results)
         state.wait_for_everyone()
         if state.is_main_process:
             found = {"shards": len(shards), "n_items": len(items), "cpu_seconds": round(time.process_time() - begun, 1)}
@@ -168,6 +170,23 @@ def _reader(
     return reader
 
 
+def share_out(shards: Sequence[Sequence[Sequence[Item]]], missing: Sequence[int], together: bool) -> list[tuple[int, bool]]:
+    """What this process observes of the missing shards, and whether it keeps it.
+
+    Every W-th one, where processes work by themselves. Where the model is sharded they go ``together`` through equally many batches of the same
+    media: W shards that are alike at a time, of which the last is repeated for the processes that are left over, and dropped there.
+    """
+    state = PartialState()
+    rank, processes = state.process_index, state.num_processes
+    if not together:
+        return [(s, True) for s in missing if s % processes == rank]
+    alike: dict[tuple[tuple[str, ...], ...], list[int]] = defaultdict(list)
+    for s in missing:
+        alike[tuple(media_signature(batch[0]) for batch in shards[s])].append(s)
+    rounds = [group[i : i + processes] for group in alike.values() for i in range(0, len(group), processes)]
+    return [(a_round[min(rank, len(a_round) - 1)], rank < len(a_round)) for a_round in rounds]
+
+
 def _request(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted: Wanted) -> dict[str, Any]:
     request = {
         "items": items.fingerprint(),
@@ -194,7 +213,7 @@ def _digest(residuals: Sequence[torch.Tensor]) -> str:
     return hashlib.sha256(torch.stack(list(residuals)).float().numpy().tobytes()).hexdigest()[:16]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what an engine gathers there could not be trained with afterwards
 def _forward(
     loaded: LoadedModel,
     batch: Sequence[Item],
@@ -218,7 +237,7 @@ def _forward(
     if wanted.trunk is not None:
         logp, scores, residuals = wanted.trunk.score(loaded, batch, wanted.layers)
     else:
-        logp, scores, residuals = _read(loaded, batch, inputs, wanted)
+        logp, scores, residuals = read_batch(loaded, batch, inputs, wanted)
     result: dict[str, Any] = {
         "ids": [i.id for i in batch],
         "scores": scores.cpu(),
@@ -237,73 +256,5 @@ def _forward(
     if wanted.generate and asked:
         result["answers"] = answer_on(loaded, model, asked, logp, config.max_new_tokens)
     elif wanted.generate:
-        result["answers"] = _generate(loaded, model, inputs, config.max_new_tokens)
+        result["answers"] = generate(loaded, model, inputs, config.max_new_tokens)
     return result
-
-
-def _read(
-    loaded: LoadedModel, batch: Sequence[Item], inputs: dict[str, torch.Tensor], wanted: Wanted
-) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
-    """Log-probabilities of the next token (B, V), of the options (B, O), and residuals by layer (B, D), from one forward of the prompts."""
-    model, rows = unwrap_engine(loaded.model), torch.arange(len(batch), device=loaded.device)
-    last = torch.full_like(rows, inputs["input_ids"].shape[1] - 1)
-    options = [[loaded.option_tokens(o.text) for o in item.options] for item in batch]
-    several = any(len(tokens) > 1 for per_item in options for tokens in per_item)
-    donors = {layer: torch.stack([of[i.id] for i in batch]) for layer, of in wanted.patch.items()}
-    with patched_at(model, last, donors), residuals_at(model, wanted.layers, last) as residuals, answer_logits(model, rows, last):
-        output = model(**inputs, use_cache=several or "past_key_values" in inputs)
-    logp = output.logits[0].float().log_softmax(-1)  # (B, V)
-    return logp, _score(model, logp, options, inputs, output.past_key_values if several else None), residuals
-
-
-def unwrap_engine(model: Any) -> Any:
-    """The PEFT or transformers model inside DDP: forwards without gradients need no engine."""
-    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
-
-
-def _score(model: Any, logp: torch.Tensor, options: list[list[list[int]]], inputs: dict[str, torch.Tensor], cache: Any) -> torch.Tensor:
-    """Summed token log-probabilities of every option, (B, O).
-
-    First tokens come from the prompt's own forward (``logp``, (B, V)). Longer options continue from its key-value cache, one option
-    place at a time so that the batch (and with it a model's stored rotary offsets) stays as it was; the media are read once.
-    """
-    size, width = len(options), max(len(o) for o in options)
-    scores = torch.full((size, width), -torch.inf, device=logp.device)
-    for b, per_item in enumerate(options):
-        first = torch.tensor([tokens[0] for tokens in per_item], device=logp.device)
-        scores[b, : len(per_item)] = logp[b, first]
-    for o in range(width) if cache is not None else ():
-        rest = [per_item[o] if o < len(per_item) else per_item[0][:1] for per_item in options]
-        steps = max(len(tokens) for tokens in rest) - 1
-        if steps == 0:
-            continue
-        fed = torch.zeros((size, steps), dtype=torch.long)
-        mask = torch.zeros((size, steps), dtype=inputs["attention_mask"].dtype)
-        for b, tokens in enumerate(rest):
-            fed[b, : len(tokens) - 1] = torch.tensor(tokens[:-1])
-            mask[b, : len(tokens) - 1] = 1
-        attention = torch.cat([inputs["attention_mask"], mask.to(logp.device)], 1)
-        positions = later_positions(model, attention, steps, counted="position_ids" in inputs)
-        places = {"input_ids": fed.to(logp.device), "attention_mask": attention, "position_ids": positions}
-        out = model(**places, past_key_values=copy.deepcopy(cache), use_cache=True)
-        later = out.logits.float().log_softmax(-1)  # (B, steps, V)
-        for b, tokens in enumerate(rest):
-            for t, token in enumerate(tokens[1:]):
-                scores[b, o] += later[b, t, token]
-    return scores
-
-
-def _generate(loaded: LoadedModel, model: Any, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> list[str]:
-    """Greedy answers, by the logits alone: a penalty on repetition, or whatever else a checkpoint asks for, would make them others than
-    those that the scores rank."""
-    base, tokenizer = unwrap(model), loaded.tokenizer
-    own = base.generation_config  # what is not said in a call is taken from there
-    ends = {"eos_token_id": own.eos_token_id, "bos_token_id": own.bos_token_id}
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    base.generation_config = transformers.GenerationConfig(**ends, pad_token_id=pad)
-    try:
-        with last_logits(base):
-            generated = base.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
-    finally:
-        base.generation_config = own
-    return tokenizer.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -19,13 +19,15 @@ import transformers
 
 from gapclose.align import Training
 from gapclose.config import Config, refuse_other_run, save_config
+from gapclose.engine_limits import refuse_under_engine
+from gapclose.engines import shard
 from gapclose.examine.examination import examine
 from gapclose.examine.features import Chosen
 from gapclose.export import check_export
 from gapclose.files import read_json, write_json, write_text
 from gapclose.gap import STATES, Labels
 from gapclose.items import ItemSet
-from gapclose.launch import check_launch, environment, take_directory
+from gapclose.launch import check_launch, engine_given, environment, take_directory
 from gapclose.measure import LEAST_SAID, Measured, make_record, measure, read_text, said, text_control
 from gapclose.models import load_model
 from gapclose.objectives import LOSS_TERMS
@@ -61,6 +63,7 @@ class Run:
         self.config, self.directory = config, Path(config.run_dir)
         refuse_quantisation(config.model.quantisation)
         self.process = check_launch()
+        refuse_under_engine(config, engine_given(self.process), self.process.num_processes, closing=closing)
         if closing:
             if config.model.dtype == "float16":
                 raise ValueError("model.dtype float16 cannot be trained without a loss scaler; choose bfloat16 or float32")
@@ -73,6 +76,8 @@ class Run:
         self.items = ask(self.plain, config.prompts.asked, config.prompts)
         refuse_other_items(self.items, self.directory / "items.json")
         self.loaded = load_model(config.model)
+        batch = f", global batch {config.train.global_batch_size} in micro-batches of {config.train.micro_batch_size}" if closing else ""
+        say(f"precision {str(self.loaded.model.dtype).removeprefix('torch.')}{batch}")
         n_layers = len(self.loaded.layers)
         config.probe.candidates(n_layers)
         if closing:
@@ -81,7 +86,9 @@ class Run:
         self.lock = take_directory(self.directory) if self.process.is_main_process else None
         self.on_main(lambda: save_config(config, self.directory / "config.yaml"))
         self.on_main(lambda: bind_items(self.items, self.directory / "items.json"))
-        if config.model.quantisation is None:  # else it was loaded where it is to run
+        if config.model.sharded:
+            shard(self.loaded.model)
+        elif config.model.quantisation is None:  # else it was loaded where it is to run
             self.loaded.model.to(self.process.device)
         self.adapter = ""
         self.tracker: NoTracker = NoTracker()
@@ -91,6 +98,12 @@ class Run:
         self.fit_reading: np.ndarray
         self.text: Chosen
         self.prompted: Measures
+
+    def read_again(self) -> None:
+        """Where the base model was observed in shards, read it once more: adapters are put on a whole model, and sharded with it."""
+        if self.config.model.sharded:
+            self.loaded.model = None  # the shards go first
+            self.loaded.model = load_model(self.config.model).model
 
     def on_main(self, write: Any) -> None:
         """Let the main process write while the others wait; an error there ends all of them."""

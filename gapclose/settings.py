@@ -17,6 +17,7 @@ UNTOLD_KEYS = (
     "data.workers",
     "data.cache",
     "model.architecture",
+    "model.sharded",
     "train.logging_steps",
     "train.save_steps",
     "train.micro_batch_size",

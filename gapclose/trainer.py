@@ -18,10 +18,13 @@ from typing import Any, cast
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import DistributedType
 
 from gapclose.adapters import enable_checkpointing
 from gapclose.batches import TERMS, Collator, Example, MixedSampler
+from gapclose.engines import is_sharded, save_adapter, wrap_layers
 from gapclose.files import write_json
+from gapclose.launch import refuse_other_engine
 from gapclose.losses import answer_nll, retain_kl
 from gapclose.media import Media
 from gapclose.models import LoadedModel
@@ -146,12 +149,18 @@ class GapTrainer(transformers.Trainer):
             mine = torch.stack([b["counts"] for b in batches]).sum(0).to(device)
             self.logged_steps += 1
             self.step_counts = self._over_processes(mine, "sum")
+            if is_sharded(self.model):
+                self.data_collator.level(batches)
         return batches, items
 
     def _over_processes(self, values: torch.Tensor, reduction: str) -> torch.Tensor:
         if self.args.world_size == 1:
             return values
         return cast(torch.Tensor, self.accelerator.reduce(values.clone(), reduction=reduction))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The adapter alone: under an engine transformers gathers all of the base model for it."""
+        save_adapter(self.model, Path(output_dir or self.args.output_dir))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The share of this micro-batch in the step's loss, times the number of processes (DDP averages gradients)."""
@@ -249,9 +258,14 @@ def training_arguments(config: TrainConfig, directory: Path, *, seed: int, steps
         "ddp_find_unused_parameters": False,
         "ddp_broadcast_buffers": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "use_cpu": PartialState().device.type == "cpu",  # what the launch gave, GPUs or not  # pyright: ignore[reportOptionalMemberAccess]
+        "use_cpu": PartialState().distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU) and not on_gpu(),
         "disable_tqdm": True,
     }
+
+
+def on_gpu() -> bool:
+    """What the launch gave."""
+    return PartialState().device.type != "cpu"  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def use_one_device(arguments: transformers.TrainingArguments) -> None:
@@ -290,7 +304,9 @@ def make_trainer(
     bar = [Bar()] if is_main() and sys.stderr.isatty() else []
     trainer = GapTrainer(
         train=config, sampler=sampler, finite_only=finite_only, model=loaded.model, args=arguments, train_dataset=list(examples),
-        data_collator=Collator(loaded, media, trunk), callbacks=[*bar, *callbacks, AfterEpoch(after_epoch)],
+        data_collator=Collator(loaded, media, trunk, examples), callbacks=[*bar, *callbacks, AfterEpoch(after_epoch)],
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
+    refuse_other_engine(trainer.accelerator)
+    wrap_layers(trainer.accelerator, loaded.model)
     return trainer

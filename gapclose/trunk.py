@@ -25,9 +25,9 @@ from accelerate.utils import send_to_device
 from safetensors import safe_open
 
 from gapclose.batches import Collator, Example
+from gapclose.forward import unwrap_engine
 from gapclose.items import Item
 from gapclose.models import LoadedModel
-from gapclose.observe import unwrap_engine
 from gapclose.structure import answer_logits, passed_by, residuals_at
 
 Row = tuple[Item, list[int]]

@@ -16,10 +16,10 @@ import torch
 from accelerate.utils import send_to_device
 
 from gapclose.batches import longest_contexts, prompt_with_answers
+from gapclose.forward import unwrap_engine
 from gapclose.items import Item
 from gapclose.media import Media
 from gapclose.models import LoadedModel
-from gapclose.observe import unwrap_engine
 from gapclose.prompts import media_signature
 from gapclose.structure import answer_logits, decoder, decoder_layers, passed_by, residuals_at, unwrap
 from gapclose.trunk import Row, forward_part

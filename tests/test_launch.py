@@ -10,7 +10,19 @@ import psutil
 import pytest
 
 from gapclose import launch
-from gapclose.launch import Asked, asked_for, check_launch, find_request, kind_given, kind_of
+from gapclose.config import Config
+from gapclose.engine_limits import refuse_under_engine
+from gapclose.launch import (
+    Asked,
+    asked_for,
+    check_launch,
+    engine_faults,
+    engine_given,
+    find_request,
+    kind_given,
+    kind_of,
+    refuse_other_engine,
+)
 
 ROOT = Path(__file__).parent.parent
 DDP = str(ROOT / "launch" / "ddp.yaml")
@@ -176,11 +188,78 @@ def test_processes_wait_for_one_that_works_alone():
     assert result.stdout.splitlines()[-1:] == ["True"], result.stderr
 
 
-def test_sharding_is_refused_where_it_is_what_was_given(monkeypatch):
-    """An FSDP launch that works as asked is still none that adapters are trained under."""
+ENGINES = {
+    "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+    "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    "zero3": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+}
+GPUS = SimpleNamespace(distributed_type="DistributedType.MULTI_GPU")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engines_are_told_apart(monkeypatch, engine):
+    """By what the launcher puts into the environment."""
+    for name, value in ENGINES[engine].items():
+        monkeypatch.setenv(name, value)
+    assert engine_given(GPUS) == engine and engine_faults(engine) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP version 1 is not supported"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}, "ZeRO stage 1 is not supported"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "megatron_lm is not supported"),
+    ],
+)
+def test_other_engines_are_refused(monkeypatch, environment, says):
+    """With the files that are there."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=says):
+        engine_given(GPUS)
+
+
+@pytest.mark.parametrize(
+    ("engine", "name", "says"),
+    [
+        ("fsdp2", "FSDP_CPU_RAM_EFFICIENT_LOADING", "they would observe an empty model"),
+        ("fsdp2", "FSDP_ACTIVATION_CHECKPOINTING", "train.gradient_checkpointing"),
+        ("fsdp2", "FSDP_OFFLOAD_PARAMS", "offloading"),
+    ],
+)
+def test_settings_that_go_wrong_without_a_word_are_refused(monkeypatch, engine, name, says):
+    """Whatever the launch file says."""
+    monkeypatch.setenv(name, "true")
+    (fault,) = engine_faults(engine)
+    assert says in fault
+
+
+def test_the_stage_and_offloading_of_a_deepspeed_file(monkeypatch, tmp_path):
+    """A JSON file of DeepSpeed's own counts as the launch file's keys do."""
+    path = tmp_path / "zero.json"
+    path.write_text('{"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}')
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
+    assert engine_given(GPUS) == "zero3"
+    assert "offloading" in engine_faults("zero3")[0]
+
+
+def test_a_trainer_that_falls_back_is_refused(monkeypatch):
+    """accelerate drops sharding where it takes the processes for CPU ones."""
     monkeypatch.setattr(launch, "kind_given", lambda state: "fsdp")
-    with pytest.raises(ValueError, match=r"fsdp, which is not supported yet.*launch/ddp.yaml"):
-        check_launch(Asked(processes=1, kind="fsdp", source="fsdp.yaml"))
+    with pytest.raises(ValueError, match="gave fsdp, and the trainer would train under ddp"):
+        refuse_other_engine(SimpleNamespace(distributed_type="DistributedType.MULTI_GPU"))
+
+
+def test_what_only_some_engines_can_do_is_refused_together():
+    """Every setting by name."""
+    config = Config()
+    config.model.sharded, config.targets.rounds, config.objective = True, 2, "dpo"
+    with pytest.raises(ValueError) as caught:
+        refuse_under_engine(config, "zero3", 2, closing=True)
+    assert all(word in str(caught.value) for word in ("model.sharded", "targets.rounds", "objective dpo", "launch/ddp.yaml"))
+    refuse_under_engine(Config(), "zero3", 2, closing=True)
 
 
 def test_a_real_launch_of_one_process_where_two_were_asked_for_is_refused(tmp_path):

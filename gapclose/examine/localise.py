@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from gapclose.engines import outside_layers
 from gapclose.examine.judge import Judge
 from gapclose.examine.refits import refit
 from gapclose.gap import Action, Labels, concept_scores
@@ -108,7 +109,7 @@ def first_tokens(loaded: LoadedModel, items: Sequence[Item]) -> list[list[int]]:
     return found
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def lens_scores(loaded: LoadedModel, residual: torch.Tensor, tokens: Sequence[Sequence[int]], batch_size: int) -> np.ndarray:
     """Scores (N, O) of the options' first tokens if the model ended after these residuals (N, D) (logit lens; nostalgebraist 2020).
 
@@ -121,7 +122,8 @@ def lens_scores(loaded: LoadedModel, residual: torch.Tensor, tokens: Sequence[Se
     scores = np.full((len(tokens), max(len(t) for t in tokens)), -np.inf)
     for start in range(0, len(residual), batch_size):
         hidden = residual[start : start + batch_size].to(loaded.device, head.weight.dtype)
-        logits = head(norm(hidden)).float()  # (B, V)
+        with outside_layers(loaded.model):
+            logits = head(norm(hidden)).float()  # (B, V)
         logp = (cap * torch.tanh(logits / cap) if cap else logits).log_softmax(-1).cpu()
         for n, mine in enumerate(tokens[start : start + batch_size]):
             scores[start + n, : len(mine)] = logp[n, list(mine)].numpy()
