@@ -160,7 +160,7 @@ class Training:
                 self.begun = number
         if several:
             self.run.on_main(lambda: write_json(self.run.directory / "rounds.json", rounds))
-        stopped, off = self.stopped(), config.guards.off
+        stopped, off = self.stopped(), config.guards.silent
         for name, reason in stopped.items():
             say(f"  warning: stopped by the guard {name}: {reason}")
         if stopped:
@@ -204,7 +204,7 @@ class Training:
             self.run.record(self.guarded(record))
             return bool(self.fired(number))
 
-        by_trl, finite = config.objective in BY_TRL, "loss" not in config.guards.off
+        by_trl, finite = config.objective in BY_TRL, "loss" not in config.guards.silent
         common: dict[str, Any] = {"after_epoch": after_epoch, "finite_only": finite, "callbacks": [LossLines(self.run.tracker, number)]}
         media, trunks = self.run.loaded.media(self.run.items, blank=self.blanked), dict[str, Trunk | None]()
         if by_trl:
@@ -244,7 +244,7 @@ class Training:
     def best(self, number: int | None = None) -> dict[str, Any]:
         """The record of the best epoch of a round, or of all rounds that have trained."""
         among = [r for n in ([number] if number else range(1, self.begun + 1)) for r in self.records(n)]
-        epoch = best_epoch(among, self.run.config.gap, self.run.config.guards.off)
+        epoch = best_epoch(among, self.run.config.gap, self.run.config.guards.silent)
         return next(r for r in among if r["epoch"] == epoch)
 
     def guarded(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -257,7 +257,7 @@ class Training:
 
     def fired(self, number: int) -> dict[str, str]:
         """The guards that end a round, with their reasons."""
-        off = self.run.config.guards.off
+        off = self.run.config.guards.silent
         of_epochs = fired(self.records(number), self.run.config.guards)
         return of_epochs | {name: why for name, why in self.at_a_step(number).items() if name not in off}
 
@@ -306,7 +306,7 @@ class Training:
         record = make_record("adapted/test", epoch, now, base, self.run.config.gap, self.run.config.seed)
         prompts, _ = measure_prompts(self.run, "adapted", self.run.prompted)
         record |= {"prompts": prompts} if prompts else {}
-        self.run.record(record | {"forced": sorted(self.forced), "stopped": self.stopped()})
+        self.run.record(record | {"forced": sorted(self.forced), "stopped": self.stopped(), "guards_off": self.run.config.guards.silent})
         self.run.on_main(lambda: shutil.rmtree(self.run.directory / "trunk", ignore_errors=True))  # of no use any more
         summary = summarise(self.run.directory)
         self.run.on_main(lambda: export_run(self.run.directory, self.run.config, self.for_export(epoch), summary))

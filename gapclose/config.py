@@ -174,7 +174,7 @@ class Config:
                     f"export.{name} with model.quantisation {self.model.quantisation}: an adapter is not merged into rounded weights; export "
                     "the adapter, and merge it into the base as it was published"
                 )
-        self.train = acting(self.objective, self.train)
+        self.train, self.guards = acting(self.objective, self.train), self.guards.under(self.objective)
         if self.targets.rounds > 1 and not (self.objective in LOSS_TERMS and self.train.consistency):
             raise ValueError(f"targets.rounds {self.targets.rounds} needs objective consistency or consistency+gold, not {self.objective}")
         if self.objective == "grpo":

@@ -3,12 +3,14 @@
 Guards look at the records of ``val``, one after every epoch. Where they compare accuracies, the whole interval of the loss must lie beyond its
 budget; parsing is compared by its estimate. Controls of training (``targets.control``) are run to see how far they go, so only
 the guard of the loss acts on them.
+
+Some are silent by construction: ``over-rejection`` under ``gap.choose: shifted``, and ``fresh`` under ``lora.layers: after_probe``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gapclose.gap import GapConfig
@@ -20,16 +22,17 @@ Record = Mapping[str, Any]
 class GuardsConfig:
     """What stops a training."""
 
-    off: list[str] = field(default_factory=lambda: ["sentinel"])
-    """guards that are turned off by name: over-rejection, parsing, retention, fresh, sentinel, loss, adapter. The sentinel's is off at first:
-    adapters change the last layer, where it reads, so it also falls in trainings that do what they should"""
+    off: list[str] | None = None
+    """guards that are turned off by name: over-rejection, parsing, retention, fresh, sentinel, loss, adapter. null: none under ``objective:
+    grpo``, whose reward is a probe; else the sentinel's, since adapters change the last layer, where it reads, so that it also falls in
+    trainings that do what they should"""
     patience: int = 2
     """epochs in a row in which a guard must object; a first epoch that rejects too much often recovers"""
     retention_budget: float = 0.05
     """accuracy on the items that must not change that may be lost, 0..1"""
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.off if name not in GUARDS]
+        unknown = [name for name in self.silent if name not in GUARDS]
         if unknown:
             raise ValueError(f"guards.off names {unknown}; the guards are {list(GUARDS)}")
         if self.patience < 1:
@@ -37,12 +40,20 @@ class GuardsConfig:
         if not 0 <= self.retention_budget <= 1:
             raise ValueError(f"guards.retention_budget is {self.retention_budget}; it must lie in 0..1 (0.05 for five points)")
 
+    def under(self, objective: str) -> GuardsConfig:
+        """With the guards that are off written out: those that were named, or the objective's."""
+        return self if self.off is not None else replace(self, off=[] if objective == "grpo" else ["sentinel"])
+
+    @property
+    def silent(self) -> list[str]:
+        """The guards that are off; before an objective is known (:meth:`under`), those that were named."""
+        return self.off or []
+
 
 def _over_rejection(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
-    drop = record["change"]["standard_drop"]
-    if gap.choose == "shifted":  # the shift will keep to the budget
+    if gap.choose == "shifted":  # a shift of the rejections, chosen on val, will keep to the budget, whatever the model loses as it is
         return None
-    return _beyond(drop, gap.standard_budget, "standard accuracy fell by", "gap.standard_budget")
+    return _beyond(record["change"]["standard_drop"], gap.standard_budget, "standard accuracy fell by", "gap.standard_budget")
 
 
 def _parsing(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
@@ -58,6 +69,7 @@ def _retention(record: Record, base: Record, gap: GapConfig, config: GuardsConfi
 
 
 def _fresh(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
+    # under lora.layers: after_probe its residuals are the base model's own, and it cannot fall
     return _beyond(record["change"]["fresh_drop"], gap.reading_tolerance, "the fresh probe's accuracy fell by", "gap.reading_tolerance")
 
 
@@ -90,7 +102,7 @@ GUARDS: dict[str, Callable[[Record, Record, GapConfig, GuardsConfig], str | None
 
 def objections(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> dict[str, str]:
     """What every guard that is on has against a record, by name."""
-    checks = {name: check for name, check in GUARDS.items() if check is not None and name not in config.off}
+    checks = {name: check for name, check in GUARDS.items() if check is not None and name not in config.silent}
     return {name: reason for name, check in checks.items() if (reason := check(record, base, gap, config))}
 
 
@@ -104,4 +116,4 @@ def fired(records: Sequence[Record], config: GuardsConfig) -> dict[str, str]:
     if len(last) < config.patience:
         return {}
     agreed = {name: reason for name, reason in last[-1]["objections"].items() if all(name in r["objections"] for r in last)}
-    return {name: reason for name, reason in agreed.items() if name not in config.off}
+    return {name: reason for name, reason in agreed.items() if name not in config.silent}

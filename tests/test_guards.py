@@ -7,10 +7,12 @@ import torch
 from test_measure import measured
 
 from gapclose.cli import main
+from gapclose.config import parse_config, save_config
 from gapclose.gap import GapConfig
 from gapclose.guards import GuardsConfig, fired, objections
 from gapclose.measure import best_epoch, make_record
 from gapclose.report.summary import read_records, summarise
+from gapclose.settings import read_settings
 
 GAP = GapConfig(replicates=100)
 
@@ -47,6 +49,37 @@ def test_a_loss_within_chance_is_no_objection():
     assert budget > record["change"]["standard_drop"]["lower"]
     gap = GapConfig(replicates=100, standard_budget=budget)
     assert "over-rejection" not in objections(record, base, gap, GuardsConfig())
+
+
+def test_a_shift_that_will_keep_to_the_budget_leaves_nothing_to_object_to():
+    """However far standard accuracy falls as the model is; the other guards look on."""
+    record, base = epoch(honest=1.0, content=0.2)
+    assert record["change"]["standard_drop"]["lower"] > 0.5
+    found = [objections(record, base, GapConfig(replicates=100, choose=choose), GuardsConfig(off=[])) for choose in ("own", "shifted")]
+    assert set(found[0]) == {"over-rejection", "retention"} and set(found[1]) == {"retention"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "off"),
+    [
+        ({"objective": "consistency"}, ["sentinel"]),
+        ({"objective": "dpo"}, ["sentinel"]),
+        ({"objective": "grpo"}, []),
+        ({"objective": "grpo", "guards.off": "[sentinel, fresh]"}, ["sentinel", "fresh"]),
+        ({"objective": "consistency", "guards.off": "[]"}, []),
+    ],
+)
+def test_a_reward_that_is_a_probe_is_watched_by_the_sentinel(settings, off, tmp_path):
+    """Unless the user says otherwise; the configuration that a run keeps names what is off, and is read again as it is."""
+    config = parse_config([word for key, value in settings.items() for word in (f"--{key}", value)])
+    assert config.guards.off == config.guards.silent == off
+    save_config(config, tmp_path / "config.yaml")
+    assert read_settings(tmp_path)["guards.off"] == off
+    assert parse_config(["--config", str(tmp_path / "config.yaml")]).guards == config.guards
+    record, base = epoch(honest=1.0, content=0.2, knows=0.0)
+    wanted = {"over-rejection", "retention", "fresh", "sentinel"} - set(off)
+    assert set(objections(record, base, GAP, config.guards)) == wanted
+    assert set(fired([record | {"objections": dict.fromkeys(wanted, "why")}] * 2, config.guards)) == wanted
 
 
 def test_it_takes_as_many_epochs_in_a_row_as_patience_says():
@@ -95,7 +128,7 @@ def test_a_training_that_changes_nothing_is_stopped_and_stays_stopped(tiny_confi
     before = (tmp_path / "gap.jsonl").read_text()
     assert [r["stage"] for r in read_records(tmp_path)] == ["base/val", "base/test", "epoch-1/val", "epoch-2/val", "adapted/test"]
     evidence = json.loads((tmp_path / "adapter" / "evidence.json").read_text())
-    assert set(evidence["stopped"]) == {"adapter"} and evidence["state"] != "closed"
+    assert set(evidence["stopped"]) == {"adapter"} and evidence["state"] != "closed" and evidence["guards_off"] == ["sentinel"]
     assert main(command) == 0
     assert (tmp_path / "gap.jsonl").read_text() == before
     capsys.readouterr()

@@ -72,8 +72,8 @@ def trained(checkpoint: Path, items: ItemSet, examples: list[Example], directory
     if trunk:  # nothing may ask for media any more
         items = replace(items, root=directory / "nowhere")
     trainer = make_trainer(
-        loaded, examples, loaded.media(items), replace(CONFIG, **config), directory / "checkpoints", seed=0,
-        after_epoch=lambda epoch: None, trunk=trunk,
+        loaded, examples, loaded.media(items), replace(CONFIG, **config), directory / "checkpoints",
+        n_train=len(items.select(purpose="gap")), seed=0, after_epoch=lambda epoch: None, trunk=trunk,
     )  # fmt: skip
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]

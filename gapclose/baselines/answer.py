@@ -1,7 +1,9 @@
 """Answer as a reading says: the concept by the reading, the option within it by the base model's scores.
 
-The scores are the logarithm of the targets of training (Jeffrey's rule, :mod:`gapclose.targets`), so with the probe's reading this is the
-ceiling of a perfect alignment to it, and with a reading by the text alone it is what a gate can have without looking at the clip.
+With the probe's reading the scores are the logarithm of the targets of training (Jeffrey's rule, :mod:`gapclose.targets`), so this is the
+ceiling of a perfect alignment to it. There the options of a concept share its belief, so how sure the base model is among them, which has seen
+the clip, also counts between concepts. With a reading by the text alone the best option of a concept has all of its belief: the clip decides
+which of them is named, and nothing between concepts, which is what a gate can have without looking at it.
 
 Shapes: N items, O options, C concepts, P settings.
 """
@@ -9,6 +11,7 @@ Shapes: N items, O options, C concepts, P settings.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 
@@ -41,12 +44,25 @@ def answer_scores(reading: np.ndarray, seen: Seen, alarm: np.ndarray, settings: 
     return np.stack(rows)
 
 
-def _answerer(name: str, label: str, fit: Seen, known: Labels, reading: Callable[[Seen], np.ndarray]) -> Method:
+def best_of_each(seen: Seen) -> Seen:
+    """What is seen, where every concept has one option left: the first of those that the base model scores highest within it."""
+    best = np.full(seen.scores.shape, -np.inf)
+    for c in np.unique(seen.option_concept[seen.option_concept >= 0]):
+        within = np.where(seen.option_concept == c, seen.scores, -np.inf)
+        rows, first = np.flatnonzero(np.isfinite(within.max(1))), within.argmax(1)
+        best[rows, first[rows]] = within[rows, first[rows]]
+    return replace(seen, scores=best)
+
+
+def _answerer(
+    name: str, label: str, fit: Seen, known: Labels, reading: Callable[[Seen], np.ndarray], within: Callable[[Seen], Seen] = lambda s: s
+) -> Method:
+    """``within``: what is left of the base model's scores within a concept."""
     alarm = np.isin(np.arange(len(known.concepts)), alarms(known))
     settings = [{"prior_factor": float(f)} for f in factors()]
 
     def answers(seen: Seen) -> Scores:
-        return partial(answer_scores, reading(seen), seen, alarm)
+        return partial(answer_scores, reading(seen), within(seen), alarm)
 
     return Method(name=name, label=label, settings=settings, fit=answers(fit), answers=answers)
 
@@ -57,5 +73,5 @@ def answer_by_probe(fit: Seen, known: Labels) -> Method:
 
 
 def answer_by_text(fit: Seen, known: Labels) -> Method:
-    """The text alone as the answerer."""
-    return _answerer("text", "the text alone answers", fit, known, attrgetter("text"))
+    """The text alone as the answerer: it decides the concept, whatever the base model's scores are, which name the option within it."""
+    return _answerer("text", "the text alone answers", fit, known, attrgetter("text"), best_of_each)

@@ -177,7 +177,10 @@ def pgla(fit: Seen, known: Labels, *, folds: int, seed: int) -> tuple[Method, Me
 
 
 def pgla_by_text(fit: Seen, known: Labels, *, folds: int, seed: int) -> Method:
-    """The same adjustment, with what the text alone tells in place of the probe: a control, since it has seen no clip."""
+    """The same adjustment, with what the text alone tells in place of the probe: a control, whose gate has seen no clip.
+
+    The scores that it moves are the base model's, which have, and so is the distance D that a boost is made of.
+    """
     parts = grouped_folds(known.concept, known.clip, folds, seed)
 
     def gate(seen: Seen) -> np.ndarray:

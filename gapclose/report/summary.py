@@ -53,6 +53,7 @@ def summarise(directory: Path) -> dict[str, Any]:
         "verdicts": read_verdicts(directory),
         "forced": (adapted or {}).get("forced", []),
         "stopped": (adapted or {}).get("stopped", {}),
+        "guards_off": (adapted or {}).get("guards_off"),
         "rounds": read_json(directory / "rounds.json") if (directory / "rounds.json").is_file() else [],
         "gap": {kind: _both(base, adapted, "gap", kind) for kind in ("balanced", "matched", "auroc")},
         "modality": {name: _modality(name, base, adapted) for name in base["modality"]},

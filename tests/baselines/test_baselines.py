@@ -312,6 +312,23 @@ def test_a_concept_without_an_option_leaves_the_next_most_probable():
     assert found[0, 2] == -np.inf and np.exp(found[0, :2]).sum() == pytest.approx(1)
 
 
+def test_the_text_decides_the_concept_whatever_the_model_says_within_it(split):
+    """A model that wavers between two contents where the premise is false gives nothing away; the content is the model's own choice."""
+    fit, known, items, labels = split
+    wavering = items.scores.copy()
+    wavering[labels.concept > 0, :2] = wavering[labels.concept > 0, :2].mean(1, keepdims=True)
+    setting = [{"prior_factor": 1.0}]
+    for scores in (items.scores, wavering):
+        seen = replace(items, scores=scores)
+        (found,) = answer_by_text(fit, known).answers(seen)(setting)
+        said = labels.option_concept[np.arange(len(found)), found.argmax(1)]
+        np.testing.assert_array_equal(said, items.text.argmax(1))
+        np.testing.assert_array_equal(found.argmax(1)[said == 0], scores[said == 0, :2].argmax(1))
+        np.testing.assert_allclose(np.exp(found[:, :2]).sum(1), items.text[:, 0], atol=1e-9)  # its AUROC is the reading's, too
+    (by_probe,) = answer_by_probe(fit, known).answers(replace(items, reading=items.text, scores=wavering))(setting)
+    assert (by_probe.argmax(1) != found.argmax(1)).any()  # as a target has it, a wavering model does decide
+
+
 def test_text_that_tells_nothing_answers_at_chance(split):
     """Alone and as a gate, at every budget: balanced accuracy within chance, where the probe is far above."""
     fit, known, items, labels = split

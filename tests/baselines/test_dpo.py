@@ -15,7 +15,7 @@ from gapclose.items import Option
 from gapclose.models import ModelConfig
 from gapclose.observations import read_observations
 from gapclose.observe import ObserveConfig, Wanted, forward_batches, plan_batches
-from gapclose.report.summary import read_records
+from gapclose.report.summary import read_records, summarise
 from gapclose.targets import Targets
 
 OPTIONS = [Option(text="odd", concept="standard"), Option(text="even", concept="standard"), Option(text="unseen", concept="false_vision")]
@@ -123,3 +123,23 @@ def test_an_interrupted_run_goes_on_to_the_same_adapter(finished, close_images, 
     one, two = (load_file(d / "checkpoints" / "epoch-2" / "adapter_model.safetensors") for d in (finished, tmp_path))
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
     assert read_records(tmp_path) == read_records(finished)
+
+
+def test_a_loss_that_is_not_finite_is_seen_at_the_next_loss_line(close_images, tmp_path, monkeypatch):
+    """TRL's trainer logs means, here one an epoch: the guard stops at that line, and the epoch before is kept, tested and exported."""
+    from trl import DPOTrainer
+
+    whole, steps = DPOTrainer.training_step, []
+
+    def step(self, *args, **kwargs):
+        loss = whole(self, *args, **kwargs)
+        steps.append((self.state.epoch, self.state.global_step))
+        return loss * torch.nan if self.state.epoch == 1 else loss  # the first step of the second epoch alone
+
+    monkeypatch.setattr(DPOTrainer, "training_step", step)
+    assert close_images(tmp_path, *SETTINGS, "--train.logging_steps=100") == 0
+    found, last = summarise(tmp_path), steps[-1][1] + 1
+    assert sum(epoch == 1 for epoch, _ in steps) == 1 and steps[-1][0] > 1  # steps went on after it
+    assert found["epoch"] == 1 and set(found["stopped"]) == {"loss"} and f"the loss is nan at step {last};" in found["stopped"]["loss"]
+    assert [r["stage"] for r in read_records(tmp_path) if r["stage"].startswith("epoch-")] == ["epoch-1/val"]
+    assert read_json(tmp_path / "adapter" / "evidence.json")["stopped"] == found["stopped"]
