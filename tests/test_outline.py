@@ -87,7 +87,7 @@ def test_a_checkpoint_that_is_not_there_yet(bare, digits_directory, capsys):
     assert validate(*arguments, "--model.architecture", bare) == 0
     text = capsys.readouterr().out
     assert "no checkpoint can be read at somebody/not-here-yet (" in text and "not known without the processor" in text
-    assert "not checked without the processor of somebody/not-here-yet" in text and "4,096 tokens of text" in text
+    assert "not checked without the processor of somebody/not-here-yet" in text and "512 tokens of text" in text
     assert validate(*arguments) == 2
     assert "somebody/not-here-yet" in capsys.readouterr().err
     assert main(["measure", *map(str, arguments), "--model.architecture", str(bare)]) == 2
