@@ -101,7 +101,7 @@ def _whole(parameter: nn.Parameter, *, write: bool = False) -> Iterator[torch.Te
     if isinstance(parameter, DTensor):
         yield parameter.full_tensor()
     elif _partitioned(parameter):
-        import deepspeed
+        import deepspeed  # pyright: ignore[reportMissingImports]
 
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if write else None):
             yield parameter.data

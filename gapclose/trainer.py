@@ -149,8 +149,8 @@ class GapTrainer(transformers.Trainer):
             mine = torch.stack([b["counts"] for b in batches]).sum(0).to(device)
             self.logged_steps += 1
             self.step_counts = self._over_processes(mine, "sum")
-            if is_sharded(self.model):
-                self.data_collator.level(batches)
+            if is_sharded(cast(torch.nn.Module, self.model)):
+                cast(Collator, self.data_collator).level(batches)
         return batches, items
 
     def _over_processes(self, values: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -160,7 +160,7 @@ class GapTrainer(transformers.Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The adapter alone: under an engine transformers gathers all of the base model for it."""
-        save_adapter(self.model, Path(output_dir or self.args.output_dir))
+        save_adapter(cast(torch.nn.Module, self.model), Path(output_dir or cast(str, self.args.output_dir)))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The share of this micro-batch in the step's loss, times the number of processes (DDP averages gradients)."""

@@ -152,5 +152,10 @@ def test_every_key_is_documented_in_help(capsys):
     groups = {f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory)}
     for key in set(known_keys()) - groups:
         assert f"--{key}" in text, key
-    for words in ("as one pass of the train items takes", "of data, folds, adapters", "inverse regularisation", "share of the items of every read"):
+    for words in (
+        "as one pass of the train items takes",
+        "of data, folds, adapters",
+        "inverse regularisation",
+        "share of the items of every read",
+    ):
         assert words in text, words

@@ -196,10 +196,11 @@ def _differences(found: Mapping[tuple[str, int, str], Found], variant: str) -> l
         cells, plain = [], []
         for labels in budgets:
             two = [found.get((variant, labels, way), {}) for way in (ours, theirs)]
-            mean = against(*two, "balanced")
+            mean = against(two[0], two[1], "balanced")
             cells.append(_show(mean) if mean else "-")
             trained_both = all(s["more"] for seeds in two for s in seeds.values())
-            mean = against(*({n: s["own"] for n, s in seeds.items()} for seeds in two), "balanced") if trained_both else None
+            mine, rival = ({n: s["own"] for n, s in seeds.items()} for seeds in two)
+            mean = against(mine, rival, "balanced") if trained_both else None
             plain.append(_show(mean) if mean else "-")
         rows.append(f"| {ours} - {theirs} | " + " | ".join(cells) + " |")
         rows += [f"| the same as trained, without shifts | {' | '.join(plain)} |"] if set(plain) != {"-"} else []
