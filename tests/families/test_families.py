@@ -421,4 +421,4 @@ def known_as(pattern: str) -> list[str]:
 @pytest.mark.parametrize("name", CANNOT)
 def test_what_cannot_be_built_still_cannot(name):
     """Once transformers has the class, the family belongs into the matrix."""
-    assert known_as(CANNOT[name]) == [] and known_as("qwen25omni") == ["Qwen25OmniConfig", "qwen25omni"]
+    assert known_as(CANNOT[name]) == [] and "Qwen25OmniConfig" in known_as("qwen25omni")
