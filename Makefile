@@ -22,7 +22,7 @@ help:
 $(VENV)/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,deepspeed]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
 demo: $(VENV)/ready
@@ -32,6 +32,7 @@ test: $(VENV)/ready
 	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest $(ARGS)
 
 test-slow: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,deepspeed]"
 	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
 lint: $(VENV)/ready

@@ -18,6 +18,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow  # minutes on two cores that have nothing else to do
+
 ROOT = Path(__file__).parent.parent.parent
 ON_CPU = Path(__file__).parent / "engines_on_cpu.py"
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed (extra `deepspeed`)")
