@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-import gapclose.observe
+import gapclose.forward
 from gapclose.observe import ObserveConfig, Wanted, forward_batches
 from gapclose.structure import output_embedding
 
@@ -24,7 +24,7 @@ def test_generation_computes_logits_of_one_position_and_the_same_answers(tokens,
 
     seen, mine = run()
     assert mine == [(6, 1, head.out_features)] * tokens
-    monkeypatch.setattr(gapclose.observe, "last_logits", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr(gapclose.forward, "last_logits", lambda model: contextlib.nullcontext())
     plain, whole = run()
     assert whole[0][1] > 20 and len(whole) == tokens
     assert seen.answers == plain.answers and len(set(seen.answers)) > 1

@@ -134,12 +134,12 @@ def test_a_loss_that_is_not_finite_is_seen_at_the_next_loss_line(close_images, t
     def step(self, *args, **kwargs):
         loss = whole(self, *args, **kwargs)
         steps.append((self.state.epoch, self.state.global_step))
-        return loss * torch.nan if self.state.epoch == 1 else loss  # the first step of the second epoch alone
+        return loss * torch.nan if self.state.epoch == 1 else loss  # the first step of the second epoch alone, in every micro-batch
 
     monkeypatch.setattr(DPOTrainer, "training_step", step)
     assert close_images(tmp_path, *SETTINGS, "--train.logging_steps=100") == 0
     found, last = summarise(tmp_path), steps[-1][1] + 1
-    assert sum(epoch == 1 for epoch, _ in steps) == 1 and steps[-1][0] > 1  # steps went on after it
+    assert any(epoch == 1 for epoch, _ in steps) and steps[-1][0] > 1  # steps went on after it
     assert found["epoch"] == 1 and set(found["stopped"]) == {"loss"} and f"the loss is nan at step {last};" in found["stopped"]["loss"]
     assert [r["stage"] for r in read_records(tmp_path) if r["stage"].startswith("epoch-")] == ["epoch-1/val"]
     assert read_json(tmp_path / "adapter" / "evidence.json")["stopped"] == found["stopped"]

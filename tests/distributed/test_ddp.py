@@ -50,7 +50,7 @@ def losses(directory: Path) -> list[dict[str, float]]:
 
 def test_every_step_has_the_same_loss(two_processes, closed_run):
     ours, theirs = losses(two_processes), losses(closed_run)
-    assert len(ours) == len(theirs) == 8
+    assert len(ours) == len(theirs) == 12
     for step, (a, b) in enumerate(zip(ours, theirs, strict=True), start=1):
         assert a == pytest.approx(b, abs=1e-4), step
 
@@ -126,6 +126,6 @@ def test_from_a_frozen_trunk_that_two_processes_filled_every_step_has_the_same_l
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("frozen trunk of") == 2  # of what is trained on, and of val
     ours, theirs = losses(tmp_path / "two"), losses(closed_run)
-    assert len(ours) == len(theirs) == 8
+    assert len(ours) == len(theirs) == 12
     for step, (a, b) in enumerate(zip(ours, theirs, strict=True), start=1):
         assert a == pytest.approx(b, abs=1e-4), step

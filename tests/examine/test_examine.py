@@ -220,8 +220,10 @@ def test_methods_without_training_choose_on_fit_where_val_has_no_labels(digits, 
     assert {p.name for p in (tmp_path / "run" / "observations").iterdir()} == {"base-fit", "base-test"}
 
 
-def test_a_stacked_probe_is_examined_by_all_that_it_reads(measured, tiny_config, digits, tmp_path, capsys):
+def test_a_stacked_probe_is_examined_by_all_that_it_reads(measured, tiny_config, digits, tmp_path, capsys, monkeypatch):
     """The reading is of both layers side by side, the patch replaces both, and every report names both."""
+    # of a random model both layers tell the modality better than one, and nothing else: let that count
+    monkeypatch.setattr("gapclose.probe_search.in_question", lambda y, modality, concepts: np.ones((len(y), concepts), dtype=bool))
     directory, fresh = tmp_path / "stacked", ("base-*", "blank-*", "interchange-*", "measurement.json", "gap.jsonl", "config.yaml")
     shutil.copytree(measured, directory, ignore=shutil.ignore_patterns(*fresh))
     off = ["--controls.protocol", "null"]
