@@ -101,7 +101,7 @@ def test_killed_three_times_it_ends_where_an_uninterrupted_run_does(close_comman
     kill_at(observing("epoch-1-val"), command, run, log)
     assert "going on from checkpoint-" in log.read_text()
     printed = finish(command, log)
-    assert "going on from checkpoint-3" in printed, "the measurement belongs to the checkpoint before the epoch's end"
+    assert "going on from checkpoint-5" in printed, "the measurement belongs to the checkpoint before the epoch's end"
     assert_same_end(run, closed_run, capsys)
 
 

@@ -63,7 +63,8 @@ def test_a_table_of_objectives_says_it_seed_by_seed():
 
     def seed(count: int) -> dict:
         same = np.full(3, 0.5)
-        return {"balanced": same, "standard": same, "rejection": same, "also": None, "alternative": None, "more": {}, "skipped": count}
+        told = {"also": None, "alternative": None, "more": {}, "base_instead": False, "probe": {"layer": 1, "labels": 48, "auroc": 0.5}}
+        return {"balanced": same, "standard": same, "rejection": same, **told, "skipped": count}
 
     found = {("plain", 48, "gold"): {0: seed(0), 1: seed(3)}}
     head, _, row = _table(found, "plain", None)
