@@ -110,7 +110,7 @@ def check_media_apart(items: ItemSet, broken: Collection[tuple[str, str]], probl
             shown = frozenset(d for d in (digests[path] for _, path in item.media) if carried[d] < len(items))
             wholes[shown].setdefault(item.split, item)
     for shown, where in wholes.items():
-        names = [{path for _, path in item.media} for item in where.values()]
+        names = [{path for _, path in item.media if digests[path] in shown} for item in where.values()]
         if shown and len(where) == 2 and len({item.clip for item in where.values()}) == 2 and names[0].isdisjoint(names[1]):
             named = ", ".join(
                 f"{split} (item {item.id!r}: {', '.join(dict.fromkeys(p for _, p in item.media))})" for split, item in where.items()
