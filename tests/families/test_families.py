@@ -205,6 +205,8 @@ def test_questions_behind_one_reading_of_a_clip_give_what_their_whole_prompts_gi
         assert_near(shared.residuals[layer], whole.residuals[layer])
     assert_near(shared.scores, whole.scores)
     assert shared.answers == whole.answers and len(set(shared.answers)) > 1
+    if case.row.reads_once is None:
+        return
     several = [len(b) for b in batches if b[0].media]
     assert read[-len(several) or None :] == (several if case.row.reads_once else [])
     assert ("observe.share_prefix: prompts are run whole" in capsys.readouterr().out) == (not case.row.reads_once)

@@ -430,8 +430,8 @@ class Row:
     """whether sounds are cut to one length: Phi-4-multimodal's tower sees the padding of shorter ones, so that a batch tells on them"""
     no_hidden_states_with: str = ""
     """kind of media with which ``output_hidden_states`` fails in transformers 5.23"""
-    reads_once: bool = True
-    """whether the questions of a clip can follow on one reading of it: not where a state moves on with every token"""
+    reads_once: bool | None = True
+    """whether the questions of a clip can follow on one reading of it: not where a state moves on with every token; None: with some media"""
     no_trunk: str = ""
     """words of why what enters the first adapted layer is not all that the layers above it need"""
     slow: bool = False
@@ -441,7 +441,7 @@ BOTH = ("image", "audio")
 ROWS = {
     "Qwen2.5-Omni": Row(build=qwen2_5_omni, kinds=BOTH),
     "Qwen3-Omni": Row(build=qwen3_omni, kinds=BOTH, repeats=6, linears=8, experts=4),
-    "Gemma 3n": Row(build=gemma3n, kinds=BOTH, linears=22, needs=("timm",), no_trunk="several residual streams"),
+    "Gemma 3n": Row(build=gemma3n, kinds=BOTH, linears=22, needs=("timm",), reads_once=None, no_trunk="several residual streams"),
     "Gemma 4": Row(build=gemma4, kinds=BOTH, linears=18, no_trunk="per_layer_inputs"),
     "Phi-4-multimodal": Row(build=phi4, kinds=BOTH, linears=8, one_length=True, no_hidden_states_with="image"),
     "Nemotron-H-Omni": Row(build=nemotron_h_omni, kinds=BOTH, linears=9, experts=2, reads_once=False),
