@@ -50,7 +50,8 @@ from gapclose.digits import tiny
 from gapclose.items import Item, Option
 from gapclose.models import ModelConfig
 from gapclose.structure import answer_logits, decoder_layers
-from gapclose.trainer import TrainConfig, term_sums
+from gapclose.train_config import TrainConfig
+from gapclose.trainer import term_sums
 from gapclose.trunk import Trunk
 from gapclose.trunk_entry import enter
 from gapclose.trunk_fill import write_states

@@ -31,7 +31,7 @@ from gapclose.observe import ObserveConfig
 from gapclose.probe_search import ProbeConfig
 from gapclose.settings import FREE_KEYS, WHOLE_KEYS, flatten
 from gapclose.targets import TargetsConfig
-from gapclose.trainer import TrainConfig
+from gapclose.train_config import TrainConfig
 from gapclose.wordings import PromptsConfig
 
 

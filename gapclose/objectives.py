@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gapclose.batches import TERMS
-from gapclose.trainer import TrainConfig
+from gapclose.train_config import TrainConfig
 
 LOSS_TERMS = {
     "consistency": ("consistency", "retain"),

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,99 +29,11 @@ from gapclose.media import Media
 from gapclose.models import LoadedModel
 from gapclose.progress import is_main, say
 from gapclose.structure import train_adapters_alone
+from gapclose.train_config import TrainConfig
 from gapclose.trunk import Trunk, forward_part
 
 FEW_STEPS = 10
 """optimiser steps below which a training is warned of: it will hardly have moved"""
-
-
-@dataclass(kw_only=True)
-class TrainConfig:
-    """Optimisation."""
-
-    epochs: int = 3
-    """each of as many steps as one pass of the train items takes when they fill the batch beside the retained, with every objective: so
-    objectives are compared at equal steps. The gap is measured again after each"""
-    global_batch_size: int = 72
-    """items per optimiser step over all processes, all terms together"""
-    micro_batch_size: int = 8
-    """items per forward on one process; memory, not results, depends on it"""
-    learning_rate: float = 2e-4
-    """peak learning rate of AdamW"""
-    lr_scheduler_type: str = "cosine"
-    """any scheduler name of transformers"""
-    warmup: float = 0.1
-    """share of all steps with rising learning rate, 0..1"""
-    weight_decay: float = 0.0
-    """AdamW's, on adapter weights"""
-    max_grad_norm: float = 1.0
-    """gradient clipping; 0 switches it off"""
-    consistency: float = 1.0
-    """weight of the consistency term, where the objective has it"""
-    gold: float = 1.0
-    """weight of cross-entropy on the labelled fit items, where the objective has it"""
-    retain: float = 1.0
-    """weight of KL(base || adapted) on the retain items, where the objective has it; 0 leaves it out"""
-    retain_share: float = 0.333
-    """share of every global batch that is retain items, 0..1"""
-    gold_share: float = 0.25
-    """share of every global batch that is labelled items under objective consistency+gold, 0..1"""
-    twins: bool = False
-    """deal both items of a pair of twins (tag ``twin``) into the same global batch, where the gate keeps both; false: every item by itself"""
-    retain_tokens: int = 512
-    """most probable next tokens kept of the base model for the KL; a smaller vocabulary is kept whole"""
-    gradient_checkpointing: bool = False
-    """recompute activations in the backward pass: less memory, about a third more time"""
-    cache_trunk: bool = False
-    """compute once what lies below the first adapted layer (towers included), keep it on disk while training, and train and re-measure from
-    there; ``gapclose validate`` says what it takes. Left off with a message where it does not fit or the model cannot"""
-    save_steps: int = 0
-    """checkpoint every so many optimiser steps besides the end of every epoch; 0: only then"""
-    logging_steps: int = 10
-    """optimiser steps between loss lines"""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "global_batch_size", "micro_batch_size", "logging_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        if any(getattr(self, t) < 0 for t in TERMS):
-            raise ValueError("train.consistency, train.gold and train.retain must not be negative")
-
-    def accumulation(self, processes: int) -> int:
-        """Micro-batches per optimiser step on each process.
-
-        Raises:
-            ValueError: when the global batch cannot be cut evenly, with sizes that can.
-        """
-        per_round = self.micro_batch_size * processes
-        if self.global_batch_size % per_round:
-            fitting = [m for m in range(1, self.global_batch_size + 1) if self.global_batch_size % (m * processes) == 0]
-            raise ValueError(
-                f"train.global_batch_size {self.global_batch_size} cannot be cut into micro-batches of {self.micro_batch_size} on "
-                f"{processes} processes; train.micro_batch_size may be {fitting}"
-                if fitting
-                else f"train.global_batch_size {self.global_batch_size} cannot be shared by {processes} processes; make it a multiple of {processes}"
-            )
-        return self.global_batch_size // per_round
-
-    def counts(self) -> dict[str, int]:
-        """Items of each term in a global batch; they add up to ``global_batch_size``."""
-        total = self.global_batch_size
-        counts = {
-            "retain": round(total * self.retain_share) if self.retain else 0,
-            "gold": round(total * self.gold_share) if self.gold else 0,
-        }
-        if not self.consistency:
-            counts["gold"] = total - counts["retain"]
-        counts["consistency"] = total - counts["retain"] - counts["gold"]
-        short = [t for t in TERMS if getattr(self, t) > 0 and counts[t] < 1]
-        if short:
-            raise ValueError(f"a global batch of {total} leaves no room for {short}; raise train.global_batch_size or the shares")
-        return {t: counts[t] for t in TERMS}
-
-    def epoch_steps(self, n_train: int) -> int:
-        """Optimiser steps of an epoch over ``n_train`` items."""
-        return max(1, n_train // (self.global_batch_size - self.counts()["retain"]))
 
 
 class GapTrainer(transformers.Trainer):

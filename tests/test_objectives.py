@@ -5,7 +5,7 @@ import pytest
 from gapclose.cli import main
 from gapclose.config import Config, parse_config
 from gapclose.objectives import BY_TRL, IN_WORDS, OBJECTIVES, acting, needs_reading, settings_in_words
-from gapclose.trainer import TrainConfig
+from gapclose.train_config import TrainConfig
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from gapclose.models import LoadedModel, ModelConfig, load_model
 from gapclose.observe import ObserveConfig, Wanted, forward_batches, plan_batches
 from gapclose.report.summary import read_records
 from gapclose.structure import decoder_layers, passed_by, unwrap
-from gapclose.trainer import TrainConfig, make_trainer
+from gapclose.train_config import TrainConfig
+from gapclose.trainer import make_trainer
 from gapclose.trunk import Trunk
 from gapclose.trunk_fill import fill_trunk
 

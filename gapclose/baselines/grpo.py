@@ -22,7 +22,8 @@ from gapclose.items import Item
 from gapclose.media import Media
 from gapclose.models import LoadedModel
 from gapclose.progress import say
-from gapclose.trainer import TrainConfig, training_arguments, use_one_device
+from gapclose.train_config import TrainConfig
+from gapclose.trainer import training_arguments, use_one_device
 
 
 @dataclass(kw_only=True)

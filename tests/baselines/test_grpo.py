@@ -15,7 +15,7 @@ from gapclose.observations import read_observations
 from gapclose.probes import FrozenProbe
 from gapclose.report.summary import read_records
 from gapclose.targets import Targets
-from gapclose.trainer import TrainConfig
+from gapclose.train_config import TrainConfig
 
 OPTIONS = [
     Option(text="odd", concept="standard"),

@@ -16,7 +16,7 @@ from gapclose.errors import Problems
 from gapclose.item_files import read_items, write_items
 from gapclose.items import Item, ItemSet
 from gapclose.models import LoadedModel, ModelConfig, load_model
-from gapclose.trainer import TrainConfig
+from gapclose.train_config import TrainConfig
 
 TRAIN = TrainConfig(epochs=1, global_batch_size=8, micro_batch_size=4, learning_rate=0.01, warmup=0, logging_steps=1)
 

@@ -34,7 +34,8 @@ from gapclose.observations import Observations
 from gapclose.observe import ObserveConfig, Wanted, forward_batches, plan_batches
 from gapclose.prompts import check_kinds, media_signature
 from gapclose.structure import decoder_layers, unwrap
-from gapclose.trainer import TrainConfig, make_trainer
+from gapclose.train_config import TrainConfig
+from gapclose.trainer import make_trainer
 from gapclose.trunk_fill import fill_trunk
 
 CONFIG = ObserveConfig(batch_size=4, max_new_tokens=4)
