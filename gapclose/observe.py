@@ -31,8 +31,8 @@ from gapclose.models import LoadedModel
 from gapclose.observations import Observations, claim, leave_shared, pad_options, read_observations, shard_path, take_shared, write_shard
 from gapclose.progress import say, track
 from gapclose.prompts import media_signature
-from gapclose.shared_prefix import SharedPrefix, answer_on, rotary_stores
-from gapclose.structure import unwrap
+from gapclose.shared_prefix import SharedPrefix, answer_on
+from gapclose.structure import forget_offsets, unwrap
 
 if TYPE_CHECKING:
     from gapclose.trunk import Trunk
@@ -225,8 +225,7 @@ def _forward(
     """Run one batch, whole or behind what ``reader`` has read of its clips; every tensor comes back on the CPU."""
     model = unwrap_engine(loaded.model)
     asked, inputs = None, dict[str, torch.Tensor]()
-    for module in rotary_stores(model):
-        module.rope_deltas = None  # of another batch; a prompt without media would keep them
+    forget_offsets(model)
     if reader and not (wanted.patch and wanted.generate):  # the cache holds the donors, and answers are the model's own
         longest = max(len(loaded.option_tokens(o.text)) for item in batch for o in item.options)
         asked = reader.ask(model, batch, media, room=max(longest, config.max_new_tokens if wanted.generate else 0))

@@ -22,7 +22,7 @@ from gapclose.media import Media
 from gapclose.models import LoadedModel
 from gapclose.progress import say
 from gapclose.prompts import media_signature
-from gapclose.structure import answer_logits, unwrap
+from gapclose.structure import answer_logits, rotary_stores, unwrap
 
 CONTINUED = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
 """layers of a cache that hold keys and values of single tokens, or nothing at all (of layers without attention, or with another's)"""
@@ -139,11 +139,6 @@ def answer_on(loaded: LoadedModel, model: Any, asked: dict[str, Any], logits: to
         attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)
         places = {"attention_mask": attention, "position_ids": later_positions(model, attention, 1, counted=True)}
         logits = model(input_ids=said[-1][:, None], **places, past_key_values=asked["past_key_values"], use_cache=True).logits[:, -1]
-
-
-def rotary_stores(model: Any) -> list[Any]:
-    """The modules that keep the offset between a prompt's length and its last rotary position (media have a grid of their own)."""
-    return [m for m in unwrap(model).modules() if getattr(m, "rope_deltas", None) is not None]
 
 
 def later_positions(model: Any, attention: torch.Tensor, steps: int, *, counted: bool) -> torch.Tensor | None:

@@ -99,6 +99,17 @@ def _inside(model: Any, layers: Sequence[int]) -> list[tuple[str, nn.Module]]:
     return [(name, module) for name, module in unwrap(model).named_modules() if id(module) in inside]
 
 
+def rotary_stores(model: Any) -> list[Any]:
+    """The modules that keep the offset between a prompt's length and its last rotary position (media have a grid of their own)."""
+    return [m for m in unwrap(model).modules() if getattr(m, "rope_deltas", None) is not None]
+
+
+def forget_offsets(model: Any) -> None:
+    """Drop what :func:`rotary_stores` kept of another batch; a prompt without media, or without positions, would be given it."""
+    for module in rotary_stores(model):
+        module.rope_deltas = None
+
+
 @contextmanager
 def answer_logits(model: Any, rows: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
     """Inside, the model computes logits only for ``(rows[p], positions[p])``: its ``logits`` are (1, P, V).

@@ -28,7 +28,7 @@ from gapclose.batches import Collator, Example
 from gapclose.forward import unwrap_engine
 from gapclose.items import Item
 from gapclose.models import LoadedModel
-from gapclose.structure import answer_logits, passed_by, residuals_at
+from gapclose.structure import answer_logits, forget_offsets, passed_by, residuals_at
 
 Row = tuple[Item, list[int]]
 """an item, and tokens of an answer behind its prompt"""
@@ -141,6 +141,7 @@ class Trunk:
 def forward_part(model: Any, part: dict[str, Any]) -> torch.Tensor:
     """Log-probabilities (P, V) at the positions of a part that :class:`gapclose.batches.Collator` made, from stored states or media."""
     prompt = part["prompt"]
+    forget_offsets(model)
     below = passed_by(model, range(1, part.get("frozen", 0) + 1), prompt.get("inputs_embeds"))
     with below, answer_logits(model, part["rows"], part["positions"]):
         return model(**prompt, use_cache=False).logits[0].float().log_softmax(-1)

@@ -279,7 +279,8 @@ def test_training_lowers_the_loss_and_the_export_gives_the_same_scores(case, tmp
     assert_same_base(loaded, case.loaded)
     loaded.model.eval()
     after = case.observe(loaded, batches, layers=(PROBE, n), generate=True)
-    assert torch.equal(after.residuals[PROBE], base.residuals[PROBE]) and not torch.equal(after.residuals[n], base.residuals[n])
+    assert_near(after.residuals[PROBE], base.residuals[PROBE])
+    assert (after.residuals[n] - base.residuals[n]).abs().max() > 0.01
     assert (after.scores - base.scores).abs().max() > 0.5
     write_adapter(loaded, tmp_path / "adapter")
     write_merged(loaded, case.config, tmp_path / "merged")
