@@ -299,6 +299,8 @@ class Training:
     def finish(self, base: Measured) -> dict[str, Any]:
         """Measure the best epoch's adapter on test, once; export it with its evidence; close the tracker."""
         epoch = self.best()["epoch"]
+        if record_of(self.run.directory, "adapted/test"):
+            say("this run was finished before; its last measurement and its exports are written again")
         if self.run.config.model.sharded and not is_sharded(self.run.loaded.model):  # everything was trained before this start
             shard(self.run.loaded.model)
         self.load_epoch(epoch)

@@ -66,7 +66,7 @@ def validate(arguments: Sequence[str]) -> None:
     from gapclose.config import parse_config
     from gapclose.examine.leak import print_leak, text_leak
     from gapclose.outline import print_outline
-    from gapclose.validate import doubts, is_for_closing, prepare_items, print_histogram
+    from gapclose.validate import doubts, is_for_closing, lacking_here, prepare_items, print_histogram
 
     config = parse_config(arguments, prog="gapclose validate")
     closing, absent, items, faults = True, why_absent(config.model), None, list[str]()
@@ -83,7 +83,8 @@ def validate(arguments: Sequence[str]) -> None:
     if faults:
         raise ValueError("\n".join(faults))
     assert items is not None
-    for line in [*doubts(items), *print_leak(text_leak(items, folds=config.probe.folds))]:
+    lacking = lacking_here(config, absent=absent is not None)
+    for line in [*lacking, *doubts(items), *print_leak(text_leak(items, folds=config.probe.folds))]:
         print(f"warning: {line}")
     unseen = f"; options and prompts are not checked without the processor of {config.model.path}" if absent else ""
     print("no problems found" + ("" if closing else "; without train and val this set is for `gapclose measure` alone") + unseen)
@@ -144,8 +145,10 @@ def export(arguments: Sequence[str]) -> None:
 
 
 def report(arguments: Sequence[str]) -> None:
-    """Show one run, or compare several."""
+    """Show one run, or compare several. Raises: ValueError for directories that are not there."""
     runs, as_json, html = _report_arguments(arguments)
+    if absent := [str(run) for run in runs if not run.is_dir()]:
+        raise ValueError(f"no such run directory: {', '.join(absent)}; name what `run_dir` was")
     if len(runs) > 1:
         from gapclose.report.compare import compare, print_comparison, write_comparison
 

@@ -260,6 +260,9 @@ def _file_keys(path: Path, problems: Problems) -> list[str]:
     if not isinstance(tree, dict):
         problems.add(f"{path}: holds {type(tree).__name__}, not keys and values")
         return []
+    if {"run", "budgets", "objectives"} <= set(tree):
+        problems.add(f"{path}: compares many runs; `python recipes/compare.py --config {path}` reads it")
+        return []
     known = set(known_keys())
     groups = {key.rpartition(".")[0] for key in known}
 

@@ -74,7 +74,11 @@ def too_long(items: ItemSet, processor: Any) -> dict[tuple[str, str], str]:
 
 def tell(items: ItemSet, found: Mapping[tuple[str, str], str], problems: Problems) -> None:
     """Add what is wrong with media files to ``problems``: one line per file, naming the first item that uses it and the remedy."""
+    gone: set[str] = set()
     for entry, fault in found.items():
+        if entry[1] in gone:
+            continue  # a film that is missing to the eye is missing to the ear
+        gone |= set() if (items.root / entry[1]).is_file() else {entry[1]}
         user = next(i.id for i in items if entry in i.media)
         problems.add(f"{items.root / entry[1]}: item {user!r}: {fault}")
 

@@ -25,6 +25,7 @@ from gapclose.objectives import BY_TRL
 from gapclose.option_order import shuffle_options
 from gapclose.progress import say
 from gapclose.prompts import check_kinds, check_options
+from gapclose.quantise import refuse_quantisation
 from gapclose.readers import read_set
 from gapclose.readers.splits import Dealing, check_media_apart, check_twins
 from gapclose.report.console import add_columns, wide_console
@@ -96,7 +97,9 @@ def load_items(
         tell(items, found, problems)
     check_splits_filled(items, splits, folds, problems)
     if retain and not items.select(split="train", purpose="retain").items:
-        problems.add(f"{items.where}: split 'train' has no items with purpose 'retain'; add some or set train.retain to 0")
+        problems.add(
+            f"{items.where}: split 'train' has no items with purpose 'retain'; add some or set train.retain to 0 (tables, IMAVB and AVHBench have none)"
+        )
     if objective in BY_TRL:
         check_taken(asked[prompts.asked], objective, BY_TRL[objective], problems)
     problems.raise_if_any()
@@ -218,6 +221,25 @@ def doubts(items: ItemSet) -> list[str]:
         few = {c: n for c, n in concepts.items() if 0 < n < LEAST_CLIPS}
         if few:
             found.append(f"test has {few} clips of these concepts in {modality}; below {LEAST_CLIPS} the verdict is `too few clips`")
+    return found
+
+
+def lacking_here(config: Config, *, absent: bool) -> list[str]:
+    """What a run with this configuration needs and this machine lacks; a configuration may be checked where it will not run.
+
+    Args:
+        absent: whether the checkpoint is not here, so that its files cannot be looked at.
+    """
+    from gapclose.export import check_export
+
+    checks: list[Callable[[], object]] = [lambda: refuse_quantisation(config.model.quantisation)]
+    checks += [] if absent else [lambda: check_export(config)]
+    found = []
+    for check in checks:
+        try:
+            check()
+        except ValueError as error:
+            found.append(f"this machine cannot run it: {error}")
     return found
 
 

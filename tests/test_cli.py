@@ -49,6 +49,20 @@ def test_a_batch_that_does_not_fit_is_refused_before_the_items_are_read(capsys, 
     assert not (tmp_path / "run").exists()
 
 
+def test_reporting_what_is_not_there(tmp_path, capsys):
+    """Every directory that is not there is named, whether one run was asked for or several."""
+    assert main(["report", str(tmp_path / "a")]) == 2
+    assert f"no such run directory: {tmp_path / 'a'};" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "a"), str(tmp_path), str(tmp_path / "b")]) == 2
+    assert f"no such run directory: {tmp_path / 'a'}, {tmp_path / 'b'};" in capsys.readouterr().err
+
+
+def test_the_configuration_of_a_comparison_names_its_recipe(capsys):
+    path = "configs/compare_digits.yaml"
+    assert main(["validate", "--config", path]) == 2
+    assert f"{path}: compares many runs; `python recipes/compare.py --config {path}` reads it" in capsys.readouterr().err
+
+
 def test_exporting_what_is_not_finished(tiny_run, tiny_config, capsys, tmp_path):
     """No run, one without measurements, and one that only measured have nothing to export, and each says what to do."""
 

@@ -16,7 +16,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from gapclose.adapters import load_adapter
+from gapclose.adapters import adapter_fingerprint, load_adapter
 from gapclose.cli import main
 from gapclose.config import parse_config
 from gapclose.export import leave_gpu, verify, verify_in_fresh_process
@@ -201,7 +201,7 @@ def test_the_adapter_is_the_best_epochs(tiny_run):
         assert within[summary["epoch"]] == max(within.values())
 
 
-def test_the_model_card_holds_the_evidence(tiny_run):
+def test_the_model_card_holds_the_evidence(tiny_run, tiny_config, tiny_checkpoint, monkeypatch):
     """Figures with intervals, numbers of clips and items, the state, the settings; the same as in evidence.json."""
     card, summary = (tiny_run / "adapter" / "README.md").read_text(), summarise(tiny_run)
     assert json.loads((tiny_run / "adapter" / "evidence.json").read_text()) == summary
@@ -209,6 +209,12 @@ def test_the_model_card_holds_the_evidence(tiny_run):
         assert f"| {show(summary['base'][key])} | {show(summary['adapted'][key])} |" in card
     assert f"{summary['n_clips']} clips, {summary['n_items']} items" in card and f"state: {summary['state']}" in card
     header = yaml.safe_load(card.split("---")[1])
+    loading = card.split("```python\n")[1].split("```")[0].replace(".eval()", "")
+    monkeypatch.chdir(tiny_run)
+    base = loading.split('from_pretrained("')[1].split('"')[0]
+    exec(loading.replace(f'"{base}"', f'"{tiny_checkpoint}"'), found := {})
+    ours = load_adapter(parse_config(["--config", str(tiny_config)]).model, tiny_run / "adapter")
+    assert adapter_fingerprint(found["model"]) == adapter_fingerprint(ours.model)
     assert header["library_name"] == "peft" and "gapclose" in header["tags"]
 
 

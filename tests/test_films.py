@@ -1,6 +1,7 @@
 """Films: which frames are shown, how they sound, and what is said of those that cannot be used."""
 
 import shutil
+from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -103,6 +104,15 @@ def test_a_film_that_cannot_be_used_is_named_with_item_and_remedy(tmp_path, faul
     assert message.startswith(f"{tmp_path / 'film.mp4'}: item 'first': ") and all(part in message for part in says), message
     with pytest.raises(ValueError, match=says[0]):
         Media(tmp_path, RATE).load(kind, "film.mp4")
+
+
+def test_a_film_that_is_not_there_is_told_once(tmp_path):
+    """Its frames and its sound track are two parts of an item, and one file."""
+    both = ({"type": "video", "path": "film.mp4"}, {"type": "audio", "path": "film.mp4"})
+    items, problems = about(tmp_path, "video", "film.mp4"), Problems("the set")
+    items = replace(items, items=tuple(replace(i, messages=[{"role": "user", "content": list(both)}]) for i in items))
+    tell(items, faults(items), problems)
+    assert len(problems) == 1
 
 
 def test_damaged_films_never_escape_as_tracebacks(tmp_path):
@@ -336,8 +346,6 @@ def test_the_cache_is_bounded_by_bytes(tmp_path):
 
 def test_other_framing_is_another_item_set(tmp_path):
     """What a model is shown is part of the fingerprint, where there are films."""
-    from dataclasses import replace
-
     whole(tmp_path / "film.mp4")
     film, sound = about(tmp_path, "video", "film.mp4"), about(tmp_path, "audio", "film.mp4")
     other = Framing(frames=4)

@@ -43,7 +43,7 @@ def faulty(tmp_path):
         f"{path}: split 'fit' has items whose gold expresses 'false' about 1 clips, too few for 4 folds of clips; add clips or lower",
         f"{path}: split 'test' has items whose gold expresses 'standard' about 2 clips, too few for 4 folds",
         f"{path}: split 'test' has no item whose gold expresses 'false'",
-        f"{path}: split 'train' has no items with purpose 'retain'; add some or set train.retain to 0",
+        f"{path}: split 'train' has no items with purpose 'retain'; add some or set train.retain to 0 (tables",
     ]
 
     def put(line: dict | str, *parts: str) -> None:
@@ -134,6 +134,26 @@ def test_a_whole_set_is_counted(digits_directory, tiny_checkpoint, tmp_path, cap
     assert "…" not in shown and not (tmp_path / "run").exists()
 
 
+def test_what_the_machine_lacks_is_a_warning(digits_directory, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    """A configuration may be checked where it cannot run: no GPU for a quantised base, no network for an upload."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: True)
+    arguments = ["--data.path", str(digits_directory), "--model.path", str(tiny_checkpoint), "--run_dir", str(tmp_path / "run")]
+    assert main(["validate", *arguments, "--model.quantisation", "4bit", "--export.push", "me/it"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "warning: this machine cannot run it: model.quantisation 4bit needs a CUDA GPU" in shown
+    assert "warning: this machine cannot run it: export.push needs the network" in shown
+    assert main(["validate", *arguments]) == 0
+    assert "cannot run it" not in capsys.readouterr().out
+
+
+def test_shares_of_a_set_that_names_its_splits_are_told_to_do_nothing(digits_directory, tiny_checkpoint, tmp_path, capsys):
+    arguments = ["--data.path", str(digits_directory), "--model.path", str(tiny_checkpoint), "--run_dir", str(tmp_path / "run")]
+    assert main(["validate", *arguments, "--data.shares", "[0.5, 0, 0, 0.5]"]) == 0
+    assert "its items name their splits, so data.shares deals nothing out" in " ".join(capsys.readouterr().out.split())
+
+
 def test_worlds_of_two_seeds_in_one_run_directory_are_two(monkeypatch, tmp_path):
     """Validating with another seed first does not give the run that seed's clips."""
     from gapclose.config import Config, DataConfig
@@ -190,5 +210,5 @@ def test_what_was_left_out_stands_beside_the_evidence(tiny_run, tmp_path):
     missing = left_out(tmp_path)
     assert missing["skipped"] == [{"item": "a", "fault": "sounds/a.wav: empty"}]  # where the data lie is not told
     config = parse_config(["--config", str(tiny_run / "config.yaml")])
-    card = model_card(summarise(tiny_run), config, SimpleNamespace(path="model"), missing)
+    card = model_card(summarise(tiny_run), config, SimpleNamespace(path="model", model=None), missing)
     assert "- 1 items beside the 99 were left out" in card and "- 7 rows: why" in card

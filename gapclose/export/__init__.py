@@ -86,4 +86,4 @@ def _write_evidence(folder: Path, directory: Path, config: Config, loaded: Loade
     missing = left_out(directory)
     if missing["skipped"] or missing["notes"]:
         write_json(folder / "left_out.json", missing)
-    write_text(folder / "README.md", model_card(summary, config, loaded, missing, served))
+    write_text(folder / "README.md", model_card(summary, config, loaded, missing, served, kind=folder.name))

@@ -13,6 +13,7 @@ from gapclose.models import LoadedModel
 from gapclose.objectives import IN_WORDS, settings_in_words
 from gapclose.report.console import claims, show, verdict
 from gapclose.report.summary import round_words
+from gapclose.structure import unwrap
 
 if TYPE_CHECKING:
     from gapclose.config import Config
@@ -48,10 +49,35 @@ def title(summary: dict[str, Any], config: Config) -> str:
     return f"Adapter of a run that ended in state `{summary['state']}`: {STATES[summary['state']]}"
 
 
+def loading(kind: str, loaded: LoadedModel, config: Config) -> str:
+    """How an export is loaded, by the class that was measured."""
+    if kind == "omni":
+        return "As the checkpoint that it was made of: every part but the decoder is that one's."
+    name, how = type(unwrap(loaded.model)).__name__, f'.from_pretrained("{{}}", dtype="{config.model.dtype}")'
+    lines = [f"from transformers import {name}", "", f"model = {name}{how.format(kind)}.eval()   # this directory, or its name on the hub"]
+    if kind == "adapter":
+        lines = [
+            "from peft import PeftModel", *lines[:2], f"base = {name}{how.format(base_name(loaded))}",
+            'model = PeftModel.from_pretrained(base, "adapter").eval()   # this directory, or its name on the hub',
+        ]  # fmt: skip
+    return "\n".join(["```python", *lines, "```"])
+
+
 def model_card(
-    summary: dict[str, Any], config: Config, loaded: LoadedModel, missing: dict[str, Any] | None = None, served: Served | None = None
+    summary: dict[str, Any],
+    config: Config,
+    loaded: LoadedModel,
+    missing: dict[str, Any] | None = None,
+    served: Served | None = None,
+    *,
+    kind: str = "adapter",
 ) -> str:
-    """Markdown with the evidence: what was measured, on how many clips, by which probe, under which controls; ``missing``: :func:`left_out`."""
+    """Markdown with the evidence: what was measured, on how many clips, by which probe, under which controls.
+
+    Args:
+        missing: :func:`left_out`.
+        kind: of export that it lies in: adapter, merged or omni.
+    """
     adapted, base = summary["adapted"], summary["base"]
     rows = "\n".join(
         f"| {label} | {show(base[key])} | {show(adapted[key])} |"
@@ -59,7 +85,7 @@ def model_card(
             ("action, balanced accuracy", "balanced"),
             ("action as generated, balanced accuracy", "generated_balanced"),
             ("standard accuracy", "standard_accuracy"),
-            ("false premises rejected", "rejection"),
+            ("rejection rate", "rejection"),
             ("false alarms", "false_alarm"),
             ("action, AUROC", "auroc"),
             ("retention", "retention"),
@@ -88,6 +114,10 @@ tags: [gapclose, lora]
 Trained with gapclose: {IN_WORDS[config.objective]}{again}
 ({settings_in_words(config.objective, config.train)};
 LoRA on `{config.lora.layers}`, targets control `{config.targets.control}`, seed {config.seed}).
+
+## Loading
+
+{loading(kind, loaded, config)}
 
 ## Evidence
 

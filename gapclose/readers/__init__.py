@@ -40,6 +40,9 @@ def read_set(directory: Path, problems: Problems, dealing: Dealing, *, columns: 
     if not columns and any((directory / name).is_file() for name in OWN):
         found = read_items(directory, problems)
         _refuse_about(about, directory, problems)
+        if tuple(dealing.shares) != Dealing.shares:
+            note = f"{directory}: its items name their splits, so data.shares deals nothing out"
+            found = replace(found, notes=(*found.notes, note))
         return found
     items = _read_tables(directory, problems, dealing, columns, about)
     check_apart(items, problems)

@@ -129,7 +129,7 @@ def draw_fronts(found: Mapping[tuple[str, int, str], Found], variant: str) -> Fi
             axes.plot(
                 *(points if len(points) else np.full((1, 2), np.nan)).T, linestyle=style, **look | {"markersize": 3, "linewidth": 1.2}
             )
-        axes.set(xlabel="standard accuracy, test", ylabel="false premises rejected, test", xlim=(0.45, 1.02), ylim=(-0.02, 1.02))
+        axes.set(xlabel="standard accuracy, test", ylabel="rejection rate, test", xlim=(0.45, 1.02), ylim=(-0.02, 1.02))
         axes.set_title(f"{variant}, {labels} labels", loc="left")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

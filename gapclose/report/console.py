@@ -20,7 +20,7 @@ TEST_ROWS = {
     "action generated, balanced": "generated_balanced",
     "options right, balanced": "option_balanced",
     "standard accuracy": "standard_accuracy",
-    "false premises rejected": "rejection",
+    "rejection rate": "rejection",
     "false alarms": "false_alarm",
     "action, AUROC": "auroc",
     "action, d'": "dprime",
