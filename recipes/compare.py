@@ -30,7 +30,7 @@ from gapclose.baselines.comparison import BUDGETS
 from gapclose.config import parse_config, refuse_other_run
 from gapclose.files import read_json, write_json
 from gapclose.progress import say, track
-from gapclose.report.compared import Row, write_results
+from gapclose.report.compared import BY_VAL, Row, write_results
 from gapclose.report.summary import record_of
 
 ROOT = Path(__file__).parents[1]
@@ -209,16 +209,18 @@ def run(of: Comparison, job: Job) -> Job | None:
     return None if child.returncode == 0 and job.done else job
 
 
-def gather_rows(every: list[Job]) -> list[Row]:
-    """The ways that are finished, with all their alternatives: val chooses among all of them or not at all."""
+def gather_rows(of: Comparison, every: list[Job]) -> list[Row]:
+    """The ways that are finished, with all their alternatives: val chooses among all of them or not at all. Where all objectives are there,
+    so is what val chooses among them."""
     together: dict[tuple[str, int, int, str], list[Job]] = {}
     for job in every:
         together.setdefault((job.variant, job.budget, job.seed, job.way), []).append(job)
-    return [
-        Row(variant=variant, labels=labels, seed=seed, way=way, directories=[j.directory for j in jobs])
-        for (variant, labels, seed, way), jobs in together.items()
-        if all(j.done for j in jobs)
-    ]
+    done = {key: [j.directory for j in found] for key, found in together.items() if all(j.done for j in found)}
+    for variant, labels, seed in dict.fromkeys(key[:3] for key in together):
+        finished = [done.get((variant, labels, seed, way)) for way in of.objectives]
+        if len(finished) > 1 and all(finished):
+            done[variant, labels, seed, BY_VAL] = [directory for found in finished for directory in found or ()]
+    return [Row(variant=v, labels=labels, seed=seed, way=way, directories=found) for (v, labels, seed, way), found in done.items()]
 
 
 def main() -> int:
@@ -249,7 +251,7 @@ def main() -> int:
             failed = [j for j in track(pool.map(lambda j: run(of, j), waiting), len(waiting), "runs") if j is not None]
     for job in failed:
         print(f"failed: {job.directory}; its output is in {job.directory / 'output.txt'}", file=sys.stderr)
-    rows, path = gather_rows(todo), args.out or Path(of.out) / "results.md"
+    rows, path = gather_rows(of, todo), args.out or Path(of.out) / "results.md"
     if not rows:
         print(f"error: no run below {of.out} is finished (of a way with alternatives, all); start without --collect", file=sys.stderr)
         return 2
@@ -258,7 +260,7 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    say(f"{sum(len(row.directories) for row in rows)} of {len(todo)} runs: {path}")
+    say(f"{len({d for row in rows for d in row.directories})} of {len(todo)} runs: {path}")
     return 1 if failed else 0
 
 

@@ -21,6 +21,7 @@ LOOKS = {
     "consistency+gold": ("#009E73", "s"),
     "dpo": ("#CC79A7", "^"),
     "grpo": ("#E69F00", "v"),
+    "best on val": ("#000000", "8"),
     "pgla": ("#CC79A7", "P"),
     "pgla_wide": ("#E69F00", "X"),
     "shift": ("#56B4E9", "<"),

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from gapclose.gap import GapConfig
-from gapclose.report.compared import pairs
+from gapclose.report.compared import BY_VAL, pairs
 from gapclose.report.compared_figures import mean_front
 from gapclose.report.results import against, chosen_on_val, figures, mean_over_seeds, on_degraded, trained
 from gapclose.report.summary import record_of
@@ -184,6 +184,23 @@ def test_what_is_set_against_what():
         ("consistency", "gold"), ("consistency", "consistency+gold"), ("consistency", "shift"), ("consistency+gold", "gold"),
     ]  # fmt: skip
     assert pairs(["base", "gold"]) == []
+    assert pairs(["gold", "consistency+gold", BY_VAL]) == [("consistency+gold", "gold"), (BY_VAL, "gold")]
+
+
+def test_where_all_objectives_are_finished_val_chooses_among_them(recipe, tmp_path):
+    """Not where one of them is missing, and never in a variant that has ways of its own."""
+    of = recipe.read_comparison(ROOT / "configs" / "compare_digits.yaml", quick=False)
+    of.out = str(tmp_path)
+    recipe.narrow(of, [0], [500], ["comply", "comply, controls of training"])
+    every = recipe.jobs(of)
+    for job in every[1:]:
+        job.directory.mkdir(parents=True)
+        (job.directory / "gap.jsonl").write_text(json.dumps({"stage": "adapted/test"}))
+    assert BY_VAL not in {row.way for row in recipe.gather_rows(of, every)}
+    every[0].directory.mkdir(parents=True)
+    (every[0].directory / "gap.jsonl").write_text(json.dumps({"stage": "adapted/test"}))
+    (row,) = (row for row in recipe.gather_rows(of, every) if row.way == BY_VAL)
+    assert row.variant == "comply" and [d.name for d in row.directories] == ["consistency-seed0", "gold-seed0", "consistency+gold-seed0"]
 
 
 def test_fronts_of_seeds_are_averaged_at_levels_of_val():
