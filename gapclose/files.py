@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,17 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadat
 def write_in_place(path: str | Path, write: Callable[[Path], object]) -> None:
     """Have ``write`` make a file under a temporary name and put it in its place, whole or not at all."""
     _replace(Path(path), write)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A directory to fill, which takes the place of ``folder`` once it is left without an error; a start that was killed leaves it hidden."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
 
 
 def link_files(paths: Iterable[Path], directory: Path) -> None:

@@ -96,10 +96,15 @@ def _searched(
 
 
 def in_question(y: np.ndarray, modality: np.ndarray, concepts: int) -> np.ndarray:
-    """Whether a concept (column) occurs among the items of an item's modality (row): (N, C), bool."""
-    found = np.zeros((len(y), concepts), dtype=bool)
+    """Whether a concept (column) is asked about among the items of an item's modality (row): (N, C), bool.
+
+    It must be half as frequent there as among all items, at least: a few wrong labels make no question, and what is rare everywhere is one.
+    """
+    found, share = np.zeros((len(y), concepts), dtype=bool), np.bincount(y, minlength=concepts) / len(y)
     for name in np.unique(modality):
-        found[np.ix_(modality == name, np.unique(y[modality == name]))] = True
+        there = modality == name
+        here = np.bincount(y[there], minlength=concepts) / there.sum()
+        found[there] = (here > 0) & (here >= 0.5 * share)
     return found
 
 
@@ -111,12 +116,13 @@ def score(logits: np.ndarray, y: np.ndarray, possible: np.ndarray) -> dict[str, 
 
     Returns:
         ``log_likelihood`` in nats at the best ``temperature`` (of the probe's reading), ``given_modality`` (the same among the possible concepts
-        alone, at the temperature that is best for it: what probes are chosen by) and ``accuracy``.
+        alone, at the temperature that is best for it, over the items whose label is possible: what probes are chosen by) and ``accuracy``.
     """
-    temperature, narrowed = fit_temperature(logits, y), np.where(possible, logits, -np.inf)
+    temperature, counts = fit_temperature(logits, y), possible[np.arange(len(y)), y]
+    narrowed, named = np.where(possible, logits, -np.inf)[counts], y[counts]
     return {
         "log_likelihood": _log_likelihood(logits / temperature, y),
-        "given_modality": _log_likelihood(narrowed / fit_temperature(narrowed, y), y),
+        "given_modality": _log_likelihood(narrowed / fit_temperature(narrowed, named), named),
         "temperature": temperature,
         "accuracy": float((logits.argmax(1) == y).mean()),
     }

@@ -12,8 +12,9 @@ class TrainConfig:
     """Optimisation."""
 
     epochs: int = 3
-    """each of as many steps as one pass of the train items takes when they fill the batch beside the retained, with every objective: so
-    objectives are compared at equal steps. The gap is measured again after each"""
+    """each of as many steps as one pass of the train items takes when they fill the batch beside the retained, with objective consistency, gold
+    and consistency+gold alike: so they are compared at equal steps (dpo and grpo take as many as their pairs or prompts fill). The gap is
+    measured again after each"""
     global_batch_size: int = 72
     """items per optimiser step over all processes, all terms together"""
     micro_batch_size: int = 8

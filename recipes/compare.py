@@ -30,7 +30,7 @@ from gapclose.baselines.comparison import BUDGETS
 from gapclose.config import parse_config, refuse_other_run
 from gapclose.files import read_json, write_json
 from gapclose.progress import say, track
-from gapclose.report.compared import BY_VAL, Row, write_results
+from gapclose.report.compared import Row, write_results
 from gapclose.report.summary import record_of
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +59,7 @@ class Comparison:
         """Label budgets and ways of a variant, and the settings that make it."""
         settings = dict(self.variants[variant])
         budgets, ways = settings.pop("budgets", self.budgets), settings.pop("ways", [*self.objectives, UNTRAINED])
+        settings.pop("also_on", None)
         return [b for b in budgets if b in self.budgets], ways, settings
 
     def alternatives(self, way: str) -> list[dict[str, Any]]:
@@ -84,7 +85,8 @@ class Job:
         if self.way == UNTRAINED:
             path = self.directory / "measurement.json"
             return path.is_file() and bool(read_json(path).get("baselines"))
-        return record_of(self.directory, "adapted/test") is not None
+        evidence = self.directory / "adapter" / "README.md"  # the last thing that an export without verification writes
+        return record_of(self.directory, "adapted/test") is not None and evidence.is_file()
 
 
 def read_comparison(path: Path, *, quick: bool) -> Comparison:
@@ -108,8 +110,9 @@ def read_comparison(path: Path, *, quick: bool) -> Comparison:
             )
         found.variants = {name: found.variants[name] for name in names}
         found.__dict__.update(short)
-    if found.also_on is not None and "=" not in found.also_on:
-        raise ValueError(f"{path}: also_on is {found.also_on!r}; write a tag and its value, e.g. phrasing=someone")
+    for tag in (found.also_on, *(keys.get("also_on") for keys in found.variants.values())):
+        if tag is not None and "=" not in tag:
+            raise ValueError(f"{path}: also_on is {tag!r}; write a tag and its value, e.g. phrasing=someone")
     known_ways = {*found.objectives, *found.ways, UNTRAINED}
     for name, keys in found.variants.items():
         wrong = [w for w in keys.get("ways", []) if w not in known_ways]
@@ -174,7 +177,7 @@ def jobs(of: Comparison) -> list[Job]:
 
 def command(of: Comparison, job: Job) -> list[str]:
     """The command line of a run."""
-    settings = {**of.settings, "gap.standard_budget": of.standard_budget, **of.of_variant(job.variant)[2]}
+    settings = {**of.settings, "gap.standard_budget": of.standard_budget, "gap.choose": "shifted", **of.of_variant(job.variant)[2]}
     settings |= {"labelling.budget": job.budget, "seed": job.seed, "run_dir": job.directory}
     settings |= {"observe.shared": Path(of.out) / "base"}  # its runs see the same items under the same base
     if job.way == UNTRAINED:
@@ -209,18 +212,16 @@ def run(of: Comparison, job: Job) -> Job | None:
     return None if child.returncode == 0 and job.done else job
 
 
-def gather_rows(of: Comparison, every: list[Job]) -> list[Row]:
-    """The ways that are finished, with all their alternatives: val chooses among all of them or not at all. Where all objectives are there,
-    so is what val chooses among them."""
+def gather_rows(every: list[Job]) -> list[Row]:
+    """The ways that are finished, with all their alternatives: val chooses among all of them or not at all."""
     together: dict[tuple[str, int, int, str], list[Job]] = {}
     for job in every:
         together.setdefault((job.variant, job.budget, job.seed, job.way), []).append(job)
-    done = {key: [j.directory for j in found] for key, found in together.items() if all(j.done for j in found)}
-    for variant, labels, seed in dict.fromkeys(key[:3] for key in together):
-        finished = [done.get((variant, labels, seed, way)) for way in of.objectives]
-        if len(finished) > 1 and all(finished):
-            done[variant, labels, seed, BY_VAL] = [directory for found in finished for directory in found or ()]
-    return [Row(variant=v, labels=labels, seed=seed, way=way, directories=found) for (v, labels, seed, way), found in done.items()]
+    return [
+        Row(variant=variant, labels=labels, seed=seed, way=way, directories=[j.directory for j in jobs])
+        for (variant, labels, seed, way), jobs in together.items()
+        if all(j.done for j in jobs)
+    ]
 
 
 def main() -> int:
@@ -232,7 +233,11 @@ def main() -> int:
     parser.add_argument("--variants", nargs="+", help="only these")
     parser.add_argument("--collect", action="store_true", help="run nothing")
     parser.add_argument("--workers", type=int, default=1, help="runs at once, one thread each")
-    parser.add_argument("--out", type=Path, help="write the results here (default: results.md in the comparison's directory)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="write the results here (default: results.md in the comparison's directory; of a part of it, results-part.md)",
+    )
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
@@ -251,12 +256,14 @@ def main() -> int:
             failed = [j for j in track(pool.map(lambda j: run(of, j), waiting), len(waiting), "runs") if j is not None]
     for job in failed:
         print(f"failed: {job.directory}; its output is in {job.directory / 'output.txt'}", file=sys.stderr)
-    rows, path = gather_rows(of, todo), args.out or Path(of.out) / "results.md"
+    part = args.quick or args.seeds or args.budgets or args.variants
+    rows, path = gather_rows(todo), args.out or Path(of.out) / ("results-part.md" if part else "results.md")
     if not rows:
         print(f"error: no run below {of.out} is finished (of a way with alternatives, all); start without --collect", file=sys.stderr)
         return 2
     try:
-        write_results(rows, path, of.standard_budget, len(todo), also_on=of.also_on)
+        also_on = {name: keys.get("also_on", of.also_on) for name, keys in of.variants.items()}
+        write_results(rows, path, of.standard_budget, len(todo), objectives=of.objectives, also_on=also_on)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,7 +15,7 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import StandardScaler
 
 from gapclose import probe_search, probes
-from gapclose.probe_search import ProbeConfig, choose_probe
+from gapclose.probe_search import ProbeConfig, choose_probe, in_question, score
 from gapclose.probes import FrozenProbe, fit_linear, fit_temperature, fresh_reading, grouped_folds, out_of_fold
 
 CONCEPTS = ("standard", "false_vision", "false_audio")
@@ -192,6 +192,19 @@ def test_the_planted_layer_is_chosen_and_its_likelihood_is_out_of_fold(layer):
 def held_out_likelihood(choice, residuals, y):
     """Mean log-likelihood in nats."""
     return np.log(choice.probe.read(choice.probe.see(residuals))[np.arange(len(y)), y]).mean()
+
+
+def test_a_wrong_label_makes_no_question_of_a_concept():
+    """Two modalities with a concept of their own each: a few labels of the other one's leave them what they are; a rare concept stays."""
+    y, modality = np.array([0, 1] * 20 + [0, 2] * 20), np.repeat(["seen", "heard"], 40)
+    clean = in_question(y, modality, 3)
+    assert clean[:40].all(0).tolist() == [True, True, False] and clean[40:].all(0).tolist() == [True, False, True]
+    wrong = y.copy()
+    wrong[[1, 3, 41, 43]] = [2, 2, 1, 1]
+    assert (in_question(wrong, modality, 3) == clean).all()
+    logits = np.where(clean, np.eye(3)[wrong] * 4, 9.0)  # what tells the modality alone, and nothing of the wrong ones, is not rewarded
+    assert score(logits, wrong, clean)["given_modality"] > -0.1
+    assert in_question(np.array([0] * 97 + [1] * 3), np.repeat("seen", 100), 2).all()
 
 
 def test_layers_that_each_hold_half_of_the_evidence_are_read_side_by_side():

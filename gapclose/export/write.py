@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from pathlib import Path
 
-from gapclose.files import read_json, write_json
+from gapclose.files import new_folder, read_json, write_json
 from gapclose.models import LoadedModel, ModelConfig, load_processor
 
 
@@ -16,10 +15,10 @@ def write_adapter(loaded: LoadedModel, folder: Path) -> None:
     Of a base that lies in a directory only that directory's name is told, since adapters travel: ``PeftModel.from_pretrained(base, folder)``
     is given the base, ``AutoPeftModel`` would have to be told where it is.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    loaded.model.save_pretrained(str(folder))
-    path = folder / "adapter_config.json"
-    write_json(path, read_json(path) | {"base_model_name_or_path": base_name(loaded)})
+    with new_folder(folder) as place:
+        loaded.model.save_pretrained(str(place))
+        path = place / "adapter_config.json"
+        write_json(path, read_json(path) | {"base_model_name_or_path": base_name(loaded)})
 
 
 def base_name(loaded: LoadedModel) -> str:
@@ -32,6 +31,6 @@ def write_merged(loaded: LoadedModel, config: ModelConfig, folder: Path) -> None
 
     The processor is the checkpoint's, read again: one that was used may have taken up how its last batch was padded.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    copy.deepcopy(loaded.model).merge_and_unload().save_pretrained(str(folder))
-    load_processor(config).save_pretrained(str(folder))
+    with new_folder(folder) as place:
+        copy.deepcopy(loaded.model).merge_and_unload().save_pretrained(str(place))
+        load_processor(config).save_pretrained(str(place))

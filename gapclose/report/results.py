@@ -53,7 +53,7 @@ class Answers:
     items: ItemSet
     """those items"""
     base_instead: bool = False
-    """no setting of the way kept within the budget on val, so these are the base model's answers"""
+    """no setting of the way within the budget did better on val than the base model, so these are its answers"""
 
     def tagged(self, name: str, value: str) -> np.ndarray:
         """(N,) bool, the items that have a tag."""
@@ -258,9 +258,12 @@ def against(ours: Mapping[int, Mapping[str, np.ndarray]], theirs: Mapping[int, M
 
 
 def cpu_minutes(directories: Sequence[Path]) -> float | None:
-    """Processor time of all these runs, or None where it was not recorded of all."""
-    costs = [d / "cost.json" for d in directories]
-    return sum(sum(read_json(c).values()) for c in costs) / 60 if all(c.is_file() for c in costs) else None
+    """Processor time of all these runs, or None where it was not recorded of all; what they took from one another counts once."""
+    paths = [d / "cost.json" for d in directories]
+    if not all(p.is_file() for p in paths):
+        return None
+    costs = [read_json(p) for p in paths]
+    return (sum(c["cpu_seconds"] for c in costs) + max(c["cpu_seconds_of_others"] for c in costs)) / 60
 
 
 def read_by(directory: Path) -> dict[str, Any]:

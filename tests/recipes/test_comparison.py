@@ -5,16 +5,19 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from gapclose.gap import GapConfig
-from gapclose.report.compared import BY_VAL, pairs
+from gapclose.gap import GapConfig, Labels
+from gapclose.items import Item, ItemSet, Option
+from gapclose.report import compared
+from gapclose.report.compared import BY_VAL, Row, pairs
 from gapclose.report.compared_figures import mean_front
-from gapclose.report.results import against, chosen_on_val, figures, mean_over_seeds, on_degraded, trained
+from gapclose.report.results import Answers, against, chosen_on_val, cpu_minutes, figures, mean_over_seeds, on_degraded, trained
 from gapclose.report.summary import record_of
 
 ROOT = Path(__file__).parents[2]
@@ -68,11 +71,11 @@ def test_a_comparison_runs_goes_on_and_is_collected(comparison, refused):
     done = start(comparison, "--quick")
     assert done.returncode == 0, done.stdout + done.stderr
     runs = comparison.parent / "runs"
-    text = (runs / "results.md").read_text()
-    assert "3 of 3 runs, seeds 0" in text and "| 48 | consistency | 1 | " in text and "| 48 | pgla_wide | 1 | " in text
+    text = (runs / "results-part.md").read_text()
+    assert "3 of 3 runs (all by one commit), seeds 0" in text and "| 48 | consistency | 1 | " in text and "| 48 | pgla_wide | 1 | " in text
     assert "| consistency - gold | " in text and "consistency+gold" not in text and "are noise" not in text
     for kind in ("labels", "fronts"):
-        assert (runs / f"results-plain-{kind}.svg").stat().st_size > 5000
+        assert (runs / f"results-part-plain-{kind}.svg").stat().st_size > 5000
     directory = runs / "plain" / "48-labels" / "gold-seed0"
     found, record = trained(directory), record_of(directory, "adapted/test")
     assert record is not None
@@ -88,7 +91,7 @@ def test_a_comparison_runs_goes_on_and_is_collected(comparison, refused):
     assert "--variants names ['none']" in refused(comparison, "--variants", "none")
     again = start(comparison, "--seeds", "0", "--variants", "plain")
     assert "3 runs, 3 of them finished before" in again.stdout and (directory / "output.txt").read_text() == before
-    assert (runs / "results.md").read_text() == text
+    assert (runs / "results-part.md").read_text() == text
 
 
 def test_what_is_missing_is_said(comparison, refused, tmp_path):
@@ -175,7 +178,7 @@ def test_a_way_may_have_alternatives_of_which_val_chooses(recipe, tmp_path):
 
     runs = [run("a", 0.02, 0.7), run("b", 0.03, 0.8), run("c", 0.04, 0.9)]
     own = GapConfig(standard_budget=0.03)
-    assert chosen_on_val(runs, own) == 1 and chosen_on_val(runs[2:], own) == 0 and chosen_on_val(runs, GapConfig(choose="shifted")) == 0
+    assert chosen_on_val(runs, own) == 1 and chosen_on_val(runs, GapConfig(choose="shifted")) == 0
 
 
 def test_what_is_set_against_what():
@@ -184,23 +187,55 @@ def test_what_is_set_against_what():
         ("consistency", "gold"), ("consistency", "consistency+gold"), ("consistency", "shift"), ("consistency+gold", "gold"),
     ]  # fmt: skip
     assert pairs(["base", "gold"]) == []
-    assert pairs(["gold", "consistency+gold", BY_VAL]) == [("consistency+gold", "gold"), (BY_VAL, "gold")]
+    assert pairs(["gold", "consistency+gold", BY_VAL]) == [("consistency+gold", "gold")]
+    assert pairs(["base", "consistency, chosen", "gold, chosen"]) == [("consistency, chosen", "gold, chosen")]
 
 
-def test_where_all_objectives_are_finished_val_chooses_among_them(recipe, tmp_path):
-    """Not where one of them is missing, and never in a variant that has ways of its own."""
-    of = recipe.read_comparison(ROOT / "configs" / "compare_digits.yaml", quick=False)
-    of.out = str(tmp_path)
-    recipe.narrow(of, [0], [500], ["comply", "comply, controls of training"])
-    every = recipe.jobs(of)
-    for job in every[1:]:
-        job.directory.mkdir(parents=True)
-        (job.directory / "gap.jsonl").write_text(json.dumps({"stage": "adapted/test"}))
-    assert BY_VAL not in {row.way for row in recipe.gather_rows(of, every)}
-    every[0].directory.mkdir(parents=True)
-    (every[0].directory / "gap.jsonl").write_text(json.dumps({"stage": "adapted/test"}))
-    (row,) = (row for row in recipe.gather_rows(of, every) if row.way == BY_VAL)
-    assert row.variant == "comply" and [d.name for d in row.directories] == ["consistency-seed0", "gold-seed0", "consistency+gold-seed0"]
+def answers(right: float, n: int = 200) -> Answers:
+    """Of ``n`` items about two concepts, every other one an alarm; a share of ``right`` is answered so."""
+    options = [Option(text="odd", concept="standard"), Option(text="unseen", concept="false")]
+    message = [{"role": "user", "content": "Is it odd?"}]
+    plain = {"split": "test", "modality": "vision", "messages": message, "options": options}
+    found = tuple(Item(id=f"{i}", clip=f"{i}", gold=i % 2, **plain) for i in range(n))
+    items = ItemSet(root=Path(), name="planted", concepts=("standard", "false"), alarm=("false",), items=found)
+    gold = np.arange(n) % 2
+    chosen = np.where(np.arange(n) < right * n, gold, 1 - gold)
+    return Answers(labels=Labels.of(items), chosen=chosen, scores=None, items=items)
+
+
+def test_val_chooses_among_the_objectives_and_test_tells_what_it_chose(tmp_path, monkeypatch):
+    """Planted: on val the second is better, on test the first; its own figures are shown, the base model's row is left alone."""
+    right, on_val, rows = {"consistency": 0.9, "gold": 0.7}, {"consistency": 0.6, "gold": 0.8}, []
+    for way in right:
+        directory = tmp_path / f"{way}-seed0"
+        directory.mkdir()
+        val = {"stage": "epoch-1/val", "state": "open", "objections": {}, "shifted": {"option_balanced": on_val[way]}}
+        val |= {"change": {"standard_drop": {"value": 0.0}}}
+        (directory / "gap.jsonl").write_text("\n".join(json.dumps(r) for r in (val, {"stage": "adapted/test", "epoch": 1})))
+        (directory / "cost.json").write_text(json.dumps({"cpu_seconds": 60, "cpu_seconds_of_others": 30}))
+        rows.append(Row(variant="v", labels=50, seed=0, way=way, directories=[directory]))
+    of = {tmp_path / f"{way}-seed0": way for way in right}
+    monkeypatch.setattr(compared, "trained", lambda d: {"base": answers(0.5), "adapted": answers(right[of[d]])})
+    monkeypatch.setattr(compared, "adapted_points", lambda d: (dict.fromkeys(compared.BUDGETS, answers(right[of[d]])), []))
+    monkeypatch.setattr(compared, "more", lambda d: {"closure": right[of[d]], "cpu_minutes": cpu_minutes([d])})
+    monkeypatch.setattr(compared, "read_by", lambda d: {})
+    found = compared.gather(rows, 0.03, ["consistency", "gold"], {"v": None})
+    best, base = found["v", 50, BY_VAL][0], found["v", 50, "base"][0]
+    assert best["alternative"] == "gold" and base["alternative"] is None
+    assert best["balanced"][0] == pytest.approx(0.7) and best["more"]["closure"] == 0.7 and base["balanced"][0] == pytest.approx(0.5)
+    assert best["more"]["cpu_minutes"] == pytest.approx(2.5) and found["v", 50, "gold"][0]["more"]["cpu_minutes"] == pytest.approx(1.5)
+    assert ("v", 50, BY_VAL) not in compared.gather(rows[:1], 0.03, ["consistency", "gold"], {"v": None})
+
+
+def test_on_noise_a_sure_wrong_rejection_counts_and_calibration_is_that_of_concepts():
+    """Four items that nobody can read: two sure and wrong rejections, one sure and right, one unsure; all others are left out."""
+    found = answers(1.0, n=6)
+    items = tuple(replace(i, tags={"degraded": "yes"} if int(i.id) < 4 else {}) for i in found.items)
+    sure, unsure = np.log([[0.05, 0.95]]), np.log([[0.5 + 1e-9, 0.5 - 1e-9]])
+    scores = np.concatenate([sure, sure, sure, unsure, unsure, unsure])  # gold: standard, false, standard, false
+    noise = on_degraded(replace(found, items=replace(found.items, items=items), scores=scores))
+    assert noise["sure_and_wrong"][0] == pytest.approx(0.5)
+    assert noise["ece"][0] > 0.3
 
 
 def test_fronts_of_seeds_are_averaged_at_levels_of_val():
