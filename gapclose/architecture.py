@@ -29,14 +29,19 @@ def read_architecture(config: ModelConfig, path: str | None = None) -> Any:
     """
     known = config.known if path is None else {}
     path = path or config.resolved_path
-    if is_local(path) and not Path(path).is_dir():
-        raise ValueError(f"model.path {path!r}: no such directory; is it mistyped? A name on the hub is OWNER/NAME{remedy(path)}")
+    refuse_no_directory(path)
     try:
         with quiet():
             found = transformers.AutoConfig.from_pretrained(path, **known)
     except (OSError, ValueError) as error:
         raise ValueError(f"model.path {path!r} cannot be read as a transformers checkpoint: {error}{remedy(path)}") from error
     return trained_part(found)
+
+
+def refuse_no_directory(path: str) -> None:
+    """Raises: ValueError when ``path`` can be no hub name and is no directory."""
+    if is_local(path) and not Path(path).is_dir():
+        raise ValueError(f"model.path {path!r}: no such directory; is it mistyped? A name on the hub is OWNER/NAME{remedy(path)}")
 
 
 def is_local(path: str) -> bool:

@@ -65,11 +65,15 @@ def validate(arguments: Sequence[str]) -> None:
     from gapclose.architecture import why_absent
     from gapclose.config import parse_config
     from gapclose.examine.leak import print_leak, text_leak
+    from gapclose.models import SHIPPED
     from gapclose.outline import print_outline
     from gapclose.validate import doubts, is_for_closing, lacking_here, prepare_items, print_histogram
 
     config = parse_config(arguments, prog="gapclose validate")
     closing, absent, items, faults = True, why_absent(config.model), None, list[str]()
+    shipped = [f"{key} {path}" for key, path in (("data.path", config.data.path), ("model.path", config.model.path)) if path in SHIPPED]
+    if shipped:
+        print(f"shipped with gapclose: {' and '.join(shipped)}")
     try:
         closing = is_for_closing(config)
         items = prepare_items(config, closing=closing, without_model=absent is not None)
@@ -79,7 +83,7 @@ def validate(arguments: Sequence[str]) -> None:
     try:
         print_outline(config, items, absent=absent)
     except ValueError as error:
-        faults.append(str(error))
+        faults += [] if any(str(error) in fault for fault in faults) else [str(error)]
     if faults:
         raise ValueError("\n".join(faults))
     assert items is not None

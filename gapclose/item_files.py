@@ -270,5 +270,5 @@ def check_splits_filled(items: ItemSet, needs: dict[str, bool], folds: int, prob
             elif clips < folds:
                 problems.add(
                     f"{path}: split {split!r} has items whose gold expresses {concept!r} about {clips} clips, too few for {folds} folds of "
-                    "clips; add clips or lower probe.folds"
+                    "clips; add clips, lower probe.folds or, where data.shares dealt them out, give this split more"
                 )

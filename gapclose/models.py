@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 
-from gapclose.architecture import attention_of, auto_class, build_on_meta, read_architecture
+from gapclose.architecture import attention_of, auto_class, build_on_meta, read_architecture, refuse_no_directory
 from gapclose.chat import answer_tokens, set_variables, tokenizer_of
 from gapclose.checkpoint import (
     checkpoint_fingerprint,
@@ -87,6 +88,12 @@ class ModelConfig:
         """The directory or hub name that transformers is given."""
         folder = SHIPPED.get(self.path)
         return self.path if folder is None else str(Path(__file__).parent / "digits" / folder)
+
+
+def near_shipped(path: str) -> str:
+    """What is meant where a path is nearly the name of a shipped model."""
+    near = difflib.get_close_matches(path, SHIPPED, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 @dataclass(kw_only=True)
@@ -197,13 +204,15 @@ def load_processor(config: ModelConfig) -> Any:
             sets, or the checkpoint keeps what it needs for media apart from its weights.
     """
     path = config.resolved_path
+    refuse_no_directory(path)
     try:
         processor = transformers.AutoProcessor.from_pretrained(path, **config.known)
     except ImportError as error:
         raise ValueError(f"the processor of model.path {config.path!r} needs a package that is not installed: {error}") from error
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"model.path {config.path!r} has no tokenizer that transformers can read ({error}); give a checkpoint directory"
+            f"model.path {config.path!r} has no processor or tokenizer that transformers can read ({error}); give a checkpoint directory"
+            f"{near_shipped(config.path)}"
         ) from error
     refuse_parts_apart(processor, path, config.revision)
     set_variables(processor, config.template or {})

@@ -121,7 +121,9 @@ def test_a_model_without_tokenizer_is_one_of_the_problems(faulty, tmp_path_facto
     """A wrong model path is told together with the faults of the set."""
     assert main(["validate", "--data.path", str(faulty[0]), "--model.path", "/nowhere/model"]) == 2
     message = capsys.readouterr().err
-    assert "model.path '/nowhere/model'" in message and "give a checkpoint directory" in message and "item 'nan'" in message
+    assert message.count("model.path '/nowhere/model': no such directory") == 1 and "item 'nan'" in message
+    assert main(["validate", "--data.path", str(faulty[0]), "--model.path", "digit"]) == 2
+    assert "did you mean 'digits'?" in capsys.readouterr().err
 
 
 def test_a_whole_set_is_counted(digits_directory, tiny_checkpoint, tmp_path, capsys):

@@ -31,7 +31,7 @@ def clip_blocks(clips: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]
 def online_bits(residual: np.ndarray, y: np.ndarray, blocks: Sequence[np.ndarray], concepts: int, family: str, strength: float) -> float:
     """Bits to send ``y`` (M,) block by block, each by a probe fitted on the blocks before it.
 
-    The first block costs log2 C an item, and so does every other until two concepts were sent. A probe's temperature is the one that
+    The first block costs log2 C an item, and so does every other until two concepts were sent, by more items than there are concepts. A probe's temperature is the one that
     would have sent the earlier blocks best (1 at first). After n items, one part in n + 1 of every probability is spread evenly, since
     a concept that was never seen would otherwise cost endless bits.
 
@@ -42,7 +42,7 @@ def online_bits(residual: np.ndarray, y: np.ndarray, blocks: Sequence[np.ndarray
     earlier: list[tuple[np.ndarray, np.ndarray]] = []  # logits and concepts of the blocks sent by a probe that knew all concepts
     for block in blocks[1:]:
         seen = np.unique(y[sent])
-        if len(seen) < 2:
+        if len(seen) < 2 or len(sent) <= len(seen):  # no discriminant is fitted to one item a concept
             bits += len(block) * np.log2(concepts)
         else:
             logits = np.full((len(block), concepts), -np.inf)

@@ -35,7 +35,8 @@ def read_set(directory: Path, problems: Problems, dealing: Dealing, *, columns: 
         ValueError: when there is nothing that can be read; all other faults go to ``problems``.
     """
     if not directory.is_dir():
-        problems.add(f"data.path {str(directory)!r}: no such directory; {KNOWN}")
+        fault = "is a file; name the directory that it lies in" if directory.is_file() else f"no such directory; {KNOWN}"
+        problems.add(f"data.path {str(directory)!r}: {fault}")
         problems.raise_if_any()
     if not columns and any((directory / name).is_file() for name in OWN):
         found = read_items(directory, problems)

@@ -326,6 +326,8 @@ def test_every_item_costs_the_uniform_code_until_two_concepts_were_sent():
     assert 16 < online_bits(z, y, [*blocks, np.arange(8, 12)], 4, "logistic", 1.0) == 24
     three = np.array([0, 1] * 4 + [2] * 4)
     assert np.isfinite(online_bits(z, three, [*blocks, np.arange(8, 12)], 4, "logistic", 1.0))
+    tiny = [np.array([0, 1]), np.arange(2, 8)]  # a clip of two items that hold both concepts: nothing to fit a discriminant to
+    assert online_bits(z, np.arange(16) % 2, tiny, 2, "lda", 0.5) == 8
 
 
 # -- judged ---------------------------------------------------------------------------------------------------------------------------

@@ -323,7 +323,7 @@ def test_a_faulty_map_is_told_with_the_remedy(said, tiny_checkpoint, capsys, fau
 
 PLACES = {
     "nothing there": (lambda p: p / "nowhere", ["no such directory", "docs/your-data.md"]),
-    "a file": (lambda p: p / "clips.jsonl", ["no such directory"]),
+    "a file": (lambda p: p / "clips.jsonl", ["is a file; name the directory"]),
     "an empty directory": (lambda p: (p / "empty").mkdir() or p / "empty", ["nothing in it that can be read", "set.json and items.jsonl"]),
     "tables without a map": (lambda p: (p / "columns.yaml").unlink() or p, ["tables clips, and nothing that says what their columns mean"]),
     "a map without tables": (lambda p: (p / "clips.jsonl").unlink() or p, ["no table (.jsonl, .json, .csv, .parquet"]),
