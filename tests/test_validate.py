@@ -40,7 +40,7 @@ def faulty(tmp_path):
     path, lines = tmp_path / "items.jsonl", []
     says = [
         f"{path}: split 'val' has no items with purpose 'gap'; add some",
-        f"{path}: split 'fit' has items whose gold expresses 'false' about 1 clips, too few for 4 folds of clips; add clips or lower",
+        f"{path}: split 'fit' has items whose gold expresses 'false' about 1 clips, too few for 4 folds of clips; add clips, lower",
         f"{path}: split 'test' has items whose gold expresses 'standard' about 2 clips, too few for 4 folds",
         f"{path}: split 'test' has no item whose gold expresses 'false'",
         f"{path}: split 'train' has no items with purpose 'retain'; add some or set train.retain to 0 (tables",

@@ -260,6 +260,26 @@ def test_scores_from_stored_states_are_those_of_the_whole_model(case, tmp_path, 
     assert_near(found.scores, plain.scores)
 
 
+def test_half_precision_says_nearly_the_same(case, tmp_path):
+    """bfloat16, as every configuration of a real model has it: scores, a training step with float32 adapters, and answers."""
+    half = load_model(replace(case.config, dtype="bfloat16"))
+    batches = plan_batches(case.items.items[:4], 4)
+    expected, found = (case.observe(m, batches, layers=(PROBE,)).scores for m in (case.loaded, half))
+    assert (found - expected).abs().max() < 0.05 * (1 + expected.abs().max())
+    add_lora(half, LoraConfig(r=2), range(PROBE + 1, len(half.layers) + 1), seed=0)
+    assert {p.dtype for p in half.model.parameters() if p.requires_grad} == {torch.float32}
+    train = TrainConfig(epochs=1, global_batch_size=4, micro_batch_size=2, learning_rate=0.02, warmup=0, retain=0, gold=0)
+    examples = [Example(item=i, term="consistency", weights=np.array([0.1, 0.6, 0.3, 0.0])) for i in case.items.items[:4]]
+    media = half.media(case.items)
+    make_trainer(half, examples, media, train, tmp_path / "run", n_train=4, seed=0, after_epoch=lambda epoch: None).train()
+    half.model.eval()
+    after = case.observe(half, batches, generate=True)
+    assert torch.isfinite(after.scores).all() and not torch.equal(after.scores, found)
+    write_merged(half, replace(case.config, dtype="bfloat16"), tmp_path / "merged")
+    merged = load_model(replace(case.config, path=str(tmp_path / "merged"), dtype="bfloat16"))
+    assert (case.observe(merged, batches).scores - after.scores).abs().max() < 0.2 + 0.05 * after.scores.abs().max()
+
+
 def test_training_lowers_the_loss_and_the_export_gives_the_same_scores(case, tmp_path):
     """A few steps of the trainer on several-token targets; what is read below the adapters stays; adapter and merged model reload."""
     loaded = load_model(case.config)
