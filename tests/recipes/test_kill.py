@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from gapclose.cli import main
@@ -121,3 +123,49 @@ def test_killed_once_it_ends_where_an_uninterrupted_run_does(close_command, clos
     kill_at(stage, command, run, log)
     finish(command, log)
     assert_same_end(run, closed_run, capsys)
+
+
+def unreadable(run: Path) -> list[str]:
+    """Files below a run that cannot be read. What was being written has a hidden name; a checkpoint counts once it says it is complete."""
+    found = []
+    for path in (p for p in run.rglob("*") if p.is_file()):
+        inside = path.relative_to(run).parts
+        open_checkpoint = inside[0] == "checkpoints" and not (run.joinpath(*inside[:2]) / "complete.json").exists()
+        if any(part.startswith(".") for part in inside) or (open_checkpoint and inside[1].startswith("checkpoint-")):
+            continue
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt") as file:
+                    _ = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118 (a safetensors file is no dict)
+            elif path.suffix in (".json", ".jsonl"):
+                text = path.read_text()
+                _ = [json.loads(part) for part in (text.splitlines() if path.suffix == ".jsonl" else [text])]
+        except Exception as error:
+            found.append(f"{path}: {error}")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_ten_times_at_random_it_ends_where_an_uninterrupted_run_does(close_command, closed_run, tmp_path, capsys, seed):
+    """Fifty kills in all, each at a moment that nobody chose; a start that ends before its moment counts for none, and another run begins."""
+    draw, kills, runs = random.Random(seed), 0, 0
+    while kills < 10:
+        runs += 1
+        run, log = tmp_path / f"run-{runs}", tmp_path / "log"
+        command = [*close_command(run), "--train.save_steps", "1"]
+        while kills < 10:
+            process = start(command, log)
+            try:
+                process.wait(timeout=draw.uniform(3, 30))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                kills += 1
+                assert not (bad := unreadable(run)), bad
+            else:
+                assert process.returncode == 0, log.read_text()
+                break
+        finish(command, log)
+        assert_same_end(run, closed_run, capsys)
+        assert not (bad := unreadable(run)), bad
