@@ -5,6 +5,10 @@ punctuation, exactly one option occurs in it as whole words, counting the longes
 are options). A single letter keeps its case, so that "a dog" does not name option "A"; an answer that is nothing but the letter does. An
 "A" or "I" that begins a phrase ("A man is not there", "I see") is a word and no letter.
 
+The one option that occurs must also be affirmed, or the answer parses as none: no English negation stands before it in its clause ("There
+is no tumour", but "not visible" where that is the option), a letter is not part of a phrase ("in E major"), and a bare yes or no begins the
+answer, ends it, or is said to be the answer ("I have no idea" does not say *no*).
+
 :class:`Matching` adds what other prompts need: an answer that begins with its option and goes on, and a function of the user's own.
 """
 
@@ -19,10 +23,15 @@ import numpy as np
 
 from gapclose.items import Item
 
-LEADS_ON = re.compile(r"\b[AaIi]\b(?=['\u2019-]\w|[ \t]+(?!\w\b|(?:or|and|nor|not|is|because|since|as)\b)\w)")
-"""an article or a pronoun: a phrase follows on the same line, where after a letter there is a stop, another letter, or a word of these"""
+PHRASE = re.compile(r"['\u2019-]\w|[ \t]+(?!\w\b|(?:or|and|nor|not|is|because|since|as)\b)\w")
+"""a phrase goes on after a word; after a letter that is an answer there is a stop, another letter, or a word of these"""
+LEADS_ON = re.compile(rf"\b[AaIi]\b(?={PHRASE.pattern})")
+"""an article or a pronoun"""
 NAMED = re.compile(r"\b(answer is|answer|option|choice|letter)[\s:*(]*$", re.IGNORECASE)
 """what is said before a letter, whatever follows that"""
+NEGATION = re.compile(r"\b(no|not|never|without|neither|nor|none|nothing|cannot|\w+n['`\u00b4\u02bc\u2018\u2019\uff07]t)\b", re.IGNORECASE)
+CLAUSE = re.compile(r"[.,;:!?\n\u2013\u2014]|\bbut\b", re.IGNORECASE)
+"""what ends a clause, and with it the reach of a negation"""
 
 
 def parse_strict(answer: str, item: Item) -> int | None:
@@ -32,7 +41,7 @@ def parse_strict(answer: str, item: Item) -> int | None:
 
 
 def parse_lenient(answer: str, item: Item) -> int | None:
-    """Index of the one option that ``answer`` names, or None when it names none or several."""
+    """Index of the one option that ``answer`` names, or None when it names none or several, or does not affirm the one."""
     strict = parse_strict(answer, item)
     if strict is not None:
         return strict
@@ -45,7 +54,28 @@ def parse_lenient(answer: str, item: Item) -> int | None:
         if words.strip() and words in left:
             found.append(index)
             left = left.replace(words, "  ")
-    return found[0] if len(found) == 1 else None
+    return found[0] if len(found) == 1 and _affirmed(answer, item.options[found[0]].text) else None
+
+
+def _affirmed(answer: str, option: str) -> bool:
+    """Whether ``answer``, which names no other option, says ``option`` as an answer somewhere, and denies it nowhere.
+
+    A negation among the option's own words is no denial.
+    """
+    words = re.findall(r"\w+", option)
+    letter, bare = len(words) == 1 and re.fullmatch(r"[^\W\d]", words[0]), " ".join(words).lower() in ("yes", "no")
+    mention = re.compile(r"\b" + r"\W+".join(words) + r"\b", 0 if letter else re.IGNORECASE)
+    said = False
+    for found in mention.finditer(answer):
+        before, after = answer[: found.start()], answer[found.end() :]
+        first, last = not re.search(r"\w", before), not re.search(r"\w", after)
+        in_phrase = letter and PHRASE.match(after) and not (first and after.lstrip()[:1].isupper())  # as in "B The dog barks."
+        if (in_phrase or (bare and not first and not last)) and not NAMED.search(before):
+            continue
+        if NEGATION.search(mention.sub("", CLAUSE.split(before)[-1])):
+            return False
+        said = True
+    return said
 
 
 def _words(text: str) -> str:

@@ -52,6 +52,7 @@ def make_trl_trainer(
         return make_dpo_trainer(loaded, pairs, media, config.train, config.dpo, directory, **common)
     kept = np.flatnonzero(targets.keep)
     reading = sharpen(targets.reading, config.targets.sharpen)[kept]
-    reward = Reward(items=[items.items[n] for n in kept], reading=reading, concepts=items.concepts)
+    match = config.prompts.matching(config.prompts.asked)
+    reward = Reward(items=[items.items[n] for n in kept], reading=reading, concepts=items.concepts, match=match)
     limit = config.observe.max_new_tokens
     return make_grpo_trainer(loaded, reward, media, config.train, config.grpo, directory, max_new_tokens=limit, **common)

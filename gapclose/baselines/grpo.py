@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import transformers
 
-from gapclose.answers import parse_lenient
+from gapclose.answers import Matching
 from gapclose.baselines.trl_items import forget_reference, make_dataset
 from gapclose.items import Item
 from gapclose.media import Media
@@ -67,12 +67,14 @@ class Reward:
     reading: np.ndarray
     """(N, C) of the base model's residuals, fixed before training: no gradient, and no residual of the adapted model, ever enters"""
     concepts: tuple[str, ...]
+    match: Matching = Matching()  # noqa: RUF009 (frozen)
+    """how answers are matched to options; ``make_trl_trainer`` gives the run's own"""
 
     def of(self, place: int, answer: str) -> float:
         """Reward of one answer to item ``place``."""
         item = self.items[place]
-        option = parse_lenient(answer, item)
-        return 0.0 if option is None else float(self.reading[place, self.concepts.index(item.options[option].concept)])
+        option = int(self.match([answer], [item])[0])
+        return 0.0 if option < 0 else float(self.reading[place, self.concepts.index(item.options[option].concept)])
 
 
 def never_sampled(loaded: LoadedModel) -> list[int]:

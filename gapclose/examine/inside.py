@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gapclose.answers import parse_all
 from gapclose.examine.beside import set_beside
 from gapclose.examine.encoder import encode
 from gapclose.examine.judge import Control
@@ -109,16 +108,20 @@ def nested(of: Examination) -> dict[str, Any] | None:
 
 
 def protocol(of: Examination, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The source paper's own figures on the test items, which nothing was chosen on, beside ours."""
+    """The source paper's own figures on the test items, which nothing was chosen on, beside ours.
+
+    Which rule the paper took answers for options by is not published; here it is the run's (:class:`gapclose.answers.Matching`).
+    """
     _, *layers = _observe_layers(of, "test")
     texts, encoder = [i.text for i in of.test], of.config.controls.text_encoder
     assert of.seen.answers is not None
+    match = of.config.prompts.matching(of.config.prompts.asked)
     return set_beside(
         of.judge,
         of.action,
         entries,
         texts=texts,
-        said=parse_all(of.seen.answers, of.test.items, lenient=True),
+        said=match(of.seen.answers, of.test.items),
         residual_of=lambda layer: _layer_residual(of, "test", layer).float().numpy(),
         layers=track(layers, len(layers), "the paper's probe at every layer"),
         encoded=encode(encoder, texts, of.config.observe.batch_size) if encoder else None,

@@ -1,16 +1,20 @@
 """GRPO: the reward by hand, that a run of it raises the reward and records it with the KL, and that it goes on where it was interrupted."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from gapclose.answers import Matching
+from gapclose.baselines import by_trl
 from gapclose.baselines.grpo import GrpoConfig, Reward, never_sampled
+from gapclose.config import parse_config
 from gapclose.digits.questions import answer_words
 from gapclose.item_files import read_items
-from gapclose.items import Option
+from gapclose.items import Item, Option
 from gapclose.observations import read_observations
 from gapclose.probes import FrozenProbe
 from gapclose.report.summary import read_records
@@ -34,6 +38,32 @@ def test_the_reward_is_the_posterior_of_the_concept_that_an_answer_expresses(dig
     answers = {"odd": 0.7, " odd\n": 0.7, "not odd": 0.7, "unseen": 0.25, "It is unseen.": 0.25, "odd unseen": 0.0, "": 0.0, "seven": 0.0}
     assert {a: reward.of(0, a) for a in answers} == answers
     assert (reward.of(1, "odd"), reward.of(1, "unseen")) == (0.1, 0.6)
+    denied = {"It is not unseen.": 0.0, "Nothing is odd": 0.0, "No, it is odd": 0.7}
+    assert {a: reward.of(0, a) for a in denied} == denied
+
+
+def judge(answer: str, item: Item) -> str | None:
+    """What the tests below match answers by that name no option."""
+    return "unseen" if "there is no" in answer.lower() else None
+
+
+def test_the_reward_matches_answers_as_the_run_does(digits, digits_directory, tmp_path, monkeypatch):
+    """By the function of the user's, and under a binary prompt by what the answer says first."""
+    items = [replace(digits.items[0], options=OPTIONS, gold=None)]
+    reward = Reward(items=items, reading=np.array([[0.7, 0.25, 0.05]]), concepts=digits.concepts, match=Matching(leading=True, judge=judge))
+    answers = {"There is no digit.": 0.25, "Unseen, and not odd": 0.25, "seven": 0.0}
+    assert {a: reward.of(0, a) for a in answers} == answers
+
+    made = []
+    monkeypatch.setattr(by_trl, "make_grpo_trainer", lambda loaded, reward, *rest, **more: made.append(reward))
+    few = replace(digits, items=digits.items[:1])
+    table = np.full((1, len(digits.concepts)), 1 / len(digits.concepts))
+    targets = SimpleNamespace(keep=np.array([True]), reading=table)
+    wanted = ("--objective", "grpo", "--data.path", str(digits_directory), "--prompts.match", f"{__name__}:judge")
+    for asked in ("own", "binary"):
+        config = parse_config([*wanted, "--prompts.asked", asked])
+        by_trl.make_trl_trainer(None, targets, few, table, None, config, tmp_path, after_epoch=lambda _: None, callbacks=())
+    assert [reward.match for reward in made] == [Matching(judge=judge), Matching(leading=True, judge=judge)]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import json
 import shutil
 from dataclasses import replace
 from html import unescape
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +15,13 @@ import torch
 
 from gapclose.answers import parse_lenient
 from gapclose.cli import main
+from gapclose.examine import inside
 from gapclose.examine.measurement import confusion, curve, data_root
 from gapclose.gap import Action, Labels
 from gapclose.items import Item, ItemSet, Option
 from gapclose.observations import read_observations
 from gapclose.probes import FrozenProbe
+from gapclose.wordings import PromptsConfig
 
 KEYS = (
     "version", "thorough", "seed", "n_clips", "n_items", "split", "concepts", "alarm", "modalities", "probe", "cells", "roc", "confusion",
@@ -139,6 +143,28 @@ def test_the_papers_figures_stand_beside_ours(whole, measured, digits):
         right = np.mean([parse_lenient(a, i) == i.gold for i, a in mine])
         assert rows["standard", modality]["paper"]["value"] == pytest.approx(right)
     assert f"{rows['probe', 'audio']['paper']['value']:.3f}" in (measured / "report.html").read_text()
+
+
+def judge(answer: str, item: Item) -> str | None:
+    """What the test below matches answers by that name no option."""
+    return item.options[1].text if "there is no" in answer.lower() else None
+
+
+def test_the_papers_figures_take_answers_as_the_run_matches_them(monkeypatch):
+    """By the function of the user's, and under a binary prompt by what the answer says first."""
+    options = [Option(text=t, concept=c) for t, c in (("yes", "standard"), ("no", "false"))]
+    items = [Item(id=str(n), clip="c", split="test", modality="v", messages=[], options=options) for n in range(4)]
+    test = ItemSet(root=Path(), name="four", concepts=("standard", "false"), alarm=("false",), items=tuple(items))
+    monkeypatch.setattr(inside, "_observe_layers", lambda of, part: [0, 1])
+    monkeypatch.setattr(inside, "set_beside", lambda *rest, said, **more: said.tolist())
+
+    def said(asked: str, match: str | None) -> list[int]:
+        config = SimpleNamespace(prompts=PromptsConfig(asked=asked, match=match), controls=SimpleNamespace(text_encoder=None))
+        seen = SimpleNamespace(answers=["yes", "No, the man says yes to her.", "There is no dog.", "?"])
+        return inside.protocol(SimpleNamespace(config=config, test=test, seen=seen, judge=None, action=None), [])
+
+    assert said("own", None) == [0, -1, -1, -1]
+    assert said("binary", f"{__name__}:judge") == [0, 1, 1, -1]
 
 
 def test_baselines_stand_beside_the_same_base_model(whole, measured):
