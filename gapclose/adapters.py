@@ -29,7 +29,7 @@ class LoraConfig:
     alpha: int = 32
     """scale: updates are multiplied by alpha / r"""
     dropout: float = 0.0
-    """dropout on the adapters' input, 0..1"""
+    """dropout on the adapters' input, at least 0 and below 1"""
     use_rslora: bool = False
     """scale by alpha / sqrt(r) instead"""
     use_dora: bool = False
@@ -42,6 +42,10 @@ class LoraConfig:
             raise ValueError(f"lora.layers is {self.layers!r}; choose after_probe, all, or a list of layer numbers such as [5, 6]")
         if self.r < 1:
             raise ValueError(f"lora.r is {self.r}; it must be at least 1")
+        if self.alpha <= 0:
+            raise ValueError(f"lora.alpha is {self.alpha}; it must be above 0, twice lora.r for example")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout is {self.dropout}; it must be at least 0 (none) and below 1")
 
     def chosen(self, n_layers: int, probe_layer: int) -> list[int]:
         """Decoder layers that get adapters.
@@ -60,20 +64,30 @@ class LoraConfig:
         return sorted(set(self.layers))
 
 
-def add_lora(loaded: LoadedModel, config: LoraConfig, layers: Sequence[int], seed: int) -> None:
-    """Wrap ``loaded.model`` by PEFT with adapters on every linear module and all fused experts of the given decoder layers, and nowhere
-    else.
+def adapted_experts(model: Any, config: LoraConfig, layers: Sequence[int]) -> list[str]:
+    """Full names of the fused experts in decoder layers ``layers`` that get adapters.
 
     Raises:
-        ValueError: when fused experts are to be adapted with settings that PEFT has for modules only.
+        ValueError: when there are any, with settings that PEFT has for modules only.
     """
-    experts = expert_names(loaded.model, layers) if config.experts else []
+    experts = expert_names(model, layers) if config.experts else []
     if experts and (config.dropout or config.use_dora):
         name, value = ("dropout", config.dropout) if config.dropout else ("use_dora", config.use_dora)
         raise ValueError(
             f"lora.{name} is {value}, and this model has fused experts ({experts[0]} ...), which take neither dropout nor DoRA; "
             "set both off, or lora.experts to false"
         )
+    return experts
+
+
+def add_lora(loaded: LoadedModel, config: LoraConfig, layers: Sequence[int], seed: int) -> None:
+    """Wrap ``loaded.model`` by PEFT with adapters on every linear module and all fused experts of the given decoder layers, and nowhere
+    else.
+
+    Raises:
+        ValueError: as :func:`adapted_experts`.
+    """
+    experts = adapted_experts(loaded.model, config, layers)
     transformers.set_seed(seed)
     settings = peft.LoraConfig(
         r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, use_rslora=config.use_rslora, use_dora=config.use_dora,

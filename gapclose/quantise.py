@@ -34,6 +34,12 @@ def quantised_loading(kind: str, model: nn.Module, blocks: nn.ModuleList) -> dic
         model: without weights, to find what is left as it is: towers, embeddings and the output, whose rounding would reach every layer.
         blocks: the decoder's, inside ``model``.
     """
+    settings = BitsAndBytesConfig(**quantised_settings(kind, model, blocks))
+    return {"quantization_config": settings, "device_map": {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}}
+
+
+def quantised_settings(kind: str, model: nn.Module, blocks: nn.ModuleList) -> dict[str, Any]:
+    """What ``BitsAndBytesConfig`` is given; arguments as of :func:`quantised_loading`."""
     how: dict[str, Any] = {"load_in_8bit": True}
     if kind == "4bit":
         how = {
@@ -42,8 +48,7 @@ def quantised_loading(kind: str, model: nn.Module, blocks: nn.ModuleList) -> dic
             "bnb_4bit_use_double_quant": True,
             "bnb_4bit_compute_dtype": torch.bfloat16,
         }
-    settings = BitsAndBytesConfig(**how, llm_int8_skip_modules=outside(model, blocks))
-    return {"quantization_config": settings, "device_map": {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}}
+    return {**how, "llm_int8_skip_modules": outside(model, blocks)}
 
 
 def outside(model: nn.Module, blocks: nn.ModuleList) -> list[str]:

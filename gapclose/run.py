@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import transformers
 
+from gapclose.adapters import adapted_experts
 from gapclose.align import Training
 from gapclose.config import Config, refuse_other_run, save_config
 from gapclose.engine_limits import refuse_mixed_media, refuse_under_engine
@@ -55,7 +56,8 @@ class Run:
         """Check launch, configuration, items and media, then load the model.
 
         Raises:
-            ValueError: for everything that is wrong with them, before the model loads; for layers that it lacks, right after.
+            ValueError: for everything that is wrong with them, before the model loads; for layers that it lacks, or experts that
+                cannot be adapted as asked, right after.
         """
         transformers.logging.set_verbosity_error()
         if not sys.stderr.isatty():
@@ -81,9 +83,9 @@ class Run:
         batch = f", global batch {config.train.global_batch_size} in micro-batches of {config.train.micro_batch_size}" if closing else ""
         say(f"precision {str(self.loaded.model.dtype).removeprefix('torch.')}{batch}")
         n_layers = len(self.loaded.layers)
-        config.probe.candidates(n_layers)
-        if closing:
-            config.lora.chosen(n_layers, n_layers - 1)
+        candidates = config.probe.candidates(n_layers)
+        if closing:  # of the lowest probe: every layer that may get adapters
+            adapted_experts(self.loaded.model, config.lora, config.lora.chosen(n_layers, candidates[0]))
         # only now: a mistake that is refused must not bind the directory to its configuration
         self.lock = take_directory(self.directory) if self.process.is_main_process else None
         self.on_main(lambda: save_config(config, self.directory / "config.yaml"))

@@ -48,15 +48,23 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 
 def train_adapters_alone(model: Any) -> None:
-    """Training mode for the decoder blocks that hold trainable parameters, evaluation mode for everything else.
+    """Training mode for the adapters, whose own dropout then acts, evaluation mode for everything else.
 
-    What is frozen must compute what it computed when it was observed: in training mode, dropout in a tower would make noise of it, and
-    batch normalisation (Nemotron-H-Omni hears through one) would even change it, by statistics that no adapter carries.
+    What is frozen must compute what it computed when it was observed: in training mode, dropout in a tower or in the attention of an
+    adapted block would make noise of it, and batch normalisation (Nemotron-H-Omni hears through one) would even change it, by statistics
+    that no adapter carries. An adapted block whose activations are recomputed has its own flag set and no other's, since transformers
+    recomputes nothing without it; what the block's own ``forward`` drops by that flag is dropped then.
     """
     base = unwrap(model)
     base.eval()
     for block in decoder_layers(base):
-        block.train(any(p.requires_grad for p in block.parameters()))
+        if not any(p.requires_grad for p in block.parameters()):
+            continue
+        block.training = bool(getattr(block, "gradient_checkpointing", False))
+        for module in block.modules():
+            if hasattr(module, "lora_dropout"):  # PEFT's layer, around the frozen one; with DoRA it asks its own flag, too
+                module.training = True
+                module.lora_dropout.train()
 
 
 def output_embedding(model: Any) -> Any:

@@ -6,9 +6,11 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import peft
 import pytest
 import torch
 import transformers
@@ -16,14 +18,16 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from gapclose.adapters import adapter_fingerprint, load_adapter
+from gapclose.adapters import LoraConfig, adapter_fingerprint, add_lora, load_adapter
 from gapclose.cli import main
 from gapclose.config import parse_config
-from gapclose.export import leave_gpu, verify, verify_in_fresh_process
+from gapclose.export import leave_gpu, model_card, verify, verify_in_fresh_process, write_adapter
+from gapclose.export.card import title
 from gapclose.item_files import read_items
 from gapclose.models import LoadedModel
 from gapclose.observations import read_observations
 from gapclose.observe import Wanted, forward_batches, plan_batches
+from gapclose.quantise import quantised_loading
 from gapclose.report.console import show
 from gapclose.report.summary import read_records, summarise
 from gapclose.trainer import GapTrainer
@@ -216,6 +220,83 @@ def test_the_model_card_holds_the_evidence(tiny_run, tiny_config, tiny_checkpoin
     ours = load_adapter(parse_config(["--config", str(tiny_config)]).model, tiny_run / "adapter")
     assert adapter_fingerprint(found["model"]) == adapter_fingerprint(ours.model)
     assert header["library_name"] == "peft" and "gapclose" in header["tags"]
+
+
+def carded(tiny_run, loaded, kind: str, **model) -> tuple[dict, str]:
+    """Header and text of a card, of the tiny run with other settings of its model."""
+    config = parse_config(["--config", str(tiny_run / "config.yaml")])
+    config.model = replace(config.model, **model)
+    _, header, text = model_card(summarise(tiny_run), config, loaded, kind=kind).split("---\n", 2)
+    return yaml.safe_load(header), text
+
+
+KINDS = {
+    "adapter": ("Adapter of a run", "Adapter that lets the model act"),
+    "merged": ("Model with the adapter folded in, of a run", "Model with the adapter folded in that lets it act"),
+    "omni": (
+        "Whole omni model with the adapter folded into its thinker, of a run",
+        "Whole omni model with the adapter folded into its thinker that lets it act",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_card_names_the_kind_of_its_export(tiny_run, loaded, kind):
+    """In header and title, which says no more than was measured; the base stands in the header only under a name that the hub has."""
+    header, text = carded(tiny_run, loaded, kind)
+    if kind == "adapter":
+        assert header == {"library_name": "peft", "tags": ["gapclose", "lora"]}
+    else:
+        assert header == {"library_name": "transformers", "base_model_relation": "merge", "tags": ["gapclose"]}
+    ended, acts = KINDS[kind]
+    assert f"\n# {ended} that ended in state `" in text and f"Base model: `{Path(loaded.path).name}`.\n" in text
+    config = parse_config(["--config", str(tiny_run / "config.yaml")])
+    closed = {"state": "closed", "stopped": None, "verdicts": {"gap": {"word": "real"}}}
+    assert title(closed, config, kind) == f"{acts} on what it represents"
+    config.targets.control = "shuffled"
+    assert title(closed, config, kind) == "A control (targets.control: shuffled), not meant for use"
+    loaded.path = "owner/base.1-b"
+    assert carded(tiny_run, loaded, kind)[0] == header | {"base_model": "owner/base.1-b"}
+
+
+def test_a_card_loads_the_base_as_it_was_measured(tiny_run, loaded, monkeypatch):
+    """Its revision, its own code, its quantisation; what the template was told stands beside it. What was not set is not said."""
+    plain = carded(tiny_run, loaded, "adapter")[1]
+    assert not any(word in plain for word in ("revision", "trust_remote_code", "quantis", "Asked with"))
+    where, loaded.path = loaded.path, "owner/base"
+    settings = {"revision": "v1.2", "trust_remote_code": True, "template": {"enable_thinking": False, "system": "mine"}}
+    text = carded(tiny_run, loaded, "adapter", quantisation="4bit", **settings)[1]
+    assert "Base model: `owner/base`, revision `v1.2`." in text
+    assert 'Asked with `enable_thinking=False`, `system="mine"` in the chat template.' in text
+    assert "The base was quantised (4bit, by bitsandbytes), and is loaded so here." in text
+    snippet, given = text.split("```python\n")[1].split("```")[0], {}
+    monkeypatch.chdir(tiny_run)
+    own = type(loaded.model)
+    real = own.from_pretrained
+    monkeypatch.setattr(own, "from_pretrained", lambda name, **how: given.update(name=name, **how) or real(where, dtype=how["dtype"]))
+    exec(snippet, found := {})
+    quantised = given.pop("quantization_config")
+    assert given == {"name": "owner/base", "dtype": "float32", "revision": "v1.2", "trust_remote_code": True}
+    assert quantised.to_dict() == quantised_loading("4bit", loaded.model, loaded.layers)["quantization_config"].to_dict()
+    assert not found["model"].training and any("lora_B" in n for n, _ in found["model"].named_parameters())
+    whole = carded(tiny_run, loaded, "merged", **settings)[1]
+    assert '.from_pretrained("merged", dtype="float32", trust_remote_code=True).eval()' in whole and "Asked with" in whole
+    assert "Asked with" in carded(tiny_run, loaded, "omni", **settings)[1]
+
+
+def test_a_card_loads_a_class_of_the_checkpoints_own_code_by_an_auto_class(tiny_run, loaded):
+    """transformers has no class of that name."""
+    loaded.model.__class__ = type("OwnModel", (type(loaded.model),), {})
+    text = carded(tiny_run, loaded, "adapter", trust_remote_code=True)[1]
+    assert "from transformers import AutoModelForMultimodalLM\n" in text and "OwnModel" not in text
+
+
+def test_an_adapter_names_the_revision_of_its_base(tiny_run, loaded, tmp_path):
+    """Where PEFT looks for it; null where none was asked for."""
+    assert json.loads((tiny_run / "adapter" / "adapter_config.json").read_text())["revision"] is None
+    add_lora(loaded, LoraConfig(r=2), [5], seed=0)
+    write_adapter(loaded, tmp_path / "adapter", "v1.2")
+    assert peft.PeftConfig.from_pretrained(str(tmp_path / "adapter")).revision == "v1.2"
 
 
 def test_no_pickle_is_left_in_what_is_shared(with_merged):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import nn
 
-from gapclose.adapters import LoraConfig, add_lora
+from gapclose.adapters import LoraConfig, add_lora, enable_checkpointing
 from gapclose.checkpoint import checkpoint_fingerprint
 from gapclose.errors import Problems
 from gapclose.items import Item, ItemSet, Option
-from gapclose.models import ModelConfig, load_model
+from gapclose.models import LoadedModel, ModelConfig, load_model
 from gapclose.prompts import check_options, media_signature
 from gapclose.structure import answer_logits, decoder_layers, linear_names, residuals_at, train_adapters_alone, unwrap
 
@@ -121,13 +123,71 @@ def test_linear_names_lie_inside_the_chosen_decoder_layers_only(loaded):
 
 
 def test_what_is_frozen_stays_in_evaluation_mode(loaded):
-    """Only the decoder blocks with adapters train, also after all of the model was put into training mode."""
+    """Only the adapters train, also after all of the model was put into training mode; blocks that recompute have their own flag."""
     add_lora(loaded, LoraConfig(r=2), [4, 5], seed=0)
-    loaded.model.train()
-    train_adapters_alone(loaded.model)
-    blocks = decoder_layers(loaded.model)
-    assert [block.training for block in blocks] == [False, False, False, True, True] and blocks[4].mlp.up_proj.training
-    assert not any(m.training for n, m in unwrap(loaded.model).named_modules() if "tower" in n or "visual" in n)
+    base, blocks = unwrap(loaded.model), decoder_layers(loaded.model)
+    for recomputed in (False, True):
+        if recomputed:
+            enable_checkpointing(loaded)
+        loaded.model.train()
+        train_adapters_alone(loaded.model)
+        assert [block.training for block in blocks] == [False, False, False, recomputed, recomputed]
+        own = {id(m) for m in base.modules() if hasattr(m, "lora_dropout")} | {id(block) for block in blocks[3:] if recomputed}
+        training = [(n, m) for n, m in base.named_modules() if m.training]
+        assert own <= {id(m) for _, m in training} and all(id(m) in own or "lora_dropout" in n for n, m in training)
+
+
+def with_dropout(*, recomputed: bool, moved: bool = False, **settings) -> tuple[LoadedModel, Counter[int]]:
+    """A Qwen2 of three layers whose attention has dropout, adapters on the last two, and a count of what each layer's attention computes."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(vocab_size=50, attention_dropout=0.2, **sizes)).eval()
+    made = LoadedModel(model=model, processor=None, path="", fingerprint="")
+    add_lora(made, LoraConfig(r=4, **settings), [2, 3], seed=0)
+    if moved:
+        for name, parameter in made.model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter)
+    if recomputed:
+        enable_checkpointing(made)
+    calls: Counter[int] = Counter()
+    for number, layer in enumerate(made.layers, start=1):
+        layer.self_attn.register_forward_hook(lambda *_, number=number: calls.update([number]))
+    return made, calls
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_dropout_of_adapted_blocks_does_not_act_while_adapters_train(recomputed):
+    """With adapters that do nothing yet, training forwards are the observed one; activations are recomputed all the same, and gradients flow."""
+    made, calls = with_dropout(recomputed=recomputed)
+    tokens = torch.arange(20).view(2, 10)
+    with torch.no_grad():
+        observed = made.model.eval()(tokens, use_cache=False).logits
+        noisy = made.model.train()(tokens, use_cache=False).logits
+    assert not torch.allclose(noisy, observed)
+    calls.clear()
+    for _ in range(2):
+        made.model.train()
+        train_adapters_alone(made.model)
+        logits = made.model(tokens, use_cache=False).logits
+        assert torch.equal(logits, observed)
+        logits.square().sum().backward()
+    assert calls == ({1: 2, 2: 4, 3: 4} if recomputed else {1: 2, 2: 2, 3: 2})
+    assert all(p.grad.any() for n, p in made.model.named_parameters() if "lora_B" in n)
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_dropout_of_adapters_acts_while_they_train(recomputed, use_dora):
+    """And in no other mode."""
+    made, _ = with_dropout(recomputed=recomputed, moved=True, dropout=0.3, use_dora=use_dora)
+    tokens = torch.arange(20).view(2, 10)
+    train_adapters_alone(made.model)
+    first, second = (made.model(tokens, use_cache=False).logits for _ in range(2))
+    assert not torch.allclose(first, second)
+    made.model.eval()
+    first, second = (made.model(tokens, use_cache=False).logits for _ in range(2))
+    assert torch.equal(first, second)
 
 
 def test_decoder_layers_are_found_through_wrapping_and_their_absence_is_named(loaded):

@@ -53,6 +53,22 @@ def test_the_operating_point_is_chosen_on_what_is_read_of_val(tiny_config, tmp_p
     np.testing.assert_array_equal(given["val_concept"], Labels.of(val).concept)
 
 
+@pytest.mark.parametrize(("key", "value"), [("dropout", "0.1"), ("use_dora", "true")])
+def test_experts_that_cannot_be_adapted_so_are_refused_before_anything_costly(tiny_config, tmp_path, monkeypatch, capsys, key, value):
+    """Right after the model has loaded, of every layer that may get adapters; nothing is observed, and no directory is bound."""
+    asked = []
+
+    def experts(model, layers):
+        asked.append(layers)
+        return ["model.layers.3.mlp.experts.gate_up_proj"]
+
+    monkeypatch.setattr("gapclose.adapters.expert_names", experts)
+    monkeypatch.setattr("gapclose.run.observe", lambda *args, **kwargs: pytest.fail("observed"))
+    assert main(["close", "--config", str(tiny_config), "--run_dir", str(tmp_path / "run"), f"--lora.{key}", value]) == 2
+    assert f"lora.{key} is" in (message := capsys.readouterr().err) and "lora.experts to false" in message
+    assert asked == [[2, 3, 4, 5]] and not (tmp_path / "run" / "config.yaml").exists()
+
+
 @pytest.mark.parametrize(("least", "times"), [(1.1, 2), (0.0, 0)])
 def test_options_that_the_model_would_not_say_are_warned_of(tiny_config, tmp_path, monkeypatch, capsys, least, times):
     """After the base is measured, once a split, with what may be done."""

@@ -212,5 +212,5 @@ def test_what_was_left_out_stands_beside_the_evidence(tiny_run, tmp_path):
     missing = left_out(tmp_path)
     assert missing["skipped"] == [{"item": "a", "fault": "sounds/a.wav: empty"}]  # where the data lie is not told
     config = parse_config(["--config", str(tiny_run / "config.yaml")])
-    card = model_card(summarise(tiny_run), config, SimpleNamespace(path="model", model=None), missing)
+    card = model_card(summarise(tiny_run), config, SimpleNamespace(path="model", model=SimpleNamespace(config=None)), missing)
     assert "- 1 items beside the 99 were left out" in card and "- 7 rows: why" in card

@@ -51,7 +51,7 @@ def export_run(directory: Path, config: Config, loaded: LoadedModel, summary: di
     asked to. The model ends on the CPU."""
     leave_gpu(loaded, config)
     wanted = ["adapter", *(["merged"] if config.export.merged else []), *(["omni"] if config.export.omni else [])]
-    write_adapter(loaded, directory / "adapter")
+    write_adapter(loaded, directory / "adapter", config.model.revision)
     served = served_by_vllm(loaded, directory / "adapter")
     write_for_vllm(directory / "adapter", served)
     for name in wanted:

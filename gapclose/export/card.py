@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import transformers
+
+from gapclose.architecture import auto_class
 from gapclose.export.serving import Served
 from gapclose.export.write import base_name
 from gapclose.files import read_json
 from gapclose.gap import STATES
 from gapclose.models import LoadedModel
 from gapclose.objectives import IN_WORDS, settings_in_words
+from gapclose.quantise import quantised_settings
 from gapclose.report.console import claims, show, verdict
 from gapclose.report.summary import round_words
-from gapclose.structure import unwrap
+from gapclose.structure import decoder_layers, unwrap
 
 if TYPE_CHECKING:
     from gapclose.config import Config
+
+MADE = {
+    "adapter": "Adapter",
+    "merged": "Model with the adapter folded in",
+    "omni": "Whole omni model with the adapter folded into its thinker",
+}
+"""kind of export -> what its card calls it"""
 
 
 def left_out(directory: Path) -> dict[str, Any]:
@@ -35,8 +48,8 @@ def left_out(directory: Path) -> dict[str, Any]:
     return {"items": found.get("items"), "skipped": skipped, "notes": [within(note) for note in found.get("notes", [])]}
 
 
-def title(summary: dict[str, Any], config: Config) -> str:
-    """What the card may call the adapter: no more than was measured."""
+def title(summary: dict[str, Any], config: Config, kind: str = "adapter") -> str:
+    """What the card may call the export: no more than was measured."""
     if config.targets.control != "none":
         return f"A control (targets.control: {config.targets.control}), not meant for use"
     if (
@@ -45,22 +58,56 @@ def title(summary: dict[str, Any], config: Config) -> str:
         and summary["verdicts"]
         and all(v["word"] == "real" for v in summary["verdicts"].values())
     ):
-        return "Adapter that lets the model act on what it represents"
-    return f"Adapter of a run that ended in state `{summary['state']}`: {STATES[summary['state']]}"
+        return f"{MADE[kind]} that lets {'the model' if kind == 'adapter' else 'it'} act on what it represents"
+    comma = "" if kind == "adapter" else ","
+    return f"{MADE[kind]}{comma} of a run that ended in state `{summary['state']}`: {STATES[summary['state']]}"
+
+
+def header(kind: str, base: str) -> str:
+    """What the hub files the export under; the base only where it has a name there."""
+    lines = [f"library_name: {'peft' if kind == 'adapter' else 'transformers'}"]
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+        lines.append(f"base_model: {base}")
+    lines += ["tags: [gapclose, lora]"] if kind == "adapter" else ["base_model_relation: merge", "tags: [gapclose]"]
+    return "\n".join(["---", *lines, "---"])
 
 
 def loading(kind: str, loaded: LoadedModel, config: Config) -> str:
-    """How an export is loaded, by the class that was measured."""
+    """How an export is loaded, by the class that was measured, and what is set as it was when it was measured."""
+    asked = [f"Asked with {_told(config.model.template, '`')} in the chat template."] if config.model.template else []
     if kind == "omni":
-        return "As the checkpoint that it was made of: every part but the decoder is that one's."
-    name, how = type(unwrap(loaded.model)).__name__, f'.from_pretrained("{{}}", dtype="{config.model.dtype}")'
-    lines = [f"from transformers import {name}", "", f"model = {name}{how.format(kind)}.eval()   # this directory, or its name on the hub"]
-    if kind == "adapter":
-        lines = [
-            "from peft import PeftModel", *lines[:2], f"base = {name}{how.format(base_name(loaded))}",
-            'model = PeftModel.from_pretrained(base, "adapter").eval()   # this directory, or its name on the hub',
-        ]  # fmt: skip
-    return "\n".join(["```python", *lines, "```"])
+        return "\n\n".join(["As the checkpoint that it was made of: every part but the decoder is that one's.", *asked])
+    model = unwrap(loaded.model)
+    name = type(model).__name__
+    if not hasattr(transformers, name):  # code that the checkpoint brings along
+        name = auto_class(model.config).__name__
+    how: dict[str, Any] = {"dtype": config.model.dtype}
+    if kind == "adapter" and config.model.revision is not None:
+        how["revision"] = config.model.revision
+    if config.model.trust_remote_code:
+        how["trust_remote_code"] = True
+    here = "this directory, or its name on the hub"
+    if kind == "merged":
+        code = [f"from transformers import {name}", "", f'model = {name}.from_pretrained("merged", {_told(how)}).eval()   # {here}']
+        return "\n\n".join([*asked, "\n".join(["```python", *code, "```"])])
+    code, named = ["from peft import PeftModel", f"from transformers import {name}", ""], _told(how)
+    if config.model.quantisation is not None:
+        asked.insert(0, f"The base was quantised ({config.model.quantisation}, by bitsandbytes), and is loaded so here.")
+        code = ["import torch", code[0], f"from transformers import BitsAndBytesConfig, {name}", ""]
+        settings = quantised_settings(config.model.quantisation, model, decoder_layers(model))
+        code.append(f"quantised = BitsAndBytesConfig({_told(settings)})")
+        named += ", quantization_config=quantised"
+    code += [
+        f'base = {name}.from_pretrained("{base_name(loaded)}", {named})',
+        f'model = PeftModel.from_pretrained(base, "adapter").eval()   # {here}',
+    ]
+    return "\n\n".join([*asked, "\n".join(["```python", *code, "```"])])
+
+
+def _told(settings: dict[str, Any], mark: str = "") -> str:
+    """Keyword arguments as Python reads them."""
+    written = {name: json.dumps(v) if isinstance(v, str | list) else str(v) for name, v in settings.items()}
+    return ", ".join(f"{mark}{name}={value}{mark}" for name, value in written.items())
 
 
 def model_card(
@@ -103,17 +150,15 @@ def model_card(
     again = (
         f"; in round {' and '.join(later)} with a probe fitted again on the adapted model, whose reading has no verdict" if later else ""
     )
-    return f"""---
-library_name: peft
-base_model: {base_name(loaded)}
-tags: [gapclose, lora]
----
+    revision = f", revision `{config.model.revision}`" if config.model.revision else ""
+    return f"""{header(kind, base_name(loaded))}
 
-# {title(summary, config)}
+# {title(summary, config, kind)}
 
 Trained with gapclose: {IN_WORDS[config.objective]}{again}
 ({settings_in_words(config.objective, config.train)};
 LoRA on `{config.lora.layers}`, targets control `{config.targets.control}`, seed {config.seed}).
+Base model: `{base_name(loaded)}`{revision}.
 
 ## Loading
 

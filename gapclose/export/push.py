@@ -24,6 +24,8 @@ def check_push() -> None:
 def push(directory: Path, wanted: Sequence[str], name: str, *, private: bool) -> list[str]:
     """Upload ``directory/adapter`` as the repository ``name``, and ``merged`` and ``omni`` as ``name-merged`` and ``name-omni``.
 
+    What else a repository holds is deleted: weights or evidence of an earlier push would pass for this one's.
+
     Args:
         wanted: which of them.
 
@@ -45,7 +47,8 @@ def push(directory: Path, wanted: Sequence[str], name: str, *, private: bool) ->
             _refuse_public(api, repository, private)
         for kind, repository in repositories.items():
             api.create_repo(repository, repo_type="model", private=private, exist_ok=True)
-            api.upload_folder(repo_id=repository, folder_path=directory / kind, commit_message=f"gapclose: {kind}")
+            folder, message = directory / kind, f"gapclose: {kind}"
+            api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message, delete_patterns=["*"])
             found.append(f"https://huggingface.co/{repository}")
             say(f"uploaded {directory / kind} to {found[-1]} ({'private' if private else 'public'})")
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:

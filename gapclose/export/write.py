@@ -9,16 +9,19 @@ from gapclose.files import new_folder, read_json, write_json
 from gapclose.models import LoadedModel, ModelConfig, load_processor
 
 
-def write_adapter(loaded: LoadedModel, folder: Path) -> None:
+def write_adapter(loaded: LoadedModel, folder: Path, revision: str | None = None) -> None:
     """The adapter alone, as PEFT loads it, in place of what was there.
 
     Of a base that lies in a directory only that directory's name is told, since adapters travel: ``PeftModel.from_pretrained(base, folder)``
-    is given the base, ``AutoPeftModel`` would have to be told where it is.
+    is given the base.
+
+    Args:
+        revision: of the base on the hub, where one was asked for.
     """
     with new_folder(folder) as place:
         loaded.model.save_pretrained(str(place))
         path = place / "adapter_config.json"
-        write_json(path, read_json(path) | {"base_model_name_or_path": base_name(loaded)})
+        write_json(path, read_json(path) | {"base_model_name_or_path": base_name(loaded), "revision": revision})
 
 
 def base_name(loaded: LoadedModel) -> str:
