@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +49,21 @@ class MediaCache:
         return self.directory / f"{digest[:40]}.safetensors"
 
     def get(self, place: Path) -> Any:
-        """What lies there, marked as used; None where nothing does, or what does is damaged (it is then removed)."""
+        """What lies there, marked as used; None where nothing does that can be read, or what does is damaged (it is then removed).
+
+        In a directory of somebody else's, what may not be marked or removed stays as it is.
+        """
         try:
-            tensors = load_file(place)
+            value = _value(load_file(place))
+        except OSError:  # not there, or not to be read by us
+            return None
+        except (SafetensorError, KeyError, IndexError, TypeError, ValueError):
+            with suppress(OSError):
+                place.unlink()
+            return None
+        with suppress(OSError):
             os.utime(place)
-        except FileNotFoundError:
-            return None
-        except (SafetensorError, OSError):
-            place.unlink(missing_ok=True)
-            return None
-        if "frames" in tensors:
-            return Film(frames=tensors["frames"], seconds=float(tensors["seconds"][0]))
-        return Image.fromarray(tensors["image"]) if "image" in tensors else tensors["sound"]
+        return value
 
     def put(self, place: Path, value: Any) -> None:
         """Store a decoded file, then remove what was not used for longest while there is too much; nothing where it alone is too much."""
@@ -87,6 +91,13 @@ class MediaCache:
                 return
             Path(path).unlink(missing_ok=True)
             excess -= size
+
+
+def _value(tensors: dict[str, np.ndarray]) -> Any:
+    """What was stored. Raises: KeyError, IndexError, TypeError or ValueError, when these are not the tensors of a decoded file."""
+    if "frames" in tensors:
+        return Film(frames=tensors["frames"], seconds=float(tensors["seconds"][0]))
+    return Image.fromarray(tensors["image"]) if "image" in tensors else tensors["sound"]
 
 
 def _version(package: str) -> str | None:

@@ -72,13 +72,14 @@ def load_items(
         ValueError: all problems of all checks together.
     """
     problems, prompts = Problems(f"the item set {directory}"), prompts or PromptsConfig()
-    items = in_order(read_data(directory, data, problems), data, prompts, problems)
+    plain = read_data(directory, data, problems)
+    items = in_order(plain, data, prompts, problems)
     if not len(problems):  # else a twin may be missing for no fault of its own
         check_twins(items, problems)
     check_prompts(prompts, model, problems)
     asked = {name: reword(items, name, prompts, problems) for name in prompts.names}
     found = faults(items)
-    check_media_apart(items, found, problems)
+    check_media_apart(plain, found, problems)  # shuffled options would hide a question that is asked twice
     try:
         processor = None if without_model else load_processor(model)
     except ValueError as error:

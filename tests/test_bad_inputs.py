@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from gapclose.cli import main
+from gapclose.stems import letters_prompt
 
 CONTENT, LIE = test_items.ODD, test_items.LIE
 
@@ -170,6 +171,34 @@ def test_media_that_a_test_shares_with_what_is_fitted(whole, capsys, fault):
     test_items.put(directory, *rows, test_items.row("b", split="test", messages=[{"role": "user", "content": content}]))
     message = refused(capsys, *arguments)
     assert message.startswith("error: 1 problem with") and all(part in message for part in says), message
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize(("one", "other"), [("fit", "test"), ("fit", "train"), ("train", "test")])
+def test_a_question_without_media_that_two_splits_ask(whole, capsys, one, other, shuffled):
+    """Word for word: the probe would be asked to read what it was fitted on, whatever order its options get."""
+    rows, directory, arguments = whole
+    listed = {"messages": [{"role": "user", "content": letters_prompt("Is it odd?", ["odd", "unseen"])}], "stem": "Is it odd?"}
+    listed |= {"options": [{"text": "A", "concept": "standard", "meaning": "odd"}, {"text": "B", "concept": "false", "meaning": "unseen"}]}
+    many = [test_items.row(f"{one}-text", split=one, **listed | {"gold": "A"})]
+    many += [test_items.row(f"{other}-text-{n}", split=other, **listed | {"gold": "A"}) for n in range(5)]
+    test_items.put(directory, *rows, *many)
+    message = refused(capsys, *arguments, "--data.shuffle_options", str(shuffled).lower())
+    says = (
+        f"the same question without media is in several splits: {one} (item '{one}-text'), {other} (item '{other}-text-0'); give all that"
+    )
+    assert message.startswith("error: 1 problem with") and says in message, message
+
+
+def test_a_question_without_media_may_be_asked_again_in_its_split(whole, capsys):
+    """Or with other options elsewhere; and by every item there is, as a file may be carried by every item."""
+    rows, directory, arguments = whole
+    again = [test_items.row(f"say-{n}", split="train", purpose="retain") for n in range(2)]
+    other = test_items.row("other", split="test", options=[CONTENT, LIE | {"text": "not seen"}])
+    test_items.put(directory, *rows, *again, other)
+    assert main(["validate", *map(str, arguments)]) == 0, capsys.readouterr().err
+    test_items.put(directory, *(r | {"messages": [{"role": "user", "content": "Odd?"}]} for r in rows))
+    assert main(["validate", *map(str, arguments)]) == 0, capsys.readouterr().err
 
 
 def test_media_that_tell_nothing_about_a_test_may_be_shared(whole, capsys):

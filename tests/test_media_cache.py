@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from safetensors.numpy import save_file
 
 from gapclose import media as media_module
 from gapclose.config import DataConfig
@@ -125,6 +126,37 @@ def test_a_damaged_entry_is_decoded_again(files, decoded, damage):
     (files / "cache" / f".{entry.name}.1-2.tmp").write_bytes(whole[:100])
     assert same(Media(files, RATE, **how).load("audio", "a.wav"), value) and len(decoded) == 2
     assert entry.read_bytes() == whole
+
+
+def refuse(*_, **__):
+    raise PermissionError(1, "Operation not permitted")
+
+
+def test_an_entry_of_somebody_else_s_is_read_and_stays(files, decoded, monkeypatch):
+    """A file of a shared directory whose times only its owner may set."""
+    how = {"decoding": Decoding(workers=0, cache=files / "cache")}
+    value = Media(files, RATE, **how).load("audio", "a.wav")
+    (entry,) = (files / "cache").iterdir()
+    monkeypatch.setattr(os, "utime", refuse)
+    assert same(Media(files, RATE, **how).load("audio", "a.wav"), value) and decoded == ["a.wav"] and entry.is_file()
+    monkeypatch.setattr("gapclose.media_cache.load_file", refuse)
+    assert MediaCache(files / "cache", 1).get(entry) is None and entry.is_file()
+
+
+@pytest.mark.parametrize(
+    "tensors", [None, {"other": np.zeros(3)}, {"image": np.zeros((1, 2, 3, 4))}, {"frames": np.zeros((1, 2, 2, 3), np.uint8)}]
+)
+def test_what_is_no_entry_goes_where_it_may(tmp_path, monkeypatch, tensors):
+    """Damaged, or with tensors of something else: taken for nothing, also where it cannot be removed."""
+    place = tmp_path / "a.safetensors"
+    if tensors is None:
+        place.write_bytes(b"something else altogether")
+    else:
+        save_file(tensors, place)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        assert MediaCache(tmp_path, 1).get(place) is None and place.is_file()
+    assert MediaCache(tmp_path, 1).get(place) is None and not place.exists()
 
 
 def test_faults_are_not_kept(files):

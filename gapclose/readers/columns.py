@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from gapclose.errors import Problems
+from gapclose.errors import Fault, Problems
 from gapclose.files import write_bytes
 from gapclose.items import SPLITS, Item, ItemSet, Option, leaves
 from gapclose.readers.splits import Dealing, deal_tables
@@ -36,6 +36,10 @@ from gapclose.stems import LETTERS, letters_prompt
 KEYS = ("name", "concepts", "alarm", "columns", "question", "modality", "options", "option_columns", "letters", "gold_values", "tags")
 FIELDS = ("id", "clip", "split", "modality", "question", "gold", "twin")
 MEDIA = ("image", "video", "audio")
+ASIDE = ".media"
+"""folder beside the tables, for media that they hold as bytes"""
+MOST = 80
+"""characters of a text that names its clip"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +68,20 @@ def read_columns(directory: Path, path: Path, problems: Problems, dealing: Deali
     Media that are stored as bytes are written to the folder ``.media`` beside the tables, once, under the digest of their content.
 
     Raises:
-        ValueError: when the map cannot be used, or no table is there.
+        ValueError: when the map cannot be used, no table is there, or media cannot be written beside them.
     """
     known = read_map(path, problems)
     problems.raise_if_any()
     assert known is not None
     media = {column: kind for kind, column in known.columns.items() if kind in MEDIA}
-    rows = read_tables(directory, problems, lambda values: put_aside(values, media, directory))
-    if not rows:
-        problems.add(f"{directory}: no table (.jsonl, .json, .csv, .parquet, or a data set saved by `datasets`); put one there")
+    rows: list[Row] = []
+    try:
+        rows = read_tables(directory, problems, lambda values: put_aside(values, media, directory))
+    except Fault as fault:
+        problems.add(f"{directory / ASIDE}: {fault}")
+    else:
+        if not rows:
+            problems.add(f"{directory}: no table (.jsonl, .json, .csv, .parquet, or a data set saved by `datasets`); put one there")
     wanted = {**known.columns, **{c: c for c in (*known.tags, *(known.options if known.from_columns else ()))}}
     for column in wanted.values():
         lacking = next((r for r in rows if column not in r.values), None)
@@ -96,6 +105,9 @@ def put_aside(values: dict[str, Any], media: dict[str, str], directory: Path) ->
 
     Args:
         media: column -> kind.
+
+    Raises:
+        Fault: when that folder cannot be written.
     """
     return {column: _stored(value, media.get(column), directory) for column, value in values.items()}
 
@@ -107,9 +119,15 @@ def _stored(value: Any, kind: str | None, directory: Path) -> Any:
     if not isinstance(content, bytes) or kind is None:
         return path
     suffix = Path(path or "").suffix or {"image": ".png", "audio": ".wav", "video": ".mp4"}[kind]
-    path = f".media/{hashlib.sha256(content).hexdigest()[:24]}{suffix}"
-    if not (directory / path).is_file():
-        write_bytes(directory / path, content)
+    path = f"{ASIDE}/{hashlib.sha256(content).hexdigest()[:24]}{suffix}"
+    try:
+        if not (directory / path).is_file():
+            write_bytes(directory / path, content)
+    except OSError as error:
+        raise Fault(
+            f"media inside the tables are written there, and it cannot be written ({error.strerror or error}); copy the tables, or link "
+            "them, into a directory that can be written, and name that one"
+        ) from error
     return path
 
 
@@ -210,11 +228,21 @@ def _text(value: Any) -> str:
 
 
 def _clip(row: Row, known: ColumnMap) -> str:
-    """What the map says, else the first media file: rows about the same one stay together."""
+    """What the map says, else the first media file, else what the prompt says: rows about the same one stay together."""
     if "clip" in known.columns:
         return _text(row.values[known.columns["clip"]])
     paths = [row.values[column] for field, column in known.columns.items() if field in MEDIA]
-    return next((p for p in paths if isinstance(p, str) and p), f"{row.table}/{row.number}")
+    if shown := [p for p in paths if isinstance(p, str) and p]:
+        return shown[0]
+    columns = [known.columns["question"]] if "question" in known.columns else []
+    if known.from_columns and (known.letters or not columns):  # one question for all tells no row from another: its options do
+        columns += known.options
+    return _short(" / ".join(_text(row.values[column]) for column in columns)) or f"{row.table}/{row.number}"
+
+
+def _short(text: str) -> str:
+    """A name for a text: itself, or its start and a digest of the whole."""
+    return text if len(text) <= MOST else f"{text[: MOST - 20]}... {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _item(row: Row, known: ColumnMap, clip: str, split: str, problems: Problems, directory: Path) -> Item | None:

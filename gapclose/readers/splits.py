@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gapclose.errors import Problems
-from gapclose.items import SPLITS, Item, ItemSet, content_digest
+from gapclose.items import SPLITS, Item, ItemSet, content_digest, content_parts
 
 ALIKE = 0.7
 """share of words, in order, from which two questions about the same media are taken for twins"""
@@ -44,12 +45,13 @@ def deal_tables(
 ) -> tuple[list[str], tuple[str, ...]]:
     """The split of every row, given its table and clip, and what to say of it.
 
-    Where there is a table called ``test``, it is that split, and so are those called ``val`` (or as others call it), and, beside a table
-    ``fit``, that one and ``train``. The clips of all other tables are dealt out to the splits that are left, by their shares.
+    A table called ``test`` is that split, and so are those called ``val`` (or as others call it), and, where there are tables ``test`` and
+    ``fit``, that one and ``train``. The clips of all other tables are dealt out to the splits that are left, by their shares. Where no
+    others are left and none is called ``fit``, those of all tables are.
     """
     tables = {table for table, _ in rows}
-    names = OFFICIAL | ({"fit": "fit", "train": "train"} if "fit" in tables else {})
-    kept = {table: names[table] for table in tables if table in names} if "test" in tables else {}
+    names = OFFICIAL | ({"fit": "fit", "train": "train"} if {"fit", "test"} <= tables else {})
+    kept = {table: names[table] for table in tables if table in names}
     if kept.keys() == tables:
         if "fit" in tables:
             return [kept[table] for table, _ in rows], ()
@@ -86,10 +88,12 @@ def check_apart(items: ItemSet, problems: Problems) -> None:
 
 
 def check_media_apart(items: ItemSet, broken: Collection[tuple[str, str]], problems: Problems) -> None:
-    """Add to ``problems`` every media file that occurs in two splits, under one name or, byte for byte, under several.
+    """Add to ``problems`` every media file that occurs in two splits, under one name or, byte for byte, under several, and every question
+    without media that is asked word for word in two.
 
     A file that every item carries tells nothing about another split and passes. So do copies in fit and train, of which neither is measured,
-    as long as no two items there show and play just the same: a probe that was fitted on the one would be asked to read the other.
+    as long as no two items there show and play just the same: a probe that was fitted on the one would be asked to read the other. Of a
+    question without media the words and options are all there is, so that copies in fit and train are just the same.
 
     Args:
         broken: ``(kind, path)`` of files that cannot be read, which others tell of.
@@ -122,6 +126,27 @@ def check_media_apart(items: ItemSet, broken: Collection[tuple[str, str]], probl
             continue
         named = ", ".join(f"{split} (item {item.id!r}: {path})" for split, (item, path) in where.items())
         problems.add(f"{items.where}: the same media file is in several splits: {named}; {REMEDY}")
+    _check_questions_apart(items, problems)
+
+
+def _check_questions_apart(items: ItemSet, problems: Problems) -> None:
+    """The part of :func:`check_media_apart` about items without media; one that is all there is passes, as a file that all carry does."""
+    asked: dict[str, dict[str, Item]] = defaultdict(dict)
+    for item in items:
+        if not item.media:
+            asked[_words(item)].setdefault(item.split, item)
+    if len(asked) == 1 and not any(item.media for item in items):
+        return
+    for where in asked.values():
+        if len(where) > 1 and len({item.clip for item in where.values()}) > 1:
+            named = ", ".join(f"{split} (item {item.id!r})" for split, item in where.items())
+            problems.add(f"{items.where}: the same question without media is in several splits: {named}; {REMEDY}")
+
+
+def _words(item: Item) -> str:
+    """All that an item without media says, and its options, in whatever order those are scored."""
+    said = [[message["role"], *(part["text"] for part in content_parts([message]))] for message in item.messages]
+    return json.dumps([said, sorted([o.text, o.words] for o in item.options)])
 
 
 def by_clip(items: Sequence[Item]) -> tuple[Item, ...]:

@@ -1,6 +1,7 @@
 """Rows of a table, whatever file holds them: JSON lines, JSON, CSV, Parquet, or what ``datasets`` saved to disk.
 
-A table's name is its file's, without the numbers of shards: ``data/test-00000-of-00002.parquet`` belongs to ``test``.
+A table's name is its file's, without the numbers of shards and the hub's mark behind them: ``data/test-00000-of-00002.parquet`` and
+``data/test-00000-of-00001-b42a775f407cee45.parquet`` belong to ``test``.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gapclose.errors import Problems
+from gapclose.errors import Fault, Problems
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 OTHER = ("dataset_info.json", "dataset_dict.json", "state.json", "dataset_infos.json")
 """files of JSON that hold no rows"""
+SHARD = re.compile(r"-\d+-of-\d+(-[0-9a-f]{8,})?$")
+"""what follows a table's name in that of a shard"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +42,7 @@ def table_files(directory: Path) -> dict[str, list[Path]]:
     for folder in (directory, directory / "data"):
         for path in sorted(folder.glob("*")) if folder.is_dir() else ():
             if path.suffix in SUFFIXES and path.name not in OTHER and path.is_file():
-                found[re.sub(r"-\d+-of-\d+$", "", path.stem)].append(path)
+                found[SHARD.sub("", path.stem)].append(path)
     return dict(found)
 
 
@@ -65,6 +68,9 @@ def read_tables(directory: Path, problems: Problems, each: Callable[[dict[str, A
 
     Args:
         each: what becomes of the values of a row as it passes, so that media inside a table are not all held at once.
+
+    Raises:
+        Fault: as ``each`` does; it is none of the file's.
     """
     saved = saved_datasets(directory)
     readers = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}
@@ -87,7 +93,11 @@ def read_into(
     each: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     before: int = 0,
 ) -> list[Row]:
-    """The rows of one file, read by ``reader`` (default: as JSON), numbered from ``before`` on; ``each`` as in :func:`read_tables`."""
+    """The rows of one file, read by ``reader`` (default: as JSON), numbered from ``before`` on; ``each`` as in :func:`read_tables`.
+
+    Raises:
+        Fault: as ``each`` does.
+    """
     rows: list[Row] = []
     empty = True
     try:
@@ -97,6 +107,8 @@ def read_into(
                 rows.append(Row(table=table, place=f"{path}:{place}", number=before + place, values=each(values)))
             else:
                 problems.add(f"{path}:{place}: holds {type(values).__name__}, not an object; write one object with named fields")
+    except Fault:
+        raise
     except (ValueError, OSError, KeyError, csv.Error) as error:  # JSON, UTF-8 and Arrow complain with ValueErrors
         problems.add(f"{path}: cannot be read ({str(error).splitlines()[0]}); write it again")
         return []

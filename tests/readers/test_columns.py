@@ -1,5 +1,6 @@
 """Tables through a column map: concepts that are contents, letters, media as bytes, and what is said of a map that is wrong."""
 
+import errno
 import json
 import tracemalloc
 
@@ -172,6 +173,28 @@ def test_rows_about_one_file_are_one_clip(said, rows):
     assert all(split.setdefault(i.media[0][1], i.split) == i.split for i in items)
 
 
+LISTED = {"option_columns": {"a": "0", "b": "1"}, "letters": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "clips"),
+    [
+        ({"columns": {"question": "asked", "gold": "digit"}, "question": None}, 16),
+        ({"columns": {"question": "asked", "gold": "a"}, "question": None, "options": None, **LISTED}, 48),
+        ({"columns": {"gold": "a"}, "options": None, **LISTED}, 3),
+        ({"columns": {"gold": "digit"}}, 96),
+    ],
+)
+def test_rows_without_media_that_ask_the_same_are_one_clip(said, rows, change, clips):
+    """The words of the prompt, with letters those of the options too, and those alone where all rows ask the same; never a name without end."""
+    asked = [r | {"asked": f"{'Which? ' * 50}{n % 16}", "a": f"so {n % 3}", "b": "not so"} for n, r in enumerate(rows)]
+    items = read(put_rows(said, asked, **{"gold_values": DIGITS["gold_values"]} | change))
+    groups = {}
+    for item in items:
+        groups.setdefault(item.clip, set()).add((item.text, item.split))
+    assert len(groups) == clips and all(len(group) == 1 for group in groups.values()) and max(map(len, groups)) < 90
+
+
 def test_official_splits_stay(said, rows):
     """What the hub calls test is never fitted on; train becomes fit, train and what else is left."""
     (said / "clips.jsonl").unlink()
@@ -200,11 +223,30 @@ def test_official_splits_stay(said, rows):
     assert "data.shares gives nothing to any split but ['test']" in problems.messages[0]
 
 
-def test_shards_are_numbered_through(said, rows):
+def test_val_stays_where_there_is_no_test(said, rows):
+    """Whether the other table is called fit or train; a val alone is a benchmark, and dealt out."""
+    (said / "clips.jsonl").unlink()
+    (said / "validation.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[60:]))
+    for name in ("train", "fit"):
+        (said / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[:60]))
+        items = read_set(said, Problems("the set"), Dealing())
+        assert {i.clip for i in items.select(split="val")} == {r["recording"] for r in rows[60:]}
+        assert [len(items.select(split=s)) for s in ("fit", "train", "test")] == [20, 20, 20]
+        (note,) = items.notes
+        assert "the tables ['validation'] stay what they are called" in note
+        assert f"the clips of ['{name}'] are dealt out together, by data.shares, to ['fit', 'test', 'train']" in note
+        (said / f"{name}.jsonl").unlink()
+    alone = read(said)
+    assert {i.split for i in alone} == {"fit", "test"} and alone.notes == ()
+
+
+@pytest.mark.parametrize("mark", ["", "-b42a775f407cee45"])
+def test_shards_are_numbered_through(said, rows, mark):
+    """Also where the hub has marked their names."""
     (said / "clips.jsonl").unlink()
     for n in range(2):
         lines = [json.dumps(r) + "\n" for r in rows[48 * n : 48 * (n + 1)]]
-        (said / f"clips-{n:05d}-of-00002.jsonl").write_text("".join(lines))
+        (said / f"clips-{n:05d}-of-00002{mark}.jsonl").write_text("".join(lines))
     assert sorted(int(i.id.removeprefix("clips/")) for i in read(said)) == list(range(1, 97))
 
 
@@ -277,6 +319,30 @@ def test_media_inside_a_table_are_not_all_held_at_once(tmp_path, monkeypatch):
         tracemalloc.stop()
         assert most < 2_500_000 and len(list((directory / ".media").iterdir())) == 60
         assert [(directory / i.media[0][1]).read_bytes()[:1] for i in items] == [bytes([n]) for n in range(60)]
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_place_that_cannot_be_written_is_told_once(tmp_path, monkeypatch, saved):
+    """Media inside a table of a directory that is mounted for reading alone: the table is right, and it is there."""
+    import pyarrow
+    import pyarrow.parquet
+
+    stored = [{"file": {"bytes": bytes([n]), "path": None}, "digit": 0} for n in range(3)]
+    if saved:
+        datasets.Dataset.from_list(stored).save_to_disk(tmp_path / "all")
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(stored), tmp_path / "clips.parquet")
+    (tmp_path / "columns.yaml").write_text(yaml.safe_dump(DIGITS | {"columns": {"audio": "file", "gold": "digit"}, "tags": []}))
+
+    def refuse(path, content):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("gapclose.readers.columns.write_bytes", refuse)
+    with pytest.raises(ValueError, match=r"^1 problem with the set") as caught:
+        read(tmp_path)
+    message = str(caught.value)
+    assert f"{tmp_path / '.media'}: " in message and "cannot be written (Read-only file system); copy the tables, or link" in message
+    assert "no table" not in message and "write it again" not in message
 
 
 FAULTS = {
