@@ -1,5 +1,6 @@
 """Uploads: on request, after verification, private; nothing here touches a network, a stand-in for the hub's client records what it is told."""
 
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,7 +32,9 @@ class Hub:
         self.private.setdefault(name, private)
 
     def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str, delete_patterns: list[str]) -> None:
-        assert delete_patterns == ["*"]  # nothing of an earlier push stays beside this one
+        stale = ("model-00001-of-00002.safetensors", "vllm/adapter_config.json", "left_out.json")
+        assert all(any(fnmatch(name, p) for p in delete_patterns) for name in stale)
+        assert not any(fnmatch(name, p) for p in delete_patterns for name in ("notes.md", "figures/gap.png"))  # no export's
         if self.down or not folder_path.is_dir():
             raise LocalTokenNotFoundError("no token")
         self.uploaded[repo_id] = folder_path

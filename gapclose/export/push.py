@@ -11,6 +11,9 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Repo
 from gapclose.files import read_json
 from gapclose.progress import say
 
+STALE = ["*.safetensors", "*.safetensors.index.json", "vllm/*", "evidence.json", "left_out.json", "serving.json", "verified.json"]
+"""what an earlier push may have left in a repository"""
+
 
 def check_push() -> None:
     """Raises: ValueError when this process may not use the network."""
@@ -24,7 +27,7 @@ def check_push() -> None:
 def push(directory: Path, wanted: Sequence[str], name: str, *, private: bool) -> list[str]:
     """Upload ``directory/adapter`` as the repository ``name``, and ``merged`` and ``omni`` as ``name-merged`` and ``name-omni``.
 
-    What else a repository holds is deleted: weights or evidence of an earlier push would pass for this one's.
+    Weights and evidence of an earlier push are deleted where this one has none of that name: they would pass for its own.
 
     Args:
         wanted: which of them.
@@ -48,7 +51,7 @@ def push(directory: Path, wanted: Sequence[str], name: str, *, private: bool) ->
         for kind, repository in repositories.items():
             api.create_repo(repository, repo_type="model", private=private, exist_ok=True)
             folder, message = directory / kind, f"gapclose: {kind}"
-            api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message, delete_patterns=["*"])
+            api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message, delete_patterns=STALE)
             found.append(f"https://huggingface.co/{repository}")
             say(f"uploaded {directory / kind} to {found[-1]} ({'private' if private else 'public'})")
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
