@@ -247,7 +247,7 @@ def test_a_card_names_the_kind_of_its_export(tiny_run, loaded, kind):
     if kind == "adapter":
         assert header == {"library_name": "peft", "tags": ["gapclose", "lora"]}
     else:
-        assert header == {"library_name": "transformers", "base_model_relation": "merge", "tags": ["gapclose"]}
+        assert header == {"library_name": "transformers", "base_model_relation": "finetune", "tags": ["gapclose"]}
     ended, acts = KINDS[kind]
     assert f"\n# {ended} that ended in state `" in text and f"Base model: `{Path(loaded.path).name}`.\n" in text
     config = parse_config(["--config", str(tiny_run / "config.yaml")])

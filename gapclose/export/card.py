@@ -68,7 +68,7 @@ def header(kind: str, base: str) -> str:
     lines = [f"library_name: {'peft' if kind == 'adapter' else 'transformers'}"]
     if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
         lines.append(f"base_model: {base}")
-    lines += ["tags: [gapclose, lora]"] if kind == "adapter" else ["base_model_relation: merge", "tags: [gapclose]"]
+    lines += ["tags: [gapclose, lora]"] if kind == "adapter" else ["base_model_relation: finetune", "tags: [gapclose]"]
     return "\n".join(["---", *lines, "---"])
 
 
