@@ -62,9 +62,10 @@ def train_adapters_alone(model: Any) -> None:
             continue
         block.training = bool(getattr(block, "gradient_checkpointing", False))
         for module in block.modules():
-            if hasattr(module, "lora_dropout"):  # PEFT's layer, around the frozen one; with DoRA it asks its own flag, too
+            dropout = getattr(module, "lora_dropout", None)
+            if isinstance(dropout, nn.ModuleDict):  # PEFT's layer, around the frozen one; with DoRA it asks its own flag, too
                 module.training = True
-                module.lora_dropout.train()
+                dropout.train()
 
 
 def output_embedding(model: Any) -> Any:
