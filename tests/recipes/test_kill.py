@@ -149,7 +149,9 @@ def unreadable(run: Path) -> list[str]:
 @pytest.mark.parametrize("seed", range(5))
 def test_killed_ten_times_at_random_it_ends_where_an_uninterrupted_run_does(close_command, closed_run, tmp_path, capsys, seed):
     """Fifty kills in all, each at a moment that nobody chose; a start that ends before its moment counts for none, and another run begins."""
-    draw, kills, runs = random.Random(seed), 0, 0
+    draw, kills, runs, begun = random.Random(seed), 0, 0, time.monotonic()
+    finish(close_command(tmp_path / "whole"), tmp_path / "log")
+    whole = time.monotonic() - begun
     while kills < 10:
         runs += 1
         run, log = tmp_path / f"run-{runs}", tmp_path / "log"
@@ -157,7 +159,7 @@ def test_killed_ten_times_at_random_it_ends_where_an_uninterrupted_run_does(clos
         while kills < 10:
             process = start(command, log)
             try:
-                process.wait(timeout=draw.uniform(3, 30))
+                process.wait(timeout=draw.uniform(0.2, 0.9) * whole)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
