@@ -65,6 +65,7 @@ def validate(arguments: Sequence[str]) -> None:
     from gapclose.architecture import why_absent
     from gapclose.config import parse_config
     from gapclose.examine.leak import print_leak, text_leak
+    from gapclose.export.omni import check_whole
     from gapclose.models import SHIPPED
     from gapclose.outline import print_outline
     from gapclose.validate import doubts, is_for_closing, lacking_here, prepare_items, print_histogram
@@ -84,11 +85,15 @@ def validate(arguments: Sequence[str]) -> None:
         print_outline(config, items, absent=absent)
     except ValueError as error:
         faults += [] if any(str(error) in fault for fault in faults) else [str(error)]
+    try:
+        if config.export.omni and absent is None:
+            check_whole(config.model)
+    except ValueError as error:
+        faults.append(str(error))
     if faults:
         raise ValueError("\n".join(faults))
     assert items is not None
-    lacking = lacking_here(config, absent=absent is not None)
-    for line in [*lacking, *doubts(items), *print_leak(text_leak(items, folds=config.probe.folds))]:
+    for line in [*lacking_here(config), *doubts(items), *print_leak(text_leak(items, folds=config.probe.folds))]:
         print(f"warning: {line}")
     unseen = f"; options and prompts are not checked without the processor of {config.model.path}" if absent else ""
     print("no problems found" + ("" if closing else "; without train and val this set is for `gapclose measure` alone") + unseen)

@@ -225,16 +225,12 @@ def doubts(items: ItemSet) -> list[str]:
     return found
 
 
-def lacking_here(config: Config, *, absent: bool) -> list[str]:
-    """What a run with this configuration needs and this machine lacks; a configuration may be checked where it will not run.
-
-    Args:
-        absent: whether the checkpoint is not here, so that its files cannot be looked at.
-    """
-    from gapclose.export import check_export
+def lacking_here(config: Config) -> list[str]:
+    """What a run with this configuration needs and this machine lacks; a configuration may be checked where it will not run."""
+    from gapclose.export.push import check_push
 
     checks: list[Callable[[], object]] = [lambda: refuse_quantisation(config.model.quantisation)]
-    checks += [] if absent else [lambda: check_export(config)]
+    checks += [check_push] if config.export.push else []
     found = []
     for check in checks:
         try:

@@ -146,6 +146,8 @@ def test_what_the_machine_lacks_is_a_warning(digits_directory, tiny_checkpoint, 
     shown = " ".join(capsys.readouterr().out.split())
     assert "warning: this machine cannot run it: model.quantisation 4bit needs a CUDA GPU" in shown
     assert "warning: this machine cannot run it: export.push needs the network" in shown
+    assert main(["validate", *arguments, "--export.omni", "true"]) == 2  # no machine could: a fault of the configuration
+    assert "export.omni" in capsys.readouterr().err
     assert main(["validate", *arguments]) == 0
     assert "cannot run it" not in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ import numpy as np
 from gapclose.baselines.comparison import BUDGETS
 from gapclose.files import read_json, write_text
 from gapclose.gap import GapConfig
-from gapclose.report.compared_figures import BASE, Found, budgets_of, draw_fronts, draw_labels, ways_of
+from gapclose.report.compared_figures import BASE, BY_VAL, Found, budgets_of, draw_fronts, draw_labels, ways_of
 from gapclose.report.results import (
     Mean,
     adapted_points,
@@ -30,9 +30,6 @@ from gapclose.report.results import (
     untrained,
     untrained_front,
 )
-
-BY_VAL = "best on val"
-"""the way that takes, seed by seed, the trained objective that val chooses by the rule that chose the epochs; of equals the first"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,8 @@ from gapclose.report.svg import styled
 Found = Mapping[int, Mapping[str, Any]]
 """seed -> figures"""
 BASE = "base"
+BY_VAL = "best on val"
+"""the way that takes, seed by seed, the trained objective that val chooses by the rule that chose the epochs; of equals the first"""
 LOOKS = {
     "base": ("#000000", "x"),
     "consistency": ("#0072B2", "o"),
@@ -21,7 +23,7 @@ LOOKS = {
     "consistency+gold": ("#009E73", "s"),
     "dpo": ("#CC79A7", "^"),
     "grpo": ("#E69F00", "v"),
-    "best on val": ("#000000", "8"),
+    BY_VAL: ("#000000", "8"),
     "pgla": ("#CC79A7", "P"),
     "pgla_wide": ("#E69F00", "X"),
     "shift": ("#56B4E9", "<"),
