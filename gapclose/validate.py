@@ -12,7 +12,8 @@ from typing import Any
 from rich.table import Table
 
 from gapclose.baselines.trl_items import check_taken
-from gapclose.config import Config, DataConfig
+from gapclose.config import Config
+from gapclose.data_config import DataConfig
 from gapclose.errors import Problems
 from gapclose.files import read_json, write_json
 from gapclose.interleave import interleave

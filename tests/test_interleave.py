@@ -181,7 +181,7 @@ def test_what_cannot_be_interleaved_is_said(loaded, films):
 
 def test_it_is_a_setting(tiny_checkpoint, tmp_path, capsys):
     """`gapclose validate` takes it of a set of films, and the set is another one to a run."""
-    from gapclose.config import DataConfig
+    from gapclose.data_config import DataConfig
     from gapclose.digits import films as world
     from gapclose.errors import Problems
     from gapclose.validate import read_data

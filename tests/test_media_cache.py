@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from gapclose import media as media_module
-from gapclose.config import DataConfig
+from gapclose.data_config import DataConfig
 from gapclose.films import Film
 from gapclose.items import Decoding, Framing, Item, ItemSet, Option, content_digest
 from gapclose.media import Media, decode, faults

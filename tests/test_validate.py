@@ -160,7 +160,8 @@ def test_shares_of_a_set_that_names_its_splits_are_told_to_do_nothing(digits_dir
 
 def test_worlds_of_two_seeds_in_one_run_directory_are_two(monkeypatch, tmp_path):
     """Validating with another seed first does not give the run that seed's clips."""
-    from gapclose.config import Config, DataConfig
+    from gapclose.config import Config
+    from gapclose.data_config import DataConfig
     from gapclose.digits import world
 
     few = {"fit": 24, "train": 24, "val": 24, "test": 24}

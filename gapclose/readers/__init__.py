@@ -1,7 +1,7 @@
 """Readers of data sets that are laid out in other ways than the project's own; each is a function directory -> :class:`ItemSet`.
 
-``tables`` reads rows whatever file holds them, ``splits`` deals clips out to the splits; ``imavb``, ``yes_no`` and ``columns`` make items of
-the rows. :func:`read_set` picks the reader by what lies in the directory.
+``tables`` reads rows whatever file holds them, ``splits`` deals clips out to the splits; ``imavb``, ``yes_no`` and ``columns`` (by a
+``column_map``) make items of the rows. :func:`read_set` picks the reader by what lies in the directory.
 """
 
 from __future__ import annotations

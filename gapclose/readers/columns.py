@@ -1,65 +1,24 @@
-"""Any table through a column map in YAML: what the columns mean, which concepts there are, and which option expresses which.
-
-    name: breath
-    concepts: [normal, crackle]
-    alarm: [crackle]                                  # left out or []: nothing is to be rejected
-    columns: {clip: patient, audio: file, gold: label}
-    question: What is heard on breathing in?          # or columns: {question: ...}
-    modality: audio                                   # or columns: {modality: ...}
-    options: {clear: normal, crackles: crackle}       # text -> concept, the same for every row
-    # option_columns: {a: normal, b: crackle}         # or: column with an option's text -> concept
-    # letters: true                                   # list the options in the prompt and have a letter answered
-    # gold_values: {0: clear, 1: crackles}            # what the gold column holds -> option, where it is no option's text
-
-Columns may stand for: ``id``, ``clip``, ``split``, ``modality``, ``question``, ``gold``, ``twin``, and media in the order of the prompt: ``image``, ``video``,
-``audio``. A media column holds a path relative to the data, or bytes as ``datasets`` stores them.
-"""
+"""Any table through a column map (:mod:`gapclose.readers.column_map`): rows become items, media inside the tables become files."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from gapclose.errors import Fault, Problems
 from gapclose.files import write_bytes
 from gapclose.items import SPLITS, Item, ItemSet, Option, leaves
+from gapclose.readers.column_map import MEDIA, ColumnMap, meant, read_map
 from gapclose.readers.splits import Dealing, deal_tables
 from gapclose.readers.tables import Row, read_tables
 from gapclose.stems import LETTERS, letters_prompt
 
-KEYS = ("name", "concepts", "alarm", "columns", "question", "modality", "options", "option_columns", "letters", "gold_values", "tags")
-FIELDS = ("id", "clip", "split", "modality", "question", "gold", "twin")
-MEDIA = ("image", "video", "audio")
 ASIDE = ".media"
 """folder beside the tables, for media that they hold as bytes"""
 MOST = 80
 """characters of a text that names its clip"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColumnMap:
-    """What ``columns.yaml`` says."""
-
-    concepts: tuple[str, ...]
-    alarm: tuple[str, ...]
-    columns: dict[str, str]
-    """in the file's order, which for media is that of the prompt"""
-    options: dict[str, str]
-    """option, or with ``from_columns`` the column that holds it -> concept"""
-    from_columns: bool
-    name: str | None = None
-    question: str | None = None
-    modality: str | None = None
-    letters: bool = False
-    gold_values: dict[str, str]
-    tags: tuple[str, ...] = ()
-    """columns that become tags"""
 
 
 def read_columns(directory: Path, path: Path, problems: Problems, dealing: Dealing) -> ItemSet:
@@ -87,7 +46,7 @@ def read_columns(directory: Path, path: Path, problems: Problems, dealing: Deali
         lacking = next((r for r in rows if column not in r.values), None)
         if lacking is not None:
             near = difflib.get_close_matches(column, lacking.values, n=1)
-            problems.add(f"{lacking.place}: no column {column!r}, which {path} names; there are {sorted(lacking.values)}" + _meant(near))
+            problems.add(f"{lacking.place}: no column {column!r}, which {path} names; there are {sorted(lacking.values)}" + meant(near))
     problems.raise_if_any()
     clips = {id(r): _clip(r, known) for r in rows}
     if "split" in known.columns:
@@ -129,98 +88,6 @@ def _stored(value: Any, kind: str | None, directory: Path) -> Any:
             "them, into a directory that can be written, and name that one"
         ) from error
     return path
-
-
-def read_map(path: Path, problems: Problems) -> ColumnMap | None:
-    """The column map; None when it cannot be used, and ``problems`` says why."""
-    before = len(problems)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        problems.add(
-            f"{path}: the column map cannot be read ({str(error).splitlines()[0]}); write it in YAML (docs/your-data.md shows one)"
-        )
-        return None
-    if not isinstance(raw, dict):
-        problems.add(f"{path}: holds {type(raw).__name__}, not keys and values; write a column map (docs/your-data.md shows one)")
-        return None
-    _refuse_unknown(raw, KEYS, path, problems)
-    concepts, alarm = (_names(raw, key, path, problems) for key in ("concepts", "alarm"))
-    columns = _mapping(raw, "columns", path, problems)
-    _refuse_unknown(columns, (*FIELDS, *MEDIA), f"{path}: columns", problems)
-    both = [key for key in ("options", "option_columns") if raw.get(key)]
-    options = _mapping(raw, both[0], path, problems) if len(both) == 1 else {}
-    if len(both) != 1:
-        problems.add(f"{path}: give one of `options` (text: concept) and `option_columns` (column: concept), not {both or 'neither'}")
-    elif len(options) < 2:
-        problems.add(f"{path}: {both[0]} has {len(options)} entries; there must be two options or more")
-    if len(concepts) < 2 or len(set(concepts)) != len(concepts):
-        problems.add(f"{path}: concepts {list(concepts)} must be two or more distinct names")
-    if alarm and set(alarm) == set(concepts):
-        problems.add(f"{path}: every concept is an alarm; leave at least one that is not")
-    for kind, names in (("alarm", alarm), *((f"option {text!r}", (concept,)) for text, concept in options.items())):
-        for name in set(names) - set(concepts):
-            problems.add(
-                f"{path}: {kind} names the concept {name!r}, which is not among the concepts {list(concepts)}; add it or mend the name"
-            )
-    for key in ("question", "modality"):
-        if bool(raw.get(key)) == (key in columns):
-            problems.add(f"{path}: {key} must be given once, as a text or as a column (columns: {{{key}: ...}})")
-    gold_values, tags = _mapping(raw, "gold_values", path, problems), _names(raw, "tags", path, problems)
-    for key in ("name", "question", "modality"):
-        _refuse_unquoted([raw[key]] if raw.get(key) is not None else [], f"{path}: {key}", problems)
-    if len(problems) > before:
-        return None
-    return ColumnMap(
-        concepts=concepts,
-        alarm=alarm,
-        columns=columns,
-        options=options,
-        from_columns=bool(raw.get("option_columns")),
-        name=raw.get("name"),
-        question=raw.get("question"),
-        modality=raw.get("modality"),
-        letters=bool(raw.get("letters")),
-        gold_values=gold_values,
-        tags=tags,
-    )
-
-
-def _refuse_unknown(given: dict[str, Any], known: tuple[str, ...], where: Any, problems: Problems) -> None:
-    for key in given:
-        if key not in known:
-            problems.add(
-                f"{where}: unknown key {key!r}{_meant(difflib.get_close_matches(str(key), known, n=1)) or f'; known are {list(known)}'}"
-            )
-
-
-def _meant(near: list[str]) -> str:
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _names(raw: dict[str, Any], key: str, path: Path, problems: Problems) -> tuple[str, ...]:
-    value = raw.get(key) or []
-    if not isinstance(value, list):
-        problems.add(f"{path}: {key} is {value!r}; it must be a list of names")
-        return ()
-    _refuse_unquoted(value, f"{path}: {key}", problems)
-    return tuple(map(str, value))
-
-
-def _refuse_unquoted(words: Iterable[Any], where: str, problems: Problems) -> None:
-    """YAML takes yes, no, on, off and null for something else than words."""
-    for word in words:
-        if word is None or isinstance(word, bool):
-            problems.add(f'{where}: YAML reads an unquoted word there as {word}; quote it, e.g. "yes"')
-
-
-def _mapping(raw: dict[str, Any], key: str, path: Path, problems: Problems) -> dict[str, str]:
-    value = raw.get(key) or {}
-    if not isinstance(value, dict):
-        problems.add(f"{path}: {key} is {value!r}; it must be a mapping, a name to a name")
-        return {}
-    _refuse_unquoted((word for entry in value.items() for word in entry), f"{path}: {key}", problems)
-    return {str(k): str(v) for k, v in value.items()}
 
 
 def _text(value: Any) -> str:
