@@ -81,6 +81,9 @@ class StoredResiduals(Mapping[int, torch.Tensor]):
         assert found is not None
         return found
 
+    def __contains__(self, layer: object) -> bool:
+        return layer in self._layers
+
     def __iter__(self) -> Iterator[int]:
         return iter(self._layers)
 
