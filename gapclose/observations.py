@@ -122,7 +122,7 @@ def read_observations(directory: Path, ids: Sequence[str] | None = None, *, laye
         with safe_open(shard_path(directory, s), framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
                 if not key.startswith("layer."):
-                    parts[key].append(file.get_tensor(key))
+                    parts[key].append(file.get_tensor(key).clone())  # else the file stays mapped
                 elif layers is None or int(key.removeprefix("layer.")) in layers:
                     stored[int(key.removeprefix("layer."))] = None
             meta = file.metadata()

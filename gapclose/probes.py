@@ -108,7 +108,8 @@ def fit_linear(z: np.ndarray, y: np.ndarray, family: str, strength: float) -> tu
         everything = torch.ones(1, len(y), dtype=torch.bool)
         fit = solve(torch.as_tensor(z), torch.as_tensor(index), everything, [strength], tolerance=1e-6 if z.dtype == np.float64 else None)
         return mean, scale, fit.weight[0, 0].numpy(), fit.bias[0, 0].numpy()
-    x = (z - mean) / scale
+    x = z - mean
+    x /= scale
     if family == "mean_difference":
         weight = np.stack([x[y == c].mean(0) for c in classes])
         priors = np.array([(y == c).mean() for c in classes])
