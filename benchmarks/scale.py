@@ -128,8 +128,9 @@ def measured(args: argparse.Namespace, n: int, layers: int, width: int, processe
         shutil.rmtree(directory)
     assert all(of["chosen"] == found[0]["chosen"] for of in found), found
     worst = {key: max(of[key] for of in found) for key in found[0] if key != "chosen"}
-    size = {"items": n, "layers": layers, "width": width, "processes": processes, "disk_mb": round(disk / MB, 2)}
-    return size | worst | {"chosen": found[0]["chosen"]}
+    size = {"items": n, "layers": layers, "width": width, "processes": processes, "disk_mb": round(disk / MB, 2)} | worst
+    print(", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in size.items()), flush=True)
+    return size | {"chosen": found[0]["chosen"]}
 
 
 def main() -> None:
