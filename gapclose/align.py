@@ -30,7 +30,7 @@ from gapclose.report.summary import read_records, record_of, round_words, summar
 from gapclose.targets import Targets, build_targets
 from gapclose.teacher import Teacher, compared, first_teacher, next_teacher, search, sentinel_reading, train_items, val_items
 from gapclose.tracking import LossLines
-from gapclose.trainer import Example, last_complete_checkpoint, make_trainer
+from gapclose.trainer import Example, last_complete_checkpoint, make_trainer, whole_checkpoints
 from gapclose.trunk import Trunk
 from gapclose.trunk_fill import training_trunks
 from gapclose.verdict import unproven
@@ -227,7 +227,8 @@ class Training:
             say(f"going on from {resume.name}")
         try:
             if not self.fired(number):
-                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+                with whole_checkpoints(directory):
+                    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except FloatingPointError as error:
             if not self.records(1):
                 raise

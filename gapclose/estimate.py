@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 from gapclose.adapters import enable_checkpointing
 from gapclose.batches import TERMS, Collator, Example
 from gapclose.config import Config
+from gapclose.files import free_bytes, in_units
 from gapclose.items import Item, ItemSet
 from gapclose.meter import Meter
 from gapclose.models import LoadedModel
@@ -201,6 +203,28 @@ def observation_bytes(items: ItemSet, config: Config, *, n_layers: int, width: i
     again = others * stored("test", 1, ("gap",))
     fit += others * stored("fit", 1, ("gap",)) if config.prompts.refit else 0
     return {"measure": fit + stored("test", 2) + everywhere + again, "close": fit + closing + 2 * again}
+
+
+def refuse_small_disk(loaded: LoadedModel, items: ItemSet, config: Config, *, closing: bool) -> None:
+    """Refuse a run whose observations and whole models do not fit the disk beside what it has written before. All else that it writes is not
+    counted, and nothing at all where observations may come from other runs.
+
+    Raises:
+        ValueError: with what is free and what is needed.
+    """
+    if config.observe.shared:
+        return
+    directory, size = Path(config.run_dir), next(unwrap(loaded.model).parameters()).element_size()
+    stored = observation_bytes(items, config, n_layers=len(loaded.layers), width=loaded.width, itemsize=size)
+    wholes = weight_bytes(loaded.model, config.model.quantisation) * (config.export.merged + config.export.omni)
+    needed = stored["close"] + wholes if closing else stored["measure"]
+    found = (path for name in ("observations", "merged", "omni") for path in (directory / name).rglob("*"))
+    needed -= sum(path.stat().st_size for path in found if path.is_file())
+    if needed > (free := free_bytes(directory)):
+        raise ValueError(
+            f"{directory}: {in_units(free)} are free there, and this run still writes {in_units(needed)} of observations"
+            f"{' and models' if closing and wholes else ''}; make room, or name another place (--run_dir)"
+        )
 
 
 def cached_items(items: ItemSet, config: Config) -> int:
