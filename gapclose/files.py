@@ -44,7 +44,7 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
         number = _number(error)
         if number not in NO_ROOM | NOT_ALLOWED | FAILING:
             raise
-        reason = os.strerror(number)
+        reason = os.strerror(number) + (", it seems" if isinstance(error, RuntimeError) else "")
         if number in NO_ROOM:
             needed = "" if size is None else f", {in_units(size)} needed"
             reason += f" ({in_units(free_bytes(path))} free there{needed})"
@@ -58,7 +58,7 @@ def _number(error: Exception) -> int:
     if isinstance(error, SafetensorError):
         found = re.search(r"\(os error (\d+)\)", str(error))
         return int(found[1]) if found else 0
-    # torch's writer tells how far it came, not why it came no further
+    # torch tells how far it came, not why it came no further
     return errno.ENOSPC if "unexpected pos" in str(error) or "PytorchStreamWriter" in str(error) else 0
 
 
@@ -87,8 +87,8 @@ def remove_leftovers(directory: Path) -> None:
 
 
 def flush(folder: Path) -> None:
-    """Have the files of a folder on the disk: a node that is lost takes along what was not."""
-    for path in folder.iterdir():
+    """Have the files below a folder on the disk: a node that is lost takes along what was not."""
+    for path in (p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
 
