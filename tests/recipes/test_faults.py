@@ -4,6 +4,7 @@ import ctypes
 import errno
 import multiprocessing
 import os
+import random
 import re
 import resource
 import signal
@@ -198,7 +199,9 @@ def test_a_run_whose_disk_fills_up_again_and_again_ends_where_another_does(close
         "gapclose.align:export_run:1",
     ):
         fill_up(at, command, run, log)
+    (run / "observations" / "base-test" / ".shard-00000.safetensors.1-2.tmp").write_bytes(bytes(100))  # as a kill would leave it
     assert close(command, log) == 0, log.read_text()
+    assert not list(run.rglob(".*.tmp"))
     assert_same_end(run, closed_run, capsys)
 
 
@@ -282,6 +285,31 @@ def two_processes(close_command, tmp_path_factory) -> Path:
     return directory
 
 
+def kill_one(command: list[str], run: Path, log: Path, rank: int, ready: Callable[[], bool]) -> bool:
+    """Start the command on two processes, kill one of them once it is ``ready``, and look at what that leaves; False where it ended before."""
+    with log.open("w") as handle:
+        launcher = subprocess.Popen(command, stdout=handle, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        while not ready():
+            if launcher.poll() is not None:
+                assert launcher.returncode == 0, log.read_text()
+                return False
+            time.sleep(0.005)
+        children = psutil.Process(launcher.pid).children(recursive=True)
+        chosen = [p for p in children if p.environ().get("RANK") == str(rank)]
+        for process in chosen[:1]:  # none, where the launcher is still starting or already ending
+            process.kill()
+        assert launcher.wait(timeout=60) != 0 or not chosen
+    finally:
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, signal.SIGKILL)
+    assert not psutil.wait_procs(children, timeout=10)[1], "orphans"
+    # gloo's word comes before the launcher's SIGTERM or not at all; then it is put into one line
+    assert "by peer" not in log.read_text() and not (bad := unreadable(run)), bad
+    assert not chosen or "Signal 9 (SIGKILL) received" in log.read_text()  # the launcher's word
+    return True
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("_on_cpu")
 @pytest.mark.parametrize("rank", [0, 1])
@@ -293,22 +321,20 @@ def test_where_one_process_is_killed_the_other_ends_and_the_same_command_goes_on
 ):
     run, log = tmp_path / "run", tmp_path / "log"
     command = on_two(close_command, run, "--train.save_steps", "1")
-    with log.open("w") as handle:
-        launcher = subprocess.Popen(command, stdout=handle, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        while not stage.here(run, log.read_text()):
-            assert launcher.poll() is None, log.read_text()
-            time.sleep(0.005)
-        children = psutil.Process(launcher.pid).children(recursive=True)
-        next(p for p in children if p.environ().get("RANK") == str(rank)).kill()
-        assert launcher.wait(timeout=60) != 0
-    finally:
-        if launcher.poll() is None:
-            os.killpg(launcher.pid, signal.SIGKILL)
-    assert not psutil.wait_procs(children, timeout=10)[1], "orphans"
-    assert "Signal 9 (SIGKILL) received" in log.read_text()  # the launcher's word
-    # gloo's word comes before the launcher's SIGTERM or not at all; then it is put into one line
-    assert "by peer" not in log.read_text() and not (bad := unreadable(run)), bad
+    assert kill_one(command, run, log, rank, lambda: stage.here(run, log.read_text())), f"ended before {stage.name}"
+    finish(command, log)
+    assert_same_end(run, two_processes, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_on_cpu")
+def test_where_processes_are_killed_at_random_the_same_command_goes_on(close_command, two_processes, tmp_path, capsys):
+    """Five kills, of one process of two, at moments that nobody chose."""
+    draw, run, log = random.Random(0), tmp_path / "run", tmp_path / "log"
+    command = on_two(close_command, run, "--train.save_steps", "1")
+    for _ in range(5):
+        moment = time.monotonic() + draw.uniform(8, 20)
+        kill_one(command, run, log, draw.randrange(2), lambda moment=moment: time.monotonic() > moment)
     finish(command, log)
     assert_same_end(run, two_processes, capsys)
 
