@@ -63,8 +63,8 @@ DEFAULTS = {
 
 def main() -> None:
     parser = make_parser(__doc__, DEFAULTS)
-    parser.add_argument("--trained", type=int, default=1560, help="items of an epoch")
-    parser.add_argument("--measured", type=int, default=560, help="items measured after it")
+    parser.add_argument("--trained", type=int, default=2376, help="items of an epoch")
+    parser.add_argument("--measured", type=int, default=990, help="items measured after it")
     parser.add_argument("--tokens", type=int, default=8, help="of a generated answer")
     parser.add_argument("--rank", type=int, default=16, help="of the adapters")
     args = read_arguments(parser, DEFAULTS)

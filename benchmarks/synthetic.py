@@ -209,7 +209,7 @@ class Clips(Synthetic):
         return [self._tokens(item, self.media_ids.unique_consecutive()).tolist() for item in items]
 
     def prompts(self, items: list[Item], media: Any) -> dict[str, torch.Tensor]:
-        if (key := "+".join(i.id for i in items)) not in self.made:
+        if (key := "batch " + "+".join(i.id for i in items)) not in self.made:
             given = super().prompts(items, media)
             clips = [i.clip for i in items]
             for name, each in (("pixel_values", 4 * self.image_tokens), ("input_features", 1)):
