@@ -7,7 +7,7 @@ Qwen2.5-Omni's geometries in bfloat16 on one GPU (random weights made on the dev
     python benchmarks/observe.py --size 3b
 
 Bare: the model's forward of a batch without gradients, by the prompts that a processor gave, with logits of the last position alone; and as the
-model comes, with logits of all positions. Observing: gapclose's own ``observe`` from prompts to shards on disk and back, with residuals of one
+model comes, with logits of all positions (beside it without its decoder layers: towers, embedding and head alone). Observing: gapclose's own ``observe`` from prompts to shards on disk and back, with residuals of one
 layer or of all and the scores of six one-letter options, which come from the same forward. (An option of several tokens costs one short forward
 behind the cache of its prompt.) The sides take turns in random order inside one run; ratios of throughput are medians over rounds of the ratio
 within a round. Reading and preprocessing media, which both need, lie outside.
@@ -44,7 +44,7 @@ from synthetic import (
 )
 
 from gapclose.observe import ObserveConfig, Wanted, observe, plan_batches
-from gapclose.structure import last_logits
+from gapclose.structure import last_logits, passed_by
 
 WANTED = 0.90
 DEFAULTS = {
@@ -74,12 +74,17 @@ def main() -> None:
                 with last_logits(base):
                     base(**inputs, use_cache=False)
 
+    def without_layers() -> None:
+        with passed_by(base, range(1, n_layers + 1)):
+            bare(True)
+
     def observed(layers: list[int]) -> None:
         observe(clips, items, Path(folder.name) / str(next(number)), ObserveConfig(batch_size=args.batch), Wanted(layers=layers))
 
     ways = {
         "bare forward, last logits": lambda: bare(False),
         "bare forward, all logits": lambda: bare(True),
+        "the same without decoder layers": without_layers,
         "observe, one layer": lambda: observed([n_layers // 2]),
         "observe, all layers": lambda: observed(list(range(1, n_layers + 1))),
     }

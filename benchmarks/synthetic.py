@@ -262,11 +262,27 @@ def matrix_rate(base: nn.Module, device: torch.device) -> float:
     return 2 * side**3 / float(np.median(taken))
 
 
+def attention_operations(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Of shapes (B, heads, T, D): two products; keys and values may have fewer heads, which torch's own counter refuses."""
+    batch, heads, length, width = query
+    return 2 * batch * heads * length * key[2] * (width + value[3])
+
+
+def attention_gradients(_: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any) -> int:
+    """Backward: five products in place of two."""
+    return attention_operations(query, key, value) * 5 // 2
+
+
 def operations(work: Callable[[], Any]) -> int:
     """Floating-point operations of matrix products, convolutions and attention in ``work``, as torch counts them."""
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-    with FlopCounterMode(display=False) as counter:
+    mine = {
+        op: attention_gradients if "backward" in str(op) else attention_operations
+        for op in flop_registry
+        if "scaled_dot_product" in str(op)
+    }
+    with FlopCounterMode(display=False, custom_mapping=mine) as counter:
         work()
     return counter.get_total_flops()
 
