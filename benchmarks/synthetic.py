@@ -277,11 +277,10 @@ def operations(work: Callable[[], Any]) -> int:
     """Floating-point operations of matrix products, convolutions and attention in ``work``, as torch counts them."""
     from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-    mine = {
-        op: attention_gradients if "backward" in str(op) else attention_operations
-        for op in flop_registry
-        if "scaled_dot_product" in str(op)
-    }
+    aten = torch.ops.aten
+    attention = [op for op in flop_registry if "scaled_dot_product" in str(op)]
+    attention += [aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention_for_cpu_backward]
+    mine = {op: attention_gradients if "backward" in str(op) else attention_operations for op in attention}
     with FlopCounterMode(display=False, custom_mapping=mine) as counter:
         work()
     return counter.get_total_flops()
