@@ -24,6 +24,7 @@ from accelerate import PartialState
 from filelock import BaseFileLock, FileLock, Timeout
 from torch import distributed
 
+from gapclose import __version__
 from gapclose.files import write_text, writing
 from gapclose.progress import say
 
@@ -212,14 +213,14 @@ def check_launch(asked: Asked | None = None) -> PartialState:
 
 def environment(seed: int, process: Any) -> dict[str, Any]:
     """Versions, device, processes, seed and code revision of a run."""
-    packages = ("gapclose", "torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy")
+    packages = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy")
     try:
         command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
         commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except FileNotFoundError:  # no git here
         commit = ""
     return {
-        "versions": {p: importlib.metadata.version(p) for p in packages},
+        "versions": {"gapclose": __version__, **{p: importlib.metadata.version(p) for p in packages}},
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
         "processes": process.num_processes,

@@ -42,11 +42,17 @@ MARGIN = 1.1
 
 
 def training_trunks(run: Run, items: Sequence[Item], *, frozen: int, blank: Sequence[str]) -> dict[str, Trunk | None]:
-    """The stored states of what training sees (``train``) and of what is measured after every epoch (``val``), as far as they can be had."""
+    """The stored states of what training sees (``train``) and of what is measured after every epoch (``val``), as far as they can be had.
+
+    What is measured is generated for too, which reads the media whatever is stored; ``observe.share_prefix`` reads them once for all questions
+    of a clip, scores included, and is quicker, so with it nothing is stored of ``val``.
+    """
     seen, batch_size = run.items.holding([*{i.id: i for i in items}.values()]), run.config.observe.batch_size
     train = fill_trunk(run.loaded, seen, run.directory / "trunk" / "train", frozen=frozen, batch_size=batch_size, blank=blank)
     if train is None:
         return {}
+    if run.config.observe.share_prefix:
+        return {"train": train}
     below = [layer for layer in run.measured_layers if layer <= frozen]
     place, measured = run.directory / "trunk" / "val", run.measured_items("val")
     return {"train": train, "val": fill_trunk(run.loaded, measured, place, frozen=frozen, batch_size=batch_size, layers=below)}

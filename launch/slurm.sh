@@ -26,7 +26,8 @@ file=launch/$engine.yaml
 # Rendezvous: the first node of the job, on a port that is the job's own.
 nodes=${SLURM_NNODES:-1}
 gpus=${SLURM_GPUS_ON_NODE:?no GPUs on this node: give --gpus-per-node}
-address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")   # no pipe to `head`: it would end scontrol, and pipefail this script
+address=${hosts%%$'\n'*}
 port=$((20000 + SLURM_JOB_ID % 20000))
 logs=logs/$SLURM_JOB_ID/restart-${SLURM_RESTART_COUNT:-0}
 mkdir -p "$logs"
