@@ -1,6 +1,8 @@
 """What was observed, in memory and on disk: ``shard-*.safetensors``, each written whole, the manifest last.
 
-Shapes: N items, D width, O options (padded to the longest list), K kept tokens.
+Scores and answers are small and are read at once; residuals stay on disk, and a layer of them is read when it is asked for.
+
+Shapes: N items, D width, O options (padded to the longest list), K kept tokens, S shards.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,8 @@ class Observations:
     """What was observed, in the order of the items."""
 
     ids: list[str]
-    residuals: dict[int, torch.Tensor]
-    """layer -> (N, D), in the model's dtype"""
+    residuals: Mapping[int, torch.Tensor]
+    """layer -> (N, D), in the model's dtype; read from disk each time it is asked for, where it is stored there"""
     scores: torch.Tensor
     """(N, O) float32: summed log-probability of every option's tokens, in nats; -inf where an item has fewer options"""
     answers: list[str] | None = None
@@ -49,7 +51,7 @@ class Observations:
         order = torch.tensor([place[i] for i in ids], dtype=torch.long)
         return Observations(
             ids=list(ids),
-            residuals={layer: value[order] for layer, value in self.residuals.items()},
+            residuals=take_residuals(self.residuals, order),
             scores=self.scores[order],
             answers=[self.answers[i] for i in order] if self.answers is not None else None,
             top_logps=self.top_logps[order] if self.top_logps is not None else None,
@@ -57,8 +59,53 @@ class Observations:
         )
 
 
+class StoredResiduals(Mapping[int, torch.Tensor]):
+    """Residuals that stay on disk: layer -> (N, D), made of the shards when it is asked for, and not kept."""
+
+    def __init__(self, directory: Path, manifest: dict[str, Any], layers: Sequence[int], ends: torch.Tensor, order: torch.Tensor) -> None:
+        """Of the stored items those at the places ``order`` (N,); ``ends`` (S,): how many items are stored up to the end of each shard."""
+        self._directory, self._manifest, self._layers, self._ends, self._order = directory, manifest, layers, ends, order
+
+    def __getitem__(self, layer: int) -> torch.Tensor:
+        if layer not in self._layers:
+            raise KeyError(layer)
+        if read_json(self._directory / "manifest.json") != self._manifest:
+            raise ValueError(f"{self._directory} was observed again while its residuals were in use; read it again")
+        found, shard = None, torch.bucketize(self._order, self._ends, right=True)  # (N,)
+        for s in shard.unique().tolist() or [0]:
+            here = (shard == s).nonzero()[:, 0]
+            with safe_open(shard_path(self._directory, s), framework="pt") as file:
+                part = file.get_tensor(f"layer.{layer}")
+            found = part.new_empty(len(shard), part.shape[1]) if found is None else found
+            found[here] = part[self._order[here] - (self._ends[s] - len(part))]
+        assert found is not None
+        return found
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self._layers
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def take(self, order: torch.Tensor) -> StoredResiduals:
+        """The residuals of the items at these places, (M,), as lazily."""
+        return StoredResiduals(self._directory, self._manifest, self._layers, self._ends, self._order[order])
+
+
+def take_residuals(residuals: Mapping[int, torch.Tensor], order: torch.Tensor) -> Mapping[int, torch.Tensor]:
+    """The residuals of the items at the places ``order``, (M,); what is on disk stays there."""
+    if isinstance(residuals, StoredResiduals):
+        return residuals.take(order)
+    return {layer: value[order] for layer, value in residuals.items()}
+
+
 def read_observations(directory: Path, ids: Sequence[str] | None = None, *, layers: Sequence[int] | None = None) -> Observations:
     """Read a finished observation, in the order of ``ids`` (default: as it was written), with the residuals of ``layers`` (default: all).
+
+    The residuals are read a layer at a time, when they are asked for (:class:`StoredResiduals`).
 
     Raises:
         ValueError: when the observation is unfinished or misses an item.
@@ -67,22 +114,27 @@ def read_observations(directory: Path, ids: Sequence[str] | None = None, *, laye
         raise ValueError(f"{directory}: the observation is not finished (no manifest.json); run the same command again to go on")
     manifest = read_json(directory / "manifest.json")
     parts: dict[str, list[torch.Tensor]] = defaultdict(list)
+    stored: dict[int, None] = {}
     names: list[str] = []
     answers: list[str] = []
+    ends: list[int] = []
     for s in range(manifest["shards"]):
         with safe_open(shard_path(directory, s), framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
-                if layers is None or not key.startswith("layer.") or int(key.removeprefix("layer.")) in layers:
-                    parts[key].append(file.get_tensor(key))
+                if not key.startswith("layer."):
+                    parts[key].append(file.get_tensor(key).clone())  # else the file stays mapped
+                elif layers is None or int(key.removeprefix("layer.")) in layers:
+                    stored[int(key.removeprefix("layer."))] = None
             meta = file.metadata()
         names += json.loads(meta["ids"])
         answers += json.loads(meta["answers"])
+        ends.append(len(names))
     width = max(p.shape[1] for p in parts["scores"])
     parts["scores"] = [pad_options(p, width) for p in parts["scores"]]
     tensors = {key: torch.cat(value) for key, value in parts.items()}
     everything = Observations(
         ids=names,
-        residuals={int(k.removeprefix("layer.")): v for k, v in tensors.items() if k.startswith("layer.")},
+        residuals=StoredResiduals(directory, manifest, sorted(stored), torch.tensor(ends), torch.arange(len(names))),
         scores=tensors["scores"],
         answers=answers or None,
         top_logps=tensors.get("top_logps"),

@@ -89,7 +89,8 @@ def observe(
 ) -> Observations:
     """Observe ``items`` into ``directory``, or read back what is already there under the same fingerprint.
 
-    Every process of a launch takes every W-th shard; all of them return all observations.
+    Every process of a launch takes every W-th shard; all of them return all observations, whose residuals stay on disk until a layer is asked
+    for.
 
     Args:
         replace: throw away what is there under another fingerprint instead of refusing (for stages that belong to a training run).

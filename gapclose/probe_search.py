@@ -4,6 +4,9 @@ Every candidate is judged by what it tells beyond the modality that a question i
 rest is faint, a layer that knows nothing else would win by it. Every candidate has a temperature of its own, fitted on the same out-of-fold
 logits; folds never split a clip.
 
+One layer (or stack of layers) is in memory at a time, and the processes of a launch can share the layers out. What that takes beside the N x D
+residuals themselves: docs/scaling.md.
+
 Shapes: N items, D width (of all layers of a probe together), C concepts.
 """
 
@@ -20,6 +23,7 @@ from scipy.special import log_softmax
 from gapclose.probes import FrozenProbe, fit_linear, fit_temperature, grouped_folds, out_of_fold, side_by_side
 from gapclose.progress import track
 from gapclose.solver import held_out
+from gapclose.spread import deal, main_alone
 
 FAMILIES = ("logistic", "lda", "mean_difference")
 
@@ -79,20 +83,15 @@ class ProbeConfig:
 
 
 def _searched(
-    residuals: Mapping[int, torch.Tensor],
-    stacks: Sequence[tuple[int, ...]],
-    settings: Sequence[tuple[str, float]],
-    y: np.ndarray,
-    folds: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> Iterator[tuple[tuple[tuple[int, ...], str, float], np.ndarray]]:
-    """(layers, family, strength) with its out-of-fold logits (N, C); the logistic probes of a stack of layers are all fitted together."""
+    z: torch.Tensor, settings: Sequence[tuple[str, float]], y: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> Iterator[tuple[tuple[str, float], np.ndarray]]:
+    """(family, strength) with its out-of-fold logits (N, C) on residuals (N, D); the logistic probes are all fitted together."""
     together = [strength for family, strength in settings if family == "logistic"]
-    for layers in stacks:
-        z = side_by_side(residuals, layers)
-        logistic = iter(held_out(z, torch.as_tensor(y), folds, together).double().cpu().numpy() if together else ())
-        alone = z.double().cpu().numpy() if len(together) < len(settings) else np.empty(0)
-        for family, strength in settings:
-            yield (layers, family, strength), next(logistic) if family == "logistic" else out_of_fold(alone, y, folds, family, strength)
+    logistic = iter(held_out(z, torch.as_tensor(y), folds, together).double().cpu().numpy() if together else ())
+    alone = z.double().cpu().numpy() if len(together) < len(settings) else np.empty(0)
+    del z
+    for family, strength in settings:
+        yield (family, strength), next(logistic) if family == "logistic" else out_of_fold(alone, y, folds, family, strength)
 
 
 def in_question(y: np.ndarray, modality: np.ndarray, concepts: int) -> np.ndarray:
@@ -155,6 +154,7 @@ def choose_probe(
     settings: Sequence[tuple[str, float]] | None = None,
     seed: int,
     label: str = "choosing the probe",
+    spread: bool = False,
 ) -> Choice:
     """Search layers x families x regularisation by grouped cross-validation, then fit the best on everything.
 
@@ -167,6 +167,8 @@ def choose_probe(
         clips: group per item, (N,).
         layers: candidates; there are no stacks of more than these.
         modality: what an item's question is about, (N,); None: the same for all.
+        spread: all processes of the launch call this alike. Each then searches every W-th layer or stack, the main one fits what is chosen,
+            and all return what one process would.
 
     Raises:
         ValueError: when a concept has no item or too few clips.
@@ -177,26 +179,34 @@ def choose_probe(
     folds, settings = grouped_folds(y, clips, config.folds, seed), settings or config.settings()
     possible = in_question(y, np.zeros(len(y)) if modality is None else modality, len(concepts))
 
-    def search(stacks: Sequence[tuple[int, ...]], label: str) -> list[dict[str, Any]]:
-        searched = track(_searched(residuals, stacks, settings, y, folds), len(stacks) * len(settings), label)
+    def rows(stack: tuple[int, ...]) -> list[dict[str, Any]]:
+        searched = _searched(side_by_side(residuals, stack), settings, y, folds)
         return [
             {"layer": stack[-1], "layers": list(stack), "family": family, "strength": strength, **score(logits, y, possible)}
-            for (stack, family, strength), logits in searched
+            for (family, strength), logits in searched
         ]
+
+    def search(stacks: Sequence[tuple[int, ...]], label: str) -> list[dict[str, Any]]:
+        found = deal(stacks, rows, label) if spread else [rows(stack) for stack in track(stacks, len(stacks), label)]
+        return [row for of in found for row in of]
 
     table = search([(layer,) for layer in layers], label)
     best = {layer: max(r["given_modality"] for r in table if r["layer"] == layer) for layer in layers}
     ranked = sorted(layers, key=lambda layer: -best[layer])
     stacks = [tuple(sorted(ranked[:k])) for k in range(2, min(config.stack, len(layers)) + 1)]
-    table += search(stacks, f"{label}, layers side by side")
-    row = max(table, key=lambda r: r["given_modality"])
-    z = side_by_side(residuals, row["layers"]).double().cpu().numpy()
-    logits = out_of_fold(z, y, folds, row["family"], row["strength"])  # as a fresh probe is read later, in double precision
-    row.update(score(logits, y, possible))
-    log_reading = log_softmax(logits / row["temperature"], axis=1)
-    mean, scale, weight, bias = fit_linear(z, y, row["family"], row["strength"])
-    probe = FrozenProbe(
-        mean=mean, scale=scale, weight=weight, bias=bias, concepts=concepts,
-        **{k: row[k] for k in ("temperature", "layers", "family", "strength")},
-    )  # fmt: skip
-    return Choice(probe=probe, reading=np.exp(log_reading), table=table)
+    table += search(stacks, f"{label}, layers side by side") if stacks else []
+
+    def fitted() -> Choice:
+        row = max(table, key=lambda r: r["given_modality"])
+        z = side_by_side(residuals, row["layers"]).double().cpu().numpy()
+        logits = out_of_fold(z, y, folds, row["family"], row["strength"])  # as a fresh probe is read later, in double precision
+        row.update(score(logits, y, possible))
+        log_reading = log_softmax(logits / row["temperature"], axis=1)
+        mean, scale, weight, bias = fit_linear(z, y, row["family"], row["strength"])
+        probe = FrozenProbe(
+            mean=mean, scale=scale, weight=weight, bias=bias, concepts=concepts,
+            **{k: row[k] for k in ("temperature", "layers", "family", "strength")},
+        )  # fmt: skip
+        return Choice(probe=probe, reading=np.exp(log_reading), table=table)
+
+    return main_alone(fitted) if spread else fitted()

@@ -27,8 +27,8 @@ from gapclose.solver import solve
 
 
 def side_by_side(residuals: Mapping[int, torch.Tensor], layers: Sequence[int]) -> torch.Tensor:
-    """The residuals of ``layers`` as one tensor (N, D), D the sum of their widths."""
-    return torch.cat([residuals[layer] for layer in layers], dim=-1)
+    """The residuals of ``layers`` as one tensor (N, D), D the sum of their widths; of a single layer not copied."""
+    return residuals[layers[0]] if len(layers) == 1 else torch.cat([residuals[layer] for layer in layers], dim=-1)
 
 
 class FrozenProbe(nn.Module):
@@ -103,12 +103,13 @@ def fit_linear(z: np.ndarray, y: np.ndarray, family: str, strength: float) -> tu
     """
     mean, scale = z.mean(0), z.std(0)
     scale = np.where(scale > 1e-12, scale, 1.0)
-    x = (z - mean) / scale
     classes, index = np.unique(y, return_inverse=True)
     if family == "logistic":
         everything = torch.ones(1, len(y), dtype=torch.bool)
         fit = solve(torch.as_tensor(z), torch.as_tensor(index), everything, [strength], tolerance=1e-6 if z.dtype == np.float64 else None)
         return mean, scale, fit.weight[0, 0].numpy(), fit.bias[0, 0].numpy()
+    x = z - mean
+    x /= scale
     if family == "mean_difference":
         weight = np.stack([x[y == c].mean(0) for c in classes])
         priors = np.array([(y == c).mean() for c in classes])

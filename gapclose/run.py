@@ -139,7 +139,7 @@ class Run:
         observed = self.observe("base-fit", fit, layers=[*candidates, n_layers])
         labels = Labels.of(fit)
         known = (labels.concept, labels.clip, fit.concepts, self.config.probe)
-        given: dict[str, Any] = {"modality": labels.modality, "seed": self.config.seed}
+        given: dict[str, Any] = {"modality": labels.modality, "seed": self.config.seed, "spread": True}
         choice = choose_probe(observed.residuals, *known, layers=candidates, **given)
         self.probe, self.fit_reading = choice.probe, choice.reading
         # The sentinel never makes a target: another family, at the last layer, which the adapters change.

@@ -231,6 +231,7 @@ def solve(
     ones = torch.cat([torch.ones(classes, 1, dtype=torch.float64), torch.eye(classes, dtype=torch.float64)[:, 1:]], dim=1)
     contrasts = torch.linalg.qr(ones)[0][:, 1:].to(z)  # (C, K), orthonormal, each summing to zero
     layer = standardise(z, train)
+    z = layer.x  # a copy in another precision is not needed any more
     folds, each = len(train), len(strengths)
     fold = torch.arange(folds, device=z.device).repeat_interleave(each)
     strength = torch.tensor(strengths, dtype=z.dtype, device=z.device).repeat(folds) / (2 if classes == 2 else 1)

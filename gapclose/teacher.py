@@ -27,8 +27,8 @@ from gapclose.media import SUPPORTED
 from gapclose.observations import read_observations
 from gapclose.probe_search import ProbeConfig, in_question, score
 from gapclose.probes import FrozenProbe, fit_linear, linear_logits
-from gapclose.progress import track
 from gapclose.resample import Clips, Interval
+from gapclose.spread import deal
 
 if TYPE_CHECKING:
     from gapclose.run import Run
@@ -97,6 +97,8 @@ def best_on_others(
 ) -> tuple[FrozenProbe, list[dict[str, Any]]]:
     """Probes fitted on one set of items; the one that reads another set best, by :func:`gapclose.probe_search.score` there.
 
+    All processes of a launch call this alike, and each tries every W-th layer.
+
     Args:
         fit, val: layer -> residuals (N, D) and (M, D). known, right: their concepts, (N,) and (M,).
         modality: what the questions of ``val`` are about, (M,).
@@ -104,18 +106,21 @@ def best_on_others(
     Returns:
         The probe, and a row for every layer, family and strength.
     """
-    table, best, possible = [], None, in_question(right, modality, len(concepts))
-    settings = [(layer, *setting) for layer in fit for setting in config.settings()]
-    for layer, family, strength in track(settings, len(settings), label):
-        parts = fit_linear(fit[layer].double().numpy(), known, family, strength)
-        logits = linear_logits(val[layer].double().numpy(), parts)
-        table.append({"layers": [layer], "family": family, "strength": strength, **score(logits, right, possible)})
-        if best is None or table[-1]["given_modality"] > best[0]:
-            best = table[-1]["given_modality"], parts, table[-1]
-    assert best is not None
-    _, (mean, scale, weight, bias), row = best
+    possible = in_question(right, modality, len(concepts))
+
+    def tried(layer: int) -> list[tuple[dict[str, Any], tuple[np.ndarray, ...]]]:
+        z, other = fit[layer].double().numpy(), val[layer].double().numpy()
+        fits = [(family, strength, fit_linear(z, known, family, strength)) for family, strength in config.settings()]
+        return [
+            ({"layers": [layer], "family": family, "strength": strength, **score(linear_logits(other, parts), right, possible)}, parts)
+            for family, strength, parts in fits
+        ]
+
+    found = [one for of in deal(list(fit), tried, label) for one in of]
+    row, (mean, scale, weight, bias) = max(found, key=lambda one: one[0]["given_modality"])
     facts = {name: row[name] for name in ("layers", "family", "strength", "temperature")}
-    return FrozenProbe(mean=mean, scale=scale, weight=weight, bias=bias, concepts=concepts, **facts), table
+    probe = FrozenProbe(mean=mean, scale=scale, weight=weight, bias=bias, concepts=concepts, **facts)
+    return probe, [row for row, _ in found]
 
 
 def next_teacher(run: Run, number: int) -> Teacher:

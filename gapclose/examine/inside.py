@@ -78,7 +78,8 @@ def interchanged(of: Examination) -> dict[str, Any] | None:
         return None
     paired = np.array([i.id in donor_of for i in of.test])
     items = replace(of.test, items=tuple(i for i in of.test if i.id in donor_of))
-    patch = {layer: {i: of.seen.residuals[layer][place[donor]] for i, donor in donor_of.items()} for layer in of.probe.layers}
+    read = {layer: of.seen.residuals[layer] for layer in of.probe.layers}
+    patch = {layer: {i: z[place[donor]] for i, donor in donor_of.items()} for layer, z in read.items()}
     seen = of.run.observe("interchange-test", items, patch=patch)
     rank = {i.id: n for n, i in enumerate(items)}
     donor = np.array([rank[donor_of[i.id]] for i in items])
@@ -97,8 +98,9 @@ def nested(of: Examination) -> dict[str, Any] | None:
     residuals = of.stored("base-fit", of.fit, layers).residuals
     try:
         found = nested_reading(
-            residuals, known.concept, known.clip, known.concepts, config, layers=layers, modality=known.modality, seed=of.config.seed
-        )
+            residuals, known.concept, known.clip, known.concepts, config,
+            layers=layers, modality=known.modality, seed=of.config.seed, spread=True,
+        )  # fmt: skip
     except ValueError as error:
         say(f"no nested choice of the layer: {error}")
         return None

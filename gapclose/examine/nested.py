@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from gapclose.observations import take_residuals
 from gapclose.probe_search import ProbeConfig, choose_probe
 from gapclose.probes import grouped_folds
 
@@ -40,6 +41,7 @@ def nested_reading(
     settings: Sequence[tuple[str, float]] | None = None,
     folds: int | None = None,
     seed: int,
+    spread: bool = False,
 ) -> Nested:
     """Choose and fit inside each outer training part, read the part left out (Varma & Simon 2006; Cawley & Talbot 2010).
 
@@ -49,7 +51,7 @@ def nested_reading(
         residuals: layer -> (N, D).
         y: concept index per item, (N,). clips: group per item, (N,); no fold splits one.
         layers: candidates. modality: what an item's question is about, (N,); None: the same for all. settings: (family, strength) pairs; default those of ``config``.
-        folds: outer folds; default ``config.folds``, which the inner ones have in any case.
+        folds: outer folds; default ``config.folds``, which the inner ones have in any case. spread: as for ``choose_probe``.
 
     Raises:
         ValueError: when there are too few clips, or a concept occurs in too few of them, for the outer or the inner folds.
@@ -57,10 +59,11 @@ def nested_reading(
     reading, chosen = np.full((len(y), len(concepts)), np.nan), []
     outer = grouped_folds(y, clips, config.folds if folds is None else folds, seed)
     for fold, (train, test) in enumerate(outer, 1):
-        inside = {layer: residuals[layer][train] for layer in layers}
+        inside = take_residuals(residuals, torch.as_tensor(train))
         probe = choose_probe(
             inside, y[train], clips[train], concepts, config,
-            layers=layers, modality=None if modality is None else modality[train], settings=settings, seed=seed, label=f"choosing in outer fold {fold} of {len(outer)}",
+            layers=layers, modality=None if modality is None else modality[train], settings=settings, seed=seed, spread=spread,
+            label=f"choosing in outer fold {fold} of {len(outer)}",
         ).probe  # fmt: skip
         reading[test] = probe.read(probe.see(residuals)[test])
         chosen.append((probe.layers, probe.family, probe.strength))

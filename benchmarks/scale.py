@@ -1,0 +1,187 @@
+"""What it takes to choose a probe from observations that do not fit in memory: disk, peak memory and time, by items and layers.
+
+Sizes for a laptop (a minute or two), then larger ones, then shared out over two processes:
+    python benchmarks/scale.py
+    python benchmarks/scale.py --items 4000 8000 16000 --layers 4 8 16 --widths 896 1792
+    python benchmarks/scale.py --items 4000 --layers 8 --widths 896 --processes 2
+
+Residuals are synthetic, in bfloat16: a spectrum that decays like 1 / rank over isotropic noise, a class signal that swells towards three
+fifths of the depth, four questions to a clip that share part of their state. gapclose's own code writes them in shards of 128 items, as an observation does, and a fresh process for every size reads
+them and chooses the probe. Memory is the peak resident set of that process over what it held before it opened the observation, with its
+libraries awake (Linux: VmHWM is reset in between); pages of the shards that are mapped for the moment count.
+
+The first of the widths is measured at all items, the last of the items at all widths, the first of the items at all layers. What memory
+depends on is then fitted (least squares, nothing below zero): N x D (residuals and their copies), N (logits of all folds and strengths) and
+D x D (covariances). More layers take no more, so they are no part of it.
+
+Shapes: N items, D width, L layers, C classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from rich.table import Table
+from scipy.optimize import nnls
+
+from gapclose.files import write_json
+from gapclose.observations import StoredResiduals, read_observations, shard_path, write_shard
+from gapclose.probe_search import FAMILIES, ProbeConfig, choose_probe
+
+SHARD = 128
+TARGET = 100_000, 28, 3584  # items, layers, width
+MB, GB = 1e6, 1e9
+
+
+def labels(n: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Classes and clips of the items, (N,) each."""
+    return np.random.default_rng(0).permutation(np.arange(n) % classes), np.arange(n) // 4
+
+
+def write(directory: Path, n: int, layers: int, width: int, classes: int) -> int:
+    """Write an observation of N items and L layers; returns its bytes on disk."""
+    y, draw, rank = torch.as_tensor(labels(n, classes)[0]), torch.Generator().manual_seed(0), min(512, width)
+    spectrum = torch.arange(1, rank + 1) ** -0.5
+    mixing = torch.randn(rank, width, generator=draw) * (spectrum / spectrum.norm())[:, None]
+    means = torch.nn.functional.normalize(torch.randn(classes, rank, generator=draw))
+    for s, places in enumerate(torch.arange(n).split(SHARD)):
+        result: dict[str, Any] = {"ids": [str(p) for p in places.tolist()], "answers": [], "scores": torch.zeros(len(places), classes)}
+        for layer in range(1, layers + 1):
+            own, clip = (torch.randn(SHARD // k, rank, generator=draw).repeat_interleave(k, 0)[: len(places)] for k in (1, 4))
+            signal = 2.2 * np.exp(-(((layer / layers - 0.6) / 0.25) ** 2)) * means[y[places]]
+            noise = 0.5 * torch.randn(len(places), width, generator=draw)
+            result[f"layer.{layer}"] = ((own + 0.5 * clip + signal) @ mixing + noise).bfloat16()
+        write_shard(shard_path(directory, s), [result])
+    write_json(directory / "manifest.json", {"shards": s + 1, "n_items": n})
+    return sum(p.stat().st_size for p in directory.iterdir())
+
+
+def memory(key: str) -> int:
+    """VmRSS (now) or VmHWM (peak) of this process, in bytes."""
+    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+
+
+def child(args: argparse.Namespace) -> None:
+    """Read and choose in this process, or in this rank of several, and print what it took."""
+    if "WORLD_SIZE" in os.environ:
+        PartialState(cpu=True)
+    config, looked = ProbeConfig(families=args.families), list[int]()
+    few, (y, clips) = torch.randn(96, 32), labels(96, args.classes)
+    concepts, given = [str(c) for c in range(args.classes)], {"seed": 0, "spread": "WORLD_SIZE" in os.environ}
+    choose_probe({1: few}, y, clips, concepts, config, layers=[1], **given)  # libraries wake up
+
+    def peak_from(before: int) -> float:
+        peak = memory("VmHWM") - before
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        return peak / MB
+
+    real = StoredResiduals.__getitem__
+    StoredResiduals.__getitem__ = lambda self, layer: looked.append(layer) or real(self, layer)  # pyright: ignore
+    peak_from(0)
+    before, (y, clips) = memory("VmRSS"), labels(args.items[0], args.classes)
+    residuals = read_observations(args.child).residuals
+    opened = peak_from(before)
+    residuals[1]
+    layer = peak_from(before)
+    looked.clear()
+    start, busy = time.perf_counter(), time.process_time()
+    choice = choose_probe(residuals, y, clips, concepts, config, layers=list(residuals), **given)
+    seconds, used = time.perf_counter() - start, time.process_time() - busy
+    facts = {"opened_mb": opened, "layer_mb": layer, "peak_mb": peak_from(before), "seconds": seconds, "cpu_seconds": used}
+    chosen = [list(choice.probe.layers), choice.probe.family, choice.probe.strength, round(max(r["accuracy"] for r in choice.table), 4)]
+    print(json.dumps({k: round(v, 2) for k, v in facts.items()} | {"layers_read": len(looked), "chosen": chosen}))
+
+
+def measured(args: argparse.Namespace, n: int, layers: int, width: int, processes: int) -> dict[str, Any]:
+    """One size: the most that a rank took, and what the observation takes on disk."""
+    directory = Path(tempfile.mkdtemp(dir=args.directory))
+    disk = write(directory, n, layers, width, args.classes)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(s.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    threads = str(max(1, (os.cpu_count() or 1) // args.processes))
+    path = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    given = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+    words = f"--child {directory} --items {n} --classes {args.classes} --families {' '.join(args.families)}".split()
+    members = []
+    for rank in range(processes):
+        place = meet | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        command = [sys.executable, __file__, *words]
+        members.append(subprocess.Popen(command, env=os.environ | given | place, stdout=subprocess.PIPE, text=True))
+    try:
+        found = [json.loads(member.communicate()[0].splitlines()[-1]) for member in members]
+    finally:
+        shutil.rmtree(directory)
+    assert all(of["chosen"] == found[0]["chosen"] for of in found), found
+    worst = {key: max(of[key] for of in found) for key in found[0] if key != "chosen"}
+    size = {"items": n, "layers": layers, "width": width, "processes": processes, "disk_mb": round(disk / MB, 2)}
+    return size | worst | {"chosen": found[0]["chosen"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, nargs="+", default=[1000, 2000, 4000])
+    parser.add_argument("--layers", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--widths", type=int, nargs="+", default=[256, 512])
+    parser.add_argument("--classes", type=int, default=4)
+    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
+    parser.add_argument(
+        "--processes", type=int, default=1, help="more than 1: the last items and layers at the first width by so many as well"
+    )
+    parser.add_argument("--directory", type=Path, help="where observations lie for the time being (default: the system's own)")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        return child(args)
+    setting = {k: v for k, v in vars(args).items() if k not in ("child", "directory")} | {
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+    }
+    print(", ".join(f"{name} {value}" for name, value in setting.items()), flush=True)
+    first, most = (args.items[0], args.layers[0], args.widths[0]), (args.items[-1], args.layers[-1], args.widths[0])
+    sizes = [(n, *first[1:], 1) for n in args.items] + [(first[0], layers, first[2], 1) for layers in args.layers[1:]]
+    sizes += [(most[0], first[1], width, 1) for width in args.widths[1:]]
+    sizes += [(*most, processes) for processes in (1, args.processes)] if args.processes > 1 else []
+    rows = [measured(args, *size) for size in dict.fromkeys(sizes)]
+    keys = [key for key in rows[0] if key != "chosen"]
+    table = Table(*(key.replace("_", " ") for key in keys))
+    for row in rows:
+        table.add_row(*(f"{row[key]:g}" for key in keys))
+    Console(width=140).print(table)
+    result: dict[str, Any] = {"setting": setting, "sizes": rows}
+    if len(args.items) > 1 and len(args.widths) > 1:
+
+        def terms(n: int, width: int) -> np.ndarray:
+            return np.array([n * width, n, width * width], dtype=float)
+
+        alone = [row for row in rows if row["processes"] == 1]
+        fit, off = nnls(np.array([terms(row["items"], row["width"]) for row in alone]), np.array([row["peak_mb"] * MB for row in alone]))
+        (n, layers, width), off = TARGET, off / MB / len(alone) ** 0.5
+        parts = fit * terms(n, width) / GB
+        print(
+            f"peak memory of a rank: {fit[0]:.1f} N D + {fit[1]:.0f} N + {fit[2]:.0f} D D bytes, whatever the layers (off by {off:.1f} MB)"
+        )
+        print(
+            f"{n:,} items x {layers} layers x {width:,}: disk {n:,} x {layers} x {width:,} x 2 bytes = {2 * n * layers * width / GB:.1f} GB,"
+        )
+        print(f"memory of a rank {' + '.join(f'{part:.1f}' for part in parts)} GB = {parts.sum():.1f} GB")
+        result |= {"bytes": dict(zip(("N D", "N", "D D"), fit.round(2).tolist(), strict=True)), "target_memory_gb": round(parts.sum(), 2)}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
