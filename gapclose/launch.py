@@ -191,7 +191,7 @@ def check_launch(asked: Asked | None = None) -> PartialState:
     state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true", timeout=PATIENCE)
     got = kind_given(state)
     remedy = (
-        "On CPUs: ACCELERATE_USE_CPU=true accelerate launch --config_file launch/ddp.yaml --num_processes N ...; "
+        "On CPUs: ACCELERATE_USE_CPU=true accelerate-launch --config_file launch/ddp.yaml --num_processes N ...; "
         "on GPUs unset ACCELERATE_USE_CPU and check that torch sees them (torch.cuda.device_count())."
     )
     if asked.processes is not None and asked.processes != state.num_processes:
