@@ -93,6 +93,7 @@ def assert_same_end(run: Path, uninterrupted: Path, capsys) -> None:
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 def test_killed_three_times_it_ends_where_an_uninterrupted_run_does(close_command, closed_run, tmp_path, capsys):
     """While observing, while training, and while measuring the first epoch; every start is the same command."""
     run, log = tmp_path / "run", tmp_path / "log"
