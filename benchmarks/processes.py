@@ -8,7 +8,7 @@ Qwen2.5-Omni's geometries in bfloat16 on two GPUs of one node through NCCL (rand
 
 A team of one and a team of several are alive at once and take turns: gapclose's own ``observe``, from prompts to shards on disk and back, and steps
 on targets above the probe under DDP, as many items in all for either team. Ratios are medians over rounds of one process's seconds by the team's
-within a round; with W processes W is the most. Reading and preprocessing media lie outside.
+within a round; with W processes W is the most. Beside the gradients of adapters a run sums its losses and counts over processes, which is left out. Reading and preprocessing media lie outside.
 
 The last line printed is one JSON object.
 """
@@ -54,7 +54,7 @@ from gapclose.train_config import TrainConfig
 DEFAULTS = {
     "tiny": {"items": 128, "batch": 16, "global_batch": 24, "repeats": 12, "text_tokens": 26, "image_tokens": 16, "audio_tokens": 100,
              "probe_layer": PROBE_LAYERS["tiny"]},
-    **{size: {"items": 32, "batch": 4, "global_batch": 8, "repeats": 6, **LARGE, "probe_layer": PROBE_LAYERS[size]} for size in ("3b", "7b")},
+    **{size: {"items": 32, "batch": 4, "global_batch": 12, "repeats": 6, **LARGE, "probe_layer": PROBE_LAYERS[size]} for size in ("3b", "7b")},
 }  # fmt: skip
 WORKS = ("observe", "train")
 
@@ -118,8 +118,9 @@ class Team:
             context.Process(target=member, args=(rank, size, port, folder, args, there), daemon=True)
             for rank, (_, there) in enumerate(pairs)
         ]
-        for process in self.members:
+        for process, (_, there) in zip(self.members, pairs, strict=True):
             process.start()
+            there.close()  # so that a member that ends is noticed
         self.setting = [pipe.recv() for pipe in self.pipes]
         """what the processes say of themselves, once all are ready"""
 
@@ -143,6 +144,8 @@ def main() -> None:
         parser.error(f"--processes {args.processes}: there are {torch.cuda.device_count()} GPUs here; --device cpu runs on CPU processes")
     if args.processes < 2 or args.global_batch % args.processes or args.items % (args.batch * args.processes):
         parser.error("--processes must be 2 or more and divide --global_batch, and --items by --batch")
+    if args.layers and args.probe_layer >= args.layers:
+        parser.error(f"--probe_layer {args.probe_layer} leaves none of {args.layers} layers above it")
     with tempfile.TemporaryDirectory() as folder:
         teams = {size: Team(size, folder, args) for size in (1, args.processes)}
         taken: dict[tuple[str, int], list[float]] = {(word, size): [] for word in WORKS for size in teams}

@@ -27,6 +27,7 @@ from gapclose.progress import say
 from gapclose.prompted import measure_prompts
 from gapclose.report.page import write_page
 from gapclose.report.summary import read_records, record_of, round_words, summarise
+from gapclose.spread import main_alone
 from gapclose.targets import Targets, build_targets
 from gapclose.teacher import Teacher, compared, first_teacher, next_teacher, search, sentinel_reading, train_items, val_items
 from gapclose.tracking import LossLines
@@ -222,7 +223,7 @@ class Training:
                 self.run.loaded, examples, media, config.train, directory, n_train=len(train_items(self.run)),
                 seed=_seed(config.seed, number), trunk=trunks.get("train"), **common,
             )  # fmt: skip
-        resume = last_complete_checkpoint(directory)
+        resume = main_alone(lambda: last_complete_checkpoint(directory))
         if resume is not None:
             say(f"going on from {resume.name}")
         try:

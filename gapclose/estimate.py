@@ -23,7 +23,7 @@ import torch
 from gapclose.adapters import enable_checkpointing
 from gapclose.batches import TERMS, Collator, Example
 from gapclose.config import Config
-from gapclose.files import free_bytes, in_units
+from gapclose.files import free_bytes, in_units, size_of
 from gapclose.items import Item, ItemSet
 from gapclose.meter import Meter
 from gapclose.models import LoadedModel
@@ -218,8 +218,7 @@ def refuse_small_disk(loaded: LoadedModel, items: ItemSet, config: Config, *, cl
     stored = observation_bytes(items, config, n_layers=len(loaded.layers), width=loaded.width, itemsize=size)
     wholes = weight_bytes(loaded.model, config.model.quantisation) * (config.export.merged + config.export.omni)
     needed = stored["close"] + wholes if closing else stored["measure"]
-    found = (path for name in ("observations", "merged", "omni") for path in (directory / name).rglob("*"))
-    needed -= sum(path.stat().st_size for path in found if path.is_file())
+    needed -= sum(size_of(path) for path in (directory / "observations").rglob("*"))
     if needed > (free := free_bytes(directory)):
         raise ValueError(
             f"{directory}: {in_units(free)} are free there, and this run still writes {in_units(needed)} of observations"
@@ -228,8 +227,10 @@ def refuse_small_disk(loaded: LoadedModel, items: ItemSet, config: Config, *, cl
 
 
 def cached_items(items: ItemSet, config: Config) -> int:
-    """How many items ``train.cache_trunk`` stores, if the gate keeps all of train: those trained on and those measured after every epoch."""
+    """How many items ``train.cache_trunk`` stores, if the gate keeps all of train: those trained on and, where clips are not read
+    once for all of their questions, those measured after every epoch."""
     gap = ["gap"] if config.train.consistency else []
     trained = items.select(split="train", purpose=[*gap, *(["retain"] if config.train.retain else [])])
     labelled = len(items.select(split="fit", purpose="gap")) if config.train.gold else 0
-    return len(trained) + labelled + len(items.select(split="val", purpose=("gap", "transfer", "retain")))
+    measured = 0 if config.observe.share_prefix else len(items.select(split="val", purpose=("gap", "transfer", "retain")))
+    return len(trained) + labelled + measured

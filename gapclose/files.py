@@ -8,8 +8,9 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,25 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
         number = _number(error)
-        if number not in NO_ROOM | NOT_ALLOWED | FAILING:
+        elsewhere = isinstance(error, OSError) and error.filename and not _belongs_to(Path(os.fsdecode(error.filename)), path)
+        if elsewhere or number not in NO_ROOM | NOT_ALLOWED | FAILING:
             raise
         reason = os.strerror(number) + (", it seems" if isinstance(error, RuntimeError) else "")
         if number in NO_ROOM:
             needed = "" if size is None else f", {in_units(size)} needed"
             reason += f" ({in_units(free_bytes(path))} free there{needed})"
         raise Unwritten(number, reason, str(path)) from error
+
+
+def _belongs_to(found: Path, path: Path) -> bool:
+    """Whether ``found`` is what is written, lies below it or, under a temporary name, beside it, or is a directory that it needs."""
+    found, path = found.absolute(), path.absolute()
+    if path.is_relative_to(found):
+        return True
+    if not found.is_relative_to(path.parent):
+        return False
+    beside = found.relative_to(path.parent).parts[0]
+    return beside == path.name or beside.startswith(f".{path.name}.")
 
 
 def _number(error: Exception) -> int:
@@ -67,9 +80,25 @@ def nearest(path: Path) -> Path:
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
 
 
+def appears(path: Path, seconds: float = 60) -> None:
+    """Wait until a file that another process has written is seen here: a network file system may remember for a while that it was not there."""
+    until = time.monotonic() + seconds
+    while not path.is_file() and time.monotonic() < until:
+        time.sleep(0.1)
+        list(path.parent.iterdir())  # which makes most of them look again
+
+
 def free_bytes(path: Path) -> int:
     """Bytes that may still be written where ``path`` lies, or would lie."""
     return shutil.disk_usage(nearest(path)).free
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 of what is none, or gone meanwhile."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:
+        return 0
 
 
 def in_units(n: float) -> str:
@@ -89,7 +118,7 @@ def remove_leftovers(directory: Path) -> None:
 def flush(folder: Path) -> None:
     """Have the files below a folder on the disk: a node that is lost takes along what was not."""
     for path in (p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as handle:
+        with suppress(FileNotFoundError), path.open("rb") as handle:  # another process may be giving it its name
             os.fsync(handle.fileno())
 
 

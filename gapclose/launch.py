@@ -274,4 +274,8 @@ def _holder(note: Path) -> str:
 
 def peer_lost(error: Exception) -> bool:
     """Whether it is another process of this launch that is gone, by what gloo and NCCL say of it."""
-    return distributed.is_initialized() and any(words in str(error) for words in ("by peer", "Broken pipe", "remote process"))
+    said = str(error)
+    theirs = isinstance(error, RuntimeError) and any(mark in said for mark in ("gloo", "Gloo", "NCCL"))
+    return (
+        distributed.is_initialized() and theirs and any(words in said for words in ("by peer", "Broken pipe", "remote process", "imed out"))
+    )

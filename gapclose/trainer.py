@@ -136,11 +136,10 @@ class AfterEpoch(transformers.TrainerCallback):
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        distributed = PartialState()
+        distributed, folder = PartialState(), Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        flush(folder)  # by every process, since each node holds what it wrote itself
         distributed.wait_for_everyone()
         if distributed.is_main_process:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            flush(folder)
             write_json(folder / "complete.json", {"epoch": state.epoch})
 
 

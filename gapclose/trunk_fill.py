@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from gapclose.batches import prompt_with_answers
-from gapclose.files import write_tensors
+from gapclose.files import appears, write_tensors
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
 from gapclose.models import LoadedModel
@@ -86,10 +86,9 @@ def fill_trunk(
         reason = does_not_fit(loaded, batches, media, directory, files)
     shared = broadcast_object_list([reason])  # the main process has looked at the disk
     reason = _fill(loaded, batches, media, files, frozen, layers) if shared[0] is None else shared[0]
-    state.wait_for_everyone()
-    if reason is None and not all(f.is_file() for f in files):
-        reason = "another process could not write its part"
-    state.wait_for_everyone()  # all have looked
+    reason = next((r for r in gather_object([reason]) if r is not None), None)
+    if reason is None:
+        appears(files[-1])  # all are written; another node may not see them yet
     if reason is not None:
         if state.is_main_process:
             shutil.rmtree(directory, ignore_errors=True)  # a full disk would end the run

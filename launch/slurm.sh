@@ -37,8 +37,8 @@ export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}          # many nodes must not ask th
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1            # a rank that dies ends the others instead of leaving them waiting
 export file config nodes gpus address port logs
 
-# SLURM_NODEID is known on each node alone, so this part is expanded there. A rank that fails ends its node, and --kill-on-bad-exit the job.
-srun --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 --kill-on-bad-exit=1 bash -c '
+# srun takes over no --cpus-per-task of the job by itself (Slurm 22.05 on). SLURM_NODEID is known on each node alone, so this part is expanded there. A rank that fails ends its node, and --kill-on-bad-exit the job.
+srun --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 --cpus-per-task "${SLURM_CPUS_PER_TASK:-32}" --kill-on-bad-exit=1 bash -c '
   exec accelerate launch --config_file "$file" \
     --num_machines "$nodes" --num_processes $((nodes * gpus)) --machine_rank "$SLURM_NODEID" \
     --main_process_ip "$address" --main_process_port "$port" --log_dir "$logs/node-$SLURM_NODEID" --tee 3 \
