@@ -66,7 +66,7 @@ def write(directory: Path, n: int, layers: int, width: int, classes: int) -> int
             noise = 0.5 * torch.randn(len(places), width, generator=draw)
             result[f"layer.{layer}"] = ((own + 0.5 * clip + signal) @ mixing + noise).bfloat16()
         write_shard(shard_path(directory, s), [result])
-    write_json(directory / "manifest.json", {"shards": s + 1, "n_items": n})
+    write_json(directory / "manifest.json", {"shards": s + 1, "n_items": n, "fingerprint": "synthetic"})
     return sum(p.stat().st_size for p in directory.iterdir())
 
 

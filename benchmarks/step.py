@@ -9,7 +9,7 @@ Qwen2.5-Omni-7B's geometry in bfloat16 on one GPU (random weights made on the de
     python benchmarks/step.py --size 7b --gradient_checkpointing --batch 8
 
 Five variants take turns inside one run, in random order, on the same batches; a step is forward, backward, gradient clipping and
-AdamW. Ratios of time are medians over rounds of the ratio within a round, so that whatever else the machine does cancels. Both sides
+AdamW. A step's floating-point operations are counted by torch and set against the rate of a large matrix product on the same device. Ratios of time are medians over rounds of the ratio within a round, so that whatever else the machine does cancels. Both sides
 get the same prompts: plain SFT adds one answer token and takes the model's own loss (full logits, as ordinary SFT does), targets go
 through gapclose's collator and loss with a share of retain items, as in training. Reading media and collating lie outside the step; so
 does reading stored states, whose time is told beside it.
@@ -27,28 +27,38 @@ import argparse
 import copy
 import gc
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from accelerate.utils import send_to_device
 from rich.console import Console
 from rich.table import Table
+from synthetic import (
+    LARGE,
+    LETTERS,
+    PROBE_LAYERS,
+    Synthetic,
+    between,
+    build_base,
+    describe,
+    make_parser,
+    matrix_rate,
+    operations,
+    quartiles,
+    read_arguments,
+    take_turns,
+)
 from torch import nn
 
 from gapclose.adapters import LoraConfig, add_lora, enable_checkpointing
-from gapclose.architecture import read_architecture
 from gapclose.batches import TERMS, Collator, Example
-from gapclose.digits import tiny
 from gapclose.items import Item, Option
-from gapclose.models import ModelConfig
 from gapclose.structure import answer_logits, decoder_layers
 from gapclose.train_config import TrainConfig
 from gapclose.trainer import term_sums
@@ -56,7 +66,6 @@ from gapclose.trunk import Trunk
 from gapclose.trunk_entry import enter
 from gapclose.trunk_fill import write_states
 
-LETTERS = "ABCDEF"  # six options, as in IMAVB
 VARIANTS = {
     "sft_all": ("plain SFT", "all"),
     "targets_all": ("targets", "all"),
@@ -71,75 +80,9 @@ RATIOS = {
     "targets, layers after the probe / plain SFT, all layers": ("targets_after", "sft_all", 0.8),
     "the same from the stored trunk / plain SFT, all layers": ("targets_stored", "sft_all", 0.5),
 }
-# batch, rounds, text, image and audio tokens an item, probe layer. tiny: a micro-batch, the usual prompt and the layer of
-# configs/digits.yaml; 3b and 7b: an image of 900,000 pixels, 30 s of sound, and for 7b the peak layer of arXiv 2605.13737, as deep for 3b
-DEFAULTS = {"tiny": (36, 40, 26, 1, 9, 6), "3b": (2, 12, 128, 1152, 750, 22), "7b": (2, 12, 128, 1152, 750, 17)}
-ARCHITECTURES = Path(__file__).parent.parent / "configs" / "architectures"
-
-
-def geometry(size: str, layers: int | None) -> Any:
-    """The thinker of Qwen2.5-Omni."""
-    config = read_architecture(ModelConfig(path=str(ARCHITECTURES / f"qwen2_5_omni_{size}")))
-    if layers:
-        config.text_config.num_hidden_layers, config.text_config.layer_types = layers, config.text_config.layer_types[:layers]
-    return config
-
-
-def build_base(size: str, layers: int | None, device: torch.device) -> nn.Module:
-    """Random weights of the asked size, made on the device."""
-    if size == "tiny":
-        return tiny.build_model(tiny.build_tokenizer(), **({"layers": layers} if layers else {})).to(device)
-    with device:
-        return transformers.Qwen2_5OmniThinkerForConditionalGeneration._from_config(geometry(size, layers), dtype=torch.bfloat16)
-
-
-@dataclass(kw_only=True)
-class Synthetic:
-    """Stands in for :class:`gapclose.models.LoadedModel`: a model, and prompts of random tokens, patches and mel frames."""
-
-    model: Any
-    text_tokens: int
-    image_tokens: int
-    audio_tokens: int
-    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
-
-    def __post_init__(self) -> None:
-        c = self.model.config
-        start, end = c.vision_start_token_id, getattr(c, "vision_end_token_id", c.vision_start_token_id + 1)
-        media = [start, *[c.image_token_index] * self.image_tokens, end] if self.image_tokens else []
-        if self.audio_tokens:
-            media += [c.audio_start_token_id, *[c.audio_token_index] * self.audio_tokens, c.audio_end_token_id]
-        self.media_ids = torch.tensor(media, dtype=torch.long)
-        self.first_text = 50  # ids below are ordinary tokens in both vocabularies; special ones come later or earlier
-        height = max(d for d in range(1, int(self.image_tokens**0.5) + 1) if self.image_tokens % d == 0) if self.image_tokens else 0
-        self.grid = [1, 2 * height, 2 * self.image_tokens // height] if height else None
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def length(self) -> int:
-        return self.text_tokens + len(self.media_ids)
-
-    def option_tokens(self, text: str) -> list[int]:
-        return [self.first_text + LETTERS.index(text)]
-
-    def prompts(self, items: list[Item], media: Any) -> dict[str, torch.Tensor]:
-        """What a processor would give for one image and one sound per item, all prompts equally long."""
-        c, n = self.model.config, len(items)
-        text = torch.randint(self.first_text, self.first_text + 200, (n, self.text_tokens), generator=self.generator)
-        ids = torch.cat([text[:, :2], self.media_ids.expand(n, -1), text[:, 2:]], dim=1)  # (B, T)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if self.grid:
-            patch = c.vision_config.patch_size**2 * c.vision_config.temporal_patch_size * 3
-            inputs["pixel_values"] = torch.randn(n * 4 * self.image_tokens, patch, generator=self.generator)
-            inputs["image_grid_thw"] = torch.tensor([self.grid] * n)
-        if self.audio_tokens:
-            frames = 4 * self.audio_tokens  # 10 ms each; the encoder halves them twice
-            inputs["input_features"] = torch.randn(n, c.audio_config.num_mel_bins, frames, generator=self.generator)
-            inputs["feature_attention_mask"] = torch.ones(n, frames, dtype=torch.long)
-        return inputs
+# tiny: a micro-batch, the usual prompt and the layer of configs/digits.yaml
+TINY = {"batch": 36, "repeats": 40, "text_tokens": 26, "image_tokens": 1, "audio_tokens": 9, "probe_layer": PROBE_LAYERS["tiny"]}
+DEFAULTS = {"tiny": TINY, **{s: {"batch": 2, "repeats": 12, **LARGE, "probe_layer": PROBE_LAYERS[s]} for s in ("3b", "7b")}}
 
 
 @dataclass(kw_only=True)
@@ -267,44 +210,12 @@ def cpu_height(work: Callable[[], None]) -> int:
     return int(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max())
 
 
-def timed(variant: Variant, batch: Batch, device: torch.device) -> float:
-    """Seconds of one step."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    variant.step(batch)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def quartiles(values: np.ndarray) -> dict[str, float]:
-    low, median, high = np.percentile(values, [25, 50, 75])
-    return {"median": round(float(median), 6), "lower_quartile": round(float(low), 6), "upper_quartile": round(float(high), 6)}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=list(DEFAULTS), default="tiny")
-    parser.add_argument("--batch", type=int, help="items per step (tiny 36, 3b and 7b 2)")
-    parser.add_argument("--repeats", type=int, help="timed rounds of all variants (tiny 40, 3b and 7b 12)")
-    parser.add_argument("--text_tokens", type=int, help="per item (tiny 26, else 128)")
-    parser.add_argument("--image_tokens", type=int, help="per item, after merging (tiny 1, else 1152); 0: no image")
-    parser.add_argument("--audio_tokens", type=int, help="per item, 40 ms each (tiny 9, else 750); 0: no sound")
-    parser.add_argument("--probe_layer", type=int, help="after_probe trains the layers above it (tiny 6 of 8, 3b 22 of 36, 7b 17 of 28)")
-    parser.add_argument("--layers", type=int, help="decoder layers, to try a smaller model")
+    parser = make_parser(__doc__, DEFAULTS)
     parser.add_argument("--rank", type=int, default=16, help="of the adapters")
     parser.add_argument("--retain_share", type=float, default=TrainConfig().retain_share, help="share of retain items among targets")
     parser.add_argument("--gradient_checkpointing", action="store_true")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
-    names = ("batch", "repeats", "text_tokens", "image_tokens", "audio_tokens", "probe_layer")
-    for name, default in zip(names, DEFAULTS[args.size], strict=True):
-        if getattr(args, name) is None:
-            setattr(args, name, default)
-
-    transformers.logging.set_verbosity_error()
-    torch.manual_seed(0)
+    args = read_arguments(parser, DEFAULTS)
     device = torch.device(args.device)
     base = build_base(args.size, args.layers, device).requires_grad_(False)
     n_layers = len(decoder_layers(base))
@@ -314,23 +225,12 @@ def main() -> None:
     folder = tempfile.TemporaryDirectory()
     number = 4 if args.size == "tiny" else 2
     batches = make_batches(synthetic, args.batch, number, args.retain_share, device, frozen=args.probe_layer, folder=Path(folder.name))
-    setting = {
-        "size": args.size,
-        "device": torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} thread(s)",
-        "torch": torch.__version__,
-        "dtype": str(next(base.parameters()).dtype).removeprefix("torch."),
-        "parameters": sum(p.numel() for p in base.parameters()),
-        "layers": n_layers,
-        "tokens": synthetic.length,
-        "stored_kb_an_item": round(batches[0].file.stat().st_size / args.batch / 1e3, 1),
-        "read_stored_ms": round(1000 * float(np.median([b.read_seconds for b in batches])), 2),
-        "load_average": round(os.getloadavg()[0], 2),
-        **{k: getattr(args, k) for k in (*names, "rank", "retain_share", "gradient_checkpointing")},
-    }
-    for name, value in setting.items():
-        print(f"{name.replace('_', ' ')}: {value}")
+    rate = matrix_rate(base, device)
+    setting = describe(
+        args, base, tokens=synthetic.length, matrix_gflops=round(rate / 1e9),
+        stored_kb_an_item=round(batches[0].file.stat().st_size / args.batch / 1e3, 1),
+        read_stored_ms=round(1000 * float(np.median([b.read_seconds for b in batches])), 2),
+    )  # fmt: skip
 
     def build(name: str) -> Variant:
         return Variant(name, base, args.probe_layer, args.rank, args.gradient_checkpointing)
@@ -340,32 +240,40 @@ def main() -> None:
         memory[name] = peak_memory(build(name), batches[0], device)
         gc.collect()
     variants = {name: build(name) for name in VARIANTS}
-    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    draw, warm_up = np.random.default_rng(0), 2
-    for repeat in range(-warm_up, args.repeats):
-        for name in draw.permutation(list(VARIANTS)):
-            taken = timed(variants[name], batches[repeat % len(batches)], device)
-            if repeat >= 0:
-                seconds[name].append(taken)
+    work = {name: operations(lambda v=v: v.step(batches[0])) for name, v in variants.items()}
+    turn = dict.fromkeys(VARIANTS, 0)
+
+    def step(name: str) -> None:
+        turn[name] += 1
+        variants[name].step(batches[turn[name] % len(batches)])
+
+    taken = take_turns({name: lambda name=name: step(name) for name in VARIANTS}, args.repeats, device, warm_up=2)
+    seconds = {name: rows[:, 0] for name, rows in taken.items()}
 
     result: dict[str, Any] = {"setting": setting, "variants": {}, "ratios": {}}
-    console = Console(width=120)  # one line per row in logs too
-    table = Table("variant", "LoRA layers", "trained", "step, ms", "quartiles", "peak, MB", "of it the step's, MB")
+    console = Console(width=140)  # one line per row in logs too
+    table = Table(
+        "variant", "LoRA layers", "trained", "step, ms", "quartiles", "tokens/s", "of matrix rate", "peak, MB", "of it the step's"
+    )
     for name, (objective, where) in VARIANTS.items():
-        spread = quartiles(1000 * np.array(seconds[name]))
+        spread = quartiles(1000 * seconds[name])
         total, height = (round(m / 1e6, 2) for m in memory[name])
         trained = sum(p.numel() for p in variants[name].trained)
-        result["variants"][name] = {"milliseconds": spread, "peak_mb": total, "step_mb": height, "trained": trained}
-        between = f"{spread['lower_quartile']:.1f}-{spread['upper_quartile']:.1f}"
-        table.add_row(objective, where, f"{trained:,}", f"{spread['median']:.1f}", between, f"{total:,.1f}", f"{height:,.1f}")
+        median = spread["median"] / 1000
+        speed, share = args.batch * synthetic.length / median, work[name] / median / rate
+        result["variants"][name] = {
+            "milliseconds": spread, "peak_mb": total, "step_mb": height, "trained": trained, "tokens_per_second": round(speed),
+            "gflop": round(work[name] / 1e9, 3), "share_of_matrix_rate": round(share, 4),
+        }  # fmt: skip
+        table.add_row(objective, where, f"{trained:,}", f"{spread['median']:.1f}", between(spread, 1), f"{speed:,.0f}", f"{share:.2f}",
+                      f"{total:,.1f}", f"{height:,.1f}")  # fmt: skip
     console.print(table)
     table = Table("ratio", "at most", "time", "quartiles", "peak memory", "the step's memory")
     for label, (above, below, limit) in RATIOS.items():
-        spread = quartiles(np.array(seconds[above]) / np.array(seconds[below]))
+        spread = quartiles(seconds[above] / seconds[below])
         total, height = (memory[above][i] / memory[below][i] for i in (0, 1))
         result["ratios"][label] = {"time": spread, "peak_memory": round(total, 4), "step_memory": round(height, 4), "at_most": limit}
-        between = f"{spread['lower_quartile']:.3f}-{spread['upper_quartile']:.3f}"
-        table.add_row(label, f"{limit:g}", f"{spread['median']:.3f}", between, f"{total:.3f}", f"{height:.3f}")
+        table.add_row(label, f"{limit:g}", f"{spread['median']:.3f}", between(spread), f"{total:.3f}", f"{height:.3f}")
     console.print(table)
     print(json.dumps(result))
 

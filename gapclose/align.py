@@ -27,10 +27,11 @@ from gapclose.progress import say
 from gapclose.prompted import measure_prompts
 from gapclose.report.page import write_page
 from gapclose.report.summary import read_records, record_of, round_words, summarise
+from gapclose.spread import main_alone
 from gapclose.targets import Targets, build_targets
 from gapclose.teacher import Teacher, compared, first_teacher, next_teacher, search, sentinel_reading, train_items, val_items
 from gapclose.tracking import LossLines
-from gapclose.trainer import Example, last_complete_checkpoint, make_trainer
+from gapclose.trainer import Example, last_complete_checkpoint, make_trainer, whole_checkpoints
 from gapclose.trunk import Trunk
 from gapclose.trunk_fill import training_trunks
 from gapclose.verdict import unproven
@@ -222,12 +223,13 @@ class Training:
                 self.run.loaded, examples, media, config.train, directory, n_train=len(train_items(self.run)),
                 seed=_seed(config.seed, number), trunk=trunks.get("train"), **common,
             )  # fmt: skip
-        resume = last_complete_checkpoint(directory)
+        resume = main_alone(lambda: last_complete_checkpoint(directory))
         if resume is not None:
             say(f"going on from {resume.name}")
         try:
             if not self.fired(number):
-                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+                with whole_checkpoints(directory):
+                    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except FloatingPointError as error:
             if not self.records(1):
                 raise

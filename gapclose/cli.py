@@ -44,16 +44,31 @@ def _plainly(message: Warning | str, *_: object, **__: object) -> str:
 
 
 def guarded(job) -> int:
-    """Run ``job()``; print a ``ValueError`` or a number that is not finite plainly, unless GAPCLOSE_DEBUG asks for the traceback."""
+    """Run ``job()``; what a user can mend is told plainly, unless GAPCLOSE_DEBUG asks for the traceback."""
     warnings.formatwarning = _plainly  # no source lines for users
     try:
         job()
-    except (ValueError, FloatingPointError) as error:
-        if os.environ.get("GAPCLOSE_DEBUG"):
+    except (ValueError, FloatingPointError, OSError, RuntimeError) as error:
+        told = str(error) if isinstance(error, ValueError | FloatingPointError) else _told(error)
+        if told is None or os.environ.get("GAPCLOSE_DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {told}", file=sys.stderr)
         return 2
     return 0
+
+
+def _told(error: OSError | RuntimeError) -> str | None:
+    """What befell a run that could not help it, in one line; None of any other error."""
+    from gapclose.files import FAILING, NO_ROOM, NOT_ALLOWED, Unwritten
+    from gapclose.launch import peer_lost
+
+    again = "start the same command again: it goes on from what is there"
+    if isinstance(error, OSError) and error.errno in NO_ROOM | NOT_ALLOWED | FAILING:
+        what = f"{error.filename or 'a file'}{' cannot be written' if isinstance(error, Unwritten) else ''}"
+        return f"{what}: {error.strerror}; {'make room' if error.errno in NO_ROOM else 'mend that'} and {again}"
+    if peer_lost(error):
+        return f"another process of this run ended, for a reason that it or the launcher tells; {again}"
+    return None
 
 
 def validate(arguments: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 from gapclose.adapters import enable_checkpointing
 from gapclose.batches import TERMS, Collator, Example
 from gapclose.config import Config
+from gapclose.files import free_bytes, in_units, size_of
 from gapclose.items import Item, ItemSet
 from gapclose.meter import Meter
 from gapclose.models import LoadedModel
@@ -203,9 +205,32 @@ def observation_bytes(items: ItemSet, config: Config, *, n_layers: int, width: i
     return {"measure": fit + stored("test", 2) + everywhere + again, "close": fit + closing + 2 * again}
 
 
+def refuse_small_disk(loaded: LoadedModel, items: ItemSet, config: Config, *, closing: bool) -> None:
+    """Refuse a run whose observations and whole models do not fit the disk beside what it has written before. All else that it writes is not
+    counted, and nothing at all where observations may come from other runs.
+
+    Raises:
+        ValueError: with what is free and what is needed.
+    """
+    if config.observe.shared:
+        return
+    directory, size = Path(config.run_dir), next(unwrap(loaded.model).parameters()).element_size()
+    stored = observation_bytes(items, config, n_layers=len(loaded.layers), width=loaded.width, itemsize=size)
+    wholes = weight_bytes(loaded.model, config.model.quantisation) * (config.export.merged + config.export.omni)
+    needed = stored["close"] + wholes if closing else stored["measure"]
+    needed -= sum(size_of(path) for path in (directory / "observations").rglob("*"))
+    if needed > (free := free_bytes(directory)):
+        raise ValueError(
+            f"{directory}: {in_units(free)} are free there, and this run still writes {in_units(needed)} of observations"
+            f"{' and models' if closing and wholes else ''}; make room, or name another place (--run_dir)"
+        )
+
+
 def cached_items(items: ItemSet, config: Config) -> int:
-    """How many items ``train.cache_trunk`` stores, if the gate keeps all of train: those trained on and those measured after every epoch."""
+    """How many items ``train.cache_trunk`` stores, if the gate keeps all of train: those trained on and, where clips are not read
+    once for all of their questions, those measured after every epoch."""
     gap = ["gap"] if config.train.consistency else []
     trained = items.select(split="train", purpose=[*gap, *(["retain"] if config.train.retain else [])])
     labelled = len(items.select(split="fit", purpose="gap")) if config.train.gold else 0
-    return len(trained) + labelled + len(items.select(split="val", purpose=("gap", "transfer", "retain")))
+    measured = 0 if config.observe.share_prefix else len(items.select(split="val", purpose=("gap", "transfer", "retain")))
+    return len(trained) + labelled + measured

@@ -22,7 +22,10 @@ import torch
 import yaml
 from accelerate import PartialState
 from filelock import BaseFileLock, FileLock, Timeout
+from torch import distributed
 
+from gapclose import __version__
+from gapclose.files import write_text, writing
 from gapclose.progress import say
 
 # accelerate's names for plain data parallelism over several processes, or none
@@ -31,6 +34,9 @@ DATA_PARALLEL = {"NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULT
 PATIENCE = timedelta(days=1)
 """how long processes wait for one that works alone, fitting probes, exporting, uploading; NCCL's own ten minutes would end them. Where one
 of them fails, the launcher ends the rest"""
+
+LAPSE = 180
+"""seconds in which a file server gives up the locks of a node that it does not hear of any more (NFS version 4: 90, Lustre: 100, by default)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +191,7 @@ def check_launch(asked: Asked | None = None) -> PartialState:
     state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true", timeout=PATIENCE)
     got = kind_given(state)
     remedy = (
-        "On CPUs: ACCELERATE_USE_CPU=true accelerate launch --config_file launch/ddp.yaml --num_processes N ...; "
+        "On CPUs: ACCELERATE_USE_CPU=true accelerate-launch --config_file launch/ddp.yaml --num_processes N ...; "
         "on GPUs unset ACCELERATE_USE_CPU and check that torch sees them (torch.cuda.device_count())."
     )
     if asked.processes is not None and asked.processes != state.num_processes:
@@ -207,14 +213,14 @@ def check_launch(asked: Asked | None = None) -> PartialState:
 
 def environment(seed: int, process: Any) -> dict[str, Any]:
     """Versions, device, processes, seed and code revision of a run."""
-    packages = ("gapclose", "torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy")
+    packages = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy")
     try:
         command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
         commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except FileNotFoundError:  # no git here
         commit = ""
     return {
-        "versions": {p: importlib.metadata.version(p) for p in packages},
+        "versions": {"gapclose": __version__, **{p: importlib.metadata.version(p) for p in packages}},
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
         "processes": process.num_processes,
@@ -227,16 +233,49 @@ def environment(seed: int, process: Any) -> dict[str, Any]:
 def take_directory(directory: Path) -> BaseFileLock | None:
     """Keep a run directory to this process until it ends, however it ends; None where the file system has no locks.
 
+    The kernel gives the lock of a process back when that ends. Of a node that was lost, the file server does so after a while: a lock that was
+    taken on another machine is waited for.
+
     Raises:
-        ValueError: when another process works in it.
+        ValueError: when another process works in it, with where that runs.
+        Unwritten: when there can be no such directory.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / ".lock", is_singleton=True)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    # no marker in place of a lock: of a process that was killed it would stay
+    lock, note = FileLock(directory / ".lock", is_singleton=True, fallback_to_soft=False), directory / ".holder"
     try:
-        lock.acquire(timeout=0)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if _holder(note).endswith(_here()):
+                raise
+            say(f"{directory} is locked ({_holder(note)}); waiting for {LAPSE} s, in which the lock of a lost node lapses")
+            lock.acquire(timeout=LAPSE)
     except Timeout:
-        raise ValueError(f"{directory}: another process works in this run directory; let it end, or name another one (--run_dir)") from None
+        raise ValueError(
+            f"{directory}: another process works in this run directory ({_holder(note)}); let it end, or name another one (--run_dir)"
+        ) from None
     except (OSError, NotImplementedError) as error:
         say(f"warning: {directory} cannot be locked ({error}); let no other process work in it")
         return None
+    write_text(note, f"process {os.getpid()}{_here()}")
     return lock
+
+
+def _here() -> str:
+    return f" on {platform.node()}"
+
+
+def _holder(note: Path) -> str:
+    """Who holds a lock, by its own words."""
+    return note.read_text(encoding="utf-8") if note.is_file() else f"not known which{_here()}"
+
+
+def peer_lost(error: Exception) -> bool:
+    """Whether it is another process of this launch that is gone, by what gloo and NCCL say of it."""
+    said = str(error)
+    theirs = isinstance(error, RuntimeError) and any(mark in said for mark in ("gloo", "Gloo", "NCCL"))
+    return (
+        distributed.is_initialized() and theirs and any(words in said for words in ("by peer", "Broken pipe", "remote process", "imed out"))
+    )

@@ -6,7 +6,7 @@ Pure functions of stored observations and labels; no model is touched.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,8 @@ def measure(
         folds: of the fresh probe's grouped cross-validation.
         match: generated answers to options, for the lenient figures.
     """
+    read = {layer: observed.residuals[layer] for layer in {*probe.layers, *sentinel.layers}}  # once: each is a pass over the disk
+    observed = replace(observed, residuals=read)
     gap = items.select(purpose="gap")
     overall = _scope(gap, observed, probe, config, seed)
     labels, seen = Labels.of(gap), observed.take([i.id for i in gap])

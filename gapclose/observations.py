@@ -62,15 +62,15 @@ class Observations:
 class StoredResiduals(Mapping[int, torch.Tensor]):
     """Residuals that stay on disk: layer -> (N, D), made of the shards when it is asked for, and not kept."""
 
-    def __init__(self, directory: Path, manifest: dict[str, Any], layers: Sequence[int], ends: torch.Tensor, order: torch.Tensor) -> None:
+    def __init__(self, directory: Path, fingerprint: str, layers: Sequence[int], ends: torch.Tensor, order: torch.Tensor) -> None:
         """Of the stored items those at the places ``order`` (N,); ``ends`` (S,): how many items are stored up to the end of each shard."""
-        self._directory, self._manifest, self._layers, self._ends, self._order = directory, manifest, layers, ends, order
+        self._directory, self._fingerprint, self._layers, self._ends, self._order = directory, fingerprint, layers, ends, order
 
     def __getitem__(self, layer: int) -> torch.Tensor:
         if layer not in self._layers:
             raise KeyError(layer)
-        if read_json(self._directory / "manifest.json") != self._manifest:
-            raise ValueError(f"{self._directory} was observed again while its residuals were in use; read it again")
+        if read_json(self._directory / "manifest.json")["fingerprint"] != self._fingerprint:
+            raise ValueError(f"{self._directory} holds another observation now than when it was opened; read it again")
         found, shard = None, torch.bucketize(self._order, self._ends, right=True)  # (N,)
         for s in shard.unique().tolist() or [0]:
             here = (shard == s).nonzero()[:, 0]
@@ -92,7 +92,7 @@ class StoredResiduals(Mapping[int, torch.Tensor]):
 
     def take(self, order: torch.Tensor) -> StoredResiduals:
         """The residuals of the items at these places, (M,), as lazily."""
-        return StoredResiduals(self._directory, self._manifest, self._layers, self._ends, self._order[order])
+        return StoredResiduals(self._directory, self._fingerprint, self._layers, self._ends, self._order[order])
 
 
 def take_residuals(residuals: Mapping[int, torch.Tensor], order: torch.Tensor) -> Mapping[int, torch.Tensor]:
@@ -134,7 +134,7 @@ def read_observations(directory: Path, ids: Sequence[str] | None = None, *, laye
     tensors = {key: torch.cat(value) for key, value in parts.items()}
     everything = Observations(
         ids=names,
-        residuals=StoredResiduals(directory, manifest, sorted(stored), torch.tensor(ends), torch.arange(len(names))),
+        residuals=StoredResiduals(directory, manifest["fingerprint"], sorted(stored), torch.tensor(ends), torch.arange(len(names))),
         scores=tensors["scores"],
         answers=answers or None,
         top_logps=tensors.get("top_logps"),

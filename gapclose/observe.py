@@ -23,7 +23,7 @@ from accelerate import PartialState
 
 from gapclose.clips import clips_together
 from gapclose.engines import is_sharded
-from gapclose.files import write_json
+from gapclose.files import appears, write_json
 from gapclose.forward import generate, read_batch, unwrap_engine
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
@@ -32,6 +32,7 @@ from gapclose.observations import Observations, claim, leave_shared, pad_options
 from gapclose.progress import say, track
 from gapclose.prompts import media_signature
 from gapclose.shared_prefix import SharedPrefix, answer_on
+from gapclose.spread import main_alone, together
 from gapclose.structure import forget_offsets, unwrap
 
 if TYPE_CHECKING:
@@ -109,29 +110,46 @@ def observe(
         claim(directory, request, replace)
         if left and not (directory / "manifest.json").is_file() and take_shared(directory, left):
             say(f"{directory.name}: taken from {left}")
-    state.wait_for_everyone()
-    if not (directory / "manifest.json").is_file():
+    missing = main_alone(lambda: _missing(directory, len(shards)))  # one answer for all: another node's view of the directory may be older
+    if missing is not None:
         begun = time.process_time()
-        mine = share_out(shards, [s for s in range(len(shards)) if not shard_path(directory, s).is_file()], is_sharded(loaded.model))
-        state.wait_for_everyone()  # nobody writes before all know what is missing
+        mine = share_out(shards, missing, is_sharded(loaded.model))
         media = loaded.media(items, blank=wanted.blank)
         reader = _reader(loaded, batches, media, config, wanted)
-        following = iter([*(batch for s, _ in mine for batch in shards[s])][1:])
-        for s, kept in track(mine, len(mine), f"observing {directory.parent.name}/{directory.name}"):
-            results = []
-            for batch in shards[s]:
-                media.ahead([*batch, *next(following, [])])  # decoded while the model works on this one
-                results.append(_forward(loaded, batch, media, config, wanted, reader))
-            if kept:
-                write_shard(shard_path(directory, s), results)
-        state.wait_for_everyone()
+
+        def fill() -> None:
+            following, fault = iter([*(batch for s, _ in mine for batch in shards[s])][1:]), None
+            for s, kept in track(mine, len(mine), f"observing {directory.parent.name}/{directory.name}"):
+                results = []
+                for batch in shards[s]:
+                    media.ahead([*batch, *next(following, [])])  # decoded while the model works on this one
+                    try:
+                        results.append(_forward(loaded, batch, media, config, wanted, reader))
+                    except FloatingPointError as error:
+                        if not is_sharded(loaded.model):
+                            raise
+                        fault = fault or error  # the other processes go on with forwards that need this one
+                if kept and not fault:
+                    write_shard(shard_path(directory, s), results)
+            if fault:
+                raise fault
+
+        together(fill)
         if state.is_main_process:
             found = {"shards": len(shards), "n_items": len(items), "cpu_seconds": round(time.process_time() - begun, 1)}
             write_json(directory / "manifest.json", request | found | ({"option_order": items.orders} if items.orders else {}))
             if left:
                 leave_shared(directory, left)
         state.wait_for_everyone()
+    appears(directory / "manifest.json")
     return read_observations(directory, [i.id for i in items])
+
+
+def _missing(directory: Path, shards: int) -> list[int] | None:
+    """The shards that are not there yet; None of a finished observation."""
+    if (directory / "manifest.json").is_file():
+        return None
+    return [s for s in range(shards) if not shard_path(directory, s).is_file()]
 
 
 def forward_batches(
@@ -243,12 +261,6 @@ def _forward(
         "scores": scores.cpu(),
         **{f"layer.{layer}": value.cpu() for layer, value in residuals.items()},
     }
-    for key, value in result.items():
-        if key == "ids":
-            continue
-        bad = torch.isnan(value).any(-1) if key == "scores" else ~torch.isfinite(value).all(-1)
-        if bad.any():
-            raise FloatingPointError(f"item {batch[int(bad.nonzero()[0])].id!r}: {key} is not finite; try model.dtype float32 or bfloat16")
     if wanted.top_tokens:
         top = logp.topk(min(wanted.top_tokens, logp.shape[-1]), dim=-1)
         result["top_logps"], result["top_tokens"] = top.values.cpu(), top.indices.int().cpu()
@@ -257,4 +269,10 @@ def _forward(
         result["answers"] = answer_on(loaded, model, asked, logp, config.max_new_tokens)
     elif wanted.generate:
         result["answers"] = generate(loaded, model, inputs, config.max_new_tokens)
+    for key, value in result.items():
+        if key != "scores" and not key.startswith("layer."):
+            continue
+        bad = torch.isnan(value).any(-1) if key == "scores" else ~torch.isfinite(value).all(-1)
+        if bad.any():
+            raise FloatingPointError(f"item {batch[int(bad.nonzero()[0])].id!r}: {key} is not finite; try model.dtype float32 or bfloat16")
     return result

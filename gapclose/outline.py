@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from gapclose.adapters import add_lora
 from gapclose.architecture import build_on_meta, quiet, read_architecture
 from gapclose.config import Config
 from gapclose.estimate import Memory, cached_items, micro_batch, observation_bytes, observed_batch, text_batch, training_step, weight_bytes
+from gapclose.files import free_bytes, in_units, nearest
 from gapclose.items import Item, ItemSet
 from gapclose.models import LoadedModel, joined, load_processor
 from gapclose.objectives import BY_TRL
@@ -90,7 +90,7 @@ def outline(config: Config, items: ItemSet | None, *, absent: bool) -> Iterator[
     seen = look_at(loaded, items) if items is not None and loaded.processor is not None else None
     yield "tokens of an item", _tokens(loaded, seen, items)
     quantised = f", {config.model.quantisation} (by formula)" if config.model.quantisation else ""
-    yield "weights", _bytes(weight_bytes(model, config.model.quantisation)) + quantised
+    yield "weights", in_units(weight_bytes(model, config.model.quantisation)) + quantised
     yield from _stored(items, config, len(layers), loaded)
     yield from _cached(items, seen, config, loaded)
     yield from _observing(loaded, items, seen, config)
@@ -202,11 +202,15 @@ def _exporting(loaded: LoadedModel, config: Config) -> str:
     weights = weight_bytes(loaded.model, config.model.quantisation)
     if config.model.quantisation:
         return (
-            f"{_bytes(2 * weights)} on the GPU: the model, and beside it the one that is verified" if config.export.verify else "as trained"
+            f"{in_units(2 * weights)} on the GPU: the model, and beside it the one that is verified"
+            if config.export.verify
+            else "as trained"
         )
     if not (config.export.verify or config.export.merged):
-        return f"{_bytes(weights)} of main memory"
-    return f"{_bytes(2 * weights)} of main memory: the model, and beside it the one that is folded or verified; its GPU is empty until then"
+        return f"{in_units(weights)} of main memory"
+    return (
+        f"{in_units(2 * weights)} of main memory: the model, and beside it the one that is folded or verified; its GPU is empty until then"
+    )
 
 
 def _unknown(loaded: LoadedModel) -> str:
@@ -229,11 +233,13 @@ def _stored(items: ItemSet | None, config: Config, n_layers: int, loaded: Loaded
         each = layers * loaded.width * size
         yield (
             "observations on disk",
-            f"{_bytes(each)} an item of fit ({layers} layers), {_bytes(2 * loaded.width * size)} another each time",
+            f"{in_units(each)} an item of fit ({layers} layers), {in_units(2 * loaded.width * size)} another each time",
         )
         return
     found = observation_bytes(items, config, n_layers=n_layers, width=loaded.width, itemsize=size)
-    yield "observations on disk", ", ".join(f"{_bytes(n)} by {job}" for job, n in found.items())
+    free, each = free_bytes(Path(config.run_dir)), ", ".join(f"{in_units(n)} by {job}" for job, n in found.items())
+    short = ", which is too little" if found["measure"] > free else ""
+    yield "observations on disk", f"{each}; {in_units(free)} free at {nearest(Path(config.run_dir))}{short}"
 
 
 def _cached(items: ItemSet | None, seen: Seen | None, config: Config, loaded: LoadedModel) -> Iterator[tuple[str, str]]:
@@ -243,13 +249,12 @@ def _cached(items: ItemSet | None, seen: Seen | None, config: Config, loaded: Lo
     label, size = "frozen trunk on disk", (loaded.width, loaded.model.dtype.itemsize)
     asked = "" if config.train.cache_trunk else " (train.cache_trunk is off)"
     if items is None or seen is None:
-        yield label, f"{_bytes(trunk_bytes(1000, *size))} for a thousand tokens{asked}"
+        yield label, f"{in_units(trunk_bytes(1000, *size))} for a thousand tokens{asked}"
         return
     needed = trunk_bytes(cached_items(items, config) * statistics.mean(seen.tokens), *size)
-    place = next(p for p in Path(config.run_dir).absolute().parents if p.is_dir())
-    free = shutil.disk_usage(place).free
+    free = free_bytes(Path(config.run_dir))
     short = ": it would be left off" if needed + RESERVE > free else ""
-    yield label, f"{_bytes(needed)} at most, while training{asked}; {_bytes(free)} free at {place}{short}"
+    yield label, f"{in_units(needed)} at most, while training{asked}; {in_units(free)} free at {nearest(Path(config.run_dir))}{short}"
 
 
 def _observing(loaded: LoadedModel, items: ItemSet | None, seen: Seen | None, config: Config) -> Iterator[tuple[str, str]]:
@@ -261,7 +266,7 @@ def _observing(loaded: LoadedModel, items: ItemSet | None, seen: Seen | None, co
         batches = {f"{n:,} tokens of text": text_batch(size, n)["prompt"] for n in lengths(loaded.model)}
     for what, prompt in batches.items():
         needed = observed_batch(loaded, prompt, config.model.quantisation, longer=longer)
-        yield f"observing, {size} x {what}", "not known: the model looks at values" if needed is None else _bytes(needed)
+        yield f"observing, {size} x {what}", "not known: the model looks at values" if needed is None else in_units(needed)
 
 
 def _training(loaded: LoadedModel, items: ItemSet | None, seen: Seen | None, config: Config) -> Iterator[tuple[str, str]]:
@@ -278,8 +283,8 @@ def _training(loaded: LoadedModel, items: ItemSet | None, seen: Seen | None, con
 
 
 def _memory(found: Memory) -> str:
-    parts = f"weights {_bytes(found.weights)}, adapters with gradients and AdamW {_bytes(found.adapters)}"
-    return f"{_bytes(found.peak)}: {parts}, activations {_bytes(found.activations)}{' by formula' if found.by_formula else ''}"
+    parts = f"weights {in_units(found.weights)}, adapters with gradients and AdamW {in_units(found.adapters)}"
+    return f"{in_units(found.peak)}: {parts}, activations {in_units(found.activations)}{' by formula' if found.by_formula else ''}"
 
 
 def _span(layers: Sequence[int]) -> str:
@@ -290,7 +295,3 @@ def _span(layers: Sequence[int]) -> str:
 def _count(parameters: Any) -> str:
     n = sum(p.numel() for p in {id(p): p for p in parameters}.values())
     return f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.2f} M"
-
-
-def _bytes(n: int) -> str:
-    return f"{n / 2**30:,.1f} GiB" if n >= 2**30 else f"{n / 2**20:,.1f} MiB" if n >= 2**20 else f"{n / 2**10:,.1f} KiB"

@@ -168,7 +168,7 @@ def choose_probe(
         layers: candidates; there are no stacks of more than these.
         modality: what an item's question is about, (N,); None: the same for all.
         spread: all processes of the launch call this alike. Each then searches every W-th layer or stack, the main one fits what is chosen,
-            and all return what one process would.
+            and all return what one process would, to the bit where it has as many threads.
 
     Raises:
         ValueError: when a concept has no item or too few clips.

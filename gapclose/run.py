@@ -22,10 +22,11 @@ from gapclose.align import Training
 from gapclose.config import Config, refuse_other_run, save_config
 from gapclose.engine_limits import refuse_mixed_media, refuse_under_engine
 from gapclose.engines import shard
+from gapclose.estimate import refuse_small_disk
 from gapclose.examine.examination import examine
 from gapclose.examine.features import Chosen
 from gapclose.export import check_export
-from gapclose.files import read_json, write_json, write_text
+from gapclose.files import read_json, remove_leftovers, write_json, write_text
 from gapclose.gap import STATES, Labels
 from gapclose.items import ItemSet
 from gapclose.launch import check_launch, engine_given, environment, take_directory
@@ -86,9 +87,12 @@ class Run:
         candidates = config.probe.candidates(n_layers)
         if closing:  # of the lowest probe: every layer that may get adapters
             adapted_experts(self.loaded.model, config.lora, config.lora.chosen(n_layers, candidates[0]))
+        refuse_small_disk(self.loaded, self.items, config, closing=closing)
         # only now: a mistake that is refused must not bind the directory to its configuration
         self.lock = take_directory(self.directory) if self.process.is_main_process else None
         self.on_main(lambda: save_config(config, self.directory / "config.yaml"))
+        if self.lock is not None:
+            remove_leftovers(self.directory)
         self.on_main(lambda: bind_items(self.items, self.directory / "items.json"))
         if config.model.sharded:
             shard(self.loaded.model)

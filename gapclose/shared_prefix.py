@@ -95,6 +95,8 @@ class SharedPrefix:
             whole = forward(few, None)
             try:
                 shared = forward(few, self)
+            except torch.OutOfMemoryError:
+                raise
             except (RuntimeError, ValueError, IndexError, TypeError, FloatingPointError) as error:
                 self._refused[kinds] = f"a first try with {' and '.join(kinds)} failed ({error})"
                 continue

@@ -9,7 +9,7 @@ from typing import Any
 import transformers
 
 from gapclose.config import Config
-from gapclose.files import read_json, write_json
+from gapclose.files import read_json, write_json, writing
 from gapclose.progress import is_main, say
 
 
@@ -52,10 +52,11 @@ class WandbTracker(NoTracker):
         directory = Path(config.run_dir)
         path = directory / "wandb.json"
         known = read_json(path)["id"] if path.is_file() else None
-        self.run = wandb.init(
-            project=config.wandb.project, name=config.wandb.name or directory.name, dir=str(directory), config=settings,
-            id=known, resume="allow" if known else None,
-        )  # fmt: skip
+        with writing(directory / "wandb"):
+            self.run = wandb.init(
+                project=config.wandb.project, name=config.wandb.name or directory.name, dir=str(directory), config=settings,
+                id=known, resume="allow" if known else None,
+            )  # fmt: skip
         write_json(path, {"id": self.run.id, "project": config.wandb.project})
         self.run.define_metric("epoch")
         self.run.define_metric("gap/*", step_metric="epoch")

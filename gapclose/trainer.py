@@ -9,8 +9,10 @@ Shapes: P answer positions, V vocabulary.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +24,7 @@ from accelerate.utils import DistributedType
 from gapclose.adapters import enable_checkpointing
 from gapclose.batches import TERMS, Collator, Example, MixedSampler
 from gapclose.engines import is_sharded, save_adapter, wrap_layers
-from gapclose.files import write_json
+from gapclose.files import flush, write_json, writing
 from gapclose.launch import refuse_other_engine
 from gapclose.losses import answer_nll, retain_kl
 from gapclose.media import Media
@@ -80,10 +82,12 @@ class GapTrainer(transformers.Trainer):
         per_item = torch.stack(sums).sum(0) / self.step_counts.clamp_min(1).to(sums[0].device)
         self.logged = self.logged.to(per_item.device) + per_item.detach() * self.args.world_size
         loss = (per_item * self.term_weights.to(per_item.device)).sum() * self.args.world_size
-        if self.finite_only and bool(self._over_processes((~torch.isfinite(loss.detach())).float(), "sum") > 0):  # all of them, or none
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.state.global_step}; lower train.learning_rate or use float32"
-            )
+        if self.finite_only:
+            whole = self._over_processes(loss.detach(), "mean")  # of all of them: they stop together, and say the same
+            if not torch.isfinite(whole):
+                raise FloatingPointError(
+                    f"the loss is {whole.item()} at step {self.state.global_step}; lower train.learning_rate or use float32"
+                )
         return (loss, None) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -132,10 +136,34 @@ class AfterEpoch(transformers.TrainerCallback):
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        distributed = PartialState()
+        distributed, folder = PartialState(), Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        flush(folder)  # by every process, since each node holds what it wrote itself
         distributed.wait_for_everyone()
         if distributed.is_main_process:
-            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete.json", {"epoch": state.epoch})
+            write_json(folder / "complete.json", {"epoch": state.epoch})
+
+
+@contextmanager
+def whole_checkpoints(directory: Path) -> Iterator[None]:
+    """Inside, a trainer writes checkpoints to ``directory``. One that is half-written is removed by the main process: before, where an earlier
+    start was killed, and when the disk fills up.
+
+    Raises:
+        Unwritten: when a checkpoint cannot be written.
+    """
+
+    def clear() -> None:
+        for path in directory.glob("checkpoint-*") if is_main() else ():
+            if not (path / "complete.json").is_file():
+                shutil.rmtree(path, ignore_errors=True)
+
+    clear()
+    with writing(directory):
+        try:
+            yield
+        except Exception:
+            clear()
+            raise
 
 
 def last_complete_checkpoint(directory: Path) -> Path | None:

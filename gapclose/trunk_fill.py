@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from gapclose.batches import prompt_with_answers
-from gapclose.files import write_tensors
+from gapclose.files import appears, write_tensors
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
 from gapclose.models import LoadedModel
@@ -42,11 +42,17 @@ MARGIN = 1.1
 
 
 def training_trunks(run: Run, items: Sequence[Item], *, frozen: int, blank: Sequence[str]) -> dict[str, Trunk | None]:
-    """The stored states of what training sees (``train``) and of what is measured after every epoch (``val``), as far as they can be had."""
+    """The stored states of what training sees (``train``) and of what is measured after every epoch (``val``), as far as they can be had.
+
+    What is measured is generated for too, which reads the media whatever is stored; ``observe.share_prefix`` reads them once for all questions
+    of a clip, scores included, and is quicker, so with it nothing is stored of ``val``.
+    """
     seen, batch_size = run.items.holding([*{i.id: i for i in items}.values()]), run.config.observe.batch_size
     train = fill_trunk(run.loaded, seen, run.directory / "trunk" / "train", frozen=frozen, batch_size=batch_size, blank=blank)
     if train is None:
         return {}
+    if run.config.observe.share_prefix:
+        return {"train": train}
     below = [layer for layer in run.measured_layers if layer <= frozen]
     place, measured = run.directory / "trunk" / "val", run.measured_items("val")
     return {"train": train, "val": fill_trunk(run.loaded, measured, place, frozen=frozen, batch_size=batch_size, layers=below)}
@@ -80,10 +86,9 @@ def fill_trunk(
         reason = does_not_fit(loaded, batches, media, directory, files)
     shared = broadcast_object_list([reason])  # the main process has looked at the disk
     reason = _fill(loaded, batches, media, files, frozen, layers) if shared[0] is None else shared[0]
-    state.wait_for_everyone()
-    if reason is None and not all(f.is_file() for f in files):
-        reason = "another process could not write its part"
-    state.wait_for_everyone()  # all have looked
+    reason = next((r for r in gather_object([reason]) if r is not None), None)
+    if reason is None:
+        appears(files[-1])  # all are written; another node may not see them yet
     if reason is not None:
         if state.is_main_process:
             shutil.rmtree(directory, ignore_errors=True)  # a full disk would end the run

@@ -26,7 +26,8 @@ file=launch/$engine.yaml
 # Rendezvous: the first node of the job, on a port that is the job's own.
 nodes=${SLURM_NNODES:-1}
 gpus=${SLURM_GPUS_ON_NODE:?no GPUs on this node: give --gpus-per-node}
-address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")   # no pipe to `head`: it would end scontrol, and pipefail this script
+address=${hosts%%$'\n'*}
 port=$((20000 + SLURM_JOB_ID % 20000))
 logs=logs/$SLURM_JOB_ID/restart-${SLURM_RESTART_COUNT:-0}
 mkdir -p "$logs"
@@ -36,8 +37,8 @@ export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}          # many nodes must not ask th
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1            # a rank that dies ends the others instead of leaving them waiting
 export file config nodes gpus address port logs
 
-# SLURM_NODEID is known on each node alone, so this part is expanded there. A rank that fails ends its node, and --kill-on-bad-exit the job.
-srun --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 --kill-on-bad-exit=1 bash -c '
+# srun takes over no --cpus-per-task of the job by itself (Slurm 22.05 on). SLURM_NODEID is known on each node alone, so this part is expanded there. A rank that fails ends its node, and --kill-on-bad-exit the job.
+srun --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 --cpus-per-task "${SLURM_CPUS_PER_TASK:-32}" --kill-on-bad-exit=1 bash -c '
   exec accelerate launch --config_file "$file" \
     --num_machines "$nodes" --num_processes $((nodes * gpus)) --machine_rank "$SLURM_NODEID" \
     --main_process_ip "$address" --main_process_port "$port" --log_dir "$logs/node-$SLURM_NODEID" --tee 3 \

@@ -161,7 +161,7 @@ def test_a_mis_launch_is_refused_with_the_remedy(asked, says):
     """Too few processes and another kind of distribution are errors that say how to launch."""
     with pytest.raises(ValueError) as caught:
         check_launch(asked)
-    for part in (*says, "ACCELERATE_USE_CPU=true accelerate launch --config_file launch/ddp.yaml", "torch.cuda.device_count()"):
+    for part in (*says, "ACCELERATE_USE_CPU=true accelerate-launch --config_file launch/ddp.yaml", "torch.cuda.device_count()"):
         assert part in str(caught.value)
 
 

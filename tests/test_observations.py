@@ -90,5 +90,5 @@ def test_residuals_of_another_observation_are_not_taken_for_these(written):
     directory, _ = written
     seen = read_observations(directory)
     write_json(directory / "manifest.json", json.loads((directory / "manifest.json").read_text()) | {"fingerprint": "b"})
-    with pytest.raises(ValueError, match="observed again while its residuals were in use"):
+    with pytest.raises(ValueError, match="holds another observation now"):
         seen.residuals[1]

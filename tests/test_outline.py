@@ -50,11 +50,11 @@ def test_the_model_is_outlined_without_its_weights(bare, digits_directory, tmp_p
     assert "by formula" not in text and "not known" not in text and not (tmp_path / "run").exists()
 
 
-def test_a_cache_that_will_not_fit_is_said_so(bare, digits_directory, capsys, monkeypatch):
-    usage = shutil.disk_usage("/")._replace(free=1 << 20)
-    monkeypatch.setattr("gapclose.outline.shutil.disk_usage", lambda path: usage)
+def test_a_cache_and_observations_that_will_not_fit_are_said_so(bare, digits_directory, capsys, monkeypatch):
+    monkeypatch.setattr("gapclose.outline.free_bytes", lambda path: 1 << 10)
     assert validate("--data.path", digits_directory, "--model.path", bare, "--train.cache_trunk", "true") == 0
-    assert "it would be left off" in " ".join(capsys.readouterr().out.split())
+    told = " ".join(capsys.readouterr().out.split())
+    assert "it would be left off" in told and "1.0 KiB free at" in told and "which is too little" in told
 
 
 def test_an_option_that_is_not_one_token_is_said_so(bare, digits_directory, tmp_path, capsys):

@@ -13,6 +13,7 @@ missing from the counts.
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from PIL import Image
 
 from gapclose.digits import questions
 from gapclose.digits.bank import NAMES, RATE, Utterance, scan_image, scan_partition, scans, utterances, waveform
+from gapclose.files import writing
 from gapclose.item_files import write_items
 from gapclose.items import Item, ItemSet, Option
 
@@ -186,6 +188,13 @@ def without_sound(item: Item) -> Item:
     return replace(item, messages=[{"role": "user", "content": content}], options=options)
 
 
+def _wav(wave: np.ndarray) -> bytes:
+    """A sound as a file holds it; libsndfile would not say that a disk is full."""
+    file = io.BytesIO()
+    soundfile.write(file, wave, RATE, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
 def write(
     directory: str | Path,
     seed: int = 0,
@@ -208,15 +217,17 @@ def write(
     """
     directory = Path(directory)
     drawn, items = draw(seed, clips, degraded)
-    (directory / "media").mkdir(parents=True, exist_ok=True)
+    with writing(directory):
+        (directory / "media").mkdir(parents=True, exist_ok=True)
     absent = () if sound else (questions.REJECT["audio"].concept,)
     if not sound:
         items = tuple(without_sound(i) for i in items if i.modality == "vision")
-    for clip in drawn:
-        picture, wave = media(clip)
-        picture.save(directory / "media" / f"{clip.name}.png")
-        if sound:
-            soundfile.write(directory / "media" / f"{clip.name}.wav", wave, RATE, subtype="PCM_16")
+    with writing(directory):
+        for clip in drawn:
+            picture, wave = media(clip)
+            picture.save(directory / "media" / f"{clip.name}.png")
+            if sound:
+                (directory / "media" / f"{clip.name}.wav").write_bytes(_wav(wave))
     concepts, alarm = (tuple(c for c in known if c not in absent) for known in (questions.CONCEPTS, questions.ALARM))
     made = ItemSet(root=directory, name=name, concepts=concepts, alarm=alarm, items=items)
     write_items(made, directory)

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from gapclose.files import write_in_place
 from gapclose.report.summary import read_records, record_of, skipped_words
 from gapclose.report.svg import INK, styled, to_svg, wrap
 
@@ -128,10 +129,7 @@ def draw_epochs(directory: Path) -> Path | None:
     axes.set_title(f"What the model reads and what it says: {_counts(records[0], 'validation')}", fontsize=10)
     axes.legend(loc="lower right" if len(records) == 1 else "best")
     path = directory / "figures" / "epochs.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=150, transparent=False)
-    temporary.replace(path)
+    write_in_place(path, lambda p: figure.savefig(p, format="png", dpi=150, transparent=False))
     return path
 
 

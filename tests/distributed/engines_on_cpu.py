@@ -1,7 +1,7 @@
 """FSDP2 and DeepSpeed on CPU processes: accelerate and DeepSpeed take them for GPU processes that talk through gloo. For tests alone.
 
     python tests/distributed/engines_on_cpu.py ENGINE PROCESSES -- close --config FILE ...     forks the processes and runs gapclose in each
-    accelerate launch --config_file launch/fsdp2.yaml ... tests/distributed/engines_on_cpu.py -- close --config FILE ...
+    accelerate launch --config_file launch/fsdp2.yaml ... tests/distributed/engines_on_cpu.py close --config FILE ...
 
 GAPCLOSE_STOP_AT names a stage: the program ends with status 9 when it is about to measure it.
 """
@@ -122,5 +122,5 @@ def fork(engine: str, processes: int, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    split = sys.argv.index("--")
-    sys.exit(fork(sys.argv[1], int(sys.argv[2]), sys.argv[split + 1 :]) if split > 1 else run(sys.argv[2:]))
+    launched = "LOCAL_RANK" in os.environ  # by accelerate, which keeps a `--` to itself
+    sys.exit(run(sys.argv[1:]) if launched else fork(sys.argv[1], int(sys.argv[2]), sys.argv[4:]))

@@ -113,7 +113,7 @@ def test_a_mis_launch_is_refused_before_anything_is_written(close_command, files
     launcher = [*LAUNCH, "--config_file", str(files[file]), *options, "--main_process_port", free_port()]
     result = run(close_command(tmp_path / "run", *launcher), **({"ACCELERATE_USE_CPU": on_cpu} if on_cpu else {}))
     assert result.returncode != 0
-    assert says in result.stderr and "ACCELERATE_USE_CPU=true accelerate launch --config_file launch/ddp.yaml" in result.stderr
+    assert says in result.stderr and "ACCELERATE_USE_CPU=true accelerate-launch --config_file launch/ddp.yaml" in result.stderr
     assert "Loading weights" not in result.stderr
     assert not (tmp_path / "run").exists()
 

@@ -165,7 +165,7 @@ def test_the_exports_were_verified(two_processes):
 def test_accelerate_launch(engine, arguments, closed_run, digits_directory, tmp_path):
     """By the launch files themselves."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch" / f"{engine}.yaml")]
-    command = [*launcher, "--num_processes", "2", "--main_process_port", "0", str(ON_CPU), "--"]
+    command = [*launcher, "--num_processes", "2", "--main_process_port", "0", str(ON_CPU)]
     result = run([*command, *arguments(tmp_path / "run", **{"train.micro_batch_size": 6, "data.path": str(digits_directory)})])
     assert result.returncode == 0, result.stderr[-3000:]
     assert f"running on 2 processes ({engine}, cpu" in result.stdout

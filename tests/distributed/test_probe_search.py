@@ -52,7 +52,7 @@ def stored(tmp_path_factory) -> Path:
             z[0, 0] = torch.nan if (layer, s) == (6, 0) else z[0, 0]
             result[f"layer.{layer}"] = z.bfloat16()
         write_shard(shard_path(directory, s), [result])
-    write_json(directory / "manifest.json", {"shards": 4})
+    write_json(directory / "manifest.json", {"shards": 4, "fingerprint": "a"})
     return directory
 
 

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from gapclose.cli import main
 
+ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 240  # seconds for one stage to come
 
 
@@ -91,6 +93,7 @@ def assert_same_end(run: Path, uninterrupted: Path, capsys) -> None:
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 def test_killed_three_times_it_ends_where_an_uninterrupted_run_does(close_command, closed_run, tmp_path, capsys):
     """While observing, while training, and while measuring the first epoch; every start is the same command."""
     run, log = tmp_path / "run", tmp_path / "log"
@@ -145,21 +148,20 @@ def unreadable(run: Path) -> list[str]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
-def test_killed_ten_times_at_random_it_ends_where_an_uninterrupted_run_does(close_command, closed_run, tmp_path, capsys, seed):
-    """Fifty kills in all, each at a moment that nobody chose; a start that ends before its moment counts for none, and another run begins."""
-    draw, kills, runs, begun = random.Random(seed), 0, 0, time.monotonic()
-    finish(close_command(tmp_path / "whole"), tmp_path / "log")
-    whole = time.monotonic() - begun
+def kill_ten_times(
+    command_for: Callable[[Path], list[str]], uninterrupted: Path, seconds: float, seed: int, tmp_path: Path, capsys
+) -> None:
+    """Ten kills, each at a moment that nobody chose, of runs that take ``seconds``; a start that ends before its moment counts for none, and
+    another run begins. Every run ends where the uninterrupted one does, and no file is ever unreadable."""
+    draw, kills, runs = random.Random(seed), 0, 0
     while kills < 10:
         runs += 1
         run, log = tmp_path / f"run-{runs}", tmp_path / "log"
-        command = [*close_command(run), "--train.save_steps", "1"]
+        command = command_for(run)
         while kills < 10:
             process = start(command, log)
             try:
-                process.wait(timeout=draw.uniform(0.2, 0.9) * whole)
+                process.wait(timeout=draw.uniform(0.2, 0.9) * seconds)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -169,5 +171,33 @@ def test_killed_ten_times_at_random_it_ends_where_an_uninterrupted_run_does(clos
                 assert process.returncode == 0, log.read_text()
                 break
         finish(command, log)
-        assert_same_end(run, closed_run, capsys)
+        assert_same_end(run, uninterrupted, capsys)
         assert not (bad := unreadable(run)), bad
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_ten_times_at_random_it_ends_where_an_uninterrupted_run_does(close_command, closed_run, tmp_path, capsys, seed):
+    begun = time.monotonic()
+    finish(close_command(tmp_path / "whole"), tmp_path / "log")
+    seconds = time.monotonic() - begun
+    kill_ten_times(lambda run: [*close_command(run), "--train.save_steps", "1"], closed_run, seconds, seed, tmp_path, capsys)
+
+
+def digits_command(run: Path) -> list[str]:
+    """The demo's own command."""
+    return [sys.executable, str(ROOT / "recipes" / "close.py"), "--config", str(ROOT / "configs" / "digits.yaml"), "--run_dir", str(run)]
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory) -> tuple[Path, float]:
+    """A whole, uninterrupted digits run, and its seconds."""
+    directory, begun = tmp_path_factory.mktemp("digits-run"), time.monotonic()
+    finish(digits_command(directory / "run"), directory / "log")
+    return directory / "run", time.monotonic() - begun
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_a_digits_run_killed_ten_times_at_random_ends_where_an_uninterrupted_one_does(digits_run, tmp_path, capsys, seed):
+    kill_ten_times(lambda run: [*digits_command(run), "--train.save_steps", "10"], *digits_run, seed, tmp_path, capsys)
