@@ -2,7 +2,7 @@
 
 Sizes for a laptop (a minute or two), then larger ones, then shared out over two processes:
     python benchmarks/scale.py
-    python benchmarks/scale.py --items 4000 8000 16000 --layers 4 8 16 --widths 896 1792
+    python benchmarks/scale.py --items 2000 4000 8000 --layers 2 8 16
     python benchmarks/scale.py --items 4000 --layers 8 --widths 896 --processes 2
 
 Residuals are synthetic, in bfloat16: a spectrum that decays like 1 / rank over isotropic noise, a class signal that swells towards three
@@ -10,9 +10,9 @@ fifths of the depth, four questions to a clip that share part of their state. ga
 them and chooses the probe. Memory is the peak resident set of that process over what it held before it opened the observation, with its
 libraries awake (Linux: VmHWM is reset in between); pages of the shards that are mapped for the moment count.
 
-The first of the widths is measured at all items, the last of the items at all widths, the first of the items at all layers. What memory
-depends on is then fitted (least squares, nothing below zero): N x D (residuals and their copies), N (logits of all folds and strengths) and
-D x D (covariances). More layers take no more, so they are no part of it.
+Every width is measured at all items, the first of both at all layers. Of the last width the line of peak memory over N is tried on the largest N,
+which it has not seen, and then carried over to 100,000 items of width 3,584: its slope is of residuals and their copies, N x D; what is left at N = 0 holds
+covariances, D x D, and is taken to be them alone. Layers are told beside it: more of them take no more.
 
 Shapes: N items, D width, L layers, C classes.
 """
@@ -36,7 +36,6 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
-from scipy.optimize import nnls
 
 from gapclose.files import write_json
 from gapclose.observations import StoredResiduals, read_observations, shard_path, write_shard
@@ -125,6 +124,8 @@ def measured(args: argparse.Namespace, n: int, layers: int, width: int, processe
     try:
         found = [json.loads(member.communicate()[0].splitlines()[-1]) for member in members]
     finally:
+        for member in members:
+            member.kill()  # those that wait for one that failed
         shutil.rmtree(directory)
     assert all(of["chosen"] == found[0]["chosen"] for of in found), found
     worst = {key: max(of[key] for of in found) for key in found[0] if key != "chosen"}
@@ -133,11 +134,36 @@ def measured(args: argparse.Namespace, n: int, layers: int, width: int, processe
     return size | {"chosen": found[0]["chosen"]}
 
 
+def carried_over(rows: list[dict[str, Any]], width: int, layers: int) -> dict[str, Any]:
+    """The line of peak memory over N at one width: tried on its largest N, which it has not seen, then carried over to the target."""
+    here = [(row["items"], row["peak_mb"]) for row in rows if (row["width"], row["layers"], row["processes"]) == (width, layers, 1)]
+    items, peaks = (np.array(of, dtype=float) for of in zip(*here, strict=True))
+    slope, constant = np.polyfit(items[:-1], peaks[:-1], 1)
+    predicted = slope * items[-1] + constant
+    print(
+        f"width {width}: by the line of the smaller sizes {items[-1]:,.0f} items take {predicted:,.0f} MB, and they took {peaks[-1]:,.0f} MB"
+    )
+    slope, constant = np.polyfit(items, peaks, 1)
+    each, (n, target_layers, target_width) = slope * MB / width, TARGET
+    grown = max(0.0, constant) * (target_width / width) ** 2
+    print(f"{each:.1f} bytes an item and unit of width, and {constant:,.0f} MB whatever the items")
+    print(
+        f"{n:,} items x {target_layers} layers x {target_width:,}: on disk x 2 bytes = {2 * n * target_layers * target_width / GB:.1f} GB; of a process, whatever"
+    )
+    print(
+        f"the layers, {each:.1f} x {n:,} x {target_width:,} = {each * n * target_width / GB:.1f} GB, and {grown / 1e3:.1f} GB at most that grow with the width alone"
+    )
+    facts = {"predicted_mb": predicted, "measured_mb": peaks[-1], "bytes_an_item_and_width": each, "constant_mb": constant}
+    return {name: round(float(value), 2) for name, value in facts.items()} | {
+        "target_gb": round((each * n * target_width / GB + grown / 1e3), 2)
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, nargs="+", default=[1000, 2000, 4000])
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4, 8])
-    parser.add_argument("--widths", type=int, nargs="+", default=[256, 512])
+    parser.add_argument("--widths", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--classes", type=int, default=4)
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
     parser.add_argument(
@@ -154,8 +180,8 @@ def main() -> None:
     }
     print(", ".join(f"{name} {value}" for name, value in setting.items()), flush=True)
     first, most = (args.items[0], args.layers[0], args.widths[0]), (args.items[-1], args.layers[-1], args.widths[0])
-    sizes = [(n, *first[1:], 1) for n in args.items] + [(first[0], layers, first[2], 1) for layers in args.layers[1:]]
-    sizes += [(most[0], first[1], width, 1) for width in args.widths[1:]]
+    sizes = [(n, args.layers[0], width, 1) for width in args.widths for n in args.items]
+    sizes += [(first[0], layers, first[2], 1) for layers in args.layers[1:]]
     sizes += [(*most, processes) for processes in (1, args.processes)] if args.processes > 1 else []
     rows = [measured(args, *size) for size in dict.fromkeys(sizes)]
     keys = [key for key in rows[0] if key != "chosen"]
@@ -164,23 +190,8 @@ def main() -> None:
         table.add_row(*(f"{row[key]:g}" for key in keys))
     Console(width=140).print(table)
     result: dict[str, Any] = {"setting": setting, "sizes": rows}
-    if len(args.items) > 1 and len(args.widths) > 1:
-
-        def terms(n: int, width: int) -> np.ndarray:
-            return np.array([n * width, n, width * width], dtype=float)
-
-        alone = [row for row in rows if row["processes"] == 1]
-        fit, off = nnls(np.array([terms(row["items"], row["width"]) for row in alone]), np.array([row["peak_mb"] * MB for row in alone]))
-        (n, layers, width), off = TARGET, off / MB / len(alone) ** 0.5
-        parts = fit * terms(n, width) / GB
-        print(
-            f"peak memory of a rank: {fit[0]:.1f} N D + {fit[1]:.0f} N + {fit[2]:.0f} D D bytes, whatever the layers (off by {off:.1f} MB)"
-        )
-        print(
-            f"{n:,} items x {layers} layers x {width:,}: disk {n:,} x {layers} x {width:,} x 2 bytes = {2 * n * layers * width / GB:.1f} GB,"
-        )
-        print(f"memory of a rank {' + '.join(f'{part:.1f}' for part in parts)} GB = {parts.sum():.1f} GB")
-        result |= {"bytes": dict(zip(("N D", "N", "D D"), fit.round(2).tolist(), strict=True)), "target_memory_gb": round(parts.sum(), 2)}
+    if len(args.items) > 2:
+        result |= carried_over(rows, args.widths[-1], args.layers[0])
     print(json.dumps(result))
 
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -30,12 +32,14 @@ def test_two_processes_choose_what_one_chooses_and_read_half_of_the_layers(tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_it_carries_memory_over_to_another_size(tmp_path):
-    sizes = ["--items", "256", "512", "--layers", "1", "2", "--widths", "16", "32", "--families", "mean_difference"]
-    command = [sys.executable, str(ROOT / "benchmarks" / "scale.py"), *sizes, "--directory", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout.splitlines()[-1])
-    assert [(r["items"], r["layers"], r["width"]) for r in found["sizes"]] == [(256, 1, 16), (512, 1, 16), (256, 2, 16), (512, 1, 32)]
-    assert all(r["peak_mb"] > 0 for r in found["sizes"])
-    assert "disk 100,000 x 28 x 3,584 x 2 bytes = 20.1 GB" in result.stdout and found["target_memory_gb"] >= 0
+def test_a_line_is_tried_on_what_it_has_not_seen_and_carried_over(monkeypatch, capsys):
+    """Of peaks that are a line: 20 bytes an item and unit of width over a constant."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from scale import carried_over
+
+    rows = [{"items": n, "width": 1000, "layers": 2, "processes": 1, "peak_mb": 20 * n * 1000 / 1e6 + 50} for n in (1000, 2000, 4000)]
+    found = carried_over([*rows, rows[0] | {"layers": 8, "peak_mb": 1e6}], 1000, 2)
+    assert found["predicted_mb"] == found["measured_mb"] == 130
+    assert found["bytes_an_item_and_width"] == 20 and found["constant_mb"] == 50
+    assert found["target_gb"] == pytest.approx(20 * 100_000 * 3584 / 1e9 + 0.05 * 3.584**2, abs=0.01)
+    assert "on disk x 2 bytes = 20.1 GB" in capsys.readouterr().out

@@ -161,7 +161,7 @@ def kill_ten_times(
         while kills < 10:
             process = start(command, log)
             try:
-                process.wait(timeout=draw.uniform(0.2, 0.9) * seconds)
+                process.wait(timeout=draw.uniform(0.1, 0.5) * seconds)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
