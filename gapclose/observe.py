@@ -106,11 +106,17 @@ def observe(
     shards = [batches[i : i + config.shard_batches] for i in range(0, len(batches), config.shard_batches)]
     request = _request(loaded, items, config, wanted)
     left = shared and shared / f"{request['fingerprint']}-torch-{torch.__version__}-transformers-{transformers.__version__}"
-    if state.is_main_process:
+
+    def missing_shards() -> list[int] | None:
+        """None of a finished observation."""
         claim(directory, request, replace)
-        if left and not (directory / "manifest.json").is_file() and take_shared(directory, left):
+        finished = (directory / "manifest.json").is_file()
+        if left and not finished and take_shared(directory, left):
             say(f"{directory.name}: taken from {left}")
-    missing = main_alone(lambda: _missing(directory, len(shards)))  # one answer for all: another node's view of the directory may be older
+            finished = True
+        return None if finished else [s for s in range(len(shards)) if not shard_path(directory, s).is_file()]
+
+    missing = main_alone(missing_shards)  # one answer for all: another node's view of the directory may be older
     if missing is not None:
         begun = time.process_time()
         mine = share_out(shards, missing, is_sharded(loaded.model))
@@ -143,13 +149,6 @@ def observe(
         state.wait_for_everyone()
     appears(directory / "manifest.json")
     return read_observations(directory, [i.id for i in items])
-
-
-def _missing(directory: Path, shards: int) -> list[int] | None:
-    """The shards that are not there yet; None of a finished observation."""
-    if (directory / "manifest.json").is_file():
-        return None
-    return [s for s in range(shards) if not shard_path(directory, s).is_file()]
 
 
 def forward_batches(
