@@ -54,6 +54,11 @@ def guarded(job) -> int:
             raise
         print(f"error: {told}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        if os.environ.get("GAPCLOSE_DEBUG"):
+            raise
+        print("stopped; the same command goes on from what is there", file=sys.stderr)
+        return 130
     return 0
 
 

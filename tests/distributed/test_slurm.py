@@ -45,7 +45,7 @@ def submit(tmp_path, monkeypatch):
         (tmp_path / place).symlink_to(ROOT / place)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        job = s.getsockname()[1] % 20000  # the script's port is 20000 and this: seldom taken
+        job = s.getsockname()[1] % 12000  # the script's port is 20000 and this: seldom taken
 
     def start(restart: int, *words: str, **environment: str) -> subprocess.Popen[str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
