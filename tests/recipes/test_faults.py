@@ -373,6 +373,15 @@ def test_a_collective_that_fails_for_another_process_is_told_in_a_line(monkeypat
         main(["report"])
 
 
+def test_who_stops_a_run_is_told_how_it_goes_on(monkeypatch, capsys):
+    def stopped(arguments) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gapclose.cli.report", stopped)
+    assert main(["report"]) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on from what is there\n"
+
+
 # -- a loss that is not finite ------------------------------------------------------------------------------------------------
 
 
