@@ -74,7 +74,7 @@ def planted(tmp_path_factory):
             directory.mkdir(parents=True)
             scores = torch.tensor(scores_of(split, says=says, right=good))
             write_shard(shard_path(directory, 0), [{"ids": ids, "answers": [], "scores": scores}])
-            write_json(directory / "manifest.json", {"shards": 1})
+            write_json(directory / "manifest.json", {"shards": 1, "fingerprint": stage})
         return run
 
     return make
