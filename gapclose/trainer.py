@@ -24,7 +24,7 @@ from accelerate.utils import DistributedType
 from gapclose.adapters import enable_checkpointing
 from gapclose.batches import TERMS, Collator, Example, MixedSampler
 from gapclose.engines import is_sharded, save_adapter, wrap_layers
-from gapclose.files import flush, write_json, writing
+from gapclose.files import Unwritten, flush, write_json, writing
 from gapclose.launch import refuse_other_engine
 from gapclose.losses import answer_nll, retain_kl
 from gapclose.media import Media
@@ -158,12 +158,12 @@ def whole_checkpoints(directory: Path) -> Iterator[None]:
                 shutil.rmtree(path, ignore_errors=True)
 
     clear()
-    with writing(directory):
-        try:
+    try:
+        with writing(directory):
             yield
-        except Exception:
-            clear()
-            raise
+    except Unwritten:
+        clear()
+        raise
 
 
 def last_complete_checkpoint(directory: Path) -> Path | None:

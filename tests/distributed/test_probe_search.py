@@ -1,5 +1,6 @@
 """Two processes choose the probe that one chooses, each from its own layers, and fail together."""
 
+import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from safetensors.torch import load_file
 from torch.multiprocessing.spawn import start_processes
 
 from gapclose.examine.nested import nested_reading
-from gapclose.files import write_json
+from gapclose.files import write_json, write_tensors
 from gapclose.observations import read_observations, shard_path, write_shard
 from gapclose.probe_search import ProbeConfig, choose_probe
 from gapclose.teacher import best_on_others
@@ -69,7 +71,7 @@ def found(directory: Path) -> dict[str, Any]:
         choose_probe(seen, Y, CLIPS, CONCEPTS, CONFIG, layers=[1, 6], **given)
     facts = [choice.table, choice.probe.layers, choice.probe.family, table, later.layers, nested.chosen]
     arrays = [choice.reading, nested.reading, *(b.numpy() for probe in (choice.probe, later) for b in probe.buffers())]
-    return {"asked": asked, "facts": facts, "arrays": arrays}
+    return {"facts": json.loads(json.dumps([asked, *facts])), "arrays": arrays}
 
 
 def in_process(rank: int, directory: Path, port: int) -> None:
@@ -77,7 +79,9 @@ def in_process(rank: int, directory: Path, port: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     PartialState._reset_state()
     assert PartialState(cpu=True).num_processes == 2
-    torch.save(found(directory), directory / f"rank-{rank}.pt")
+    mine = found(directory)
+    write_json(directory / f"rank-{rank}.json", mine["facts"])
+    write_tensors(directory / f"rank-{rank}.safetensors", {str(n): torch.as_tensor(a) for n, a in enumerate(mine["arrays"])})
     PartialState().destroy_process_group()
 
 
@@ -88,13 +92,17 @@ def test_two_processes_find_to_the_bit_what_one_finds_and_each_reads_its_own_lay
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     start_processes(in_process, args=(stored, port), nprocs=2, start_method="fork")
-    ranks = [torch.load(stored / f"rank-{rank}.pt", weights_only=False) for rank in (0, 1)]
-    for of in ranks:
-        assert of["facts"] == alone["facts"]
-        assert all(a.dtype == b.dtype and (a == b).all() for a, b in zip(of["arrays"], alone["arrays"], strict=True))
-    assert alone["asked"][:5] == [1, 2, 3, 4, 5]
-    assert ranks[0]["asked"][:3] == [1, 3, 5] and ranks[1]["asked"][:2] == [2, 4]
-    three = next(row["layers"] for row in alone["facts"][0] if len(row["layers"]) == 3)
-    chosen = list(alone["facts"][1])
-    assert alone["asked"][5:] == [2, 4, *three, *chosen]
-    assert ranks[0]["asked"][3:] == [2, 4, *chosen] and ranks[1]["asked"][2:] == three
+    asked, *facts = alone["facts"]
+    ranks = [json.loads((stored / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    for rank, (_, *told) in enumerate(ranks):
+        assert told == facts
+        tensors = load_file(stored / f"rank-{rank}.safetensors")
+        assert len(tensors) == len(alone["arrays"])
+        for n, expected in enumerate(map(torch.as_tensor, alone["arrays"])):
+            assert tensors[str(n)].dtype == expected.dtype and torch.equal(tensors[str(n)], expected)
+    (first, *_), (second, *_) = ranks
+    assert asked[:5] == [1, 2, 3, 4, 5]
+    assert first[:3] == [1, 3, 5] and second[:2] == [2, 4]
+    three, chosen = next(row["layers"] for row in facts[0] if len(row["layers"]) == 3), facts[1]
+    assert asked[5:] == [2, 4, *three, *chosen]
+    assert first[3:] == [2, 4, *chosen] and second[2:] == three
