@@ -15,11 +15,11 @@ from gapclose.adapters import adapter_changed, adapter_fingerprint, add_lora, lo
 from gapclose.baselines.by_trl import make_trl_trainer
 from gapclose.baselines.trl_items import epoch_figures
 from gapclose.engines import is_sharded, is_wrapped, put_adapter, save_adapter, shard
+from gapclose.epochs import Epochs
 from gapclose.export import export_run
 from gapclose.files import read_json, write_json, write_text
 from gapclose.gap import Labels, option_concepts
-from gapclose.guards import fired, objections
-from gapclose.measure import Measured, after_shift, best_epoch, make_record
+from gapclose.measure import Measured, after_shift, make_record
 from gapclose.media import SUPPORTED
 from gapclose.models import LoadedModel
 from gapclose.objectives import BY_TRL, needs_reading
@@ -50,6 +50,7 @@ class Training:
 
     def __init__(self, run: Run) -> None:
         self.run, self.forced, self.begun, self.frozen = run, dict[str, str](), 1, 0
+        self.epochs = Epochs(run.directory, run.config)
         self.base_scores: np.ndarray
 
     def refuse_unproven(self) -> None:
@@ -143,7 +144,7 @@ class Training:
         rounds = list[dict[str, Any]]()
         for number in range(2, config.targets.rounds + 1):
             assert teacher is not None
-            if objecting := self.fired(number - 1):
+            if objecting := self.epochs.fired(number - 1):
                 say(f"no round {number}: {', '.join(objecting)} objected to the end of the one before")
                 break
             self.load_epoch(self.best()["epoch"])
@@ -155,13 +156,13 @@ class Training:
             teacher, reference = following, following.val
             self.run.on_main(lambda number=number: self.begin(number))
             self.train_round(number, base, self.build_targets(number, teacher), others)
-            if self.records(number):
-                best = {"before": self.best(), "now": self.best(number)}
+            if self.epochs.records(number):
+                best = {"before": self.best(), "now": self.epochs.best([number])}
                 rounds[-1]["action"] = {name: r["action"]["balanced"] for name, r in best.items()}
                 self.begun = number
         if several:
             self.run.on_main(lambda: write_json(self.run.directory / "rounds.json", rounds))
-        stopped, off = self.stopped(), config.guards.silent
+        stopped, off = self.epochs.stopped(), config.guards.silent
         for name, reason in stopped.items():
             say(f"  warning: stopped by the guard {name}: {reason}")
         if stopped:
@@ -175,7 +176,7 @@ class Training:
         if path.is_file() and read_json(path) == start:
             return
         shutil.rmtree(path.parent, ignore_errors=True)
-        stale = {r["stage"] for r in self.records(number)}
+        stale = {r["stage"] for r in self.epochs.records(number)}
         kept = [r for r in read_records(self.run.directory) if r["stage"] not in stale]
         write_text(self.run.directory / "gap.jsonl", "".join(json.dumps(r, allow_nan=False) + "\n" for r in kept))
         write_json(path, start)
@@ -202,8 +203,9 @@ class Training:
             record |= {"shifted": after_shift(now, base, config.gap.standard_budget)}
             record |= {"round": number} if config.targets.rounds > 1 else {}
             record |= {"training": epoch_figures(trainer.state.log_history, of_round)} if by_trl else {}
-            self.run.record(self.guarded(record))
-            return bool(self.fired(number))
+            record["adapter_changed"] = adapter_changed(self.run.loaded.model)
+            self.run.record(self.epochs.guarded(record))
+            return bool(self.epochs.fired(number))
 
         by_trl, finite = config.objective in BY_TRL, "loss" not in config.guards.silent
         common: dict[str, Any] = {"after_epoch": after_epoch, "finite_only": finite, "callbacks": [LossLines(self.run.tracker, number)]}
@@ -217,7 +219,7 @@ class Training:
             )
         else:
             examples = [*(self.aimed_at(targets) if targets else []), *others]
-            if config.train.cache_trunk and len(self.records(number)) < config.train.epochs and not self.fired(number):
+            if config.train.cache_trunk and len(self.epochs.records(number)) < config.train.epochs and not self.epochs.fired(number):
                 trunks = training_trunks(self.run, [e.item for e in examples], frozen=self.frozen, blank=self.blanked)
             trainer = make_trainer(
                 self.run.loaded, examples, media, config.train, directory, n_train=len(train_items(self.run)),
@@ -227,54 +229,19 @@ class Training:
         if resume is not None:
             say(f"going on from {resume.name}")
         try:
-            if not self.fired(number):
+            if not self.epochs.fired(number):
                 with whole_checkpoints(directory):
                     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except FloatingPointError as error:
-            if not self.records(1):
+            if not self.epochs.records(1):
                 raise
             reason = str(error)
-            self.run.on_main(lambda: write_json(self.run.directory / "stopped.json", {"round": number, "loss": reason}))
+            self.run.on_main(lambda: self.epochs.stop(number, reason))
         self.run.loaded.model.eval()
 
-    def records(self, number: int) -> list[dict[str, Any]]:
-        """The records of the epochs of a round measured so far, in order."""
-        length = self.run.config.train.epochs
-        found = [r for r in read_records(self.run.directory) if r["stage"].startswith("epoch-")]
-        return sorted((r for r in found if length * (number - 1) < r["epoch"] <= length * number), key=lambda r: r["epoch"])
-
-    def best(self, number: int | None = None) -> dict[str, Any]:
-        """The record of the best epoch of a round, or of all rounds that have trained."""
-        among = [r for n in ([number] if number else range(1, self.begun + 1)) for r in self.records(n)]
-        epoch = best_epoch(among, self.run.config.gap, self.run.config.guards.silent)
-        return next(r for r in among if r["epoch"] == epoch)
-
-    def guarded(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The record of an epoch with what the guards have against it; a control of training has none."""
-        base = record_of(self.run.directory, "base/val")
-        assert base is not None
-        record["adapter_changed"] = adapter_changed(self.run.loaded.model)
-        control = self.run.config.targets.control != "none"
-        return record | {"objections": {} if control else objections(record, base, self.run.config.gap, self.run.config.guards)}
-
-    def fired(self, number: int) -> dict[str, str]:
-        """The guards that end a round, with their reasons."""
-        off = self.run.config.guards.silent
-        of_epochs = fired(self.records(number), self.run.config.guards)
-        return of_epochs | {name: why for name, why in self.at_a_step(number).items() if name not in off}
-
-    def at_a_step(self, number: int) -> dict[str, str]:
-        """What ended a round between two measurements."""
-        path = self.run.directory / "stopped.json"
-        found = read_json(path) if path.is_file() else {}
-        return {name: why for name, why in found.items() if name != "round"} if found.get("round", 1) == number else {}
-
-    def stopped(self) -> dict[str, str]:
-        """What kept a round from its last epoch; a guard that was turned off since may have been it."""
-        for number in range(1, self.run.config.targets.rounds + 1):
-            if len(self.records(number)) < self.run.config.train.epochs:
-                return self.fired(number) or self.at_a_step(number)
-        return {}
+    def best(self) -> dict[str, Any]:
+        """The record of the best epoch of all rounds that have trained."""
+        return self.epochs.best(range(1, self.begun + 1))
 
     def set_adapter_fingerprint(self) -> None:
         """Name the current adapter weights, so that observations of one adapter are never taken for another's."""
@@ -310,7 +277,9 @@ class Training:
         record = make_record("adapted/test", epoch, now, base, self.run.config.gap, self.run.config.seed)
         prompts, _ = measure_prompts(self.run, "adapted", self.run.prompted)
         record |= {"prompts": prompts} if prompts else {}
-        self.run.record(record | {"forced": sorted(self.forced), "stopped": self.stopped(), "guards_off": self.run.config.guards.silent})
+        self.run.record(
+            record | {"forced": sorted(self.forced), "stopped": self.epochs.stopped(), "guards_off": self.run.config.guards.silent}
+        )
         self.run.on_main(lambda: shutil.rmtree(self.run.directory / "trunk", ignore_errors=True))  # of no use any more
         summary = summarise(self.run.directory)
         self.run.on_main(lambda: export_run(self.run.directory, self.run.config, self.for_export(epoch), summary))

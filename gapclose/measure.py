@@ -5,7 +5,7 @@ Pure functions of stored observations and labels; no model is touched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,13 +15,13 @@ from gapclose.answers import Matching, parse_all
 from gapclose.baselines.operating import Scored, alarms, rates, unchanged
 from gapclose.baselines.shift import best_shift, shifts
 from gapclose.examine.features import Chosen, majority, text_only
-from gapclose.gap import Action, Evidence, GapConfig, Labels, closure, detection, fell, intervals, shown, state_of, statistics
+from gapclose.gap import Action, GapConfig, Labels, closure, detection, intervals, shown, statistics
 from gapclose.items import ItemSet
 from gapclose.observations import Observations
 from gapclose.probes import FrozenProbe, fresh_reading
-from gapclose.progress import say
 from gapclose.resample import Clips, Interval
 from gapclose.significance import balance, holm, mcnemar, sign_flip
+from gapclose.states import Evidence, fell, state_of
 
 Statistics = dict[str, np.ndarray]
 
@@ -252,23 +252,3 @@ def after_shift(now: Measured, base: Measured, budget: float) -> dict[str, float
         "option_balanced": float(found.balanced[0]),
         "standard_accuracy": float(found.standard[0]),
     }
-
-
-def best_epoch(epochs: Sequence[Mapping[str, Any]], config: GapConfig, off: Sequence[str] = ()) -> int:
-    """The epoch with the highest balanced action on val whose standard accuracy stays within the budget, and that no guard objects to.
-
-    With ``gap.choose: shifted`` (and alarms) it is the action on the option after the best shift, which keeps to the budget. When guards
-    object to all within the budget, the best of those; when none is within it, the one that loses least: its state tells.
-
-    Args:
-        epochs: their records on val. off: guards whose objections do not count.
-    """
-    after = [r for r in epochs if r["state"] not in ("collapsed", "lost")] or list(epochs)
-    shifted = config.choose == "shifted" and all(r["shifted"] for r in after)
-    within = [r for r in after if shifted or r["change"]["standard_drop"]["value"] <= config.standard_budget]
-    within = [r for r in within if not set(r["objections"]) - set(off)] or within
-    if within:
-        by = {r["epoch"]: r["shifted"]["option_balanced"] if shifted else r["action"]["balanced"]["value"] for r in within}
-        return max(sorted(by), key=by.__getitem__)
-    say("warning: every epoch loses more standard accuracy than the budget; keeping the one that loses least")
-    return min(after, key=lambda r: r["change"]["standard_drop"]["value"])["epoch"]

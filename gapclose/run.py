@@ -27,7 +27,7 @@ from gapclose.examine.examination import examine
 from gapclose.examine.features import Chosen
 from gapclose.export import check_export
 from gapclose.files import read_json, remove_leftovers, write_json, write_text
-from gapclose.gap import STATES, Labels
+from gapclose.gap import Labels
 from gapclose.items import ItemSet
 from gapclose.launch import check_launch, engine_given, environment, take_directory
 from gapclose.measure import LEAST_SAID, Measured, make_record, measure, read_text, said, text_control
@@ -43,6 +43,7 @@ from gapclose.quantise import refuse_quantisation
 from gapclose.report.figures import draw_epochs
 from gapclose.report.page import write_page
 from gapclose.report.summary import layer_words, read_records, summarise
+from gapclose.states import STATES
 from gapclose.tracking import NoTracker, make_tracker
 from gapclose.trunk import Trunk
 from gapclose.validate import ask, bind_items, prepare_plain, refuse_other_items

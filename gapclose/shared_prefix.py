@@ -113,7 +113,8 @@ class SharedPrefix:
 def read_prefix(model: Any, loaded: LoadedModel, prefix: Any, clip: torch.Tensor, suffixes: list[list[int]]) -> dict[str, Any]:
     """Run the prefixes; what the model is given for the questions behind them."""
     prefix, clip = {k: v.to(loaded.device) for k, v in prefix.items()}, clip.to(loaded.device)
-    attention, first, cache = prefix["attention_mask"], torch.zeros(1, dtype=torch.long), DynamicCache(config=unwrap(model).config)
+    attention, first = prefix["attention_mask"], torch.zeros(1, dtype=torch.long)
+    cache: Any = DynamicCache(config=unwrap(model).config)
     own = any(hasattr(m, "rope_deltas") for m in unwrap(model).modules())  # media have rotary positions of their own
     counted = {} if own else {"position_ids": (attention.long().cumsum(-1) - 1).clamp_min(0)}
     with answer_logits(model, first, first), until_filled(cache, len(decoder_layers(model))):  # nobody asks for these logits
@@ -136,7 +137,7 @@ class _Filled(Exception):
 def until_filled(cache: DynamicCache, layers: int) -> Iterator[None]:
     """Inside, a forward of a model with so many decoder ``layers`` ends once the cache is filled: what its last layer makes of its keys and
     values serves nothing. It runs to its end where later layers store none of their own (they may read others')."""
-    last = cache.layers[-1]
+    last: Any = cache.layers[-1]
     if type(last) is DummyLayer or len(cache.layers) != layers:
         yield
         return
@@ -146,7 +147,7 @@ def until_filled(cache: DynamicCache, layers: int) -> Iterator[None]:
         store(*states, **more)
         raise _Filled
 
-    last.update = update  # type: ignore[method-assign]
+    last.update = update
     try:
         yield
     except _Filled:

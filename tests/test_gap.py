@@ -11,23 +11,10 @@ from scipy.special import softmax
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from gapclose.gap import (
-    STATES,
-    Action,
-    Evidence,
-    GapConfig,
-    Labels,
-    closure,
-    concept_scores,
-    detection,
-    fell,
-    intervals,
-    option_concepts,
-    state_of,
-    statistics,
-)
+from gapclose.gap import Action, GapConfig, Labels, closure, concept_scores, detection, intervals, option_concepts, statistics
 from gapclose.items import Item, ItemSet, Option
 from gapclose.resample import Clips, Interval
+from gapclose.states import STATES, Evidence, fell, state_of
 
 CONCEPTS, ALARM = ("standard", "false_vision", "false_audio"), ("false_vision", "false_audio")
 CONFIG = GapConfig(replicates=200)

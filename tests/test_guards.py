@@ -8,9 +8,10 @@ from test_measure import measured
 
 from gapclose.cli import main
 from gapclose.config import parse_config, save_config
+from gapclose.epochs import best_epoch
 from gapclose.gap import GapConfig
 from gapclose.guards import GuardsConfig, fired, objections
-from gapclose.measure import best_epoch, make_record
+from gapclose.measure import make_record
 from gapclose.report.summary import read_records, summarise
 from gapclose.settings import read_settings
 

@@ -14,10 +14,11 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from gapclose.examine.features import majority, text_only
-from gapclose.gap import STATES, Action, GapConfig, Labels, closure, statistics
+from gapclose.gap import Action, GapConfig, Labels, closure, statistics
 from gapclose.measure import Measured, make_record
 from gapclose.resample import Clips, Interval
 from gapclose.significance import balance, minimum_detectable, paired_error, sign_flip
+from gapclose.states import STATES
 from gapclose.verdict import judge, prove
 
 CONCEPTS, ALARM = ("standard", "false_vision", "false_audio"), ("false_vision", "false_audio")

@@ -13,12 +13,12 @@ from gapclose.architecture import auto_class
 from gapclose.export.serving import Served
 from gapclose.export.write import base_name
 from gapclose.files import read_json
-from gapclose.gap import STATES
 from gapclose.models import LoadedModel
 from gapclose.objectives import IN_WORDS, settings_in_words
 from gapclose.quantise import quantised_settings
 from gapclose.report.console import claims, show, verdict
 from gapclose.report.summary import round_words
+from gapclose.states import STATES
 from gapclose.structure import decoder_layers, unwrap
 
 if TYPE_CHECKING:

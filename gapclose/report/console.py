@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gapclose.files import read_json
-from gapclose.gap import STATES
 from gapclose.report.summary import layer_words, prompt_name, prompt_words, read_records, round_words, skipped_words, summarise
+from gapclose.states import STATES
 
 TEST_ROWS = {
     "action, balanced": "balanced",

@@ -15,7 +15,6 @@ from markupsafe import Markup
 
 from gapclose import __version__
 from gapclose.files import read_json, write_text
-from gapclose.gap import STATES
 from gapclose.report import figures
 from gapclose.report.console import ADAPTED_COLUMNS, GAPS, PROMPT_COLUMNS, TEST_ROWS, figure, turned, verdict
 from gapclose.report.embed import Embedder
@@ -32,6 +31,7 @@ from gapclose.report.summary import (
     summarise,
 )
 from gapclose.settings import read_settings
+from gapclose.states import STATES
 
 MEASUREMENT_VERSION = 1
 THUMBNAILS = 4  # of one item

@@ -24,11 +24,11 @@ from gapclose.baselines.comparison import BUDGETS, pareto
 from gapclose.baselines.operating import Scored, alarms
 from gapclose.baselines.shift import best_shift, shifts
 from gapclose.config import parse_config
+from gapclose.epochs import best_epoch
 from gapclose.errors import Problems
 from gapclose.files import read_json
 from gapclose.gap import Action, GapConfig, Labels
 from gapclose.items import ItemSet
-from gapclose.measure import best_epoch
 from gapclose.observations import read_observations
 from gapclose.report.summary import record_of
 from gapclose.resample import Clips, Interval

@@ -9,11 +9,11 @@ from PIL import Image
 from rich.console import Console
 
 from gapclose.cli import main
-from gapclose.gap import STATES
 from gapclose.report import console as report
 from gapclose.report import figures
 from gapclose.report.console import claims, print_report, show, verdict
 from gapclose.report.summary import read_records, record_of, summarise
+from gapclose.states import STATES
 
 HEADINGS = ("stage", "action", "generated", "reading", "fresh", "sentinel", "retained", "closure", "state")
 STAGES = ("base/val", "base/test", "epoch-1/val", "epoch-2/val", "adapted/test")
