@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from gapclose.config import Config
-from gapclose.items import Item
 from gapclose.objectives import BY_TRL
-from gapclose.prompts import media_signature
 
 
 def refuse_under_engine(config: Config, engine: str, processes: int, *, closing: bool) -> None:
@@ -32,15 +28,3 @@ def refuse_under_engine(config: Config, engine: str, processes: int, *, closing:
         found.append(f"model.quantisation {config.model.quantisation} is not supported under {engine}; use launch/ddp.yaml")
     if found:
         raise ValueError(f"these settings do not go with the engine {engine}:\n" + "\n".join(f"  - {fault}" for fault in found))
-
-
-def refuse_mixed_media(items: Iterable[Item], engine: str) -> None:
-    """Refuse items of several kinds of media where training on them is not known to end: ZeRO-3 with several forwards to a backward pass.
-
-    Raises:
-        ValueError: naming the kinds, with one item of each.
-    """
-    kinds = {media_signature(item): item.id for item in items} if engine == "zero3" else {}
-    if len(kinds) > 1:
-        listed = "\n".join(f"  - {' and '.join(kind) or 'text alone'}, e.g. item {name!r}" for kind, name in kinds.items())
-        raise ValueError(f"items of {len(kinds)} kinds of media are not supported under zero3; use launch/fsdp2.yaml:\n{listed}")

@@ -24,7 +24,12 @@ from gapclose.structure import decoder_layers
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether a process holds only its part of the model, so that all of them have to run their forwards together."""
-    return any(isinstance(m, FSDPModule) for m in model.modules()) or any(_partitioned(p) for p in model.parameters())
+    return any(isinstance(m, FSDPModule) for m in model.modules()) or is_partitioned(model)
+
+
+def is_partitioned(model: nn.Module) -> bool:
+    """Whether ZeRO-3 leaves nothing of the parameters between two forwards."""
+    return any(_partitioned(p) for p in model.parameters())
 
 
 def _partitioned(parameter: torch.Tensor) -> bool:

@@ -20,7 +20,7 @@ import transformers
 from gapclose.adapters import adapted_experts
 from gapclose.align import Training
 from gapclose.config import Config, refuse_other_run, save_config
-from gapclose.engine_limits import refuse_mixed_media, refuse_under_engine
+from gapclose.engine_limits import refuse_under_engine
 from gapclose.engines import shard
 from gapclose.estimate import refuse_small_disk
 from gapclose.examine.examination import examine
@@ -78,8 +78,6 @@ class Run:
         refuse_other_run(config, self.directory / "config.yaml")
         self.plain = prepare_plain(config, closing=closing, main=self.process.is_main_process, wait=self.process.wait_for_everyone)
         self.items = ask(self.plain, config.prompts.asked, config.prompts)
-        if closing:
-            refuse_mixed_media(self.items, engine_given(self.process))
         refuse_other_items(self.items, self.directory / "items.json")
         self.loaded = load_model(config.model)
         batch = f", global batch {config.train.global_batch_size} in micro-batches of {config.train.micro_batch_size}" if closing else ""

@@ -23,7 +23,7 @@ from accelerate.utils import DistributedType
 
 from gapclose.adapters import enable_checkpointing
 from gapclose.batches import TERMS, Collator, Example, MixedSampler
-from gapclose.engines import is_sharded, save_adapter, wrap_layers
+from gapclose.engines import is_partitioned, is_sharded, save_adapter, wrap_layers
 from gapclose.files import Unwritten, flush, write_json, writing
 from gapclose.launch import refuse_other_engine
 from gapclose.losses import answer_nll, retain_kl
@@ -74,6 +74,18 @@ class GapTrainer(transformers.Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The adapter alone: under an engine transformers gathers all of the base model for it."""
         save_adapter(cast(torch.nn.Module, self.model), Path(output_dir or cast(str, self.args.output_dir)))
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Under ZeRO-3 a backward pass after the forward of every part: it fetches parameters in the order in which the forward did, and several
+        forwards to one backward pass do not end there once they went through different modules."""
+        parts, state = inputs["parts"], self.accelerator.gradient_state
+        if len(parts) == 1 or not is_partitioned(model):
+            return super().training_step(model, inputs, num_items_in_batch)
+        last, losses = state.sync_gradients, list[torch.Tensor]()
+        for n, part in enumerate(parts, start=1):  # the optimizer steps with the last part of the last micro-batch
+            state._set_sync_gradients(last and n == len(parts))
+            losses.append(super().training_step(model, inputs | {"parts": [part]}, num_items_in_batch))
+        return torch.stack(losses).sum()
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The share of this micro-batch in the step's loss, times the number of processes (DDP averages gradients)."""

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ import pytest
 
 from gapclose import launch
 from gapclose.config import Config
-from gapclose.engine_limits import refuse_mixed_media, refuse_under_engine
+from gapclose.engine_limits import refuse_under_engine
 from gapclose.launch import (
     Asked,
     asked_for,
@@ -261,15 +260,6 @@ def test_what_only_some_engines_can_do_is_refused_together():
         refuse_under_engine(config, "zero3", 2, closing=True)
     assert all(word in str(caught.value) for word in ("model.sharded", "targets.rounds", "objective dpo", "launch/ddp.yaml"))
     refuse_under_engine(Config(), "zero3", 2, closing=True)
-
-
-def test_items_of_several_kinds_of_media_are_refused_under_zero3(digits):
-    """Only there."""
-    items = [*digits.items[:2], replace(digits.items[2], messages=({"role": "user", "content": "Which digit?"},))]
-    with pytest.raises(ValueError, match="items of 2 kinds of media are not supported under zero3"):
-        refuse_mixed_media(items, "zero3")
-    refuse_mixed_media(items[:2], "zero3")
-    refuse_mixed_media(items, "fsdp2")
 
 
 def test_a_real_launch_of_one_process_where_two_were_asked_for_is_refused(tmp_path):
