@@ -25,6 +25,7 @@ needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is No
 ENGINES = [pytest.param("fsdp2"), pytest.param("zero2", marks=needs_deepspeed), pytest.param("zero3", marks=needs_deepspeed)]
 MORE = {  # what only one of the engines' runs shows, to save time
     "fsdp2": {"model.sharded": "true"},
+    "zero2": {"train.cache_trunk": "true"},
     "zero3": {"observe.max_new_tokens": "1", "export.verify": "true", "export.merged": "true"},
 }
 
@@ -89,6 +90,7 @@ def two_processes(request, arguments, tmp_path_factory) -> Finished:
     assert result.returncode == 0, result.stderr[-3000:]
     assert f"running on 2 processes ({engine}, cpu" in result.stdout
     assert "going on from checkpoint-6" in result.stdout
+    assert ("frozen trunk of" in result.stdout) == (engine == "zero2")
     return Finished(directory, result.stdout)
 
 
@@ -155,11 +157,13 @@ def test_the_exports_were_verified(two_processes):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_accelerate_launch(engine, arguments, closed_run, digits_directory, tmp_path):
-    """By the launch files themselves."""
+    """By the launch files themselves, from the stored trunk."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch" / f"{engine}.yaml")]
     command = [*launcher, "--num_processes", "2", "--main_process_port", "0", str(ON_CPU)]
-    result = run([*command, *arguments(tmp_path / "run", **{"train.micro_batch_size": 6, "data.path": str(digits_directory)})])
+    more = {"train.micro_batch_size": 6, "train.cache_trunk": "true", "data.path": str(digits_directory)}
+    result = run([*command, *arguments(tmp_path / "run", **more)])
     assert result.returncode == 0, result.stderr[-3000:]
+    assert "frozen trunk of" in result.stdout
     assert f"running on 2 processes ({engine}, cpu" in result.stdout
     ours, theirs = (load_file(d / "adapter" / "adapter_model.safetensors") for d in (tmp_path / "run", closed_run))
     assert max(float((ours[k] - theirs[k]).abs().max()) for k in theirs) < 1e-4
