@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/digits
+# Files of tests are shared out over the cores, four at most; SPREAD= runs them one after the other.
+SPREAD ?= -n logical --maxprocesses 4 --dist loadfile
 # One thread: a tiny model gains little from a second one, and loses much where other work contends for it.
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
@@ -29,7 +31,7 @@ demo: $(VENV)/ready
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python recipes/close.py --config configs/digits.yaml --run_dir $(RUN) $(ARGS)
 
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 test-slow: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,deepspeed]"
