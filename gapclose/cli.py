@@ -151,6 +151,7 @@ def export(arguments: Sequence[str]) -> None:
     """Write the exports of a finished run again."""
     from gapclose.adapters import load_adapter
     from gapclose.config import parse_config, refuse_other_run
+    from gapclose.estimate import refuse_small_disk_for_exports
     from gapclose.export import check_export, export_run
     from gapclose.launch import take_directory
     from gapclose.report.summary import summarise
@@ -167,8 +168,9 @@ def export(arguments: Sequence[str]) -> None:
             f"{directory}: the run is not finished (no adapted/test in gap.jsonl); run `gapclose close` with its configuration first"
         )
     lock = take_directory(directory)
-    epoch = directory / "checkpoints" / f"epoch-{summary['epoch']}"
-    export_run(directory, config, load_adapter(config.model, epoch), summary)
+    loaded = load_adapter(config.model, directory / "checkpoints" / f"epoch-{summary['epoch']}")
+    refuse_small_disk_for_exports(loaded, config)
+    export_run(directory, config, loaded, summary)
     if lock is not None:
         lock.release()
 

@@ -216,13 +216,30 @@ def refuse_small_disk(loaded: LoadedModel, items: ItemSet, config: Config, *, cl
         return
     directory, size = Path(config.run_dir), next(unwrap(loaded.model).parameters()).element_size()
     stored = observation_bytes(items, config, n_layers=len(loaded.layers), width=loaded.width, itemsize=size)
-    wholes = weight_bytes(loaded.model, config.model.quantisation) * (config.export.merged + config.export.omni)
-    needed = stored["close"] + wholes if closing else stored["measure"]
-    needed -= sum(size_of(path) for path in (directory / "observations").rglob("*"))
+    wholes = exported_bytes(loaded, config) if closing else 0
+    there = sum(size_of(path) for path in (directory / "observations").rglob("*"))
+    _refuse(directory, stored["close" if closing else "measure"] + wholes - there, f"observations{' and models' if wholes else ''}")
+
+
+def refuse_small_disk_for_exports(loaded: LoadedModel, config: Config) -> None:
+    """Refuse whole models that do not fit the disk beside what is there: an export that is written again is replaced once it is whole.
+
+    Raises:
+        ValueError: with what is free and what is needed.
+    """
+    _refuse(Path(config.run_dir), exported_bytes(loaded, config), "models")
+
+
+def exported_bytes(loaded: LoadedModel, config: Config) -> int:
+    """Bytes of the whole models that are exported, by the weights that are loaded."""
+    return weight_bytes(loaded.model, config.model.quantisation) * (config.export.merged + config.export.omni)
+
+
+def _refuse(directory: Path, needed: int, what: str) -> None:
     if needed > (free := free_bytes(directory)):
         raise ValueError(
-            f"{directory}: {in_units(free)} are free there, and this run still writes {in_units(needed)} of observations"
-            f"{' and models' if closing and wholes else ''}; make room, or name another place (--run_dir)"
+            f"{directory}: {in_units(free)} are free there, and this run still writes {in_units(needed)} of {what}; "
+            "make room, or name another place (--run_dir)"
         )
 
 

@@ -258,7 +258,9 @@ def test_what_only_some_engines_can_do_is_refused_together():
     config.model.sharded, config.targets.rounds, config.objective, config.train.cache_trunk = True, 2, "dpo", True
     with pytest.raises(ValueError) as caught:
         refuse_under_engine(config, "zero3", 2, closing=True)
-    assert all(word in str(caught.value) for word in ("model.sharded", "targets.rounds", "objective dpo", "train.cache_trunk", "launch/ddp.yaml"))
+    assert all(
+        word in str(caught.value) for word in ("model.sharded", "targets.rounds", "objective dpo", "train.cache_trunk", "launch/ddp.yaml")
+    )
     refuse_under_engine(Config(), "zero3", 2, closing=True)
 
 

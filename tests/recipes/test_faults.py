@@ -7,8 +7,8 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -139,6 +139,15 @@ def test_a_disk_that_cannot_hold_the_observations_is_told_before_anything_is_wri
     assert not (tmp_path / "run").exists()
 
 
+def test_a_disk_that_cannot_hold_the_exports_is_told_before_they_are_written(monkeypatch, tiny_run, tiny_config, tmp_path, capsys):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    monkeypatch.setattr(estimate, "free_bytes", lambda path: 10_000)
+    command = ["export", "--config", str(tiny_config), "--run_dir", str(tmp_path / "run"), "--export.merged", "true"]
+    assert main(command) == 2
+    assert re.search(r"error: \S+/run: 9.8 KiB are free there, and this run still writes \S+ [KM]iB of models;", capsys.readouterr().err)
+    assert not (tmp_path / "run" / "merged").exists()
+
+
 def without_room_at(at: str) -> None:
     """Have the disk of this process full from a call on: ``module:name:number``."""
     module, name, number = at.split(":")
@@ -260,9 +269,6 @@ def test_on_a_small_disk_it_ends_where_another_does_once_there_is_room(close_com
 
 def on_two(command: Callable[..., list[str]], run: Path, *more: str) -> list[str]:
     """The command on two CPU processes."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
     file = str(ROOT / "launch" / "ddp.yaml")
     launcher = [
         sys.executable,
@@ -273,7 +279,7 @@ def on_two(command: Callable[..., list[str]], run: Path, *more: str) -> list[str
         "--num_processes",
         "2",
         "--main_process_port",
-        port,
+        "0",
     ]
     return [*command(run, *launcher), *more]
 
