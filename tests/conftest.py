@@ -6,6 +6,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", OMP_NUM_THREADS="1", HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false", MPLBACKEND="Agg",
 )  # fmt: skip
+os.environ.pop("COLUMNS", None)  # tables are as wide as into a file, whoever runs the tests
 
 import subprocess
 import sys
