@@ -3,6 +3,7 @@
 The digits model's geometry with 16 image and 100 audio tokens a clip, on whatever is there (some minutes on two CPU cores):
     OMP_NUM_THREADS=1 python benchmarks/shared_prefix.py
     OMP_NUM_THREADS=1 python benchmarks/shared_prefix.py --generate
+    OMP_NUM_THREADS=1 python benchmarks/shared_prefix.py --profile            which operations take the time at four questions a clip
 Qwen2.5-Omni's geometries in bfloat16 on one GPU (random weights made on the device: no download):
     python benchmarks/shared_prefix.py --size 7b
     python benchmarks/shared_prefix.py --size 3b --generate
@@ -19,6 +20,7 @@ The last line printed is one JSON object.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -32,6 +34,7 @@ from gapclose.observe import ObserveConfig, Wanted, _forward
 from gapclose.shared_prefix import SharedPrefix
 
 ASKED = (1, 2, 4, 8)
+PROFILED, SHOWN = 4, 10
 WANTED = {4: 0.40}
 LARGE_CLIPS = {"batch": 8, "repeats": 10, **LARGE}
 DEFAULTS = {
@@ -53,9 +56,26 @@ class Side:
         return _forward(self.clips, batch, None, self.config, self.wanted, self.reader)  # type: ignore[arg-type]
 
 
+def profile(ways: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, dict[str, float]]:
+    """Operation -> side -> milliseconds of its own in one turn, for those that take longest on the shared side, and ``all``."""
+    kind = torch.profiler.ProfilerActivity.CPU if device.type == "cpu" else torch.profiler.ProfilerActivity.CUDA
+    taken: dict[str, dict[str, float]] = {}
+    for name, way in ways.items():
+        with torch.profiler.profile(activities=[kind]) as found:
+            for _ in range(repeats):
+                way()
+        for event in found.key_averages():
+            spent = event.self_cpu_time_total if device.type == "cpu" else event.self_device_time_total
+            for key in (event.key.removeprefix("aten::"), "all"):
+                taken.setdefault(key, dict.fromkeys(ways, 0.0))[name] += spent / 1000 / repeats
+    longest = sorted(taken, key=lambda key: -taken[key]["shared"])[: SHOWN + 1]
+    return {key: {name: round(ms, 2) for name, ms in taken[key].items()} for key in longest}
+
+
 def main() -> None:
     parser = make_parser(__doc__, DEFAULTS)
     parser.add_argument("--generate", action="store_true", help="greedy answers of 8 tokens beside the scores")
+    parser.add_argument("--profile", action="store_true", help=f"also profile both sides at {PROFILED} questions a clip")
     args = read_arguments(parser, DEFAULTS)
     if args.batch % max(ASKED):
         parser.error(f"--batch {args.batch} is no multiple of {max(ASKED)}")
@@ -84,7 +104,15 @@ def main() -> None:
         table.add_row(
             str(each), *times, f"{ratio['median']:.3f}", between(ratio), spent, heights, f"{limit:g}" if limit else "", f"{off:.1g}"
         )
-    Console(width=140).print(table)
+        if args.profile and each == PROFILED:
+            result["profile"] = profile(ways, args.repeats, device)
+    console = Console(width=140)
+    console.print(table)
+    if args.profile:
+        operations = Table("operation", "whole, ms", "shared, ms", "ratio", title=f"{PROFILED} questions a clip, profiled")
+        for key, of in result["profile"].items():
+            operations.add_row(key, f"{of['whole']:.1f}", f"{of['shared']:.1f}", f"{of['shared'] / of['whole']:.2f}" if of["whole"] else "")
+        console.print(operations)
     print(json.dumps(result))
 
 

@@ -8,8 +8,7 @@ Shapes: B batch (questions), C clips in it, P tokens of the longest prefix, S of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from gapclose.media import Media
 from gapclose.models import LoadedModel
 from gapclose.progress import say
 from gapclose.prompts import media_signature
-from gapclose.structure import answer_logits, decoder_layers, rotary_stores, unwrap
+from gapclose.structure import answer_logits, rotary_stores, unwrap
 
 CONTINUED = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
 """layers of a cache that hold keys and values of single tokens, or nothing at all (of layers without attention, or with another's)"""
@@ -114,11 +113,10 @@ def read_prefix(model: Any, loaded: LoadedModel, prefix: Any, clip: torch.Tensor
     """Run the prefixes; what the model is given for the questions behind them."""
     prefix, clip = {k: v.to(loaded.device) for k, v in prefix.items()}, clip.to(loaded.device)
     attention, first = prefix["attention_mask"], torch.zeros(1, dtype=torch.long)
-    cache: Any = DynamicCache(config=unwrap(model).config)
     own = any(hasattr(m, "rope_deltas") for m in unwrap(model).modules())  # media have rotary positions of their own
     counted = {} if own else {"position_ids": (attention.long().cumsum(-1) - 1).clamp_min(0)}
-    with answer_logits(model, first, first), until_filled(cache, len(decoder_layers(model))):  # nobody asks for these logits
-        model(**prefix, **counted, past_key_values=cache, use_cache=True)
+    with answer_logits(model, first, first):  # nobody asks for these
+        cache = model(**prefix, **counted, use_cache=True).past_key_values
     cache.reorder_cache(clip)  # which copies whole rows: any number of times each
     for module in rotary_stores(model):
         module.rope_deltas = module.rope_deltas[clip]
@@ -127,33 +125,6 @@ def read_prefix(model: Any, loaded: LoadedModel, prefix: Any, clip: torch.Tensor
     attention = torch.cat([attention[clip], mask], 1)
     places = {"attention_mask": attention, "position_ids": later_positions(model, attention, ids.shape[1], counted=True)}
     return {"input_ids": ids, **places, "past_key_values": cache}
-
-
-class _Filled(Exception):
-    """The last layer's keys and values are stored."""
-
-
-@contextmanager
-def until_filled(cache: DynamicCache, layers: int) -> Iterator[None]:
-    """Inside, a forward of a model with so many decoder ``layers`` ends once the cache is filled: what its last layer makes of its keys and
-    values serves nothing. It runs to its end where later layers store none of their own (they may read others')."""
-    last: Any = cache.layers[-1]
-    if type(last) is DummyLayer or len(cache.layers) != layers:
-        yield
-        return
-    store = last.update
-
-    def update(*states: Any, **more: Any) -> None:
-        store(*states, **more)
-        raise _Filled
-
-    last.update = update
-    try:
-        yield
-    except _Filled:
-        pass
-    finally:
-        del last.update
 
 
 def answer_on(loaded: LoadedModel, model: Any, asked: dict[str, Any], logits: torch.Tensor, max_new_tokens: int) -> list[str]:
