@@ -31,7 +31,7 @@ from gapclose.spread import main_alone
 from gapclose.targets import Targets, build_targets
 from gapclose.teacher import Teacher, compared, first_teacher, next_teacher, search, sentinel_reading, train_items, val_items
 from gapclose.tracking import LossLines
-from gapclose.trainer import Example, last_complete_checkpoint, make_trainer, whole_checkpoints
+from gapclose.trainer import Example, epochs_done, last_complete_checkpoint, make_trainer, whole_checkpoints
 from gapclose.trunk import Trunk
 from gapclose.trunk_fill import training_trunks
 from gapclose.verdict import unproven
@@ -176,7 +176,7 @@ class Training:
         if path.is_file() and read_json(path) == start:
             return
         shutil.rmtree(path.parent, ignore_errors=True)
-        stale = {r["stage"] for r in self.epochs.records(number)}
+        stale = {r["stage"] for r in self.epochs.read(number)}
         kept = [r for r in read_records(self.run.directory) if r["stage"] not in stale]
         write_text(self.run.directory / "gap.jsonl", "".join(json.dumps(r, allow_nan=False) + "\n" for r in kept))
         write_json(path, start)
@@ -190,7 +190,7 @@ class Training:
         """
         config, checkpoints = self.run.config, self.run.directory / "checkpoints"
         directory = checkpoints if number == 1 else checkpoints / f"round-{number}"
-        past = (number - 1) * config.train.epochs
+        past, resume = (number - 1) * config.train.epochs, main_alone(lambda: last_complete_checkpoint(directory))
 
         def after_epoch(of_round: int) -> bool:
             epoch = past + of_round
@@ -219,13 +219,12 @@ class Training:
             )
         else:
             examples = [*(self.aimed_at(targets) if targets else []), *others]
-            if config.train.cache_trunk and len(self.epochs.records(number)) < config.train.epochs and not self.epochs.fired(number):
+            if config.train.cache_trunk and epochs_done(resume) < config.train.epochs and not self.epochs.fired(number):
                 trunks = training_trunks(self.run, [e.item for e in examples], frozen=self.frozen, blank=self.blanked)
             trainer = make_trainer(
                 self.run.loaded, examples, media, config.train, directory, n_train=len(train_items(self.run)),
                 seed=_seed(config.seed, number), trunk=trunks.get("train"), **common,
             )  # fmt: skip
-        resume = main_alone(lambda: last_complete_checkpoint(directory))
         if resume is not None:
             say(f"going on from {resume.name}")
         try:
@@ -233,7 +232,7 @@ class Training:
                 with whole_checkpoints(directory):
                     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except FloatingPointError as error:
-            if not self.epochs.records(1):
+            if not self.epochs.read(1):  # perhaps in this process alone
                 raise
             reason = str(error)
             self.run.on_main(lambda: self.epochs.stop(number, reason))

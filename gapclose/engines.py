@@ -24,11 +24,11 @@ from gapclose.structure import decoder_layers
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether a process holds only its part of the model, so that all of them have to run their forwards together."""
-    return any(isinstance(m, FSDPModule) for m in model.modules()) or is_partitioned(model)
+    return any(isinstance(m, FSDPModule) for m in model.modules()) or is_zero3(model)
 
 
-def is_partitioned(model: nn.Module) -> bool:
-    """Whether ZeRO-3 leaves nothing of the parameters between two forwards."""
+def is_zero3(model: nn.Module) -> bool:
+    """Whether ZeRO-3 has shared out the parameters: nothing but small ones is whole between two forwards."""
     return any(_partitioned(p) for p in model.parameters())
 
 

@@ -15,19 +15,27 @@ from gapclose.gap import GapConfig
 from gapclose.guards import fired, objections
 from gapclose.progress import say
 from gapclose.report.summary import read_records, record_of
+from gapclose.spread import main_alone
 
 
 class Epochs:
-    """The measured epochs of the run in ``directory``; rounds count from 1, epochs go on through them."""
+    """The measured epochs of the run in ``directory``; rounds count from 1, epochs go on through them.
+
+    All processes ask together, and are told what the main one reads: another node may not see yet what was written.
+    """
 
     def __init__(self, directory: Path, config: Config) -> None:
         self.directory, self.config = directory, config
 
-    def records(self, number: int) -> list[dict[str, Any]]:
-        """The records of the epochs of a round measured so far, in order."""
+    def read(self, number: int) -> list[dict[str, Any]]:
+        """The records of the epochs of a round measured so far, in order, as this process sees them."""
         length = self.config.train.epochs
         found = [r for r in read_records(self.directory) if r["stage"].startswith("epoch-")]
         return sorted((r for r in found if length * (number - 1) < r["epoch"] <= length * number), key=lambda r: r["epoch"])
+
+    def records(self, number: int) -> list[dict[str, Any]]:
+        """The same, as the main process sees them."""
+        return main_alone(lambda: self.read(number))
 
     def best(self, rounds: Iterable[int]) -> dict[str, Any]:
         """The record of the best epoch of these rounds.
@@ -35,37 +43,50 @@ class Epochs:
         Raises:
             ValueError: when none of them has one.
         """
-        among = [r for number in rounds for r in self.records(number)]
-        epoch = best_epoch(among, self.config.gap, self.config.guards.silent)
-        return next(r for r in among if r["epoch"] == epoch)
+
+        def choose() -> dict[str, Any]:
+            among = [r for number in rounds for r in self.read(number)]
+            epoch = best_epoch(among, self.config.gap, self.config.guards.silent)
+            return next(r for r in among if r["epoch"] == epoch)
+
+        return main_alone(choose)
 
     def guarded(self, record: dict[str, Any]) -> dict[str, Any]:
         """The record of an epoch with what the guards have against it; a control of training has none."""
-        base, control = record_of(self.directory, "base/val"), self.config.targets.control != "none"
+        if self.config.targets.control != "none":
+            return record | {"objections": {}}
+        base = main_alone(lambda: record_of(self.directory, "base/val"))
         assert base is not None
-        return record | {"objections": {} if control else objections(record, base, self.config.gap, self.config.guards)}
+        return record | {"objections": objections(record, base, self.config.gap, self.config.guards)}
 
     def fired(self, number: int) -> dict[str, str]:
         """The guards that end a round, with their reasons."""
-        off = self.config.guards.silent
-        of_epochs = fired(self.records(number), self.config.guards)
-        return of_epochs | {name: why for name, why in self._at_a_step(number).items() if name not in off}
+        return main_alone(lambda: self._fired(number))
+
+    def stopped(self) -> dict[str, str]:
+        """What kept a round from its last epoch; a guard that was turned off since may have been it."""
+
+        def first() -> dict[str, str]:
+            for number in range(1, self.config.targets.rounds + 1):
+                if len(self.read(number)) < self.config.train.epochs:
+                    return self._fired(number) or self._at_a_step(number)
+            return {}
+
+        return main_alone(first)
 
     def stop(self, number: int, reason: str) -> None:
-        """Keep that the guard of the loss ended a round between two measurements."""
+        """Keep that the guard of the loss ended a round between two measurements; for the main process."""
         write_json(self.directory / "stopped.json", {"round": number, "loss": reason})
+
+    def _fired(self, number: int) -> dict[str, str]:
+        off = self.config.guards.silent
+        of_epochs = fired(self.read(number), self.config.guards)
+        return of_epochs | {name: why for name, why in self._at_a_step(number).items() if name not in off}
 
     def _at_a_step(self, number: int) -> dict[str, str]:
         path = self.directory / "stopped.json"
         found = read_json(path) if path.is_file() else {}
         return {name: why for name, why in found.items() if name != "round"} if found.get("round", 1) == number else {}
-
-    def stopped(self) -> dict[str, str]:
-        """What kept a round from its last epoch; a guard that was turned off since may have been it."""
-        for number in range(1, self.config.targets.rounds + 1):
-            if len(self.records(number)) < self.config.train.epochs:
-                return self.fired(number) or self._at_a_step(number)
-        return {}
 
 
 def best_epoch(epochs: Sequence[Mapping[str, Any]], config: GapConfig, off: Sequence[str] = ()) -> int:
@@ -76,7 +97,12 @@ def best_epoch(epochs: Sequence[Mapping[str, Any]], config: GapConfig, off: Sequ
 
     Args:
         epochs: their records on val. off: guards whose objections do not count.
+
+    Raises:
+        ValueError: when there are none.
     """
+    if not epochs:
+        raise ValueError("no epoch was measured, so none can be chosen; start the same command again")
     after = [r for r in epochs if r["state"] not in ("collapsed", "lost")] or list(epochs)
     shifted = config.choose == "shifted" and all(r["shifted"] for r in after)
     within = [r for r in after if shifted or r["change"]["standard_drop"]["value"] <= config.standard_budget]

@@ -218,7 +218,12 @@ def refuse_small_disk(loaded: LoadedModel, items: ItemSet, config: Config, *, cl
     stored = observation_bytes(items, config, n_layers=len(loaded.layers), width=loaded.width, itemsize=size)
     wholes = exported_bytes(loaded, config) if closing else 0
     there = sum(size_of(path) for path in (directory / "observations").rglob("*"))
-    _refuse(directory, stored["close" if closing else "measure"] + wholes - there, f"observations{' and models' if wholes else ''}")
+    needed = stored["close" if closing else "measure"] + wholes - there
+    if needed > (free := free_bytes(directory)):
+        raise ValueError(
+            f"{directory}: {in_units(free)} are free there, and this run still writes {in_units(needed)} of observations"
+            f"{' and models' if wholes else ''}; make room, or name another place (--run_dir)"
+        )
 
 
 def refuse_small_disk_for_exports(loaded: LoadedModel, config: Config) -> None:
@@ -227,20 +232,16 @@ def refuse_small_disk_for_exports(loaded: LoadedModel, config: Config) -> None:
     Raises:
         ValueError: with what is free and what is needed.
     """
-    _refuse(Path(config.run_dir), exported_bytes(loaded, config), "models")
+    directory, needed = Path(config.run_dir), exported_bytes(loaded, config)
+    if needed > (free := free_bytes(directory)):
+        raise ValueError(
+            f"{directory}: {in_units(free)} are free there, and the models that are exported take {in_units(needed)}; make room"
+        )
 
 
 def exported_bytes(loaded: LoadedModel, config: Config) -> int:
     """Bytes of the whole models that are exported, by the weights that are loaded."""
     return weight_bytes(loaded.model, config.model.quantisation) * (config.export.merged + config.export.omni)
-
-
-def _refuse(directory: Path, needed: int, what: str) -> None:
-    if needed > (free := free_bytes(directory)):
-        raise ValueError(
-            f"{directory}: {in_units(free)} are free there, and this run still writes {in_units(needed)} of {what}; "
-            "make room, or name another place (--run_dir)"
-        )
 
 
 def cached_items(items: ItemSet, config: Config) -> int:

@@ -23,13 +23,14 @@ from accelerate.utils import DistributedType
 
 from gapclose.adapters import enable_checkpointing
 from gapclose.batches import TERMS, Collator, Example, MixedSampler
-from gapclose.engines import is_partitioned, is_sharded, save_adapter, wrap_layers
-from gapclose.files import Unwritten, flush, write_json, writing
+from gapclose.engines import is_sharded, is_zero3, save_adapter, wrap_layers
+from gapclose.files import Unwritten, flush, read_json, write_json, writing
 from gapclose.launch import refuse_other_engine
 from gapclose.losses import answer_nll, retain_kl
 from gapclose.media import Media
 from gapclose.models import LoadedModel
 from gapclose.progress import is_main, say
+from gapclose.spread import main_alone
 from gapclose.structure import train_adapters_alone
 from gapclose.train_config import TrainConfig
 from gapclose.trunk import Trunk, forward_part
@@ -76,15 +77,18 @@ class GapTrainer(transformers.Trainer):
         save_adapter(cast(torch.nn.Module, self.model), Path(output_dir or cast(str, self.args.output_dir)))
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Under ZeRO-3 a backward pass after the forward of every part: it fetches parameters in the order in which the forward did, and several
-        forwards to one backward pass do not end there once they went through different modules."""
+        """Under ZeRO-3 a backward pass after the forward of every part: DeepSpeed's hooks count the gradients that a module still waits for from
+        one forward to the backward pass after it."""
         parts, state = inputs["parts"], self.accelerator.gradient_state
-        if len(parts) == 1 or not is_partitioned(model):
+        if len(parts) == 1 or not is_zero3(model):
             return super().training_step(model, inputs, num_items_in_batch)
         last, losses = state.sync_gradients, list[torch.Tensor]()
-        for n, part in enumerate(parts, start=1):  # the optimizer steps with the last part of the last micro-batch
-            state._set_sync_gradients(last and n == len(parts))
-            losses.append(super().training_step(model, inputs | {"parts": [part]}, num_items_in_batch))
+        try:
+            for n, part in enumerate(parts, start=1):  # the optimizer steps with the last part of the last micro-batch
+                state._set_sync_gradients(last and n == len(parts))
+                losses.append(super().training_step(model, inputs | {"parts": [part]}, num_items_in_batch))
+        finally:
+            state._set_sync_gradients(last)
         return torch.stack(losses).sum()
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
@@ -182,6 +186,11 @@ def last_complete_checkpoint(directory: Path) -> Path | None:
     """The newest checkpoint whose every file was written; half-written ones are skipped (and later overwritten)."""
     found = [p.parent for p in directory.glob("checkpoint-*/complete.json")]
     return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
+
+
+def epochs_done(checkpoint: Path | None) -> float:
+    """Epochs that were trained and measured before a checkpoint; 0 without one."""
+    return 0.0 if checkpoint is None else main_alone(lambda: read_json(checkpoint / "complete.json")["epoch"])
 
 
 def training_arguments(config: TrainConfig, directory: Path, *, seed: int, steps: int) -> dict[str, Any]:

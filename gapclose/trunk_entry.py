@@ -114,6 +114,8 @@ def cannot(loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: Media,
             return reason
         try:
             difference = trial(loaded, rows, media, entered, frozen)
+        except torch.OutOfMemoryError:
+            raise
         except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
             return f"the model does not start from stored states ({type(error).__name__}: {error})"
         if not difference <= tolerance:

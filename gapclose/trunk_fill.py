@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
 
 from gapclose.batches import prompt_with_answers
 from gapclose.files import appears, write_tensors
@@ -28,6 +27,7 @@ from gapclose.models import LoadedModel
 from gapclose.observe import plan_batches
 from gapclose.progress import say, track
 from gapclose.prompts import media_signature
+from gapclose.spread import main_alone, together
 from gapclose.structure import unwrap
 from gapclose.trunk import Row, Trunk
 from gapclose.trunk_entry import Entered, answer_rows, cannot, enter, first_of_each
@@ -78,17 +78,19 @@ def fill_trunk(
     batches = plan_batches(items.items, batch_size)
     directory = directory.with_name(f"{directory.name}-{_fingerprint(loaded, items, batch_size, frozen, layers, blank)}")
     files = [directory / f"batch-{b:05d}.safetensors" for b in range(len(batches))]
-    reason = cannot(loaded, batches, media, frozen)
-    if reason is None and state.is_main_process:
+
+    def look_at_disk() -> str | None:
         for other in directory.parent.glob(f"{directory.name.rpartition('-')[0]}-*"):
             if other != directory:
                 shutil.rmtree(other)
-        reason = does_not_fit(loaded, batches, media, directory, files)
-    shared = broadcast_object_list([reason])  # the main process has looked at the disk
-    reason = _fill(loaded, batches, media, files, frozen, layers) if shared[0] is None else shared[0]
-    reason = next((r for r in gather_object([reason]) if r is not None), None)
-    if reason is None:
-        appears(files[-1])  # all are written; another node may not see them yet
+        return does_not_fit(loaded, batches, media, directory, files)
+
+    reason = (
+        _first(together(lambda: cannot(loaded, batches, media, frozen)))
+        or main_alone(look_at_disk)
+        or _first(together(lambda: _fill(loaded, batches, media, files, frozen, layers)))
+        or _first(together(lambda: _unseen(files)))
+    )
     if reason is not None:
         if state.is_main_process:
             shutil.rmtree(directory, ignore_errors=True)  # a full disk would end the run
@@ -97,6 +99,20 @@ def fill_trunk(
     size = sum(f.stat().st_size for f in files)
     say(f"frozen trunk of {len(items)} items ({directory.name.rpartition('-')[0]}): {size / 2**20:,.1f} MiB, decoder layers 1..{frozen}")
     return Trunk(files, frozen)
+
+
+def _first(reasons: Sequence[str | None]) -> str | None:
+    """Why one of the processes cannot."""
+    return next((r for r in reasons if r is not None), None)
+
+
+def _unseen(files: Sequence[Path]) -> str | None:
+    """Which of the files, all of them written, this process does not see; it waits for them, as another node may have to."""
+    for file in files:
+        appears(file)
+        if not file.is_file():
+            return f"a process does not see {file}, which another has written"
+    return None
 
 
 def _fingerprint(loaded: LoadedModel, items: ItemSet, batch_size: int, frozen: int, layers: Sequence[int], blank: Sequence[str]) -> str:

@@ -264,6 +264,19 @@ def test_what_only_some_engines_can_do_is_refused_together():
     refuse_under_engine(Config(), "zero3", 2, closing=True)
 
 
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_a_stored_trunk_goes_with_every_engine_that_held_whole_models_before(engine):
+    """Not with one that was observed in parts."""
+    config = Config()
+    config.train.cache_trunk = True
+    refuse_under_engine(config, engine, 2, closing=True)
+    if engine == "fsdp2":
+        config.model.sharded = True
+        with pytest.raises(ValueError, match="train.cache_trunk is filled by a whole model, which model.sharded is to avoid"):
+            refuse_under_engine(config, engine, 2, closing=True)
+        refuse_under_engine(config, engine, 2, closing=False)
+
+
 def test_a_real_launch_of_one_process_where_two_were_asked_for_is_refused(tmp_path):
     """`accelerate launch --cpu --num_processes 2` starts one process without a word; ours says it."""
     (tmp_path / "job.py").write_text("import sys; from gapclose import cli, launch; sys.exit(cli.guarded(launch.check_launch))")

@@ -11,8 +11,10 @@ import peft
 import pytest
 import torch
 import transformers
+from accelerate.state import GradientState
 from transformers.training_args import OptimizerNames
 
+from gapclose import trainer
 from gapclose.adapters import LoraConfig, add_lora, enable_checkpointing
 from gapclose.batches import TERMS, Collator, Example, MixedSampler, append_tokens, longest_contexts, pairs
 from gapclose.items import Item, ItemSet, Option
@@ -174,6 +176,28 @@ def test_the_step_does_not_depend_on_how_it_is_cut(tiny_checkpoint, digits, exam
             assert mine == pytest.approx(theirs, abs=2e-5)
         for key, value in runs[m].adapter.items():
             torch.testing.assert_close(value, reference[key], atol=1e-6, rtol=1e-4)
+
+
+def test_a_backward_pass_for_every_kind_of_media_gives_the_same_step(tiny_checkpoint, digits, examples, tmp_path, monkeypatch):
+    """As under ZeRO-3: same losses, same adapter, and the optimizer steps with the last part of the last micro-batch alone."""
+    config = replace(CONFIG, epochs=1, learning_rate=0.3)
+    plain = Trained(tiny_checkpoint, digits, examples, tmp_path / "plain", config, sgd=True)
+    true, seen = trainer.term_sums, list[tuple[int, bool]]()
+
+    def watched(model, part):
+        seen.append((len(part["prompt"]["input_ids"]), GradientState().sync_gradients))
+        return true(model, part)
+
+    monkeypatch.setattr(trainer, "term_sums", watched)
+    monkeypatch.setattr(trainer, "is_zero3", lambda model: True)
+    apart = Trained(tiny_checkpoint, digits, examples, tmp_path / "apart", config, sgd=True)
+    ends = [n for n, (_, steps) in enumerate(seen, start=1) if steps]
+    assert len(ends) == len(plain.losses) == 3 and ends[-1] == len(seen) == 11  # of six micro-batches, all but one with two kinds
+    for mine, theirs in zip(apart.losses, plain.losses, strict=True):
+        assert mine == pytest.approx(theirs, abs=2e-5)
+    assert max(v.abs().max() for k, v in plain.adapter.items() if "lora_B" in k) > 1e-3
+    for key, value in apart.adapter.items():
+        torch.testing.assert_close(value, plain.adapter[key], atol=1e-6, rtol=1e-4)
 
 
 PINNED = [

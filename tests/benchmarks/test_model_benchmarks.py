@@ -27,8 +27,9 @@ def test_observing_is_set_against_a_bare_forward():
 
 
 def test_shared_and_whole_prompts_have_the_same_scores():
-    asked = result("shared_prefix", "--batch", "8", "--generate")["questions"]
-    assert asked.keys() == {"1", "2", "4", "8"}
+    found = result("shared_prefix", "--batch", "8", "--generate", "--profile")
+    asked = found["questions"]
+    assert asked.keys() == {"1", "2", "4", "8"} and 0 < found["profile"]["mm"]["shared"] < found["profile"]["all"]["shared"]
     assert max(found["largest_difference"] for found in asked.values()) < 1e-4
 
 

@@ -3,7 +3,8 @@
     python tests/distributed/engines_on_cpu.py ENGINE PROCESSES -- close --config FILE ...     forks the processes and runs gapclose in each
     accelerate launch --config_file launch/fsdp2.yaml ... tests/distributed/engines_on_cpu.py close --config FILE ...
 
-GAPCLOSE_STOP_AT names a stage: the program ends with status 9 when it is about to measure it.
+GAPCLOSE_STOP_AT names a stage: the program ends with status 9 when it is about to measure it. GAPCLOSE_SPOIL is a rank and a number: after so many
+parts of batches its loss is not a number.
 """
 
 import json
@@ -88,6 +89,10 @@ def run(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     if os.environ.get("GAPCLOSE_STOP_AT"):
         stop_at(os.environ["GAPCLOSE_STOP_AT"])
+    if os.environ.get("GAPCLOSE_SPOIL"):
+        sys.path.append(str(Path(__file__).parent.parent / "recipes"))
+        rank, limit = os.environ["GAPCLOSE_SPOIL"].split()
+        import_module("nan_loss").spoil(rank, int(limit))
     if "LOCAL_RANK" in os.environ and os.environ.get("ACCELERATE_USE_CPU") != "true":
         take_cpus_for_gpus()
         report_shards(Path(arguments[arguments.index("--run_dir") + 1]) / "held")

@@ -9,8 +9,10 @@ import sys
 from gapclose import trainer
 from gapclose.cli import main
 
-if __name__ == "__main__":
-    true, calls, rank, limit = trainer.term_sums, list[None](), sys.argv[1], int(sys.argv[2])
+
+def spoil(rank: str, limit: int) -> None:
+    """Make it so in this program."""
+    true, calls = trainer.term_sums, list[None]()
 
     def spoilt(model, part):
         calls.append(None)
@@ -18,4 +20,8 @@ if __name__ == "__main__":
         return true(model, part) * (float("nan") if bad else 1.0)
 
     trainer.term_sums = spoilt
+
+
+if __name__ == "__main__":
+    spoil(sys.argv[1], int(sys.argv[2]))
     sys.exit(main(["close", *sys.argv[3:]]))

@@ -144,7 +144,9 @@ def test_a_disk_that_cannot_hold_the_exports_is_told_before_they_are_written(mon
     monkeypatch.setattr(estimate, "free_bytes", lambda path: 10_000)
     command = ["export", "--config", str(tiny_config), "--run_dir", str(tmp_path / "run"), "--export.merged", "true"]
     assert main(command) == 2
-    assert re.search(r"error: \S+/run: 9.8 KiB are free there, and this run still writes \S+ [KM]iB of models;", capsys.readouterr().err)
+    assert re.search(
+        r"error: \S+/run: 9.8 KiB are free there, and the models that are exported take \S+ [KM]iB; make room", capsys.readouterr().err
+    )
     assert not (tmp_path / "run" / "merged").exists()
 
 
