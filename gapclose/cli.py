@@ -52,7 +52,7 @@ def guarded(job) -> int:
         told = str(error) if isinstance(error, ValueError | FloatingPointError) else _told(error)
         if told is None or os.environ.get("GAPCLOSE_DEBUG"):
             raise
-        print(f"error: {told}", file=sys.stderr)
+        print(f"error: {told}\n", end="", file=sys.stderr)  # in one call: processes share the output
         return 2
     except KeyboardInterrupt:
         if os.environ.get("GAPCLOSE_DEBUG"):

@@ -19,6 +19,7 @@ from torch import distributed, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from gapclose.files import as_others
 from gapclose.structure import decoder_layers
 
 
@@ -131,6 +132,7 @@ def save_adapter(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
         raise FloatingPointError(f"{folder}: {len(bad)} adapter tensors are not finite, e.g. {bad[0]}; lower train.learning_rate")
     if PartialState().is_main_process:
         model.save_pretrained(str(folder), state_dict=tensors)  # type: ignore[operator]
+        as_others(*folder.glob("*.safetensors"))
     return tensors
 
 

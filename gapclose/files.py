@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
 FAILING = {errno.EIO, errno.ESTALE}
+UMASK = os.umask(0)
+os.umask(UMASK)
 
 
 class Unwritten(OSError):
@@ -115,6 +117,12 @@ def remove_leftovers(directory: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def as_others(*paths: Path) -> None:
+    """Give files the rights that the user's other files get: safetensors makes its own for the user alone."""
+    for path in paths:
+        path.chmod(0o666 & ~UMASK)
+
+
 def flush(folder: Path) -> None:
     """Have the files below a folder on the disk: a node that is lost takes along what was not."""
     for path in (p for p in folder.rglob("*") if p.is_file()):
@@ -154,12 +162,22 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadat
     """Write tensors as safetensors, whole or not at all."""
     ready = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     size = sum(v.nbytes for v in ready.values())
-    _replace(Path(path), lambda p: save_file(ready, p, metadata=dict(metadata or {})), size)
+
+    def write(place: Path) -> None:
+        save_file(ready, place, metadata=dict(metadata or {}))
+        as_others(place)
+
+    _replace(Path(path), write, size)
 
 
 def write_in_place(path: str | Path, write: Callable[[Path], object]) -> None:
     """Have ``write`` make a file under a temporary name and put it in its place, whole or not at all."""
-    _replace(Path(path), write)
+
+    def write_for_others(place: Path) -> None:
+        write(place)
+        as_others(place)
+
+    _replace(Path(path), write_for_others)
 
 
 @contextmanager
@@ -171,6 +189,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         try:
             temporary.mkdir(parents=True)
             yield temporary
+            as_others(*temporary.rglob("*.safetensors"))
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
         finally:

@@ -21,7 +21,7 @@ def is_main() -> bool:
 def say(message: str) -> None:
     """Print one line on the main process."""
     if is_main():
-        print(message, flush=True)
+        print(f"{message}\n", end="", flush=True)  # in one call: processes share the output
 
 
 def track(work: Iterable[T], total: int, label: str) -> Iterator[T]:

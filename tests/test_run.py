@@ -118,3 +118,11 @@ def test_every_objective_takes_as_many_steps(tiny_config, tmp_path, monkeypatch,
     with pytest.raises(Reached):
         main([*command, "--train.global_batch_size", "16", "--train.micro_batch_size", "8", "--train.retain_share", "0.25"])
     assert seen["steps"] == (96 // 12, 16)
+
+
+def test_whoever_may_read_the_users_files_may_read_a_runs(tiny_run, tmp_path):
+    """safetensors makes files for the user alone."""
+    (tmp_path / "other").write_text("")
+    rights = (tmp_path / "other").stat().st_mode
+    shut = [p for p in tiny_run.rglob("*") if p.is_file() and not p.name.startswith(".") and p.stat().st_mode != rights]
+    assert not shut and any(tiny_run.rglob("adapter/*.safetensors"))

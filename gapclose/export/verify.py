@@ -30,6 +30,7 @@ def verify_in_fresh_process(directory: Path) -> dict[str, Any]:
         ValueError: with the process's own message, when an export differs from what was measured.
         RuntimeError: with its traceback, when that process failed in another way.
     """
+    say("verifying what was exported, in a fresh process")
     command = [sys.executable, "-W", "ignore", "-m", "gapclose.export", str(directory)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=_single_process_environment())
     if result.returncode == DIFFERS:
