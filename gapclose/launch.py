@@ -212,7 +212,7 @@ def check_launch(asked: Asked | None = None) -> PartialState:
 
 
 def environment(seed: int, process: Any) -> dict[str, Any]:
-    """Versions, device, processes, seed and code revision of a run."""
+    """Versions, device, engine, processes, seed and code revision of a run."""
     packages = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy")
     try:
         command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
@@ -223,6 +223,7 @@ def environment(seed: int, process: Any) -> dict[str, Any]:
         "versions": {"gapclose": __version__, **{p: importlib.metadata.version(p) for p in packages}},
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "engine": engine_given(process),
         "processes": process.num_processes,
         "threads": torch.get_num_threads(),
         "seed": seed,

@@ -99,12 +99,20 @@ class Run:
             self.loaded.model.to(self.process.device)
         self.adapter = ""
         self.tracker: NoTracker = NoTracker()
-        self.on_main(lambda: write_json(self.directory / "environment.json", environment(config.seed, self.process)))
+        self.on_main(self._keep_environment)
         self.probe: FrozenProbe
         self.sentinel: FrozenProbe
         self.fit_reading: np.ndarray
         self.text: Chosen
         self.prompted: Measures
+
+    def _keep_environment(self) -> None:
+        """Write what this start runs on; what earlier starts ran on, where it was something else, stays below ``earlier``."""
+        path, now = self.directory / "environment.json", environment(self.config.seed, self.process)
+        before = read_json(path) if path.is_file() else {}
+        earlier = before.pop("earlier", [])
+        earlier += [before] if before and before != now else []
+        write_json(path, now | ({"earlier": earlier} if earlier else {}))
 
     def read_again(self) -> None:
         """Where the base model was observed in shards, read it once more: adapters are put on a whole model, and sharded with it."""

@@ -1,6 +1,7 @@
 """The stages of a run, as far as no other module's tests see them: what each control of training blanks, what is not trained on."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -126,3 +127,16 @@ def test_whoever_may_read_the_users_files_may_read_a_runs(tiny_run, tmp_path):
     rights = (tmp_path / "other").stat().st_mode
     shut = [p for p in tiny_run.rglob("*") if p.is_file() and not p.name.startswith(".") and p.stat().st_mode != rights]
     assert not shut and any(tiny_run.rglob("adapter/*.safetensors"))
+
+
+def test_what_an_earlier_start_ran_on_is_not_forgotten(tiny_run, tiny_config, tmp_path):
+    """Where it was something else; the page shows it."""
+    run, path = tmp_path / "run", tmp_path / "run" / "environment.json"
+    shutil.copytree(tiny_run, run)
+    now = json.loads(path.read_text())
+    assert now["engine"] == "ddp" and "earlier" not in now
+    path.write_text(json.dumps(now | {"processes": 8, "engine": "fsdp2"}))
+    for _ in range(2):
+        assert main(["close", "--config", str(tiny_config), "--run_dir", str(run), "--export.verify", "false"]) == 0
+        assert json.loads(path.read_text()) == now | {"earlier": [now | {"processes": 8, "engine": "fsdp2"}]}
+    assert "engine fsdp2, processes 8" in (run / "report.html").read_text()
