@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import peft
@@ -176,6 +177,14 @@ def test_the_step_does_not_depend_on_how_it_is_cut(tiny_checkpoint, digits, exam
             assert mine == pytest.approx(theirs, abs=2e-5)
         for key, value in runs[m].adapter.items():
             torch.testing.assert_close(value, reference[key], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("step", "epoch"), [(0, 0), (5, 0), (6, 1), (11, 1)])
+def test_the_sampler_is_told_its_epoch_where_a_training_goes_on_within_it(examples, step, epoch):
+    """Whatever the data loaders of several processes forget to tell."""
+    sampler = MixedSampler(examples, CONFIG.counts(), 0, steps=6)
+    trainer.OwnOrder(sampler).on_epoch_begin(None, SimpleNamespace(global_step=step), None)
+    assert sampler.epoch == epoch
 
 
 def test_a_backward_pass_for_every_kind_of_media_gives_the_same_step(tiny_checkpoint, digits, examples, tmp_path, monkeypatch):
