@@ -187,20 +187,26 @@ def test_the_sampler_is_told_its_epoch_where_a_training_goes_on_within_it(exampl
     assert sampler.epoch == epoch
 
 
+def test_every_training_tells_its_sampler(whole):
+    """By the sampler that the data loader draws from."""
+    (told,) = (c.sampler for c in whole.trainer.callback_handler.callbacks if isinstance(c, trainer.OwnOrder))
+    assert told is whole.trainer.sampler and told.steps * CONFIG.epochs == whole.trainer.state.global_step
+
+
 def test_a_backward_pass_for_every_kind_of_media_gives_the_same_step(tiny_checkpoint, digits, examples, tmp_path, monkeypatch):
     """As under ZeRO-3: same losses, same adapter, and the optimizer steps with the last part of the last micro-batch alone."""
     config = replace(CONFIG, epochs=1, learning_rate=0.3)
     plain = Trained(tiny_checkpoint, digits, examples, tmp_path / "plain", config, sgd=True)
-    true, seen = trainer.term_sums, list[tuple[int, bool]]()
+    true, seen = trainer.term_sums, list[bool]()
 
     def watched(model, part):
-        seen.append((len(part["prompt"]["input_ids"]), GradientState().sync_gradients))
+        seen.append(GradientState().sync_gradients)
         return true(model, part)
 
     monkeypatch.setattr(trainer, "term_sums", watched)
     monkeypatch.setattr(trainer, "is_zero3", lambda model: True)
     apart = Trained(tiny_checkpoint, digits, examples, tmp_path / "apart", config, sgd=True)
-    ends = [n for n, (_, steps) in enumerate(seen, start=1) if steps]
+    ends = [n for n, steps in enumerate(seen, start=1) if steps]
     assert len(ends) == len(plain.losses) == 3 and ends[-1] == len(seen) == 11  # of six micro-batches, all but one with two kinds
     for mine, theirs in zip(apart.losses, plain.losses, strict=True):
         assert mine == pytest.approx(theirs, abs=2e-5)

@@ -281,9 +281,8 @@ def _environment(directory: Path) -> list[tuple[str, str]]:
     """Versions, device, seed and code revision, and what was other at earlier starts."""
     path = directory / "environment.json"
     tree = read_json(path) if path.is_file() else {}
-    earlier = tree.pop("earlier", [])
-    now = {key.removeprefix("versions."): _shown(value) for key, value in _rows(tree)}
-    starts = [{key.removeprefix("versions."): _shown(value) for key, value in _rows(one)} for one in earlier]
+    several = (tree, *tree.pop("earlier", []))
+    now, *starts = ({key.removeprefix("versions."): _shown(value) for key, value in _rows(one)} for one in several)
     others = [", ".join(f"{key} {value}" for key, value in start.items() if now.get(key) != value) for start in starts]
     return [*now.items(), *(("an earlier start", words) for words in others)]
 

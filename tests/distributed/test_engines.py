@@ -162,7 +162,7 @@ def test_the_exports_were_verified(two_processes):
 
 @pytest.mark.parametrize("engine", ["fsdp2", pytest.param("zero3", marks=needs_deepspeed)])
 def test_a_loss_that_is_not_finite_keeps_the_epoch_before_it(engine, arguments, tmp_path):
-    """In one process, between two parts of a batch; the adapter of the first epoch is measured and exported."""
+    """In one process of two; the adapter of the first epoch is measured and exported."""
     mine = arguments(tmp_path / "run", **{"train.micro_batch_size": 6, "export.verify": "true"})
     result = run([sys.executable, str(ON_CPU), engine, "2", "--", *mine], GAPCLOSE_SPOIL="1 30")
     assert result.returncode == 0, result.stderr[-3000:]
