@@ -54,12 +54,12 @@ class Training:
         self.base_scores: np.ndarray
 
     def refuse_unproven(self) -> None:
-        """Stop before targets are made of a reading that is not shown to be more than the wording, unless ``force`` is set.
+        """Stop before targets are made of a reading whose verdict on val is not ``real``, unless ``force`` is set.
 
         Raises:
             ValueError: naming every modality of the train items whose verdict is not ``real``, and why.
         """
-        verdicts, config = read_json(self.run.directory / "measurement.json")["verdicts"], self.run.config
+        verdicts, config = read_json(self.run.directory / "gate.json")["verdicts"], self.run.config
         if not needs_reading(config.objective):
             return
         train = self.run.items.select(split="train", purpose="gap")
@@ -67,8 +67,8 @@ class Training:
         if self.forced and not config.force:
             listed = "\n".join(f"  - {name}: {why}" for name, why in self.forced.items())
             raise ValueError(
-                f"{self.run.directory}: what the probe reads is not shown to be more than the wording, so nothing is trained on it:\n{listed}\n"
-                "Label more clips (splits fit and test), leave the train items of such a modality out, or give --force to train all the "
+                f"{self.run.directory}: on val the gap is not shown to be real, so nothing is trained on its reading:\n{listed}\n"
+                "Label more clips (splits fit and val), leave the train items of such a modality out, or give --force to train all the "
                 f"same; the evidence will say so. `gapclose report {self.run.directory}` shows what was measured"
             )
         for name, why in self.forced.items():

@@ -37,11 +37,20 @@ class GapConfig:
     """closure from which the state is closed"""
     parse_floor: float = 0.9
     """share of the base's parse rate below which the state is collapsed, 0..1"""
+    least_option_mass: float = 0.1
+    """probability that the options must hold together, 0..1, for the model to count as answering such questions; below it they rank answers
+    that it gives less than once in ten times"""
+    least_parse_rate: float = 0.5
+    """share of generated answers that must match an option, 0..1, for the same"""
+    least_standard_skill: float = 0.2
+    """accuracy on true premises that it must have for the same, 0..1 of the way from guessing among the options that do not object (0) to
+    certainty (1): 0.4 with four such options"""
     detectable: float = 0.1
     """difference in accuracy or AUROC, 0..1, that the clips must be enough to find before nothing found counts as nothing there"""
 
     def __post_init__(self) -> None:
-        for name in ("standard_budget", "reading_tolerance", "closed_at", "parse_floor", "detectable"):
+        for name in ("standard_budget", "reading_tolerance", "closed_at", "parse_floor", "least_option_mass", "least_parse_rate",
+                     "least_standard_skill", "detectable"):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"gap.{name} is {getattr(self, name)}; it must lie in 0..1 (0.05 for five points)")
         if self.detectable == 0:

@@ -17,6 +17,7 @@ from gapclose.baselines.shift import best_shift, shifts
 from gapclose.examine.features import Chosen, majority, text_only
 from gapclose.gap import Action, GapConfig, Labels, closure, detection, intervals, shown, statistics
 from gapclose.items import ItemSet
+from gapclose.judgeable import Acting, acting, option_mass
 from gapclose.observations import Observations
 from gapclose.probes import FrozenProbe, fresh_reading
 from gapclose.resample import Clips, Interval
@@ -24,9 +25,6 @@ from gapclose.significance import balance, holm, mcnemar, sign_flip
 from gapclose.states import Evidence, fell, state_of
 
 Statistics = dict[str, np.ndarray]
-
-LEAST_SAID = 0.01
-"""below this :func:`said`, what the options' scores rank is hardly what the model would answer"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +48,8 @@ class Measured:
     """(N,) bool, whether the action on a gap item expresses the right concept"""
     parse_rate: float
     """share of generated answers that parse leniently"""
+    acting: dict[str, Acting]
+    """whether the model answers such questions: ``all`` and every modality"""
     residual: np.ndarray
     """(N, D) what the frozen probe sees of all items of the split"""
 
@@ -76,10 +76,17 @@ def measure(
     read = {layer: observed.residuals[layer] for layer in {*probe.layers, *sentinel.layers}}  # once: each is a pass over the disk
     observed = replace(observed, residuals=read)
     gap = items.select(purpose="gap")
-    overall = _scope(gap, observed, probe, config, seed)
     labels, seen = Labels.of(gap), observed.take([i.id for i in gap])
-    clips = Clips(labels.clip, config.replicates, seed)
+    assert seen.answers is not None
     action = scored(labels, seen)
+    parsed = {name: parse(seen.answers, gap.items) for name, parse in (("strict", parse_all), ("lenient", match))}
+    scopes = {"all": np.ones(len(gap), dtype=bool), **{m: labels.modality == m for m in sorted(set(labels.modality))}}
+    found = {}
+    for scope, keep in scopes.items():
+        part = gap if scope == "all" else _of_modality(gap, scope)
+        found[scope] = _scope(part, observed, probe, config, seed)
+        found[scope] |= _generated({name: of[keep] for name, of in parsed.items()}, labels.take(keep), action.scores[keep], config, seed)
+    overall, clips = found.pop("all"), Clips(labels.clip, config.replicates, seed)
     other = {
         "fresh_probe": fresh_reading(probe, probe.see(seen.residuals), labels.concept, labels.clip, folds, seed),
         "sentinel_probe": sentinel.read(sentinel.see(seen.residuals)),
@@ -87,32 +94,21 @@ def measure(
     for name, reading in other.items():
         overall[f"{name}.balanced"] = clips.balanced(reading.argmax(1) == labels.concept, labels)
         overall[f"{name}.auroc"] = detection(clips, labels, action, reading)["reading_auroc"]
-    assert seen.answers is not None
-    everything = np.ones(len(gap), dtype=bool)
-    for name, parse in (("strict", parse_all), ("lenient", match)):
-        parsed = parse(seen.answers, gap.items)
-        said = Action(chosen=parsed, scores=action.scores).concept(labels)
-        overall[f"generated.balanced_{name}"] = clips.balanced(said == labels.concept, labels)
-        overall[f"generated.parse_{name}"] = clips.mean(parsed >= 0, everything)
     transfer, retain = items.select(purpose="transfer"), items.select(purpose="retain")
     return Measured(
         n_items=len(gap),
         n_clips=clips.n,
         overall=overall,
-        modality={m: _scope(_of_modality(gap, m), observed, probe, config, seed) for m in sorted(set(labels.modality))},
+        modality=found,
         transfer=_scope(transfer, observed, probe, config, seed) if len(transfer) else None,
         retention=_retention(retain, observed, config, seed) if len(retain) else None,
         labels=labels,
         scores=action.scores,
         right=action.concept(labels) == labels.concept,
         parse_rate=float(overall["generated.parse_lenient"][0]),
+        acting={scope: acting(overall if scope == "all" else found[scope], labels.take(keep), config) for scope, keep in scopes.items()},
         residual=probe.see(observed.residuals).float().numpy(),
     )
-
-
-def said(scores: np.ndarray) -> float:
-    """Median over items of the probability that the model answers with one of its options, from their scores (N, O) in nats."""
-    return float(np.median(np.exp(scores).sum(1)))
 
 
 def _of_modality(items: ItemSet, modality: str) -> ItemSet:
@@ -124,8 +120,19 @@ def _of_modality(items: ItemSet, modality: str) -> ItemSet:
 
 def _scope(items: ItemSet, observed: Observations, probe: FrozenProbe, config: GapConfig, seed: int) -> Statistics:
     labels, seen = Labels.of(items), observed.take([i.id for i in items])
-    reading = probe.read(probe.see(seen.residuals))
-    return statistics(Clips(labels.clip, config.replicates, seed), labels, scored(labels, seen), reading)
+    clips, action, reading = Clips(labels.clip, config.replicates, seed), scored(labels, seen), probe.read(probe.see(seen.residuals))
+    mass = clips.mean(option_mass(action.scores), np.ones(len(items), dtype=bool))
+    return statistics(clips, labels, action, reading) | {"action.option_mass": mass}
+
+
+def _generated(parsed: Mapping[str, np.ndarray], labels: Labels, scores: np.ndarray, config: GapConfig, seed: int) -> Statistics:
+    """Accuracy of the generated answers, and the share that matches an option, for every way of matching (N,) option indices."""
+    clips, everything, found = Clips(labels.clip, config.replicates, seed), np.ones(len(labels.clip), dtype=bool), {}
+    for name, chosen in parsed.items():
+        concept = Action(chosen=chosen, scores=scores).concept(labels)
+        found[f"generated.balanced_{name}"] = clips.balanced(concept == labels.concept, labels)
+        found[f"generated.parse_{name}"] = clips.mean(chosen >= 0, everything)
+    return found
 
 
 def scored(labels: Labels, seen: Observations) -> Action:
@@ -185,7 +192,7 @@ def make_record(stage: str, epoch: int, now: Measured, base: Measured | None, co
     if now.retention is not None:
         record["retention"] = Interval.of(now.retention).as_dict()
     if base is None:
-        return record | {"state": "open" if shown(now.overall["gap.balanced"]) else "no gap"}
+        return record | {"acting": {scope: of.as_dict() for scope, of in now.acting.items()}, "state": _base_state(now)}
     changed = closure(base.overall, now.overall)
     record["change"] = intervals(changed)
     record["change"]["by_modality"] = {m: intervals(closure(base.modality[m], now.modality[m])) for m in now.modality}
@@ -200,6 +207,13 @@ def make_record(stage: str, epoch: int, now: Measured, base: Measured | None, co
     record["frozen_probe_shift"] = float(np.abs(now.residual - base.residual).max())
     record["state"] = state_of(_evidence(changed, now, base, config), config)
     return record
+
+
+def _base_state(base: Measured) -> str:
+    """Whether there is a gap to close, in one word of :data:`gapclose.states.STATES`."""
+    if base.modality and all(base.acting[m].faults for m in base.modality):
+        return "not judgeable"
+    return "open" if shown(base.overall["gap.balanced"]) else "no gap"
 
 
 def significance(base: Measured, now: Measured, config: GapConfig, seed: int) -> dict[str, dict[str, float]]:

@@ -23,14 +23,15 @@ from gapclose.config import Config, refuse_other_run, save_config
 from gapclose.engine_limits import refuse_under_engine
 from gapclose.engines import shard
 from gapclose.estimate import refuse_small_disk
-from gapclose.examine.examination import examine
+from gapclose.examine.examination import examine, gate
 from gapclose.examine.features import Chosen
 from gapclose.export import check_export
 from gapclose.files import read_json, remove_leftovers, write_json, write_text
 from gapclose.gap import Labels
 from gapclose.items import ItemSet
+from gapclose.judgeable import ADVICE
 from gapclose.launch import check_launch, engine_given, environment, take_directory
-from gapclose.measure import LEAST_SAID, Measured, make_record, measure, read_text, said, text_control
+from gapclose.measure import Measured, make_record, measure, read_text, text_control
 from gapclose.models import load_model
 from gapclose.objectives import LOSS_TERMS
 from gapclose.observations import Observations
@@ -93,11 +94,9 @@ class Run:
         if self.lock is not None:
             remove_leftovers(self.directory)
         self.on_main(lambda: bind_items(self.items, self.directory / "items.json"))
-        if config.model.sharded:
-            shard(self.loaded.model)
-        elif config.model.quantisation is None:  # else it was loaded where it is to run
-            self.loaded.model.to(self.process.device)
+        self.place(self.loaded.model)
         self.adapter = ""
+        """what the weights are beyond the checkpoint's: the fingerprint of an adapter, or the name of a random draw"""
         self.tracker: NoTracker = NoTracker()
         self.on_main(self._keep_environment)
         self.probe: FrozenProbe
@@ -105,6 +104,7 @@ class Run:
         self.fit_reading: np.ndarray
         self.text: Chosen
         self.prompted: Measures
+        self.measured: dict[str, Measured]
 
     def _keep_environment(self) -> None:
         """Write what this start runs on; what earlier starts ran on, where it was something else, stays below ``earlier``."""
@@ -113,6 +113,14 @@ class Run:
         earlier = before.pop("earlier", [])
         earlier += [before] if before and before != now else []
         write_json(path, now | ({"earlier": earlier} if earlier else {}))
+
+    def place(self, model: Any) -> None:
+        """Put a model that was read on the CPU where it is to run, as the run's model."""
+        self.loaded.model = model
+        if self.config.model.sharded:
+            shard(model)
+        elif self.config.model.quantisation is None:  # else it was loaded where it is to run
+            model.to(self.process.device)
 
     def read_again(self) -> None:
         """Where the base model was observed in shards, read it once more: adapters are put on a whole model, and sharded with it."""
@@ -216,12 +224,8 @@ class Run:
         found = {}
         for split in splits:
             found[split] = self.measure("base", split)
-            if (share := said(found[split].scores)) < LEAST_SAID:
-                say(
-                    f"  warning: on {split} the model answers with one of the options with a probability of {share:.2g} (median), so their "
-                    "scores say little about its answers: a template that begins with a train of thought (model.template, e.g. "
-                    "{enable_thinking: false}), a question that does not ask for them, or long options may be why"
-                )
+            for fault in found[split].acting["all"].faults:
+                say(f"  warning: on {split} {fault}. {ADVICE}")
             record = make_record(f"base/{split}", 0, found[split], None, self.config.gap, self.config.seed)
             if split == "test":
                 fit, items = self.items.select(split="fit"), self.measured_items(split)
@@ -232,6 +236,7 @@ class Run:
                 prompts, self.prompted = measure_prompts(self, "base")
                 record |= {"prompts": prompts} if prompts else {}
             self.record(record)
+        self.measured = found
         return found
 
     def examine(self, *, thorough: bool) -> None:
@@ -248,7 +253,14 @@ class Run:
                 say(f"measurement.json held {', '.join(gone)} and does not any more: the configuration asks for less")
             self.on_main(lambda: write_json(path, found))
         for name, verdict in read_json(path)["verdicts"].items():
-            say(f"{name}: {verdict['word']}")
+            say(f"{name} on test: {verdict['word']}")
+
+    def gate(self) -> None:
+        """Write ``gate.json``: the verdicts on val, by which a training is allowed."""
+        found = gate(self)
+        self.on_main(lambda: write_json(self.directory / "gate.json", found))
+        for name, verdict in found["verdicts"].items():
+            say(f"{name} on val: {verdict['word']}")
 
     def track(self) -> None:
         """Start mirroring records to the configured tracker."""
@@ -279,6 +291,7 @@ def run_close(config: Config) -> dict[str, Any]:
     run.track()
     run.fit_probes()
     base = run.measure_base(["val", "test"])
+    run.gate()
     run.examine(thorough=False)
     if run.process.is_main_process:
         write_page(run.directory)

@@ -30,6 +30,7 @@ STATES = {
     "closed": "the action follows the reading",
     "blocked": "the reading holds, the action does not follow",
     "open": "part of the gap remains",
+    "not judgeable": "the model does not answer such questions",
     "no gap": "the base model's reading is not shown to be ahead of its action",
 }
 

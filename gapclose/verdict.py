@@ -1,7 +1,7 @@
 """What may be claimed of a modality: a word, and the sentence that says why.
 
-The order of the rules is the order in which a skeptic asks. Is it read at all? Do the words of the question alone do as well? And where
-nothing is shown: were there enough clips to see it?
+The order of the rules is the order in which a skeptic asks. Does the model answer such questions at all? Is the concept read? Do the words of the
+question alone do as well? Does a network that learned nothing? And where nothing is shown: were there enough clips to see it?
 
 Pure functions of arrays.
 
@@ -11,17 +11,21 @@ Shapes: N items, M clips, C concepts, R replicates.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 
 from gapclose.gap import GapConfig, Labels, evidence_for
+from gapclose.judgeable import ADVICE, Acting
 from gapclose.resample import Clips, Interval
 from gapclose.significance import balance, clips_needed, holm, mcnemar, minimum_detectable, paired_error, sign_flip
 
 VERDICTS = {
+    "not judgeable": "the model does not answer such questions, so it has no action to compare with",
     "real": "the reading beats the best of the controls tried, beyond chance",
+    "readable without training": "networks of the same shape with random weights are read above chance, and the reading is not shown to beat them",
     "explained by text": "the reading is above chance, and ahead of the best control by less than matters",
     "not readable": "the reading is above chance by less than matters",
     "too few clips": "nothing is shown either way",
@@ -30,6 +34,28 @@ VERDICTS = {
 
 LEAST_CLIPS = 6
 """clips of every concept below which nothing is claimed: with five, no test by clip can reach a two-sided 0.05 (2 / 2^5)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untrained:
+    """The reading against networks of the same shape with random weights."""
+
+    kind: str
+    """of network, the one that is read best"""
+    draws: int
+    accuracy: Interval
+    """balanced accuracy, mean over draws"""
+    chance: float
+    """balanced accuracy of guessing among the concepts of the modality"""
+    difference: Interval
+    """reading - mean over draws, paired by clip; its ends also cover how much one network differs from another"""
+    p: float
+    """two-sided: the larger of that by sign flips of clips, and that of the reading as one more draw of such a network"""
+
+    @property
+    def readable(self) -> bool:
+        """Whether such networks are read above chance."""
+        return self.accuracy.lower > self.chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +83,13 @@ class Proof:
     """exact McNemar p of the same two, which takes items for independent: it claims too much where a clip has several; for comparison alone"""
     error: float
     """standard error of the difference by clip, nan for one clip"""
+    untrained: Untrained | None = None
+    """None where no network with random weights was read"""
+
+    @property
+    def p_of_both(self) -> float:
+        """p that the reading beats the best control and the networks with random weights: the larger one (an intersection-union test)."""
+        return self.p if self.untrained is None else float(np.maximum(self.p, self.untrained.p))
 
     @property
     def detectable_auroc(self) -> float:
@@ -80,7 +113,15 @@ class Verdict:
     proof: Proof
 
 
-def prove(labels: Labels, reading: np.ndarray, controls: Mapping[str, np.ndarray], config: GapConfig, *, seed: int) -> dict[str, Proof]:
+def prove(
+    labels: Labels,
+    reading: np.ndarray,
+    controls: Mapping[str, np.ndarray],
+    config: GapConfig,
+    *,
+    seed: int,
+    untrained: Mapping[str, Sequence[np.ndarray]] | None = None,
+) -> dict[str, Proof]:
     """The evidence on every modality.
 
     The control is the one with the best balanced accuracy on these very items, which favours the control. Have the majority class among
@@ -89,17 +130,25 @@ def prove(labels: Labels, reading: np.ndarray, controls: Mapping[str, np.ndarray
     Args:
         reading: (N, C) out of fold or of other clips.
         controls: name -> (N, C) of the same items, at least one.
+        untrained: kind of network with random weights -> two or more draws (N, C) of the same items.
 
     Raises:
         ValueError: when there is no control, or shapes differ.
     """
     if not controls:
         raise ValueError("no control to compare the reading with; pass at least the text-only reading and the majority class")
+    untrained = untrained or {}
     sizes = {"reading": reading.shape, **{name: control.shape for name, control in controls.items()}}
+    sizes |= {f"{kind}, draw {k}": draw.shape for kind, draws in untrained.items() for k, draw in enumerate(draws)}
     wrong = {name: size for name, size in sizes.items() if size != (len(labels.clip), len(labels.concepts))}
     if wrong:
         raise ValueError(f"readings of shape {wrong}; they must be ({len(labels.clip)}, {len(labels.concepts)}): items x concepts")
-    return {m: _proof(labels, reading, controls, labels.modality == m, config, seed) for m in sorted(set(labels.modality.tolist()))}
+    found = {}
+    for name in sorted(set(labels.modality.tolist())):
+        keep = labels.modality == name
+        proof = _proof(labels, reading, controls, keep, config, seed)
+        found[name] = replace(proof, untrained=_untrained(labels, reading, untrained, keep, config, seed)) if untrained else proof
+    return found
 
 
 def _proof(
@@ -130,6 +179,38 @@ def _proof(
     )
 
 
+def _untrained(
+    labels: Labels, reading: np.ndarray, untrained: Mapping[str, Sequence[np.ndarray]], keep: np.ndarray, config: GapConfig, seed: int
+) -> Untrained:
+    """The reading against the kind of network that is read best on these very items, which favours the networks.
+
+    K draws know what a further draw would give only as well as their spread s does: the reading counts as beyond them where it would be
+    beyond one more draw, whose error is ``s sqrt(1 + 1/K)`` with K - 1 degrees of freedom (the prediction interval of Student's t).
+    """
+    part = labels.take(keep)
+    clips, (cell, cells) = Clips(part.clip, config.replicates, seed), part.cells
+    rights = {kind: np.stack([draw[keep].argmax(1) == part.concept for draw in draws]) for kind, draws in untrained.items()}  # (K, N)
+    balanced = {kind: np.stack([clips.balanced(r, part) for r in right]) for kind, right in rights.items()}  # (K, R + 1)
+    kind = max(balanced, key=lambda k: balanced[k][:, 0].mean())
+    right, draws, of_draws = reading[keep].argmax(1) == part.concept, len(rights[kind]), balanced[kind]
+    accuracy = of_draws.mean(0)
+    difference = clips.balanced(right, part) - accuracy
+    error = float(of_draws[:, 0].std(ddof=1) * np.sqrt(1 + 1 / draws))
+    paired = right - rights[kind].mean(0)
+    p = sign_flip(paired * balance(cell), part.clip, replicates=config.replicates, seed=seed)
+    if error > 0:
+        p = max(p, float(2 * student.sf(abs(difference[0]) / error, draws - 1)))
+        difference[1:] += error * np.random.default_rng(seed).standard_t(draws - 1, size=len(difference) - 1)
+    return Untrained(
+        kind=kind,
+        draws=draws,
+        accuracy=Interval.of(accuracy),
+        chance=1 / len(cells),
+        difference=Interval.of(difference),
+        p=p if len(cells) > 1 else float("nan"),
+    )
+
+
 def _auroc(clips: Clips, labels: Labels, reading: np.ndarray) -> tuple[np.ndarray, float]:
     """AUROC of the reading (R + 1,), averaged over detections as in :func:`gapclose.gap.detection`, and its standard error.
 
@@ -150,42 +231,74 @@ def _auroc(clips: Clips, labels: Labels, reading: np.ndarray) -> tuple[np.ndarra
     return area, max(spread, float(np.mean(floors)))
 
 
-def judge(proofs: Mapping[str, Proof], config: GapConfig, *, alpha: float = 0.05) -> dict[str, Verdict]:
+def judge(
+    proofs: Mapping[str, Proof], config: GapConfig, *, alpha: float = 0.05, acting: Mapping[str, Acting] | None = None
+) -> dict[str, Verdict]:
     """A verdict on every modality, p-values corrected over them.
 
-    - ``real``: the intervals of the AUROC and of the difference to the best control lie above chance and zero, and the corrected p
-      is at most ``alpha``.
+    - ``not judgeable``: the model fails what :mod:`gapclose.judgeable` asks of one that acts.
+    - ``real``: the intervals of the AUROC and of the differences to the best control and to networks with random weights lie above chance
+      and zero, and the corrected p is at most ``alpha``.
     - ``explained by text``: the AUROC is above chance, and the interval of the difference reaches down to zero and excludes
       ``gap.detectable``, which so many clips would have found; or it is at most zero throughout.
+    - ``readable without training``: the AUROC is above chance, networks with random weights are read above chance too, and the reading is not
+      shown to beat them.
     - ``not readable``: the interval of the AUROC does not exclude chance, excludes ``gap.detectable`` above it, and so many clips would
       have found that.
     - ``too few clips``: anything else, and wherever a concept occurs in fewer than :data:`LEAST_CLIPS` clips. That a difference was not
       found is never taken for its absence: an interval that holds both zero and what matters shows nothing.
+
+    Args:
+        acting: modality -> whether the model answers its questions; None: not asked.
     """
-    corrected = holm({name: proof.p for name, proof in proofs.items()})
-    return {name: _verdict(name, proof, corrected[name], len(proofs), config, alpha) for name, proof in proofs.items()}
+    corrected = holm({name: proof.p_of_both for name, proof in proofs.items()})
+    faults = {name: of.faults for name, of in (acting or {}).items()}
+    return {
+        name: _verdict(name, proof, corrected[name], len(proofs), config, alpha, faults.get(name, ())) for name, proof in proofs.items()
+    }
 
 
-def _verdict(name: str, proof: Proof, p: float, family: int, config: GapConfig, alpha: float) -> Verdict:
-    readable, beats = proof.auroc.lower > 0.5, proof.difference.lower > 0 and p <= alpha
+def _verdict(name: str, proof: Proof, p: float, family: int, config: GapConfig, alpha: float, faults: Sequence[str]) -> Verdict:
+    readable, random = proof.auroc.lower > 0.5, proof.untrained
+    beyond_random = random is None or random.difference.lower > 0
+    beats = proof.difference.lower > 0 and beyond_random and p <= alpha
     read = f"{name}: AUROC of the reading {_told(proof.auroc)} on {proof.n_clips} clips"
     versus = (
         f"balanced accuracy {proof.reading.value:.3f} against {proof.control_accuracy.value:.3f} of the best control ({proof.control}),"
-        f" a difference of {_told(proof.difference)}, p = {p:.3g}" + (f" corrected for {family} modalities" if family > 1 else "")
+        f" a difference of {_told(proof.difference)}"
     )
-    if proof.rarest < LEAST_CLIPS:
+    learned = (
+        f", and against {_told(random.accuracy)} of networks with random weights ({random.kind}, {random.draws} draws), a difference of "
+        f"{_told(random.difference)}"
+        if random
+        else ""
+    )
+    tested = f", p = {p:.3g}" + (f" corrected for {family} modalities" if family > 1 else "")
+    if faults:
+        word, why = "not judgeable", f"{name}: the model does not answer such questions: {'; '.join(faults)}. {ADVICE}."
+    elif proof.rarest < LEAST_CLIPS:
         word, why = (
             "too few clips",
             f"{read}, but its rarest concept occurs in {proof.rarest} of them; nothing is claimed below {LEAST_CLIPS}.",
         )
     elif readable and beats:
-        word, why = "real", f"{read}; {versus}."
+        word, why = "real", f"{read}; {versus}{learned}{tested}."
     elif readable and proof.difference.upper <= 0:
-        word, why = "explained by text", f"{read}, above chance; but {versus}: the control is no worse."
+        word, why = "explained by text", f"{read}, above chance; but {versus}{tested}: the control is no worse."
     elif readable and proof.difference.lower <= 0 and max(proof.difference.upper, proof.detectable) <= config.detectable:
-        word, why = "explained by text", f"{read}, above chance; but {versus}: {config.detectable:.3f} (gap.detectable) is excluded."
+        word, why = (
+            "explained by text",
+            f"{read}, above chance; but {versus}{tested}: {config.detectable:.3f} (gap.detectable) is excluded.",
+        )
+    elif readable and random and random.readable and not beyond_random:
+        word, why = (
+            "readable without training",
+            f"{read}, above chance; but networks with random weights ({random.kind}, {random.draws} draws) are read at {_told(random.accuracy)}, "
+            f"and the lead of the reading, {_told(random.difference)}, is not shown: training need not have put it there.",
+        )
     elif readable:
-        word, why = "too few clips", f"{read}, above chance; but {versus}. {_needs(proof.error, proof.n_clips, config.detectable)}"
+        needs = _needs(proof.error, proof.n_clips, config.detectable)
+        word, why = "too few clips", f"{read}, above chance; but {versus}{learned}{tested}. {needs}"
     elif max(proof.auroc.upper - 0.5, proof.detectable_auroc) <= config.detectable:
         word, why = "not readable", f"{read}, which does not exclude chance, and excludes {0.5 + config.detectable:.3f} (gap.detectable)."
     else:
@@ -200,7 +313,7 @@ def unproven(modalities: Sequence[str], verdicts: Mapping[str, Mapping[str, Any]
     Args:
         verdicts: as in measurement.json, a word and a sentence each.
     """
-    missing = {"word": "not measured", "sentence": "no labelled test item has this modality."}
+    missing = {"word": "not measured", "sentence": "no labelled val item has this modality."}
     found = {name: verdicts.get(name, missing) for name in modalities}
     return {name: f"{v['word']}. {v['sentence']}" for name, v in found.items() if v["word"] != "real"}
 

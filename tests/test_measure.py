@@ -12,7 +12,7 @@ import torch
 
 from gapclose.gap import GapConfig, Labels
 from gapclose.items import Item, ItemSet, Option
-from gapclose.measure import LEAST_SAID, make_record, measure, read_text, said, text_control
+from gapclose.measure import make_record, measure, read_text, text_control
 from gapclose.observations import Observations
 from gapclose.probes import FrozenProbe, fit_linear
 
@@ -175,14 +175,6 @@ def test_text_stands_beside_the_reading(base):
     assert leaky["text_only"]["all"]["value"] == 1
     difference = base.overall["reading.balanced"][0] - 1
     assert leaky["reading_minus_text"]["all"]["value"] == pytest.approx(difference)
-
-
-def test_how_likely_an_option_is_said_at_all():
-    """The median over items of what all options have together; what an item does not have counts for nothing."""
-    scores = np.log(np.array([[0.5, 0.3, 0.1], [0.2, 0.2, 0.2], [1e-9, 1e-9, 1e-9]]))
-    scores[1, 2] = -np.inf
-    assert said(scores) == pytest.approx(0.4)
-    assert said(scores - 20) < LEAST_SAID
 
 
 def test_labels_are_needed():

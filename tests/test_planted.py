@@ -282,7 +282,7 @@ def planted(
         overall[f"{name}_probe.balanced"] = clips.balanced(fresh.argmax(1) == labels.concept, labels)
     return Measured(
         n_items=len(labels.clip), n_clips=clips.n, overall=overall, modality={}, transfer=None, retention=None,
-        labels=labels, scores=action.scores, right=action.concept(labels) == labels.concept, parse_rate=parse_rate, residual=np.zeros((len(labels.clip), 1)),
+        labels=labels, scores=action.scores, right=action.concept(labels) == labels.concept, parse_rate=parse_rate, acting={}, residual=np.zeros((len(labels.clip), 1)),
     )  # fmt: skip
 
 

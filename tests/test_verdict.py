@@ -9,9 +9,10 @@ import pytest
 from scipy.special import softmax
 
 from gapclose.gap import GapConfig, Labels
+from gapclose.judgeable import Acting
 from gapclose.resample import Interval
 from gapclose.significance import balance, sign_flip
-from gapclose.verdict import VERDICTS, Proof, judge, prove
+from gapclose.verdict import VERDICTS, Proof, Untrained, judge, prove
 
 CONFIG = GapConfig(replicates=300)
 CONCEPTS, ALARM = ("standard", "false_vision", "false_audio"), ("false_vision", "false_audio")
@@ -166,3 +167,100 @@ def test_what_cannot_be_compared_is_refused():
         prove(known, reading(known, 1.0, 1), {}, CONFIG, seed=0)
     with pytest.raises(ValueError, match=r"\{'text': \(3, 3\)\}; they must be \(240, 3\): items x concepts"):
         prove(known, reading(known, 1.0, 1), {"text": np.ones((3, 3)) / 3}, CONFIG, seed=0)
+
+
+RANDOM = Untrained(
+    kind="random_decoder", draws=3, accuracy=Interval(0.55, 0.5, 0.6), chance=0.5, difference=Interval(0.25, 0.2, 0.3), p=0.002
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "random", "word"),
+    [
+        ({}, {}, "real"),
+        ({}, {"difference": NO_BETTER, "p": 0.4, "accuracy": Interval(0.78, 0.7, 0.86)}, "readable without training"),
+        ({}, {"difference": NO_BETTER, "p": 0.4, "accuracy": CHANCE}, "too few clips"),  # nothing is shown of the networks either
+        ({}, {"p": 0.06}, "too few clips"),
+        ({"difference": WORSE}, {"difference": NO_BETTER, "p": 0.4, "accuracy": Interval(0.78, 0.7, 0.86)}, "explained by text"),
+        ({"auroc": CHANCE}, {"accuracy": Interval(0.78, 0.7, 0.86)}, "not readable"),
+        ({"rarest": 3}, {}, "too few clips"),
+    ],
+)
+def test_a_reading_must_beat_networks_that_learned_nothing(change, random, word):
+    """Both differences must be shown, and the p that counts is the larger one."""
+    proof = replace(PROOF, **change, untrained=replace(RANDOM, **random))
+    found = judge({"vision": proof}, CONFIG)["vision"]
+    assert found.word == word and found.p == max(proof.p, proof.untrained.p)
+    if word in ("real", "readable without training"):
+        assert (
+            "networks with random weights (random_decoder, 3 draws)" in found.why and f"{proof.untrained.accuracy.value:.3f}" in found.why
+        )
+
+
+def test_no_verdict_on_a_model_that_does_not_act():
+    """Whatever is read: there is no action to compare with, and the sentence names what failed and what may help."""
+    whole = Interval(1.0, 1.0, 1.0)
+    acting = Acting(option_mass=whole, parse_rate=whole, standard_accuracy=whole, least_standard=0.4, faults=("its options hold 0.3 %",))
+    found = judge({"vision": PROOF, "audio": PROOF}, CONFIG, acting={"vision": acting, "audio": replace(acting, faults=())})
+    assert (
+        found["vision"].word == "not judgeable"
+        and "its options hold 0.3 %" in found["vision"].why
+        and "model.template" in found["vision"].why
+    )
+    assert found["audio"].word == "real"
+
+
+def with_accuracy(labels: Labels, share: float, rng: np.random.Generator) -> np.ndarray:
+    """A reading (N, C) that is right on about ``share`` of the items."""
+    wrong = (labels.concept + 1 + rng.integers(2, size=len(labels.concept))) % 3
+    return np.eye(3)[np.where(rng.random(len(labels.concept)) < share, labels.concept, wrong)]
+
+
+def one_modality(clips: int) -> Labels:
+    """Four items a clip: standard, false_vision, standard, false_vision."""
+    concept = np.tile([0, 1, 0, 1], clips)
+    n = len(concept)
+    return Labels(
+        clip=np.repeat(np.arange(clips), 4).astype(str), modality=np.full(n, "vision"), concept=concept, gold=np.zeros(n, dtype=int),
+        option_concept=np.tile([0, 1, 2], (n, 1)), concepts=CONCEPTS, alarm=ALARM,
+    )  # fmt: skip
+
+
+def test_the_spread_between_random_networks_counts():
+    """A reading at .80 beats three draws at .60 each; not draws at .45, .60 and .75, of which one more might well reach .80."""
+    labels, rng = one_modality(400), np.random.default_rng(0)
+    reading, text = with_accuracy(labels, 0.8, rng), {"text": with_accuracy(labels, 0.5, rng)}
+    narrow, wide = ({"random_decoder": [with_accuracy(labels, a, rng) for a in of]} for of in ((0.6, 0.6, 0.6), (0.45, 0.6, 0.75)))
+    found = {
+        name: prove(labels, reading, text, CONFIG, seed=0, untrained=of)["vision"] for name, of in (("narrow", narrow), ("wide", wide))
+    }
+    assert all(p.untrained.difference.value == pytest.approx(0.2, abs=0.03) for p in found.values())
+    assert found["narrow"].untrained.difference.lower > 0.1 and found["narrow"].untrained.p < 0.02
+    assert found["wide"].untrained.difference.lower < 0 and found["wide"].untrained.p > 0.1
+    words = {name: judge({"vision": proof}, CONFIG)["vision"].word for name, proof in found.items()}
+    assert words == {"narrow": "real", "wide": "readable without training"}
+
+
+def test_one_more_random_network_seldom_beats_the_others():
+    """The reading is exchangeable with the draws: it is called real in at most 5 % of cases, up to the chance of 300 of them."""
+    labels, rng, real = one_modality(60), np.random.default_rng(1), 0
+    config = GapConfig(replicates=200)
+    for _ in range(300):
+        levels = rng.normal(0.7, 0.08, size=4).clip(0.4, 1)
+        draws = [with_accuracy(labels, a, rng) for a in levels]
+        proof = prove(labels, draws[0], {"text": with_accuracy(labels, 0.34, rng)}, config, seed=0, untrained={"random_decoder": draws[1:]})
+        real += judge(proof, config)["vision"].word == "real"
+    assert real <= 22  # 5 % of 300, and two standard errors
+
+
+def test_the_kind_of_network_that_is_read_best_counts():
+    """Which favours the networks."""
+    labels, rng = one_modality(100), np.random.default_rng(2)
+    kinds = {kind: [with_accuracy(labels, a, rng) for _ in range(2)] for kind, a in (("random_everything", 0.5), ("random_decoder", 0.7))}
+    proof = prove(labels, with_accuracy(labels, 0.9, rng), {"text": with_accuracy(labels, 0.5, rng)}, CONFIG, seed=0, untrained=kinds)[
+        "vision"
+    ]
+    assert proof.untrained.kind == "random_decoder" and proof.untrained.draws == 2 and proof.untrained.chance == 0.5
+    with pytest.raises(ValueError, match="random_decoder, draw 1"):
+        prove(labels, with_accuracy(labels, 0.9, rng), {"text": kinds["random_decoder"][0]}, CONFIG, seed=0,
+              untrained={"random_decoder": [kinds["random_decoder"][0], np.ones((3, 3))]})  # fmt: skip

@@ -10,7 +10,7 @@ PROTOCOLS = ("imavb",)
 
 @dataclass(kw_only=True)
 class ControlsConfig:
-    """What ``gapclose measure`` tries beside the probe. ``gapclose close`` keeps to the majority class and the text alone."""
+    """What ``gapclose measure`` tries beside the probe. ``gapclose close`` keeps to the majority class, the text and random weights."""
 
     labels: bool = True
     """shuffled labels, and a random label per clip; costs 3 x ``draws`` fits of the probe (the ungrouped one once per fold)"""
@@ -20,6 +20,12 @@ class ControlsConfig:
     """online codelength of the concepts given the residuals, and of shuffled ones; costs about ten fits of the probe, and as many a draw"""
     blank: bool = True
     """read with media blanked; costs a forward of all fit and test items for every kind of media, and one more for all kinds together"""
+    random_weights: bool = True
+    """read networks of the same shape with random weights, by the same search, and demand that the model's reading beats theirs; `gapclose close`
+    does so too, with random weights in the decoder alone. Costs ``random_draws`` networks of each kind, each of which reads the checkpoint once and
+    observes all fit, val and test items"""
+    random_draws: int = 3
+    """networks of each kind: random weights in the decoder alone, and everywhere; their spread counts, so there are at least 2"""
     layers: bool = True
     """probe every layer, logit lens, embedding layer; costs a forward of all fit and test items, and their residuals of all layers on disk"""
     interchange: bool = True
@@ -40,6 +46,10 @@ class ControlsConfig:
     """directory of a sentence encoder for transformers (read by AutoModel, token states averaged), a stronger text control; null: none"""
 
     def __post_init__(self) -> None:
+        if self.random_draws < 2:
+            raise ValueError(
+                f"controls.random_draws is {self.random_draws}; it must be at least 2 (controls.random_weights: false for none)"
+            )
         if self.draws < 1:
             raise ValueError(f"controls.draws is {self.draws}; it must be at least 1")
         if self.protocol not in (None, *PROTOCOLS):

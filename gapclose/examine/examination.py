@@ -1,7 +1,8 @@
 """Examine a measurement: every control beside the reading, layer by layer where it gets lost, and all of it in ``measurement.json``.
 
 What this costs in forwards, over those of the plain measurement: one of fit and test for all layers, one of fit and test for every set
-of blanked media (three where items have pictures and sounds), one of every test item with a twin. All are stored and go on after an
+of blanked media (three where items have pictures and sounds), one of every test item with a twin, one of fit, val and test for every network with
+random weights. All are stored and go on after an
 interruption like any other observation. Methods without training also take the forward of val that closing the gap takes.
 
 Shapes: M fit items, N test items, D width, L decoder layers, C concepts.
@@ -19,17 +20,19 @@ from sklearn.model_selection import StratifiedKFold
 from gapclose.examine.blank import blank_controls, blank_sets, blank_stage
 from gapclose.examine.codelength import codelength
 from gapclose.examine.encoder import encode
-from gapclose.examine.features import action_features, feature_reading, majority, option_features
+from gapclose.examine.features import Chosen, action_features, feature_reading, majority, option_features
 from gapclose.examine.inside import interchanged, layers, nested, protocol
 from gapclose.examine.judge import Control, Judge
-from gapclose.examine.measurement import assemble, data_root
+from gapclose.examine.measurement import assemble, data_root, verdicts
+from gapclose.examine.random_weights import Readings, random_controls, random_readings
 from gapclose.examine.refits import clip_labels, concept_shares, refit_within, residualise, shuffled
 from gapclose.examine.untrained import untrained
 from gapclose.gap import Labels
-from gapclose.measure import scored
+from gapclose.measure import read_text, scored
 from gapclose.observations import Observations, read_observations
 from gapclose.progress import say, track
 from gapclose.significance import selectivity
+from gapclose.verdict import prove
 
 if TYPE_CHECKING:
     from gapclose.run import Run
@@ -40,15 +43,21 @@ RIVALS = ("majority", "text_only", "text_encoder", "options", "blank_all_refit")
 
 
 class Examination:
-    """The base model's fit and test items with what was observed of them, and the controls on them."""
+    """The base model's fit items and those of the split that is judged, with what was observed of them, and the controls on them."""
 
-    def __init__(self, run: Run) -> None:
-        """``run`` has fitted its probes, read the text, and measured its base model on test."""
-        self.run, self.config, self.probe = run, run.config, run.probe
-        self.fit, self.test = (run.items.select(split=split, purpose="gap") for split in ("fit", "test"))
-        self.known, self.labels = Labels.of(self.fit), Labels.of(self.test)
+    def __init__(self, run: Run, split: str, text: Chosen, random: Readings) -> None:
+        """``run`` has fitted its probes and measured its base model on ``split``.
+
+        Args:
+            text: what the text alone tells of the judged items. random: what networks with random weights are read to tell of them.
+        """
+        self.run, self.config, self.probe, self.split = run, run.config, run.probe, split
+        self.fit, self.judged = (run.items.select(split=name, purpose="gap") for name in ("fit", split))
+        self.known, self.labels, self.text = Labels.of(self.fit), Labels.of(self.judged), text
+        self.random = {kind: of[split] for kind, of in random.items()}
+        self.random_controls = random_controls(random, split)
         self.seen_fit = self.stored("base-fit", self.fit, self.probe.layers)
-        self.seen = self.stored("base-test", self.test, self.probe.layers)
+        self.seen = self.stored(f"base-{split}", self.judged, self.probe.layers)
         self.z_fit, self.z = (self.probe.see(seen.residuals).double().numpy() for seen in (self.seen_fit, self.seen))
         self.reading = self.probe.read(self.probe.see(self.seen.residuals))  # (N, C)
         self.action = scored(self.labels, self.seen)
@@ -75,20 +84,20 @@ class Examination:
                 name="majority",
                 label="majority class",
                 question="is it more than the most frequent answer?",
-                readings=[majority(known.concept, len(self.test), len(known.concepts))],
+                readings=[majority(known.concept, len(self.judged), len(known.concepts))],
                 at_chance=True,
             ),
             Control(
                 name="text_only",
-                label=f"text only (TF-IDF of {self.run.text.maker}, the better of words and characters)",
+                label=f"text only (TF-IDF of {self.text.maker}, the better of words and characters)",
                 question="could the wording alone give it away?",
-                readings=[self.run.text.reading],
+                readings=[self.text.reading],
                 at_chance=True,
             ),
         ]
         if self.config.controls.text_encoder:
             read = partial(encode, self.config.controls.text_encoder, batch_size=self.config.observe.batch_size)
-            fit, items = (read([i.text for i in part]) for part in (self.fit, self.test))
+            fit, items = (read([i.text for i in part]) for part in (self.fit, self.judged))
             found.append(
                 Control(
                     name="text_encoder",
@@ -99,8 +108,8 @@ class Examination:
                 )
             )
         places = max(len(i.options) for i in self.fit)
-        count = {t: len(self.run.loaded.option_tokens(t)) for part in (self.fit, self.test) for i in part for t in texts_of(i)}
-        fit, items = (option_features(part.items, part.concepts, places, count.__getitem__) for part in (self.fit, self.test))
+        count = {t: len(self.run.loaded.option_tokens(t)) for part in (self.fit, self.judged) for i in part for t in texts_of(i)}
+        fit, items = (option_features(part.items, part.concepts, places, count.__getitem__) for part in (self.fit, self.judged))
         found.append(
             Control(
                 name="options",
@@ -134,7 +143,7 @@ class Examination:
         mixed = [shuffled(known.concept, known.modality, rng) for _ in range(draws)]
         shares, rng = concept_shares(known.concept, known.modality, len(known.concepts)), self.rng(1)
         # one draw for both splits, by what a clip shows and plays: one that leaked from fit to test would have one label in both
-        media, modality = (np.concatenate(p) for p in ((self.fit.media_keys(), self.test.media_keys()), self.within))
+        media, modality = (np.concatenate(p) for p in ((self.fit.media_keys(), self.judged.media_keys()), self.within))
         both = [clip_labels(media, modality, shares, rng) for _ in range(draws)]
         drawn, truth = [y[: len(known.clip)] for y in both], [y[len(known.clip) :] for y in both]
         aimless, across = ([refit_within(self.probe, self.z_fit, y, known.modality, *groups) for y in ys] for ys in (mixed, drawn))
@@ -183,7 +192,7 @@ class Examination:
 
     def residualised(self) -> Control:
         """The probe on residuals without what predicts the wording."""
-        left = residualise(self.z_fit, [i.text for i in self.fit], self.z, self.run.text.maker)
+        left = residualise(self.z_fit, [i.text for i in self.fit], self.z, self.text.maker)
         reading = refit_within(self.probe, left.fit, self.known.concept, self.known.modality, left.items, self.labels.modality)
         return Control(
             name="residualised",
@@ -194,11 +203,11 @@ class Examination:
 
     def blanked(self) -> list[Control]:
         """The probe on prompts without media."""
-        found, sets = [], blank_sets([*self.fit, *self.test])
+        found, sets = [], blank_sets([*self.fit, *self.judged])
         for kinds in sets:
             fit, test = (
                 self.probe.see(self.run.observe(blank_stage(kinds, part), items, layers=self.probe.layers, blank=kinds).residuals)
-                for part, items in (("fit", self.fit), ("test", self.test))
+                for part, items in (("fit", self.fit), ("test", self.judged))
             )
             found += blank_controls(kinds, kinds == sets[-1], self.probe, fit, self.known.concept, test, self.within)
         return found
@@ -210,10 +219,10 @@ def texts_of(item: Any) -> list[str]:
 
 
 def examine(run: Run, *, thorough: bool) -> dict[str, Any]:
-    """What ``measurement.json`` holds: with everything that the configuration asks for, or with the controls that cost no forward."""
-    now, wanted = Examination(run), run.config.controls
+    """What ``measurement.json`` holds: with everything that the configuration asks for, or with the text and random weights alone."""
+    now, wanted = Examination(run, "test", run.text, random_readings(run, thorough=thorough)), run.config.controls
     controls = now.wording_controls()
-    entries = [now.judge.entry(c) for c in controls]
+    entries = [now.judge.entry(c) for c in [*controls, *now.random_controls]]
     rest: dict[str, Any] = {}
     more: list[Control] = []
     if thorough:
@@ -237,7 +246,7 @@ def examine(run: Run, *, thorough: bool) -> dict[str, Any]:
         rest["protocol"] = protocol(now, entries) if wanted.protocol else None
         rest["baselines"] = untrained(now) if wanted.baselines else None
     return assemble(
-        now.test,
+        now.judged,
         now.judge,
         now.action,
         now.reading,
@@ -249,5 +258,25 @@ def examine(run: Run, *, thorough: bool) -> dict[str, Any]:
         controls=entries,
         thorough=thorough,
         rivals={c.name: c.readings[0] for c in [*controls, *more] if c.name in RIVALS},
+        untrained=now.random,
+        acting=run.measured["test"].acting,
         **rest,
     )
+
+
+def gate(run: Run) -> dict[str, Any]:
+    """What ``gate.json`` holds: verdicts on val, which decide whether to train, so that test is left for the claim.
+
+    The controls are those that need no media: the text, order and lengths of the options, the majority class, and random weights.
+    """
+    fit, val = (run.items.select(split=split, purpose="gap") for split in ("fit", "val"))
+    text = read_text(fit, val, folds=run.config.probe.folds, seed=run.config.seed)
+    now = Examination(run, "val", text, random_readings(run, thorough=False))
+    rivals = {c.name: c.readings[0] for c in now.wording_controls()}
+    proofs = prove(now.labels, now.reading, rivals, run.config.gap, seed=run.config.seed, untrained=now.random)
+    return {
+        "split": "val",
+        "n_clips": now.judge.clips["all"].n,
+        "n_items": len(val),
+        "verdicts": verdicts(proofs, run.config.gap, run.measured["val"].acting),
+    }

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 def _observe_layers(of: Examination, part: str) -> list[int]:
     """Store the residuals of all layers; returns these, the embedding first."""
     layers = list(range(len(of.run.loaded.layers) + 1))
-    of.run.observe(f"layers-{part}", of.fit if part == "fit" else of.test, layers=layers)
+    of.run.observe(f"layers-{part}", of.fit if part == "fit" else of.judged, layers=layers)
     return layers
 
 
 def _layer_residual(of: Examination, part: str, layer: int) -> torch.Tensor:
-    items = of.fit if part == "fit" else of.test
+    items = of.fit if part == "fit" else of.judged
     return of.stored(f"layers-{part}", items, [layer]).residuals[layer]
 
 
@@ -54,7 +54,7 @@ def layers(of: Examination) -> tuple[Control, list[dict[str, Any]]]:
     )
     last = _layer_residual(of, "test", layers[-1])
     try:
-        lens = make_lens(of.run.loaded, of.test.items, last, of.action.scores, of.config.observe.batch_size)
+        lens = make_lens(of.run.loaded, of.judged.items, last, of.action.scores, of.config.observe.batch_size)
     except ValueError as error:
         say(f"no logit lens: {error}")
         lens = None
@@ -68,16 +68,16 @@ def interchanged(of: Examination) -> dict[str, Any] | None:
     what it reads of the twin. After the highest layer the stream is then the twin's, as if that layer alone were patched; the lower
     ones decide what stands in the key-value cache of the layers between, which only options of several tokens look at.
     """
-    donor_of = twins(of.test.items)
-    place = {i.id: n for n, i in enumerate(of.test)}
+    donor_of = twins(of.judged.items)
+    place = {i.id: n for n, i in enumerate(of.judged)}
     if not donor_of:
         say("no interchange: no test item has a twin (tag `twin`: the id of an item of the same clip with another right concept)")
         return None
     if decoder(of.run.loaded.model).config.model_type in SEVERAL_STREAMS:
         say("no interchange: this decoder keeps several residual streams, of which a twin's residual is only one")
         return None
-    paired = np.array([i.id in donor_of for i in of.test])
-    items = replace(of.test, items=tuple(i for i in of.test if i.id in donor_of))
+    paired = np.array([i.id in donor_of for i in of.judged])
+    items = replace(of.judged, items=tuple(i for i in of.judged if i.id in donor_of))
     read = {layer: of.seen.residuals[layer] for layer in of.probe.layers}
     patch = {layer: {i: z[place[donor]] for i, donor in donor_of.items()} for layer, z in read.items()}
     seen = of.run.observe("interchange-test", items, patch=patch)
@@ -115,7 +115,7 @@ def protocol(of: Examination, entries: Sequence[Mapping[str, Any]]) -> dict[str,
     Which rule the paper took answers for options by is not published; here it is the run's (:class:`gapclose.answers.Matching`).
     """
     _, *layers = _observe_layers(of, "test")
-    texts, encoder = [i.text for i in of.test], of.config.controls.text_encoder
+    texts, encoder = [i.text for i in of.judged], of.config.controls.text_encoder
     assert of.seen.answers is not None
     match = of.config.prompts.matching(of.config.prompts.asked)
     return set_beside(
@@ -123,7 +123,7 @@ def protocol(of: Examination, entries: Sequence[Mapping[str, Any]]) -> dict[str,
         of.action,
         entries,
         texts=texts,
-        said=match(of.seen.answers, of.test.items),
+        said=match(of.seen.answers, of.judged.items),
         residual_of=lambda layer: _layer_residual(of, "test", layer).float().numpy(),
         layers=track(layers, len(layers), "the paper's probe at every layer"),
         encoded=encode(encoder, texts, of.config.observe.batch_size) if encoder else None,

@@ -18,11 +18,12 @@ from gapclose.examine.judge import Judge
 from gapclose.examine.localise import margins
 from gapclose.gap import Action, GapConfig, Labels, evidence_for
 from gapclose.items import ItemSet
+from gapclose.judgeable import Acting
 from gapclose.probes import FrozenProbe
 from gapclose.resample import Interval
 from gapclose.significance import brier_score, calibration_bins, expected_calibration_error, paired_error
 from gapclose.significance import minimum_detectable as detectable_difference
-from gapclose.verdict import Proof, prove
+from gapclose.verdict import Proof, Untrained, prove
 from gapclose.verdict import judge as judge_proofs
 
 POINTS = 200  # of a ROC curve
@@ -43,6 +44,8 @@ def assemble(
     thorough: bool,
     controls: Sequence[Mapping[str, Any]],
     rivals: Mapping[str, np.ndarray],
+    untrained: Mapping[str, Sequence[np.ndarray]] | None = None,
+    acting: Mapping[str, Acting] | None = None,
     codelength: Mapping[str, float] | None = None,
     layers: Sequence[Mapping[str, Any]] = (),
     nested: Mapping[str, Any] | None = None,
@@ -56,9 +59,10 @@ def assemble(
         items: the N gap items of test. judge: of the probe's ``reading`` (N, C) of them.
         data_root: what the media paths of the items are relative to.
         controls: entries by :meth:`gapclose.examine.judge.Judge.entry`. rivals: readings (N, C) that a verdict compares with.
+        untrained: kind of network with random weights -> draws (N, C). acting: scope -> whether the model answers such questions.
     """
     labels = judge.labels
-    proofs = prove(labels, reading, rivals, config, seed=seed)
+    proofs = prove(labels, reading, rivals, config, seed=seed, untrained=untrained)
     return {
         "version": 1,
         "thorough": thorough,
@@ -80,7 +84,8 @@ def assemble(
         "roc": curves(judge, action, reading),
         "confusion": confusion(labels, action, reading),
         "calibration": calibration(labels, reading),
-        "verdicts": verdicts(proofs, config),
+        "verdicts": verdicts(proofs, config, acting),
+        "acting": {scope: of.as_dict() for scope, of in (acting or {}).items()},
         "controls": list(controls),
         "codelength": codelength,
         "layers": list(layers),
@@ -198,7 +203,7 @@ def known_but_unsaid(items: ItemSet, labels: Labels, action: Action, reading: np
     return rows
 
 
-def verdicts(proofs: Mapping[str, Proof], config: GapConfig) -> dict[str, dict[str, Any]]:
+def verdicts(proofs: Mapping[str, Proof], config: GapConfig, acting: Mapping[str, Acting] | None = None) -> dict[str, dict[str, Any]]:
     """Word and sentence for every modality, and the figures that they rest on."""
     return {
         name: {
@@ -209,9 +214,17 @@ def verdicts(proofs: Mapping[str, Proof], config: GapConfig) -> dict[str, dict[s
             "p": _finite(verdict.proof.p),
             "p_holm": _finite(verdict.p),
             "mcnemar": _finite(verdict.proof.mcnemar),
+            "random_weights": _random(verdict.proof.untrained),
         }
-        for name, verdict in judge_proofs(proofs, config).items()
+        for name, verdict in judge_proofs(proofs, config, acting=acting).items()
     }
+
+
+def _random(found: Untrained | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    figures = {"balanced": found.accuracy.as_dict(), "chance": found.chance, "difference": found.difference.as_dict()}
+    return {"kind": found.kind, "draws": found.draws, **figures, "p": _finite(found.p)}
 
 
 def _finite(value: float) -> float | None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def untrained(of: Examination) -> dict[str, Any] | None:
     """The entry ``baselines`` of ``measurement.json``, or None, with a line that says so, where no concept is an alarm."""
-    known, text, folds = of.known, of.run.text, of.folds
+    known, text, folds = of.known, of.text, of.folds
     if not known.alarm:
         say("no inference-time baselines: the item set has no alarm concepts, so there are no rejections to move")
         return None

@@ -135,6 +135,8 @@ def model_card(
             ("rejection rate", "rejection"),
             ("false alarms", "false_alarm"),
             ("action, AUROC", "auroc"),
+            ("probability of the options", "option_mass"),
+            ("generated answers that match an option", "parse_lenient"),
             ("retention", "retention"),
         )
     )

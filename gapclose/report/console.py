@@ -25,7 +25,9 @@ TEST_ROWS = {
     "action, AUROC": "auroc",
     "action, d'": "dprime",
     "action, criterion": "criterion",
+    "probability of the options": "option_mass",
     "answers that parse (strict)": "parse_strict",
+    "answers that parse (lenient)": "parse_lenient",
     "retention": "retention",
 }
 """label -> key of a side of :func:`summarise`, in the order in which tables show them"""
@@ -191,6 +193,9 @@ def budget_name(point: dict[str, Any]) -> str:
 def claims(summary: dict[str, Any]) -> list[str]:
     """What may be claimed of every modality, a word and its reason each, and where training went on in spite of it."""
     lines = [f"{of['word']} - {of['sentence']}" for of in summary["verdicts"].values()]
+    if gate := summary["gate"]:
+        words = ", ".join(f"{name} {of['word']}" for name, of in gate["verdicts"].items())
+        lines.append(f"whether to train was decided on val ({gate['n_clips']} clips): {words}")
     if summary["forced"]:
         lines.append(f"forced: trained on the reading of {' and '.join(summary['forced'])} although it was not shown to be real")
     lines += [f"stopped by the guard {name}: {reason}" for name, reason in summary["stopped"].items()]
@@ -216,5 +221,26 @@ def verdict(summary: dict[str, Any]) -> list[str]:
         )
         if summary["transfer"] and summary["transfer"]["closure"]:
             lines.append(f"closure on the held-out question type: {show(summary['transfer']['closure'])}")
-    lines.append(f"state: {summary['state']} ({STATES[summary['state']]})")
-    return lines
+    return [*lines, state_line(summary)]
+
+
+ABOUT_READING = {
+    "real": "the reading is real",
+    "readable without training": "the reading needs no training",
+    "explained by text": "the text explains the reading",
+    "not readable": "nothing is read",
+    "too few clips": "too few clips to judge the reading",
+    "not judgeable": "the model does not answer such questions",
+}
+"""word of a verdict -> what it says about a modality"""
+
+
+def state_line(summary: dict[str, Any]) -> str:
+    """The state of the run, and for every modality what its verdict is about: the reading, and where that is real, the base model's gap."""
+    parts = [f"state: {summary['state']} ({STATES[summary['state']]})"]
+    for name, of in summary["verdicts"].items():
+        gap = summary["modality"][name]["gap"]["balanced"]["base"]
+        shown = gap["lower"] is not None and gap["lower"] > 0
+        of_gap = f", and the base model's gap of {show(gap)} is {'shown' if shown else 'not shown'}" if of["word"] == "real" else ""
+        parts.append(f"{name}: {ABOUT_READING[of['word']]}{of_gap}")
+    return "; ".join(parts)

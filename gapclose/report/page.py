@@ -32,6 +32,7 @@ from gapclose.report.summary import (
 )
 from gapclose.settings import read_settings
 from gapclose.states import STATES
+from gapclose.verdict import VERDICTS
 
 MEASUREMENT_VERSION = 1
 THUMBNAILS = 4  # of one item
@@ -97,20 +98,27 @@ def read_measurement(directory: Path) -> dict[str, Any]:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """The verdict in one sentence."""
+    """The verdict in one sentence, or two where the model does not act."""
     reading, adapted = summary["reading"], summary["adapted"]
     sentence = (
         f"A linear probe reads the right concept at {layer_words(reading['layers'])} with a balanced accuracy of {_plain(reading['balanced'])}, "
         f"while the base model answers by it with {_plain(summary['base']['balanced'])}"
     )
     verdicts = summary["verdicts"]
-    doubted = [modality for modality, verdict in verdicts.items() if verdict["word"] != "real"]
+    of = {word: [modality for modality, verdict in verdicts.items() if verdict["word"] == word] for word in VERDICTS}
+    if silent := of["not judgeable"]:
+        sentence = f"The base model does not answer {_which(silent, verdicts, 'such questions')}, so no gap is claimed there. {sentence}"
+    doubted = [modality for modality, verdict in verdicts.items() if verdict["word"] not in ("real", "not judgeable")]
     if doubted:
         sentence += f"; {'' if len(doubted) == len(verdicts) else 'in ' + ' and '.join(doubted) + ' '}the gap is not shown to be real"
     if adapted:
         return f"{sentence}; after training it answers with {_plain(adapted['balanced'])}: {STATES[summary['state']]}."
     lower = summary["gap"]["balanced"]["base"]["lower"]
     return sentence + ("." if lower is None or lower > 0 else "; the interval of the gap reaches zero.")
+
+
+def _which(modalities: Sequence[str], verdicts: Mapping[str, Any], everything: str) -> str:
+    return everything if len(modalities) == len(verdicts) else f"questions about {' and '.join(modalities)}"
 
 
 def _plain(interval: Mapping[str, Any]) -> str:

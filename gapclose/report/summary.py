@@ -51,6 +51,8 @@ def summarise(directory: Path) -> dict[str, Any]:
         "majority": {"balanced": controls["majority"]["all"]},
         "reading_minus_text": controls["reading_minus_text"],
         "verdicts": read_verdicts(directory),
+        "gate": read_gate(directory),
+        "acting": base.get("acting"),
         "forced": (adapted or {}).get("forced", []),
         "stopped": (adapted or {}).get("stopped", {}),
         "guards_off": (adapted or {}).get("guards_off"),
@@ -83,6 +85,12 @@ def read_verdicts(directory: Path) -> dict[str, dict[str, Any]]:
     """What may be claimed of every modality: word, sentence and figures from measurement.json, empty before it is written."""
     path = directory / "measurement.json"
     return read_json(path).get("verdicts") or {} if path.is_file() else {}
+
+
+def read_gate(directory: Path) -> dict[str, Any] | None:
+    """The verdicts on val by which a training was allowed, from gate.json; None where nothing was to be trained."""
+    path = directory / "gate.json"
+    return read_json(path) if path.is_file() else None
 
 
 def layers_of(facts: Mapping[str, Any] | None) -> list[int]:
@@ -126,6 +134,7 @@ def _side(record: dict[str, Any] | None) -> dict[str, Any] | None:
     kept = ("balanced", "option_balanced", "standard_accuracy", "rejection", "false_alarm", "auroc", "dprime", "criterion")
     return {
         **{k: record["action"][k] for k in kept},
+        "option_mass": record["action"].get("option_mass"),
         "generated_balanced": record["generated"]["balanced_lenient"],
         "parse_strict": record["generated"]["parse_strict"],
         "parse_lenient": record["generated"]["parse_lenient"],

@@ -25,10 +25,10 @@ from gapclose.wordings import PromptsConfig
 
 KEYS = (
     "version", "thorough", "seed", "n_clips", "n_items", "split", "concepts", "alarm", "modalities", "probe", "cells", "roc", "confusion",
-    "calibration", "verdicts", "controls", "codelength", "layers", "nested", "interchange", "baselines", "minimum_detectable", "known_but_unsaid",
+    "calibration", "verdicts", "acting", "controls", "codelength", "layers", "nested", "interchange", "baselines", "minimum_detectable", "known_but_unsaid",
     "data_root", "protocol",
 )  # fmt: skip
-VERDICT = {"word", "sentence", "control", "difference", "p", "p_holm", "mcnemar"}
+VERDICT = {"word", "sentence", "control", "difference", "p", "p_holm", "mcnemar", "random_weights"}
 SCOPES = {"all", "audio", "vision"}
 NAMES = [
     "majority", "text_only", "options", "action_confidence", "embedding", "residualised", "blank_image_frozen", "blank_image_refit",

@@ -1,0 +1,184 @@
+"""Control: what the same search reads from networks of the same shape that learned nothing.
+
+A probe on random features can read a conjunction of a word and a medium, so a reading that such networks give as well is no knowledge of the
+model's. Two kinds are drawn: ``random_decoder`` keeps the trained embeddings and towers, ``random_everything`` keeps nothing. Every
+draw goes through the run's own path: the same items, candidate layers, families and strengths, chosen on ``fit`` and read on the other splits.
+Source: Zhang and Bowman (2018), random encoders as a baseline for probes.
+
+Cost of a draw: the checkpoint is read once more, and ``fit``, ``val`` and ``test`` are observed once. One model is in memory at a time, and a draw's
+observations are deleted when its readings are stored.
+
+Shapes: N items of a split, C concepts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import transformers
+from safetensors import safe_open
+
+from gapclose import __version__
+from gapclose.examine.judge import Control
+from gapclose.files import write_tensors
+from gapclose.gap import Labels
+from gapclose.items import ItemSet
+from gapclose.models import load_model
+from gapclose.probe_search import choose_probe
+from gapclose.progress import say
+from gapclose.redraw import PARTS, draw_anew
+from gapclose.spread import main_alone
+
+if TYPE_CHECKING:
+    from gapclose.run import Run
+
+Readings = dict[str, dict[str, list[np.ndarray]]]
+"""kind of network -> split -> one reading (N, C) for every draw"""
+
+KINDS = {f"random_{part}": part for part in PARTS}
+LABELS = {
+    "random_decoder": "random weights in the decoder, trained embeddings and towers",
+    "random_everything": "random weights everywhere",
+}
+
+
+def random_readings(run: Run, *, thorough: bool) -> Readings:
+    """Read val and test from every drawn network, or read back what this run stored under the same fingerprint.
+
+    Empty where ``controls.random_weights`` is off, or the base is quantised: packed weights cannot be drawn.
+
+    Args:
+        thorough: draw both kinds; else ``random_decoder`` alone, which keeps more of the model and is the harder one to beat.
+    """
+    config = run.config
+    if not config.controls.random_weights:
+        return {}
+    if config.model.quantisation:
+        say(f"no control with random weights: the weights of a base in {config.model.quantisation} are packed, and cannot be drawn")
+        return {}
+    return {kind: _readings_of(run, kind) for kind in (KINDS if thorough else ("random_decoder",))}
+
+
+def _readings_of(run: Run, kind: str) -> dict[str, list[np.ndarray]]:
+    draws, splits = run.config.controls.random_draws, _splits(run)
+    path, key = run.directory / "probes" / f"{kind}.safetensors", _fingerprint(run, splits)
+    stored = main_alone(lambda: _stored(path, key))
+    if stored is not None:
+        return stored
+    count = sum(len(items) for items in splits.values())
+    say(f"control with random weights ({kind}): {draws} networks of the same shape, each observed on {count} items")
+    found: dict[str, list[np.ndarray]] = {split: [] for split in splits if split != "fit"}
+    for draw in range(draws):
+        with _drawn(run, KINDS[kind], draw) as name:
+            for split, reading in _read(run, name, splits).items():
+                found[split].append(reading)
+    run.on_main(lambda: _store(path, key, found))
+    return found
+
+
+def random_controls(readings: Readings, split: str) -> list[Control]:
+    """The controls of one split, as ``measurement.json`` lists them."""
+    return [
+        Control(
+            name=kind,
+            label=f"{LABELS[kind]} ({len(of[split])} draws)",
+            question="does a network that learned nothing give the same reading?",
+            readings=of[split],
+        )
+        for kind, of in readings.items()
+    ]
+
+
+def _splits(run: Run) -> dict[str, ItemSet]:
+    """The labelled gap items of fit, val and test; a split without any is left out."""
+    found = {}
+    for split in ("fit", "val", "test"):
+        items = run.items.select(split=split, purpose="gap")
+        items = replace(items, items=tuple(i for i in items if i.gold is not None))
+        if len(items):
+            found[split] = items
+    return found
+
+
+@contextmanager
+def _drawn(run: Run, part: str, draw: int) -> Iterator[str]:
+    """Inside, the run's model has fresh weights; the name of the draw is yielded. Afterwards the checkpoint is read again."""
+    name, before = f"random-{part}-{draw}", run.adapter
+    seed = int(np.random.SeedSequence([run.config.seed, PARTS.index(part), draw]).generate_state(1)[0])
+    run.loaded.model = None  # one model in memory at a time
+    try:
+        model = load_model(run.config.model).model
+        draw_anew(model, part, seed)
+        run.place(model)
+        run.adapter = f"{name}-of-seed-{run.config.seed}"  # what the weights are, beyond the checkpoint's
+        yield name
+    finally:
+        run.adapter, run.loaded.model = before, None
+        run.place(load_model(run.config.model).model)
+
+
+def _read(run: Run, name: str, splits: dict[str, ItemSet]) -> dict[str, np.ndarray]:
+    """split -> reading (N, C) of the probe that the run's own search chooses on ``fit`` in the network as it is now."""
+    fit = splits["fit"]
+    layers = run.config.probe.candidates(len(run.loaded.layers))
+    known = Labels.of(fit)
+    seen = run.observe(f"{name}-fit", fit, layers=layers, replace=True)
+    probe = choose_probe(
+        seen.residuals, known.concept, known.clip, fit.concepts, run.config.probe,
+        layers=layers, modality=known.modality, seed=run.config.seed, spread=True, label=f"choosing the probe of {name}",
+    ).probe  # fmt: skip
+    found = {}
+    for split, items in splits.items():
+        if split != "fit":
+            seen = run.observe(f"{name}-{split}", items, layers=probe.layers, replace=True)
+            found[split] = probe.read(probe.see(seen.residuals))
+    run.process.wait_for_everyone()
+    run.on_main(lambda: [shutil.rmtree(run.directory / "observations" / f"{name}-{split}") for split in splits])
+    return found
+
+
+def _fingerprint(run: Run, splits: dict[str, ItemSet]) -> str:
+    """What the readings depend on."""
+    facts = {
+        "items": run.items.fingerprint(),
+        "splits": {split: len(items) for split, items in splits.items()},
+        "model": run.loaded.fingerprint,
+        **run.loaded.apart,
+        "dtype": str(next(run.loaded.model.parameters()).dtype),
+        "device": run.loaded.device.type,
+        "probe": dataclasses.asdict(run.config.probe),
+        "batch_size": run.config.observe.batch_size,
+        "draws": run.config.controls.random_draws,
+        "seed": run.config.seed,
+        "versions": [__version__, torch.__version__, transformers.__version__],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _store(path: Path, key: str, found: dict[str, list[np.ndarray]]) -> None:
+    tensors = {f"{split}/{draw}": torch.tensor(reading) for split, readings in found.items() for draw, reading in enumerate(readings)}
+    write_tensors(path, tensors, {"fingerprint": key})
+
+
+def _stored(path: Path, key: str) -> dict[str, list[np.ndarray]] | None:
+    """What is stored under this fingerprint, or None."""
+    if not path.is_file():
+        return None
+    found: dict[str, dict[int, np.ndarray]] = {}
+    with safe_open(path, framework="np") as file:
+        if file.metadata().get("fingerprint") != key:
+            return None
+        for name in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
+            split, draw = name.split("/")
+            found.setdefault(split, {})[int(draw)] = file.get_tensor(name)
+    return {split: [of[draw] for draw in sorted(of)] for split, of in found.items()}

@@ -1,0 +1,58 @@
+"""Does a model answer such questions: every threshold at its edge, and what guessing would reach."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gapclose.gap import GapConfig, Labels
+from gapclose.judgeable import acting, least_standard, option_mass
+
+CONFIG = GapConfig(replicates=100)
+LABELS = Labels(
+    clip=np.array(["a", "a", "b", "b"]), modality=np.full(4, "vision"), concept=np.array([0, 1, 0, 1]), gold=np.array([0, 4, 1, 4]),
+    option_concept=np.array([[0, 0, 0, 0, 1, 2]] * 4), concepts=("standard", "false_vision", "false_audio"),
+    alarm=("false_vision", "false_audio"),
+)  # fmt: skip
+
+
+def figures(mass: float = 0.9, parses: float = 1.0, standard: float = 0.8) -> dict[str, np.ndarray]:
+    given = {"action.option_mass": mass, "generated.parse_lenient": parses, "action.standard_accuracy": standard}
+    return {name: np.full(101, value) for name, value in given.items()}
+
+
+@pytest.mark.parametrize(
+    ("given", "failed"),
+    [
+        ({}, []),
+        ({"mass": 0.1, "parses": 0.5, "standard": 0.4 + 1e-12}, []),
+        ({"mass": 0.099}, ["gap.least_option_mass"]),
+        ({"parses": 0.49}, ["gap.least_parse_rate"]),
+        ({"standard": 0.399}, ["gap.least_standard_skill"]),
+        ({"mass": 0.003, "parses": 0.0, "standard": 0.2}, ["gap.least_option_mass", "gap.least_parse_rate", "gap.least_standard_skill"]),
+    ],
+)
+def test_every_threshold_at_its_edge(given, failed):
+    """Four options that do not object: guessing gives .25, and a fifth of the way to certainty is .40."""
+    found = acting(figures(**given), LABELS, CONFIG)
+    assert found.least_standard == pytest.approx(0.4)
+    assert len(found.faults) == len(failed) and all(key in fault for key, fault in zip(failed, found.faults, strict=True))
+    assert json.loads(json.dumps(found.as_dict()))["faults"] == list(found.faults)
+
+
+def test_where_standard_accuracy_tells_nothing():
+    """With one option that does not object, always saying it is right; without alarms there is no standard side."""
+    binary = replace(LABELS, option_concept=np.array([[0, 1]] * 4), gold=np.array([0, 1, 0, 1]))
+    assert least_standard(binary, 0.2) is None and acting(figures(standard=0.0), binary, CONFIG).faults == ()
+    assert least_standard(replace(LABELS, alarm=()), 0.2) is None
+    assert least_standard(LABELS, 0.0) == pytest.approx(0.25) and least_standard(LABELS, 1.0) == pytest.approx(1.0)
+
+
+def test_the_probability_that_the_options_hold():
+    """What an item does not have counts for nothing, and sums that pass one by rounding are one."""
+    scores = np.log(np.array([[0.5, 0.3, 0.1], [0.2, 0.2, 0.2], [0.5, 0.3, 0.2 + 1e-9]]))
+    scores[1, 2] = -np.inf
+    assert option_mass(scores) == pytest.approx([0.9, 0.4, 1.0]) and option_mass(scores).max() <= 1
