@@ -33,6 +33,7 @@ from gapclose.models import LoadedModel, ModelConfig, load_model
 from gapclose.observations import Observations
 from gapclose.observe import ObserveConfig, Wanted, forward_batches, plan_batches
 from gapclose.prompts import check_kinds, media_signature
+from gapclose.redraw import PARTS, draw_anew
 from gapclose.structure import decoder_layers, unwrap
 from gapclose.train_config import TrainConfig
 from gapclose.trainer import make_trainer
@@ -231,6 +232,28 @@ def test_the_decoder_alone_is_adapted(case):
     assert trained and all("lora_" in n for n in trained)
     experts = [m.get_base_layer() for m in adapted.values() if isinstance(m, ParamWrapper)]
     assert len(experts) == case.row.experts and len(adapted) - len(experts) == case.row.linears
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_random_weights_keep_nothing_that_was_learned(case, part):
+    """Every parameter of the part is drawn anew, by the class's own initialisation; the others stay to the bit; the network still runs."""
+    loaded = load_model(case.config)
+    base = unwrap(loaded.model)
+    with torch.no_grad():
+        for p in base.parameters():  # as if trained: a bias is not zero any more, nor a norm one
+            p.add_(0.01 * torch.randn_like(p))
+    before = {n: p.detach().clone() for n, p in base.named_parameters()}
+    draw_anew(loaded.model, part, 0)
+    inside = {id(p) for p in decoder_layers(base).parameters()}
+    learned = {n for n, p in base.named_parameters() if torch.equal(p, before[n])}
+    norms = {n for n in before if "norm" in n.split(".")[-2] and "layers" not in n}
+    if part == "everything":
+        assert learned == set()
+    else:
+        assert not learned & {n for n, p in base.named_parameters() if id(p) in inside}
+        assert {n for n, p in base.named_parameters() if id(p) not in inside} - learned <= norms
+    seen = case.observe(loaded, [list(case.items.items[:1])], layers=[len(loaded.layers)])
+    assert all(torch.isfinite(z).all() for z in seen.residuals.values())
 
 
 def assert_same_base(trained: LoadedModel, fresh: LoadedModel) -> None:

@@ -1,0 +1,73 @@
+"""The control with random weights: what it reads, and that the model is the checkpoint's again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from gapclose.cli import main
+from gapclose.config import parse_config
+from gapclose.examine import random_weights
+from gapclose.run import Run
+
+ON = ["--controls.random_weights", "true", "--controls.random_draws", "2"]
+PLAIN = [
+    "--controls.layers=false", "--controls.blank=false", "--controls.nested=false", "--controls.codelength=false", "--controls.labels=false",
+    "--controls.interchange=false", "--controls.baselines=false", "--controls.residualise=false", "--controls.protocol=null",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_config, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("random") / "run"
+    assert main(["measure", "--config", str(tiny_config), "--run_dir", str(directory), *ON, *PLAIN]) == 0
+    return directory
+
+
+def test_both_kinds_stand_beside_the_reading(measured):
+    """With intervals in every scope, the number of draws, and the kind that the verdict was compared with."""
+    found = json.loads((measured / "measurement.json").read_text())
+    by_name = {c["name"]: c for c in found["controls"]}
+    for kind in ("random_decoder", "random_everything"):
+        assert set(by_name[kind]["balanced"]) == {"all", "audio", "vision"} and "(2 draws)" in by_name[kind]["label"]
+    for modality, verdict in found["verdicts"].items():
+        of = verdict["random_weights"]
+        values = {kind: by_name[kind]["balanced"][modality]["value"] for kind in ("random_decoder", "random_everything")}
+        assert of["draws"] == 2 and of["chance"] == 0.5 and 0 < of["p"] <= 1
+        assert values[of["kind"]] == max(values.values()) == pytest.approx(of["balanced"]["value"])
+
+
+def test_draws_differ_and_are_kept(measured, tiny_config, monkeypatch, capsys):
+    """Each has readings of its own; their observations are gone, and the same command draws nothing again."""
+    for kind in ("random_decoder", "random_everything"):
+        with safe_open(measured / "probes" / f"{kind}.safetensors", framework="np") as file:
+            readings = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        assert set(readings) == {"test/0", "test/1", "val/0", "val/1"}
+        assert all(np.allclose(r.sum(1), 1) for r in readings.values()) and not np.array_equal(readings["test/0"], readings["test/1"])
+    assert not list((measured / "observations").glob("random-*"))
+    before = (measured / "measurement.json").read_bytes()
+    monkeypatch.setattr(random_weights, "draw_anew", lambda *a, **k: pytest.fail("drawn again"))
+    assert main(["measure", "--config", str(tiny_config), "--run_dir", str(measured), *ON, *PLAIN]) == 0
+    assert (measured / "measurement.json").read_bytes() == before
+    monkeypatch.setattr(random_weights, "draw_anew", lambda *a, **k: (_ for _ in ()).throw(ValueError("drawn anew")))
+    assert main(["measure", "--config", str(tiny_config), "--run_dir", str(measured), *ON[:3], "3", *PLAIN]) == 2
+    assert "drawn anew" in capsys.readouterr().err  # another number of draws is another control
+
+
+def test_afterwards_the_model_is_the_checkpoint_s(tiny_config, tmp_path):
+    """To the bit, also where drawing failed; and what is observed of it is not taken for a random network's."""
+    run = Run(parse_config(["--config", str(tiny_config), "--run_dir", str(tmp_path), *ON]), closing=False)
+    trained = {name: p.clone() for name, p in run.loaded.model.named_parameters()}
+    with random_weights._drawn(run, "decoder", 0) as name:
+        drawn = dict(run.loaded.model.named_parameters())
+        assert name == "random-decoder-0" and run.adapter.startswith(name)
+        assert any(not torch.equal(p, trained[n]) for n, p in drawn.items())
+    assert run.adapter == "" and all(torch.equal(p, trained[n]) for n, p in run.loaded.model.named_parameters())
+    with pytest.raises(RuntimeError, match="halfway"), random_weights._drawn(run, "everything", 1):
+        raise RuntimeError("halfway")
+    assert run.adapter == "" and all(torch.equal(p, trained[n]) for n, p in run.loaded.model.named_parameters())
