@@ -46,7 +46,7 @@ def _seed(seed: int, number: int) -> int:
 
 
 class Training:
-    """The second half of a run: its base model is measured and examined."""
+    """The second half of a run: its base model is measured and examined, and the gate is written."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.forced, self.begun, self.frozen = run, dict[str, str](), 1, 0
