@@ -25,6 +25,9 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+# Voxtral's tokenizer, without its bound on numpy (below 2.4), which would replace the numpy of everything else; the tests run on this one
+	$(BIN)/python -m pip install --quiet -c constraints.txt tiktoken pycountry pydantic-extra-types
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps mistral-common
 	touch $@
 
 demo: $(VENV)/ready
