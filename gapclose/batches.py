@@ -40,6 +40,16 @@ class Example:
     base_tokens: torch.Tensor | None = None
     """(K,) their vocabulary ids"""
 
+    def __post_init__(self) -> None:
+        """Raises: ValueError for what would turn the loss into no number, or be left out of it in silence."""
+        count = len(self.item.options)
+        if self.term != "retain" and (len(self.weights) < count or np.any(self.weights[count:] != 0)):
+            raise ValueError(f"item {self.item.id}: a target of {len(self.weights)} weights for {count} options: {self.weights.tolist()}")
+        if not np.all(np.isfinite(self.weights) & (self.weights >= 0)):
+            raise ValueError(f"item {self.item.id}: the target {self.weights.tolist()} has a weight that is negative or not finite")
+        if self.base_logps is not None and bool((self.base_logps.isnan() | self.base_logps.isposinf()).any()):
+            raise ValueError(f"item {self.item.id}: a log-probability of the base model is not a number; observe it again in a wider dtype")
+
 
 class MixedSampler(Sampler[int]):
     """Indices whose every run of ``global_batch_size`` holds exactly ``counts`` items of each term.

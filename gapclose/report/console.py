@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,17 @@ from rich.console import Console
 from rich.table import Table
 
 from gapclose.files import read_json
-from gapclose.report.summary import layer_words, prompt_name, prompt_words, read_records, round_words, skipped_words, summarise
+from gapclose.report.summary import (
+    layer_words,
+    prompt_name,
+    prompt_words,
+    read_records,
+    round_words,
+    skipped_words,
+    summarise,
+    target_words,
+    unimproved_words,
+)
 from gapclose.states import STATES
 
 TEST_ROWS = {
@@ -194,9 +204,15 @@ def claims(summary: dict[str, Any]) -> list[str]:
     if summary["forced"]:
         lines.append(f"forced: trained on the reading of {' and '.join(summary['forced'])} although it was not shown to be real")
     lines += [f"stopped by the guard {name}: {reason}" for name, reason in summary["stopped"].items()]
+    lines += caveats(summary)
     lines += round_words(summary["rounds"])
     lines += prompt_words(summary["prompts"])
     return lines
+
+
+def caveats(summary: Mapping[str, Any]) -> list[str]:
+    """What there is to know of a trained run before its figures are used, in sentences."""
+    return [*unimproved_words(summary["unimproved"]), *target_words(summary["targets"])]
 
 
 def verdict(summary: dict[str, Any]) -> list[str]:
