@@ -272,10 +272,7 @@ class Training:
         return load_adapter(self.run.config.model, self.run.directory / "checkpoints" / f"epoch-{epoch}")
 
     def finish(self, base: Measured) -> dict[str, Any]:
-        """Measure the best epoch's adapter on test, once; export it with its evidence; close the tracker.
-
-        Where no epoch does better on val than the base model that is told, and nothing is exported unless ``export.unimproved`` is set.
-        """
+        """Measure the best epoch's adapter on test, once; export it with its evidence if it may be (``export.unimproved``); close the tracker."""
         epoch, without = self.best()["epoch"], self.epochs.unimproved(range(1, self.begun + 1))
         if record_of(self.run.directory, "adapted/test"):
             say("this run was finished before; its last measurement and its exports are written again")

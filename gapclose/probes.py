@@ -89,7 +89,7 @@ class FrozenProbe(nn.Module):
             z = (part.cpu().double() - mean) / scale
             rows.append(((z @ weight.T + bias) / temperature).log_softmax(-1))
         log = torch.cat(rows) if rows else flat.new_zeros((0, len(self.concepts)), dtype=torch.float64)
-        return log.reshape(*residual.shape[:-1], -1).numpy()
+        return log.reshape(*residual.shape[:-1], len(self.concepts)).numpy()
 
     def read(self, residual: torch.Tensor) -> np.ndarray:
         """The reading r(c|x) as a float64 array (N, C); what is below 1e-323 is 0."""

@@ -49,10 +49,10 @@ BLOCKED = 0.1
 def beyond(fall: Ends, budget: float) -> bool:
     """Whether a figure fell by more than ``budget``: as estimated, and beyond chance, the interval of the fall lying above zero.
 
-    One clip has no interval; there the estimate counts.
+    What one clip does has no interval, and shows nothing.
     """
     value, lower = fall["value"], fall["lower"]
-    return value is not None and value > budget and (lower is None or lower > 0)
+    return value is not None and value > budget and lower is not None and lower > 0
 
 
 def within(fall: Ends, budget: float) -> bool:

@@ -13,10 +13,10 @@ from gapclose import align, teacher
 from gapclose.cli import main
 from gapclose.config import parse_config
 from gapclose.observations import read_observations
+from gapclose.prior import shift_prior
 from gapclose.probe_search import ProbeConfig, choose_probe
 from gapclose.probes import FrozenProbe
 from gapclose.report.summary import read_records, round_words
-from gapclose.targets import shift_prior
 from gapclose.teacher import best_on_others
 
 

@@ -204,7 +204,6 @@ def claims(summary: dict[str, Any]) -> list[str]:
     if summary["forced"]:
         lines.append(f"forced: trained on the reading of {' and '.join(summary['forced'])} although it was not shown to be real")
     lines += [f"stopped by the guard {name}: {reason}" for name, reason in summary["stopped"].items()]
-    lines += caveats(summary)
     lines += round_words(summary["rounds"])
     lines += prompt_words(summary["prompts"])
     return lines
@@ -232,5 +231,6 @@ def verdict(summary: dict[str, Any]) -> list[str]:
         )
         if summary["transfer"] and summary["transfer"]["closure"]:
             lines.append(f"closure on the held-out question type: {show(summary['transfer']['closure'])}")
+    lines += caveats(summary)
     lines.append(f"state: {summary['state']} ({STATES[summary['state']]})")
     return lines

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from gapclose import __version__
 from gapclose.files import read_json, write_text
 from gapclose.report import figures
-from gapclose.report.console import ADAPTED_COLUMNS, GAPS, PROMPT_COLUMNS, TEST_ROWS, caveats, figure, turned, verdict
+from gapclose.report.console import ADAPTED_COLUMNS, GAPS, PROMPT_COLUMNS, TEST_ROWS, figure, turned, verdict
 from gapclose.report.embed import Embedder
 from gapclose.report.markup import render
 from gapclose.report.summary import (
@@ -62,7 +62,6 @@ def build_page(directory: Path) -> str:
         m=measured,
         headline=headline(summary),
         sentences=verdict(summary),
-        notes=caveats(summary),
         rounds=round_words(summary["rounds"]),
         prompt_tables=_prompt_tables(summary["prompts"]),
         prompt_words=prompt_words(summary["prompts"]),
