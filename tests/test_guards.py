@@ -13,6 +13,7 @@ from gapclose.epochs import best_epoch, unimproved
 from gapclose.gap import GapConfig
 from gapclose.guards import GuardsConfig, fired, objections
 from gapclose.measure import make_record
+from gapclose.prior import STANDING
 from gapclose.report.summary import read_records, summarise
 from gapclose.settings import read_settings
 from gapclose.states import Evidence, beyond, state_of
@@ -212,3 +213,23 @@ def test_a_guard_that_objects_at_the_end_has_stopped_nothing(tiny_config, tmp_pa
     command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--train.learning_rate", "0", "--train.warmup", "0"]
     assert main([*command, "--export.verify", "false"]) == 0
     assert summarise(tmp_path)["stopped"] == {} and "adapter" in read_records(tmp_path)[-2]["objections"]
+
+
+def test_a_run_that_does_not_beat_its_base_exports_nothing_unless_told_to(tiny_config, tmp_path, capsys):
+    """Log, record, report and summary say so; another start trains nothing again, and exports where the key asks for it."""
+    command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--train.learning_rate", "0", "--train.warmup", "0"]
+    command += ["--train.epochs", "1", "--export.verify", "false"]
+    for _ in range(2):
+        assert main([*command, "--export.unimproved", "false"]) == 0
+        told = capsys.readouterr().out
+        assert "warning: not better than the base model: on val no epoch is better" in told and "nothing is exported" in told
+    assert not (tmp_path / "adapter").exists() and "step 1/" not in told  # of the second start
+    summary, last = summarise(tmp_path), read_records(tmp_path)[-1]
+    assert last["stage"] == "adapted/test" and summary["unimproved"] == last["unimproved"] and summary["unimproved"]["epoch"] == 1
+    assert "not better than the base model" in (tmp_path / "report.html").read_text()
+    assert [of["round"] for of in summary["targets"]] == [1] and summary["targets"][0]["standing"] in STANDING
+    assert main(["export", *command[1:5], *command[5:], "--export.unimproved", "false"]) == 2
+    assert "--export.unimproved true exports it all the same" in capsys.readouterr().err
+    assert main([*command, "--export.unimproved", "true"]) == 0 and "step 1/" not in capsys.readouterr().out
+    evidence = json.loads((tmp_path / "adapter" / "evidence.json").read_text())
+    assert evidence["unimproved"]["why"] in (tmp_path / "adapter" / "README.md").read_text()
