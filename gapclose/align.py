@@ -26,7 +26,7 @@ from gapclose.objectives import BY_TRL, needs_reading
 from gapclose.progress import say
 from gapclose.prompted import measure_prompts
 from gapclose.report.page import write_page
-from gapclose.report.summary import read_records, record_of, round_words, summarise
+from gapclose.report.summary import read_records, record_of, round_words, summarise, target_words, unimproved_words
 from gapclose.spread import main_alone
 from gapclose.targets import Targets, build_targets
 from gapclose.teacher import Teacher, compared, first_teacher, next_teacher, search, sentinel_reading, train_items, val_items
@@ -51,6 +51,7 @@ class Training:
     def __init__(self, run: Run) -> None:
         self.run, self.forced, self.begun, self.frozen = run, dict[str, str](), 1, 0
         self.epochs = Epochs(run.directory, run.config)
+        self.made = list[dict[str, Any]]()  # of the targets of every round, for the record
         self.base_scores: np.ndarray
 
     def refuse_unproven(self) -> None:
@@ -101,7 +102,7 @@ class Training:
     def build_targets(self, number: int, teacher: Teacher) -> Targets:
         """Targets of the train items for a round, stored beside those of other rounds."""
         # always rebuilt: cheap, and a file from before a change of labels would be stale
-        train = train_items(self.run)
+        train, known = train_items(self.run), Labels.of(val_items(self.run))
         targets = build_targets(
             self.run.config.targets,
             ids=[i.id for i in train],
@@ -110,7 +111,8 @@ class Training:
             option_concept=option_concepts(train.items, train.concepts),
             modality=np.array([i.modality for i in train]),
             val_reading=teacher.val,
-            val_concept=Labels.of(val_items(self.run)).concept,
+            val_concept=known.concept,
+            val_clip=known.clip,
             alarm=np.isin(train.concepts, train.alarm),
             seed=self.run.config.seed,
         )
@@ -120,6 +122,9 @@ class Training:
         say(
             f"targets: {facts['kept']} of {facts['items']} train items, {facts['kept_by_concept']}, alarm prior x{facts['prior_factor']:.3g}"
         )
+        self.made.append({"round": number, **facts})
+        for line in target_words(self.made[-1:]):
+            say(f"  warning: {line}")
         return targets
 
     def train(self, base: Measured) -> None:
@@ -141,7 +146,7 @@ class Training:
         trainable = sum(p.numel() for p in self.run.loaded.model.parameters() if p.requires_grad)
         say(f"adapters: {trainable:,} parameters on decoder layers {layers[0]}..{layers[-1]}")
         self.train_round(1, base, targets, others)
-        rounds = list[dict[str, Any]]()
+        rounds, without = list[dict[str, Any]](), 0
         for number in range(2, config.targets.rounds + 1):
             assert teacher is not None
             if objecting := self.epochs.fired(number - 1):
@@ -150,10 +155,12 @@ class Training:
             self.load_epoch(self.best()["epoch"])
             following = next_teacher(self.run, number)
             rounds.append(compared(self.run, number, following, teacher, reference, sentinel))
+            without = 0 if rounds[-1]["helps"] else without + 1
+            rounds[-1]["ended"] = without >= config.targets.patience
             say(round_words(rounds)[-1])
-            if not rounds[-1]["helps"]:
+            if rounds[-1]["ended"]:
                 break
-            teacher, reference = following, following.val
+            teacher, reference = following, following.val if rounds[-1]["helps"] else reference
             self.run.on_main(lambda number=number: self.begin(number))
             self.train_round(number, base, self.build_targets(number, teacher), others)
             if self.epochs.records(number):
@@ -265,8 +272,8 @@ class Training:
         return load_adapter(self.run.config.model, self.run.directory / "checkpoints" / f"epoch-{epoch}")
 
     def finish(self, base: Measured) -> dict[str, Any]:
-        """Measure the best epoch's adapter on test, once; export it with its evidence; close the tracker."""
-        epoch = self.best()["epoch"]
+        """Measure the best epoch's adapter on test, once; export it with its evidence if it may be (``export.unimproved``); close the tracker."""
+        epoch, without = self.best()["epoch"], self.epochs.unimproved(range(1, self.begun + 1))
         if record_of(self.run.directory, "adapted/test"):
             say("this run was finished before; its last measurement and its exports are written again")
         if self.run.config.model.sharded and not is_sharded(self.run.loaded.model):  # everything was trained before this start
@@ -276,13 +283,18 @@ class Training:
         record = make_record("adapted/test", epoch, now, base, self.run.config.gap, self.run.config.seed)
         prompts, _ = measure_prompts(self.run, "adapted", self.run.prompted)
         record |= {"prompts": prompts} if prompts else {}
+        record |= {"unimproved": without, "targets": self.made}
         self.run.record(
             record | {"forced": sorted(self.forced), "stopped": self.epochs.stopped(), "guards_off": self.run.config.guards.silent}
         )
         self.run.on_main(lambda: shutil.rmtree(self.run.directory / "trunk", ignore_errors=True))  # of no use any more
         summary = summarise(self.run.directory)
-        self.run.on_main(lambda: export_run(self.run.directory, self.run.config, self.for_export(epoch), summary))
+        if exported := without is None or self.run.config.export.unimproved:
+            self.run.on_main(lambda: export_run(self.run.directory, self.run.config, self.for_export(epoch), summary))
+        for line in unimproved_words(without):
+            told = "" if exported else f"; nothing is exported (--export.unimproved true exports epoch {epoch} without training again)"
+            say(f"  warning: {line}{told}")
         if self.run.process.is_main_process:
             write_page(self.run.directory)
-            self.run.tracker.finish(summary, self.run.directory / "adapter")
+            self.run.tracker.finish(summary, self.run.directory / "adapter" if exported else None)
         return summary

@@ -40,6 +40,13 @@ class Example:
     base_tokens: torch.Tensor | None = None
     """(K,) their vocabulary ids"""
 
+    def __post_init__(self) -> None:
+        """Raises: ValueError for what would turn the loss into no number, or be left out of it in silence."""
+        if not np.all(np.isfinite(self.weights) & (self.weights >= 0)):
+            raise ValueError(f"item {self.item.id}: the target {self.weights.tolist()} has a weight that is negative or not finite")
+        if self.base_logps is not None and bool((self.base_logps.isnan() | self.base_logps.isposinf()).any()):
+            raise ValueError(f"item {self.item.id}: a log-probability of the base model is not a number; observe it again in a wider dtype")
+
 
 class MixedSampler(Sampler[int]):
     """Indices whose every run of ``global_batch_size`` holds exactly ``counts`` items of each term.
@@ -153,6 +160,9 @@ class Collator:
                 rows.append((example, []))
                 retained.append((positions.setdefault((len(rows) - 1, 0), len(positions)), example))
                 continue
+            options, given = len(example.item.options), example.weights
+            if len(given) < options or np.any(given[options:]):
+                raise ValueError(f"item {example.item.id}: a target of {len(given)} weights for {options} options: {given.tolist()}")
             weighted = zip((self.loaded.option_tokens(o.text) for o in example.item.options), example.weights, strict=False)
             answers = [(tokens, float(w)) for tokens, w in weighted if w > 0]
             contexts = longest_contexts([tokens[:-1] for tokens, _ in answers])

@@ -167,6 +167,8 @@ def export(arguments: Sequence[str]) -> None:
         raise ValueError(
             f"{directory}: the run is not finished (no adapted/test in gap.jsonl); run `gapclose close` with its configuration first"
         )
+    if summary["unimproved"] and not config.export.unimproved:
+        raise ValueError(f"{directory}: {summary['unimproved']['why']}; --export.unimproved true exports it all the same")
     lock = take_directory(directory)
     loaded = load_adapter(config.model, directory / "checkpoints" / f"epoch-{summary['epoch']}")
     refuse_small_disk_for_exports(loaded, config)

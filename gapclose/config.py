@@ -48,6 +48,8 @@ class ExportConfig:
     """OWNER/NAME on the hub: upload what was verified there (merged and omni as OWNER/NAME-merged and -omni); null uploads nothing"""
     private: bool = True
     """create repositories that only their owner can read"""
+    unimproved: bool = False
+    """export the best epoch of a run even where none does better on val than the base model"""
     verify: bool = True
     """reload the export in a fresh process and compare scores and answers"""
     tolerance: float = 1e-3

@@ -16,6 +16,7 @@ from gapclose.guards import fired, objections
 from gapclose.progress import say
 from gapclose.report.summary import read_records, record_of
 from gapclose.spread import main_alone
+from gapclose.states import beyond, within
 
 
 class Epochs:
@@ -50,6 +51,16 @@ class Epochs:
             return next(r for r in among if r["epoch"] == epoch)
 
         return main_alone(choose)
+
+    def unimproved(self, rounds: Iterable[int]) -> dict[str, Any] | None:
+        """Why none of these rounds' epochs is to be preferred to the base model; None where one is."""
+
+        def judge() -> dict[str, Any] | None:
+            base, among = record_of(self.directory, "base/val"), [r for number in rounds for r in self.read(number)]
+            assert base is not None
+            return unimproved(among, self.config.gap, self.config.guards.silent, base)
+
+        return main_alone(judge)
 
     def guarded(self, record: dict[str, Any]) -> dict[str, Any]:
         """The record of an epoch with what the guards have against it; a control of training has none."""
@@ -89,14 +100,21 @@ class Epochs:
         return {name: why for name, why in found.items() if name != "round"} if found.get("round", 1) == number else {}
 
 
-def best_epoch(epochs: Sequence[Mapping[str, Any]], config: GapConfig, off: Sequence[str] = ()) -> int:
+def best_epoch(
+    epochs: Sequence[Mapping[str, Any]], config: GapConfig, off: Sequence[str] = (), base: Mapping[str, Any] | None = None
+) -> int:
     """The epoch with the highest balanced action on val whose standard accuracy stays within the budget, and that no guard objects to.
 
-    With ``gap.choose: shifted`` (and alarms) it is the action on the option after the best shift, which keeps to the budget. When guards
-    object to all within the budget, the best of those; when none is within it, the one that loses least: its state tells.
+    With ``gap.choose: shifted`` (and alarms) it is the action on the option after the best shift, which keeps to the budget. Epochs whose fall
+    is within the budget as estimated come first, then those whose fall is not beyond it (:func:`gapclose.states.beyond`). When guards object
+    to all of these, the best of those; when none is left, the one that loses least: its state tells. Of equals the earliest is taken.
 
     Args:
         epochs: their records on val. off: guards whose objections do not count.
+        base: the record of the base model on val, which then is a candidate as epoch 0: it loses nothing, and nothing objects to it.
+
+    Returns:
+        Its number; 0 for the base model, where no epoch that might be taken is better.
 
     Raises:
         ValueError: when there are none.
@@ -104,11 +122,50 @@ def best_epoch(epochs: Sequence[Mapping[str, Any]], config: GapConfig, off: Sequ
     if not epochs:
         raise ValueError("no epoch was measured, so none can be chosen; start the same command again")
     after = [r for r in epochs if r["state"] not in ("collapsed", "lost")] or list(epochs)
-    shifted = config.choose == "shifted" and all(r["shifted"] for r in after)
-    within = [r for r in after if shifted or r["change"]["standard_drop"]["value"] <= config.standard_budget]
-    within = [r for r in within if not set(r["objections"]) - set(off)] or within
-    if within:
-        by = {r["epoch"]: r["shifted"]["option_balanced"] if shifted else r["action"]["balanced"]["value"] for r in within}
-        return max(sorted(by), key=by.__getitem__)
+    shifted = _by_shift(after, config)
+    drop = {r["epoch"]: r["change"]["standard_drop"] for r in after}
+    kept = [r for r in after if shifted or not beyond(drop[r["epoch"]], config.standard_budget)]
+    clean = [r for r in kept if not set(r["objections"]) - set(off)]
+    clean = [r for r in clean if shifted or within(drop[r["epoch"]], config.standard_budget)] or clean
+    clean = [r for r in clean if r["state"] not in ("collapsed", "lost")] if base is not None else clean
+    if base is not None:
+        best = max(clean, key=lambda r: (figure(r, shifted=shifted), -r["epoch"]), default=None)
+        return 0 if best is None or figure(best, shifted=shifted) <= figure(base, shifted=shifted) + 1e-9 else best["epoch"]
+    if among := clean or kept:
+        return max(among, key=lambda r: (figure(r, shifted=shifted), -r["epoch"]))["epoch"]
     say("warning: every epoch loses more standard accuracy than the budget; keeping the one that loses least")
-    return min(after, key=lambda r: r["change"]["standard_drop"]["value"])["epoch"]
+    return min(after, key=lambda r: (drop[r["epoch"]]["value"], r["epoch"]))["epoch"]
+
+
+def _by_shift(records: Sequence[Mapping[str, Any]], config: GapConfig) -> bool:
+    return config.choose == "shifted" and all(r["shifted"] for r in records)
+
+
+def figure(record: Mapping[str, Any], *, shifted: bool) -> float:
+    """What an epoch is chosen by; the base model has no shift, and is as it is."""
+    if not shifted:
+        return record["action"]["balanced"]["value"]
+    return record["shifted"]["option_balanced"] if record.get("shifted") else record["action"]["option_balanced"]["value"]
+
+
+def unimproved(
+    epochs: Sequence[Mapping[str, Any]], config: GapConfig, off: Sequence[str], base: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Why no epoch is to be preferred to the base model, None where one is.
+
+    Returns:
+        ``epoch``, the best one all the same; ``chosen_by``; ``base`` and ``adapted``, that figure on val of the two; ``why``, a sentence.
+    """
+    if best_epoch(epochs, config, off, base):
+        return None
+    shifted = _by_shift(epochs, config)
+    best = next(r for r in epochs if r["epoch"] == best_epoch(epochs, config, off))
+    by = "balanced accuracy on the option after the best shift" if shifted else "balanced accuracy of the action"
+    before, now = (figure(r, shifted=shifted) for r in (base, best))
+    why = f"on val no epoch is better than the base model ({by} {before:.3f}; epoch {best['epoch']}: {now:.3f})"
+    if now > before + 1e-9:
+        why = (
+            f"on val every epoch that is better than the base model ({by} {before:.3f}; epoch {best['epoch']}: {now:.3f}) falls beyond a "
+            f"budget, or a guard objects to it (state {best['state']}; {', '.join(best['objections']) or 'no guard'})"
+        )
+    return {"epoch": best["epoch"], "chosen_by": by, "base": before, "adapted": now, "why": why}

@@ -27,14 +27,14 @@ class GapConfig:
     replicates: int = 10_000
     """clip-bootstrap replicates behind every interval"""
     standard_budget: float = 0.05
-    """standard accuracy that a checkpoint may lose, 0..1; beyond it the state is over-rejecting"""
+    """standard accuracy that a checkpoint may lose, 0..1; beyond it, and beyond chance, the state is over-rejecting (:mod:`gapclose.states`)"""
     choose: str = "own"
     """what the checkpoint is chosen by among epochs: own (the answers as they are, within ``standard_budget``) or shifted (what they would be
     after the best shift of the rejections' scores within it: for comparisons at an operating point, and users who apply such a shift)"""
     reading_tolerance: float = 0.05
     """balanced accuracy that a reading may lose before it counts as fallen, 0..1 (the interval must exclude zero too)"""
     closed_at: float = 0.9
-    """closure from which the state is closed"""
+    """closure that must be shown for the state to be closed: the lower end of its interval"""
     parse_floor: float = 0.9
     """share of the base's parse rate below which the state is collapsed, 0..1"""
     least_option_mass: float = 0.1
@@ -139,9 +139,14 @@ def concept_scores(scores: np.ndarray, option_concept: np.ndarray, concepts: Seq
 
 
 def evidence_for(reading: np.ndarray, concepts: Sequence[int]) -> np.ndarray:
-    """Log odds (N,) that a reading (N, C) gives to ``concepts`` together."""
-    believed = reading[:, concepts].sum(1)
-    return np.log(np.maximum(believed, 1e-300)) - np.log(np.maximum(1 - believed, 1e-300))
+    """Log odds (N,) that a reading (N, C) gives to ``concepts`` together, within +-744 nats.
+
+    Both sides are summed: 1 minus a belief near 1 would lose all digits of the doubt that is left, and rank all such items alike.
+    """
+    inside = np.isin(np.arange(reading.shape[1]), concepts)
+    least = np.finfo(np.float64).smallest_subnormal
+    believed, doubted = (np.maximum(reading[:, side].astype(np.float64).sum(1), least) for side in (inside, ~inside))
+    return np.log(believed) - np.log(doubted)
 
 
 @dataclass(frozen=True, kw_only=True)

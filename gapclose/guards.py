@@ -1,7 +1,7 @@
 """Guards: what must not go on for long while training. They stop a run with the reason, and the best checkpoint so far is kept.
 
-Guards look at the records of ``val``, one after every epoch. Where they compare accuracies, the whole interval of the loss must lie beyond its
-budget; parsing is compared by its estimate. Controls of training (``targets.control``) are run to see how far they go, so only
+Guards look at the records of ``val``, one after every epoch, by the rules of :mod:`gapclose.states`: a fall counts where its estimate is beyond
+the budget and its interval above zero; parsing is compared by its estimate. Controls of training (``targets.control``) are run to see how far they go, so only
 the guard of the loss acts on them.
 
 Some are silent by construction: ``over-rejection`` under ``gap.choose: shifted``, and ``fresh`` under ``lora.layers: after_probe``.
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gapclose.gap import GapConfig
+from gapclose.states import beyond, parses
 
 Record = Mapping[str, Any]
 
@@ -58,7 +59,7 @@ def _over_rejection(record: Record, base: Record, gap: GapConfig, config: Guards
 
 def _parsing(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
     now, before = (r["generated"]["parse_lenient"]["value"] for r in (record, base))
-    if now >= gap.parse_floor * before:
+    if parses(now, before, gap):
         return None
     return f"{now:.3f} of the answers parse, {before:.3f} of the base model's (gap.parse_floor {gap.parse_floor:g})"
 
@@ -82,10 +83,11 @@ def _adapter(record: Record, base: Record, gap: GapConfig, config: GuardsConfig)
 
 
 def _beyond(drop: Mapping[str, float | None], budget: float, words: str, key: str) -> str | None:
-    """The reason, where the interval of a fall lies beyond its budget."""
-    if drop["lower"] is None or drop["lower"] <= budget:
+    """The reason, where a figure fell beyond its budget (:func:`gapclose.states.beyond`)."""
+    if not beyond(drop, budget):
         return None
-    return f"{words} {drop['value']:.3f} [{drop['lower']:.3f}, {drop['upper']:.3f}], beyond {key} {budget:g}"
+    ends = "" if drop["lower"] is None else f" [{drop['lower']:.3f}, {drop['upper']:.3f}]"
+    return f"{words} {drop['value']:.3f}{ends}, beyond {key} {budget:g}"
 
 
 GUARDS: dict[str, Callable[[Record, Record, GapConfig, GuardsConfig], str | None] | None] = {

@@ -14,9 +14,10 @@ def answer_nll(logp: torch.Tensor, place: torch.Tensor, token: torch.Tensor, wei
     For a target t(o|x), every token of option o carries the weight t(o|x), which gives - sum_o t(o|x) log p(o's tokens | x).
 
     Args:
-        logp: (P, V) log-probabilities. place: (G,) row of ``logp``. token: (G,) vocabulary id. weight: (G,).
+        logp: (P, V) log-probabilities; what has no weight counts for nothing, -inf too. place: (G,) row of ``logp``. token: (G,) vocabulary
+            id. weight: (G,).
     """
-    return -(weight * logp[place, token]).sum()
+    return -torch.where(weight > 0, weight * logp[place, token], 0.0).sum()
 
 
 def retain_kl(logp: torch.Tensor, base_logps: torch.Tensor, base_tokens: torch.Tensor) -> torch.Tensor:
@@ -27,12 +28,18 @@ def retain_kl(logp: torch.Tensor, base_logps: torch.Tensor, base_tokens: torch.T
 
     Args:
         logp: (P, V) of the adapted model. base_logps: (P, K) of the base model. base_tokens: (P, K) vocabulary ids.
+
+    Returns:
+        inf where the adapted model gives no probability to what the base model says; never nan of finite or -inf log-probabilities.
     """
     kept = logp.gather(1, base_tokens)
     base = base_logps.exp()
-    inside = (base * (base_logps - kept)).sum(1)
+    said = base > 0  # 0 log 0 = 0: what the base model never says costs nothing, whatever the adapted one makes of it
+    inside = (base * torch.where(said, base_logps - kept, 0.0)).sum(1)
     if base_tokens.shape[1] == logp.shape[1]:
         return inside.sum()
     rest = (1 - base.sum(1)).clamp_min(1e-12)
-    log_q_rest = logp.scatter(1, base_tokens, -torch.inf).logsumexp(1)
-    return (inside + rest * (rest.log() - log_q_rest)).sum()
+    others = logp.scatter(1, base_tokens, -torch.inf)
+    none = others.isneginf().all(1) & (rest < 1e-6)  # nothing else is possible, in either model
+    log_q_rest = torch.where(none[:, None], 0.0, others).logsumexp(1)
+    return (inside + torch.where(none, 0.0, rest * (rest.log() - log_q_rest))).sum()

@@ -236,8 +236,8 @@ def _evidence(changed: Mapping[str, np.ndarray], now: Measured, base: Measured, 
         return fell(now.overall[f"{name}.balanced"], base.overall[f"{name}.balanced"], config.reading_tolerance)
 
     return Evidence(
-        closure=float(changed["closure"][0]),
-        standard_drop=float(changed["standard_drop"][0]),
+        closure=Interval.of(changed["closure"]).as_dict(),
+        standard_drop=Interval.of(changed["standard_drop"]).as_dict(),
         frozen_fell=dropped("reading"),
         fresh_fell=dropped("fresh_probe"),
         parse_rate=now.parse_rate,

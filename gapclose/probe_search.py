@@ -26,6 +26,8 @@ from gapclose.solver import held_out
 from gapclose.spread import deal, main_alone
 
 FAMILIES = ("logistic", "lda", "mean_difference")
+WRONG_LABELS = 0.2
+"""share of wrong labels, 0..1, up to which a concept that is not asked about in a modality is recognised (:func:`in_question`)"""
 
 
 @dataclass(kw_only=True)
@@ -97,14 +99,46 @@ def _searched(
 def in_question(y: np.ndarray, modality: np.ndarray, concepts: int) -> np.ndarray:
     """Whether a concept (column) is asked about among the items of an item's modality (row): (N, C), bool.
 
-    It must be half as frequent there as among all items, at least: a few wrong labels make no question, and what is rare everywhere is one.
+    Of wrong labels alone a concept occurs where nobody asks about it. With a share w of them wrong, at most :data:`WRONG_LABELS`, drawn evenly
+    among the concepts or as these occur, its share of the labels there is w / C or w times its share of all labels. So a concept is taken for
+    not asked about in a modality where both hold:
+
+    - its labels there are no more than the greater of the two explains, and one standard deviation of such a count;
+    - its share there is less than half of its share of all labels: what is rare everywhere is asked about everywhere.
+
+    The two most frequent concepts of a modality are always possible in it, where it has two: nothing else can be told apart there. Wrong labels
+    that all name one concept pass for a question.
     """
     found, share = np.zeros((len(y), concepts), dtype=bool), np.bincount(y, minlength=concepts) / len(y)
     for name in np.unique(modality):
         there = modality == name
-        here = np.bincount(y[there], minlength=concepts) / there.sum()
-        found[there] = (here > 0) & (here >= 0.5 * share)
+        count, items = np.bincount(y[there], minlength=concepts), int(there.sum())
+        by_mistake = items * WRONG_LABELS * np.maximum(1 / concepts, share)
+        doubtful = (count <= by_mistake + np.sqrt(by_mistake)) & (count < 0.5 * share * items)
+        doubtful[np.argsort(-count, kind="stable")[:2]] = False  # of equally frequent ones the first of the set's concepts
+        found[there] = (count > 0) & ~doubtful
     return found
+
+
+def not_asked(y: np.ndarray, modality: np.ndarray, concepts: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Modality -> concept -> labels that :func:`in_question` takes for mistakes; for the log and the probe's file, empty where there are none."""
+    possible, found = in_question(y, modality, len(concepts)), dict[str, dict[str, int]]()
+    for name in np.unique(modality):
+        there = modality == name
+        lost = {c: int((there & (y == k) & ~possible[:, k]).sum()) for k, c in enumerate(concepts)}
+        if lost := {c: count for c, count in lost.items() if count}:
+            found[str(name)] = lost
+    return found
+
+
+def not_asked_words(found: Mapping[str, Mapping[str, int]]) -> str:
+    """What :func:`not_asked` found, for the log; empty where that is nothing."""
+    parts = [f"{name}: " + ", ".join(f"{c} ({count} items)" for c, count in of.items()) for name, of in found.items()]
+    return (
+        f"choosing the probe leaves out labels that are taken for mistakes, since their concept seems not to be asked about there: {'; '.join(parts)}"
+        if parts
+        else ""
+    )
 
 
 def score(logits: np.ndarray, y: np.ndarray, possible: np.ndarray) -> dict[str, float]:
@@ -140,6 +174,8 @@ class Choice:
     """(N, C) out-of-fold r(c|x) of the chosen setting on the fit items"""
     table: list[dict[str, Any]]
     """one row per (layers, family, strength) with its out-of-fold :func:`score`; ``layer`` is the highest"""
+    not_asked: dict[str, dict[str, int]] = field(default_factory=dict)
+    """:func:`not_asked` of the fit items"""
 
 
 def choose_probe(
@@ -159,7 +195,8 @@ def choose_probe(
     """Search layers x families x regularisation by grouped cross-validation, then fit the best on everything.
 
     With ``config.stack`` above 1, the two layers that are best by themselves are then tried side by side, the three best, and so on, in
-    the same folds and with all families and strengths; of equals the fewest layers are kept.
+    the same folds and with all families and strengths. Of equals the fewest layers are kept, then the lowest, then the family and the strength
+    that the configuration names first.
 
     Args:
         residuals: layer -> (N, D); the logistic family is searched on their device.
@@ -177,7 +214,8 @@ def choose_probe(
     if absent:
         raise ValueError(f"no labelled item expresses {absent}; a probe for {list(concepts)} needs some of each")
     folds, settings = grouped_folds(y, clips, config.folds, seed), settings or config.settings()
-    possible = in_question(y, np.zeros(len(y)) if modality is None else modality, len(concepts))
+    modality = np.zeros(len(y)) if modality is None else modality
+    possible = in_question(y, modality, len(concepts))
 
     def rows(stack: tuple[int, ...]) -> list[dict[str, Any]]:
         searched = _searched(side_by_side(residuals, stack), settings, y, folds)
@@ -197,7 +235,7 @@ def choose_probe(
     table += search(stacks, f"{label}, layers side by side") if stacks else []
 
     def fitted() -> Choice:
-        row = max(table, key=lambda r: r["given_modality"])
+        row = max(table, key=lambda r: r["given_modality"])  # the first of equals
         z = side_by_side(residuals, row["layers"]).double().cpu().numpy()
         logits = out_of_fold(z, y, folds, row["family"], row["strength"])  # as a fresh probe is read later, in double precision
         row.update(score(logits, y, possible))
@@ -207,6 +245,6 @@ def choose_probe(
             mean=mean, scale=scale, weight=weight, bias=bias, concepts=concepts,
             **{k: row[k] for k in ("temperature", "layers", "family", "strength")},
         )  # fmt: skip
-        return Choice(probe=probe, reading=np.exp(log_reading), table=table)
+        return Choice(probe=probe, reading=np.exp(log_reading), table=table, not_asked=not_asked(y, modality, concepts))
 
     return main_alone(fitted) if spread else fitted()

@@ -25,6 +25,9 @@ from torch import nn
 from gapclose.files import read_json, write_json, write_tensors
 from gapclose.solver import solve
 
+ROWS = 8192
+"""residuals that are in double precision at once"""
+
 
 def side_by_side(residuals: Mapping[int, torch.Tensor], layers: Sequence[int]) -> torch.Tensor:
     """The residuals of ``layers`` as one tensor (N, D), D the sum of their widths; of a single layer not copied."""
@@ -75,9 +78,22 @@ class FrozenProbe(nn.Module):
         z = (residual.detach().float() - self.mean) / self.scale
         return ((z @ self.weight.T + self.bias) / self.temperature).log_softmax(-1)
 
+    @torch.no_grad()
+    def read_log(self, residual: torch.Tensor) -> np.ndarray:
+        """log r(c|x) as a float64 array (N, C), computed in float64, so that of a certain reading the doubt that is left keeps its digits."""
+        mean, scale, weight, bias, temperature = (
+            part.cpu().double() for part in (self.mean, self.scale, self.weight, self.bias, self.temperature)
+        )
+        flat, rows = residual.detach().reshape(-1, residual.shape[-1]), list[torch.Tensor]()
+        for part in flat.split(ROWS):
+            z = (part.cpu().double() - mean) / scale
+            rows.append(((z @ weight.T + bias) / temperature).log_softmax(-1))
+        log = torch.cat(rows) if rows else flat.new_zeros((0, len(self.concepts)), dtype=torch.float64)
+        return log.reshape(*residual.shape[:-1], len(self.concepts)).numpy()
+
     def read(self, residual: torch.Tensor) -> np.ndarray:
-        """The reading r(c|x) as a float64 array (N, C)."""
-        return self(residual).double().exp().cpu().numpy()
+        """The reading r(c|x) as a float64 array (N, C); what is below 1e-323 is 0."""
+        return np.exp(self.read_log(residual))
 
     def save(self, path: Path, evidence: Mapping[str, Any] | None = None) -> None:
         """Write ``path``.safetensors and ``path``.json (layers and the highest of them, family, concepts, and how it was chosen)."""

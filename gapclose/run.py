@@ -36,7 +36,7 @@ from gapclose.models import load_model
 from gapclose.objectives import LOSS_TERMS
 from gapclose.observations import Observations
 from gapclose.observe import Wanted, observe
-from gapclose.probe_search import ProbeConfig, choose_probe
+from gapclose.probe_search import ProbeConfig, choose_probe, not_asked_words
 from gapclose.probes import FrozenProbe
 from gapclose.progress import say
 from gapclose.prompted import Measures, measure_prompts
@@ -164,12 +164,13 @@ class Run:
         self.sentinel = guard.probe
 
         def save() -> None:
-            self.probe.save(
-                self.directory / "probes" / "frozen", {"chosen_from": choice.table, "n_fit": len(fit), "seed": self.config.seed}
-            )
+            evidence = {"chosen_from": choice.table, "n_fit": len(fit), "seed": self.config.seed, "not_asked": choice.not_asked}
+            self.probe.save(self.directory / "probes" / "frozen", evidence)
             self.sentinel.save(self.directory / "probes" / "sentinel", {"chosen_from": guard.table, "n_fit": len(fit)})
 
         self.on_main(save)
+        if choice.not_asked:
+            say(f"  warning: {not_asked_words(choice.not_asked)}")
         found = max(choice.table, key=lambda r: r["given_modality"])
         say(
             f"probe: {layer_words(self.probe.layers)} of {n_layers}, {self.probe.family} ({self.probe.strength:g}), "

@@ -6,7 +6,7 @@ Shapes: N items, C concepts, O options.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from safetensors import safe_open
 from scipy.special import softmax
 
 from gapclose.files import write_tensors
+from gapclose.prior import Point, operating_point, shift_prior
 
 CONTROLS = ("none", "shuffled", "blank_targets", "blank_media")
+NOTHING = 1e-12
+"""belief in all concepts that an item can express, 0..1, below which nothing is read about them"""
 
 
 @dataclass(kw_only=True)
@@ -25,14 +28,18 @@ class TargetsConfig:
     """From readings to targets."""
 
     false_alarm_budget: float | None = 0.03
-    """share of the standard items of val on which the reading itself may raise an alarm; null: leave the reading's own threshold"""
+    """share of the standard items of val on which the reading itself may raise an alarm, as far as so many items can tell
+    (:mod:`gapclose.prior`); null: leave the reading's own threshold"""
     sharpen: float = 1.0
     """exponent on the reading; .inf gives hard targets"""
     gate: float = 1.0
     """share of the items of every read concept that is kept, the most confident first; 1 keeps all"""
     rounds: int = 1
     """times that targets are made and trained on: after each but the last, a probe is fitted again with the same labels on what the adapted
-    model carries, chosen on val, and training goes on for as many epochs if it is shown to read val better"""
+    model carries, chosen on val, and training goes on for as many epochs; ``patience`` may end it before"""
+    patience: int = 1
+    """rounds in a row whose probe reads val no better than the best one before (mean log-likelihood, as estimated) that end the rounds; the
+    round that ends them is not trained"""
     control: str = "none"
     """none; shuffled (readings permuted among the train items of a modality, evenly over what was read); blank_targets (targets from
     blanked media, training on the real ones) or blank_media (targets and training from blanked media)"""
@@ -44,58 +51,55 @@ class TargetsConfig:
             raise ValueError(f"targets.gate is {self.gate}; it must lie in (0, 1]")
         if self.rounds < 1:
             raise ValueError(f"targets.rounds is {self.rounds}; it must be at least 1")
+        if self.patience < 1:
+            raise ValueError(f"targets.patience is {self.patience}; it must be at least 1")
         if self.rounds > 1 and self.control != "none":
             raise ValueError(f"targets.rounds {self.rounds}: a control (targets.control {self.control}) has one round")
-        if self.sharpen <= 0:
+        if not self.sharpen > 0:  # nan too
             raise ValueError(f"targets.sharpen is {self.sharpen}; it must be positive (.inf for hard targets)")
         if self.false_alarm_budget is not None and not 0 <= self.false_alarm_budget < 1:
             raise ValueError(f"targets.false_alarm_budget is {self.false_alarm_budget}; it must lie in [0, 1) or be null")
 
 
-def shift_prior(reading: np.ndarray, alarm: np.ndarray, factor: float) -> np.ndarray:
-    """r'(c) proportional to r(c) w_c with w = ``factor`` on alarm concepts (C,) bool and 1 elsewhere, (N, C)."""
-    shifted = reading * np.where(alarm, factor, 1.0)
-    return shifted / shifted.sum(1, keepdims=True)
+def expressible(option_concept: np.ndarray, concepts: int) -> np.ndarray:
+    """(N, C) bool: which concepts the options (N, O) of an item express."""
+    return (option_concept[:, :, None] == np.arange(concepts)).any(1)
 
 
-def operating_point(reading: np.ndarray, concept: np.ndarray, alarm: np.ndarray, budget: float) -> float:
-    """The prior factor that makes the reading most accurate while its false alarms stay within ``budget``.
+def restrict(reading: np.ndarray, can: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The reading among the concepts that an item can express, renormalised, (N, C).
 
     Args:
-        reading: (N, C) readings of labelled items that the probe was not fitted on.
-        concept: (N,) their concepts.
-        alarm: (C,) bool.
-        budget: share of standard items whose most probable concept may be an alarm.
+        reading, can: (N, C), the latter :func:`expressible`.
 
     Returns:
-        The factor with the highest mean recall over concepts among those within the budget; the smallest one tried when none is.
+        The reading, and (N,) bool where it said nothing about any of them (less than :data:`NOTHING` together): there it is even.
     """
-    factors = np.geomspace(1e-4, 1e4, 401)
-    standard = ~alarm[concept]
-    best, best_accuracy = factors[0], -1.0
-    for factor in factors:
-        said = shift_prior(reading, alarm, factor).argmax(1)
-        if alarm[said][standard].mean() > budget:
-            break  # false alarms only rise with the factor
-        accuracy = float(np.mean([(said == c)[concept == c].mean() for c in np.unique(concept)]))
-        if accuracy > best_accuracy:
-            best, best_accuracy = factor, accuracy
-    return float(best)
+    kept = np.where(can, reading, 0.0)
+    total = kept.sum(1, keepdims=True)
+    silent = total[:, 0] < NOTHING
+    even = can / can.sum(1, keepdims=True)
+    return np.where(silent[:, None], even, kept / np.where(silent[:, None], 1.0, total)), silent
 
 
 def sharpen(reading: np.ndarray, exponent: float) -> np.ndarray:
-    """r(c)^exponent, renormalised; an infinite exponent puts everything on the most probable concept, (N, C)."""
+    """r(c)^exponent, renormalised; an infinite exponent puts everything on the most probable concept, equally where several are, (N, C)."""
     if np.isinf(exponent):
-        return np.eye(reading.shape[1])[reading.argmax(1)]
+        top = (reading == reading.max(1, keepdims=True)).astype(float)
+        return top / top.sum(1, keepdims=True)
     with np.errstate(divide="ignore"):
         log = exponent * np.log(reading)
     return softmax(log, axis=1)
 
 
 def confident(reading: np.ndarray, share: float) -> np.ndarray:
-    """(N,) bool: the ``share`` of the items of every read concept on which the reading is most confident."""
+    """(N,) bool: the ``share`` of the items of every read concept on which the reading is most confident; of equals the first.
+
+    Confidence is what is left for the other concepts together, which tells items apart where the most probable one is 1 up to rounding.
+    """
     keep = np.zeros(len(reading), dtype=bool)
-    read, confidence = reading.argmax(1), reading.max(1)
+    read = reading.argmax(1)
+    confidence = -np.where(np.arange(reading.shape[1]) == read[:, None], 0.0, reading).sum(1)
     for concept in np.unique(read):
         members = np.flatnonzero(read == concept)
         order = np.argsort(-confidence[members], kind="stable")
@@ -133,8 +137,8 @@ def jeffrey(reading: np.ndarray, scores: np.ndarray, option_concept: np.ndarray)
     """t(o|x) = r(c(o)|x) pi0(o|x) / q0(c(o)|x): the closest distribution in KL to the base's whose concept marginal is the reading.
 
     Source: Jeffrey (1965), probability kinematics; the KL property is Csiszar (1967). Computed as r(c) times the softmax of the scores
-    *within* the concept, so that a concept the base never utters is no division by zero. Concepts that no option of an item expresses
-    give their share to the others in proportion.
+    *within* the concept, so that a concept the base never utters is no division by zero; where it gives all options of a concept a
+    probability of zero (-inf), they share equally. Concepts that no option of an item expresses give their share to the others in proportion.
 
     Args:
         reading: (N, C). scores: (N, O) of the base model, -inf beyond an item's options. option_concept: (N, O), -1 beyond.
@@ -143,18 +147,27 @@ def jeffrey(reading: np.ndarray, scores: np.ndarray, option_concept: np.ndarray)
         (N, O), rows sum to one.
 
     Raises:
-        ValueError: when an item's reading lies wholly on concepts that none of its options expresses.
+        ValueError: when an item's reading lies wholly on concepts that none of its options expresses (:func:`restrict` comes before), or a
+            reading or score is nan or a score infinitely high.
     """
+    broken = ~np.isfinite(reading).all(1) | (np.isnan(scores) | np.isposinf(scores)).any(1)
+    if broken.any():
+        raise ValueError(
+            f"{int(broken.sum())} items have a reading or option score that is not a number, first at row {np.flatnonzero(broken)[0]}; "
+            "observe them again in a wider dtype (model.dtype)"
+        )
     target = np.zeros_like(scores, dtype=np.float64)
     for c in range(reading.shape[1]):
         member = option_concept == c
         within = np.where(member, scores, -np.inf)
+        never = member.any(1) & np.isneginf(within).all(1)
+        within[never] = np.where(member[never], 0.0, -np.inf)
         some = member.any(1)
         if some.any():
             target[some] += reading[some, c, None] * softmax(within[some], axis=1)
     total = target.sum(1, keepdims=True)
-    if (total < 1e-12).any():
-        rows = np.flatnonzero(total[:, 0] < 1e-12)
+    if (total < NOTHING).any():
+        rows = np.flatnonzero(total[:, 0] < NOTHING)
         raise ValueError(
             f"{len(rows)} items have no option for the concept that is read, first at row {rows[0]}; give every concept an option"
         )
@@ -169,11 +182,15 @@ class Targets:
     target: np.ndarray
     """(N, O)"""
     keep: np.ndarray
-    """(N,) bool, the gate"""
+    """(N,) bool, the gate; never an item that can express nothing of what is read"""
     reading: np.ndarray
-    """(N, C) after operating point, before sharpening"""
+    """(N, C) among the concepts that an item can express, after operating point, before sharpening"""
     factor: float
     """prior factor on alarm concepts"""
+    point: Point = field(default_factory=Point)
+    """how that was chosen; not stored, targets are made at every start"""
+    silent: int = 0
+    """items that can express nothing of what is read; not stored"""
 
     def save(self, path: Path) -> None:
         tensors = {"target": torch.tensor(self.target), "keep": torch.tensor(self.keep), "reading": torch.tensor(self.reading)}
@@ -194,10 +211,11 @@ class Targets:
         return cls(ids=ids, **arrays, factor=float(tensors["factor"]))
 
     def summary(self, concepts: tuple[str, ...]) -> dict[str, Any]:
-        """What was kept, by read concept."""
+        """What was kept, by read concept, and where the operating point lies; for the record of a run."""
         read = self.reading.argmax(1)
         kept = {c: int((self.keep & (read == k)).sum()) for k, c in enumerate(concepts)}
-        return {"items": len(self.ids), "kept": int(self.keep.sum()), "kept_by_concept": kept, "prior_factor": self.factor}
+        counts = {"items": len(self.ids), "kept": int(self.keep.sum()), "kept_by_concept": kept, "not_expressible": self.silent}
+        return {**counts, **self.point.facts(), "prior_factor": self.factor}
 
 
 def build_targets(
@@ -212,21 +230,25 @@ def build_targets(
     val_concept: np.ndarray,
     alarm: np.ndarray,
     seed: int,
+    val_clip: np.ndarray | None = None,
 ) -> Targets:
-    """Readings of the train items -> operating point -> gate -> sharpening -> Jeffrey's rule.
+    """Readings of the train items -> what they can express -> operating point -> gate -> sharpening -> Jeffrey's rule.
+
+    An item whose reading lies wholly on concepts that it has no option for is not trained on; ``silent`` counts them.
 
     Args:
         reading: (N, C) of the train items. scores, option_concept: (N, O) of the base model. modality: (N,).
-        val_reading: (M, C) readings of the items of val, val_concept: (M,) their concepts; they set the operating point. Out-of-fold
-            readings of fit do worse with few labels: one false alarm among 25 standard items exceeds a budget of 3 %, and the factor that
-            avoids it may silence a reading that is right on 97 % of them.
+        val_reading: (M, C) readings of the items of val, val_concept, val_clip: (M,) their concepts and clips; they set the operating point.
         alarm: (C,) bool.
     """
     if config.control == "shuffled":
         reading = reading[shuffle_evenly(reading.argmax(1), modality, seed)]
-    factor = 1.0
+    reading, silent = restrict(reading, expressible(option_concept, reading.shape[1]))
+    point = Point()
     if config.false_alarm_budget is not None and alarm.any():
-        factor = operating_point(val_reading, val_concept, alarm, config.false_alarm_budget)
-    shifted = shift_prior(reading, alarm, factor)
+        point = operating_point(val_reading, val_concept, alarm, config.false_alarm_budget, val_clip)
+    shifted = shift_prior(reading, alarm, point.factor)
     target = jeffrey(sharpen(shifted, config.sharpen), scores, option_concept)
-    return Targets(ids=ids, target=target, keep=confident(shifted, config.gate), reading=shifted, factor=factor)
+    keep = np.zeros(len(ids), dtype=bool)
+    keep[~silent] = confident(shifted[~silent], config.gate)
+    return Targets(ids=ids, target=target, keep=keep, reading=shifted, factor=point.factor, point=point, silent=int(silent.sum()))

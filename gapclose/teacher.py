@@ -25,8 +25,9 @@ from gapclose.gap import Labels
 from gapclose.items import ItemSet
 from gapclose.media import SUPPORTED
 from gapclose.observations import read_observations
-from gapclose.probe_search import ProbeConfig, in_question, score
+from gapclose.probe_search import ProbeConfig, in_question, not_asked, not_asked_words, score
 from gapclose.probes import FrozenProbe, fit_linear, linear_logits
+from gapclose.progress import say
 from gapclose.resample import Clips, Interval
 from gapclose.spread import deal
 
@@ -79,7 +80,10 @@ def search(run: Run, number: int) -> tuple[FrozenProbe, np.ndarray]:
         seen["fit"], known.concept, seen["val"], right.concept, fit.concepts, run.config.probe, f"choosing the probe of round {number}",
         modality=right.modality,
     )  # fmt: skip
-    evidence = {"chosen_from": table, "n_fit": len(fit), "n_val": len(val), "seed": run.config.seed, "round": number}
+    lost = not_asked(right.concept, right.modality, fit.concepts)
+    if lost:
+        say(f"  warning: round {number}: {not_asked_words(lost)}")
+    evidence = {"chosen_from": table, "n_fit": len(fit), "n_val": len(val), "seed": run.config.seed, "round": number, "not_asked": lost}
     run.on_main(lambda: probe.save(run.directory / "probes" / f"round-{number}", evidence))
     return probe, probe.read(probe.see(seen["val"]))
 
@@ -117,7 +121,9 @@ def best_on_others(
         ]
 
     found = [one for of in deal(list(fit), tried, label) for one in of]
-    row, (mean, scale, weight, bias) = max(found, key=lambda one: one[0]["given_modality"])
+    row, (mean, scale, weight, bias) = max(
+        found, key=lambda one: one[0]["given_modality"]
+    )  # of equals the lowest layer, then as configured
     facts = {name: row[name] for name in ("layers", "family", "strength", "temperature")}
     probe = FrozenProbe(mean=mean, scale=scale, weight=weight, bias=bias, concepts=concepts, **facts)
     return probe, [row for row, _ in found]
@@ -134,19 +140,19 @@ def compared(run: Run, number: int, now: Teacher, before: Teacher, reference: np
     """What ``rounds.json`` holds of a later round: whether its teacher reads better than the one before, and whether the sentinel agrees.
 
     Args:
-        reference: (M, C) the best reading of val by the same search in the model of the round before.
+        reference: (M, C) the best reading of val by the same search in the models of the rounds before.
         sentinel: (N, C) the sentinel's reading of the train items in the base model, which no training has touched. A teacher that drifts away
             from the clips and towards what the student says loses its agreement.
 
     Returns:
-        ``helps``: whether the clip-bootstrap interval of the gain in log-likelihood on val lies above 0, among the concepts that an item's
-        modality leaves, as probes are chosen. The main process decides.
+        ``gain`` in log-likelihood on val, with its clip-bootstrap interval, among the concepts that an item's modality leaves, over the items
+        whose label is one of them, as probes are chosen. ``helps``: whether it is above 0 as estimated, which counts for ``targets.patience``;
+        ``shown``: whether its interval is, which few clips seldom let a single round reach. The main process decides.
     """
     labels, said, read = Labels.of(val_items(run)), now.train.argmax(1), before.train.argmax(1)
     clips = Clips(labels.clip, run.config.gap.replicates, run.config.seed)
-    possible = in_question(labels.concept, labels.modality, len(labels.concepts))
-    gain = np.log(_right(now.val, labels, possible)) - np.log(_right(reference, labels, possible))
-    interval = Interval.of(clips.mean(gain, np.ones(len(gain), dtype=bool)))
+    gain, counts = likelihood_gain(now.val, reference, labels)
+    interval = Interval.of(clips.mean(gain, counts))
     found = {
         "round": number,
         "layers": list(now.probe.layers),
@@ -156,15 +162,29 @@ def compared(run: Run, number: int, now: Teacher, before: Teacher, reference: np
         "balanced": {name: _balanced(of, labels) for name, of in (("before", reference), ("now", now.val))},
         "sentinel_agrees": {"before": float((read == sentinel.argmax(1)).mean()), "now": float((said == sentinel.argmax(1)).mean())},
         "changed": float((said != read).mean()),
-        "helps": bool(interval.lower > 0),
+        "helps": bool(interval.value > 0),
+        "shown": bool(interval.lower > 0),
     }
     return broadcast_object_list([found])[0]
 
 
-def _right(reading: np.ndarray, labels: Labels, possible: np.ndarray) -> np.ndarray:
-    """What is read of the right concept among the possible ones, (M,)."""
+def likelihood_gain(now: np.ndarray, before: np.ndarray, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+    """By how many nats (M,) more one reading (M, C) believes the right concept than another, among the possible ones; and where that counts.
+
+    Items whose label is none of the possible concepts count for nothing.
+    """
+    possible = in_question(labels.concept, labels.modality, len(labels.concepts))
+    counts = possible[np.arange(len(now)), labels.concept]
+    gain = np.zeros(len(now))
+    gain[counts] = _log_right(now, labels, possible)[counts] - _log_right(before, labels, possible)[counts]
+    return gain, counts
+
+
+def _log_right(reading: np.ndarray, labels: Labels, possible: np.ndarray) -> np.ndarray:
+    """Logarithm of what is read of the right concept among the possible ones, (M,); -27.6 at least, as a belief of 1e-12 has it."""
     narrowed = np.maximum(reading, 1e-12) * possible
-    return (narrowed / narrowed.sum(1, keepdims=True))[np.arange(len(reading)), labels.concept]
+    with np.errstate(divide="ignore"):
+        return np.log((narrowed / narrowed.sum(1, keepdims=True))[np.arange(len(reading)), labels.concept])
 
 
 def _balanced(reading: np.ndarray, labels: Labels) -> float:

@@ -22,7 +22,7 @@ from gapclose.items import Decoding, Framing, ItemSet
 from gapclose.labelling import relabel
 from gapclose.media import faults, tell, too_long, without
 from gapclose.models import SHIPPED, ModelConfig, load_processor
-from gapclose.objectives import BY_TRL
+from gapclose.objectives import BY_TRL, needs_reading
 from gapclose.option_order import shuffle_options
 from gapclose.progress import say
 from gapclose.prompts import check_kinds, check_options
@@ -102,12 +102,24 @@ def load_items(
         problems.add(
             f"{items.where}: split 'train' has no items with purpose 'retain'; add some or set train.retain to 0 (tables, IMAVB and AVHBench have none)"
         )
+    if objective is not None and needs_reading(objective):
+        check_expressible(items, problems)
     if objective in BY_TRL:
         check_taken(asked[prompts.asked], objective, BY_TRL[objective], problems)
     problems.raise_if_any()
     for line in (*items.notes, *(f"left out: item {ident!r}: {fault}" for ident, fault in items.skipped)):
         say(line)
     return items
+
+
+def check_expressible(items: ItemSet, problems: Problems) -> None:
+    """Add train items whose options all express one concept: whatever is read of them, no answer could tell."""
+    lone = [i for i in items.select(split="train", purpose="gap") if len({o.concept for o in i.options}) < 2]
+    if lone:
+        problems.add(
+            f"{items.where}: the options of {len(lone)} train items express one concept alone, e.g. {lone[0].id!r}: {lone[0].options[0].concept!r}; "
+            "give them an option for another concept, or leave them out"
+        )
 
 
 def in_order(items: ItemSet, data: DataConfig, prompts: PromptsConfig, problems: Problems) -> ItemSet:

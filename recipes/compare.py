@@ -179,6 +179,7 @@ def command(of: Comparison, job: Job) -> list[str]:
     """The command line of a run."""
     settings = {**of.settings, "gap.standard_budget": of.standard_budget, "gap.choose": "shifted", **of.of_variant(job.variant)[2]}
     settings |= {"labelling.budget": job.budget, "seed": job.seed, "run_dir": job.directory}
+    settings |= {"export.unimproved": True}  # the adapted model's figures are wanted whatever they are
     settings |= {"observe.shared": Path(of.out) / "base"}  # its runs see the same items under the same base
     if job.way == UNTRAINED:
         settings |= {f"controls.{name}": False for name in ONLY_BASELINES} | {"controls.protocol": None}

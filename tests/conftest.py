@@ -73,6 +73,7 @@ observe: {{batch_size: 16, shard_batches: 2, max_new_tokens: 3}}
 probe: {{families: [logistic, mean_difference], c: [0.01], folds: 2}}
 gap: {{replicates: 100}}
 force: true  # of a random model nothing is real
+export: {{unimproved: true}}  # nor has it to improve
 controls: {{draws: 2, protocol: imavb}}
 targets: {{gate: 0.8}}
 train: {{epochs: 2, global_batch_size: 24, micro_batch_size: 12, learning_rate: 0.01, logging_steps: 1}}

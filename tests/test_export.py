@@ -251,7 +251,7 @@ def test_a_card_names_the_kind_of_its_export(tiny_run, loaded, kind):
     ended, acts = KINDS[kind]
     assert f"\n# {ended} that ended in state `" in text and f"Base model: `{Path(loaded.path).name}`.\n" in text
     config = parse_config(["--config", str(tiny_run / "config.yaml")])
-    closed = {"state": "closed", "stopped": None, "verdicts": {"gap": {"word": "real"}}}
+    closed = {"state": "closed", "stopped": None, "unimproved": None, "verdicts": {"gap": {"word": "real"}}}
     assert title(closed, config, kind) == f"{acts} on what it represents"
     config.targets.control = "shuffled"
     assert title(closed, config, kind) == "A control (targets.control: shuffled), not meant for use"

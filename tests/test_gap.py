@@ -11,7 +11,7 @@ from scipy.special import softmax
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from gapclose.gap import Action, GapConfig, Labels, closure, concept_scores, detection, intervals, option_concepts, statistics
+from gapclose.gap import Action, GapConfig, Labels, closure, concept_scores, detection, evidence_for, intervals, option_concepts, statistics
 from gapclose.items import Item, ItemSet, Option
 from gapclose.resample import Clips, Interval
 from gapclose.states import STATES, Evidence, fell, state_of
@@ -318,28 +318,38 @@ def test_replicates_without_a_cell_are_averaged_over_the_others():
     assert balanced[0] == pytest.approx(np.mean([1, 1, 1, 0])) and np.isfinite(balanced).all()
 
 
-GOOD = Evidence(closure=0.5, standard_drop=0.0, frozen_fell=False, fresh_fell=False, parse_rate=0.98, base_parse_rate=1.0)
+def ends(value: float, around: float = 0.02) -> dict[str, float | None]:
+    return {"value": value, "lower": value - around, "upper": value + around}
+
+
+NOTHING: dict[str, float | None] = {"value": None, "lower": None, "upper": None}
+GOOD = Evidence(closure=ends(0.5), standard_drop=ends(0.0), frozen_fell=False, fresh_fell=False, parse_rate=0.98, base_parse_rate=1.0)
 
 
 @pytest.mark.parametrize(
     ("change", "state"),
     [
         ({}, "open"),
-        ({"closure": 0.9}, "closed"),
-        ({"closure": 1.4}, "closed"),
-        ({"closure": 0.05}, "blocked"),
-        ({"closure": -0.5}, "blocked"),
-        ({"closure": 0.95, "frozen_fell": True}, "moved"),
-        ({"closure": 0.95, "frozen_fell": True, "fresh_fell": True}, "lost"),
-        ({"closure": 0.95, "fresh_fell": True}, "lost"),
-        ({"closure": 0.95, "standard_drop": 0.051, "fresh_fell": True}, "over-rejecting"),
-        ({"closure": 0.95, "standard_drop": 0.049}, "closed"),
-        ({"closure": 0.95, "standard_drop": 0.2, "parse_rate": 0.89}, "collapsed"),
-        ({"closure": 0.95, "parse_rate": 0.55, "base_parse_rate": 0.6}, "closed"),
+        ({"closure": ends(0.9)}, "open"),  # not shown
+        ({"closure": ends(0.93)}, "closed"),
+        ({"closure": ends(1.4, 0.6)}, "open"),
+        ({"closure": ends(1.4)}, "closed"),
+        ({"closure": {"value": 1.0, "lower": None, "upper": None}}, "open"),
+        ({"closure": ends(0.05)}, "blocked"),
+        ({"closure": ends(-0.5)}, "blocked"),
+        ({"closure": NOTHING}, "no gap"),
+        ({"closure": ends(0.95), "frozen_fell": True}, "moved"),
+        ({"closure": ends(0.95), "frozen_fell": True, "fresh_fell": True}, "lost"),
+        ({"closure": ends(0.95), "fresh_fell": True}, "lost"),
+        ({"closure": ends(0.95), "standard_drop": ends(0.051), "fresh_fell": True}, "over-rejecting"),
+        ({"closure": ends(0.95), "standard_drop": ends(0.049)}, "closed"),
+        ({"closure": ends(0.95), "standard_drop": ends(0.051, 0.06)}, "open"),  # within chance is no fall, and no proof of none either
+        ({"closure": ends(0.95), "standard_drop": ends(0.2), "parse_rate": 0.89}, "collapsed"),
+        ({"closure": ends(0.95), "parse_rate": 0.55, "base_parse_rate": 0.6}, "closed"),
     ],
 )
 def test_states(change, state):
-    """One planted case for each of the seven, the most alarming first."""
+    """Planted cases of each, the most alarming first: what is good must be shown, what is bad must be beyond chance."""
     assert state_of(replace(GOOD, **change), GapConfig()) == state and state in STATES
 
 
@@ -386,5 +396,19 @@ def test_without_a_gap_there_is_no_closure():
     now = base | {"action.balanced": base["action.balanced"] + 0.1, "action.auroc": base["action.auroc"] + 0.1}
     changed = closure(base, now)
     assert np.isnan(changed["closure"]).all() and np.isnan(changed["closure_auroc"]).all()
-    evidence = Evidence(closure=float("nan"), standard_drop=0.0, frozen_fell=False, fresh_fell=False, parse_rate=1.0, base_parse_rate=1.0)
-    assert state_of(evidence, GapConfig()) == "no gap"
+    assert state_of(replace(GOOD, closure=Interval.of(changed["closure"]).as_dict()), GapConfig()) == "no gap"
+
+
+def test_log_odds_are_symmetric_and_strictly_rising_at_any_confidence():
+    """Evidence for a concept is minus that for the others, and ranks readings whose probability is 1 up to rounding."""
+    logits = np.linspace(-60, 60, 1201)
+    reading = np.stack([1 / (1 + np.exp(logits)), 1 / (1 + np.exp(-logits))], axis=1)
+    found = evidence_for(reading, [1])
+    assert (np.diff(found) > 0).all() and np.allclose(found, logits)
+    np.testing.assert_array_equal(found, -evidence_for(reading, [0]))
+    three = np.stack([reading[:, 0], reading[:, 1] / 3, 2 * reading[:, 1] / 3], axis=1)
+    np.testing.assert_allclose(evidence_for(three, [1, 2]), logits, atol=1e-9)
+    np.testing.assert_allclose(evidence_for(three, [0]), -logits, atol=1e-9)
+    high = np.array([17.0, 20.0, 40.0, 300.0])  # nats
+    order = evidence_for(np.stack([np.exp(-high), np.ones(4)], axis=1), [1])
+    assert Clips(np.arange(4), 0, 0).auroc(order, np.array([False, False, True, True]))[0] == 1

@@ -1,6 +1,7 @@
 """Guards: each fires on its planted cause, can be turned off by name, and leaves a trace; a stopped run stays stopped."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,12 +9,14 @@ from test_measure import measured
 
 from gapclose.cli import main
 from gapclose.config import parse_config, save_config
-from gapclose.epochs import best_epoch
+from gapclose.epochs import best_epoch, unimproved
 from gapclose.gap import GapConfig
 from gapclose.guards import GuardsConfig, fired, objections
 from gapclose.measure import make_record
+from gapclose.prior import STANDING
 from gapclose.report.summary import read_records, summarise
 from gapclose.settings import read_settings
+from gapclose.states import Evidence, beyond, state_of
 
 GAP = GapConfig(replicates=100)
 
@@ -44,12 +47,23 @@ def test_a_guard_objects_to_its_cause(planted, names, words):
 
 
 def test_a_loss_within_chance_is_no_objection():
-    """The interval must lie beyond the budget, not the estimate alone."""
+    """An estimate beyond the budget whose interval reaches zero; above zero it objects, by the rule of the state of that name."""
     record, base = epoch(honest=1.0, content=0.85)
-    budget = record["change"]["standard_drop"]["value"] - 0.001
-    assert budget > record["change"]["standard_drop"]["lower"]
-    gap = GapConfig(replicates=100, standard_budget=budget)
-    assert "over-rejection" not in objections(record, base, gap, GuardsConfig())
+    drop = record["change"]["standard_drop"]
+    gap = GapConfig(replicates=100, standard_budget=drop["value"] - 0.001)
+    assert 0 < drop["lower"] < gap.standard_budget
+    chance = {**record, "change": {**record["change"], "standard_drop": {**drop, "lower": -0.01}}}
+    for of, objects in ((record, True), (chance, False)):
+        assert (
+            ("over-rejection" in objections(of, base, gap, GuardsConfig()))
+            == objects
+            == beyond(of["change"]["standard_drop"], gap.standard_budget)
+        )
+    evidence = Evidence(closure=drop, standard_drop=drop, frozen_fell=False, fresh_fell=False, parse_rate=1.0, base_parse_rate=1.0)
+    assert (
+        state_of(evidence, gap) == "over-rejecting"
+        and state_of(replace(evidence, standard_drop=chance["change"]["standard_drop"]), gap) != "over-rejecting"
+    )
 
 
 def test_a_shift_that_will_keep_to_the_budget_leaves_nothing_to_object_to():
@@ -92,18 +106,46 @@ def test_it_takes_as_many_epochs_in_a_row_as_patience_says():
     assert fired([a, b], GuardsConfig(off=["fresh"])) == {}
 
 
+def after(
+    number: int, balanced: float, drop: float = 0.0, objections: tuple[str, ...] = (), state: str = "open", around: float = 0.01
+) -> dict:
+    """The record of an epoch on val, as far as it is chosen by."""
+    found = {"epoch": number, "state": state, "objections": dict.fromkeys(objections, "why"), "shifted": None}
+    ends = {"value": drop, "lower": drop - around, "upper": drop + around}
+    return found | {"action": {"balanced": {"value": balanced}, "option_balanced": {"value": balanced}}, "change": {"standard_drop": ends}}
+
+
 def test_the_epoch_that_is_kept_is_one_that_no_guard_objects_to():
-    """However well it does otherwise; among equals of that kind the highest balanced accuracy within the budget counts."""
-
-    def after(number: int, balanced: float, drop: float = 0.0, objections: tuple[str, ...] = ()) -> dict:
-        found = {"epoch": number, "state": "closed", "objections": dict.fromkeys(objections, "why")}
-        return found | {"action": {"balanced": {"value": balanced}}, "change": {"standard_drop": {"value": drop}}}
-
+    """However well it does otherwise; among equals of that kind the highest balanced accuracy within the budget counts, of those the earliest."""
     spoilt = after(2, 0.9, objections=("retention",))
     assert best_epoch([after(1, 0.7), spoilt], GAP) == 1 and best_epoch([spoilt], GAP) == 2
     assert best_epoch([after(1, 0.7), spoilt, after(3, 0.8), after(4, 0.95, drop=0.2)], GAP) == 3
     assert best_epoch([spoilt, after(3, 0.95, drop=0.2)], GAP) == 2  # objected to, and within the budget
     assert best_epoch([after(1, 0.7), spoilt], GAP, off=["retention"]) == 2
+    assert best_epoch([after(1, 0.7), after(2, 0.7)], GAP) == 1
+    unsure = after(2, 0.9, drop=0.06, around=0.1)  # not beyond the budget, nor within it
+    assert best_epoch([after(1, 0.7), unsure], GAP) == 1 and best_epoch([after(1, 0.95, drop=0.2), unsure], GAP) == 2
+    assert best_epoch([after(1, 0.95, drop=0.3), after(2, 0.9, drop=0.2)], GAP) == 2
+
+
+def test_the_base_model_is_a_candidate():
+    """As epoch 0: kept where no epoch is better that might be taken; it loses nothing, so an epoch beyond a budget never beats it."""
+    base = {"action": {"balanced": {"value": 0.7}, "option_balanced": {"value": 0.7}}}
+    assert best_epoch([after(1, 0.6), after(2, 0.8)], GAP, base=base) == 2 and unimproved([after(2, 0.8)], GAP, [], base) is None
+    for worse in ([after(1, 0.6)], [after(1, 0.7)]):
+        found = unimproved(worse, GAP, [], base)
+        assert best_epoch(worse, GAP, base=base) == 0 and found is not None and (found["epoch"], found["base"]) == (1, 0.7)
+        assert "no epoch is better than the base model" in found["why"]
+    for spoilt in (after(1, 0.9, drop=0.2), after(1, 0.9, objections=("retention",)), after(1, 0.9, state="lost")):
+        found = unimproved([spoilt], GAP, [], base)
+        assert (
+            best_epoch([spoilt], GAP, base=base) == 0 and found is not None and "falls beyond a budget, or a guard objects" in found["why"]
+        )
+    assert best_epoch([after(1, 0.9, objections=("retention",))], GAP, ["retention"], base) == 1
+    shifted = GapConfig(replicates=100, choose="shifted")
+    by_shift = after(1, 0.2, drop=0.6) | {"shifted": {"option_balanced": 0.75}}
+    assert best_epoch([by_shift], shifted, base=base) == 1
+    assert best_epoch([by_shift | {"shifted": {"option_balanced": 0.7}}], shifted, base=base) == 0
 
 
 @pytest.mark.parametrize(
@@ -171,3 +213,23 @@ def test_a_guard_that_objects_at_the_end_has_stopped_nothing(tiny_config, tmp_pa
     command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--train.learning_rate", "0", "--train.warmup", "0"]
     assert main([*command, "--export.verify", "false"]) == 0
     assert summarise(tmp_path)["stopped"] == {} and "adapter" in read_records(tmp_path)[-2]["objections"]
+
+
+def test_a_run_that_does_not_beat_its_base_exports_nothing_unless_told_to(tiny_config, tmp_path, capsys):
+    """Log, record, report and summary say so; another start trains nothing again, and exports where the key asks for it."""
+    command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--train.learning_rate", "0", "--train.warmup", "0"]
+    command += ["--train.epochs", "1", "--export.verify", "false"]
+    for _ in range(2):
+        assert main([*command, "--export.unimproved", "false"]) == 0
+        told = capsys.readouterr().out
+        assert "warning: not better than the base model: on val no epoch is better" in told and "nothing is exported" in told
+    assert not (tmp_path / "adapter").exists() and "step 1/" not in told  # of the second start
+    summary, last = summarise(tmp_path), read_records(tmp_path)[-1]
+    assert last["stage"] == "adapted/test" and summary["unimproved"] == last["unimproved"] and summary["unimproved"]["epoch"] == 1
+    assert "not better than the base model" in (tmp_path / "report.html").read_text()
+    assert [of["round"] for of in summary["targets"]] == [1] and summary["targets"][0]["standing"] in STANDING
+    assert main(["export", *command[1:5], *command[5:], "--export.unimproved", "false"]) == 2
+    assert "--export.unimproved true exports it all the same" in capsys.readouterr().err
+    assert main([*command, "--export.unimproved", "true"]) == 0 and "step 1/" not in capsys.readouterr().out
+    evidence = json.loads((tmp_path / "adapter" / "evidence.json").read_text())
+    assert evidence["unimproved"]["why"] in (tmp_path / "adapter" / "README.md").read_text()

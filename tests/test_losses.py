@@ -74,3 +74,23 @@ def test_gradients_are_finite_differences(term):
         return answer_nll(logp, place, token, weight) if term == "answer" else retain_kl(logp, *kept)
 
     assert torch.autograd.gradcheck(value, logits().requires_grad_())
+
+
+def test_what_is_impossible_makes_no_loss_that_is_no_number():
+    """-inf log-probabilities of what has no weight and of what the base never says cost nothing, forward and backward; what it says and the
+    adapted model cannot costs infinitely much."""
+    logits = torch.tensor([[0.0, 1.0, -torch.inf, 0.5]], requires_grad=True)
+    logp = logits.log_softmax(-1)
+    place, token = torch.zeros(2, dtype=torch.long), torch.tensor([1, 2])
+    loss = answer_nll(logp, place, token, torch.tensor([1.0, 0.0]))
+    assert loss.item() == pytest.approx(-logp[0, 1].item())
+    assert answer_nll(logp.detach(), place, token, torch.tensor([0.5, 0.5])).item() == torch.inf
+    base = torch.tensor([[2.0, 1.0, -torch.inf, 0.0]]).log_softmax(-1)
+    for tokens in ([[0, 1, 2, 3]], [[0, 1, 3]], [[0, 2]], [[0, 1]]):
+        kept = torch.tensor(tokens)
+        loss = loss + retain_kl(logp, base.gather(1, kept), kept)
+    assert torch.isfinite(loss) and retain_kl(base, base[:, [0, 1, 3]], torch.tensor([[0, 1, 3]])).item() == pytest.approx(0, abs=1e-5)
+    loss.backward()
+    assert torch.isfinite(logits.grad).all()
+    assert retain_kl(base, logp.detach(), torch.tensor([[0, 1, 2, 3]])).item() > 0
+    assert retain_kl(base, torch.zeros(1, 4).log_softmax(-1), torch.tensor([[0, 1, 2, 3]])).item() == torch.inf

@@ -15,7 +15,8 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import StandardScaler
 
 from gapclose import probe_search, probes
-from gapclose.probe_search import ProbeConfig, choose_probe, in_question, score
+from gapclose.gap import evidence_for
+from gapclose.probe_search import ProbeConfig, choose_probe, in_question, not_asked, not_asked_words, score
 from gapclose.probes import FrozenProbe, fit_linear, fit_temperature, fresh_reading, grouped_folds, out_of_fold
 
 CONCEPTS = ("standard", "false_vision", "false_audio")
@@ -205,6 +206,77 @@ def test_a_wrong_label_makes_no_question_of_a_concept():
     logits = np.where(clean, np.eye(3)[wrong] * 4, 9.0)  # what tells the modality alone, and nothing of the wrong ones, is not rewarded
     assert score(logits, wrong, clean)["given_modality"] > -0.1
     assert in_question(np.array([0] * 97 + [1] * 3), np.repeat("seen", 100), 2).all()
+
+
+def test_a_modality_where_a_concept_is_rare_counts():
+    """10 % *no* in one modality and 60 % in the other: the layer that reads it in both is chosen, not one that is blind to the first."""
+    rng, names = np.random.default_rng(0), ["yes", "no"]
+    modality = np.repeat(["vision", "audio"], 150)
+    y = (rng.random(300) < np.where(modality == "vision", 0.1, 0.6)).astype(int)
+    assert in_question(y, modality, 2).all() and not not_asked(y, modality, names)
+    known = (2 * y - 1)[:, None] * np.eye(1, 6)
+    sees = np.where((modality == "vision")[:, None], 4.0, 1.0) * known + rng.normal(size=(300, 6))
+    blind = np.where((modality == "vision")[:, None], 0.0, 2.0) * known + rng.normal(size=(300, 6))
+    config = ProbeConfig(families=["logistic"], c=[0.1], folds=3)
+    residuals = {1: torch.tensor(blind), 2: torch.tensor(sees)}
+    choice = choose_probe(residuals, y, np.arange(300), names, config, layers=[1, 2], modality=modality, seed=0)
+    assert choice.probe.layers == (2,) and choice.not_asked == {}
+    audio_alone = np.stack([np.ones(300, dtype=bool), modality == "audio"], axis=1)  # as if nobody asked about *no* in vision
+    folds = grouped_folds(y, np.arange(300), 3, 0)
+    by_audio = [score(out_of_fold(z.double().numpy(), y, folds, "logistic", 0.1), y, audio_alone) for z in residuals.values()]
+    assert by_audio[0]["given_modality"] > by_audio[1]["given_modality"] + 0.02
+
+
+def test_a_third_concept_counts_where_it_is_asked_about():
+    """One in ten of the labels there is no mistake, even where another modality has most of it; what is rare everywhere stays."""
+    y = np.repeat([0, 1, 2, 0, 1, 2], [100, 80, 20, 40, 40, 120])
+    assert in_question(y, np.repeat(["vision", "audio"], 200), 3).all()
+    rare = np.repeat([0, 1, 2, 0, 1, 2], [100, 95, 5, 100, 95, 5])
+    assert in_question(rare, np.repeat(["vision", "audio"], 200), 3).all()
+
+
+@pytest.mark.parametrize("clips", [50, 250])
+def test_a_fifth_of_wrong_labels_asks_no_question(clips):
+    """As labelling.noise makes them, another of five options: *unheard* among questions of the picture stays out and is told of."""
+    lost = 0
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        modality, truth = (
+            np.tile(["vision", "vision", "audio", "audio"], clips),
+            np.tile([0, 3, 0, 4], clips),
+        )  # of three contents, the first
+        wrong = rng.permutation(4 * clips) < round(0.2 * 4 * clips)
+        option = np.where(wrong, (truth + rng.integers(1, 5, 4 * clips)) % 5, truth)
+        y = np.array([0, 0, 0, 1, 2])[option]
+        possible, found = in_question(y, modality, 3), not_asked(y, modality, CONCEPTS)
+        lost += possible[modality == "vision", 2].any() or possible[modality == "audio", 1].any()
+        assert possible[modality == "vision", :2].all() and possible[modality == "audio", ::2].all()
+        left = int((y[modality == "vision"] == 2).sum())
+        if left and not possible[0, 2]:
+            assert found["vision"] == {CONCEPTS[2]: left} and f"vision: {CONCEPTS[2]} ({left} items)" in not_asked_words(found)
+    assert lost <= 2
+
+
+def test_a_modality_with_one_concept_has_that_one():
+    """And one with two has both, however rare the second."""
+    y, modality = np.array([0] * 30 + [0] * 29 + [1] + [1, 2] * 20), np.repeat(["one", "two", "rest"], [30, 30, 40])
+    found = in_question(y, modality, 3)
+    assert found[0].tolist() == [True, False, False] and found[30].tolist() == [True, True, False]
+    assert found[60].tolist() == [False, True, True] and not_asked_words({}) == ""
+
+
+def test_a_certain_probe_keeps_the_digits_of_its_doubt():
+    """The reading in double precision: what is left to the other concept falls on where float32 rounds it to nothing."""
+    probe = FrozenProbe(
+        mean=np.zeros(1), scale=np.ones(1), weight=np.array([[-1.0], [1.0]]), bias=np.zeros(2), temperature=1.0, layers=[1], family="lda",
+        strength=0.1, concepts=["a", "b"],
+    )  # fmt: skip
+    z = torch.linspace(-30, 30, 61)[:, None]
+    log, read = probe.read_log(z), probe.read(z)
+    np.testing.assert_allclose(log[:, 1] - log[:, 0], 2 * z[:, 0].double().numpy())
+    np.testing.assert_allclose(evidence_for(read, [1]), 2 * z[:, 0].double().numpy(), atol=1e-9)
+    np.testing.assert_allclose(log, probe(z).double().numpy(), atol=1e-4)
+    assert probe.read(z[:0]).shape == (0, 2)
 
 
 def test_layers_that_each_hold_half_of_the_evidence_are_read_side_by_side():

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from gapclose import align, teacher
 from gapclose.cli import main
 from gapclose.config import parse_config
+from gapclose.gap import Labels
 from gapclose.observations import read_observations
+from gapclose.prior import shift_prior
 from gapclose.probe_search import ProbeConfig, choose_probe
 from gapclose.probes import FrozenProbe
 from gapclose.report.summary import read_records, round_words
-from gapclose.targets import shift_prior
 from gapclose.teacher import best_on_others
 
 
@@ -84,15 +85,32 @@ def test_an_interrupted_second_round_ends_as_an_uninterrupted_one(two_rounds, ti
     )
 
 
-def test_a_teacher_that_reads_no_better_ends_the_training(two_rounds, tiny_config, tmp_path, capsys):
-    """Of a random model nothing is: the run says so by its own rule, and finishes with what the first round gave."""
+@pytest.mark.parametrize("patience", [1, 2])
+def test_teachers_that_read_no_better_end_the_training(two_rounds, tiny_config, tmp_path, monkeypatch, capsys, patience):
+    """After as many in a row as patience says, the last of which is not trained with; the first round's epochs are what they were."""
     directory = tmp_path / "run"
-    assert main(command(tiny_config, directory)) == 0
-    assert "not shown to read better, so training ended" in capsys.readouterr().out
-    assert [r["stage"] for r in read_records(directory)] == ["base/val", "base/test", "epoch-1/val", "epoch-2/val", "adapted/test"]
-    assert not (directory / "targets-round-2.safetensors").exists()
+    monkeypatch.setattr(align, "compared", lambda *of: teacher.compared(*of) | {"helps": False})
+    assert main(command(tiny_config, directory, "--targets.rounds", str(patience + 1), "--targets.patience", str(patience))) == 0
+    assert capsys.readouterr().out.count("; no better reading, so training ended") == 1
+    stages = [f"epoch-{n}/val" for n in range(1, 2 * patience + 1)]
+    assert [r["stage"] for r in read_records(directory)] == ["base/val", "base/test", *stages, "adapted/test"]
+    rounds = json.loads((directory / "rounds.json").read_text())
+    assert [r["ended"] for r in rounds] == [False] * (patience - 1) + [True] and {"value", "lower", "upper"} == set(rounds[0]["gain"])
+    assert not (directory / f"targets-round-{patience + 1}.safetensors").exists()
     mine, theirs = (load_file(d / "checkpoints" / "epoch-2" / "adapter_model.safetensors") for d in (directory, two_rounds))
     assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+def test_a_gain_counts_items_whose_label_is_possible_alone():
+    """A wrong label of a concept that nobody asks about there has no likelihood, and makes no gain that is no number."""
+    y, modality = np.array([0, 1] * 20 + [0, 2] * 20), np.repeat(["seen", "heard"], 40)
+    y[1] = 2
+    options = np.tile([0, 1, 2], (80, 1))
+    labels = Labels(clip=np.arange(80), modality=modality, concept=y, gold=y, option_concept=options, concepts=("a", "b", "c"), alarm=())
+    before, now = (np.where(np.eye(3)[y] > 0, believed, (1 - believed) / 2) for believed in (0.4, 0.8))
+    gain, counts = teacher.likelihood_gain(now, before, labels)
+    assert np.isfinite(gain).all() and not counts[1] and counts.sum() == 79 and (gain[counts] > 0).all() and gain[1] == 0
+    assert teacher.likelihood_gain(now, now, labels)[0].tolist() == [0] * 80
 
 
 @pytest.mark.parametrize("cause", ["a guard", "the loss"])

@@ -519,3 +519,16 @@ def test_rows_hold_the_contexts_that_are_no_beginning_of_another():
     append_tokens(prompt, [[4, 5], [6]])
     assert prompt["input_ids"].tolist() == [[0, 7, 4, 5], [8, 9, 6, 0]]
     assert prompt["attention_mask"].tolist() == [[0, 1, 1, 1], [1, 1, 1, 0]] and prompt["sounds"].shape == (2, 2)
+
+
+def test_a_target_that_is_no_number_is_refused(digits, loaded):
+    """By item, where a weight would be dropped in silence or spoil the loss; so is one of too few or too many weights."""
+    item = digits.select(split="train", purpose="gap").items[0]
+    for broken in (np.nan, np.inf, -0.1):
+        with pytest.raises(ValueError, match=f"item {item.id}: the target .* has a weight that is negative or not finite"):
+            Example(item=item, term="consistency", weights=np.array([broken, *[0.1] * (len(item.options) - 1)]))
+    with pytest.raises(ValueError, match=f"item {item.id}: a log-probability of the base model is not a number"):
+        Example(item=item, term="retain", base_logps=torch.tensor([0.0, torch.nan]), base_tokens=torch.tensor([1, 2]))
+    for weights in (np.ones(1), np.ones(len(item.options) + 1)):
+        with pytest.raises(ValueError, match=f"item {item.id}: a target of {len(weights)} weights for {len(item.options)} options"):
+            Collator(loaded, None)([Example(item=item, term="consistency", weights=weights)])

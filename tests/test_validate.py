@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 
 from gapclose.cli import main
 from gapclose.config import parse_config
-from gapclose.validate import bind_items, prepare_items
+from gapclose.errors import Problems
+from gapclose.validate import bind_items, check_expressible, prepare_items
 
 CONTENT, LIE = {"text": "odd", "concept": "standard"}, {"text": "unseen", "concept": "false"}
 
@@ -217,3 +219,15 @@ def test_what_was_left_out_stands_beside_the_evidence(tiny_run, tmp_path):
     config = parse_config(["--config", str(tiny_run / "config.yaml")])
     card = model_card(summarise(tiny_run), config, SimpleNamespace(path="model", model=SimpleNamespace(config=None)), missing)
     assert "- 1 items beside the 99 were left out" in card and "- 7 rows: why" in card
+
+
+def test_train_items_that_can_say_one_concept_alone_are_refused(digits):
+    """What is read of them could change no answer; told before any model loads."""
+    item = next(i for i in digits if i.split == "train" and i.purpose == "gap")
+    lone = replace(item, options=[o for o in item.options if o.concept == "standard"], gold=None)
+    problems = Problems("the set")
+    check_expressible(replace(digits, items=tuple(lone if i is item else i for i in digits)), problems)
+    with pytest.raises(ValueError, match=f"the options of 1 train items express one concept alone, e.g. '{item.id}': 'standard'"):
+        problems.raise_if_any()
+    check_expressible(digits, quiet := Problems("the set"))
+    assert len(quiet) == 0

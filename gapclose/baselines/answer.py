@@ -19,28 +19,24 @@ import numpy as np
 
 from gapclose.baselines.operating import Method, Scores, Seen, Setting, alarms
 from gapclose.gap import Labels
-from gapclose.targets import jeffrey, shift_prior
+from gapclose.prior import factors, shift_prior
+from gapclose.targets import expressible, jeffrey, restrict
 
-FLOOR = 1e-11  # of a concept's probability: where no option expresses the one that is read, the next most probable one counts
-
-
-def factors() -> np.ndarray:
-    """Prior factors of the alarm concepts that are tried, 1 first, then by distance from it."""
-    tried = np.geomspace(1e-4, 1e4, 321)
-    return tried[np.argsort(np.abs(np.log(tried)).round(9), kind="stable")]
+LEAST = np.finfo(np.float64).smallest_subnormal
 
 
 def answer_scores(reading: np.ndarray, seen: Seen, alarm: np.ndarray, settings: Sequence[Setting]) -> np.ndarray:
-    """Log targets (P, N, O), -inf beyond an item's options.
+    """Log targets (P, N, O), -inf beyond an item's options. Where no option expresses the concept that is read, the next most probable
+    counts.
 
     Args:
         reading: (N, C). alarm: (C,) bool. settings: P times ``prior_factor``, on the prior of the alarm concepts.
     """
+    reading, _ = restrict(reading, expressible(seen.option_concept, reading.shape[1]))
     rows = []
     for setting in settings:
-        believed = np.maximum(shift_prior(reading, alarm, setting["prior_factor"]), FLOOR)
-        target = jeffrey(believed, seen.scores, seen.option_concept)
-        rows.append(np.where(seen.option_concept >= 0, np.log(np.maximum(target, 1e-300)), -np.inf))
+        target = jeffrey(shift_prior(reading, alarm, setting["prior_factor"]), seen.scores, seen.option_concept)
+        rows.append(np.where(seen.option_concept >= 0, np.log(np.maximum(target, LEAST)), -np.inf))
     return np.stack(rows)
 
 

@@ -118,14 +118,14 @@ def choose(
         budgets: standard accuracy, 0..1, that may be lost against the base model; None: any.
 
     Returns:
-        One a budget; None where it leaves no setting that does better on these items than the base model's own answers.
+        One a budget, of equals the first, which methods make the one that changes least; None where it leaves no setting that does better on these items than the base model's own answers.
     """
     found, before = rates(scores, settings, labels), rates(base, [{}], labels)
     chosen: list[Setting | None] = []
     for budget in budgets:
         within = before.standard[0] - found.standard <= (np.inf if budget is None else budget + 1e-9)
-        balanced = np.where(within, found.balanced, -np.inf)
-        best = int(balanced.argmax())
+        balanced = np.where(within, found.balanced.round(9), -np.inf)  # equal up to rounding is equal
+        best = int(balanced.argmax())  # of equals the first
         helps = budget is None or balanced[best] > before.balanced[0] + 1e-9
         chosen.append(settings[best] if helps else None)
     return chosen

@@ -53,6 +53,14 @@ def settings(grid: Mapping[str, tuple[float, ...]] = GRID) -> list[dict[str, flo
     return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
 
+def gentlest_first(points: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """Settings by how much they boost an item whose premise is doubtful, least first: of equally good ones that is taken.
+
+    The nats added come first (delta, then s), then the gate (alpha from the highest, gamma, and p from the highest).
+    """
+    return sorted(points, key=lambda q: (q["delta"], q["s"], -q["alpha"], q["gamma"], -q["p"]))
+
+
 def rejection_bias(scores: np.ndarray, option_concept: np.ndarray, rejects: Sequence[int]) -> dict[int, float]:
     """b of every reject concept: how far its score is above the mean over the reject concepts of the item, on average.
 
@@ -155,7 +163,7 @@ def gated(
     def answers(seen: Seen) -> Scores:
         return partial(adjust, seen.scores, seen.option_concept, gate(seen), whole)
 
-    return Method(name=name, label=label, settings=settings(), fit=held_out, answers=answers)
+    return Method(name=name, label=label, settings=gentlest_first(settings()), fit=held_out, answers=answers)
 
 
 def pgla(fit: Seen, known: Labels, *, folds: int, seed: int) -> tuple[Method, Method]:
@@ -173,7 +181,7 @@ def pgla(fit: Seen, known: Labels, *, folds: int, seed: int) -> tuple[Method, Me
         p_fit[held] = Gate(fit.residual[train], alarmed[train], seed)(fit.residual[held])
     whole = Gate(fit.residual, alarmed, seed)
     published = gated("pgla", "PGLA", fit, known, p_fit=p_fit, gate=lambda seen: whole(seen.residual), parts=parts)
-    return published, replace(published, name="pgla_wide", label="PGLA on a wider grid", settings=settings(WIDE))
+    return published, replace(published, name="pgla_wide", label="PGLA on a wider grid", settings=gentlest_first(settings(WIDE)))
 
 
 def pgla_by_text(fit: Seen, known: Labels, *, folds: int, seed: int) -> Method:

@@ -54,7 +54,7 @@ def title(summary: dict[str, Any], config: Config, kind: str = "adapter") -> str
         return f"A control (targets.control: {config.targets.control}), not meant for use"
     if (
         summary["state"] == "closed"
-        and not summary["stopped"]
+        and not (summary["stopped"] or summary["unimproved"])
         and summary["verdicts"]
         and all(v["word"] == "real" for v in summary["verdicts"].values())
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,17 @@ from rich.console import Console
 from rich.table import Table
 
 from gapclose.files import read_json
-from gapclose.report.summary import layer_words, prompt_name, prompt_words, read_records, round_words, skipped_words, summarise
+from gapclose.report.summary import (
+    layer_words,
+    prompt_name,
+    prompt_words,
+    read_records,
+    round_words,
+    skipped_words,
+    summarise,
+    target_words,
+    unimproved_words,
+)
 from gapclose.states import STATES
 
 TEST_ROWS = {
@@ -204,6 +214,11 @@ def claims(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
+def caveats(summary: Mapping[str, Any]) -> list[str]:
+    """What there is to know of a trained run before its figures are used, in sentences."""
+    return [*unimproved_words(summary["unimproved"]), *target_words(summary["targets"])]
+
+
 def verdict(summary: dict[str, Any]) -> list[str]:
     """What the figures say, in sentences."""
     reading, text = summary["reading"], summary["text_only"]["balanced"]
@@ -221,7 +236,7 @@ def verdict(summary: dict[str, Any]) -> list[str]:
         )
         if summary["transfer"] and summary["transfer"]["closure"]:
             lines.append(f"closure on the held-out question type: {show(summary['transfer']['closure'])}")
-    return [*lines, state_line(summary)]
+    return [*lines, *caveats(summary), state_line(summary)]
 
 
 ABOUT_READING = {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gapclose.files import read_json
+from gapclose.prior import Point
 
 
 def read_records(directory: Path) -> list[dict[str, Any]]:
@@ -56,6 +57,8 @@ def summarise(directory: Path) -> dict[str, Any]:
         "forced": (adapted or {}).get("forced", []),
         "stopped": (adapted or {}).get("stopped", {}),
         "guards_off": (adapted or {}).get("guards_off"),
+        "unimproved": (adapted or {}).get("unimproved"),
+        "targets": (adapted or {}).get("targets", []),
         "rounds": read_json(directory / "rounds.json") if (directory / "rounds.json").is_file() else [],
         "gap": {kind: _both(base, adapted, "gap", kind) for kind in ("balanced", "matched", "auroc")},
         "modality": {name: _modality(name, base, adapted) for name in base["modality"]},
@@ -111,10 +114,33 @@ def round_words(rounds: Sequence[dict[str, Any]]) -> list[str]:
             f"{agrees['before']:.3f} -> {agrees['now']:.3f}"
         )
         if not of["helps"]:
-            words += "; not shown to read better, so training ended"
+            words += "; no better reading"
+        elif not of.get("shown", True):
+            words += "; within chance"
+        if of.get("ended", not of["helps"]):
+            words += ", so training ended"
         elif "action" in of:
             words += f"; the action on val after it {of['action']['before']['value']:.3f} -> {of['action']['now']['value']:.3f}"
         found.append(words)
+    return found
+
+
+def unimproved_words(found: Mapping[str, Any] | None) -> list[str]:
+    """That a run has nothing better than its base model, in a sentence; none where it has."""
+    return [f"not better than the base model: {found['why']}"] if found else []
+
+
+def target_words(targets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is to be known of the targets of every round: an operating point that does not keep its budget, items that can express nothing."""
+    found = []
+    for of in targets:
+        said = [Point.of(of).words()]
+        if of["not_expressible"]:
+            said.append(
+                f"{of['not_expressible']} train items have no option for what is read of them, and are not trained on; give every concept an option"
+            )
+        later = f"round {of['round']}: " if of["round"] > 1 else ""
+        found += [later + words for words in said if words]
     return found
 
 

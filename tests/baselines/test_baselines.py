@@ -169,7 +169,9 @@ def test_val_chooses_and_test_does_not(split, val):
     found = [compare(fit, known, *test, Clips(test[1].clip, 20, 0), val=of, folds=3, seed=0) for of, *test in cases]
     points, fronts = ([[[row["setting"] for row in m[part]] for m in f["methods"]] for f in found] for part in ("points", "front"))
     assert points[0] == points[1] == points[2] and fronts[0] == fronts[1] == fronts[2]
-    assert all(a != b for a, b in zip(points[0], points[3], strict=True)) and fronts[0] != fronts[3]
+    # many settings of the published grid do the same here, and of equals the gentlest is taken under either labels
+    same = [m["name"] for m, a, b in zip(found[0]["methods"], points[0], points[3], strict=True) if a == b]
+    assert set(same) <= {"pgla"} and fronts[0] != fronts[3]
     judged = [f["methods"][0]["points"][0]["balanced"] for f in found]
     assert judged[0] != judged[1]
     assert {(f["chosen_on"], f["n_choice"]) for f in found} == {("val", 80)}
@@ -288,7 +290,7 @@ def test_the_probe_answers_by_the_highest_target(split):
     """At a prior factor of one the option is that of Jeffrey's rule, its concept that of the reading, its AUROC the reading's."""
     fit, known, items, labels = split
     method = answer_by_probe(fit, known)
-    assert method.settings[0] == {"prior_factor": 1.0} and len(method.settings) == len(set(factors())) == 321
+    assert method.settings[0] == {"prior_factor": 1.0} and len(method.settings) == len(set(factors())) == 401
     target = jeffrey(items.reading, items.scores, items.option_concept)
     (scores,) = method.answers(items)([{"prior_factor": 1.0}])
     np.testing.assert_array_equal(scores.argmax(1), target.argmax(1))
