@@ -85,7 +85,7 @@ def validate(arguments: Sequence[str]) -> None:
     from gapclose.architecture import why_absent
     from gapclose.config import parse_config
     from gapclose.examine.leak import print_leak, text_leak
-    from gapclose.export.omni import check_whole
+    from gapclose.export import check_checkpoint
     from gapclose.models import SHIPPED
     from gapclose.outline import print_outline
     from gapclose.validate import doubts, is_for_closing, lacking_here, prepare_items, print_histogram
@@ -106,8 +106,8 @@ def validate(arguments: Sequence[str]) -> None:
     except ValueError as error:
         faults += [] if any(str(error) in fault for fault in faults) else [str(error)]
     try:
-        if config.export.omni and absent is None:
-            check_whole(config.model)
+        if closing and absent is None:
+            check_checkpoint(config)
     except ValueError as error:
         faults.append(str(error))
     if faults:

@@ -130,7 +130,9 @@ def test_the_fingerprint_sees_every_tokenizer_file(copy, name):
     assert checkpoint_fingerprint(copy, load_model(ModelConfig(path=str(copy))).model) != before
 
 
-@pytest.mark.parametrize(("size", "changed"), [(1 << 20, (450_000, 525_000)), (1 << 20, ((1 << 20) - 1, 1 << 20)), (65_536, (40_000, 40_001))])
+@pytest.mark.parametrize(
+    ("size", "changed"), [(1 << 20, (450_000, 525_000)), (1 << 20, ((1 << 20) - 1, 1 << 20)), (65_536, (40_000, 40_001))]
+)
 def test_the_fingerprint_sees_the_middle_of_a_tensor(loaded, tmp_path, size, changed):
     """A fifteenth of it, its last byte, and of one of 64 KiB every byte."""
     whole = torch.arange(size).remainder(251).to(torch.uint8)
