@@ -18,6 +18,7 @@ other languages are not known.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -27,7 +28,8 @@ from typing import Any
 import numpy as np
 
 from gapclose.answer_words import HANGUL, SPACELESS, Word, fold, plain_text, words
-from gapclose.items import Item
+from gapclose.errors import Problems
+from gapclose.items import Item, ItemSet
 
 PHRASE = re.compile(
     r"['\u2019-]\w|[ \t]+(?!\w\b|(?:or|and|nor|not|is|because|since|as)\b)\w"
@@ -117,11 +119,12 @@ def _read(text: str, options: Sequence[str] = ()) -> list[Word]:
     return sorted(found, key=lambda w: w.start)
 
 
-def _option(text: str) -> list[Word]:
+@functools.lru_cache(maxsize=65536)
+def _option(text: str) -> tuple[Word, ...]:
     """Words of an option, or the symbols that it is, as one."""
     plain = plain_text(text)
-    found = _read(plain)
-    return found if found or not plain.strip() else [Word(key=plain.strip(), start=0, end=len(plain))]
+    found = tuple(_read(plain))
+    return found if found or not plain.strip() else (Word(key=plain.strip(), start=0, end=len(plain)),)
 
 
 def _affirmed(text: str, option: Sequence[Word], spans: Sequence[tuple[int, int]]) -> bool:
@@ -157,9 +160,30 @@ def same_to_the_matcher(options: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def mentions(text: str, option: str) -> bool:
-    """Whether a text names an option, as whole words; a letter in its own case."""
-    return bool(_find(_read(plain_text(text), [option]), [_option(option)]))
+def check_told_apart(items: ItemSet, problems: Problems, prompt: str | None = None) -> None:
+    """Add to ``problems`` options of an item that the matching of generated answers takes for one, with file and item; one line a pair.
+
+    Args:
+        prompt: the one that the items are worded in, where it is not the run's own.
+    """
+    asked, seen = f" in the prompt {prompt!r}" if prompt else "", dict[tuple[str, ...], str]()
+    for item in items:
+        seen.setdefault(tuple(o.text for o in item.options), item.id)
+    for texts, ident in seen.items():
+        for one, other in same_to_the_matcher(texts):
+            problems.add(
+                f"{items.where}: item {ident!r}{asked}: no generated answer could tell option {one!r} from option {other!r}, which are the "
+                "same number, or the same words without case and punctuation; change one of them"
+            )
+
+
+def unmentioned(text: str, options: Sequence[str]) -> list[str]:
+    """The options that a text does not name, as whole words; a letter in its own case, wherever it stands alone."""
+    plain = plain_text(text)
+    said, letters = _read(plain, options), {w.key for w in words(plain) if w.letter}
+    read = [_option(o) for o in options]
+    found = [w[0].key in letters if len(w) == 1 and w[0].letter else bool(_find(said, [w])) for w in read]
+    return [option for option, named in zip(options, found, strict=True) if not named]
 
 
 def parse_all(answers: Sequence[str], items: Sequence[Item], *, lenient: bool = False) -> np.ndarray:
