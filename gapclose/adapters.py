@@ -11,6 +11,7 @@ from typing import Any
 import peft
 import torch
 import transformers
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from gapclose.engines import adapter_tensors
@@ -85,15 +86,48 @@ def add_lora(loaded: LoadedModel, config: LoraConfig, layers: Sequence[int], see
     else.
 
     Raises:
-        ValueError: as :func:`adapted_experts`.
+        ValueError: as :func:`adapted_experts` and :func:`refuse_misplaced`.
     """
-    experts = adapted_experts(loaded.model, config, layers)
+    experts, modules = adapted_experts(loaded.model, config, layers), linear_names(loaded.model, layers)
     transformers.set_seed(seed)
     settings = peft.LoraConfig(
         r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, use_rslora=config.use_rslora, use_dora=config.use_dora,
-        target_modules=linear_names(loaded.model, layers), target_parameters=experts or None, task_type="CAUSAL_LM",
+        target_modules=modules, target_parameters=experts or None, task_type="CAUSAL_LM",
+        exclude_modules=_same_end(loaded.model, modules) or None,
     )  # fmt: skip
     loaded.model = peft.get_peft_model(loaded.model, settings)
+    refuse_misplaced(loaded.model, modules, experts)
+
+
+def _same_end(model: Any, modules: Sequence[str]) -> list[str]:
+    """Full names of other modules that end like one of ``modules``: PEFT, which matches names by their ends, would adapt them too."""
+    wanted, found = set(modules), list[str]()
+    for name, _ in unwrap(model).named_modules():
+        parts = name.split(".")
+        if name not in wanted and any(".".join(parts[n:]) in wanted for n in range(1, len(parts))):
+            found.append(name)
+    return found
+
+
+def refuse_misplaced(model: Any, modules: Sequence[str], experts: Sequence[str]) -> None:
+    """Check that PEFT put adapters on ``modules`` and on the parameters ``experts``, full names both, and nowhere else.
+
+    Raises:
+        ValueError: naming what else got one, and what got none.
+    """
+    base = unwrap(model)
+    adapted = {name.removesuffix(".base_layer") for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
+    wanted = {*modules, *(name.rpartition(".")[0] for name in experts)}
+    parameters = set(model.base_model.targeted_parameter_names)
+    stray = sorted((adapted - wanted) | (parameters - set(experts)))
+    bare = sorted((wanted - adapted) | (set(experts) - parameters))
+    if stray or bare:
+        found = [f"{len(stray)} outside the decoder layers asked for got an adapter ({', '.join(stray[:3])})"] if stray else []
+        found += [f"{len(bare)} inside got none ({', '.join(bare[:3])})"] if bare else []
+        raise ValueError(
+            f"{type(base).__name__}: of its modules {' and '.join(found)}, since PEFT matches names by their ends; choose other lora.layers, "
+            "set lora.experts to false if these are experts, or report the model"
+        )
 
 
 def enable_checkpointing(loaded: LoadedModel) -> None:

@@ -1,43 +1,68 @@
 """Parse what a model generated into one of the item's options.
 
-*Strict*: the text is an option, letter for letter, up to surrounding white space. *Lenient*: after lower-casing and dropping
-punctuation, exactly one option occurs in it as whole words, counting the longest match first (so "not odd" is no "odd" where both
-are options). A single letter keeps its case, so that "a dog" does not name option "A"; an answer that is nothing but the letter does. An
-"A" or "I" that begins a phrase ("A man is not there", "I see") is a word and no letter.
+*Strict*: the text is an option, letter for letter, up to surrounding white space. *Lenient*: exactly one option occurs in it as whole words,
+counting the longest match first (so "not odd" is no "odd" where both are options). What a word is, which symbols belong to it, and how
+numbers are compared: :mod:`gapclose.answer_words`. A single letter keeps its case, so that "a dog" does not name option "A"; an answer
+that is nothing but the letter does. An "A" or "I" that begins a phrase ("A man is not there", "I see") is a word and no letter.
 
-The one option that occurs must also be affirmed, or the answer parses as none: no English negation stands before it in its clause ("There
-is no tumour", but "not visible" where that is the option), a letter is not part of a phrase ("in E major"), and a bare yes or no begins the
-answer, ends it, or is said to be the answer ("I have no idea" does not say *no*).
+A number counts with its unit and its comparison ("$5" is not "5 %", "< 5" is not "5"). Where no option has the number so, the value alone
+counts, if the options differ by it, and a percentage as its share ("50 %" for option "0.5").
+
+The one option that occurs must also be affirmed, or the answer parses as none: no negation stands before it in its clause ("There is no
+tumour", but "not visible" where that is the option; English and Chinese, in Japanese and Korean behind it), a letter is not part of a phrase
+("in E major"), and a bare yes or no begins the answer, ends it, or is said to be the answer ("I have no idea" does not say *no*). Negations of
+other languages are not known.
 
 :class:`Matching` adds what other prompts need: an answer that begins with its option and goes on, and a function of the user's own.
 """
 
 from __future__ import annotations
 
+import functools
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from gapclose.items import Item
+from gapclose.answer_words import HANGUL, SPACELESS, Word, fold, plain_text, words
+from gapclose.errors import Problems
+from gapclose.items import Item, ItemSet
 
-PHRASE = re.compile(r"['\u2019-]\w|[ \t]+(?!\w\b|(?:or|and|nor|not|is|because|since|as)\b)\w")
+PHRASE = re.compile(
+    r"['\u2019-]\w|[ \t]+(?!\w\b|(?:or|and|nor|not|is|because|since|as)\b)\w"
+    rf"|(?![是为為项項选選正对對不が는은이가입をはで])[{SPACELESS}{HANGUL}]"
+)
 """a phrase goes on after a word; after a letter that is an answer there is a stop, another letter, or a word of these"""
 LEADS_ON = re.compile(rf"\b[AaIi]\b(?={PHRASE.pattern})")
 """an article or a pronoun"""
-NAMED = re.compile(r"\b(answer is|answer|option|choice|letter)[\s:*(]*$", re.IGNORECASE)
+NAMED = re.compile(r"\b(answer is|answer|option|choice|letter)[\s:*(\[\"'\u201c\u300c\u300e]*$", re.IGNORECASE)
 """what is said before a letter, whatever follows that"""
-NEGATION = re.compile(r"\b(no|not|never|without|neither|nor|none|nothing|cannot|\w+n['`\u00b4\u02bc\u2018\u2019\uff07]t)\b", re.IGNORECASE)
-CLAUSE = re.compile(r"[.,;:!?\n\u2013\u2014]|\bbut\b", re.IGNORECASE)
+NEGATION = re.compile(
+    r"\b(no|not|never|without|neither|nor|none|nothing|cannot|\w+n['`\u00b4\u02bc\u2018\u2019\uff07]t)\b|[不没沒無无未]|非(?!常)",
+    re.IGNORECASE,
+)
+DENIED_AFTER = re.compile("ない|なく|なかっ|ません|じゃな|아니|아닙|없|않")
+"""a negation that stands behind what it denies"""
+CLAUSE = re.compile(r"[.,;:!?\n\u2013\u2014\u3001\u3002\u060c\u061b\u061f\u06d4\u0964]|\bbut\b|但|不过|不過|而是", re.IGNORECASE)
 """what ends a clause, and with it the reach of a negation"""
+BARE = {("yes",), ("no",), ("是",), ("否",), ("对",), ("對",), ("错",), ("錯",), ("不",), ("有",), ("无",), ("無",)}
+"""options that are words of most sentences"""
+SENTENCE = ".,;:!?\u2026\u3001\u3002"
+EDGES = "\"'`*_()[]{}<>\u201c\u201d\u300c\u300d\u300e\u300f"
+"""what may stand around an option that is a symbol"""
 
 
 def parse_strict(answer: str, item: Item) -> int | None:
-    """Index of the option that ``answer`` is, or None."""
-    texts = [o.text.strip() for o in item.options]
-    return texts.index(answer.strip()) if answer.strip() in texts else None
+    """Index of the option that ``answer`` is, or None. Two forms of the same accented letter are one."""
+    texts, answer = [_composed(o.text) for o in item.options], _composed(answer)
+    return texts.index(answer) if answer in texts else None
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def parse_lenient(answer: str, item: Item) -> int | None:
@@ -45,43 +70,120 @@ def parse_lenient(answer: str, item: Item) -> int | None:
     strict = parse_strict(answer, item)
     if strict is not None:
         return strict
-    left, found = _words(answer), []
-    alone = [k for k, o in enumerate(item.options) if _words(o.text).lower() == left.lower()]
-    if left.strip() and len(alone) == 1:
+    text, options = plain_text(answer), [_option(o.text) for o in item.options]
+    said = _read(text, [o.text for o in item.options])
+    alone = [k for k, option in enumerate(options) if [fold(w.key) for w in option] == [fold(w.key) for w in said]]
+    if said and len(alone) == 1:
         return alone[0]
-    for index in sorted(range(len(item.options)), key=lambda i: -len(_words(item.options[i].text))):
-        words = _words(item.options[index].text)
-        if words.strip() and words in left:
-            found.append(index)
-            left = left.replace(words, "  ")
-    return found[0] if len(found) == 1 and _affirmed(answer, item.options[found[0]].text) else None
+    named = _find(said, options)
+    return _one(text, options, named) if named else _by_value(text, said, options)
 
 
-def _affirmed(answer: str, option: str) -> bool:
-    """Whether ``answer``, which names no other option, says ``option`` as an answer somewhere, and denies it nowhere.
+def _by_value(text: str, said: Sequence[Word], options: Sequence[Sequence[Word]]) -> int | None:
+    """Index of the one option that is named when numbers count without their unit, or percentages as shares; None where these differ."""
+    found = set()
+    for form in (lambda w: w.number or w.key, lambda w: w.share or w.key):
+        loose = [[replace(w, key=form(w)) for w in option] for option in options]
+        if len({tuple(w.key for w in option) for option in loose}) == len(options):
+            found |= {_one(text, loose, named) if (named := _find([replace(w, key=form(w)) for w in said], loose)) else None} - {None}
+    return found.pop() if len(found) == 1 else None
+
+
+def _one(text: str, options: Sequence[Sequence[Word]], named: dict[int, list[tuple[int, int]]]) -> int | None:
+    """The option that alone is named, if it is affirmed."""
+    ((index, spans), *others) = named.items()
+    return index if not others and _affirmed(text, options[index], spans) else None
+
+
+def _find(said: Sequence[Word], options: Sequence[Sequence[Word]]) -> dict[int, list[tuple[int, int]]]:
+    """Option -> where it stands in the text, for every option that does; no word stands for two of them, the longest comes first."""
+    named, left = dict[int, list[tuple[int, int]]](), [w.key for w in said]
+    for index in sorted(range(len(options)), key=lambda k: (-len(options[k]), -sum(len(w.key) for w in options[k]))):
+        keys = [w.key for w in options[index]]
+        for at in range(len(left) - len(keys) + 1) if keys else ():
+            if left[at : at + len(keys)] == keys:
+                named.setdefault(index, []).append((said[at].start, said[at + len(keys) - 1].end))
+                left[at : at + len(keys)] = [""] * len(keys)
+    return named
+
+
+def _read(text: str, options: Sequence[str] = ()) -> list[Word]:
+    """Words of a :func:`plain_text`; an article or a pronoun is no letter, and those ``options`` are words that are symbols alone."""
+    leading = {m.start() for m in LEADS_ON.finditer(text) if not NAMED.search(text, 0, m.start())}
+    found = [replace(w, key=f"_{fold(w.key)}", letter=False) if w.letter and w.start in leading else w for w in words(text)]
+    for symbol in {s for o in options if (s := plain_text(o).strip()) and not words(s)}:
+        around = f"[\\s{re.escape(EDGES)}]"
+        alone = not symbol.strip(SENTENCE)  # punctuation of every sentence
+        place = rf"^\s*{re.escape(symbol)}\s*$" if alone else rf"(?:^|(?<={around})){re.escape(symbol)}(?=$|{around}|[{SENTENCE}])"
+        found += [Word(key=symbol, start=m.start(), end=m.end()) for m in re.finditer(place, text)]
+    return sorted(found, key=lambda w: w.start)
+
+
+@functools.lru_cache(maxsize=65536)
+def _option(text: str) -> tuple[Word, ...]:
+    """Words of an option, or the symbols that it is, as one."""
+    plain = plain_text(text)
+    found = tuple(_read(plain))
+    return found if found or not plain.strip() else (Word(key=plain.strip(), start=0, end=len(plain)),)
+
+
+def _affirmed(text: str, option: Sequence[Word], spans: Sequence[tuple[int, int]]) -> bool:
+    """Whether ``text``, which names no other option, says ``option`` as an answer in one of ``spans``, and denies it in none.
 
     A negation among the option's own words is no denial.
     """
-    words = re.findall(r"\w+", option)
-    letter, bare = len(words) == 1 and re.fullmatch(r"[^\W\d]", words[0]), " ".join(words).lower() in ("yes", "no")
-    mention = re.compile(r"\b" + r"\W+".join(words) + r"\b", 0 if letter else re.IGNORECASE)
+    letter, bare = len(option) == 1 and option[0].letter, tuple(w.key for w in option) in BARE
+    others = text
+    for start, end in spans:
+        others = others[:start] + " " * (end - start) + others[end:]
     said = False
-    for found in mention.finditer(answer):
-        before, after = answer[: found.start()], answer[found.end() :]
+    for start, end in spans:
+        before, after = text[:start], text[end:]
         first, last = not re.search(r"\w", before), not re.search(r"\w", after)
         in_phrase = letter and PHRASE.match(after) and not (first and after.lstrip()[:1].isupper())  # as in "B The dog barks."
         if (in_phrase or (bare and not first and not last)) and not NAMED.search(before):
             continue
-        if NEGATION.search(mention.sub("", CLAUSE.split(before)[-1])):
+        if NEGATION.search(CLAUSE.split(others[:start])[-1]) or DENIED_AFTER.search(CLAUSE.split(others[end:])[0]):
             return False
         said = True
     return said
 
 
-def _words(text: str) -> str:
-    """Lower-case words (a single letter stays as it is), each between single spaces, so that ``in`` finds whole words only."""
-    text = LEADS_ON.sub(lambda m: m[0] if NAMED.search(text, 0, m.start()) else f"_{m[0]}", text)
-    return " " + " ".join(w if len(w) == 1 else w.lower() for w in re.findall(r"\w+", text)) + " "
+def same_to_the_matcher(options: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of option texts that no generated answer can tell apart."""
+    first, pairs = dict[tuple[str, ...], str](), list[tuple[str, str]]()
+    for text in options:
+        keys = tuple(w.key for w in _option(text))
+        if keys in first:
+            pairs.append((first[keys], text))
+        first.setdefault(keys, text)
+    return pairs
+
+
+def check_told_apart(items: ItemSet, problems: Problems, prompt: str | None = None) -> None:
+    """Add to ``problems`` options of an item that the matching of generated answers takes for one, with file and item; one line a pair.
+
+    Args:
+        prompt: the one that the items are worded in, where it is not the run's own.
+    """
+    asked, seen = f" in the prompt {prompt!r}" if prompt else "", dict[tuple[str, ...], str]()
+    for item in items:
+        seen.setdefault(tuple(o.text for o in item.options), item.id)
+    for texts, ident in seen.items():
+        for one, other in same_to_the_matcher(texts):
+            problems.add(
+                f"{items.where}: item {ident!r}{asked}: no generated answer could tell option {one!r} from option {other!r}, which are the "
+                "same number, or the same words without case and punctuation; change one of them"
+            )
+
+
+def unmentioned(text: str, options: Sequence[str]) -> list[str]:
+    """The options that a text does not name, as whole words; a letter in its own case, wherever it stands alone."""
+    plain = plain_text(text)
+    said, letters = _read(plain, options), {w.key for w in words(plain) if w.letter}
+    read = [_option(o) for o in options]
+    found = [w[0].key in letters if len(w) == 1 and w[0].letter else bool(_find(said, [w])) for w in read]
+    return [option for option, named in zip(options, found, strict=True) if not named]
 
 
 def parse_all(answers: Sequence[str], items: Sequence[Item], *, lenient: bool = False) -> np.ndarray:
@@ -93,8 +195,9 @@ def parse_all(answers: Sequence[str], items: Sequence[Item], *, lenient: bool = 
 
 def parse_leading(answer: str, item: Item) -> int | None:
     """Index of the option with whose words ``answer`` begins ("No, there is a yes-man"), the longest of several, or None."""
-    words, options = _words(answer).lower(), [_words(o.text).lower() for o in item.options]
-    found = [k for k, option in enumerate(options) if option.strip() and words.startswith(option)]
+    said = [fold(w.key) for w in _read(plain_text(answer), [o.text for o in item.options])]
+    options = [[fold(w.key) for w in _option(o.text)] for o in item.options]
+    found = [k for k, option in enumerate(options) if option and said[: len(option)] == option]
     return max(found, key=lambda k: len(options[k])) if found else None
 
 

@@ -62,6 +62,29 @@ def _parts(content: Any) -> list[dict[str, Any]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
+def added_around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Token ids that a tokenizer's post-processor puts before a text and behind it, whatever the text.
+
+    What is put behind a prompt (an end token, mostly) stands after the place where the answer begins, and moves it.
+    """
+    whole, bare = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
+    starts = [n for n in range(len(whole) - len(bare) + 1) if whole[n : n + len(bare)] == bare]
+    return (whole[: starts[0]], whole[starts[0] + len(bare) :]) if starts and bare else ([], [])
+
+
+def left_out_of_prompts(processor: Any) -> str | None:
+    """What :func:`gapclose.prompts.make_prompts` leaves out of every prompt, to be told, or None."""
+    tokenizer = tokenizer_of(processor)
+    behind = [] if within_template(processor) else added_around(tokenizer)[1]
+    if not behind:
+        return None
+    names = " ".join(map(str, tokenizer.convert_ids_to_tokens(behind)))
+    return (
+        f"the tokenizer puts {names} behind every text, which would move the place where an answer begins; prompts are made without it. "
+        "Whoever uses the model otherwise should take it out of tokenizer.json (post_processor)"
+    )
+
+
 def answer_tokens(processor: Any, text: str) -> list[int]:
     """Token ids of an answer as they stand behind a prompt when the template writes the answer's turn.
 

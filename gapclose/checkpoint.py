@@ -23,6 +23,8 @@ HASHED = (
 )
 HASHED += ("vocab.json", "merges.txt", "tekken.json", "*.model", "*.py")
 """files beside config and weights that decide what a model is shown and says"""
+BLOCK, BLOCKS = 4096, 16
+"""bytes of a block, and how many of them are hashed of a tensor; one of at most their product, 64 KiB, is hashed whole"""
 
 
 def checkpoint_folder(path: str, revision: str | None = None) -> Path:
@@ -33,9 +35,12 @@ def checkpoint_folder(path: str, revision: str | None = None) -> Path:
 
 
 def checkpoint_fingerprint(folder: Path, model: Any) -> str:
-    """Hash that tells checkpoints apart without reading all of a 60 GB file: the config, the start of every tensor, the processor.
+    """Hash that tells checkpoints apart without reading all of a 60 GB file: the config, parts of every tensor, the processor.
 
-    Of every tensor, since an adapter merged into the upper layers leaves both ends of a file as they were.
+    Of every tensor, since an adapter merged into the upper layers leaves both ends of a file as they were. Of a tensor, :data:`BLOCKS`
+    blocks of :data:`BLOCK` bytes at even distances, the first and the last included, so at most 64 KiB. A change of a whole row range is
+    seen for certain where it spans a fifteenth of the tensor; one that touches a share f of the blocks, at random, with probability
+    1 - (1 - f)^16: 0.81 for a tenth, 0.99998 for a half. A change of one number in a large tensor is not seen.
     """
     digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode())
     for file in sorted(folder.glob("*.safetensors")):
@@ -46,12 +51,20 @@ def checkpoint_fingerprint(folder: Path, model: Any) -> str:
             for name, entry in sorted(json.loads(header).items()):
                 if name != "__metadata__":
                     start, end = entry["data_offsets"]
-                    handle.seek(8 + length + start)
-                    digest.update(handle.read(min(4096, end - start)))
+                    for place, size in _blocks(end - start):
+                        handle.seek(8 + length + start + place)
+                        digest.update(handle.read(size))
     for pattern in HASHED:
         for file in sorted(f for f in folder.glob(pattern) if f.is_file()):
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _blocks(size: int) -> list[tuple[int, int]]:
+    """First byte and length of what is hashed of a tensor of ``size`` bytes, in order."""
+    if size <= BLOCK * BLOCKS:
+        return [(0, size)]
+    return [(n * (size - BLOCK) // (BLOCKS - 1), BLOCK) for n in range(BLOCKS)]
 
 
 def unreadable_weights(folder: Path, error: Exception) -> str:

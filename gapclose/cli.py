@@ -85,19 +85,20 @@ def validate(arguments: Sequence[str]) -> None:
     from gapclose.architecture import why_absent
     from gapclose.config import parse_config
     from gapclose.examine.leak import print_leak, text_leak
-    from gapclose.export.omni import check_whole
+    from gapclose.export import check_checkpoint
     from gapclose.models import SHIPPED
     from gapclose.outline import print_outline
-    from gapclose.validate import doubts, is_for_closing, lacking_here, prepare_items, print_histogram
+    from gapclose.validate import ask, doubts, is_for_closing, lacking_here, prepare_plain, print_histogram, unnamed
 
     config = parse_config(arguments, prog="gapclose validate")
-    closing, absent, items, faults = True, why_absent(config.model), None, list[str]()
+    closing, absent, items, plain, faults = True, why_absent(config.model), None, None, list[str]()
     shipped = [f"{key} {path}" for key, path in (("data.path", config.data.path), ("model.path", config.model.path)) if path in SHIPPED]
     if shipped:
         print(f"shipped with gapclose: {' and '.join(shipped)}")
     try:
         closing = is_for_closing(config)
-        items = prepare_items(config, closing=closing, without_model=absent is not None)
+        plain = prepare_plain(config, closing=closing, without_model=absent is not None)
+        items = ask(plain, config.prompts.asked, config.prompts)
         print_histogram(items)
     except ValueError as error:
         faults.append(str(error))
@@ -106,15 +107,17 @@ def validate(arguments: Sequence[str]) -> None:
     except ValueError as error:
         faults += [] if any(str(error) in fault for fault in faults) else [str(error)]
     try:
-        if config.export.omni and absent is None:
-            check_whole(config.model)
+        if closing and absent is None:
+            check_checkpoint(config)
     except ValueError as error:
         faults.append(str(error))
     if faults:
         raise ValueError("\n".join(faults))
-    assert items is not None
+    assert items is not None and plain is not None
     for line in [*lacking_here(config), *doubts(items), *print_leak(text_leak(items, folds=config.probe.folds))]:
         print(f"warning: {line}")
+    for line in unnamed(items, plain, config):
+        print(line)
     unseen = f"; options and prompts are not checked without the processor of {config.model.path}" if absent else ""
     print("no problems found" + ("" if closing else "; without train and val this set is for `gapclose measure` alone") + unseen)
 

@@ -5,7 +5,7 @@ Keys are names that transformers gives (``model_type``, attributes of processors
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,22 +17,40 @@ TRAVELS = {"qwen2_5_omni": ("spk_dict.pt",)}
 """``model_type`` of a whole omni checkpoint -> files beside config and weights without which its class does not load; an export copies them,
 and nothing here opens them. Qwen3-Omni's speakers stand in its config"""
 
+
+class InVllm(NamedTuple):
+    """What is known of adapters for a class in vLLM."""
+
+    begins: str | None
+    """how the names in its checkpoint begin; None where vLLM's list of models has no LoRA for it"""
+    since: str | None = None
+    """smallest version of vLLM that is known to serve adapters for it, or None"""
+    doubt: str | None = None
+    """what contradicts the list"""
+
+
+# The list is docs/models/supported_models.md of github.com/vllm-project/vllm (August 2026). It says nothing of versions, so no smallest one is
+# known; of what was found besides: Qwen2.5-Omni by vllm-project/vllm#24231 (merged in September 2025, in which release is not known). Of
+# Qwen3-Omni the list has LoRA and the class refuses it: issues 31205 (December 2025: 0.9.2, 0.11.0, 0.12.0), 41899 (May 2026) and 51347 (August
+# 2026, open); the pull requests 37193 and 42140 that would add it are closed.
 LORA_IN_VLLM = {
-    "Qwen2_5OmniThinkerForConditionalGeneration": "thinker.",
-    "Qwen3OmniMoeThinkerForConditionalGeneration": "thinker.",
-    "Qwen2_5_VLForConditionalGeneration": "",
-    "Qwen3VLForConditionalGeneration": "",
-    "Gemma4ForConditionalGeneration": "",
-    "SmolVLMForConditionalGeneration": "",
-    "Qwen2ForCausalLM": "",
-    "Qwen3ForCausalLM": "",
-    "LlamaForCausalLM": "",
-    "Gemma3nForConditionalGeneration": None,
-    "LlavaOnevisionForConditionalGeneration": None,
-    "Qwen2AudioForConditionalGeneration": None,
+    "Qwen2_5OmniThinkerForConditionalGeneration": InVllm("thinker."),
+    "Qwen3OmniMoeThinkerForConditionalGeneration": InVllm(
+        "thinker.",
+        doubt="its list of models has LoRA for Qwen3-Omni, and versions up to August 2026 refuse it (vllm-project/vllm#51347, #37193)",
+    ),
+    "Qwen2_5_VLForConditionalGeneration": InVllm(""),
+    "Qwen3VLForConditionalGeneration": InVllm(""),
+    "Gemma4ForConditionalGeneration": InVllm(""),
+    "SmolVLMForConditionalGeneration": InVllm(""),
+    "Qwen2ForCausalLM": InVllm(""),
+    "Qwen3ForCausalLM": InVllm(""),
+    "LlamaForCausalLM": InVllm(""),
+    "Gemma3nForConditionalGeneration": InVllm(None),
+    "LlavaOnevisionForConditionalGeneration": InVllm(None),
+    "Qwen2AudioForConditionalGeneration": InVllm(None),
 }
-"""class -> how the names in its checkpoint begin where vLLM serves adapters for it, None where its documentation (supported models, August
-2026) has none for it"""
+"""class -> what is known of adapters for it in vLLM"""
 
 ARGUMENTS = {"image": "images", "audio": "audio", "video": "videos"}
 """kind of media -> the argument of a processor that takes it"""

@@ -24,6 +24,7 @@ from torch import nn
 
 from gapclose.files import read_json, write_json, write_tensors
 from gapclose.solver import solve
+from gapclose.standardise import varies
 
 ROWS = 8192
 """residuals that are in double precision at once"""
@@ -115,10 +116,12 @@ def fit_linear(z: np.ndarray, y: np.ndarray, family: str, strength: float) -> tu
     """Fit one family on residuals (N, D) and classes (N,).
 
     Returns:
-        mean (D,), scale (D,), weight (C, D), bias (C,) of the standardised linear classifier.
+        mean (D,), scale (D,), weight (C, D), bias (C,) of the standardised linear classifier. A dimension that never varies has scale 1
+        and weight 0 (:func:`gapclose.standardise.varies`).
     """
-    mean, scale = z.mean(0), z.std(0)
-    scale = np.where(scale > 1e-12, scale, 1.0)
+    mean, scale = (of(0, dtype=np.float64).astype(z.dtype) for of in (z.mean, z.std))
+    kept = varies(scale, mean)
+    scale = np.where(kept, scale, z.dtype.type(1))
     classes, index = np.unique(y, return_inverse=True)
     if family == "logistic":
         everything = torch.ones(1, len(y), dtype=torch.bool)
@@ -126,6 +129,7 @@ def fit_linear(z: np.ndarray, y: np.ndarray, family: str, strength: float) -> tu
         return mean, scale, fit.weight[0, 0].numpy(), fit.bias[0, 0].numpy()
     x = z - mean
     x /= scale
+    x[:, ~kept] = 0
     if family == "mean_difference":
         weight = np.stack([x[y == c].mean(0) for c in classes])
         priors = np.array([(y == c).mean() for c in classes])

@@ -13,7 +13,7 @@ from typing import Any
 import soundfile
 import torch
 
-from gapclose.chat import REFUSALS, answer_tokens, chat_text, tokenizer_of, within_template
+from gapclose.chat import REFUSALS, added_around, answer_tokens, chat_text, tokenizer_of, within_template
 from gapclose.errors import Problems
 from gapclose.families import ARGUMENTS, part_for, whole_frames
 from gapclose.films import film_inputs, set_film_times
@@ -33,7 +33,8 @@ def make_prompts(processor: Any, items: Sequence[Item], media: Media) -> dict[st
     Every row ends at its answer position: ``input_ids[:, -1]`` is the last prompt token.
 
     Raises:
-        ValueError: when an item carries media that the model does not take, or a processor does not pad on the left.
+        ValueError: when an item carries media that the model does not take, or a processor does not pad on the left, or puts a token
+            behind the text.
     """
     media.ahead(items)
     for item in items:
@@ -44,9 +45,12 @@ def make_prompts(processor: Any, items: Sequence[Item], media: Media) -> dict[st
     texts = [chat_text(processor, item.messages) for item in items]
     tokenizer = tokenizer_of(processor)
     settings: dict[str, Any] = {"padding": True}
-    start = tokenizer.bos_token
+    start, written = tokenizer.bos_token, texts
     if processor is tokenizer or (start is not None and texts[0].startswith(start)):
         settings["add_special_tokens"] = False  # the template wrote them
+    elif (added := added_around(tokenizer))[1]:
+        settings["add_special_tokens"] = False
+        texts = ["".join(tokenizer.convert_ids_to_tokens(added[0])) + text for text in texts]
     if processor is tokenizer:
         prompt = dict(tokenizer(texts, return_tensors="pt", **settings))
     elif is_interleaved(items[0]):
@@ -56,7 +60,27 @@ def make_prompts(processor: Any, items: Sequence[Item], media: Media) -> dict[st
         inputs = _media_inputs(processor, items, media) | film_inputs(films, processor)
         prompt = dict(processor(text=texts, return_tensors="pt", text_kwargs=settings, **inputs))
         set_film_times(prompt, films, processor)
-    return _on_the_left(processor, prompt)
+    return _ending_as_written(processor, items, written, _on_the_left(processor, prompt))
+
+
+def _ending_as_written(
+    processor: Any, items: Sequence[Item], texts: Sequence[str], prompt: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The prompt, if each row ends with the last token of its text, behind which the answer begins.
+
+    Raises:
+        ValueError: when something put a token behind one.
+    """
+    tokenizer = tokenizer_of(processor)
+    wanted = [ids[-1] for ids in tokenizer(list(texts), add_special_tokens=False).input_ids]
+    for item, last, end in zip(items, prompt["input_ids"][:, -1].tolist(), wanted, strict=True):
+        if last != end:
+            raise ValueError(
+                f"item {item.id!r}: {type(processor).__name__} ends its prompt with {tokenizer.convert_ids_to_tokens(last)!r}, and the chat "
+                f"template with {tokenizer.convert_ids_to_tokens(end)!r}, behind which the answer begins; mend the checkpoint's processor or "
+                "tokenizer.json (post_processor)"
+            )
+    return prompt
 
 
 def written_tokens(processor: Any, items: Sequence[Item]) -> list[list[int]] | None:

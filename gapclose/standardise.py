@@ -6,11 +6,22 @@ Shapes: N items, D width, F folds, R leading directions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 RANK = 64  # leading directions; more did not pay on residual-like spectra
+ROUNDING = 10 * torch.finfo(torch.float32).eps
+"""deviation over mean below which a dimension holds rounding alone: models compute in float32 at best, whatever type the residuals have here"""
+
+
+def varies(deviation: Any, mean: Any) -> Any:
+    """Whether each dimension varies, (..., D) bool, by its deviation and mean (..., D), arrays or tensors: the one rule of all probes.
+
+    One that does not gets no weight, and is divided by 1.
+    """
+    return deviation > ROUNDING * abs(mean)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +43,10 @@ def standardise(z: Tensor, train: Tensor) -> Standardised:
 
     Deviations come from one product; where the subtraction of squares would cancel, they are recomputed in two passes.
     """
-    eps = 10 * torch.finfo(z.dtype).eps
     centre = z.mean(0, dtype=torch.float64)
     x = z - centre.to(z.dtype)
     spread = x.square().mean(0).sqrt()
-    spread = torch.where(spread > eps * centre.abs().to(z.dtype), spread, torch.inf)
+    spread = torch.where(varies(spread, centre.to(z.dtype)), spread, torch.inf)
     x /= spread
     spread = torch.where(spread.isinf(), 1.0, spread)
     part = train / train.sum(1, keepdim=True)  # (F, N)
@@ -49,11 +59,11 @@ def standardise(z: Tensor, train: Tensor) -> Standardised:
         variance[:, doubtful] = torch.stack([p.double() @ (exact - a).square() for p, a in zip(part, average, strict=True)]).to(z.dtype)
     deviation = variance.clamp_min(0).sqrt()
     mean = centre.to(z.dtype) + spread * shift
-    varies = spread * deviation > eps * mean.abs()
+    kept = varies(spread * deviation, mean)
     directions, energy = leading(x)
     return Standardised(
-        x=x, train=train, shift=shift, inverse=torch.where(varies, 1 / deviation, 0.0), mean=mean,
-        scale=torch.where(varies, spread * deviation, 1.0), directions=directions, energy=energy,
+        x=x, train=train, shift=shift, inverse=torch.where(kept, 1 / deviation, 0.0), mean=mean,
+        scale=torch.where(kept, spread * deviation, 1.0), directions=directions, energy=energy,
     )  # fmt: skip
 
 

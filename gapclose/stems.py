@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from gapclose.answers import unmentioned
 from gapclose.errors import Fault
 from gapclose.items import Item
 
@@ -59,12 +60,32 @@ def lettered(item: Item) -> bool:
 
 def lists_options(text: str, item: Item) -> bool:
     """Whether every option of the item occurs in a text, as whole words."""
-    return all(_plain(o.words) in _plain(text) for o in item.options)
+    return not unmentioned(text, [o.words for o in item.options])
 
 
-def _plain(text: str) -> str:
-    """Lower-case words, each between single spaces."""
-    return " " + " ".join(re.findall(r"\w+", text.lower())) + " "
+def unnamed_options(items: Iterable[Item], prompt: str) -> list[str]:
+    """What the messages of a prompt never name although it is scored: a line for each kind of question (tag ``question``) and option.
+
+    An option that is a letter is named where the letter stands. Whatever a chat template adds to the messages names no option.
+
+    Args:
+        prompt: what the items are worded in, for the line.
+    """
+    asked, without = Counter[str](), dict[tuple[str, str], list[str]]()
+    for item in items:
+        kind = item.tags.get("question", "")
+        asked[kind] += 1
+        for option in unmentioned(item.text, [o.text for o in item.options]):
+            without.setdefault((kind, option), []).append(item.id)
+    found = dict[tuple[str, str, int], list[str]]()  # options that the same items lack share a line
+    for (kind, text), idents in without.items():
+        found.setdefault((kind, idents[0], len(idents)), []).append(text)
+    return [
+        f"{count} of {asked[kind]} items{f' with the question {kind!r}' if kind else ''} in the prompt {prompt!r} do not name "
+        f"{', '.join(map(repr, texts[:4]))}{f' and {len(texts) - 4} more' if len(texts) > 4 else ''}, on which they are scored, e.g. item "
+        f"{ident!r}"
+        for (kind, ident, count), texts in found.items()
+    ]
 
 
 def stem_of(item: Item) -> str:

@@ -11,7 +11,9 @@ from typing import Any
 
 from rich.table import Table
 
+from gapclose.answers import check_told_apart
 from gapclose.baselines.trl_items import check_taken
+from gapclose.chat import left_out_of_prompts
 from gapclose.config import Config
 from gapclose.data_config import DataConfig
 from gapclose.errors import Problems
@@ -30,6 +32,7 @@ from gapclose.quantise import refuse_quantisation
 from gapclose.readers import read_set
 from gapclose.readers.splits import Dealing, check_media_apart, check_twins
 from gapclose.report.console import add_columns, wide_console
+from gapclose.stems import unnamed_options
 from gapclose.verdict import LEAST_CLIPS
 from gapclose.wordings import WORDINGS, PromptsConfig, reword
 
@@ -79,6 +82,8 @@ def load_items(
         check_twins(items, problems)
     check_prompts(prompts, model, problems)
     asked = {name: reword(items, name, prompts, problems) for name in prompts.names}
+    for name, worded in asked.items():
+        check_told_apart(worded, problems, None if name == prompts.asked else name)
     found = faults(items)
     check_media_apart(plain, found, problems)  # shuffled options would hide a question that is asked twice
     try:
@@ -104,10 +109,13 @@ def load_items(
         )
     if objective is not None and needs_reading(objective):
         check_expressible(items, problems)
+    behind = None if processor is None else left_out_of_prompts(processor)
     if objective in BY_TRL:
         check_taken(asked[prompts.asked], objective, BY_TRL[objective], problems)
+        if behind:
+            problems.add(f"objective {objective}: TRL makes its own prompts, and {behind}")
     problems.raise_if_any()
-    for line in (*items.notes, *(f"left out: item {ident!r}: {fault}" for ident, fault in items.skipped)):
+    for line in (*items.notes, *([behind] if behind else []), *(f"left out: item {ident!r}: {fault}" for ident, fault in items.skipped)):
         say(line)
     return items
 
@@ -223,6 +231,22 @@ def bind_items(items: ItemSet, path: Path) -> None:
     left_out = {"skipped": [{"item": i, "fault": fault} for i, fault in items.skipped], "notes": list(items.notes)}
     orders = {"option_order": items.orders} if items.orders else {}
     write_json(path, {**found, "items": len(items), **left_out, **orders})
+
+
+def unnamed(items: ItemSet, plain: ItemSet, config: Config) -> list[str]:
+    """A line for the options that prompts do not name: a warning, but of the shipped models, which were trained so, a note.
+
+    Args:
+        items: in the words of the run's own prompt. plain: the same in the data's own.
+    """
+    found, prompts = list[str](), config.prompts
+    for name in prompts.names:
+        worded = items if name == prompts.asked else ask(plain.select(split="test", purpose="gap"), name, prompts)
+        found += unnamed_options([i for i in worded if i.purpose != "retain"], name)
+    if config.model.path in SHIPPED:
+        return [f"note: {line}; the shipped models were trained to answer so" for line in found]
+    remedy = "list the options in the prompt, choose prompts.asked paper, or give the items a `stem`"
+    return [f"warning: {line}; a model that was not trained to answer so cannot know that it may: {remedy}" for line in found]
 
 
 def doubts(items: ItemSet) -> list[str]:

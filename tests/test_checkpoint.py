@@ -130,6 +130,19 @@ def test_the_fingerprint_sees_every_tokenizer_file(copy, name):
     assert checkpoint_fingerprint(copy, load_model(ModelConfig(path=str(copy))).model) != before
 
 
+@pytest.mark.parametrize(
+    ("size", "changed"), [(1 << 20, (450_000, 525_000)), (1 << 20, ((1 << 20) - 1, 1 << 20)), (65_536, (40_000, 40_001))]
+)
+def test_the_fingerprint_sees_the_middle_of_a_tensor(loaded, tmp_path, size, changed):
+    """A fifteenth of it, its last byte, and of one of 64 KiB every byte."""
+    whole = torch.arange(size).remainder(251).to(torch.uint8)
+    save_file({"weight": whole}, tmp_path / "model.safetensors")
+    before = checkpoint_fingerprint(tmp_path, loaded.model)
+    whole[slice(*changed)] += 1
+    save_file({"weight": whole}, tmp_path / "model.safetensors")
+    assert checkpoint_fingerprint(tmp_path, loaded.model) != before
+
+
 def test_attention_and_template_are_part_of_an_observation(tiny_checkpoint, digits, tmp_path):
     """Where they are not the default: what was observed with the default stays what it was."""
     few = replace(digits, items=digits.items[:2])

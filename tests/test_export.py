@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from gapclose.adapters import LoraConfig, adapter_fingerprint, add_lora, load_adapter
 from gapclose.cli import main
 from gapclose.config import parse_config
-from gapclose.export import leave_gpu, model_card, verify, verify_in_fresh_process, write_adapter
+from gapclose.export import check_export, leave_gpu, model_card, verify, verify_in_fresh_process, write_adapter, write_merged
 from gapclose.export.card import title
 from gapclose.item_files import read_items
-from gapclose.models import LoadedModel
+from gapclose.models import LoadedModel, ModelConfig, load_model
 from gapclose.observations import read_observations
 from gapclose.observe import Wanted, forward_batches, plan_batches
 from gapclose.quantise import quantised_loading
@@ -48,6 +48,66 @@ def with_merged(tiny_run, tmp_path_factory) -> Path:
     where = ["--config", str(directory / "config.yaml"), "--run_dir", str(directory)]
     assert main(["export", *where, "--export.merged", "true", "--export.verify", "false"]) == 0
     return directory
+
+
+@pytest.fixture
+def published(tiny_checkpoint, tmp_path) -> Path:
+    """A checkpoint that names a temperature which nothing uses, as published ones do, and whose end token is no list yet."""
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "published"))
+    settings = json.loads((folder / "generation_config.json").read_text()) | {"do_sample": False, "temperature": 0.9, "top_p": 0.6}
+    settings["eos_token_id"] = settings["eos_token_id"][0] if isinstance(settings["eos_token_id"], list) else settings["eos_token_id"]
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_settings_of_generation_that_change_nothing_do_not_keep_a_merged_model_from_being_saved(
+    published, digits_directory, tmp_path, capsys
+):
+    """Transformers refuses them where the end tokens have changed. They are left out, which validate says; end tokens stay."""
+    config = ModelConfig(path=str(published), dtype="float32")
+    loaded = load_model(config)
+    ends = loaded.model.generation_config.eos_token_id
+    add_lora(loaded, LoraConfig(r=2), [5], seed=0)
+    write_merged(loaded, config, tmp_path / "merged")
+    kept = transformers.GenerationConfig.from_pretrained(tmp_path / "merged")
+    assert kept.temperature is None and kept.top_p is None and kept.eos_token_id == ends
+    arguments = ["validate", "--data.path", str(digits_directory), "--model.path", str(published), "--export.merged", "true"]
+    assert main(arguments) == 0
+    assert "export.merged leaves temperature, top_p out of generation_config.json" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        (transformers.GenerationConfig, "save_pretrained"),
+        (transformers.ProcessorMixin, "save_pretrained"),
+        (transformers.PreTrainedModel, "save_pretrained"),
+        (transformers.PretrainedConfig, "save_pretrained"),
+        (transformers.PreTrainedTokenizerBase, "save_pretrained"),
+    ],
+)
+def test_whatever_saving_refuses_is_refused_before_a_training(tiny_checkpoint, tmp_path, monkeypatch, kind, method):
+    """Of the model and of the processor, before weights are read; an adapter alone needs none of it."""
+    monkeypatch.setattr("gapclose.models.checkpoint_fingerprint", lambda *_: pytest.fail("weights were read"))
+    arguments = ["--model.path", str(tiny_checkpoint), "--run_dir", str(tmp_path / "run")]
+    check_export(parse_config([*arguments, "--export.merged", "true"]))
+    monkeypatch.setattr(kind, method, refuse)
+    check_export(parse_config(arguments))
+    with pytest.raises(ValueError, match="could not be exported after the training") as error:
+        check_export(parse_config([*arguments, "--export.merged", "true"]))
+    assert "(ValueError: what is wrong with it)" in str(error.value) and "set export.merged and export.omni to false" in str(error.value)
+
+
+def refuse(*args, **kwargs):
+    """What saving might say."""
+    raise ValueError("what is wrong with it")
+
+
+def test_a_generation_configuration_that_means_nothing_is_refused(published, tmp_path):
+    """What is wrong changes something, so it is left to the user."""
+    (published / "generation_config.json").write_text('{"early_stopping": "maybe"}')
+    with pytest.raises(ValueError, match="could not be exported after the training .*early_stopping"):
+        check_export(parse_config(["--model.path", str(published), "--run_dir", str(tmp_path / "run"), "--export.merged", "true"]))
 
 
 def test_the_run_has_verified_its_adapter_in_a_fresh_process(tiny_run):

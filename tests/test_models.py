@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from types import SimpleNamespace
 
+import peft
 import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
 from torch import nn
 
-from gapclose.adapters import LoraConfig, add_lora, enable_checkpointing
+from gapclose.adapters import LoraConfig, add_lora, enable_checkpointing, refuse_misplaced
 from gapclose.checkpoint import checkpoint_fingerprint
 from gapclose.errors import Problems
 from gapclose.items import Item, ItemSet, Option
@@ -120,6 +122,40 @@ def test_linear_names_lie_inside_the_chosen_decoder_layers_only(loaded):
     leaves = {n.split(".")[-1] for n in names}
     towers = [n for n, m in loaded.model.named_modules() if isinstance(m, nn.Linear) and n.split(".")[-1] in leaves and n not in names]
     assert any("audio_tower" in n for n in towers) and not any("tower" in n or "visual" in n for n in names)
+
+
+def with_tower() -> LoadedModel:
+    """A text model with a tower whose modules' full names end like those of the decoder: *tower.model.layers.1* after *model.layers.1*."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(vocab_size=50, **sizes)).eval()
+    tower = nn.Module()
+    tower.model = transformers.Qwen2Model(transformers.Qwen2Config(vocab_size=50, **sizes))
+    model.tower = tower
+    return LoadedModel(model=model, processor=None, path="", fingerprint="")
+
+
+def test_a_tower_that_ends_in_the_same_names_gets_no_adapter():
+    """PEFT matches names by their ends, and would adapt both; the decoder's layers get all of theirs."""
+    made = with_tower()
+    wanted = linear_names(made.model, [2, 3])
+    add_lora(made, LoraConfig(r=2), [2, 3], seed=0)
+    adapted = {n.removesuffix(".lora_A") for n, _ in unwrap(made.model).named_modules() if n.endswith(".lora_A")}
+    assert adapted == set(wanted) and len(wanted) == 14
+
+
+def test_adapters_elsewhere_or_missing_are_refused_by_name():
+    """Whoever put them there."""
+    made = with_tower()
+    wanted = linear_names(made.model, [2])
+    model = peft.get_peft_model(made.model, peft.LoraConfig(target_modules=wanted, r=2))
+    with pytest.raises(
+        ValueError, match=r"7 outside the decoder layers asked for got an adapter \(tower\.model\.layers\.1\.mlp\.down_proj, "
+    ):
+        refuse_misplaced(model, wanted, [])
+    made = with_tower()
+    model = peft.get_peft_model(made.model, peft.LoraConfig(target_modules=wanted[:1], exclude_modules=r"tower.*", r=2))
+    with pytest.raises(ValueError, match=rf"of its modules 6 inside got none \({re.escape(sorted(wanted[1:])[0])}"):
+        refuse_misplaced(model, wanted, [])
 
 
 def test_what_is_frozen_stays_in_evaluation_mode(loaded):

@@ -72,6 +72,19 @@ def test_a_dimension_that_never_varies_is_harmless():
     assert np.isfinite(frozen(z, y, "logistic", 0.1).read(torch.tensor(z))).all()
 
 
+@pytest.mark.parametrize("family", ["logistic", "mean_difference", "lda"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rounding_around_a_large_constant_is_no_reading(family, dtype):
+    """One unit in the last place of float32, whatever type holds it, even where it follows the class: scale 1 and no weight, in all families."""
+    z, y, _ = data(3)
+    z[:, 5] = np.float32(3000.0) + y * np.spacing(np.float32(3000.0))
+    z[:, 6] = 3000.0 + 0.1 * y  # small, and no rounding
+    mean, scale, weight, _ = fit_linear(z.astype(dtype), y, family, 0.3)
+    assert scale[5] == 1 and np.abs(weight[:, 5]).max() < 1e-9
+    assert scale[6] < 1 and np.abs(weight[:, 6]).max() > 0.01
+    assert abs(mean[5] - 3000) < 1e-3 and mean.dtype == scale.dtype == dtype
+
+
 def test_temperature_divides_the_logits():
     """r = softmax((W z + b) / T)."""
     z, y, _ = data(3)

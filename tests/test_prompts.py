@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
 
+from gapclose.chat import added_around, left_out_of_prompts
 from gapclose.digits import tiny
 from gapclose.errors import Problems
 from gapclose.families import longest_sound, part_for
@@ -149,3 +151,46 @@ def test_a_sound_is_padded_the_same_in_any_batch(digits, loaded):
     for n, item in enumerate(few):
         alone = loaded.prompts([item], media)
         assert torch.equal(alone["input_features"][0], together["input_features"][n])
+
+
+# -- tokens behind the prompt -----------------------------------------------------------------------------------------------------------
+
+
+def put_around(tokenizer, *, before: str | None = None, behind: str | None = None) -> None:
+    """Let a tokenizer's post-processor put special tokens around every text."""
+    names = [name for name in (before, behind) if name]
+    template = f"{f'{before} ' if before else ''}$A{f' {behind}' if behind else ''}"
+    tokens = [(name, tokenizer.convert_tokens_to_ids(name)) for name in names]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    ("before", "behind"), [(None, "<|im_end|>"), ("<|endoftext|>", "<|im_end|>"), (None, "<|IMAGE|>"), ("<|endoftext|>", None)]
+)
+def test_what_a_tokenizer_puts_behind_a_text_is_left_out_of_prompts(digits, loaded, before, behind):
+    """Any token there would move the answer position; what it puts before the text stays. It is told."""
+    media, few = loaded.media(digits), digits.items[:4]
+    plain = loaded.prompts(few, media)["input_ids"]
+    put_around(loaded.tokenizer, before=before, behind=behind)
+    added, behind_ids = added_around(loaded.tokenizer)
+    assert [len(added), len(behind_ids)] == [int(before is not None), int(behind is not None)]
+    pad = loaded.tokenizer.pad_token_id
+    for row, other in zip(loaded.prompts(few, media)["input_ids"].tolist(), plain.tolist(), strict=True):
+        own = [t for t in other if t != pad]
+        assert row[len(row) - len(own) - len(added) :] == added + own
+    told = left_out_of_prompts(loaded.processor)
+    assert (told is None) == (behind is None) and (behind is None or behind in told)
+
+
+def test_a_processor_that_puts_a_token_behind_the_text_itself_is_refused(digits, loaded, monkeypatch):
+    """With the item, what stands there, and what should."""
+    write = type(loaded.processor).__call__
+
+    def call(self, text, **kwargs):
+        return write(self, text=[f"{t}<|im_end|>" for t in text], **kwargs)
+
+    monkeypatch.setattr(type(loaded.processor), "__call__", call)
+    with pytest.raises(
+        ValueError, match=rf"item '{digits.items[0].id}': .* ends its prompt with '<\|im_end\|>', and the chat template with"
+    ):
+        loaded.prompts(digits.items[:1], loaded.media(digits))

@@ -1,6 +1,7 @@
 """What is checked before a model loads: every fault of a set in one message, and nothing else done."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -231,3 +232,51 @@ def test_train_items_that_can_say_one_concept_alone_are_refused(digits):
         problems.raise_if_any()
     check_expressible(digits, quiet := Problems("the set"))
     assert len(quiet) == 0
+
+
+def altered(digits_directory, directory, change) -> Path:
+    """The set with every line of items.jsonl changed."""
+    shutil.copytree(digits_directory, directory)
+    lines = [json.loads(line) for line in (directory / "items.jsonl").read_text().splitlines()]
+    for line in lines:
+        change(line)
+    (directory / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return directory
+
+
+def test_options_that_no_answer_tells_apart_are_named(digits_directory, tiny_checkpoint, tmp_path, capsys):
+    """With file, item and both options, before anything costly."""
+
+    def change(line):
+        if line["id"].startswith("fit-000/"):
+            line["options"][0]["text"] = line["options"][1]["text"].upper()
+
+    directory = altered(digits_directory, tmp_path / "set", change)
+    assert main(["validate", "--data.path", str(directory), "--model.path", str(tiny_checkpoint)]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"{directory / 'items.jsonl'}: item 'fit-000/" in told
+    assert re.search(r"no generated answer could tell option '([A-Z]+)' from option '([a-z]+)'", told)
+
+
+def test_options_that_a_prompt_does_not_name_are_a_warning(digits_directory, tiny_checkpoint, tmp_path, capsys):
+    """By question, with counts, an example and the remedy; of a shipped model a note. Listed options, letters too, are named."""
+    where = ["--run_dir", str(tmp_path / "run"), "--data.path"]
+    assert main(["validate", *where, str(digits_directory), "--model.path", str(tiny_checkpoint)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    found = re.search(
+        r"warning: (\d+) of (\d+) items with the question 'parity' in the prompt 'own' do not name 'unseen', 'unheard', on", told
+    )
+    assert found and found[1] == found[2] and "e.g. item 'fit-0" in told and "list the options in the prompt, choose prompts.asked" in told
+    assert main(["validate", *where, str(digits_directory), "--model.path", "digits"]) == 0
+    told = capsys.readouterr().out
+    assert "note: " in told and "do not name" in told and "warning: " not in "".join(x for x in told.splitlines() if "do not name" in x)
+
+    def listing(line):
+        content = line["messages"][-1]["content"]
+        line["stem"] = content[-1]["text"]
+        content[-1]["text"] += " Options: " + ", ".join(o["text"].upper() for o in line["options"])
+
+    listed = altered(digits_directory, tmp_path / "listed", listing)
+    for prompt in ("own", "paper"):
+        assert main(["validate", *where, str(listed), "--model.path", str(tiny_checkpoint), "--prompts.asked", prompt]) == 0
+        assert "do not name" not in capsys.readouterr().out

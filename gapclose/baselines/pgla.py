@@ -28,6 +28,7 @@ from scipy.special import expit
 from gapclose.baselines.operating import Method, Scores, Seen, Setting, alarms
 from gapclose.gap import Labels
 from gapclose.probes import grouped_folds
+from gapclose.standardise import varies
 
 GRID: dict[str, tuple[float, ...]] = {
     "gamma": (0.5, 1.0, 2.0),
@@ -107,8 +108,8 @@ class Gate:
 
     def __init__(self, residual: np.ndarray, alarmed: np.ndarray, seed: int) -> None:
         """Fit on residuals (M, D) and whether an alarm is right (M,) bool."""
-        spread = residual.std(0)
-        self.mean, self.scale = residual.mean(0), np.where(spread > 1e-12, spread, 1.0)
+        spread, self.mean = residual.std(0), residual.mean(0)
+        self.scale = np.where(varies(spread, self.mean), spread, 1.0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net = torch.nn.Sequential(torch.nn.Linear(residual.shape[1], HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 2))

@@ -18,6 +18,7 @@ import torch
 from gapclose.export.card import left_out, model_card
 from gapclose.export.omni import check_whole, write_omni
 from gapclose.export.push import check_push, push
+from gapclose.export.rehearsal import rehearse
 from gapclose.export.serving import Served, served_by_vllm, write_for_vllm
 from gapclose.export.verify import verify, verify_in_fresh_process
 from gapclose.export.write import write_adapter, write_merged
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from gapclose.config import Config
 
 __all__ = [
-    "check_export", "export_run", "left_out", "model_card", "push", "served_by_vllm", "verify", "verify_in_fresh_process", "write_adapter",
+    "check_checkpoint", "check_export", "export_run", "left_out", "model_card", "push", "served_by_vllm", "verify", "verify_in_fresh_process", "write_adapter",
     "write_for_vllm", "write_merged", "write_omni",
 ]  # fmt: skip
 
@@ -38,12 +39,24 @@ def check_export(config: Config) -> None:
     """Refuse before anything costly what could not be exported in the end.
 
     Raises:
-        ValueError: when ``export.omni`` is set and the checkpoint is no whole one, or ``export.push`` and this process is offline.
+        ValueError: when ``export.omni`` is set and the checkpoint is no whole one, or ``export.push`` and this process is offline, or
+            saving would refuse the model or its processor.
+    """
+    check_checkpoint(config)
+    if config.export.push:
+        check_push()
+
+
+def check_checkpoint(config: Config) -> None:
+    """What :func:`check_export` finds in the checkpoint, on whatever machine.
+
+    Raises:
+        ValueError: as there.
     """
     if config.export.omni:
         check_whole(config.model)
-    if config.export.push:
-        check_push()
+    if config.export.merged or config.export.omni:
+        rehearse(config.model, model=config.export.merged)
 
 
 def export_run(directory: Path, config: Config, loaded: LoadedModel, summary: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from gapclose.export.names import module_on_disk
-from gapclose.families import LORA_IN_VLLM
+from gapclose.families import LORA_IN_VLLM, InVllm
 from gapclose.files import read_json, write_json, write_tensors
 from gapclose.models import LoadedModel
 from gapclose.structure import unwrap
@@ -25,7 +25,10 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 REFUSED = {
     "use_dora": "it is DoRA (lora.use_dora)",
     "modules_to_save": "it carries whole modules",
-    "target_parameters": "it adapts experts that are one tensor (lora.experts false leaves them out)",
+    # vllm-project/vllm#21229 serves adapters of experts one by one; its documentation (docs/features/lora.md) does not name PEFT's of a whole
+    # tensor, and reports say that they are dropped silently (#41384, #47088, both closed without a merge)
+    "target_parameters": "it adapts experts that are one tensor, which it was reported to drop silently (vllm-project/vllm#41384; "
+    "lora.experts false leaves them out)",
     "trainable_token_indices": "it carries embeddings",
 }
 """key of adapter_config.json that must not be set -> what it means when it is"""
@@ -40,6 +43,8 @@ class Served:
     reasons: list[str]
     rank: int | None = None
     """what ``--max-lora-rank`` must be at least"""
+    since: str | None = None
+    """smallest version of vLLM that is known to serve its class, or None"""
     names: dict[str, str] = field(default_factory=dict, repr=False)
     """module of the loaded model -> its name in the checkpoint, for every adapted module"""
 
@@ -54,7 +59,8 @@ class Served:
         if self.word == "no":
             return words
         where = "the folder `vllm/`, which has the names of the checkpoint" if self.folder == "vllm" else "this folder"
-        return f"{words}; give it {where}, with `--enable-lora --max-lora-rank {self.rank}`"
+        version = f", vLLM {self.since} or newer" if self.since else ", of which version of vLLM is not known"
+        return f"{words}; give it {where}, with `--enable-lora --max-lora-rank {self.rank}`{version}"
 
     def facts(self) -> dict[str, Any]:
         """For ``serving.json``."""
@@ -72,7 +78,8 @@ def served_by_vllm(loaded: LoadedModel, folder: Path) -> Served:
     most = next((r for r in RANKS if r >= rank), None)
     if most is None:
         against.append(f"its rank is {rank}, above {RANKS[-1]}")
-    begins = LORA_IN_VLLM.get(kind, "")
+    known = LORA_IN_VLLM.get(kind, InVllm(""))
+    begins = known.begins
     if begins is None:
         against.append(f"its list of models has no LoRA for {kind}")
     modules = {k.removeprefix(PREFIX).rpartition(".lora_")[0] for k in load_file(folder / WEIGHTS)}
@@ -85,12 +92,11 @@ def served_by_vllm(loaded: LoadedModel, folder: Path) -> Served:
         against.append(f"it serves {kind} as part of a whole checkpoint, and this one holds that part alone")
     if against:
         return Served(word="no", reasons=against)
-    if kind not in LORA_IN_VLLM:
-        return Served(
-            word="not known", reasons=[f"nothing is known here of {kind} in it; rank and kind of adapter fit"], rank=most, names=names
-        )
+    doubt = f"nothing is known here of {kind} in it" if kind not in LORA_IN_VLLM else known.doubt
+    if doubt:
+        return Served(word="not known", reasons=[doubt, "rank and kind of adapter fit"], rank=most, names=names)
     fits = [f"its list of models has LoRA for {kind}", f"rank {rank} fits", "every adapted module has a name in the checkpoint"]
-    return Served(word="yes", reasons=fits, rank=most, names=names)
+    return Served(word="yes", reasons=fits, rank=most, since=known.since, names=names)
 
 
 def write_for_vllm(folder: Path, served: Served) -> None:

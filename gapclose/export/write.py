@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+from gapclose.export.rehearsal import fit_to_save
 from gapclose.files import new_folder, read_json, write_json
 from gapclose.models import LoadedModel, ModelConfig, load_processor
 
@@ -35,5 +36,8 @@ def write_merged(loaded: LoadedModel, config: ModelConfig, folder: Path) -> None
     The processor is the checkpoint's, read again: one that was used may have taken up how its last batch was padded.
     """
     with new_folder(folder) as place:
-        copy.deepcopy(loaded.model).merge_and_unload().save_pretrained(str(place))
+        merged = copy.deepcopy(loaded.model).merge_and_unload()
+        if merged.can_generate():
+            fit_to_save(merged.generation_config)
+        merged.save_pretrained(str(place))
         load_processor(config).save_pretrained(str(place))

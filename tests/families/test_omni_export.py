@@ -14,9 +14,11 @@ from gapclose.adapters import LoraConfig, add_lora
 from gapclose.cli import main
 from gapclose.export import served_by_vllm, write_adapter, write_for_vllm, write_omni
 from gapclose.export.omni import check_whole, compare_parts
+from gapclose.families import LORA_IN_VLLM, InVllm
 from gapclose.files import read_json, write_json
 from gapclose.models import LoadedModel, ModelConfig, load_model
 from gapclose.observe import ObserveConfig, Wanted, forward_batches
+from gapclose.structure import unwrap
 
 
 @dataclass(kw_only=True)
@@ -186,7 +188,7 @@ JUDGED = {
     "too high a rank": ("Qwen", {"r": 513}, "its rank is 513, above 512", None),
     "DoRA": ("Qwen", {"use_dora": True}, "it is DoRA", None),
     "a part alone": ("Qwen2.5-Omni", {}, "as part of a whole checkpoint, and this one holds that part alone", None),
-    "experts": ("Nemotron-H-Omni", {}, "it adapts experts that are one tensor (lora.experts false leaves them out)", None),
+    "experts": ("Nemotron-H-Omni", {}, "it adapts experts that are one tensor, which it was reported to drop silently", None),
     "no LoRA for it": ("Qwen2-Audio", {}, "its list of models has no LoRA for Qwen2AudioForConditionalGeneration", None),
     "nothing known": ("Phi-4-multimodal", {}, "not known", "."),
 }
@@ -210,6 +212,20 @@ def test_what_vllm_would_say_of_an_adapter(case, tmp_path):
     if folder == "vllm":  # PEFT's own may have leaf names, where those tell the modules apart in its model
         assert set(read_json(given / "adapter_config.json")["target_modules"]) == modules
     assert (tmp_path / "adapter" / "vllm").exists() == (folder == "vllm")
+
+
+def test_where_reports_contradict_the_list_nothing_is_known(tmp_path, monkeypatch):
+    """Both are named; a smallest version is told where one is known, and else that none is."""
+    loaded = made("Qwen", tmp_path / "base")
+    write_adapter(loaded, tmp_path / "adapter")
+    kind = type(unwrap(loaded.model)).__name__
+    served = served_by_vllm(loaded, tmp_path / "adapter")
+    assert served.word == "yes" and "of which version of vLLM is not known" in served.sentence() and served.facts()["since"] is None
+    monkeypatch.setitem(LORA_IN_VLLM, kind, InVllm("", since="0.1.2"))
+    assert "vLLM 0.1.2 or newer" in served_by_vllm(loaded, tmp_path / "adapter").sentence()
+    monkeypatch.setitem(LORA_IN_VLLM, kind, InVllm("", doubt=LORA_IN_VLLM["Qwen3OmniMoeThinkerForConditionalGeneration"].doubt))
+    served = served_by_vllm(loaded, tmp_path / "adapter")
+    assert served.word == "not known" and "#51347" in served.sentence() and served.rank == 8
 
 
 def test_whole_modules_are_refused_by_the_rule(tmp_path):

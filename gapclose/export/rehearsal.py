@@ -1,0 +1,98 @@
+"""What saving would refuse, tried before a training: the model on torch's meta device, with its configurations and its processor, no weight."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from gapclose.architecture import build_on_meta, quiet, read_architecture
+from gapclose.models import ModelConfig, joined, load_processor
+from gapclose.progress import say
+
+NAMED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
+"""how transformers 5.23 names the settings that a strict check of a generation configuration refuses"""
+
+
+def rehearse(config: ModelConfig, *, model: bool) -> None:
+    """Save what an export will save, less the weights, into a folder that is deleted again.
+
+    Args:
+        model: the model too, as ``merged/`` holds it; else the processor alone.
+
+    Raises:
+        ValueError: with what is refused, and the remedy.
+    """
+    with tempfile.TemporaryDirectory() as place, quiet(), _no_bar():
+        processor = load_processor(config)
+        built, unset = build_on_meta(read_architecture(config), config) if model else None, list[str]()
+        try:
+            if built is not None:
+                built.generation_config = read_generation(config, built)
+                joined(built, processor, path=config.path, fingerprint="")
+                unset = fit_to_save(built.generation_config)
+                built.save_pretrained(place, state_dict={})
+            load_processor(config).save_pretrained(place)
+            transformers.AutoProcessor.from_pretrained(place, trust_remote_code=config.trust_remote_code)
+        except Exception as error:  # whatever it is, it would end the run after its training
+            raise ValueError(
+                f"model.path {config.path!r} could not be exported after the training ({type(error).__name__}: {error}); mend that file of "
+                "the checkpoint, or set export.merged and export.omni to false, which leaves the adapter"
+            ) from error
+    if unset:
+        say(f"export.merged leaves {', '.join(unset)} out of generation_config.json: without do_sample or beams nothing uses them")
+
+
+@contextlib.contextmanager
+def _no_bar() -> Iterator[None]:
+    """Without the progress bar of transformers."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.logging.enable_progress_bar()
+
+
+def read_generation(config: ModelConfig, model: Any) -> Any:
+    """The generation configuration that transformers gives the loaded model: the checkpoint's file, or what the model's own config says.
+
+    Raises:
+        ValueError: when the file cannot be read.
+    """
+    try:
+        return transformers.GenerationConfig.from_pretrained(config.resolved_path, revision=config.revision)
+    except OSError as error:
+        file = Path(config.resolved_path) / "generation_config.json"
+        if file.is_file():
+            raise ValueError(f"{file}: {error}; copy or download it again") from error
+        return model.generation_config
+
+
+def fit_to_save(settings: Any) -> list[str]:
+    """Unset, in place, the settings of a generation configuration that it is refused for when saved, and that change nothing; their names.
+
+    Published checkpoints name a temperature beside ``do_sample: false``. Transformers saves such a file back only as it was read, and here
+    its end tokens may have changed (:func:`gapclose.checkpoint.end_turns`).
+
+    Raises:
+        ValueError: when more is wrong than that.
+    """
+    unset = list[str]()
+    while True:
+        try:
+            settings.validate(strict=True)
+            return unset
+        except ValueError as error:
+            names = [name for name in NAMED.findall(str(error)) if getattr(settings, name, None) is not None]
+            if not names:
+                raise ValueError(f"generation_config.json: {error}") from error
+            for name in names:
+                setattr(settings, name, None)
+            unset += names
