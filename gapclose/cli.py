@@ -90,7 +90,7 @@ def validate(arguments: Sequence[str]) -> None:
     from gapclose.outline import print_outline
     from gapclose.validate import doubts, is_for_closing, lacking_here, prepare_items, print_histogram
 
-    config = parse_config(arguments, prog="gapclose validate")
+    config = parse_config(arguments, prog="gapclose validate", starting=True)
     closing, absent, items, faults = True, why_absent(config.model), None, list[str]()
     shipped = [f"{key} {path}" for key, path in (("data.path", config.data.path), ("model.path", config.model.path)) if path in SHIPPED]
     if shipped:
@@ -126,7 +126,7 @@ def measure(arguments: Sequence[str]) -> None:
     from gapclose.report.console import print_report
     from gapclose.run import run_measure
 
-    config = parse_config(arguments, prog="gapclose measure")
+    config = parse_config(arguments, prog="gapclose measure", starting=True)
     run_measure(config)
     if is_main():
         print_report(Path(config.run_dir))
@@ -140,7 +140,7 @@ def close(arguments: Sequence[str]) -> None:
     from gapclose.report.console import print_report
     from gapclose.run import run_close
 
-    config = parse_config(arguments, prog="gapclose close")
+    config = parse_config(arguments, prog="gapclose close", starting=True)
     run_close(config)
     if is_main():
         print_report(Path(config.run_dir))
@@ -156,7 +156,7 @@ def export(arguments: Sequence[str]) -> None:
     from gapclose.launch import take_directory
     from gapclose.report.summary import summarise
 
-    config = parse_config(arguments, prog="gapclose export")
+    config = parse_config(arguments, prog="gapclose export", starting=True)
     directory = Path(config.run_dir)
     if not (directory / "config.yaml").is_file():
         raise ValueError(f"{directory}: no run there (no config.yaml); run `gapclose close` first")

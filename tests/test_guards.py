@@ -109,7 +109,7 @@ def test_the_epoch_that_is_kept_is_one_that_no_guard_objects_to():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"off": ["speed"]}, r"names \['speed'\]; the guards are"),
+        ({"off": ["speed"]}, r"guards.off is \['speed'\]; choose some of"),
         ({"patience": 0}, "patience is 0"),
         ({"retention_budget": 5}, "budget is 5"),
     ],
