@@ -88,6 +88,7 @@ def validate(arguments: Sequence[str]) -> None:
     from gapclose.export.omni import check_whole
     from gapclose.models import SHIPPED
     from gapclose.outline import print_outline
+    from gapclose.tracking import tracking_doubts
     from gapclose.validate import doubts, is_for_closing, lacking_here, prepare_items, print_histogram
 
     config = parse_config(arguments, prog="gapclose validate", starting=True)
@@ -113,7 +114,7 @@ def validate(arguments: Sequence[str]) -> None:
     if faults:
         raise ValueError("\n".join(faults))
     assert items is not None
-    for line in [*lacking_here(config), *doubts(items), *print_leak(text_leak(items, folds=config.probe.folds))]:
+    for line in [*lacking_here(config), *tracking_doubts(config), *doubts(items), *print_leak(text_leak(items, folds=config.probe.folds))]:
         print(f"warning: {line}")
     unseen = f"; options and prompts are not checked without the processor of {config.model.path}" if absent else ""
     print("no problems found" + ("" if closing else "; without train and val this set is for `gapclose measure` alone") + unseen)

@@ -39,10 +39,8 @@ from gapclose.probe_search import ProbeConfig
 from gapclose.settings import FREE_KEYS, flatten
 from gapclose.targets import TargetsConfig
 from gapclose.train_config import TrainConfig
+from gapclose.wandb_service import LONGEST, NOT_IN_PROJECTS
 from gapclose.wordings import PromptsConfig
-
-LONGEST, NOT_IN_PROJECTS = 128, "/\\#?%:"
-"""characters of a name that Weights & Biases takes, and those that a project's may not have"""
 
 
 @dataclass(kw_only=True)
