@@ -14,6 +14,7 @@ import transformers
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
+from gapclose.checks import Checks
 from gapclose.engines import adapter_tensors
 from gapclose.models import LoadedModel, ModelConfig, load_model
 from gapclose.structure import expert_names, linear_names, unwrap
@@ -39,14 +40,15 @@ class LoraConfig:
     """adapt the experts of mixture-of-experts layers too, each with rank r: as many adapters as experts, so mind the memory"""
 
     def __post_init__(self) -> None:
-        if isinstance(self.layers, str) and self.layers not in ("after_probe", "all"):
-            raise ValueError(f"lora.layers is {self.layers!r}; choose after_probe, all, or a list of layer numbers such as [5, 6]")
-        if self.r < 1:
-            raise ValueError(f"lora.r is {self.r}; it must be at least 1")
-        if self.alpha <= 0:
-            raise ValueError(f"lora.alpha is {self.alpha}; it must be above 0, twice lora.r for example")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora.dropout is {self.dropout}; it must be at least 0 (none) and below 1")
+        with Checks(self, "lora") as check:
+            check.number("r", least=1)
+            check.number("alpha", above=0, why="twice lora.r for example")
+            check.number("dropout", least=0, below=1, why="0 for none")
+            if isinstance(self.layers, str):
+                if check.sound("layers") and self.layers not in ("after_probe", "all"):
+                    check.add(f"{check.named('layers')}; choose after_probe, all, or a list of layer numbers such as [5, 6]", "layers")
+            elif check.sound("layers") and (not self.layers or min(self.layers) < 1 or len(set(self.layers)) < len(self.layers)):
+                check.add(f"{check.named('layers')}; name some layers, counted from 1, each once", "layers")
 
     def chosen(self, n_layers: int, probe_layer: int) -> list[int]:
         """Decoder layers that get adapters.

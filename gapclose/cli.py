@@ -88,9 +88,10 @@ def validate(arguments: Sequence[str]) -> None:
     from gapclose.export import check_checkpoint
     from gapclose.models import SHIPPED
     from gapclose.outline import print_outline
+    from gapclose.tracking import tracking_doubts
     from gapclose.validate import ask, doubts, is_for_closing, lacking_here, prepare_plain, print_histogram, unnamed
 
-    config = parse_config(arguments, prog="gapclose validate")
+    config = parse_config(arguments, prog="gapclose validate", starting=True)
     closing, absent, items, plain, faults = True, why_absent(config.model), None, None, list[str]()
     shipped = [f"{key} {path}" for key, path in (("data.path", config.data.path), ("model.path", config.model.path)) if path in SHIPPED]
     if shipped:
@@ -114,7 +115,7 @@ def validate(arguments: Sequence[str]) -> None:
     if faults:
         raise ValueError("\n".join(faults))
     assert items is not None and plain is not None
-    for line in [*lacking_here(config), *doubts(items), *print_leak(text_leak(items, folds=config.probe.folds))]:
+    for line in [*lacking_here(config), *tracking_doubts(config), *doubts(items), *print_leak(text_leak(items, folds=config.probe.folds))]:
         print(f"warning: {line}")
     for line in unnamed(items, plain, config):
         print(line)
@@ -129,7 +130,7 @@ def measure(arguments: Sequence[str]) -> None:
     from gapclose.report.console import print_report
     from gapclose.run import run_measure
 
-    config = parse_config(arguments, prog="gapclose measure")
+    config = parse_config(arguments, prog="gapclose measure", starting=True)
     run_measure(config)
     if is_main():
         print_report(Path(config.run_dir))
@@ -143,7 +144,7 @@ def close(arguments: Sequence[str]) -> None:
     from gapclose.report.console import print_report
     from gapclose.run import run_close
 
-    config = parse_config(arguments, prog="gapclose close")
+    config = parse_config(arguments, prog="gapclose close", starting=True)
     run_close(config)
     if is_main():
         print_report(Path(config.run_dir))
@@ -159,7 +160,7 @@ def export(arguments: Sequence[str]) -> None:
     from gapclose.launch import take_directory
     from gapclose.report.summary import summarise
 
-    config = parse_config(arguments, prog="gapclose export")
+    config = parse_config(arguments, prog="gapclose export", starting=True)
     directory = Path(config.run_dir)
     if not (directory / "config.yaml").is_file():
         raise ValueError(f"{directory}: no run there (no config.yaml); run `gapclose close` first")

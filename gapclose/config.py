@@ -1,38 +1,45 @@
 """The one configuration of every job: nested dataclasses, read from YAML, overridden by ``--any.key value``.
 
-A key that does not exist is refused by name, with the nearest one that does; all such keys are named at once.
+A key that does not exist is refused by name, with the nearest one that does; so is a value that does not fit, with what would. All faults
+of one configuration are named at once (``given``, ``checks``).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from gapclose.adapters import LoraConfig
 from gapclose.baselines.dpo import DpoConfig
 from gapclose.baselines.grpo import GrpoConfig
+from gapclose.batches import TERMS
+from gapclose.checks import Checks
 from gapclose.data_config import DataConfig
 from gapclose.errors import Problems
 from gapclose.examine.config import ControlsConfig
 from gapclose.files import write_text
 from gapclose.gap import GapConfig
+from gapclose.given import all_hints, build, read_given
 from gapclose.guards import GuardsConfig
 from gapclose.labelling import LabellingConfig
 from gapclose.models import ModelConfig
-from gapclose.objectives import LOSS_TERMS, acting
+from gapclose.objectives import LOSS_TERMS, OBJECTIVES, acting, idle_terms
 from gapclose.observe import ObserveConfig
+from gapclose.places import missing_places
 from gapclose.probe_search import ProbeConfig
-from gapclose.settings import FREE_KEYS, WHOLE_KEYS, flatten
+from gapclose.settings import FREE_KEYS, flatten
 from gapclose.targets import TargetsConfig
 from gapclose.train_config import TrainConfig
+from gapclose.wandb_service import LONGEST, NOT_IN_PROJECTS
 from gapclose.wordings import PromptsConfig
 
 
@@ -58,10 +65,22 @@ class ExportConfig:
     answer may differ, too, where the two best options lay nearer than that"""
 
     def __post_init__(self) -> None:
-        if self.push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push):
-            raise ValueError(f"export.push is {self.push!r}; write OWNER/NAME")
-        if self.push is not None and not self.verify:
-            raise ValueError("export.push uploads what was verified, and export.verify is false; set it true, or leave export.push out")
+        with Checks(self, "export") as check:
+            check.number("tolerance", above=0)
+            if self.push is None or not check.sound("push"):
+                return
+            if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push):
+                check.add(f"{check.named('push')}; write OWNER/NAME", "push")
+                return
+            for kind in ("", *(f"-{kind}" for kind in ("merged", "omni") if getattr(self, kind) is True)):
+                try:
+                    validate_repo_id(f"{self.push}{kind}")
+                except HFValidationError as error:
+                    check.add(f"{check.named('push')}, which the hub refuses: {error}", "push")
+                    break
+            if self.verify is False:
+                message = "export.push uploads what was verified, and export.verify is false; set it true, or leave export.push out"
+                check.add(message, "push", "verify")
 
 
 @dataclass(kw_only=True)
@@ -69,9 +88,18 @@ class TrackingConfig:
     """Where records are mirrored to."""
 
     project: str = "gapclose"
-    """Weights & Biases project"""
+    """Weights & Biases project, at most 128 characters without any of / \\ # ? % :"""
     name: str | None = None
-    """run name; null: the run directory's name"""
+    """run name, at most 128 characters; null: the run directory's name"""
+
+    def __post_init__(self) -> None:
+        with Checks(self, "wandb") as check:
+            for name in ("project", "name"):
+                if check.sound(name) and len(getattr(self, name) or "") > LONGEST:
+                    check.add(f"{check.named(name)}; Weights & Biases takes at most {LONGEST} characters", name)
+            if check.sound("project") and (wrong := sorted(set(self.project) & set(NOT_IN_PROJECTS))):
+                message = f"{check.named('project')}; Weights & Biases takes no {' '.join(wrong)} in it"
+                check.add(f"{message} (an owner is named by WANDB_ENTITY, not here)" if "/" in wrong else message, "project")
 
 
 @dataclass(kw_only=True)
@@ -106,21 +134,43 @@ class Config:
     wandb: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        if self.tracking not in ("none", "wandb"):
-            raise ValueError(f"tracking is {self.tracking!r}; choose none or wandb")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it must not be negative")
-        for name in ("merged", "omni"):
-            if getattr(self.export, name) and self.model.quantisation:
-                raise ValueError(
-                    f"export.{name} with model.quantisation {self.model.quantisation}: an adapter is not merged into rounded weights; export "
-                    "the adapter, and merge it into the base as it was published"
-                )
+        with Checks(self) as check:
+            check.choice("tracking", ("none", "wandb"))
+            check.choice("objective", OBJECTIVES)
+            check.number("seed", least=0, most=2**32 - 1)
+            if not check.sound(*(f.name for f in dataclasses.fields(self) if dataclasses.is_dataclass(f.default_factory))):
+                return
+            for name in ("merged", "omni"):
+                if getattr(self.export, name) and self.model.quantisation:
+                    message = (
+                        f"export.{name} with model.quantisation {self.model.quantisation}: an adapter is not merged into rounded weights; export "
+                        "the adapter, and merge it into the base as it was published"
+                    )
+                    check.add(message, f"export.{name}", "model.quantisation")
+            if check.sound("objective"):
+                self._check_objective(check)
+
+    def _check_objective(self, check: Checks) -> None:
+        """Write out what the objective leaves out of losses and guards, and check what it takes."""
+        if idle := idle_terms(self.objective, self.train):
+            check.add(idle, "objective", *(f"train.{term}" for term in TERMS))
+            return
         self.train, self.guards = acting(self.objective, self.train), self.guards.under(self.objective)
-        if self.targets.rounds > 1 and not (self.objective in LOSS_TERMS and self.train.consistency):
-            raise ValueError(f"targets.rounds {self.targets.rounds} needs objective consistency or consistency+gold, not {self.objective}")
+        if self.targets.rounds > 1 and self.objective not in ("consistency", "consistency+gold"):
+            message = f"targets.rounds {self.targets.rounds} needs objective consistency or consistency+gold, not {self.objective}"
+            check.add(message, "targets.rounds", "objective")
+        batch, shares = ("train.global_batch_size", "train.micro_batch_size"), ("train.retain_share", "train.gold_share")
+        weights, group = [f"train.{term}" for term in TERMS], "grpo.num_generations"
+        checks: list[tuple[Callable[[], object], list[str]]] = [(lambda: self.train.accumulation(1), [*batch])]
+        if self.objective in LOSS_TERMS:
+            checks.append((self.train.counts, [batch[0], *shares, *weights, "objective"]))
         if self.objective == "grpo":
-            self.grpo.prompts(self.train)
+            checks.append((lambda: self.grpo.prompts(self.train), [batch[0], group, "objective"]))
+        for job, keys in checks:
+            try:
+                job()
+            except ValueError as error:
+                check.add(str(error), *keys)
 
 
 def known_keys(kind: Any = Config, prefix: str = "") -> Iterator[str]:
@@ -132,92 +182,28 @@ def known_keys(kind: Any = Config, prefix: str = "") -> Iterator[str]:
             yield from known_keys(factory, f"{prefix}{f.name}.")
 
 
-def parse_config(arguments: Sequence[str], *, prog: str = "gapclose") -> Config:
+def parse_config(arguments: Sequence[str], *, prog: str = "gapclose", starting: bool = False) -> Config:
     """Build the configuration from command-line arguments (``--config FILE --any.key value``).
 
+    Args:
+        starting: also check the places that a start needs: directories that it writes to, and files that it reads.
+
     Raises:
-        ValueError: naming every unknown key with its nearest valid one, or the value that does not fit.
+        ValueError: naming everything that is wrong: unknown keys with the nearest valid one, values that do not fit, with what would.
     """
-    arguments = ["--force=true" if a == "--force" and not _has_value(arguments, n) else a for n, a in enumerate(arguments)]
-    files = _refuse_unknown(arguments)
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file; options after it override its values")
-    parser.add_class_arguments(Config)
-    try:
-        values = vars(parser.instantiate(parser.parse_args(list(arguments))))
-    except ArgumentError as error:
-        raise ValueError(f"the configuration ({', '.join([*files, 'command line'])}) does not fit: {error}") from error
-    values.pop("config", None)
-    return Config(**values)
-
-
-def _has_value(arguments: Sequence[str], place: int) -> bool:
-    """Whether the option at ``place`` is followed by its value."""
-    return place + 1 < len(arguments) and not arguments[place + 1].startswith("--")
-
-
-def _refuse_unknown(arguments: Sequence[str]) -> list[str]:
-    """Raise for every key that does not exist, wherever it stands; return the configuration files named."""
-    known = set(known_keys())
-    problems, files = Problems("the configuration"), []
-
-    def check(key: str, where: str) -> None:
-        if key in known or key.startswith(tuple(f"{whole}." for whole in WHOLE_KEYS)):
-            return
-        last = {k.rpartition(".")[2]: k for k in sorted(known)}
-        near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key.rpartition(".")[2], last, n=1)
-        hint = f"; did you mean {last.get(near[0], near[0])!r}?" if near else "; `gapclose close --help` lists all keys"
-        problems.add(f"{where}: unknown key {key!r}{hint}")
-
-    for position, argument in enumerate(arguments):
-        if not argument.startswith("--"):
-            continue
-        key, _, value = argument[2:].partition("=")
-        if key == "config":
-            following = arguments[position + 1 : position + 2]
-            if not value and (not following or following[0].startswith("--")):
-                problems.add("command line: --config needs a file")
-                continue
-            path = Path(value or following[0])
-            files.append(str(path))
-            for name in _file_keys(path, problems):
-                check(name, str(path))
-        elif key not in ("help", "print_config"):
-            check(key, "command line")
+    if any(word in ("-h", "--help") or word.startswith("--print_config") for word in arguments):
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        parser = ArgumentParser(prog=prog)
+        parser.add_argument("--config", action="config", help="YAML file; options after it override its values")
+        parser.add_class_arguments(Config)
+        parser.parse_args(list(arguments))  # which ends the process
+    problems, hints = Problems("the configuration", most=1000, alike=1000), all_hints(Config)
+    config = build(Config, read_given(arguments, hints, problems), hints, problems)
+    for fault in missing_places(config) if starting and config is not None else ():
+        problems.add(fault)
     problems.raise_if_any()
-    return files
-
-
-def _file_keys(path: Path, problems: Problems) -> list[str]:
-    """Dotted keys of a YAML file, outermost groups that are unknown standing for all below them."""
-    if not path.is_file():
-        problems.add(f"{path}: no such configuration file")
-        return []
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        problems.add(f"{path}: not YAML ({error})")
-        return []
-    if not isinstance(tree, dict):
-        problems.add(f"{path}: holds {type(tree).__name__}, not keys and values")
-        return []
-    if {"run", "budgets", "objectives"} <= set(tree):
-        problems.add(f"{path}: compares many runs; `python recipes/compare.py --config {path}` reads it")
-        return []
-    known = set(known_keys())
-    groups = {key.rpartition(".")[0] for key in known}
-
-    def walk(node: dict, prefix: str) -> Iterator[str]:
-        for name, value in node.items():
-            key = f"{prefix}{name}"
-            if key in groups and not isinstance(value, dict):
-                problems.add(f"{path}: {key} is {value!r}; it is a group: write its keys below it, or leave it out")
-            yield key
-            if isinstance(value, dict) and key in known and key not in WHOLE_KEYS:
-                yield from walk(value, key + ".")
-
-    return list(walk(tree, ""))
+    assert config is not None
+    return config
 
 
 def refuse_other_run(config: Config, path: Path) -> None:

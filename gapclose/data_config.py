@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gapclose.checks import Checks
+
 
 @dataclass(kw_only=True)
 class DataConfig:
@@ -47,20 +49,18 @@ class DataConfig:
     """of the embedded world: false gives images and the questions about them alone, which is what TRL's trainers can take"""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.degraded <= 1:
-            raise ValueError(f"data.degraded is {self.degraded}; it must lie in 0..1 (0.3 for three clips of ten)")
-        if self.degraded and self.path != "digits":
-            raise ValueError(f"data.degraded is for the embedded world alone; with data.path {self.path!r} it must be 0")
-        if len(self.shares) != 4 or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6:
-            raise ValueError(f"data.shares is {self.shares}; give four shares that add up to 1: of fit, train, val and test")
-        if self.split_seed < 0:
-            raise ValueError(f"data.split_seed is {self.split_seed}; it must not be negative")
-        for name, least in (("frames", 1), ("side", 16), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"data.{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.cache_gb <= 0:
-            raise ValueError(f"data.cache_gb is {self.cache_gb}; it must be above 0 (data.cache null keeps nothing)")
-        if self.about not in (None, "vision", "audio"):
-            raise ValueError(f"data.about is {self.about!r}; choose vision or audio, or null for both")
-        if self.on_error not in ("raise", "skip"):
-            raise ValueError(f"data.on_error is {self.on_error!r}; choose raise or skip")
+        with Checks(self, "data") as check:
+            check.number("degraded", least=0, most=1, why="0.3 for three clips of ten")
+            check.number("split_seed", "workers", least=0)
+            check.number("frames", least=1)
+            check.number("side", least=16)
+            check.number("cache_gb", above=0, why="data.cache null keeps nothing")
+            check.choice("about", ("vision", "audio"), null="both")
+            check.choice("on_error", ("raise", "skip"))
+            if check.sound("shares") and (len(self.shares) != 4 or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6):
+                check.add(f"{check.named('shares')}; give four shares that add up to 1: of fit, train, val and test", "shares")
+            if self.path != "digits":
+                for name, plain in (("degraded", 0.0), ("sound", True)):
+                    if getattr(self, name) != plain:
+                        message = f"{check.named(name)}, which is for the embedded world alone; with data.path {self.path!r}"
+                        check.add(f"{message} leave it out", name, "path")

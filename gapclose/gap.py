@@ -16,6 +16,7 @@ import numpy as np
 from scipy.special import logsumexp
 from scipy.stats import norm
 
+from gapclose.checks import Checks
 from gapclose.items import Item, ItemSet
 from gapclose.resample import Clips, Interval
 
@@ -49,18 +50,12 @@ class GapConfig:
     """difference in accuracy or AUROC, 0..1, that the clips must be enough to find before nothing found counts as nothing there"""
 
     def __post_init__(self) -> None:
-        for name in ("standard_budget", "reading_tolerance", "closed_at", "parse_floor", "least_option_mass", "least_parse_rate",
-                     "least_standard_skill", "detectable"):  # fmt: skip
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"gap.{name} is {getattr(self, name)}; it must lie in 0..1 (0.05 for five points)")
-        if self.detectable == 0:
-            raise ValueError(
-                "gap.detectable is 0; no number of clips finds every difference, say how small a one matters (0.1 for ten points)"
-            )
-        if self.choose not in ("own", "shifted"):
-            raise ValueError(f"gap.choose is {self.choose!r}; choose own or shifted")
-        if self.replicates < 100:
-            raise ValueError(f"gap.replicates is {self.replicates}; intervals need at least 100")
+        with Checks(self, "gap") as check:
+            check.number("standard_budget", "reading_tolerance", "closed_at", "parse_floor", least=0, most=1, why="0.05 for five points")
+            check.number("least_option_mass", "least_parse_rate", "least_standard_skill", least=0, most=1)
+            check.number("detectable", above=0, most=1, why="0.1 for ten points; no number of clips finds every difference")
+            check.choice("choose", ("own", "shifted"))
+            check.number("replicates", least=100, why="intervals need that many")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gapclose.checks import Checks
 from gapclose.gap import GapConfig
 from gapclose.states import beyond, parses
 
@@ -33,13 +34,10 @@ class GuardsConfig:
     """accuracy on the items that must not change that may be lost, 0..1"""
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.silent if name not in GUARDS]
-        if unknown:
-            raise ValueError(f"guards.off names {unknown}; the guards are {list(GUARDS)}")
-        if self.patience < 1:
-            raise ValueError(f"guards.patience is {self.patience}; it must be at least 1")
-        if not 0 <= self.retention_budget <= 1:
-            raise ValueError(f"guards.retention_budget is {self.retention_budget}; it must lie in 0..1 (0.05 for five points)")
+        with Checks(self, "guards") as check:
+            check.choice("off", GUARDS, null="the objective's own")
+            check.number("patience", least=1)
+            check.number("retention_budget", least=0, most=1, why="0.05 for five points")
 
     def under(self, objective: str) -> GuardsConfig:
         """With the guards that are off written out: those that were named, or the objective's."""

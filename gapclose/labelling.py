@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gapclose.checks import Checks
 from gapclose.items import Item, ItemSet
 
 
@@ -25,12 +26,11 @@ class LabellingConfig:
     """tag=value (e.g. question=alphabet): fit items with it are left out, so that training meets such items without labels; null: none"""
 
     def __post_init__(self) -> None:
-        if self.budget is not None and self.budget < 1:
-            raise ValueError(f"labelling.budget is {self.budget}; it must be at least 1, or null for all labels")
-        if not 0 <= self.noise < 1:
-            raise ValueError(f"labelling.noise is {self.noise}; it must lie in [0, 1): 0.2 for one label of five")
-        if self.without is not None and "=" not in self.without:
-            raise ValueError(f"labelling.without is {self.without!r}; write a tag and its value, e.g. question=alphabet")
+        with Checks(self, "labelling") as check:
+            check.number("budget", least=1)
+            check.number("noise", least=0, below=1, why="0.2 for one label of five")
+            if self.without is not None and check.sound("without") and not all(part.strip() for part in self.without.partition("=")):
+                check.add(f"{check.named('without')}; write a tag and its value, e.g. question=alphabet", "without")
 
 
 def relabel(items: ItemSet, config: LabellingConfig, seed: int) -> ItemSet:

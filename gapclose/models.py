@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,7 @@ from gapclose.checkpoint import (
     refuse_parts_apart,
     unreadable_weights,
 )
+from gapclose.checks import Checks
 from gapclose.families import mend, part_for
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
@@ -32,6 +35,9 @@ from gapclose.quantise import BYTES, quantised_loading, refuse_quantisation
 from gapclose.structure import decoder_layers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+ATTENTION = ("eager", *sorted(n for n in transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS.valid_keys() if not n.startswith("paged|")))
+"""attention implementations that transformers has for a forward of whole prompts"""
 
 SHIPPED = {"digits": "base", "digits-never-taught": "never"}
 """name of a tiny model -> its folder in gapclose/digits"""
@@ -62,15 +68,16 @@ class ModelConfig:
     looks at it"""
 
     def __post_init__(self) -> None:
-        if self.dtype != "auto" and self.dtype not in DTYPES:
-            raise ValueError(f"model.dtype is {self.dtype!r}; choose auto, {', '.join(DTYPES)}")
-        if self.quantisation not in (None, *BYTES):
-            raise ValueError(f"model.quantisation is {self.quantisation!r}; choose 4bit or 8bit, or null for none")
-        for name, value in (self.template or {}).items():
-            if not str(name).isidentifier() or not isinstance(value, str | int | float | bool | None):
-                raise ValueError(
-                    f"model.template has {name!r}: {value!r}; give names of variables with a text, number, true, false or null"
-                )
+        with Checks(self, "model") as check:
+            check.choice("dtype", ("auto", *DTYPES))
+            check.choice("quantisation", BYTES, null="none")
+            if check.sound("attention") and self.attention not in ATTENTION and not re.fullmatch(r"[\w.-]+/[\w.:@-]+", self.attention):
+                check.add(f"{check.named('attention')}; choose one of {list(ATTENTION)}, or a kernel on the hub, OWNER/NAME", "attention")
+            for name, value in (self.template or {}).items() if check.sound("template") else ():
+                plain = isinstance(value, str | int | bool | None) or (isinstance(value, float) and math.isfinite(value))
+                if not str(name).isidentifier() or not plain:
+                    message = f"model.template has {name!r}: {value!r}; give names of variables with a text, number, true, false or null"
+                    check.add(message, "template")
 
     @property
     def known(self) -> dict[str, Any]:

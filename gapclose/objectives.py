@@ -27,19 +27,16 @@ IN_WORDS = {
 """objective -> what a model card says of it"""
 
 
-def acting(objective: str, train: TrainConfig) -> TrainConfig:
-    """``train`` with the weight of every term that the objective does not have set to 0.
+def idle_terms(objective: str, train: TrainConfig) -> str:
+    """What is wrong where a term that the objective is about has the weight 0 (retain may have it); empty otherwise."""
+    named = " and ".join(f"train.{t}" for t in LOSS_TERMS.get(objective, ()) if t != "retain" and not getattr(train, t))
+    words = f"objective {objective}: the weight {named} is 0; make it positive, or choose another of {list(OBJECTIVES)}"
+    return words if named else ""
 
-    Raises:
-        ValueError: for an unknown objective, and for one that has a term whose weight is 0 (retain may be).
-    """
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective is {objective!r}; choose one of {list(OBJECTIVES)}")
+
+def acting(objective: str, train: TrainConfig) -> TrainConfig:
+    """``train`` with the weight of every term that the objective does not have set to 0."""
     terms = LOSS_TERMS.get(objective, ())
-    idle = [t for t in terms if t != "retain" and not getattr(train, t)]
-    if idle:
-        named = " and ".join(f"train.{t}" for t in idle)
-        raise ValueError(f"objective {objective}: the weight {named} is 0; make it positive, or choose another of {list(OBJECTIVES)}")
     return replace(train, **{t: 0.0 for t in TERMS if t not in terms})
 
 

@@ -21,6 +21,7 @@ import torch
 import transformers
 from accelerate import PartialState
 
+from gapclose.checks import Checks
 from gapclose.clips import clips_together
 from gapclose.engines import is_sharded
 from gapclose.files import appears, write_json
@@ -55,9 +56,8 @@ class ObserveConfig:
     """read the media once for all questions of a clip, where template and model allow it; part of an observation's fingerprint"""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "shard_batches", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"observe.{name} is {getattr(self, name)}; it must be at least 1")
+        with Checks(self, "observe") as check:
+            check.number("batch_size", "shard_batches", "max_new_tokens", least=1)
 
 
 @dataclass(kw_only=True)

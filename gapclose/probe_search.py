@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from scipy.special import log_softmax
 
+from gapclose.checks import Checks
 from gapclose.probes import FrozenProbe, fit_linear, fit_temperature, grouped_folds, out_of_fold, side_by_side
 from gapclose.progress import track
 from gapclose.solver import held_out
@@ -51,17 +52,24 @@ class ProbeConfig:
     (1: single layers only)"""
 
     def __post_init__(self) -> None:
-        unknown = [f for f in self.families if f not in FAMILIES]
-        if unknown or not self.families:
-            raise ValueError(f"probe.families {self.families}: choose some of {list(FAMILIES)}")
-        if self.folds < 2:
-            raise ValueError(f"probe.folds is {self.folds}; it must be at least 2")
-        if self.layers_above < 1:
-            raise ValueError(f"probe.layers_above is {self.layers_above}; LoRA needs at least one layer above the probe")
-        if self.stack < 1:
-            raise ValueError(f"probe.stack is {self.stack}; it must be at least 1, which tries single layers only")
-        if any(c <= 0 for c in self.c) or any(not 0 <= s <= 1 for s in self.shrinkage):
-            raise ValueError(f"probe.c {self.c} must be positive and probe.shrinkage {self.shrinkage} within 0..1")
+        with Checks(self, "probe") as check:
+            check.choice("families", FAMILIES)
+            if check.sound("families") and not self.families:
+                check.add(f"{check.named('families')}; choose some of {list(FAMILIES)}", "families")
+            check.number("folds", least=2)
+            check.number("layers_above", least=1, why="LoRA needs a layer above the probe")
+            check.number("stack", least=1, why="1 tries single layers only")
+            check.number("layers", least=1, why="the first decoder layer is 1")
+            check.number("c", above=0)
+            check.number("shrinkage", least=0, most=1)
+            for family, name in (("logistic", "c"), ("lda", "shrinkage")):
+                if check.sound(name, "families") and not getattr(self, name) and family in self.families:
+                    check.add(f"{check.named(name)}, and probe.families has {family}; give it a strength, or leave the family out", name)
+            if self.layers is not None and check.sound("layers"):
+                if not self.layers or len(set(self.layers)) < len(self.layers):
+                    check.add(f"{check.named('layers')}; name some layers, each once, or null for all", "layers")
+                elif check.sound("stack") and self.stack > len(self.layers):
+                    check.add(f"{check.named('stack')}, and probe.layers has {len(self.layers)}; lower it, or name more", "stack", "layers")
 
     def candidates(self, n_layers: int) -> list[int]:
         """The layers to try in a decoder of ``n_layers``.

@@ -45,7 +45,7 @@ from gapclose.report.figures import draw_epochs
 from gapclose.report.page import write_page
 from gapclose.report.summary import layer_words, read_records, summarise
 from gapclose.states import STATES
-from gapclose.tracking import NoTracker, make_tracker
+from gapclose.tracking import NoTracker, make_tracker, tracking_doubts
 from gapclose.trunk import Trunk
 from gapclose.validate import ask, bind_items, prepare_plain, refuse_other_items
 
@@ -80,6 +80,8 @@ class Run:
         self.plain = prepare_plain(config, closing=closing, main=self.process.is_main_process, wait=self.process.wait_for_everyone)
         self.items = ask(self.plain, config.prompts.asked, config.prompts)
         refuse_other_items(self.items, self.directory / "items.json")
+        for line in tracking_doubts(config) if self.process.is_main_process else ():
+            say(f"  warning: {line}")
         self.loaded = load_model(config.model)
         batch = f", global batch {config.train.global_batch_size} in micro-batches of {config.train.micro_batch_size}" if closing else ""
         say(f"precision {str(self.loaded.model.dtype).removeprefix('torch.')}{batch}")

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from scipy.special import softmax
 
+from gapclose.checks import Checks
 from gapclose.files import write_tensors
 from gapclose.prior import Point, operating_point, shift_prior
 
@@ -45,20 +46,14 @@ class TargetsConfig:
     blanked media, training on the real ones) or blank_media (targets and training from blanked media)"""
 
     def __post_init__(self) -> None:
-        if self.control not in CONTROLS:
-            raise ValueError(f"targets.control is {self.control!r}; choose one of {list(CONTROLS)}")
-        if not 0 < self.gate <= 1:
-            raise ValueError(f"targets.gate is {self.gate}; it must lie in (0, 1]")
-        if self.rounds < 1:
-            raise ValueError(f"targets.rounds is {self.rounds}; it must be at least 1")
-        if self.patience < 1:
-            raise ValueError(f"targets.patience is {self.patience}; it must be at least 1")
-        if self.rounds > 1 and self.control != "none":
-            raise ValueError(f"targets.rounds {self.rounds}: a control (targets.control {self.control}) has one round")
-        if not self.sharpen > 0:  # nan too
-            raise ValueError(f"targets.sharpen is {self.sharpen}; it must be positive (.inf for hard targets)")
-        if self.false_alarm_budget is not None and not 0 <= self.false_alarm_budget < 1:
-            raise ValueError(f"targets.false_alarm_budget is {self.false_alarm_budget}; it must lie in [0, 1) or be null")
+        with Checks(self, "targets", infinite=("sharpen",)) as check:
+            check.choice("control", CONTROLS)
+            check.number("gate", above=0, most=1)
+            check.number("rounds", "patience", least=1)
+            check.number("sharpen", above=0, why=".inf for hard targets")
+            check.number("false_alarm_budget", least=0, below=1, why="null leaves the reading's own threshold")
+            if check.sound("rounds", "control") and self.rounds > 1 and self.control != "none":
+                check.add(f"{check.named('rounds')}, and a control ({check.named('control')}) has one round", "rounds", "control")
 
 
 def expressible(option_concept: np.ndarray, concepts: int) -> np.ndarray:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import transformers
 
 from gapclose.config import Config
-from gapclose.files import read_json, write_json, writing
+from gapclose.files import read_json, write_json
 from gapclose.progress import is_main, say
+from gapclose.report.summary import read_records
+from gapclose.wandb_service import FINISH_SECONDS, START_SECONDS, artifact_name, in_one_line, mode, run_name, service, why_unreached
 
 
 def scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -43,54 +47,154 @@ class NoTracker:
 class WandbTracker(NoTracker):
     """Weights & Biases: the configuration, ``gap/*`` per measurement, losses (and rewards, KL) per step, the final table, the adapter as an artifact.
 
-    The run id is kept in the run directory, so that a resumed run goes on in the same place.
+    Nothing that happens there ends a run: what fails is warned of, once for every reason. ``wandb.json`` in the run directory keeps the run's id
+    and what was sent: records by stage with a hash of their content, the last step of the losses, and hashes of the final table and of the
+    adapter. Whatever of ``gap.jsonl`` is not among it is sent at the next record or the next start. Losses that could not be sent wait in
+    memory.
     """
 
     def __init__(self, config: Config, settings: dict[str, Any]) -> None:
-        import wandb
+        self.config, self.settings, self.directory = config, settings, Path(config.run_dir)
+        self.path, self.run, self.known = self.directory / "wandb.json", None, dict[str, Any]()
+        self.waiting, self.warned = list[dict[str, float]](), set[str]()
+        self._safely(self._begin)
 
-        directory = Path(config.run_dir)
-        path = directory / "wandb.json"
-        known = read_json(path)["id"] if path.is_file() else None
-        with writing(directory / "wandb"):
-            self.run = wandb.init(
-                project=config.wandb.project, name=config.wandb.name or directory.name, dir=str(directory), config=settings,
-                id=known, resume="allow" if known else None,
-            )  # fmt: skip
-        write_json(path, {"id": self.run.id, "project": config.wandb.project})
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Log the numbers of one measurement as ``gap/SPLIT/...``, after those that are missing there."""
+        self._safely(lambda: self._catch_up(record))
+
+    def losses(self, step: int, values: Mapping[str, float]) -> None:
+        """Log training figures of one optimiser step, unless an earlier start did."""
+        if step > self.known.get("step", 0):
+            self.waiting.append({**values, "step": step})
+        if self.run is not None:
+            self._safely(self._send_losses)
+
+    def finish(self, summary: Mapping[str, Any], adapter: Path | None) -> None:
+        """Log the final table and the adapter, and close the run."""
+        self._safely(lambda: self._finish(summary, adapter))
+        if self.run is not None:
+            self._safely(self._close)
+        if self.waiting:
+            say(
+                f"  warning: tracking: the losses of {len(self.waiting)} steps were not sent; they are in the checkpoints' trainer_state.json"
+            )
+
+    def _safely(self, job: Callable[[], None]) -> None:
+        """Do what may fail in any way that a service, its client, a disk or a network has; the run is worth more than its mirror."""
+        try:
+            job()
+        except Exception as error:
+            reason = in_one_line(error)
+            if reason not in self.warned:
+                self.warned.add(reason)
+                say(
+                    f"  warning: tracking: {reason}; the run goes on. gap.jsonl keeps every record, and those that are missing there are sent at "
+                    "the next record or the next start"
+                )
+
+    def _begin(self) -> None:
+        """Read what was sent, and open the run; of one that was sent whole, only when there is something new."""
+        known = read_json(self.path) if self.path.is_file() else {}
+        self.known = known if known.get("project") == self.config.wandb.project else {}
+        if "final" not in self.known:
+            self._catch_up()
+
+    def _opened(self) -> Any:
+        """The run, opened where it is not.
+
+        Raises:
+            ConnectionError: when the service cannot be reached.
+        """
+        if self.run is not None:
+            return self.run
+        if reason := why_unreached():
+            raise ConnectionError(reason)
+        wandb, known = service(), self.known.get("id")
+        self.run = wandb.init(
+            project=self.config.wandb.project, name=self.config.wandb.name or run_name(self.directory), dir=str(self.directory),
+            config=self.settings, id=known, resume="allow" if known else None,
+            settings=wandb.Settings(init_timeout=START_SECONDS, finish_timeout=FINISH_SECONDS, finish_timeout_raises=True),
+        )  # fmt: skip
+        self._keep(id=self.run.id, project=self.config.wandb.project)
         self.run.define_metric("epoch")
         self.run.define_metric("gap/*", step_metric="epoch")
         self.run.define_metric("step")
         for name in MIRRORED:
             self.run.define_metric(f"{name}*", step_metric="step")
+        return self.run
 
-    def record(self, record: Mapping[str, Any]) -> None:
-        """Log the numbers of one measurement as ``gap/SPLIT/...``."""
-        split = record["stage"].split("/")[-1]
-        body = {k: v for k, v in record.items() if k not in ("stage", "epoch", "seed")}
-        self.run.log({**{f"gap/{split}/{n}": v for n, v in scalars(body)}, f"gap/{split}/state": record["state"], "epoch": record["epoch"]})
+    def _keep(self, **news: Any) -> None:
+        """Remember what was sent, over the end of this process."""
+        self.known |= news
+        write_json(self.path, self.known)
 
-    def losses(self, step: int, values: Mapping[str, float]) -> None:
-        """Log training figures of one optimiser step."""
-        self.run.log({**values, "step": step})
+    def _catch_up(self, record: Mapping[str, Any] | None = None) -> None:
+        """Send the records of ``gap.jsonl``, and this one, that were not sent as they are; of a fresh run, only open it."""
+        records = {r["stage"]: r for r in [*read_records(self.directory), *([record] if record else [])]}
+        digests = {stage: _digest(r) for stage, r in records.items()}
+        missing = [stage for stage, digest in digests.items() if self.known.get("records", {}).get(stage) != digest]
+        if not missing and self.known.get("final"):
+            return
+        run = self._opened()
+        for stage in missing:
+            split, body = stage.split("/")[-1], {k: v for k, v in records[stage].items() if k not in ("stage", "epoch", "seed")}
+            figures = {f"gap/{split}/{n}": v for n, v in scalars(body)}
+            run.log({**figures, f"gap/{split}/state": records[stage]["state"], "epoch": records[stage]["epoch"]})
+            self._keep(records=self.known.get("records", {}) | {stage: digests[stage]})
+        self._send_losses()
 
-    def finish(self, summary: Mapping[str, Any], adapter: Path | None) -> None:
-        """Log the final table and the adapter, and close the run."""
-        import wandb
+    def _send_losses(self) -> None:
+        while self.waiting:
+            self._opened().log(self.waiting[0])
+            self._keep(step=int(self.waiting.pop(0)["step"]))
 
+    def _finish(self, summary: Mapping[str, Any], adapter: Path | None) -> None:
+        wandb = service()
+        self._catch_up()
         rows: Any = [[name, value] for name, value in scalars(summary)]
-        self.run.log({"final": wandb.Table(columns=["figure", "value"], data=rows)})
-        self.run.summary.update({f"final/{name}": value for name, value in rows} | {"final/state": summary["state"]})
+        if (final := _digest([rows, summary["state"]])) != self.known.get("final"):
+            self._opened().log({"final": wandb.Table(columns=["figure", "value"], data=rows)})
+            self._opened().summary.update({f"final/{name}": value for name, value in rows} | {"final/state": summary["state"]})
+            self._keep(final=final)
         if adapter is not None:
-            artifact = wandb.Artifact(f"{Path(adapter).parent.name}-adapter", type="model", metadata={"state": summary["state"]})
+            artifact = wandb.Artifact(artifact_name(self.directory), type="model", metadata={"state": summary["state"]})
             artifact.add_dir(str(adapter))
-            self.run.log_artifact(artifact)
-        self.run.finish()
+            if artifact.digest != self.known.get("adapter"):
+                self._opened().log_artifact(artifact)
+                self._keep(adapter=artifact.digest)
+
+    def _close(self) -> None:
+        assert self.run is not None
+        try:
+            self.run.finish()
+        except TimeoutError as error:
+            place = Path(self.run.dir).parent
+            raise TimeoutError(f"not all was uploaded within {FINISH_SECONDS:g} s; `wandb sync {place}` sends the rest") from error
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def make_tracker(config: Config, settings: dict[str, Any]) -> NoTracker:
-    """The tracker that ``config.tracking`` names, on the main process; nothing elsewhere."""
-    return WandbTracker(config, settings) if config.tracking == "wandb" and is_main() else NoTracker()
+    """The tracker that ``config.tracking`` names, on the main process; nothing elsewhere, nor where WANDB_MODE switches it off."""
+    if config.tracking != "wandb" or not is_main():
+        return NoTracker()
+    try:
+        if mode() == "disabled":
+            say("tracking is wandb, and WANDB_MODE is disabled: nothing is sent")
+            return NoTracker()
+    except Exception as error:  # of its settings; said before anything was loaded (tracking_doubts)
+        say(f"  warning: tracking: {in_one_line(error)}; nothing is sent")
+        return NoTracker()
+    return WandbTracker(config, settings)
+
+
+def tracking_doubts(config: Config) -> list[str]:
+    """What will keep a tracker from its records, looked at before anything loads; a run goes on without it."""
+    reason = why_unreached() if config.tracking == "wandb" else None
+    return [f"tracking: {reason}. A run goes on without it, and sends what is missing once it can"] if reason else []
 
 
 MIRRORED = (

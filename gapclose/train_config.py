@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gapclose.batches import TERMS
+from gapclose.checks import Checks
+
+SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt")
+"""the schedulers of transformers that need no settings of their own"""
+POLYNOMIAL_END = 1e-7
+"""where transformers ends a polynomial decay; it refuses to start at or below it"""
 
 
 @dataclass(kw_only=True)
@@ -20,11 +26,11 @@ class TrainConfig:
     micro_batch_size: int = 8
     """items per forward on one process; memory, not results, depends on it"""
     learning_rate: float = 2e-4
-    """peak learning rate of AdamW"""
+    """peak learning rate of AdamW, at least 0"""
     lr_scheduler_type: str = "cosine"
-    """any scheduler name of transformers"""
+    """scheduler of transformers: linear, cosine, cosine_with_restarts, polynomial, constant, constant_with_warmup or inverse_sqrt"""
     warmup: float = 0.1
-    """share of all steps with rising learning rate, 0..1"""
+    """share of all steps with rising learning rate, at least 0 and below 1"""
     weight_decay: float = 0.0
     """AdamW's, on adapter weights"""
     max_grad_norm: float = 1.0
@@ -54,11 +60,17 @@ class TrainConfig:
     """optimiser steps between loss lines"""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "global_batch_size", "micro_batch_size", "logging_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        if any(getattr(self, t) < 0 for t in TERMS):
-            raise ValueError("train.consistency, train.gold and train.retain must not be negative")
+        with Checks(self, "train") as check:
+            check.number("epochs", "global_batch_size", "micro_batch_size", "retain_tokens", "logging_steps", least=1)
+            check.number("save_steps", "learning_rate", "weight_decay", "max_grad_norm", *TERMS, least=0)
+            check.number("warmup", least=0, below=1, why="a share of all steps; a number of steps is not taken")
+            check.number("retain_share", "gold_share", least=0, most=1)
+            check.choice("lr_scheduler_type", SCHEDULERS)
+            if self.lr_scheduler_type == "polynomial" and check.sound("learning_rate") and self.learning_rate <= POLYNOMIAL_END:
+                message = (
+                    f"train.lr_scheduler_type polynomial ends at {POLYNOMIAL_END:g}, and train.learning_rate is {self.learning_rate:g}"
+                )
+                check.add(f"{message}; raise it, or take another scheduler", "lr_scheduler_type", "learning_rate")
 
     def accumulation(self, processes: int) -> int:
         """Micro-batches per optimiser step on each process.
@@ -89,7 +101,9 @@ class TrainConfig:
         counts["consistency"] = total - counts["retain"] - counts["gold"]
         short = [t for t in TERMS if getattr(self, t) > 0 and counts[t] < 1]
         if short:
-            raise ValueError(f"a global batch of {total} leaves no room for {short}; raise train.global_batch_size or the shares")
+            shares = f"train.retain_share {self.retain_share:g} and train.gold_share {self.gold_share:g}"
+            remedy = "raise train.global_batch_size, or change the shares, which must leave something for every term"
+            raise ValueError(f"train.global_batch_size {total} with {shares} leaves no room for {short}; {remedy}")
         return {t: counts[t] for t in TERMS}
 
     def epoch_steps(self, n_train: int) -> int:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gapclose.answers import Matching
+from gapclose.checks import Checks
 from gapclose.errors import Fault, Problems
 from gapclose.items import ORDER, Item, ItemSet, Option
 from gapclose.stems import LETTERS, either_prompt, letters_prompt, stem_of, with_text
@@ -49,19 +50,21 @@ class PromptsConfig:
     ``observe.max_new_tokens`` is less"""
 
     def __post_init__(self) -> None:
-        for key, names in (("asked", [self.asked]), ("measured", self.measured)):
-            for name in names:
-                if name not in WORDINGS and not FUNCTION.fullmatch(name):
-                    raise ValueError(f"prompts.{key} {name!r} is no prompt; choose one of {list(WORDINGS)}, or package.module:function")
-        called = [name.rpartition(":")[2] for name in self.names]
-        if len(set(called)) < len(called) or len(set(self.measured)) < len(self.measured):
-            raise ValueError(f"prompts.measured {self.measured} has two prompts of one name; name each once, and functions differently")
-        if self.match is not None and not FUNCTION.fullmatch(self.match):
-            raise ValueError(f"prompts.match {self.match!r} is no function; write package.module:function, or null")
-        if len({a.strip() for a in self.binary_answers} - {""}) != 2 or len(self.binary_answers) != 2:
-            raise ValueError(f"prompts.binary_answers is {self.binary_answers}; give two texts that differ, e.g. ['yes', 'no']")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"prompts.max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        with Checks(self, "prompts") as check:
+            for key, names in (("asked", [self.asked]), ("measured", self.measured)):
+                for name in names if check.sound(key) else ():
+                    if name not in WORDINGS and not FUNCTION.fullmatch(name):
+                        check.add(f"prompts.{key} {name!r} is no prompt; choose one of {list(WORDINGS)}, or package.module:function", key)
+            if check.sound("asked", "measured"):
+                called = [name.rpartition(":")[2] for name in self.names]
+                if len(set(called)) < len(called) or len(set(self.measured)) < len(self.measured):
+                    message = f"prompts.measured {self.measured} has two prompts of one name; name each once, and functions differently"
+                    check.add(message, "measured")
+            if self.match is not None and check.sound("match") and not FUNCTION.fullmatch(self.match):
+                check.add(f"prompts.match {self.match!r} is no function; write package.module:function, or null", "match")
+            if check.sound("binary_answers") and (len(self.binary_answers) != 2 or len({a.strip() for a in self.binary_answers}) != 2):
+                check.add(f"{check.named('binary_answers')}; give two texts that differ, e.g. ['yes', 'no']", "binary_answers")
+            check.number("max_new_tokens", least=1)
 
     @property
     def names(self) -> list[str]:

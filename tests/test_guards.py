@@ -151,7 +151,7 @@ def test_the_base_model_is_a_candidate():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"off": ["speed"]}, r"names \['speed'\]; the guards are"),
+        ({"off": ["speed"]}, r"guards.off is \['speed'\]; choose some of"),
         ({"patience": 0}, "patience is 0"),
         ({"retention_budget": 5}, "budget is 5"),
     ],

@@ -2,7 +2,12 @@
 
 import dataclasses
 import json
+import os
+import re
+import signal
+import socket
 import struct
+import subprocess
 import sys
 import time
 import types
@@ -16,7 +21,10 @@ from gapclose.cli import main
 from gapclose.config import Config, TrackingConfig
 from gapclose.files import read_json
 from gapclose.report.summary import read_records, summarise
-from gapclose.tracking import MIRRORED, LossLines, NoTracker, WandbTracker, make_tracker, scalars
+from gapclose.tracking import MIRRORED, LossLines, NoTracker, WandbTracker, make_tracker, scalars, tracking_doubts
+from gapclose.wandb_service import LONGEST, artifact_name, run_name, within
+
+ROOT = Path(__file__).parent.parent
 
 
 def stored(path: Path) -> Iterator:
@@ -141,15 +149,220 @@ def test_a_resumed_run_keeps_its_id(offline, tmp_path):
 
 
 def test_nothing_else_differs_when_it_is_off(offline, tiny_run, tiny_config, tmp_path):
-    """A tracked measurement writes the same record as an untracked run, to the last digit, and an untracked run no file of a tracker."""
-    tracked = tmp_path / "tracked"
-    assert main(["measure", "--config", str(tiny_config), "--run_dir", str(tracked), "--tracking", "wandb"]) == 0
+    """A tracked measurement writes the same record as an untracked run, to the last digit, and an untracked run no file of a tracker.
+
+    A second start of what is finished sends nothing again.
+    """
+    tracked = tmp_path / "tracked (1), lr=2e-4"
+    command = ["measure", "--config", str(tiny_config), "--run_dir", str(tracked), "--tracking", "wandb"]
+    assert main(command) == 0
     assert [r for r in read_records(tiny_run) if r["stage"] == "base/test"] == read_records(tracked)
-    assert list(tracked.glob("wandb/offline-run-*/*.wandb"))
+    assert stages(tracked) == [("test", 0)]
     assert not list(tiny_run.rglob("*wandb*"))
     first, second = (read_json(run / "observations" / "base-test" / "manifest.json") for run in (tiny_run, tracked))
     assert first.pop("cpu_seconds") > 0 and second.pop("cpu_seconds") > 0  # what the measurement took, the one thing that may differ
     assert first == second
+    before = sorted(tracked.glob("wandb/offline-run-*"))
+    assert main(command) == 0
+    assert sorted(tracked.glob("wandb/offline-run-*")) == before and stages(tracked) == [("test", 0)]
+
+
+RECORDS = [
+    {"stage": stage, "epoch": epoch, "seed": 0, "state": "open", "action": {"balanced": INTERVAL}}
+    for stage, epoch in (("base/val", 0), ("base/test", 0), ("epoch-1/val", 1), ("adapted/test", 1))
+]
+SUMMARY = {"state": "open", "balanced": 0.5}
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from gapclose.config import Config
+from gapclose.tracking import make_tracker
+
+def main():
+    directory, records = Path(sys.argv[1]), json.loads(sys.argv[2])
+    tracker = make_tracker(Config(run_dir=str(directory), tracking="wandb"), {})
+    for number, record in enumerate(records):
+        with (directory / "gap.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\\n")
+        if number + 1 == len(records):
+            os.kill(os.getpid(), signal.SIGKILL)
+        tracker.record(record)
+        tracker.losses(number + 1, {"loss": 0.5})
+
+main()
+"""
+
+
+def written(directory: Path, *records: dict) -> None:
+    """The file of truth, as a run keeps it."""
+    directory.mkdir(exist_ok=True)
+    (directory / "gap.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+
+
+def rows_of(directory: Path) -> list[dict]:
+    """The history of all offline runs in a run directory, whether they ended or were killed."""
+    files = sorted(directory.glob("wandb/offline-run-*/*.wandb"))
+    return [values(r.history.item) for path in files for r in stored(path) if r.WhichOneof("record_type") == "history"]
+
+
+def stages(directory: Path) -> list[tuple[str, int]]:
+    """Split and epoch of every measurement that was sent; wandb's service may write the last block a little later."""
+    for _ in range(100):
+        files = list(directory.glob("wandb/offline-run-*/*.wandb"))
+        if all(any(r.WhichOneof("record_type") == "exit" for r in stored(path)) for path in files):
+            break
+        time.sleep(0.1)
+    rows = [r for r in rows_of(directory) if "epoch" in r]
+    return [(next(k.split("/")[1] for k in row if k.endswith("/state")), row["epoch"]) for row in rows]
+
+
+def test_what_a_kill_kept_back_is_sent_by_the_next_start(offline, tmp_path):
+    """Killed between the file of truth and the tracker: every stage arrives once, in order; the finished run sends nothing again."""
+    run = tmp_path / "run"
+    run.mkdir()
+    command = [sys.executable, "-c", KILLED, str(run), json.dumps(RECORDS[:2])]
+    environment = {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"} | {"PYTHONPATH": str(ROOT)}  # a service of its own
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    known = read_json(run / "wandb.json")
+    assert list(known["records"]) == ["base/val"] and known["step"] == 1
+
+    def start(*later: dict) -> None:
+        tracker = make_tracker(Config(run_dir=str(run), tracking="wandb"), {})
+        for record in later:
+            written(run, *[r for r in read_records(run) if r["stage"] != record["stage"]], record)
+            tracker.record(record)
+        tracker.losses(1, {"loss": 0.5})
+        tracker.losses(2, {"loss": 0.25})
+        tracker.finish(SUMMARY, None)
+
+    start(*RECORDS[1:])
+    expected = [("val", 0), ("test", 0), ("val", 1), ("test", 1)]
+    assert stages(run) == expected
+    assert [r["step"] for r in rows_of(run) if "loss" in r] == [1, 2]
+    before = sorted(run.glob("wandb/offline-run-*"))
+    start(RECORDS[-1])
+    assert (
+        stages(run) == expected and sorted(run.glob("wandb/offline-run-*")) == before and read_json(run / "wandb.json")["id"] == known["id"]
+    )
+    start(RECORDS[-1] | {"state": "closed"})  # measured anew, with another outcome
+    assert stages(run) == [*expected, ("test", 1)]
+
+
+@pytest.fixture
+def online(offline, monkeypatch):
+    """Settings of a service that does not answer, and wandb as after its import."""
+    import wandb
+
+    wandb.teardown()
+    for name, value in (("MODE", "online"), ("BASE_URL", "http://127.0.0.1:9"), ("API_KEY", "k" * 40)):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    monkeypatch.setenv("NETRC", "/nowhere/netrc")
+    yield
+    wandb.teardown()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("WANDB_BASE_URL", "http://127.0.0.1:9", "cannot be reached"),
+        ("WANDB_API_KEY", "", "there is no API key for http://127.0.0.1:9; run `wandb login`"),
+        ("WANDB_MODE", "sometimes", "WANDB_MODE"),
+        ("WANDB_MODE", "offline", None),
+        ("WANDB_MODE", "dryrun", None),
+        ("WANDB_MODE", "disabled", None),
+        ("WANDB_MODE", "", "cannot be reached"),
+    ],
+)
+def test_whether_the_service_can_be_reached(online, monkeypatch, name, value, says):
+    """Why not, before anything loads; an empty variable is one that is not set, and offline needs nobody."""
+    monkeypatch.setenv(name, value)
+    found = tracking_doubts(Config(tracking="wandb"))
+    assert (found == []) if says is None else (len(found) == 1 and says in found[0] and "\n" not in found[0]), found
+    assert tracking_doubts(Config()) == []
+
+
+def test_a_service_that_never_answers_is_waited_for_within_a_bound(online, monkeypatch):
+    """A socket that takes the connection and is silent."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr("gapclose.wandb_service.SECONDS", 0.2)
+        (found,) = tracking_doubts(Config(tracking="wandb"))
+    assert "cannot be reached" in found
+    assert within(lambda: time.sleep(60), 0.1) == "no answer within 0.1 s"
+
+
+def test_a_tracker_that_cannot_be_reached_costs_nothing(online, monkeypatch, tmp_path, capsys):
+    """One warning; what it missed, losses included, is sent at the first record after it answers."""
+    import wandb
+
+    written(tmp_path, *RECORDS[:2])
+    tracker = make_tracker(Config(run_dir=str(tmp_path), tracking="wandb"), {})
+    for number in (1, 2):
+        tracker.record(RECORDS[number])
+        tracker.losses(number, {"loss": 0.5})
+    told = capsys.readouterr().out
+    assert told.count("warning: tracking: ") == 1 and "cannot be reached" in told and "the run goes on" in told
+    assert not (tmp_path / "wandb.json").exists()
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    written(tmp_path, *RECORDS[:4])
+    tracker.record(RECORDS[3])
+    tracker.finish(SUMMARY, None)
+    assert stages(tmp_path) == [("val", 0), ("test", 0), ("val", 1), ("test", 1)]
+    assert [r["step"] for r in rows_of(tmp_path) if "loss" in r] == [1, 2]
+
+
+def test_a_tracker_that_fails_later_costs_nothing(offline, tmp_path, monkeypatch, capsys):
+    """Whatever its client raises, at any call: the next one sends what is missing."""
+    tracker = make_tracker(Config(run_dir=str(tmp_path), tracking="wandb"), {})
+    assert isinstance(tracker, WandbTracker) and tracker.run is not None
+    written(tmp_path, *RECORDS[:1])
+    with monkeypatch.context() as broken:
+        for call in ("log", "log_artifact", "finish"):
+            broken.setattr(tracker.run, call, lambda *_, call=call, **__: (_ for _ in ()).throw(BrokenPipeError(f"{call} failed")))
+        tracker.record(RECORDS[0])
+        tracker.losses(1, {"loss": 0.5})
+        tracker.finish(SUMMARY, None)
+        told = capsys.readouterr().out
+    assert "log failed" in told and "finish failed" in told and "the losses of 1 steps were not sent" in told
+    tracker.finish(SUMMARY, None)
+    assert stages(tmp_path) == [("val", 0)]
+
+
+def test_a_tracker_that_is_switched_off_keeps_nothing(online, monkeypatch, tmp_path, capsys):
+    """WANDB_MODE=disabled, and one that wandb does not know: nothing is remembered as sent."""
+    for value, says in (("disabled", "nothing is sent"), ("sometimes", "warning: tracking: ")):
+        monkeypatch.setenv("WANDB_MODE", value)
+        assert type(make_tracker(Config(run_dir=str(tmp_path), tracking="wandb"), {})) is NoTracker
+        assert says in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("digits-seed0_a.b", "digits-seed0_a.b-adapter"),
+        ("my run (1)", r"my-run--1--[0-9a-f]{6}-adapter"),
+        ("lr=2e-4,seed=0", r"lr-2e-4-seed-0-[0-9a-f]{6}-adapter"),
+        ("éà", r"---[0-9a-f]{6}-adapter"),
+        ("n" * 200, r"n{113}-[0-9a-f]{6}-adapter"),
+    ],
+)
+def test_artifact_names_are_made_fit(name, expected):
+    """By the rule in its docstring; wandb itself takes what comes out, and two directories never share a name."""
+    from wandb import Artifact
+
+    found = artifact_name(Path("runs") / name)
+    assert re.fullmatch(expected, found) and Artifact(found, type="model").name == found
+    assert artifact_name(Path("runs") / f"{name}?") != artifact_name(Path("runs") / f"{name}!")
+
+
+def test_run_names_are_made_fit(tmp_path, monkeypatch):
+    """The directory's own name, also of the one a run starts in."""
+    monkeypatch.chdir(tmp_path)
+    assert run_name(Path(".")) == tmp_path.name and run_name(Path("my run (1)")) == "my run (1)"
+    assert run_name(Path("/")) == "run" and len(run_name(Path("n" * 200))) == LONGEST
 
 
 def test_loss_lines_show_rewards_and_kl_where_there_are_any(capsys):

@@ -467,7 +467,7 @@ def test_counts_add_up_to_the_global_batch(change, expected):
     [
         ({"global_batch_size": 1, "gold": 0.0, "micro_batch_size": 1}, "leaves no room"),
         ({"global_batch_size": 2, "gold": 1.0, "micro_batch_size": 1}, "leaves no room"),
-        ({"gold": 0.0, "retain_share": 1.0}, r"a global batch of 72 leaves no room for \['consistency'\]"),
+        ({"gold": 0.0, "retain_share": 1.0}, r"global_batch_size 72 with .* leaves no room for \['consistency'\]"),
     ],
 )
 def test_a_batch_too_small_for_its_terms_is_refused(change, message):

@@ -20,6 +20,7 @@ import transformers
 
 from gapclose.baselines.trl_items import forget_reference, make_dataset
 from gapclose.chat import chat_text
+from gapclose.checks import Checks
 from gapclose.items import Item
 from gapclose.media import Media
 from gapclose.models import LoadedModel
@@ -39,8 +40,8 @@ class DpoConfig:
     them a model that never objects is only ever taught to object"""
 
     def __post_init__(self) -> None:
-        if self.beta <= 0:
-            raise ValueError(f"dpo.beta is {self.beta}; it must be positive")
+        with Checks(self, "dpo") as check:
+            check.number("beta", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)

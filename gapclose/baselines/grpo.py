@@ -18,6 +18,7 @@ import transformers
 
 from gapclose.answers import Matching
 from gapclose.baselines.trl_items import forget_reference, make_dataset
+from gapclose.checks import Checks
 from gapclose.items import Item
 from gapclose.media import Media
 from gapclose.models import LoadedModel
@@ -38,11 +39,9 @@ class GrpoConfig:
     """of sampling, > 0"""
 
     def __post_init__(self) -> None:
-        if self.num_generations < 2:
-            raise ValueError(f"grpo.num_generations is {self.num_generations}; it must be at least 2, or answers cannot be compared")
-        for name in ("beta", "temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"grpo.{name} is {getattr(self, name)}; it must be positive")
+        with Checks(self, "grpo") as check:
+            check.number("num_generations", least=2, why="else answers cannot be compared")
+            check.number("beta", "temperature", above=0)
 
     def prompts(self, train: TrainConfig) -> int:
         """Prompts in a global batch.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from gapclose.checks import Checks
+
 PROTOCOLS = ("imavb",)
 
 
@@ -46,16 +48,14 @@ class ControlsConfig:
     """directory of a sentence encoder for transformers (read by AutoModel, token states averaged), a stronger text control; null: none"""
 
     def __post_init__(self) -> None:
-        if self.random_draws < 2:
-            raise ValueError(
-                f"controls.random_draws is {self.random_draws}; it must be at least 2 (controls.random_weights: false for none)"
-            )
-        if self.draws < 1:
-            raise ValueError(f"controls.draws is {self.draws}; it must be at least 1")
-        if self.protocol not in (None, *PROTOCOLS):
-            raise ValueError(f"controls.protocol is {self.protocol!r}; choose one of {list(PROTOCOLS)}, or null for none")
-        if self.text_encoder is not None and not (Path(self.text_encoder) / "config.json").is_file():
-            raise ValueError(
-                f"controls.text_encoder {self.text_encoder!r} is no directory with a config.json; save a sentence encoder there with "
-                "save_pretrained, or leave the key out"
-            )
+        with Checks(self, "controls") as check:
+            check.number("draws", least=1)
+            check.number("random_draws", least=2, why="their spread counts; controls.random_weights: false for none")
+            check.number("seed", least=0)
+            check.choice("protocol", PROTOCOLS, null="none")
+            if self.text_encoder is not None and check.sound("text_encoder") and not (Path(self.text_encoder) / "config.json").is_file():
+                check.add(
+                    f"controls.text_encoder is {self.text_encoder!r}, no directory with a config.json; save a sentence encoder there with "
+                    "save_pretrained, or leave the key out",
+                    "text_encoder",
+                )
