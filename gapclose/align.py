@@ -19,6 +19,7 @@ from gapclose.epochs import Epochs
 from gapclose.export import export_run
 from gapclose.files import read_json, write_json, write_text
 from gapclose.gap import Labels, option_concepts
+from gapclose.guards import LossNotFinite
 from gapclose.measure import Measured, after_shift, make_record
 from gapclose.media import SUPPORTED
 from gapclose.models import LoadedModel
@@ -59,7 +60,8 @@ class Training:
         Raises:
             ValueError: naming every modality of the train items whose verdict is not ``real``, and why.
         """
-        verdicts, config = read_json(self.run.directory / "measurement.json")["verdicts"], self.run.config
+        path, config = self.run.directory / "measurement.json", self.run.config
+        verdicts = main_alone(lambda: read_json(path)["verdicts"])
         if not needs_reading(config.objective):
             return
         train = self.run.items.select(split="train", purpose="gap")
@@ -196,7 +198,6 @@ class Training:
             epoch = past + of_round
             self.set_adapter_fingerprint()
             save_adapter(self.run.loaded.model, checkpoints / f"epoch-{epoch}")
-            self.run.process.wait_for_everyone()
             self.run.loaded.model.eval()
             now = self.run.measure(f"epoch-{epoch}", "val", replace=True, trunk=trunks.get("val"))
             record = make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed)
@@ -229,10 +230,10 @@ class Training:
             say(f"going on from {resume.name}")
         try:
             if not self.epochs.fired(number):
-                with whole_checkpoints(directory):
+                with whole_checkpoints(directory, trainer):
                     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        except FloatingPointError as error:
-            if not self.epochs.read(1):  # perhaps in this process alone
+        except LossNotFinite as error:  # in all processes together
+            if not self.epochs.records(1):
                 raise
             reason = str(error)
             self.run.on_main(lambda: self.epochs.stop(number, reason))
@@ -267,7 +268,7 @@ class Training:
     def finish(self, base: Measured) -> dict[str, Any]:
         """Measure the best epoch's adapter on test, once; export it with its evidence; close the tracker."""
         epoch = self.best()["epoch"]
-        if record_of(self.run.directory, "adapted/test"):
+        if main_alone(lambda: record_of(self.run.directory, "adapted/test")):
             say("this run was finished before; its last measurement and its exports are written again")
         if self.run.config.model.sharded and not is_sharded(self.run.loaded.model):  # everything was trained before this start
             shard(self.run.loaded.model)
@@ -280,9 +281,8 @@ class Training:
             record | {"forced": sorted(self.forced), "stopped": self.epochs.stopped(), "guards_off": self.run.config.guards.silent}
         )
         self.run.on_main(lambda: shutil.rmtree(self.run.directory / "trunk", ignore_errors=True))  # of no use any more
-        summary = summarise(self.run.directory)
+        summary = main_alone(lambda: summarise(self.run.directory))
         self.run.on_main(lambda: export_run(self.run.directory, self.run.config, self.for_export(epoch), summary))
-        if self.run.process.is_main_process:
-            write_page(self.run.directory)
-            self.run.tracker.finish(summary, self.run.directory / "adapter")
+        self.run.on_main(lambda: write_page(self.run.directory))
+        self.run.on_main(lambda: self.run.tracker.finish(summary, self.run.directory / "adapter"))
         return summary

@@ -101,7 +101,6 @@ def observe(
         ValueError: when the directory holds observations of something else; both fingerprints are named.
         FloatingPointError: when a residual or score is not finite, naming the item.
     """
-    state = PartialState()
     batches = plan_batches(items.items, config.batch_size, by_clip=config.share_prefix)
     shards = [batches[i : i + config.shard_batches] for i in range(0, len(batches), config.shard_batches)]
     request = _request(loaded, items, config, wanted)
@@ -140,13 +139,14 @@ def observe(
             if fault:
                 raise fault
 
-        together(fill)
-        if state.is_main_process:
+        def finish() -> None:
             found = {"shards": len(shards), "n_items": len(items), "cpu_seconds": round(time.process_time() - begun, 1)}
             write_json(directory / "manifest.json", request | found | ({"option_order": items.orders} if items.orders else {}))
             if left:
                 leave_shared(directory, left)
-        state.wait_for_everyone()
+
+        together(fill, joint=is_sharded(loaded.model))
+        main_alone(finish)
     appears(directory / "manifest.json")
     return read_observations(directory, [i.id for i in items])
 
