@@ -8,7 +8,6 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors.torch import load_file
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from gapclose.adapters import adapter_changed, adapter_fingerprint, add_lora, load_adapter
@@ -28,11 +27,13 @@ from gapclose.progress import say
 from gapclose.prompted import measure_prompts
 from gapclose.report.page import write_page
 from gapclose.report.summary import read_records, record_of, round_words, summarise
+from gapclose.resume import epochs_done, last_complete_checkpoint, whole_checkpoints
 from gapclose.spread import main_alone
+from gapclose.stored import read_tensors, refuse_damaged, seal
 from gapclose.targets import Targets, build_targets
 from gapclose.teacher import Teacher, compared, first_teacher, next_teacher, search, sentinel_reading, train_items, val_items
 from gapclose.tracking import LossLines
-from gapclose.trainer import Example, epochs_done, last_complete_checkpoint, make_trainer, whole_checkpoints
+from gapclose.trainer import Example, make_trainer
 from gapclose.trunk import Trunk
 from gapclose.trunk_fill import training_trunks
 from gapclose.verdict import unproven
@@ -61,7 +62,7 @@ class Training:
             ValueError: naming every modality of the train items whose verdict is not ``real``, and why.
         """
         path, config = self.run.directory / "measurement.json", self.run.config
-        verdicts = main_alone(lambda: read_json(path)["verdicts"])
+        verdicts = main_alone(lambda: read_json(path, "verdicts")["verdicts"])
         if not needs_reading(config.objective):
             return
         train = self.run.items.select(split="train", purpose="gap")
@@ -192,12 +193,22 @@ class Training:
         """
         config, checkpoints = self.run.config, self.run.directory / "checkpoints"
         directory = checkpoints if number == 1 else checkpoints / f"round-{number}"
-        past, resume = (number - 1) * config.train.epochs, main_alone(lambda: last_complete_checkpoint(directory))
+        past = (number - 1) * config.train.epochs
+
+        def lost(of_round: int) -> str | None:
+            epoch = past + of_round
+            if record_of(self.run.directory, f"epoch-{epoch}/val") is None:
+                return f"gap.jsonl has no record of epoch {epoch}"
+            weights = checkpoints / f"epoch-{epoch}" / "adapter_model.safetensors"
+            return None if weights.is_file() else f"{weights} is not there"
+
+        resume = main_alone(lambda: last_complete_checkpoint(directory, lost))
 
         def after_epoch(of_round: int) -> bool:
             epoch = past + of_round
             self.set_adapter_fingerprint()
             save_adapter(self.run.loaded.model, checkpoints / f"epoch-{epoch}")
+            self.run.on_main(lambda: seal(checkpoints / f"epoch-{epoch}"))
             self.run.loaded.model.eval()
             now = self.run.measure(f"epoch-{epoch}", "val", replace=True, trunk=trunks.get("val"))
             record = make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed)
@@ -251,9 +262,12 @@ class Training:
         """Put the adapter of an epoch into the model.
 
         Raises:
-            ValueError: when its keys do not fit the model's.
+            ValueError: when a file is damaged, or its keys do not fit the model's.
         """
-        weights = load_file(self.run.directory / "checkpoints" / f"epoch-{epoch}" / "adapter_model.safetensors")
+        folder = self.run.directory / "checkpoints" / f"epoch-{epoch}"
+        remedy = f"delete {folder} and run the same command again, which trains that epoch again"
+        main_alone(lambda: refuse_damaged(folder, remedy))
+        weights, _ = read_tensors(folder / "adapter_model.safetensors", remedy)
         if lacking := put_adapter(self.run.loaded.model, weights):
             raise ValueError(f"the adapter of epoch {epoch} does not fit this model: {lacking[:3]}")
         self.set_adapter_fingerprint()

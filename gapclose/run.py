@@ -44,11 +44,13 @@ from gapclose.quantise import refuse_quantisation
 from gapclose.report.figures import draw_epochs
 from gapclose.report.page import write_page
 from gapclose.report.summary import layer_words, read_records, summarise
+from gapclose.run_files import refuse_damaged_files
 from gapclose.spread import main_alone
 from gapclose.states import STATES
 from gapclose.tracking import NoTracker, make_tracker
 from gapclose.trunk import Trunk
 from gapclose.validate import ask, bind_items, prepare_plain, refuse_other_items
+from gapclose.versions import refuse_other_versions, say_other_environment
 
 MEASURED = ("gap", "transfer", "retain")
 
@@ -102,6 +104,8 @@ class Run:
     def _load(self, closing: bool) -> None:
         """Check items and media, load the model, and bind the directory, which is locked, to configuration and items."""
         config = self.config
+        self.on_main(lambda: refuse_damaged_files(self.directory))
+        self.on_main(lambda: refuse_other_versions(self.directory, config.observe.versions))
         self.plain = prepare_plain(config, closing=closing, alone=self.on_main)
         self.items = ask(self.plain, config.prompts.asked, config.prompts)
         refuse_other_items(self.items, self.directory / "items.json")
@@ -128,6 +132,7 @@ class Run:
         """Write what this start runs on; what earlier starts ran on, where it was something else, stays below ``earlier``."""
         path, now = self.directory / "environment.json", environment(self.config.seed, self.process)
         before = read_json(path) if path.is_file() else {}
+        say_other_environment(before, now)
         earlier = before.pop("earlier", [])
         earlier += [before] if before and before != now else []
         write_json(path, now | ({"earlier": earlier} if earlier else {}))
@@ -267,7 +272,7 @@ class Run:
             if gone:
                 say(f"measurement.json held {', '.join(gone)} and does not any more: the configuration asks for less")
             self.on_main(lambda: write_json(path, found))
-        for name, verdict in read_json(path)["verdicts"].items():
+        for name, verdict in main_alone(lambda: read_json(path, "verdicts")["verdicts"]).items():
             say(f"{name}: {verdict['word']}")
 
     def track(self) -> None:

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from scipy.special import softmax
 
 from gapclose.files import write_tensors
+from gapclose.stored import read_tensor, reading
 
 CONTROLS = ("none", "shuffled", "blank_targets", "blank_media")
 
@@ -181,10 +182,10 @@ class Targets:
 
     @classmethod
     def load(cls, path: Path, ids: list[str]) -> Targets:
-        """Raises: ValueError when the file is about other items than ``ids``."""
-        with safe_open(path, framework="pt") as file:
+        """Raises: ValueError when the file is damaged, or about other items than ``ids``."""
+        with reading(path), safe_open(path, framework="pt") as file:
             there = json.loads(file.metadata()["ids"])
-            tensors = {k: file.get_tensor(k) for k in ("target", "keep", "reading", "factor")}
+            tensors = {k: read_tensor(file, k) for k in ("target", "keep", "reading", "factor")}
         if there != ids:
             raise ValueError(
                 f"{path}: holds targets of {len(there)} items, e.g. {there[:2]}, and the train split has {len(ids)}, e.g. {ids[:2]}; "

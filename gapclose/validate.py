@@ -201,7 +201,7 @@ def refuse_other_items(items: ItemSet, path: Path) -> str:
         ValueError: when the run was started on others; its checkpoints and records would not fit.
     """
     now = items.fingerprint(labels=True)
-    if path.is_file() and (before := read_json(path)["fingerprint"]) != now:
+    if path.is_file() and (before := read_json(path, "fingerprint")["fingerprint"]) != now:
         raise ValueError(
             f"{path.parent} holds a run on items {before}, and {items.root} now holds {now}: items, media or labels have changed. "
             "Give this run another directory (--run_dir), or delete that one."

@@ -4,9 +4,9 @@ import errno
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +19,10 @@ from torch.multiprocessing.spawn import start_processes
 from gapclose.cli import guarded
 from gapclose.errors import Fault
 from gapclose.files import Unwritten
+from gapclose.resume import whole_checkpoints
 from gapclose.run import Run
 from gapclose.spread import MetElsewhere, main_alone, together
-from gapclose.trainer import AfterEpoch, whole_checkpoints
+from gapclose.trainer import AfterEpoch
 
 
 def in_two(work: Callable[..., None], *arguments: Any) -> None:
@@ -124,13 +125,13 @@ def test_what_a_run_cannot_write_ends_both(tmp_path):
 
 def end_as_a_command(rank: int, place: str) -> None:
     """What is printed goes to a file of the process."""
-    sys.stderr = Path(place, str(rank)).open("w", buffering=1)
-    assert guarded(lambda: main_alone(raised(FULL))) == 2
-    if rank:
-        assert guarded(lambda: main_alone(raised(KeyError("x")))) == 2
-    else:
-        with pytest.raises(KeyError):  # its traceback is what there is to look at
-            guarded(lambda: main_alone(raised(KeyError("x"))))
+    with Path(place, str(rank)).open("w") as file, redirect_stderr(file):
+        assert guarded(lambda: main_alone(raised(FULL))) == 2
+        if rank:
+            assert guarded(lambda: main_alone(raised(KeyError("x")))) == 2
+        else:
+            with pytest.raises(KeyError):  # its traceback is what there is to look at
+                guarded(lambda: main_alone(raised(KeyError("x"))))
 
 
 def test_each_process_says_it_in_a_line(tmp_path):
