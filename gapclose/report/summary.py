@@ -17,7 +17,9 @@ def read_records(directory: Path) -> list[dict[str, Any]]:
         ValueError: naming every line that is no record. A run writes the file whole, so that one which is cut off was damaged afterwards.
     """
     path, found, problems = directory / "gap.jsonl", list[dict[str, Any]](), list[str]()
-    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else (), start=1):
+    if not path.is_file():
+        return []
+    for number, line in enumerate(lines := path.read_bytes().splitlines(), start=1):
         try:
             record = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:
@@ -28,10 +30,11 @@ def read_records(directory: Path) -> list[dict[str, Any]]:
             problems.append(f"line {number} is no record (it has no {', '.join(lacking)})")
         else:
             found.append(record)
-    if problems:
+    if problems or not lines:
+        what = ("that line" if len(problems) == 1 else "those lines") if found else "it"
         raise ValueError(
-            f"{path}: {'; '.join(problems)}. Put a copy of the file in its place, or delete {'that line' if len(problems) == 1 else 'those lines'} "
-            "and run the same command again: what it held is measured again, of an epoch by training it again"
+            f"{path}: {'; '.join(problems) or 'empty'}. Put a copy of the file in its place, or delete {what} and run the same command again: "
+            "what is gone is measured again, of an epoch by training it again"
         )
     return found
 
