@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from gapclose.checks import Checks
 from gapclose.engines import adapter_tensors
 from gapclose.models import LoadedModel, ModelConfig, load_model
+from gapclose.stored import refuse_damaged
 from gapclose.structure import expert_names, linear_names, unwrap
 
 
@@ -147,8 +148,9 @@ def load_adapter(config: ModelConfig, folder: Path) -> LoadedModel:
     """The base model with the adapter of ``folder`` on it.
 
     Raises:
-        ValueError: when keys are missing or unexpected, or every ``lora_B`` is zero (the adapter would do nothing).
+        ValueError: when a file is damaged, keys are missing or unexpected, or every ``lora_B`` is zero (the adapter would do nothing).
     """
+    refuse_damaged(folder, f"delete {folder} and run `gapclose close` of this run again, which trains that epoch again")
     loaded = load_model(config)
     loaded.model = peft.PeftModel.from_pretrained(loaded.model, str(folder))
     written = load_file(folder / "adapter_model.safetensors")

@@ -8,7 +8,6 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors.torch import load_file
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from gapclose.adapters import adapter_changed, adapter_fingerprint, add_lora, load_adapter
@@ -19,6 +18,7 @@ from gapclose.epochs import Epochs
 from gapclose.export import export_run
 from gapclose.files import read_json, write_json, write_text
 from gapclose.gap import Labels, option_concepts
+from gapclose.guards import LossNotFinite
 from gapclose.measure import Measured, after_shift, make_record
 from gapclose.media import SUPPORTED
 from gapclose.models import LoadedModel
@@ -27,11 +27,13 @@ from gapclose.progress import say
 from gapclose.prompted import measure_prompts
 from gapclose.report.page import write_page
 from gapclose.report.summary import read_records, record_of, round_words, summarise, target_words, unimproved_words
+from gapclose.resume import epochs_done, last_complete_checkpoint, whole_checkpoints
 from gapclose.spread import main_alone
+from gapclose.stored import read_tensors, refuse_damaged, seal
 from gapclose.targets import Targets, build_targets
 from gapclose.teacher import Teacher, compared, first_teacher, next_teacher, search, sentinel_reading, train_items, val_items
 from gapclose.tracking import LossLines
-from gapclose.trainer import Example, epochs_done, last_complete_checkpoint, make_trainer, whole_checkpoints
+from gapclose.trainer import Example, make_trainer
 from gapclose.trunk import Trunk
 from gapclose.trunk_fill import training_trunks
 from gapclose.verdict import unproven
@@ -60,7 +62,8 @@ class Training:
         Raises:
             ValueError: naming every modality of the train items whose verdict is not ``real``, and why.
         """
-        verdicts, config = read_json(self.run.directory / "gate.json")["verdicts"], self.run.config
+        path, config = self.run.directory / "gate.json", self.run.config
+        verdicts = main_alone(lambda: read_json(path, "verdicts")["verdicts"])
         if not needs_reading(config.objective):
             return
         train = self.run.items.select(split="train", purpose="gap")
@@ -197,13 +200,22 @@ class Training:
         """
         config, checkpoints = self.run.config, self.run.directory / "checkpoints"
         directory = checkpoints if number == 1 else checkpoints / f"round-{number}"
-        past, resume = (number - 1) * config.train.epochs, main_alone(lambda: last_complete_checkpoint(directory))
+        past = (number - 1) * config.train.epochs
+
+        def lost(of_round: int) -> str | None:
+            epoch = past + of_round
+            if record_of(self.run.directory, f"epoch-{epoch}/val") is None:
+                return f"gap.jsonl has no record of epoch {epoch}"
+            weights = checkpoints / f"epoch-{epoch}" / "adapter_model.safetensors"
+            return None if weights.is_file() else f"{weights} is not there"
+
+        resume = main_alone(lambda: last_complete_checkpoint(directory, lost))
 
         def after_epoch(of_round: int) -> bool:
             epoch = past + of_round
             self.set_adapter_fingerprint()
             save_adapter(self.run.loaded.model, checkpoints / f"epoch-{epoch}")
-            self.run.process.wait_for_everyone()
+            self.run.on_main(lambda: seal(checkpoints / f"epoch-{epoch}"))
             self.run.loaded.model.eval()
             now = self.run.measure(f"epoch-{epoch}", "val", replace=True, trunk=trunks.get("val"))
             record = make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed)
@@ -236,10 +248,10 @@ class Training:
             say(f"going on from {resume.name}")
         try:
             if not self.epochs.fired(number):
-                with whole_checkpoints(directory):
+                with whole_checkpoints(directory, trainer):
                     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        except FloatingPointError as error:
-            if not self.epochs.read(1):  # perhaps in this process alone
+        except LossNotFinite as error:  # in all processes together
+            if not self.epochs.records(1):
                 raise
             reason = str(error)
             self.run.on_main(lambda: self.epochs.stop(number, reason))
@@ -257,9 +269,12 @@ class Training:
         """Put the adapter of an epoch into the model.
 
         Raises:
-            ValueError: when its keys do not fit the model's.
+            ValueError: when a file is damaged, or its keys do not fit the model's.
         """
-        weights = load_file(self.run.directory / "checkpoints" / f"epoch-{epoch}" / "adapter_model.safetensors")
+        folder = self.run.directory / "checkpoints" / f"epoch-{epoch}"
+        remedy = f"delete {folder} and run the same command again, which trains that epoch again"
+        main_alone(lambda: refuse_damaged(folder, remedy))
+        weights, _ = read_tensors(folder / "adapter_model.safetensors", remedy)
         if lacking := put_adapter(self.run.loaded.model, weights):
             raise ValueError(f"the adapter of epoch {epoch} does not fit this model: {lacking[:3]}")
         self.set_adapter_fingerprint()
@@ -274,7 +289,7 @@ class Training:
     def finish(self, base: Measured) -> dict[str, Any]:
         """Measure the best epoch's adapter on test, once; export it with its evidence if it may be (``export.unimproved``); close the tracker."""
         epoch, without = self.best()["epoch"], self.epochs.unimproved(range(1, self.begun + 1))
-        if record_of(self.run.directory, "adapted/test"):
+        if main_alone(lambda: record_of(self.run.directory, "adapted/test")):
             say("this run was finished before; its last measurement and its exports are written again")
         if self.run.config.model.sharded and not is_sharded(self.run.loaded.model):  # everything was trained before this start
             shard(self.run.loaded.model)
@@ -288,13 +303,12 @@ class Training:
             record | {"forced": sorted(self.forced), "stopped": self.epochs.stopped(), "guards_off": self.run.config.guards.silent}
         )
         self.run.on_main(lambda: shutil.rmtree(self.run.directory / "trunk", ignore_errors=True))  # of no use any more
-        summary = summarise(self.run.directory)
+        summary = main_alone(lambda: summarise(self.run.directory))
         if exported := without is None or self.run.config.export.unimproved:
             self.run.on_main(lambda: export_run(self.run.directory, self.run.config, self.for_export(epoch), summary))
         for line in unimproved_words(without):
             told = "" if exported else f"; nothing is exported (--export.unimproved true exports epoch {epoch} without training again)"
             say(f"  warning: {line}{told}")
-        if self.run.process.is_main_process:
-            write_page(self.run.directory)
-            self.run.tracker.finish(summary, self.run.directory / "adapter" if exported else None)
+        self.run.on_main(lambda: write_page(self.run.directory))
+        self.run.on_main(lambda: self.run.tracker.finish(summary, self.run.directory / "adapter" if exported else None))
         return summary

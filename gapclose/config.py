@@ -36,7 +36,7 @@ from gapclose.objectives import LOSS_TERMS, OBJECTIVES, acting, idle_terms
 from gapclose.observe import ObserveConfig
 from gapclose.places import missing_places
 from gapclose.probe_search import ProbeConfig
-from gapclose.settings import FREE_KEYS, flatten
+from gapclose.settings import FREE_KEYS, flatten, read_settings
 from gapclose.targets import TargetsConfig
 from gapclose.train_config import TrainConfig
 from gapclose.wandb_service import LONGEST, NOT_IN_PROJECTS
@@ -212,11 +212,11 @@ def refuse_other_run(config: Config, path: Path) -> None:
     A key that the stored configuration lacks is younger than the run, which therefore had its default.
 
     Raises:
-        ValueError: naming each setting that differs, with both values.
+        ValueError: naming each setting that differs, with both values, or the file when it is damaged.
     """
     if not path.is_file():
         return
-    before, now = (flatten(yaml.safe_load(text)) for text in (path.read_text(encoding="utf-8"), _dump(config)))
+    before, now = read_settings(path.parent), flatten(yaml.safe_load(_dump(config)))
     before = flatten(dataclasses.asdict(Config())) | before
     changed = {k: (before.get(k), v) for k, v in now.items() if before.get(k) != v and not k.startswith(FREE_KEYS)}
     if changed:

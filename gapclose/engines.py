@@ -19,7 +19,8 @@ from torch import distributed, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from gapclose.files import as_others
+from gapclose.files import as_others, writing
+from gapclose.spread import main_alone
 from gapclose.structure import decoder_layers
 
 
@@ -122,6 +123,7 @@ def save_adapter(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
         The tensors, as :func:`adapter_tensors`.
 
     Raises:
+        Unwritten: in all processes, when the main one cannot write.
         RuntimeError: when a tensor is empty, which is what ZeRO-3 leaves of a parameter that was not gathered.
         FloatingPointError: when a weight is not finite.
     """
@@ -130,9 +132,13 @@ def save_adapter(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
         raise RuntimeError(f"{folder}: {len(empty)} adapter tensors are empty ({empty[0]}): they were not gathered")
     if bad := [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]:
         raise FloatingPointError(f"{folder}: {len(bad)} adapter tensors are not finite, e.g. {bad[0]}; lower train.learning_rate")
-    if PartialState().is_main_process:
-        model.save_pretrained(str(folder), state_dict=tensors)  # type: ignore[operator]
-        as_others(*folder.glob("*.safetensors"))
+
+    def write() -> None:
+        with writing(folder):
+            model.save_pretrained(str(folder), state_dict=tensors)  # type: ignore[operator]
+            as_others(*folder.glob("*.safetensors"))
+
+    main_alone(write)
     return tensors
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ from safetensors.torch import save_file
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
 FAILING = {errno.EIO, errno.ESTALE}
+AGAIN = "delete it and run the same command again"
+"""the remedy for a file that a run makes anew"""
 UMASK = os.umask(0)
 os.umask(UMASK)
 
@@ -158,13 +161,19 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def checksum(tensor: torch.Tensor) -> int:
+    """CRC-32 of a tensor's bytes."""
+    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
 def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, whole or not at all."""
+    """Write tensors as safetensors, whole or not at all, with the checksum of each (``crc32`` in the header)."""
     ready = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     size = sum(v.nbytes for v in ready.values())
+    sums = {"crc32": json.dumps({name: checksum(tensor) for name, tensor in ready.items()})}
 
     def write(place: Path) -> None:
-        save_file(ready, place, metadata=dict(metadata or {}))
+        save_file(ready, place, metadata={**(metadata or {}), **sums})
         as_others(place)
 
     _replace(Path(path), write, size)
@@ -210,13 +219,23 @@ def _link(path: Path, place: Path) -> None:
         shutil.copyfile(path, place)
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, *needs: str, kind: type = dict) -> Any:
     """Read one JSON file.
 
+    Args:
+        needs: keys that it must have. kind: of the value, dict or list.
+
     Raises:
-        ValueError: when the file is not JSON, with the way out.
+        ValueError: when the file is not there, not JSON or something else than is looked for, with the way out.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}); delete it and run the same command again") from error
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is not there; run the command again that writes it") from error
+    except (ValueError, RecursionError) as error:  # of JSON and of UTF-8
+        raise ValueError(f"{path}: not JSON ({error}); {AGAIN}") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{path}: holds {type(value).__name__}, not {kind.__name__}; {AGAIN}")
+    if lacking := [key for key in needs if key not in value]:
+        raise ValueError(f"{path}: has no {', '.join(lacking)}; {AGAIN}")
+    return value

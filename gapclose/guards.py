@@ -20,6 +20,10 @@ from gapclose.states import beyond, parses
 Record = Mapping[str, Any]
 
 
+class LossNotFinite(FloatingPointError):
+    """A loss that the guard of the loss stops a training for; any other number that is not finite is an error of its own."""
+
+
 @dataclass(kw_only=True)
 class GuardsConfig:
     """What stops a training."""

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -35,6 +36,8 @@ PATIENCE = timedelta(days=1)
 """how long processes wait for one that works alone, fitting probes, exporting, uploading; NCCL's own ten minutes would end them. Where one
 of them fails, the launcher ends the rest"""
 
+SETTLE = 1.0
+"""seconds in which a process that has just taken a lock has written who it is"""
 LAPSE = 180
 """seconds in which a file server gives up the locks of a node that it does not hear of any more (NFS version 4: 90, Lustre: 100, by default)"""
 
@@ -247,7 +250,7 @@ def take_directory(directory: Path) -> BaseFileLock | None:
     lock, note = FileLock(directory / ".lock", is_singleton=True, fallback_to_soft=False), directory / ".holder"
     try:
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=SETTLE)
         except Timeout:
             if _holder(note).endswith(_here()):
                 raise
@@ -262,6 +265,16 @@ def take_directory(directory: Path) -> BaseFileLock | None:
         return None
     write_text(note, f"process {os.getpid()}{_here()}")
     return lock
+
+
+def leave_directory(directory: Path, lock: BaseFileLock, *, made: bool) -> None:
+    """Give a run directory back in which nothing was begun; ``made``: it was not there before, and goes where nothing else lies in it."""
+    (directory / ".holder").unlink(missing_ok=True)
+    if made and {path.name for path in directory.iterdir()} <= {".lock"}:
+        (directory / ".lock").unlink(missing_ok=True)  # a process that waits for it notices, and makes its own
+        with suppress(OSError):  # another process was quicker
+            directory.rmdir()
+    lock.release()
 
 
 def _here() -> str:

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from gapclose.files import link_files, read_json, write_json, write_tensors
+from gapclose.files import AGAIN, link_files, read_json, write_json, write_tensors
 from gapclose.progress import say
+from gapclose.stored import read_tensor, reading
+from gapclose.versions import REMEDY, differing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,20 +64,23 @@ class Observations:
 class StoredResiduals(Mapping[int, torch.Tensor]):
     """Residuals that stay on disk: layer -> (N, D), made of the shards when it is asked for, and not kept."""
 
-    def __init__(self, directory: Path, fingerprint: str, layers: Sequence[int], ends: torch.Tensor, order: torch.Tensor) -> None:
+    def __init__(
+        self, directory: Path, manifest: Mapping[str, Any], layers: Sequence[int], ends: torch.Tensor, order: torch.Tensor
+    ) -> None:
         """Of the stored items those at the places ``order`` (N,); ``ends`` (S,): how many items are stored up to the end of each shard."""
-        self._directory, self._fingerprint, self._layers, self._ends, self._order = directory, fingerprint, layers, ends, order
+        self._directory, self._manifest, self._layers, self._ends, self._order = directory, manifest, layers, ends, order
 
     def __getitem__(self, layer: int) -> torch.Tensor:
         if layer not in self._layers:
             raise KeyError(layer)
-        if read_json(self._directory / "manifest.json")["fingerprint"] != self._fingerprint:
+        if read_json(self._directory / "manifest.json", "fingerprint")["fingerprint"] != self._manifest["fingerprint"]:
             raise ValueError(f"{self._directory} holds another observation now than when it was opened; read it again")
         found, shard = None, torch.bucketize(self._order, self._ends, right=True)  # (N,)
         for s in shard.unique().tolist() or [0]:
             here = (shard == s).nonzero()[:, 0]
-            with safe_open(shard_path(self._directory, s), framework="pt") as file:
-                part = file.get_tensor(f"layer.{layer}")
+            path = shard_path(self._directory, s)
+            with reading(path, remedy_of(self._manifest)), safe_open(path, framework="pt") as file:
+                part = read_tensor(file, f"layer.{layer}")
             found = part.new_empty(len(shard), part.shape[1]) if found is None else found
             found[here] = part[self._order[here] - (self._ends[s] - len(part))]
         assert found is not None
@@ -92,7 +97,7 @@ class StoredResiduals(Mapping[int, torch.Tensor]):
 
     def take(self, order: torch.Tensor) -> StoredResiduals:
         """The residuals of the items at these places, (M,), as lazily."""
-        return StoredResiduals(self._directory, self._fingerprint, self._layers, self._ends, self._order[order])
+        return StoredResiduals(self._directory, self._manifest, self._layers, self._ends, self._order[order])
 
 
 def take_residuals(residuals: Mapping[int, torch.Tensor], order: torch.Tensor) -> Mapping[int, torch.Tensor]:
@@ -108,33 +113,34 @@ def read_observations(directory: Path, ids: Sequence[str] | None = None, *, laye
     The residuals are read a layer at a time, when they are asked for (:class:`StoredResiduals`).
 
     Raises:
-        ValueError: when the observation is unfinished or misses an item.
+        ValueError: when the observation is unfinished or misses an item, or a file of it is damaged.
     """
     if not (directory / "manifest.json").is_file():
         raise ValueError(f"{directory}: the observation is not finished (no manifest.json); run the same command again to go on")
-    manifest = read_json(directory / "manifest.json")
+    manifest = read_json(directory / "manifest.json", "fingerprint", "shards")
     parts: dict[str, list[torch.Tensor]] = defaultdict(list)
     stored: dict[int, None] = {}
     names: list[str] = []
     answers: list[str] = []
     ends: list[int] = []
     for s in range(manifest["shards"]):
-        with safe_open(shard_path(directory, s), framework="pt") as file:
+        path = shard_path(directory, s)
+        with reading(path, remedy_of(manifest)), safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
                 if not key.startswith("layer."):
-                    parts[key].append(file.get_tensor(key).clone())  # else the file stays mapped
+                    parts[key].append(read_tensor(file, key).clone())  # else the file stays mapped
                 elif layers is None or int(key.removeprefix("layer.")) in layers:
                     stored[int(key.removeprefix("layer."))] = None
             meta = file.metadata()
-        names += json.loads(meta["ids"])
-        answers += json.loads(meta["answers"])
+            names += json.loads(meta["ids"])
+            answers += json.loads(meta["answers"])
         ends.append(len(names))
     width = max(p.shape[1] for p in parts["scores"])
     parts["scores"] = [pad_options(p, width) for p in parts["scores"]]
     tensors = {key: torch.cat(value) for key, value in parts.items()}
     everything = Observations(
         ids=names,
-        residuals=StoredResiduals(directory, manifest["fingerprint"], sorted(stored), torch.tensor(ends), torch.arange(len(names))),
+        residuals=StoredResiduals(directory, manifest, sorted(stored), torch.tensor(ends), torch.arange(len(names))),
         scores=tensors["scores"],
         answers=answers or None,
         top_logps=tensors.get("top_logps"),
@@ -146,22 +152,51 @@ def read_observations(directory: Path, ids: Sequence[str] | None = None, *, laye
     return everything if ids is None else everything.take(ids)
 
 
+def remedy_of(manifest: Mapping[str, Any]) -> str:
+    """What is to be done about a damaged shard, which alone is then observed again."""
+    shared = manifest.get("taken_from")
+    return f"delete it, here and in {shared}, and run the same command again" if shared else AGAIN
+
+
 def shard_path(directory: Path, number: int) -> Path:
     return directory / f"shard-{number:05d}.safetensors"
+
+
+def shards_there(directory: Path, number: int) -> set[int]:
+    """Which of the shards 0..number-1 are there."""
+    return {s for s in range(number) if shard_path(directory, s).is_file()}
 
 
 def pad_options(scores: torch.Tensor, width: int) -> torch.Tensor:
     return torch.nn.functional.pad(scores, (0, width - scores.shape[1]), value=-torch.inf)
 
 
-def claim(directory: Path, request: dict[str, Any], replace: bool) -> None:
-    """Make the directory ours, or refuse when it belongs to another request."""
+def claim(directory: Path, request: dict[str, Any], replace: bool, *, versions: str = "same", finished: bool = False) -> None:
+    """Make the directory ours, or refuse when it belongs to another request, or to the same one under other versions.
+
+    Args:
+        replace: throw away what is there of another request or other versions.
+        versions: ``any`` to go on with what was observed under others; where that is not ``finished``, ``earlier_versions`` keeps them.
+
+    Raises:
+        ValueError: naming both.
+    """
     path = directory / "request.json"
     if path.is_file():
-        old = read_json(path)
+        old = read_json(path, "fingerprint")
+        changed = [
+            f"{k}: {old.get(k)!r} there, {request.get(k)!r} now" for k in sorted({*old, *request} - BESIDE) if old.get(k) != request.get(k)
+        ]
         if old["fingerprint"] == request["fingerprint"]:
-            return
-        changed = [f"{k}: {old.get(k)!r} there, {request.get(k)!r} now" for k in sorted({*old, *request}) if old.get(k) != request.get(k)]
+            changed = differing(old.get("versions"), request.get("versions", {}))
+            if not changed:
+                return
+            if versions == "any":
+                if not finished:
+                    write_json(path, request | {"earlier_versions": [*old.get("earlier_versions", []), old.get("versions")]})
+                return
+            if not replace:
+                raise ValueError(f"{directory}: observed under other versions: {', '.join(changed)}. {REMEDY}")
         if not replace:
             raise ValueError(
                 f"{directory} holds observation {old['fingerprint']}, and this run asks for {request['fingerprint']} ({'; '.join(changed)}). "
@@ -173,12 +208,16 @@ def claim(directory: Path, request: dict[str, Any], replace: bool) -> None:
     write_json(path, request)
 
 
+BESIDE = {"versions", "earlier_versions"}
+"""what a request tells beside what was asked for"""
+
+
 def take_shared(directory: Path, shared: Path) -> bool:
     """Take a finished observation from where another run left it; returns whether there was one."""
     if not (shared / "manifest.json").is_file():
         return False
     link_files(sorted(shared.glob("shard-*.safetensors")), directory)
-    write_json(directory / "manifest.json", read_json(shared / "manifest.json") | {"taken_from": str(shared)})
+    write_json(directory / "manifest.json", read_json(shared / "manifest.json", "fingerprint", "shards") | {"taken_from": str(shared)})
     return True
 
 

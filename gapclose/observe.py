@@ -18,23 +18,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from accelerate import PartialState
 
 from gapclose.checks import Checks
 from gapclose.clips import clips_together
 from gapclose.engines import is_sharded
-from gapclose.files import appears, write_json
+from gapclose.files import appears, read_json, write_json
 from gapclose.forward import generate, read_batch, unwrap_engine
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
 from gapclose.models import LoadedModel
-from gapclose.observations import Observations, claim, leave_shared, pad_options, read_observations, shard_path, take_shared, write_shard
+from gapclose.observations import (
+    Observations,
+    claim,
+    leave_shared,
+    pad_options,
+    read_observations,
+    shard_path,
+    shards_there,
+    take_shared,
+    write_shard,
+)
 from gapclose.progress import say, track
 from gapclose.prompts import media_signature
 from gapclose.shared_prefix import SharedPrefix, answer_on
 from gapclose.spread import main_alone, together
 from gapclose.structure import forget_offsets, unwrap
+from gapclose.versions import versions_now
 
 if TYPE_CHECKING:
     from gapclose.trunk import Trunk
@@ -52,12 +62,16 @@ class ObserveConfig:
     """length limit of generated answers, in tokens"""
     shared: str | None = None
     """directory in which runs leave what they observed of the base model for one another; null: every run observes for itself"""
+    versions: str = "same"
+    """same: what was observed under other versions of torch, transformers or gapclose is refused, or observed again where a run replaces it;
+    any: it is taken as it is"""
     share_prefix: bool = False
     """read the media once for all questions of a clip, where template and model allow it; part of an observation's fingerprint"""
 
     def __post_init__(self) -> None:
         with Checks(self, "observe") as check:
             check.number("batch_size", "shard_batches", "max_new_tokens", least=1)
+            check.choice("versions", ("same", "any"))
 
 
 @dataclass(kw_only=True)
@@ -94,27 +108,30 @@ def observe(
     for.
 
     Args:
-        replace: throw away what is there under another fingerprint instead of refusing (for stages that belong to a training run).
+        replace: throw away what is there under another fingerprint or other versions instead of refusing (for stages that belong to a
+            training run).
         shared: take what another run left here under the same fingerprint and the same versions, or leave it here.
 
     Raises:
-        ValueError: when the directory holds observations of something else; both fingerprints are named.
+        ValueError: when the directory holds observations of something else, or by other versions; both are named.
         FloatingPointError: when a residual or score is not finite, naming the item.
     """
-    state = PartialState()
     batches = plan_batches(items.items, config.batch_size, by_clip=config.share_prefix)
     shards = [batches[i : i + config.shard_batches] for i in range(0, len(batches), config.shard_batches)]
     request = _request(loaded, items, config, wanted)
-    left = shared and shared / f"{request['fingerprint']}-torch-{torch.__version__}-transformers-{transformers.__version__}"
+    request["versions"] = versions_now()
+    left = shared and shared / "-".join([request["fingerprint"], *(f"{name}-{of}" for name, of in request["versions"].items())])
 
     def missing_shards() -> list[int] | None:
-        """None of a finished observation."""
-        claim(directory, request, replace)
-        finished = (directory / "manifest.json").is_file()
-        if left and not finished and take_shared(directory, left):
+        """None of a finished observation; of one that has lost a shard since, that one."""
+        there, manifest = shards_there(directory, len(shards)), directory / "manifest.json"
+        claim(directory, request, replace, versions=config.versions, finished=manifest.is_file() and len(there) == len(shards))
+        there = shards_there(directory, len(shards))
+        if left and not manifest.is_file() and take_shared(directory, left):
             say(f"{directory.name}: taken from {left}")
-            finished = True
-        return None if finished else [s for s in range(len(shards)) if not shard_path(directory, s).is_file()]
+            there = shards_there(directory, len(shards))
+        missing = [s for s in range(len(shards)) if s not in there]
+        return None if manifest.is_file() and not missing else missing
 
     missing = main_alone(missing_shards)  # one answer for all: another node's view of the directory may be older
     if missing is not None:
@@ -140,13 +157,15 @@ def observe(
             if fault:
                 raise fault
 
-        together(fill)
-        if state.is_main_process:
+        def finish() -> None:
             found = {"shards": len(shards), "n_items": len(items), "cpu_seconds": round(time.process_time() - begun, 1)}
-            write_json(directory / "manifest.json", request | found | ({"option_order": items.orders} if items.orders else {}))
-            if left:
+            asked = read_json(directory / "request.json", "fingerprint")
+            write_json(directory / "manifest.json", asked | found | ({"option_order": items.orders} if items.orders else {}))
+            if left and "earlier_versions" not in asked:
                 leave_shared(directory, left)
-        state.wait_for_everyone()
+
+        together(fill, joint=is_sharded(loaded.model))
+        main_alone(finish)
     appears(directory / "manifest.json")
     return read_observations(directory, [i.id for i in items])
 

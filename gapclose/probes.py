@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -25,6 +24,7 @@ from torch import nn
 from gapclose.files import read_json, write_json, write_tensors
 from gapclose.solver import solve
 from gapclose.standardise import varies
+from gapclose.stored import read_tensors
 
 ROWS = 8192
 """residuals that are in double precision at once"""
@@ -104,10 +104,14 @@ class FrozenProbe(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> FrozenProbe:
-        """Read what :meth:`save` wrote; of older files, which know one ``layer`` alone, as well."""
-        facts = read_json(path.with_suffix(".json"))
+        """Read what :meth:`save` wrote; of older files, which know one ``layer`` alone, as well.
+
+        Raises:
+            ValueError: when a file is damaged.
+        """
+        facts = read_json(path.with_suffix(".json"), "layer", "family", "strength", "concepts")
         facts.setdefault("layers", [facts["layer"]])
-        tensors = {k: v.numpy() for k, v in load_file(path.with_suffix(".safetensors")).items()}
+        tensors = {k: v.numpy() for k, v in read_tensors(path.with_suffix(".safetensors"))[0].items()}
         known = {k: facts[k] for k in ("layers", "family", "strength", "concepts")}
         return cls(**tensors, **known)
 

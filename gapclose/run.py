@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import transformers
+from filelock import BaseFileLock
 
 from gapclose.adapters import adapted_experts
 from gapclose.align import Training
@@ -30,7 +31,7 @@ from gapclose.files import read_json, remove_leftovers, write_json, write_text
 from gapclose.gap import Labels
 from gapclose.items import ItemSet
 from gapclose.judgeable import ADVICE
-from gapclose.launch import check_launch, engine_given, environment, take_directory
+from gapclose.launch import check_launch, engine_given, environment, leave_directory, take_directory
 from gapclose.measure import Measured, make_record, measure, read_text, text_control
 from gapclose.models import load_model
 from gapclose.objectives import LOSS_TERMS
@@ -44,10 +45,13 @@ from gapclose.quantise import refuse_quantisation
 from gapclose.report.figures import draw_epochs
 from gapclose.report.page import write_page
 from gapclose.report.summary import layer_words, read_records, summarise
+from gapclose.run_files import refuse_damaged_files
+from gapclose.spread import main_alone
 from gapclose.states import STATES
 from gapclose.tracking import NoTracker, make_tracker, tracking_doubts
 from gapclose.trunk import Trunk
 from gapclose.validate import ask, bind_items, prepare_plain, refuse_other_items
+from gapclose.versions import refuse_other_versions, say_other_environment
 
 MEASURED = ("gap", "transfer", "retain")
 
@@ -76,8 +80,36 @@ class Run:
             config.train.accumulation(self.process.num_processes)
             if config.objective in LOSS_TERMS:
                 config.train.counts()
-        refuse_other_run(config, self.directory / "config.yaml")
-        self.plain = prepare_plain(config, closing=closing, main=self.process.is_main_process, wait=self.process.wait_for_everyone)
+        self.lock: BaseFileLock | None = None
+        made = not self.directory.exists()
+        self.on_main(self._take)
+        try:
+            self._load(closing)
+        except BaseException:
+            if self.lock is not None:
+                leave_directory(self.directory, self.lock, made=made)
+            raise
+        self.adapter = ""
+        """what the weights are beyond the checkpoint's: the fingerprint of an adapter, or the name of a random draw"""
+        self.tracker: NoTracker = NoTracker()
+        self.probe: FrozenProbe
+        self.sentinel: FrozenProbe
+        self.fit_reading: np.ndarray
+        self.text: Chosen
+        self.prompted: Measures
+        self.measured: dict[str, Measured]
+
+    def _take(self) -> None:
+        """Lock the run directory before anything is written there or loaded, unless it holds a run with other settings."""
+        refuse_other_run(self.config, self.directory / "config.yaml")
+        self.lock = take_directory(self.directory)
+
+    def _load(self, closing: bool) -> None:
+        """Check items and media, load the model, and bind the directory, which is locked, to configuration and items."""
+        config = self.config
+        self.on_main(lambda: refuse_damaged_files(self.directory))
+        self.on_main(lambda: refuse_other_versions(self.directory, config.observe.versions))
+        self.plain = prepare_plain(config, closing=closing, alone=self.on_main)
         self.items = ask(self.plain, config.prompts.asked, config.prompts)
         refuse_other_items(self.items, self.directory / "items.json")
         for line in tracking_doubts(config) if self.process.is_main_process else ():
@@ -91,27 +123,18 @@ class Run:
             adapted_experts(self.loaded.model, config.lora, config.lora.chosen(n_layers, candidates[0]))
         refuse_small_disk(self.loaded, self.items, config, closing=closing)
         # only now: a mistake that is refused must not bind the directory to its configuration
-        self.lock = take_directory(self.directory) if self.process.is_main_process else None
         self.on_main(lambda: save_config(config, self.directory / "config.yaml"))
         if self.lock is not None:
             remove_leftovers(self.directory)
         self.on_main(lambda: bind_items(self.items, self.directory / "items.json"))
-        self.place(self.loaded.model)
-        self.adapter = ""
-        """what the weights are beyond the checkpoint's: the fingerprint of an adapter, or the name of a random draw"""
-        self.tracker: NoTracker = NoTracker()
         self.on_main(self._keep_environment)
-        self.probe: FrozenProbe
-        self.sentinel: FrozenProbe
-        self.fit_reading: np.ndarray
-        self.text: Chosen
-        self.prompted: Measures
-        self.measured: dict[str, Measured]
+        self.place(self.loaded.model)
 
     def _keep_environment(self) -> None:
         """Write what this start runs on; what earlier starts ran on, where it was something else, stays below ``earlier``."""
         path, now = self.directory / "environment.json", environment(self.config.seed, self.process)
         before = read_json(path) if path.is_file() else {}
+        say_other_environment(before, now)
         earlier = before.pop("earlier", [])
         earlier += [before] if before and before != now else []
         write_json(path, now | ({"earlier": earlier} if earlier else {}))
@@ -130,11 +153,13 @@ class Run:
             self.loaded.model = None  # the shards go first
             self.loaded.model = load_model(self.config.model).model
 
-    def on_main(self, write: Any) -> None:
-        """Let the main process write while the others wait; an error there ends all of them."""
-        if self.process.is_main_process:
+    def on_main(self, write: Callable[[], object]) -> None:
+        """Let the main process write while the others wait; an error of any kind there ends all of them with the same words."""
+
+        def alone() -> None:
             write()
-        self.process.wait_for_everyone()
+
+        main_alone(alone)
 
     def observe(
         self, stage: str, items: ItemSet, *, replace: bool = False, max_new_tokens: int | None = None, **wanted: Any
@@ -255,7 +280,7 @@ class Run:
             if gone:
                 say(f"measurement.json held {', '.join(gone)} and does not any more: the configuration asks for less")
             self.on_main(lambda: write_json(path, found))
-        for name, verdict in read_json(path)["verdicts"].items():
+        for name, verdict in main_alone(lambda: read_json(path, "verdicts")["verdicts"]).items():
             say(f"{name} on test: {verdict['word']}")
 
     def gate(self) -> None:
@@ -266,8 +291,12 @@ class Run:
             say(f"{name} on val: {verdict['word']}")
 
     def track(self) -> None:
-        """Start mirroring records to the configured tracker."""
-        self.tracker = make_tracker(self.config, dataclasses.asdict(self.config))
+        """Start mirroring records to the configured tracker, from the main process."""
+
+        def start() -> None:
+            self.tracker = make_tracker(self.config, dataclasses.asdict(self.config))
+
+        self.on_main(start)
 
 
 def _number(interval: dict[str, float | None]) -> str:
@@ -282,9 +311,8 @@ def run_measure(config: Config) -> dict[str, Any]:
     run.measure_base(["test"])
     run.examine(thorough=True)
     summary = summarise(run.directory)
-    if run.process.is_main_process:
-        write_page(run.directory)
-        run.tracker.finish(summary, None)
+    run.on_main(lambda: write_page(run.directory))
+    run.on_main(lambda: run.tracker.finish(summary, None))
     return summary
 
 
@@ -296,8 +324,7 @@ def run_close(config: Config) -> dict[str, Any]:
     base = run.measure_base(["val", "test"])
     run.gate()
     run.examine(thorough=False)
-    if run.process.is_main_process:
-        write_page(run.directory)
+    run.on_main(lambda: write_page(run.directory))
     training = Training(run)
     training.refuse_unproven()
     training.train(base["val"])

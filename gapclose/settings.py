@@ -23,7 +23,7 @@ UNTOLD_KEYS = (
     "train.micro_batch_size",
     "train.cache_trunk",
 )
-FREE_KEYS = (*UNTOLD_KEYS, "force", "guards.off", "guards.patience", "controls.", "prompts.measured", "prompts.refit")
+FREE_KEYS = (*UNTOLD_KEYS, "force", "observe.versions", "guards.off", "guards.patience", "controls.", "prompts.measured", "prompts.refit")
 
 WHOLE_KEYS = ("model.template",)
 """keys whose value is a mapping with names of the user's own"""
@@ -39,6 +39,22 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
-    """Every setting of a run as dotted key -> value; empty where there is no config.yaml."""
+    """Every setting of a run as dotted key -> value; empty where there is no config.yaml.
+
+    Raises:
+        ValueError: when the file is damaged.
+    """
     path = directory / "config.yaml"
-    return flatten(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    remedy = "delete it and run the command again that made this run: it is written anew"
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path}: not YAML ({' '.join(f'{error}'.split())}); {remedy}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: holds {type(tree).__name__}, not keys and values; {remedy}")
+    if not text.endswith("\n"):  # as every file of a run does
+        raise ValueError(f"{path}: its last line is cut off; {remedy}")
+    return flatten(tree)

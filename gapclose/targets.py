@@ -18,6 +18,7 @@ from scipy.special import softmax
 from gapclose.checks import Checks
 from gapclose.files import write_tensors
 from gapclose.prior import Point, operating_point, shift_prior
+from gapclose.stored import read_tensor, reading
 
 CONTROLS = ("none", "shuffled", "blank_targets", "blank_media")
 NOTHING = 1e-12
@@ -193,10 +194,10 @@ class Targets:
 
     @classmethod
     def load(cls, path: Path, ids: list[str]) -> Targets:
-        """Raises: ValueError when the file is about other items than ``ids``."""
-        with safe_open(path, framework="pt") as file:
+        """Raises: ValueError when the file is damaged, or about other items than ``ids``."""
+        with reading(path), safe_open(path, framework="pt") as file:
             there = json.loads(file.metadata()["ids"])
-            tensors = {k: file.get_tensor(k) for k in ("target", "keep", "reading", "factor")}
+            tensors = {k: read_tensor(file, k) for k in ("target", "keep", "reading", "factor")}
         if there != ids:
             raise ValueError(
                 f"{path}: holds targets of {len(there)} items, e.g. {there[:2]}, and the train split has {len(ids)}, e.g. {ids[:2]}; "

@@ -9,10 +9,8 @@ Shapes: P answer positions, V vocabulary.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,13 +22,15 @@ from accelerate.utils import DistributedType
 from gapclose.adapters import enable_checkpointing
 from gapclose.batches import TERMS, Collator, Example, MixedSampler
 from gapclose.engines import is_sharded, is_zero3, save_adapter, wrap_layers
-from gapclose.files import Unwritten, flush, read_json, write_json, writing
+from gapclose.files import flush
+from gapclose.guards import LossNotFinite
 from gapclose.launch import refuse_other_engine
 from gapclose.losses import answer_nll, retain_kl
 from gapclose.media import Media
 from gapclose.models import LoadedModel
 from gapclose.progress import is_main, say
-from gapclose.spread import main_alone
+from gapclose.spread import main_alone, together
+from gapclose.stored import seal
 from gapclose.structure import train_adapters_alone
 from gapclose.train_config import TrainConfig
 from gapclose.trunk import Trunk, forward_part
@@ -101,7 +101,7 @@ class GapTrainer(transformers.Trainer):
         if self.finite_only:
             whole = self._over_processes(loss.detach(), "mean")  # of all of them: they stop together, and say the same
             if not torch.isfinite(whole):
-                raise FloatingPointError(
+                raise LossNotFinite(
                     f"the loss is {whole.item()} at step {self.state.global_step}; lower train.learning_rate or use float32"
                 )
         return (loss, None) if return_outputs else loss
@@ -163,45 +163,9 @@ class AfterEpoch(transformers.TrainerCallback):
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        distributed, folder = PartialState(), Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        flush(folder)  # by every process, since each node holds what it wrote itself
-        distributed.wait_for_everyone()
-        if distributed.is_main_process:
-            write_json(folder / "complete.json", {"epoch": state.epoch})
-
-
-@contextmanager
-def whole_checkpoints(directory: Path) -> Iterator[None]:
-    """Inside, a trainer writes checkpoints to ``directory``. One that is half-written is removed by the main process: before, where an earlier
-    start was killed, and when the disk fills up.
-
-    Raises:
-        Unwritten: when a checkpoint cannot be written.
-    """
-
-    def clear() -> None:
-        for path in directory.glob("checkpoint-*") if is_main() else ():
-            if not (path / "complete.json").is_file():
-                shutil.rmtree(path, ignore_errors=True)
-
-    clear()
-    try:
-        with writing(directory):
-            yield
-    except Unwritten:
-        clear()
-        raise
-
-
-def last_complete_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint whose every file was written; half-written ones are skipped (and later overwritten)."""
-    found = [p.parent for p in directory.glob("checkpoint-*/complete.json")]
-    return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
-
-
-def epochs_done(checkpoint: Path | None) -> float:
-    """Epochs that were trained and measured before a checkpoint; 0 without one."""
-    return 0.0 if checkpoint is None else main_alone(lambda: read_json(checkpoint / "complete.json")["epoch"])
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        together(lambda: flush(folder))  # by every process, since each node holds what it wrote itself
+        main_alone(lambda: seal(folder, epoch=state.epoch))
 
 
 def training_arguments(config: TrainConfig, directory: Path, *, seed: int, steps: int) -> dict[str, Any]:
@@ -263,7 +227,7 @@ def make_trainer(
     Args:
         n_train: items of the train split without those to retain, kept by the gate or not: what the length of an epoch is counted from.
         after_epoch: returns whether training must stop.
-        finite_only: a loss that is not finite is a FloatingPointError, in all processes together.
+        finite_only: a loss that is not finite is a LossNotFinite, in all processes together.
         trunk: where what is frozen is stored of all examples; None: everything is computed in every step.
     """
     if config.gradient_checkpointing:

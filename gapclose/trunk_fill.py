@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from accelerate import PartialState
 
 from gapclose.batches import prompt_with_answers
@@ -28,9 +27,11 @@ from gapclose.observe import plan_batches
 from gapclose.progress import say, track
 from gapclose.prompts import media_signature
 from gapclose.spread import main_alone, together
+from gapclose.stored import Damaged, read_tensors
 from gapclose.structure import unwrap
 from gapclose.trunk import Row, Trunk
 from gapclose.trunk_entry import Entered, answer_rows, cannot, enter, first_of_each
+from gapclose.versions import versions_now
 
 if TYPE_CHECKING:
     from gapclose.run import Run
@@ -116,7 +117,7 @@ def _unseen(files: Sequence[Path]) -> str | None:
 
 
 def _fingerprint(loaded: LoadedModel, items: ItemSet, batch_size: int, frozen: int, layers: Sequence[int], blank: Sequence[str]) -> str:
-    dtype, versions = str(next(unwrap(loaded.model).parameters()).dtype), [torch.__version__, transformers.__version__]
+    dtype, versions = str(next(unwrap(loaded.model).parameters()).dtype), versions_now()
     known = [items.fingerprint(), loaded.fingerprint, loaded.apart, dtype, batch_size, frozen, sorted(layers), sorted(blank), versions]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -152,7 +153,7 @@ def _fill(
 ) -> str | None:
     """Write this process's share of the files; the reason why one could not be written, or None."""
     state = PartialState()
-    mine = [b for b in range(state.process_index, len(batches), state.num_processes) if not files[b].is_file()]
+    mine = [b for b in range(state.process_index, len(batches), state.num_processes) if not _is_whole(files[b])]
     for n in track(range(len(mine)), len(mine), "computing the frozen trunk"):
         media.ahead([item for b in mine[n : n + 2] for item in batches[b]])  # the next while the model works on this one
         rows = answer_rows(loaded, batches[mine[n]])
@@ -161,6 +162,18 @@ def _fill(
         except OSError as error:
             return f"{files[mine[n]]}: {error.strerror or error}"
     return None
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether an earlier start has stored these states and they are still what it stored; damaged ones are computed again."""
+    if not file.is_file():
+        return False
+    try:
+        read_tensors(file)
+    except Damaged as error:
+        say(f"  warning: {f'{error}'.partition(';')[0]}; computing it again")
+        return False
+    return True
 
 
 def write_states(path: Path, rows: Sequence[Row], entered: Entered) -> None:

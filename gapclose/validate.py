@@ -178,11 +178,12 @@ def prepare_items(config: Config, *, closing: bool, without_model: bool = False)
 
 
 def prepare_plain(
-    config: Config, *, closing: bool, main: bool = True, wait: Callable[[], None] = lambda: None, without_model: bool = False
+    config: Config, *, closing: bool, alone: Callable[[Callable[[], None]], None] = lambda write: write(), without_model: bool = False
 ) -> ItemSet:
     """Make the embedded world when it is asked for, then read and check the items, which stay in the data's own words.
 
     Args:
+        alone: has one process of a launch write while the others wait.
         without_model: leave out what only the model's processor can tell, which is not there.
 
     Raises:
@@ -194,10 +195,13 @@ def prepare_plain(
 
         kind = ("" if config.data.sound else "-images") + (f"-degraded{config.data.degraded:g}" if config.data.degraded else "")
         directory = Path(config.run_dir) / f"data-seed{config.seed}{kind}"
-        if main and not (directory / "set.json").is_file():
-            shutil.rmtree(directory, ignore_errors=True)
-            write(directory, seed=config.seed, degraded=config.data.degraded, sound=config.data.sound)
-        wait()
+
+        def make() -> None:
+            if not (directory / "set.json").is_file():
+                shutil.rmtree(directory, ignore_errors=True)
+                write(directory, seed=config.seed, degraded=config.data.degraded, sound=config.data.sound)
+
+        alone(make)
     splits = CLOSE_SPLITS if closing else MEASURE_SPLITS
     retain = closing and config.train.retain > 0
     limits: dict[str, Any] = {"without_model": without_model, "max_new_tokens": config.observe.max_new_tokens, "folds": config.probe.folds}
@@ -217,7 +221,7 @@ def refuse_other_items(items: ItemSet, path: Path) -> str:
         ValueError: when the run was started on others; its checkpoints and records would not fit.
     """
     now = items.fingerprint(labels=True)
-    if path.is_file() and (before := read_json(path)["fingerprint"]) != now:
+    if path.is_file() and (before := read_json(path, "fingerprint")["fingerprint"]) != now:
         raise ValueError(
             f"{path.parent} holds a run on items {before}, and {items.root} now holds {now}: items, media or labels have changed. "
             "Give this run another directory (--run_dir), or delete that one."

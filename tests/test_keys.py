@@ -63,6 +63,7 @@ ILLEGAL: dict[str, list[str] | str] = {
     "observe.max_new_tokens": ["0"],
     "observe.shared": CREATED,
     "observe.share_prefix": EITHER,
+    "observe.versions": ["other"],
     "probe.families": ["[]", "[svm]", "[lda, lda]"],
     "probe.c": ["[0]", "[]", "[.nan]", "[.inf]"],
     "probe.shrinkage": ["[-0.1]", "[]", "[1.1]", "[.nan]"],

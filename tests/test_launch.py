@@ -1,6 +1,7 @@
 """Launches: what a command line asks for, and mis-launches that would otherwise be silent."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from gapclose import launch
+from gapclose import cli, launch
 from gapclose.config import Config
 from gapclose.engine_limits import refuse_under_engine
 from gapclose.launch import (
@@ -310,3 +311,39 @@ def test_a_run_directory_is_one_process_own(tmp_path):
     first.kill()
     first.wait()
     assert launch.take_directory(tmp_path) is launch.take_directory(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["close", "measure"])
+def test_a_second_start_is_refused_before_it_loads_or_writes_anything(monkeypatch, tiny_checkpoint, tmp_path, capsys, command):
+    """With the embedded world, which is written into the run directory; the line names who works there."""
+    code = "import sys, pathlib; from gapclose.launch import take_directory; lock = take_directory(pathlib.Path(sys.argv[1]))"
+    first = subprocess.Popen(
+        [sys.executable, "-c", f"{code}; print('in', flush=True); sys.stdin.read()", str(tmp_path / "run")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert first.stdout is not None and first.stdout.readline() == "in\n"
+    monkeypatch.setattr("gapclose.run.load_model", lambda *_: pytest.fail("a model was loaded"))
+    there = sorted(p.name for p in (tmp_path / "run").iterdir())
+    options = ["--model.path", str(tiny_checkpoint), "--run_dir", str(tmp_path / "run")]
+    assert cli.main([command, *options]) == 2
+    assert f"another process works in this run directory (process {first.pid} on {platform.node()})" in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == there
+    first.kill()
+    first.wait()
+    assert (tmp_path / "run" / ".holder").is_file()  # which keeps nobody out
+    monkeypatch.setattr("gapclose.run.prepare_plain", lambda *_, **__: (_ for _ in ()).throw(ValueError("items are read")))
+    assert cli.main([command, *options]) == 2 and "items are read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_start_that_is_refused_leaves_a_directory_as_it_was(monkeypatch, tiny_checkpoint, tmp_path, made):
+    """None where there was none; and it gives back the lock."""
+    monkeypatch.setattr("gapclose.run.prepare_plain", lambda *_, **__: (_ for _ in ()).throw(ValueError("no items")))
+    run = tmp_path / "run"
+    if not made:
+        run.mkdir()
+        (run / "notes.txt").write_text("mine")
+    assert cli.main(["measure", "--model.path", str(tiny_checkpoint), "--run_dir", str(run)]) == 2
+    assert sorted(p.name for p in run.iterdir() if p.name != ".lock") == ["notes.txt"] if not made else not run.exists()
+    code = "import sys, pathlib; from gapclose.launch import take_directory; take_directory(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, str(run)], check=True)

@@ -280,3 +280,36 @@ def test_runs_share_what_they_observe_of_the_base_model(model, mixed, tmp_path, 
     observe(model, mixed, tmp_path / "d" / "base", CONFIG, wanted, shared=shared)
     assert len(forwards) == 3 * spent and (place / "manifest.json").is_file()
     assert not list(shared.rglob(".*"))
+
+
+def test_other_versions_are_other_code(model, mixed, tmp_path, forwards, monkeypatch):
+    """Refused with both named; observed again where it is replaced; taken as it is where any will do."""
+    few, directory, wanted = replace(mixed, items=mixed.items[:3]), tmp_path / "o", Wanted(layers=(1,))
+    first = observe(model, few, directory, CONFIG, wanted)
+    assert json.loads((directory / "manifest.json").read_text())["versions"] == module.versions_now()
+    now = module.versions_now() | {"transformers": "9.9.9", "torch": "8.8.8"}
+    monkeypatch.setattr(module, "versions_now", lambda: dict(now))
+    forwards.clear()
+    with pytest.raises(
+        ValueError, match=r"torch \S+ there, 8\.8\.8 now, transformers \S+ there, 9\.9\.9 now\. Install .*observe\.versions any"
+    ):
+        observe(model, few, directory, CONFIG, wanted)
+    taken = observe(model, few, directory, replace(CONFIG, versions="any"), wanted)
+    assert not forwards and torch.equal(taken.scores, first.scores)
+    observe(model, few, directory, CONFIG, wanted, replace=True)
+    assert forwards and json.loads((directory / "manifest.json").read_text())["versions"] == now
+    with pytest.raises(ValueError, match="observe.versions is 'some'; choose same or any"):
+        ObserveConfig(versions="some")
+
+
+def test_an_observation_of_two_versions_says_so_and_is_not_left_for_other_runs(model, mixed, tmp_path, monkeypatch):
+    few, directory, wanted, before = replace(mixed, items=mixed.items[:9]), tmp_path / "o", Wanted(), module.versions_now()
+    small = replace(CONFIG, batch_size=2, shard_batches=1, versions="any")
+    observe(model, few, directory, small, wanted)
+    (directory / "manifest.json").unlink()
+    (directory / "shard-00001.safetensors").unlink()
+    monkeypatch.setattr(module, "versions_now", lambda: before | {"gapclose": "9.9.9"})
+    observe(model, few, directory, small, wanted, shared=tmp_path / "shared")
+    manifest = json.loads((directory / "manifest.json").read_text())
+    assert manifest["earlier_versions"] == [before] and manifest["versions"]["gapclose"] == "9.9.9"
+    assert not list(tmp_path.glob("shared/*"))

@@ -21,8 +21,9 @@ from gapclose.batches import TERMS, Collator, Example, MixedSampler, append_toke
 from gapclose.items import Item, ItemSet, Option
 from gapclose.models import LoadedModel, ModelConfig, load_model
 from gapclose.observe import ObserveConfig, Wanted, forward_batches, observe, plan_batches
+from gapclose.resume import last_complete_checkpoint
 from gapclose.train_config import TrainConfig
-from gapclose.trainer import last_complete_checkpoint, make_trainer, term_sums
+from gapclose.trainer import make_trainer, term_sums
 
 OBSERVE = ObserveConfig(batch_size=16)
 CONFIG = TrainConfig(

@@ -40,7 +40,7 @@ def make_trl_trainer(
     """The trainer of ``config.objective`` over the train items that the gate keeps; ``after_epoch(epoch)`` is called after every epoch.
 
     Args:
-        targets: of ``items``. scores: (N, O) of the base model. finite_only: a logged loss that is not finite is a FloatingPointError.
+        targets: of ``items``. scores: (N, O) of the base model. finite_only: a logged loss that is not finite is a LossNotFinite.
     """
     # TRL 1.16 calls transformers 5.23 by names that it has renamed; remove when it does not
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)

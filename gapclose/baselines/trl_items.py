@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 
 from gapclose.errors import Problems
+from gapclose.guards import LossNotFinite
 from gapclose.item_files import line_of
 from gapclose.items import Item, ItemSet
 from gapclose.media import Media
@@ -91,7 +92,7 @@ class EpochFigures(transformers.TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         loss = (logs or {}).get("loss", 0.0)
         if self.finite_only and not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at step {state.global_step}; lower train.learning_rate or use float32")
+            raise LossNotFinite(f"the loss is {loss} at step {state.global_step}; lower train.learning_rate or use float32")
 
 
 def epoch_figures(history: Sequence[Mapping[str, Any]], epoch: int) -> dict[str, float]:

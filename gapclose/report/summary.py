@@ -12,9 +12,32 @@ from gapclose.prior import Point
 
 
 def read_records(directory: Path) -> list[dict[str, Any]]:
-    """Every measurement of a run, oldest first; empty before the first one."""
-    path = directory / "gap.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    """Every measurement of a run, oldest first; empty before the first one.
+
+    Raises:
+        ValueError: naming every line that is no record. A run writes the file whole, so that one which is cut off was damaged afterwards.
+    """
+    path, found, problems = directory / "gap.jsonl", list[dict[str, Any]](), list[str]()
+    if not path.is_file():
+        return []
+    for number, line in enumerate(lines := path.read_bytes().splitlines(), start=1):
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            problems.append(f"line {number} is not JSON ({error})")
+            continue
+        lacking = [key for key in ("stage", "epoch", "state") if not isinstance(record, dict) or key not in record]
+        if lacking:
+            problems.append(f"line {number} is no record (it has no {', '.join(lacking)})")
+        else:
+            found.append(record)
+    if problems or not lines:
+        what = ("that line" if len(problems) == 1 else "those lines") if found else "it"
+        raise ValueError(
+            f"{path}: {'; '.join(problems) or 'empty'}. Put a copy of the file in its place, or delete {what} and run the same command again: "
+            "what is gone is measured again, of an epoch by training it again"
+        )
+    return found
 
 
 def record_of(directory: Path, stage: str) -> dict[str, Any] | None:
@@ -34,7 +57,7 @@ def summarise(directory: Path) -> dict[str, Any]:
             f"{directory}: no measurement of the base model on test in gap.jsonl; run `gapclose measure` or `gapclose close` first"
         )
     controls, change = base["controls"], (adapted or {}).get("change", {})
-    probe = read_json(directory / "probes" / "frozen.json")
+    probe = read_json(directory / "probes" / "frozen.json", "layer", "family")
     summary: dict[str, Any] = {
         "base": _side(base),
         "adapted": _side(adapted),
@@ -59,7 +82,7 @@ def summarise(directory: Path) -> dict[str, Any]:
         "guards_off": (adapted or {}).get("guards_off"),
         "unimproved": (adapted or {}).get("unimproved"),
         "targets": (adapted or {}).get("targets", []),
-        "rounds": read_json(directory / "rounds.json") if (directory / "rounds.json").is_file() else [],
+        "rounds": read_json(directory / "rounds.json", kind=list) if (directory / "rounds.json").is_file() else [],
         "gap": {kind: _both(base, adapted, "gap", kind) for kind in ("balanced", "matched", "auroc")},
         "modality": {name: _modality(name, base, adapted) for name in base["modality"]},
         "transfer": None,
