@@ -13,6 +13,7 @@ import numpy as np
 
 from gapclose.errors import Problems
 from gapclose.items import SPLITS, Item, ItemSet, content_digest, content_parts
+from gapclose.readers.layout import OFFICIAL
 
 ALIKE = 0.7
 """share of words, in order, from which two questions about the same media are taken for twins"""
@@ -34,10 +35,6 @@ class Dealing:
         ends = np.round(np.cumsum(self.shares) * len(names)).astype(int).tolist()
         starts = [0, *ends[:-1]]
         return {names[n]: split for split, a, b in zip(SPLITS, starts, ends, strict=True) for n in order[a:b]}
-
-
-OFFICIAL = {"test": "test", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
-"""name of a table -> the split that it is"""
 
 
 def deal_tables(
