@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from gapclose.errors import Fault, Problems, shown
-from gapclose.items import CONTENT_TYPES, ORDER, PURPOSES, SPLITS, Item, Option, content_parts, leaves, path_fault
+from gapclose.items import CONTENT_TYPES, EVERYTHING, ORDER, PURPOSES, SPLITS, Item, Option, content_parts, leaves, path_fault
 from gapclose.keys import Spellings, key
 from gapclose.strict import parse_json
 
@@ -48,6 +48,8 @@ def read_item(line: str, where: str, concepts: tuple[str, ...], spelled: Spellin
             spelled.add(field, value, names[field])
     if names.get("split") and names["split"] not in SPLITS:
         problems.add(f"{label}: split {shown(row['split'])} is not one of {list(SPLITS)}")
+    if names.get("modality") == EVERYTHING:
+        problems.add(f"{label}: modality {EVERYTHING!r} is kept for figures over every modality; use another name")
     if row.get("purpose", "gap") not in PURPOSES:
         problems.add(f"{label}: purpose {shown(row['purpose'])} is not one of {list(PURPOSES)}")
     tags = _read_tags(row.get("tags") or {}, label, spelled, problems)

@@ -19,6 +19,8 @@ import numpy as np
 SPLITS = ("fit", "train", "val", "test")
 PURPOSES = ("gap", "transfer", "retain")
 CONTENT_TYPES = ("text", "image", "audio", "video")
+EVERYTHING = "all"
+"""what figures over every modality are filed under, so that no modality may be called so"""
 ORDER = "option_order"
 """tag with the places that shuffled options have in the data"""
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")

@@ -23,23 +23,20 @@ CONTENT, LIE = test_items.ODD, test_items.LIE
 
 
 def whole_set(directory) -> list[dict]:
-    """The rows of a set that is right: four clips a split and concept, with picture and sound."""
-    messages = {}
+    """The rows of a set that is right: four clips a split and concept, each with a picture and a sound; the first one's bear the split's name."""
+    rows = []
     for n, split in enumerate(("fit", "val", "test", "train"), start=1):
-        Image.new("RGB", (32, 32), (50 * n, 9, 9)).save(directory / f"{split}.png")
-        soundfile.write(directory / f"{split}.wav", np.full(800, 0.1 * n, dtype="float32"), 16_000)
-        content = [
-            {"type": "image", "path": f"{split}.png"},
-            {"type": "audio", "path": f"{split}.wav"},
-            {"type": "text", "text": "Is it odd?"},
-        ]
-        messages[split] = [{"role": "user", "content": content}]
-    return [
-        test_items.row(f"{split}-{n}-{gold}", split=split, gold=gold, messages=messages[split])
-        for split in ("fit", "val", "test", "train")
-        for n in range(4)
-        for gold in ("odd", "unseen")
-    ]
+        for m, (clip, gold) in enumerate((c, g) for c in range(4) for g in ("odd", "unseen")):
+            name = f"{split}-{clip}-{gold}" if m else split
+            Image.new("RGB", (32, 32), (50 * n, 20 * m, 9)).save(directory / f"{name}.png")
+            soundfile.write(directory / f"{name}.wav", np.full(800, 0.1 * n + 0.01 * m, dtype="float32"), 16_000)
+            content = [
+                {"type": "image", "path": f"{name}.png"},
+                {"type": "audio", "path": f"{name}.wav"},
+                {"type": "text", "text": "Is it odd?"},
+            ]
+            rows.append(test_items.row(f"{split}-{clip}-{gold}", split=split, gold=gold, messages=[{"role": "user", "content": content}]))
+    return rows
 
 
 def change(rows: list[dict], where, **changes) -> list[dict]:
@@ -181,7 +178,7 @@ def test_a_question_without_media_that_two_splits_ask(whole, capsys, one, other,
     listed = {"messages": [{"role": "user", "content": letters_prompt("Is it odd?", ["odd", "unseen"])}], "stem": "Is it odd?"}
     listed |= {"options": [{"text": "A", "concept": "standard", "meaning": "odd"}, {"text": "B", "concept": "false", "meaning": "unseen"}]}
     many = [test_items.row(f"{one}-text", split=one, **listed | {"gold": "A"})]
-    many += [test_items.row(f"{other}-text-{n}", split=other, **listed | {"gold": "A"}) for n in range(5)]
+    many += [test_items.row(f"{other}-text-{n}", split=other, clip=f"{other}-text", **listed | {"gold": "A"}) for n in range(5)]
     test_items.put(directory, *rows, *many)
     message = refused(capsys, *arguments, "--data.shuffle_options", str(shuffled).lower())
     says = (

@@ -12,7 +12,7 @@ from typing import Any
 
 from gapclose.errors import Fault, Problems, shown
 from gapclose.files import write_bytes
-from gapclose.items import SPLITS, Item, ItemSet, Option, leaves, path_fault
+from gapclose.items import EVERYTHING, SPLITS, Item, ItemSet, Option, leaves, path_fault
 from gapclose.keys import Spellings, fold, key, text_of
 from gapclose.readers.column_map import MEDIA, ColumnMap, meant, read_map
 from gapclose.readers.splits import Dealing, deal_tables
@@ -167,6 +167,8 @@ def _names(row: Row, known: ColumnMap, spelled: Spellings, problems: Problems) -
     ident, clip, split, modality = (read(name, at.get(name)) for name in ("id", "clip", "split", "modality"))
     twin = read("twin", at.get("twin"), needed=False)
     tags = {column: read("tag", column) for column in known.tags}
+    if (modality or known.modality) == EVERYTHING:
+        problems.add(f"{label}: modality {EVERYTHING!r} is kept for figures over every modality; use another name")
     if "clip" not in at:
         try:
             clip = _clip(row, known)
