@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ def parse_json(text: str, remedy: str = "correct the syntax") -> Any:
     except RecursionError as error:
         raise Fault(DEEP) from error
     except ValueError as error:  # Python converts no longer ones
-        raise Fault("holds a whole number of more than 4,300 digits; write it in quotes, or shorten it") from error
+        digits = re.search(r"\d{4301,}", text)
+        start = f" ({digits[0][:40]}...)" if digits else ""
+        raise Fault(f"holds a whole number of more than 4,300 digits{start}; write it in quotes, or shorten it") from error
     check_value(value)
     return value
 
@@ -102,9 +105,9 @@ def check_value(value: Any) -> None:
 
 def _leaves(value: Any) -> Iterator[tuple[str, str]]:
     """Every text in a value and every key of an object, with its path."""
-    waiting: list[tuple[str, Any, int]] = [("", value, 0)]
+    waiting = deque[tuple[str, Any, int]]([("", value, 0)])
     while waiting:
-        place, found, depth = waiting.pop()
+        place, found, depth = waiting.popleft()
         if isinstance(found, str):
             yield place, found
         elif isinstance(found, dict | list):

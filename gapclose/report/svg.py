@@ -53,7 +53,7 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     assert box is not None
     opening = f'<svg role="img" aria-label="{html.escape(label)}" {box.group()}>'
     text = opening + text[text.index(">") + 1 :]
-    used = {name for tag in TAG.findall(text) for name in re.findall(r'(?:href="#|url\(#)([^")]+)', tag)}
+    used = {found for tag in TAG.findall(text) for found in re.findall(r'(?:href="#|url\(#)([^")]+)', tag)}
 
     def own(tag: re.Match[str]) -> str:
         found = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", tag[0].replace("xlink:href", "href"))
