@@ -22,7 +22,7 @@ def is_main() -> bool:
 def spell_out() -> None:
     """Have standard output and error print what their encoding lacks as an escape (``\\u8996``) instead of ending the command."""
     for stream in (sys.stdout, sys.stderr):
-        if getattr(stream, "errors", None) == "strict" and isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
 
 

@@ -32,8 +32,8 @@ NAMES = [
 def terminal(monkeypatch):
     """Standard output and error in an encoding, as PYTHONIOENCODING sets them; ``()`` what was printed."""
 
-    def set_to(encoding: str):
-        streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict") for name in ("stdout", "stderr")}
+    def set_to(encoding: str, errors: str = "strict"):
+        streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors) for name in ("stdout", "stderr")}
         for name, stream in streams.items():
             monkeypatch.setattr(sys, name, stream)
 
@@ -58,9 +58,10 @@ def test_a_terminal_shows_names_as_they_are(terminal):
     assert all(printed().count(name) == 3 for name in NAMES), printed()
 
 
-def test_a_terminal_that_takes_ascii_alone(terminal):
-    """Another script is spelled out, on both streams; two names stay two."""
-    printed = terminal("ascii")
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_terminal_that_takes_ascii_alone(terminal, errors):
+    """By PYTHONIOENCODING, or by LC_ALL=C without UTF-8 mode: another script is spelled out, on both streams; two names stay two."""
+    printed = terminal("ascii", errors)
     spell_out()
     print("error: \u8996", file=sys.stderr)
     say("\u8996\u899a")
