@@ -63,7 +63,7 @@ def _sound_file(path: Path) -> tuple[np.ndarray, int] | None:
             sound = files.enter_context(soundfile.SoundFile(files.enter_context(Corrected(path, fields)) if fields else path))
         except soundfile.LibsndfileError as error:
             return _otherwise(path, undecodable("audio", error))
-        if sound.format in ("MP3", "MPEG", "FLAC"):
+        if sound.format in ("MP3", "MPEG", "FLAC") or sound.subtype == "MPEG_LAYER_III":
             return read_compressed(path)
         mix, rate, stated = Mix(), sound.samplerate, sound.frames
         blocks = [mix.add(block) for block in sound.blocks(max(1, BLOCK // sound.channels), dtype="float32", always_2d=True)]

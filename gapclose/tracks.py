@@ -69,8 +69,9 @@ def read_compressed(path: Path) -> tuple[np.ndarray, int] | None:
             raise Fault("the file has no sound; replace it")
         if chosen(container, "video") is not None:
             return None
-        mix, blocks, rate = Mix(), list[np.ndarray](), stream.rate
+        mix, blocks, rate = Mix(), list[np.ndarray](), None
         for frame, apart in _frames(container, stream):
+            rate = rate or frame.sample_rate  # of HE-AAC, the container states half
             if frame.sample_rate != rate:
                 raise Fault(
                     f"the sampling rate changes within the audio ({rate} Hz, then {frame.sample_rate} Hz); encode it again with one"
@@ -78,7 +79,7 @@ def read_compressed(path: Path) -> tuple[np.ndarray, int] | None:
             blocks += [mix.add(block) for block in apart]
         stated = float(stream.duration * stream.time_base) if stream.duration else 0.0
         guessed = container.format.name == "mp3" and not states_mp3_length(path)
-    if not mix.length:
+    if not mix.length or not rate:
         raise Fault("the audio has no samples; replace it")
     refuse_short(mix.length / rate, 0.0 if guessed else stated, "audio")  # without a header FFmpeg divides the size by the first bit rate
     mix.refuse()
@@ -87,14 +88,14 @@ def read_compressed(path: Path) -> tuple[np.ndarray, int] | None:
 
 def _frames(container: Any, stream: Any) -> Iterator[tuple[Any, list[np.ndarray]]]:
     """Every frame of a sound stream, with its samples as blocks (n, C) float32."""
-    import av
+    from av.error import InvalidDataError
 
     apart, lost, heard = _Resampler(None, None), 0.0, 0.0
     lenient = container.format.name in RESYNCED
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
-        except av.error.InvalidDataError:
+        except InvalidDataError:
             if not lenient:
                 raise
             lost += float((packet.duration or 0) * packet.time_base)

@@ -75,7 +75,7 @@ def test_a_whole_sound_with_a_wrong_header_is_decoded_to_its_last_sample(tmp_pat
     assert np.array_equal(decoded(tmp_path / "sound", data), expected)
 
 
-@pytest.mark.parametrize("form", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF"])
+@pytest.mark.parametrize("form", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF", "NIST"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.98])
 def test_a_cut_sound_is_refused_and_both_doubts_are_named(tmp_path, form, share):
     """Whoever knows that it is whole is told to mend its header."""
@@ -238,6 +238,13 @@ def test_a_sound_of_which_nothing_is_left_is_told(tmp_path, rate, says):
     (tmp_path / "sound").write_bytes(data)
     with pytest.raises(Fault, match=says):
         read_sound(tmp_path / "sound", RATE)
+
+
+def test_a_sound_too_loud_to_be_mixed_is_told(tmp_path):
+    """Finite samples whose sum is not."""
+    soundfile.write(tmp_path / "sound", np.full((N, 2), 3e38), RATE, format="WAV", subtype="FLOAT")
+    with pytest.raises(Fault, match="16000 samples that are not finite"):
+        read_sound(tmp_path / "sound", None)
 
 
 def test_longer_sounds_than_memory_holds_are_refused_while_they_are_decoded(tmp_path, monkeypatch):
