@@ -223,7 +223,7 @@ def claims(summary: dict[str, Any]) -> list[str]:
 
 def caveats(summary: Mapping[str, Any]) -> list[str]:
     """What there is to know of a trained run before its figures are used, in sentences."""
-    return [*unimproved_words(summary["unimproved"]), *target_words(summary["targets"])]
+    return [*unimproved_words(summary.get("unimproved")), *target_words(summary.get("targets", []))]
 
 
 def verdict(summary: dict[str, Any]) -> list[str]:
