@@ -203,7 +203,7 @@ class Targets:
                 f"{path}: holds targets of {len(there)} items, e.g. {there[:2]}, and the train split has {len(ids)}, e.g. {ids[:2]}; "
                 "delete it to rebuild"
             )
-        arrays = {k: tensors[k].numpy() for k in ("target", "keep", "reading")}
+        arrays: dict[str, Any] = {k: tensors[k].numpy() for k in ("target", "keep", "reading")}
         return cls(ids=ids, **arrays, factor=float(tensors["factor"]))
 
     def summary(self, concepts: tuple[str, ...]) -> dict[str, Any]:

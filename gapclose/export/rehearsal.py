@@ -67,7 +67,7 @@ def read_generation(config: ModelConfig, model: Any) -> Any:
         ValueError: when the file cannot be read.
     """
     try:
-        return transformers.GenerationConfig.from_pretrained(config.resolved_path, revision=config.revision)
+        return transformers.GenerationConfig.from_pretrained(config.resolved_path, revision=config.revision or "main")
     except OSError as error:
         file = Path(config.resolved_path) / "generation_config.json"
         if file.is_file():
