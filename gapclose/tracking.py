@@ -76,7 +76,9 @@ class WandbTracker(NoTracker):
         if self.run is not None:
             self._safely(self._close)
         if self.waiting:
-            say(f"  warning: tracking: the losses of {len(self.waiting)} steps were not sent; they are in the checkpoints' trainer_state.json")
+            say(
+                f"  warning: tracking: the losses of {len(self.waiting)} steps were not sent; they are in the checkpoints' trainer_state.json"
+            )
 
     def _safely(self, job: Callable[[], None]) -> None:
         """Do what may fail in any way that a service, its client, a disk or a network has; the run is worth more than its mirror."""

@@ -242,7 +242,9 @@ def test_what_a_kill_kept_back_is_sent_by_the_next_start(offline, tmp_path):
     assert [r["step"] for r in rows_of(run) if "loss" in r] == [1, 2]
     before = sorted(run.glob("wandb/offline-run-*"))
     start(RECORDS[-1])
-    assert stages(run) == expected and sorted(run.glob("wandb/offline-run-*")) == before and read_json(run / "wandb.json")["id"] == known["id"]
+    assert (
+        stages(run) == expected and sorted(run.glob("wandb/offline-run-*")) == before and read_json(run / "wandb.json")["id"] == known["id"]
+    )
     start(RECORDS[-1] | {"state": "closed"})  # measured anew, with another outcome
     assert stages(run) == [*expected, ("test", 1)]
 
