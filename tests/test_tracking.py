@@ -361,7 +361,7 @@ def test_artifact_names_are_made_fit(name, expected):
 def test_run_names_are_made_fit(tmp_path, monkeypatch):
     """The directory's own name, also of the one a run starts in."""
     monkeypatch.chdir(tmp_path)
-    assert run_name(Path(".")) == tmp_path.name and run_name(Path("my run (1)")) == "my run (1)"
+    assert run_name(Path()) == tmp_path.name and run_name(Path("my run (1)")) == "my run (1)"
     assert run_name(Path("/")) == "run" and len(run_name(Path("n" * 200))) == LONGEST
 
 
