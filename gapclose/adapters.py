@@ -48,8 +48,8 @@ class LoraConfig:
             if isinstance(self.layers, str):
                 if check.sound("layers") and self.layers not in ("after_probe", "all"):
                     check.add(f"{check.named('layers')}; choose after_probe, all, or a list of layer numbers such as [5, 6]", "layers")
-            elif check.sound("layers") and (not self.layers or min(self.layers) < 1 or len(set(self.layers)) < len(self.layers)):
-                check.add(f"{check.named('layers')}; name some layers, counted from 1, each once", "layers")
+            elif check.sound("layers") and (not self.layers or min(self.layers) < 1):
+                check.add(f"{check.named('layers')}; name some layers, counted from 1", "layers")
 
     def chosen(self, n_layers: int, probe_layer: int) -> list[int]:
         """Decoder layers that get adapters.

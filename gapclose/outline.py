@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from rich.table import Table
 from torch import nn
 
-from gapclose.adapters import add_lora
+from gapclose.adapters import adapted_experts, add_lora
 from gapclose.architecture import build_on_meta, quiet, read_architecture
 from gapclose.config import Config
 from gapclose.estimate import Memory, cached_items, micro_batch, observation_bytes, observed_batch, text_batch, training_step, weight_bytes
@@ -96,6 +96,7 @@ def outline(config: Config, items: ItemSet | None, *, absent: bool) -> Iterator[
     yield from _observing(loaded, items, seen, config)
     yield "exporting", _exporting(loaded, config)
     if config.objective in BY_TRL:
+        adapted_experts(model, config.lora, config.lora.chosen(len(layers), candidates[0]))
         yield "training", f"not estimated for objective {config.objective}, whose steps are TRL's"
     else:
         yield from _adapting(config, source, items, seen, candidates, towers)

@@ -65,11 +65,11 @@ class ProbeConfig:
             for family, name in (("logistic", "c"), ("lda", "shrinkage")):
                 if check.sound(name, "families") and not getattr(self, name) and family in self.families:
                     check.add(f"{check.named(name)}, and probe.families has {family}; give it a strength, or leave the family out", name)
-            if self.layers is not None and check.sound("layers"):
-                if not self.layers or len(set(self.layers)) < len(self.layers):
-                    check.add(f"{check.named('layers')}; name some layers, each once, or null for all", "layers")
-                elif check.sound("stack") and self.stack > len(self.layers):
-                    check.add(f"{check.named('stack')}, and probe.layers has {len(self.layers)}; lower it, or name more", "stack", "layers")
+            layers = sorted(set(self.layers or ())) if check.sound("layers") else []
+            if self.layers == []:
+                check.add(f"{check.named('layers')}; name some layers, or null for all", "layers")
+            elif layers and check.sound("stack") and self.stack > len(layers):
+                check.add(f"{check.named('stack')}, and there are {len(layers)} candidate layers: {layers}", "stack", "layers")
 
     def candidates(self, n_layers: int) -> list[int]:
         """The layers to try in a decoder of ``n_layers``.

@@ -216,8 +216,23 @@ def prepare_plain(
     items = relabel(loaded, config.labelling, config.seed)
     problems = Problems(f"the item set {directory} with the labels that `labelling` leaves")
     check_splits_filled(items, splits, config.probe.folds, problems)
+    if closing:
+        check_trainable(config, problems)
+        if config.objective == "grpo" and (n := len(items.select(split="train", purpose="gap"))) < (
+            asked := config.grpo.prompts(config.train)
+        ):
+            problems.add(
+                f"objective grpo asks {asked} prompts a step, and split 'train' has {n} gap items; lower train.global_batch_size, or raise "
+                "grpo.num_generations"
+            )
     problems.raise_if_any()
     return items
+
+
+def check_trainable(config: Config, problems: Problems) -> None:
+    """Add to ``problems`` a precision that cannot be trained in."""
+    if config.model.dtype == "float16":
+        problems.add("model.dtype float16 cannot be trained without a loss scaler; choose bfloat16 or float32")
 
 
 def refuse_other_items(items: ItemSet, path: Path) -> str:

@@ -220,12 +220,12 @@ def test_what_a_kill_kept_back_is_sent_by_the_next_start(offline, tmp_path):
     """Killed between the file of truth and the tracker: every stage arrives once, in order; the finished run sends nothing again."""
     run = tmp_path / "run"
     run.mkdir()
-    command = [sys.executable, "-c", KILLED, str(run), json.dumps(RECORDS[:2])]
+    command = [sys.executable, "-c", KILLED, str(run), json.dumps(RECORDS[:1])]
     environment = {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"} | {"PYTHONPATH": str(ROOT)}  # a service of its own
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     known = read_json(run / "wandb.json")
-    assert list(known["records"]) == ["base/val"] and known["step"] == 1
+    assert "records" not in known and "step" not in known
 
     def start(*later: dict) -> None:
         tracker = make_tracker(Config(run_dir=str(run), tracking="wandb"), {})

@@ -486,16 +486,22 @@ def test_accumulation_divides_the_global_batch_or_names_sizes_that_would():
 
 @pytest.mark.parametrize(
     ("layers", "expected"),
-    [("after_probe", [4, 5]), ("all", [1, 2, 3, 4, 5]), ([5, 2, 5], [2, 5]), ([6], "1..5"), ([0], "1..5"), ([], "1..5")],
+    [
+        ("after_probe", [4, 5]),
+        ("all", [1, 2, 3, 4, 5]),
+        ([5, 2, 5], [2, 5]),
+        ([6], "1..5"),
+        ([0], "counted from 1"),
+        ([], "counted from 1"),
+    ],
 )
 def test_chosen_lora_layers(layers, expected):
     """Counted from 1, the probe's own layer left out of after_probe."""
-    config = LoraConfig(layers=layers)
     if isinstance(expected, list):
-        assert config.chosen(5, probe_layer=3) == expected
+        assert LoraConfig(layers=layers).chosen(5, probe_layer=3) == expected
     else:
-        with pytest.raises(ValueError, match=f"this decoder has layers {expected}"):
-            config.chosen(5, probe_layer=3)
+        with pytest.raises(ValueError, match=expected):
+            LoraConfig(layers=layers).chosen(5, probe_layer=3)
 
 
 @pytest.mark.parametrize(

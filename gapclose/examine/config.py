@@ -55,7 +55,7 @@ class ControlsConfig:
             check.choice("protocol", PROTOCOLS, null="none")
             if self.text_encoder is not None and check.sound("text_encoder") and not (Path(self.text_encoder) / "config.json").is_file():
                 check.add(
-                    f"controls.text_encoder is {self.text_encoder!r}, no directory with a config.json; save a sentence encoder there with "
+                    f"controls.text_encoder {self.text_encoder!r} is no directory with a config.json; save a sentence encoder there with "
                     "save_pretrained, or leave the key out",
                     "text_encoder",
                 )
