@@ -134,7 +134,7 @@ def save_adapter(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
         raise FloatingPointError(f"{folder}: {len(bad)} adapter tensors are not finite, e.g. {bad[0]}; lower train.learning_rate")
 
     def write() -> None:
-        with writing(folder):
+        with writing(folder.parent):
             model.save_pretrained(str(folder), state_dict=tensors)  # type: ignore[operator]
             as_others(*folder.glob("*.safetensors"))
 
