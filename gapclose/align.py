@@ -251,7 +251,7 @@ class Training:
                 with whole_checkpoints(directory, trainer):
                     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except LossNotFinite as error:  # in all processes together
-            if not self.epochs.records(1):
+            if not finite or not self.epochs.records(1):
                 raise
             reason = str(error)
             self.run.on_main(lambda: self.epochs.stop(number, reason))

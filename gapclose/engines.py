@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gapclose.files import as_others, writing
+from gapclose.guards import LossNotFinite
 from gapclose.spread import main_alone
 from gapclose.structure import decoder_layers
 
@@ -125,16 +126,16 @@ def save_adapter(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         Unwritten: in all processes, when the main one cannot write.
         RuntimeError: when a tensor is empty, which is what ZeRO-3 leaves of a parameter that was not gathered.
-        FloatingPointError: when a weight is not finite.
+        LossNotFinite: when a weight is not finite.
     """
     tensors = adapter_tensors(model)
     if empty := [name for name, tensor in tensors.items() if not tensor.numel()] or ([] if tensors else ["all of them"]):
         raise RuntimeError(f"{folder}: {len(empty)} adapter tensors are empty ({empty[0]}): they were not gathered")
     if bad := [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]:
-        raise FloatingPointError(f"{folder}: {len(bad)} adapter tensors are not finite, e.g. {bad[0]}; lower train.learning_rate")
+        raise LossNotFinite(f"{folder}: {len(bad)} adapter tensors are not finite, e.g. {bad[0]}; lower train.learning_rate")
 
     def write() -> None:
-        with writing(folder):
+        with writing(folder.parent):
             model.save_pretrained(str(folder), state_dict=tensors)  # type: ignore[operator]
             as_others(*folder.glob("*.safetensors"))
 

@@ -21,7 +21,8 @@ Record = Mapping[str, Any]
 
 
 class LossNotFinite(FloatingPointError):
-    """A loss that the guard of the loss stops a training for; any other number that is not finite is an error of its own."""
+    """What the guard of the loss stops a training for: a loss, or an adapter's weight, that is not finite. Any other number that is not finite
+    is an error of its own."""
 
 
 @dataclass(kw_only=True)

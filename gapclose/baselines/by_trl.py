@@ -13,7 +13,7 @@ import transformers
 from gapclose.adapters import enable_checkpointing
 from gapclose.baselines.dpo import make_dpo_trainer, preference_pairs
 from gapclose.baselines.grpo import Reward, make_grpo_trainer
-from gapclose.baselines.trl_items import EpochFigures
+from gapclose.baselines.trl_items import EpochFigures, OrderOfEpoch
 from gapclose.items import ItemSet
 from gapclose.media import Media
 from gapclose.models import LoadedModel
@@ -46,7 +46,7 @@ def make_trl_trainer(
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     if config.train.gradient_checkpointing:
         enable_checkpointing(loaded)
-    common = {"seed": config.seed, "callbacks": [EpochFigures(finite_only), *callbacks, AfterEpoch(after_epoch)]}
+    common = {"seed": config.seed, "callbacks": [OrderOfEpoch(), EpochFigures(finite_only), *callbacks, AfterEpoch(after_epoch)]}
     if config.objective == "dpo":
         pairs = preference_pairs(items.items, targets.target, scores, targets.keep, anchors=config.dpo.anchors)
         return make_dpo_trainer(loaded, pairs, media, config.train, config.dpo, directory, **common)

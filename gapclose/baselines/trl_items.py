@@ -95,6 +95,17 @@ class EpochFigures(transformers.TrainerCallback):
             raise LossNotFinite(f"the loss is {loss} at step {state.global_step}; lower train.learning_rate or use float32")
 
 
+class OrderOfEpoch(transformers.TrainerCallback):
+    """Tells the innermost sampler of TRL's data loader its epoch, as :class:`gapclose.trainer.OwnOrder` does for the own trainer: of several
+    processes that go on from within an epoch, transformers 5.23 and accelerate 1.15 tell nobody. Remove when they do."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        sampler = train_dataloader.batch_sampler
+        while hasattr(sampler, "batch_sampler"):
+            sampler = sampler.batch_sampler
+        sampler.sampler.set_epoch(math.floor(state.epoch + 1e-6))
+
+
 def epoch_figures(history: Sequence[Mapping[str, Any]], epoch: int) -> dict[str, float]:
     """Means over the optimiser steps of one epoch of what TRL logged: rewards, KL, log-probabilities.
 

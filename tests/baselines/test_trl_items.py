@@ -2,15 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader, skip_first_batches
+from torch.utils.data import DataLoader
 
 from gapclose.adapters import LoraConfig, add_lora, enable_checkpointing
 from gapclose.baselines.dpo import DpoConfig, Pair, make_dpo_trainer
 from gapclose.baselines.grpo import GrpoConfig, Reward, make_grpo_trainer
-from gapclose.baselines.trl_items import check_taken, epoch_figures, messages_for_trl
+from gapclose.baselines.trl_items import OrderOfEpoch, check_taken, epoch_figures, messages_for_trl
 from gapclose.digits import tiny
 from gapclose.errors import Problems
 from gapclose.item_files import read_items, write_items
@@ -182,3 +186,25 @@ def test_figures_of_an_epoch_are_means_over_its_steps():
     ]
     assert epoch_figures(history, 1) == pytest.approx({"loss": 1.6, "kl": 0.6})
     assert epoch_figures(history, 2) == pytest.approx({"loss": 3.8, "kl": 7.0}) and epoch_figures(history, 3) == {}
+
+
+@pytest.mark.parametrize("done", [1.25, 2.0, 2.5])
+def test_the_rest_of_a_later_epoch_is_in_its_own_order_on_two_processes(done):
+    """As accelerate cuts the batches of two processes, with what was trained before skipped, however the epoch is told."""
+    items, batch = list(range(32)), 2
+
+    def loader(rank: int) -> Any:
+        sampler = SeedableRandomSampler(items, data_seed=5)
+        plain = DataLoader(items, sampler=sampler, batch_size=batch)
+        return prepare_data_loader(plain, device=torch.device("cpu"), num_processes=2, process_index=rank, put_on_device=False)
+
+    for rank in (0, 1):
+        whole, resumed = loader(rank), loader(rank)
+        whole.set_epoch(int(done))
+        expected = [part.tolist() for part in whole]
+        skipped = round(done % 1 * len(expected))
+        tell = OrderOfEpoch().on_epoch_begin
+        tell(None, SimpleNamespace(epoch=done), None, train_dataloader=resumed)
+        rest = skip_first_batches(resumed, skipped) if skipped else resumed
+        rest.set_epoch(int(done))  # which reaches no sampler behind two wrappers
+        assert [part.tolist() for part in rest] == expected[skipped:]
