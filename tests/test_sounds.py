@@ -155,6 +155,31 @@ def test_what_stands_before_and_between_the_frames_of_an_mp3_is_no_sound(tmp_pat
     assert len(decoded(tmp_path / "sound", plain[:6000] + bytes(500) + plain[6000:])) / RATE == pytest.approx(3, abs=0.2)
 
 
+def adts(path: Path, sound: np.ndarray, rate: int) -> bytes:
+    """A bare AAC stream of a bit rate, which no header precedes."""
+    import av
+
+    with av.open(str(path), "w", format="adts") as target:
+        stream = target.add_stream("aac", rate=RATE, layout="mono")
+        stream.bit_rate = rate
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound[None]), format="fltp", layout="mono")
+        frame.sample_rate = RATE
+        target.mux(stream.encode(frame))
+        target.mux(stream.encode())
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["sound.aac", "sound.wav"])
+def test_a_bare_aac_stream_whose_bit_rate_rises_is_no_cut_one(tmp_path, name):
+    """FFmpeg guesses its length from its size and its first frames, where it seems to last much longer."""
+    av = pytest.importorskip("av", reason="aac needs PyAV (the extra `media`)")
+    quiet, loud = (adts(tmp_path / "part", sound, rate) for sound, rate in ((SOUND * 1e-4, 8_000), (np.tile(SOUND, 4), 96_000)))
+    (tmp_path / name).write_bytes(quiet + loud)
+    with av.open(str(tmp_path / name)) as container:
+        assert container.duration / 1e6 > 5.8
+    assert len(read_sound(tmp_path / name, RATE)[0]) / RATE == pytest.approx(5, abs=0.3)
+
+
 def test_several_ogg_streams_one_after_another_are_all_heard(tmp_path):
     """As live recordings hold them."""
     pytest.importorskip("av", reason="chained ogg needs PyAV (the extra `media`)")
