@@ -8,8 +8,10 @@ from random import Random
 
 from tests.fuzz.chunks import chunk_places, repaired
 
-EXTREMES = (0, 1, 2, 3, 7, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0xFFFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
-EXTREMES += (0x7FFFFFFFFFFFFFFF, 0x8000000000000000, 0xFFFFFFFFFFFFFFFF, 44_100, 1_000_000)
+EXTREMES = (
+    *(0, 1, 2, 3, 7, 0x7F, 0x80, 0xFF, 0x100, 13_000, 44_100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 1_000_000, 0xFFFFFF, 0x7FFFFFFF, 0x80000000),
+    *(0xFFFFFFFE, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0x8000000000000000, 0xFFFFFFFFFFFFFFFF),
+)
 """what a number in a header is set to, cut to its width"""
 HEADER = 160
 """bytes at the start of a file that are damaged as often as all the rest"""
@@ -51,12 +53,13 @@ def _splice(rng: Random, content: bytes, others: Sequence[bytes]) -> bytes:
 
 
 def _set_number(rng: Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """Two to eight bytes, in either order, set to an extreme, or near to it."""
+    """One to eight bytes, in either order, set to an extreme, or near to it."""
     width = rng.choice((1, 2, 2, 4, 4, 4, 8))
     place = _place(rng, content)
     place -= place % rng.choice((1, 2, 4))
     value = (rng.choice(EXTREMES) + rng.choice((-1, 0, 0, 0, 1))) % (1 << (8 * width))
-    return content[:place] + value.to_bytes(width, rng.choice(("little", "big"))) + content[place + width :]
+    number = value.to_bytes(width, rng.choice(("little", "big"))) * rng.choice((1, 1, 1, 2))  # twice: a width and a height
+    return content[:place] + number + content[place + len(number) :]
 
 
 def _set_digits(rng: Random, content: bytes, others: Sequence[bytes]) -> bytes:

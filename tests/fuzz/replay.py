@@ -7,9 +7,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.fuzz.check import check
 from tests.fuzz.inputs import Inputs, write_input
 from tests.fuzz.supervise import run_inputs
-from tests.fuzz.worker import Outcome, run_one
+from tests.fuzz.worker import Outcome
 
 
 def main() -> int:
@@ -28,10 +29,10 @@ def main() -> int:
     if given.here:
         with tempfile.TemporaryDirectory() as directory:
             write_input(made, Path(directory))
-            print("read" if run_one(made, Path(directory)) else "refused")
+            print("read" if check(made, Path(directory)) else "refused")
         return 0
     found: list[Outcome] = []
-    run_inputs(given.seed, [given.number], found.append, workers=1, inputs=inputs)
+    run_inputs(given.seed, [given.number], check, found.append, inputs=inputs)
     finding = found[0].finding
     print(finding or ("read" if found[0].read else "refused"))
     return 1 if finding else 0

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.fuzz.check import check
 from tests.fuzz.inputs import TEXTS_EVERY, Inputs
 from tests.fuzz.report import Report
 from tests.fuzz.supervise import run_inputs
@@ -54,7 +55,7 @@ def main() -> int:
         if report.inputs % 5_000 == 0:
             print(f"{report.inputs} inputs, {len(report.findings)} findings, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
 
-    run_inputs(given.seed, numbers(given.media, given.texts, given.start), add, workers=given.workers, inputs=Inputs())
+    run_inputs(given.seed, numbers(given.media, given.texts, given.start), check, add, inputs=Inputs(), workers=given.workers)
     seconds = round(time.monotonic() - begun, 1)
     print(report.table())
     print(f"\nseed {given.seed}, {report.inputs:,} inputs in {seconds} s by {given.workers} processes, {len(report.findings)} findings")

@@ -111,7 +111,7 @@ def _timeless(content: bytes) -> bytes:
     if content[:4] == b"OggS":  # libsndfile draws the number of the stream by the clock
         return b"".join(with_checksum(page[:14] + bytes(4) + page[18:]) for page in ogg_pages(content))
     if content[:10] == b"MATLAB 5.0":
-        return content[:19].ljust(116) + content[116:]
+        return content[:50] + b"2026-01-01 00:00:00" + content[69:]
     if (peak := content.find(b"PEAK")) > 0:
         return content[: peak + 12] + bytes(4) + content[peak + 16 :]
     for box in (b"mvhd", b"tkhd", b"mdhd") if content[4:8] == b"ftyp" else ():

@@ -70,7 +70,12 @@ def all_texts() -> list[TextSeed]:
     rows = _rows()
     map_, short = {"columns.yaml": COLUMNS.encode()}, {"columns.yaml": SHORT_COLUMNS.encode()}
     imavb = {f"{name}.jsonl": _lines(rows) for name, rows in _imavb().items()}
-    saved = [("csv", "all.csv", _csv), ("json lines", "all.jsonl", _lines), ("json", "all.json", _json), ("parquet", "all.parquet", _parquet)]
+    saved = [
+        ("csv", "all.csv", _csv),
+        ("json lines", "all.jsonl", _lines),
+        ("json", "all.json", _json),
+        ("parquet", "all.parquet", _parquet),
+    ]
     seeds = [
         TextSeed(kind="items.jsonl", files=own, target="items.jsonl"),
         TextSeed(kind="items.jsonl", files=own, target="items.jsonl"),

@@ -14,7 +14,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from tests.fuzz.inputs import Inputs
-from tests.fuzz.worker import MOST_BYTES, MOST_CPU, MOST_WALL, Finding, Outcome, processor_seconds, resident, work
+from tests.fuzz.worker import Check, Finding, Limits, Outcome, processor_seconds, resident, work
 
 AHEAD = 8
 """numbers that a worker is given before it answers"""
@@ -25,7 +25,8 @@ CONTEXT = multiprocessing.get_context("fork")
 
 
 class _Worker:
-    def __init__(self, directory: Path, inputs: Inputs, seed: int) -> None:
+    def __init__(self, directory: Path, inputs: Inputs, seed: int, check: Check, limits: Limits) -> None:
+        self.limits = limits
         self.pipe, theirs = CONTEXT.Pipe()
         self.shared, self.pending, self.directory, self.done = CONTEXT.RawArray("d", 3), deque[int](), directory, 0
         self.shared[0], self.since = -1, time.monotonic()
@@ -33,7 +34,7 @@ class _Worker:
 
         def serve() -> None:
             ours.close()
-            work(theirs, self.shared, directory, inputs, seed)
+            work(theirs, self.shared, directory, inputs, seed, check, limits)
 
         self.process = CONTEXT.Process(target=serve, daemon=True)
         self.process.start()
@@ -50,12 +51,12 @@ class _Worker:
         if not self.pending or number != self.pending[0] or pid is None:
             return None
         with suppress(FileNotFoundError, ProcessLookupError, IndexError):  # it has just ended
-            if (taken := resident(pid) - before) > MOST_BYTES:
+            if (taken := resident(pid) - before) > self.limits.memory:
                 return "memory", f"{taken / 2**30:.1f} GiB, stopped"
-            if (used := processor_seconds(pid) - begun) > MOST_CPU:
+            if (used := processor_seconds(pid) - begun) > self.limits.processor:
                 return "time", f"{used:.0f} s of processor time, stopped"
-            if time.monotonic() - self.since > MOST_WALL:
-                return "time", f"{MOST_WALL:.0f} s by the clock, stopped"
+            if time.monotonic() - self.since > self.limits.clock:
+                return "time", f"{self.limits.clock:.0f} s by the clock, stopped"
         return None
 
     def end(self) -> None:
@@ -71,15 +72,24 @@ class _Worker:
         return ""
 
 
-def run_inputs(seed: int, numbers: Iterable[int], each: Callable[[Outcome], None], *, workers: int, inputs: Inputs) -> None:
-    """Run every number through the loaders, in ``workers`` processes; ``each`` is given what came of it, in no order."""
+def run_inputs(
+    seed: int,
+    numbers: Iterable[int],
+    check: Check,
+    each: Callable[[Outcome], None],
+    *,
+    inputs: Inputs,
+    workers: int = 1,
+    limits: Limits | None = None,
+) -> None:
+    """Run every number through ``check``, in ``workers`` processes; ``each`` is given what came of it, in no order."""
     waiting, count = iter(numbers), 0
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None, prefix="fuzz-") as scratch:
 
         def another() -> _Worker:
             nonlocal count
             count += 1
-            return _Worker(Path(scratch) / str(count), inputs, seed)
+            return _Worker(Path(scratch) / str(count), inputs, seed, check, limits or Limits())
 
         def fill(worker: _Worker) -> None:
             while len(worker.pending) < AHEAD and (number := next(waiting, None)) is not None:

@@ -12,14 +12,20 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="the fuzzer reads /proc")]
 pytest.importorskip("av", reason="films need PyAV (the extra `media`)")
 
-# Four inputs that end in every way that the fuzzer has to notice, among others that do not.
+# Inputs that end in every way that the fuzzer has to notice, among others that do not.
 FAULTY = """
 import os, signal, sys
-from tests.fuzz import supervise, worker
 from tests.fuzz.inputs import Inputs
+from tests.fuzz.supervise import run_inputs
+from tests.fuzz.worker import Limits
 
-def run_one(given, directory):
-    number = int(worker_number[0])
+class Numbered(Inputs):
+    def __call__(self, seed, number):
+        self.number = number
+        return super().__call__(seed, number)
+
+def check(given, directory):
+    number = inputs.number
     if number == 3:
         os.kill(os.getpid(), signal.SIGSEGV)
     if number == 4:
@@ -32,19 +38,12 @@ def run_one(given, directory):
         sys.exit(3)
     if number == 8:
         os._exit(4)
+    if number == 9:
+        print("Traceback (most recent call last):", file=sys.stderr, flush=True)
     return number % 2 == 0
 
-class Numbered(Inputs):
-    def __call__(self, seed, number):
-        worker_number[0] = number
-        return super().__call__(seed, number)
-
-worker_number = [0]
-worker.run_one = run_one
-worker.MOST_BYTES = supervise.MOST_BYTES = 200 << 20
-supervise.MOST_CPU = 0.5
-outcomes = []
-supervise.run_inputs(0, range(12), outcomes.append, workers=2, inputs=Numbered())
+inputs, outcomes = Numbered(), []
+run_inputs(0, range(12), check, outcomes.append, inputs=inputs, workers=2, limits=Limits(memory=200 << 20, processor=0.5))
 for o in sorted(outcomes, key=lambda o: o.number):
     print(o.number, o.finding.what if o.finding else "read" if o.read else "refused")
 """
@@ -83,7 +82,7 @@ def test_all_are_read_or_refused(tmp_path):
 def test_whatever_ends_a_worker_is_noticed_and_the_others_go_on():
     done = run("-c", FAULTY, timeout=120)
     assert done.returncode == 0, done.stderr
-    endings = {3: "SIGSEGV", 4: "KeyError", 5: "time", 6: "memory", 7: "SystemExit", 8: "exit status 4"}
+    endings = {3: "SIGSEGV", 4: "KeyError", 5: "time", 6: "memory", 7: "SystemExit", 8: "exit status 4", 9: "printed"}
     lines = [f"{n} {endings.get(n, 'refused' if n % 2 else 'read')}" for n in range(12)]
     assert [line for line in done.stdout.splitlines() if line[:1].isdigit()] == lines
 
@@ -99,14 +98,15 @@ def test_seeds_are_whole():
     """Every seed is read before it is damaged, but for those that are there to be refused."""
     code = """
 from tempfile import TemporaryDirectory
-from tests.fuzz import inputs, seed_media, seed_texts, worker
+from tests.fuzz import inputs, seed_media, seed_texts
+from tests.fuzz.check import check
 from pathlib import Path
 media = [inputs.Input(kind=s.kind, role=s.role, name="in" + s.suffix, files={"in" + s.suffix: s.content}) for s in seed_media.all_media()]
 texts = [inputs.Input(kind=t.kind, role=t.role, name=t.target, files=t.files) for t in seed_texts.all_texts()]
 for given in (*media, *texts):
     with TemporaryDirectory() as directory:
         inputs.write_input(given, Path(directory))
-        print(given.name, "read" if worker.run_one(given, Path(directory)) else "refused")
+        print(given.name, "read" if check(given, Path(directory)) else "refused")
 """
     done = run("-c", code, timeout=120)
     assert done.returncode == 0, done.stderr

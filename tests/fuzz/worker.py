@@ -11,26 +11,36 @@ import sys
 import time
 import traceback
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.check_media import check_media
-from tests.fuzz.check_texts import check_configuration, check_set
 from tests.fuzz.inputs import Input, Inputs, write_input
 
-MOST_BYTES = 2 << 30
-"""of memory that one input may take beyond what the worker had"""
-MOST_ADDRESSES = 12 << 30
-"""of address space beyond that of the imported packages; it protects the machine, while MOST_BYTES is what is checked"""
-MOST_CPU = 10.0
-"""seconds of processor time, of all threads, for one input"""
-MOST_WALL = 60.0
-"""seconds of the clock, for what waits without working"""
+if sys.platform != "linux":
+    raise ImportError("the fuzzer reads /proc, which only Linux has")
+
+Check = Callable[[Input, Path], bool]
+"""given an input and the directory with its files, whether it is read; False where it is refused, an exception where neither"""
+ADDRESSES = 12 << 30
+"""bytes of address space that a worker may have beyond that of the imported packages; it protects the machine, while Limits are what is checked"""
 PAGE = resource.getpagesize()
 VARYING = re.compile(r"/dev/shm/\S*|/tmp/\S*|0x[0-9a-f]+|\d+|'[^']*'|\"[^\"]*\"|b'.*")
 """what differs between two messages of one kind"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What one input may take."""
+
+    memory: int = 2 << 30
+    """bytes, beyond what the worker had"""
+    processor: float = 10.0
+    """seconds of processor time, of all threads"""
+    clock: float = 120.0
+    """seconds of the clock, for what waits without working"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,29 +73,20 @@ class Outcome:
     finding: Finding | None = None
 
 
-def run_one(given: Input, directory: Path) -> bool:
-    """Whether the input is read; False where it is refused. Raises: whatever escapes the loaders."""
-    if given.role in ("set", "films"):
-        return check_set(directory, decode=given.role == "set")
-    if given.role == "configuration":
-        return check_configuration(directory / given.name)
-    return check_media(directory, given.role, given.name)
-
-
-def work(pipe: Connection, shared: Any, directory: Path, inputs: Inputs, seed: int) -> None:
+def work(pipe: Connection, shared: Any, directory: Path, inputs: Inputs, seed: int, check: Check, limits: Limits) -> None:
     """Serve numbers from ``pipe`` until it closes.
 
     Args:
         shared: number of the input at hand, processor seconds and resident bytes at its beginning, for whoever watches.
     """
     directory.mkdir()
-    log = (directory / "log").open("w+")
+    log = (directory / "log").open("w+", errors="replace")
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     faulthandler.enable(log)
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    addresses = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE + MOST_ADDRESSES
+    addresses = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE + ADDRESSES
     resource.setrlimit(resource.RLIMIT_AS, (addresses, addresses))
     while True:
         try:
@@ -94,24 +95,30 @@ def work(pipe: Connection, shared: Any, directory: Path, inputs: Inputs, seed: i
             return
         given = inputs(seed, number)
         shared[:] = [number, time.process_time(), resident(os.getpid())]
-        pipe.send(_outcome(given, number, directory / "input"))
+        outcome = _outcome(given, number, directory / "input", check, limits)
+        log.flush()
+        log.seek(0)
+        if "Traceback" in (said := log.read()) and outcome.finding is None:
+            finding = Finding(number=number, kind=given.kind, what="printed", message=ascii(said[-300:]), place="")
+            outcome = replace(outcome, finding=finding)
         log.seek(0)
         log.truncate()
+        pipe.send(outcome)
 
 
-def _outcome(given: Input, number: int, directory: Path) -> Outcome:
+def _outcome(given: Input, number: int, directory: Path, check: Check, limits: Limits) -> Outcome:
     directory.mkdir()
     write_input(given, directory)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before, begun, wall, read, finding = resident(os.getpid()), time.process_time(), time.monotonic(), False, None
     try:
-        read = run_one(given, directory)
+        read = check(given, directory)
     except (Exception, SystemExit) as error:
         finding = Finding(number=number, kind=given.kind, what=type(error).__name__, message=shown(error), place=place_of(error))
     seconds, taken = time.process_time() - begun, _peak() - before
-    if finding is None and taken > MOST_BYTES:
+    if finding is None and taken > limits.memory:
         finding = Finding(number=number, kind=given.kind, what="memory", message=f"{taken / 2**30:.1f} GiB", place="")
-    if finding is None and (seconds > MOST_CPU or time.monotonic() - wall > MOST_WALL):
+    if finding is None and (seconds > limits.processor or time.monotonic() - wall > limits.clock):
         finding = Finding(number=number, kind=given.kind, what="time", message=f"{seconds:.1f} s of processor time", place="")
     shutil.rmtree(directory)
     return Outcome(number=number, kind=given.kind, read=read, seconds=seconds, peak_bytes=taken, finding=finding)
@@ -144,7 +151,3 @@ def processor_seconds(pid: int) -> float:
     """Processor time of a process, of all its threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-if sys.platform != "linux":
-    raise ImportError("the fuzzer reads /proc, which only Linux has")
