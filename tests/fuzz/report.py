@@ -69,6 +69,13 @@ class Report:
         sums = {key: sum(getattr(t, key) for t in tallies) for key in ("inputs", "read", "refused", "found", "seconds")}
         return Tally(**sums, peak_bytes=max((t.peak_bytes for t in tallies), default=0))
 
+    def extremes(self) -> str:
+        """The inputs that took most time and memory."""
+        return (
+            f"slowest: number {self.slowest[1]}, {self.slowest[0]:.1f} s of processor time; most memory: number {self.largest[1]}, "
+            f"{self.largest[0] / 2**20:,.0f} MiB"
+        )
+
     def causes(self) -> list[str]:
         """One line per cause, the most frequent first, with the command that repeats one of its inputs."""
         groups: dict[tuple[str, str, str], list[Finding]] = defaultdict(list)

@@ -59,7 +59,7 @@ def main() -> int:
     seconds = round(time.monotonic() - begun, 1)
     print(report.table())
     print(f"\nseed {given.seed}, {report.inputs:,} inputs in {seconds} s by {given.workers} processes, {len(report.findings)} findings")
-    print("\n".join(report.causes()))
+    print(report.extremes(), *report.causes(), sep="\n")
     if given.json:
         given.json.write_text(json.dumps(report.as_json(seconds=seconds, workers=given.workers), indent=1) + "\n")
     return 1 if report.findings else 0
