@@ -1,4 +1,4 @@
-"""Films through PyAV (the extra ``media``): uniform frames, the sound track, and what is wrong with a file.
+"""Films through PyAV (the extra ``media``): uniform frames as a player shows them, and what is wrong with a file.
 
 Shapes: F frames, H x W pixels.
 """
@@ -6,22 +6,23 @@ Shapes: F frames, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gapclose.containers import chosen, opened, refuse_short
 from gapclose.errors import Fault
 from gapclose.items import Framing
 
-SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".m4a", ".aac")
-"""files that PyAV opens, also where an audio part names one: then its sound track is meant"""
-MISSING = 0.05
-"""share of a film's stated length that may be missing at its end, and half a second at least: headers round, streams end unevenly"""
 UNINDEXED = ("avi", "mpeg", "mpegts")
 """PyAV's names of containers where a jump lands anywhere, or frames do not carry their own times: decoded from the start"""
+MOST_PIXELS = 1 << 26
+"""of a frame as it is stored; decoders hold several of them at once"""
+WIDEST = 64
+"""times as wide as high, or the other way round, that a stored pixel may be shown; beyond, a header is taken for damaged"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +39,6 @@ class Film:
         return self.frames.nbytes
 
 
-def is_film(path: str | Path) -> bool:
-    """Whether PyAV rather than libsndfile reads the sound of a file."""
-    return Path(path).suffix.lower() in SUFFIXES
-
-
 def read_film(path: Path, framing: Framing) -> Film:
     """``framing.frames`` frames, evenly in time from the first to the last, no side longer than ``framing.side`` pixels.
 
@@ -51,11 +47,8 @@ def read_film(path: Path, framing: Framing) -> Film:
     Raises:
         Fault: when the file is no film, has no pictures, is cut short, or a frame that is shown cannot be decoded.
     """
-    with _opened(path) as container:
-        if not container.streams.video:
-            raise Fault("the film has no pictures; give it as audio, or replace it")
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
+    with opened(path) as container:
+        stream = _pictures(container)
         times, keys = _packets(container, stream)
         wanted = _evenly(times, framing.frames)
         jumps = container.format.name not in UNINDEXED
@@ -67,59 +60,6 @@ def read_film(path: Path, framing: Framing) -> Film:
     if len(sizes) > 1:
         raise Fault(f"the size of the pictures changes within the film ({sorted(s[:2] for s in sizes)}); encode it again in one size")
     return Film(frames=np.stack([shown[n] for n in wanted]), seconds=step)
-
-
-def read_track(path: Path, rate: int) -> np.ndarray:
-    """The sound track, mixed to mono and resampled to ``rate`` Hz: (samples,) float32, from the moment when the pictures begin.
-
-    A track that starts later has silence before it; what sounds before the first picture is left out.
-
-    Raises:
-        Fault: when there is none, it is cut short or empty, or it cannot be decoded.
-    """
-    import av
-
-    with _opened(path) as container:
-        if not container.streams.audio:
-            raise Fault("the film has no sound track; leave its audio part out, or replace it")
-        stream = container.streams.audio[0]
-        resampler, blocks, begin = av.AudioResampler(format="flt", layout="mono", rate=rate), [], None
-        for frame in container.decode(stream):
-            begin = frame.time if begin is None else begin
-            blocks += [block.to_ndarray()[0] for block in resampler.resample(frame)]
-        blocks += [block.to_ndarray()[0] for block in resampler.resample(None)] if blocks else []
-        if not blocks:
-            raise Fault("the sound track has no samples; replace it")
-        sound = np.concatenate(blocks).astype(np.float32)
-        stated = float(stream.duration * stream.time_base) if stream.duration else 0.0
-    late = round(((begin or 0.0) - _pictures_begin(path, begin or 0.0)) * rate)
-    refuse_short(len(sound) / rate, stated, "sound track")
-    if len(sound) + late <= 0:
-        raise Fault("the sound track ends before the pictures begin; replace the film, or give sound and pictures apart")
-    return np.pad(sound, (max(0, late), 0))[max(0, -late) :]
-
-
-def _pictures_begin(path: Path, otherwise: float) -> float:
-    """When the first picture that can be decoded is shown, in seconds of the container's clock; ``otherwise`` where there is none."""
-    with _opened(path) as container:
-        for stream in container.streams.video:
-            first = next((p.pts for p in container.demux(stream) if p.is_keyframe and p.pts is not None), None)
-            return otherwise if first is None else float(max(first, stream.start_time or first) * stream.time_base)
-    return otherwise
-
-
-def track_seconds(path: Path) -> float:
-    """How long a film's sound track says that it lasts, in seconds; 0 where it does not say or cannot be read."""
-    try:
-        with _opened(path) as container:
-            for stream in container.streams.audio:
-                if not stream.duration:
-                    return float(container.duration or 0) / 1e6
-                begin = float((stream.start_time or 0) * stream.time_base)
-                return float(stream.duration * stream.time_base) + max(0.0, begin - _pictures_begin(path, begin))
-    except Fault:  # told by whoever decodes it
-        pass
-    return 0.0
 
 
 def film_inputs(films: Sequence[Film], processor: Any = None) -> dict[str, Any]:
@@ -168,22 +108,16 @@ def set_film_times(inputs: dict[str, Any], films: Sequence[Film], processor: Any
         inputs["video_second_per_grid"] = torch.tensor([f.seconds * patch for f in films])
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """An open container; whatever PyAV complains about inside comes out as a :class:`Fault`."""
-    try:
-        import av
-    except ImportError as error:
-        raise Fault("films need PyAV; `pip install av`, or install gapclose with its extra `media`") from error
-    av.logging.set_level(None)  # pyright: ignore[reportArgumentType]  # its complaints are raised as well
-    try:
-        with av.open(str(path)) as container:
-            yield container
-    except Fault:
-        raise
-    except (av.FFmpegError, OSError, ValueError, IndexError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise Fault(f"the film cannot be decoded ({reason}); replace it") from error
+def _pictures(container: Any) -> Any:
+    """The stream that is shown, ready to be decoded. Raises: Fault, when there is none, or its pictures are too large."""
+    stream = chosen(container, "video")
+    if stream is None:
+        cover = " but a cover" if container.streams.video else ""
+        raise Fault(f"the film has no pictures{cover}; give it as audio, or replace it")
+    if (stream.width or 0) * (stream.height or 0) > MOST_PIXELS:
+        raise Fault(f"the film has pictures of {stream.width} x {stream.height} pixels, more than {MOST_PIXELS:,}; scale it down")
+    stream.thread_type = "AUTO"
+    return stream
 
 
 def _packets(container: Any, stream: Any) -> tuple[list[int], list[int]]:
@@ -191,9 +125,12 @@ def _packets(container: Any, stream: Any) -> tuple[list[int], list[int]]:
 
     A file may leave frames out of what it shows (edit lists); decoders need them, and give them to nobody.
     """
-    times, keys, end = [], [], 0
-    for packet in container.demux(stream):
-        if packet.size and packet.pts is not None:
+    times, keys, end, last = [], [], 0, 0.0
+    for packet in container.demux():
+        if not packet.size or packet.pts is None:
+            continue
+        last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream_index == stream.index:
             if not packet.is_discard:
                 times.append(packet.pts)
                 end = max(end, packet.pts + (packet.duration or 0))
@@ -203,9 +140,10 @@ def _packets(container: Any, stream: Any) -> tuple[list[int], list[int]]:
         raise Fault("the film has no frames; replace it")
     if stream.frames and not stream.duration and len(times) < stream.frames:
         raise Fault(f"the film is truncated: it holds {len(times)} of {stream.frames} frames; copy it again")
-    start = stream.start_time or 0
-    stated = float(stream.duration * stream.time_base) if stream.duration else float(container.duration or 0) / 1e6
-    refuse_short(float((end - start) * stream.time_base), stated, "film")
+    if stream.duration:
+        refuse_short(float((end - (stream.start_time or 0)) * stream.time_base), float(stream.duration * stream.time_base), "film")
+    else:  # the length of the whole container, of which another stream may be the longest
+        refuse_short(last - (container.start_time or 0) / 1e6, (container.duration or 0) / 1e6, "film")
     first = min(keys)  # what comes before it, in a stream that was cut out of a longer one, cannot be decoded
     return sorted(t for t in times if t >= first), sorted(keys)
 
@@ -214,12 +152,6 @@ def _evenly(times: Sequence[int], count: int) -> list[int]:
     """Places of ``count`` of the times, rising: those nearest to an even division of the whole stretch, however the frames are spaced."""
     known = np.asarray(times)
     return [int(np.abs(known - t).argmin()) for t in np.linspace(known[0], known[-1], count)]
-
-
-def refuse_short(seconds: float, stated: float, what: str) -> None:
-    """Raises: Fault, when less is there than was stated, by more than rounding explains."""
-    if seconds < stated - max(0.5, MISSING * stated):
-        raise Fault(f"the {what} is truncated: {seconds:.1f} s of {stated:.1f} s are there; copy it again")
 
 
 def _by_jumps(container: Any, stream: Any, wanted: dict[int, int], keys: list[int], side: int) -> dict[int, np.ndarray] | None:
@@ -238,7 +170,7 @@ def _by_jumps(container: Any, stream: Any, wanted: dict[int, int], keys: list[in
         if frame is None or frame.pts != target:
             return None
         reached = target
-        shown[place] = _undamaged(frame, target * stream.time_base, side)
+        shown[place] = _undamaged(frame, target * stream.time_base, side, stream.sample_aspect_ratio)
     return shown
 
 
@@ -251,12 +183,12 @@ def _in_order(path: Path, wanted: Sequence[int], times: Sequence[int], side: int
     seen: list[int | None] = []
     counted, timed = dict[int, np.ndarray](), dict[int | None, np.ndarray]()
     targets = {n: times[n] for n in wanted}
-    with _opened(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
+    with opened(path) as container:
+        stream = _pictures(container)
         for place, frame in enumerate(_from_first_key(container, stream)):
             if place in targets or frame.pts in targets.values():
-                counted[place] = timed[frame.pts] = _undamaged(frame, times[min(place, len(times) - 1)] * stream.time_base, side)
+                at = times[min(place, len(times) - 1)] * stream.time_base
+                counted[place] = timed[frame.pts] = _undamaged(frame, at, side, stream.sample_aspect_ratio)
             seen.append(frame.pts)
         if len(seen) == len(times):
             return counted
@@ -277,15 +209,40 @@ def _from_first_key(container: Any, stream: Any) -> Iterator[Any]:
             yield from packet.decode()
 
 
-def _undamaged(frame: Any, seconds: Any, side: int) -> np.ndarray:
+def _undamaged(frame: Any, seconds: Any, side: int, shape: Fraction | None) -> np.ndarray:
     if frame.is_corrupt:
         raise Fault(f"the film is corrupt at {float(seconds):.1f} s; replace it")
-    return _picture(frame, side)
+    return _picture(frame, side, shape)
 
 
-def _picture(frame: Any, side: int) -> np.ndarray:
-    """(H, W, 3), scaled down where a side is too long, turned as the file asks for."""
-    scale = min(1.0, side / max(frame.width, frame.height))
-    width, height = (max(1, round(n * scale)) for n in (frame.width, frame.height))
+def _picture(frame: Any, side: int, shape: Fraction | None) -> np.ndarray:
+    """(H, W, 3), scaled down where a side is too long, its pixels square, turned and mirrored as the file asks for.
+
+    Args:
+        shape: width of a stored pixel by its height, as it is to be shown; None or 0: square.
+    """
+    wide = max(Fraction(1), shape or 1)
+    high = max(Fraction(1), 1 / shape if shape else 1)
+    if max(wide, high) > WIDEST:
+        raise Fault(f"the film states pixels of {shape} times their height in width, so its header is damaged; encode it again")
+    shown = frame.width * wide, frame.height * high
+    scale = min(1.0, side / max(shown))
+    width, height = (max(1, round(float(n) * scale)) for n in shown)
     pixels = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
-    return np.ascontiguousarray(np.rot90(pixels, k=round(frame.rotation / 90)))
+    return np.ascontiguousarray(_placed(pixels, frame))
+
+
+def _placed(pixels: np.ndarray, frame: Any) -> np.ndarray:
+    """(H, W, 3) by the frame's display matrix, to the next right angle.
+
+    The matrix (a, b, u; c, d, v; x, y, w) of ISO/IEC 14496-12 takes a point (p, q), q downwards, to (a p + c q, b p + d q).
+    """
+    from av.sidedata.sidedata import Type
+
+    matrix = next((np.frombuffer(bytes(data), np.int32) for data in frame.side_data if data.type == Type.DISPLAYMATRIX), None)
+    if matrix is None or len(matrix) < 9:
+        return pixels
+    a, b, c, d = (int(matrix[n]) for n in (0, 1, 3, 4))
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

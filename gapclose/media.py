@@ -6,69 +6,80 @@ Images come out as RGB :class:`PIL.Image.Image`, audio as float32 mono arrays ``
 
 from __future__ import annotations
 
-import struct
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
-import soxr
-from PIL import Image, ImageOps
+from PIL import Image
 
+from gapclose.containers import undecodable
 from gapclose.errors import Fault, Problems
 from gapclose.families import longest_sound, part_for
-from gapclose.films import Film, is_film, read_film, read_track, refuse_short, track_seconds
+from gapclose.films import Film, read_film
 from gapclose.items import Decoding, Framing, Item, ItemSet
 from gapclose.media_cache import MediaCache
-from gapclose.truncated import promised_beyond
+from gapclose.pictures import read_picture
+from gapclose.sounds import read_sound
 
 SUPPORTED = ("image", "audio", "video")
 MOST_SKIPPED = 0.01
 """share of the items that ``data.on_error: skip`` may leave out"""
-DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-"""modes of Pillow with more than 8 bits a channel: turned into RGB as they are, nearly all of their values would be cut off"""
-BITS_PER_SAMPLE = 258
-"""tag of a TIFF; Pillow opens colours of 16 bits as of 8"""
-PAGED = ("TIFF", "GIF", "WEBP", "PNG")
-"""formats whose files may hold several pictures, all of them meant (a JPEG may hold a preview of itself)"""
-SILENT = 1e-5
-"""a sound that stays below it (full scale is 1; one step of 16 bits is 3e-5) says nothing"""
 
 
-def faults(items: ItemSet) -> dict[tuple[str, str], str]:
-    """Decode every media file of the set once: ``(kind, path)`` -> what is wrong with it and the remedy, for those that are missing,
-    truncated, empty, silent, corrupt or not finite."""
+@dataclass(frozen=True)
+class Survey:
+    """Every media file of a set, decoded once; keys are ``(kind, path)``."""
 
-    def fault(entry: tuple[str, str]) -> str | None:
+    faults: dict[tuple[str, str], str]
+    """what is wrong with those that are missing, truncated, empty, silent, corrupt or not finite, and the remedy"""
+    sizes: dict[tuple[str, str], tuple[float, ...]]
+    """of the others: width and height in pixels, or length in seconds, as decoded"""
+
+
+def survey(items: ItemSet) -> Survey:
+    """Decode every media file of the set once."""
+
+    def look(entry: tuple[str, str]) -> str | tuple[float, ...]:
+        kind, path = entry
         try:
-            if entry[0] == "video":  # the one kind that needs no model to be decoded for good
-                decode_once(*entry, items.root, None, items.framing, cache)
-            else:
-                decode(entry[0], items.root / entry[1], None, items.framing)
+            if kind == "video":  # the one kind that needs no model to be decoded for good
+                film = decode_once(kind, path, items.root, None, items.framing, cache)
+                return film.frames.shape[2], film.frames.shape[1]
+            value, rate = _decode(kind, items.root / path, None, items.framing)
         except Fault as error:
             return str(error)
-        return None
+        return value.size if kind == "image" else (len(value) / rate,)
 
     cache = _cache(items.decoding)
     entries = list(dict.fromkeys(entry for item in items for entry in item.media))
     with ThreadPoolExecutor(max_workers=max(1, items.decoding.workers)) as pool:
-        return {entry: found for entry, found in zip(entries, pool.map(fault, entries), strict=True) if found}
+        seen = dict(zip(entries, pool.map(look, entries), strict=True))
+    faults = {entry: found for entry, found in seen.items() if isinstance(found, str)}
+    return Survey(faults, {entry: found for entry, found in seen.items() if not isinstance(found, str)})
 
 
-def too_long(items: ItemSet, processor: Any) -> dict[tuple[str, str], str]:
-    """Every sound that is longer than what the model's feature extractor takes in, with the remedy; the rest would be dropped silently."""
+def faults(items: ItemSet) -> dict[tuple[str, str], str]:
+    """:attr:`Survey.faults` of the set."""
+    return survey(items).faults
+
+
+def too_long(items: ItemSet, processor: Any, sizes: Mapping[tuple[str, str], tuple[float, ...]] | None = None) -> dict[tuple[str, str], str]:
+    """Every sound that is longer than what the model's feature extractor takes in, with the remedy; the rest would be dropped silently.
+
+    Args:
+        sizes: :attr:`Survey.sizes`, where they are known.
+    """
     samples, rate = longest_sound(processor), getattr(part_for(processor, "audio"), "sampling_rate", None)
     if not samples or not rate:
         return {}
     most, found = samples / rate, {}
-    for path in dict.fromkeys(p for item in items for kind, p in item.media if kind == "audio"):
-        seconds = _seconds(items.root / path)
-        if seconds > 1.001 * most:  # a container states its length in coarse steps
-            found["audio", path] = f"the audio lasts {seconds:.1f} s, and this model hears the first {most:.1f} s only; cut it"
+    for entry, (seconds, *_) in (survey(items).sizes if sizes is None else sizes).items():
+        if entry[0] == "audio" and seconds > 1.001 * most:  # resampling rounds
+            found[entry] = f"the audio lasts {seconds:.1f} s, and this model hears the first {most:.1f} s only; cut it"
     return found
 
 
@@ -78,7 +89,7 @@ def tell(items: ItemSet, found: Mapping[tuple[str, str], str], problems: Problem
     for entry, fault in found.items():
         if entry[1] in gone:
             continue  # a film that is missing to the eye is missing to the ear
-        gone |= set() if (items.root / entry[1]).is_file() else {entry[1]}
+        gone |= set() if _is_file(items.root / entry[1]) else {entry[1]}
         user = next(i.id for i in items if entry in i.media)
         problems.add(f"{items.root / entry[1]}: item {user!r}: {fault}")
 
@@ -95,16 +106,6 @@ def without(items: ItemSet, found: Mapping[tuple[str, str], str], problems: Prob
     return replace(items, items=tuple(i for i in items if i.id not in skipped), skipped=tuple(skipped.items()))
 
 
-def _seconds(path: Path) -> float:
-    """Length of a sound by its header, or, where that has none (as recorders of live sound write it), of what is decoded; 0 where it cannot
-    be read, which whoever decodes it will tell."""
-    try:
-        stated = track_seconds(path) if is_film(path) else soundfile.info(path).duration
-        return stated or len(_audio(path, 16_000)) / 16_000
-    except (soundfile.LibsndfileError, RuntimeError, OSError, Fault):
-        return 0.0
-
-
 def decode(kind: str, path: Path, rate: int | None, framing: Framing) -> Any:
     """One image, sound or film.
 
@@ -114,21 +115,41 @@ def decode(kind: str, path: Path, rate: int | None, framing: Framing) -> Any:
     Raises:
         Fault: what is wrong with the file, and the remedy.
     """
-    if not path.is_file():
+    return _decode(kind, path, rate, framing)[0]
+
+
+def _decode(kind: str, path: Path, rate: int | None, framing: Framing) -> tuple[Any, int]:
+    """:func:`decode`, and the sampling rate of a sound (0 of what is none)."""
+    if not _is_file(path):
         raise Fault(f"no such {kind} file; restore it or remove the item")
-    if path.stat().st_size == 0:
-        raise Fault(f"the {kind} file is empty; replace it")
-    if kind == "image":
-        return _image(path)
-    return read_film(path, framing) if kind == "video" else _audio(path, rate)
+    try:
+        if path.stat().st_size == 0:
+            raise Fault(f"the {kind} file is empty; replace it")
+        if kind == "audio":
+            return read_sound(path, rate)
+        return (read_picture(path) if kind == "image" else read_film(path, framing)), 0
+    except Fault:
+        raise
+    except Exception as error:  # whatever a damaged file leads a decoder to is a fault of that file
+        raise undecodable("film" if kind == "video" else kind, error) from error
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def decode_once(kind: str, path: str, root: Path, rate: int | None, framing: Framing, cache: MediaCache | None) -> Any:
     """:func:`decode`, unless the cache has it. Raises: as it does; faults are not kept."""
     file = root / path
-    if cache is None or not file.is_file():
+    if cache is None or not _is_file(file):
         return decode(kind, file, rate, framing)
-    place = cache.place(kind, file, rate, framing)
+    try:
+        place = cache.place(kind, file, rate, framing)
+    except OSError as error:
+        raise Fault(f"the {kind} file cannot be read ({error.strerror or error}); restore it") from error
     value = cache.get(place)
     if value is None:
         value = decode(kind, file, rate, framing)
@@ -138,71 +159,6 @@ def decode_once(kind: str, path: str, root: Path, rate: int | None, framing: Fra
 
 def _cache(decoding: Decoding) -> MediaCache | None:
     return MediaCache(decoding.cache, decoding.cache_gb) if decoding.cache else None
-
-
-def _image(path: Path) -> Image.Image:
-    """RGB, turned as its EXIF note asks for; what shines through is laid on white."""
-    try:
-        with Image.open(path) as image:
-            if image.mode in DEEP or (bits := _bits(image, path)) > 8:
-                what = f"Pillow's mode {image.mode}" if image.mode in DEEP else f"{bits}, in {image.format}"
-                raise Fault(
-                    f"the image has more than 8 bits a channel ({what}), which would be cut off; write it as 8 bits, windowed as you want it seen"
-                )
-            if image.format in PAGED and (count := getattr(image, "n_frames", 1)) > 1:
-                raise Fault(
-                    f"the file holds {count} pictures, and only the first would be shown; give each a file of its own, or make a film"
-                )
-            upright = ImageOps.exif_transpose(image)
-            if not upright.has_transparency_data:
-                return upright.convert("RGB")
-            clear = upright.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
-    except Fault:
-        raise
-    except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError) as error:
-        raise Fault(f"the image cannot be decoded ({error}); replace it") from error
-
-
-def _bits(image: Image.Image, path: Path) -> int:
-    """Bits a channel that the file of an opened image has."""
-    if image.format == "PNG":
-        with path.open("rb") as handle:
-            return handle.read(25)[24]
-    if image.format == "TIFF":
-        return max(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))  # pyright: ignore[reportAttributeAccessIssue]
-    return 8
-
-
-def _audio(path: Path, rate: int | None) -> np.ndarray:
-    """(samples,) float32, mono."""
-    if is_film(path):
-        mono = read_track(path, rate or 16_000)
-    else:
-        mono, own = _sound_file(path)
-        if rate and own != rate:
-            mono = soxr.resample(mono, own, rate)
-    if np.abs(mono).max() < SILENT:
-        raise Fault("the audio is silent throughout; replace it, or, where silence is meant, give it faint noise")
-    return mono.astype(np.float32)
-
-
-def _sound_file(path: Path) -> tuple[np.ndarray, int]:
-    if lacking := promised_beyond(path):
-        raise Fault(f"the audio is truncated: {lacking}; copy it again")
-    try:
-        with soundfile.SoundFile(path) as sound:
-            rate, stated = sound.samplerate, sound.frames
-            samples = sound.read(dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise Fault(f"the audio cannot be decoded ({error}); replace it") from error
-    if len(samples) == 0:
-        raise Fault("the audio has no samples; replace it")
-    refuse_short(len(samples) / rate, stated / rate, "audio")  # an mp3 says how many there are
-    bad = int((~np.isfinite(samples)).sum())
-    if bad:
-        raise Fault(f"the audio has {bad} samples that are not finite; write it again without NaN or infinity")
-    return samples.mean(axis=1), rate
 
 
 class Media:

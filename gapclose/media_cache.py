@@ -19,13 +19,14 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from gapclose.containers import is_film
 from gapclose.files import write_in_place
-from gapclose.films import Film, is_film
+from gapclose.films import Film
 from gapclose.items import Framing, content_digest
 
-FORMAT = 2
+FORMAT = 3
 """of what is stored and how it is decoded here; another number makes older files strangers"""
-DECODERS = {"image": ("pillow",), "video": ("av",), "film sound": ("av",), "audio": ("soundfile", "soxr")}
+DECODERS = {"image": ("pillow",), "video": ("av",), "film sound": ("av",), "audio": ("soundfile", "soxr", "av")}
 """packages by which a kind is decoded: another version may give other samples"""
 
 

@@ -37,7 +37,7 @@ def make_prompts(processor: Any, items: Sequence[Item], media: Media) -> dict[st
     """
     media.ahead(items)
     for item in items:
-        if fault := _untaken(processor, item):
+        if fault := untaken(processor, item):
             raise ValueError(f"item {item.id!r}: {fault}")
     if within_template(processor):
         return _on_the_left(processor, dict(processor.apply_chat_template([_with_sounds(item, media) for item in items])))
@@ -102,7 +102,7 @@ def _media_inputs(processor: Any, items: Sequence[Item], media: Media) -> dict[s
     return inputs
 
 
-def _untaken(processor: Any, item: Item) -> str | None:
+def untaken(processor: Any, item: Item) -> str | None:
     """What an item carries that the model does not take, with the remedy, or None."""
     for kind in sorted({kind for kind, _ in item.media}):
         if part_for(processor, kind) is None:
@@ -130,7 +130,7 @@ def check_kinds(items: ItemSet, processor: Any, problems: Problems) -> None:
         if (signature, form) in seen:
             continue
         seen.add((signature, form))
-        fault = _untaken(processor, item)
+        fault = untaken(processor, item)
         if fault is None and not within_template(processor):
             fault = _unwritten(processor, item)
         if fault is not None:

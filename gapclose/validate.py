@@ -20,7 +20,8 @@ from gapclose.interleave import interleave
 from gapclose.item_files import check_splits_filled
 from gapclose.items import Decoding, Framing, ItemSet
 from gapclose.labelling import relabel
-from gapclose.media import faults, tell, too_long, without
+from gapclose.media import survey, tell, too_long, without
+from gapclose.media_fit import unfit
 from gapclose.models import SHIPPED, ModelConfig, load_processor
 from gapclose.objectives import BY_TRL
 from gapclose.option_order import shuffle_options
@@ -79,7 +80,8 @@ def load_items(
         check_twins(items, problems)
     check_prompts(prompts, model, problems)
     asked = {name: reword(items, name, prompts, problems) for name in prompts.names}
-    found = faults(items)
+    seen = survey(items)
+    found = seen.faults
     check_media_apart(plain, found, problems)  # shuffled options would hide a question that is asked twice
     try:
         processor = None if without_model else load_processor(model)
@@ -91,8 +93,11 @@ def load_items(
             limit = prompts.limit(name, max_new_tokens)
             key = "observe.max_new_tokens" if limit == max_new_tokens else "prompts.max_new_tokens"
             check_options(worded, processor, limit, problems, key=key, prompt=None if name == prompts.asked else name)
+        before = len(problems)
         check_kinds(items, processor, problems)
-        found = too_long(items, processor) | found
+        found = too_long(items, processor, seen.sizes) | found
+        if len(problems) == before:  # else no prompt can be made
+            found |= unfit(items, model, processor, {entry: size for entry, size in seen.sizes.items() if entry not in found})
     if data.on_error == "skip":
         items = without(items, found, problems)
     else:

@@ -1,0 +1,135 @@
+"""Sounds through PyAV, decoded to their end: the sound track of a film, and compressed sound files (mp3, flac).
+
+FFmpeg decodes what is there. What a header states is compared with it afterwards, and never bounds it.
+Shapes: n samples, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gapclose.containers import chosen, opened, refuse_short
+from gapclose.errors import Fault
+from gapclose.mixing import Mix, refuse_longer
+from gapclose.truncated import states_mp3_length
+
+RESYNCED = ("mp3", "aac")
+"""containers of frames that carry their own start: players skip what lies between them"""
+
+
+def read_track(path: Path, rate: int, what: str = "sound track") -> np.ndarray:
+    """The sound track, mixed to mono and resampled to ``rate`` Hz: (samples,) float32, from the moment when the pictures begin.
+
+    A track that starts later has silence before it; what sounds before the first picture is left out.
+
+    Raises:
+        Fault: when there is none, it is cut short or empty, its channels cancel, or it cannot be decoded.
+    """
+    with opened(path, "film" if what == "sound track" else what) as container:
+        stream = chosen(container, "audio")
+        if stream is None:
+            raise Fault("the film has no sound track; leave its audio part out, or replace it")
+        to_mono, blocks, mix, begin, length = _Resampler("mono", rate), list[np.ndarray](), Mix(), None, 0
+        for frame, apart in _frames(container, stream):
+            begin = frame.time if begin is None else begin
+            for block in apart:
+                mix.add(block)
+            for block in to_mono(frame):
+                blocks.append(block.to_ndarray()[0])
+                length += block.samples
+            refuse_longer(length)
+        blocks += [block.to_ndarray()[0] for block in to_mono.rest()]
+        if not blocks:
+            raise Fault(f"the {what} has no samples; replace it")
+        sound = np.concatenate(blocks).astype(np.float32)
+        stated = float(stream.duration * stream.time_base) if stream.duration else 0.0
+        sounding = chosen(container, "video") is not None
+    late = round(((begin or 0.0) - _pictures_begin(path, begin or 0.0)) * rate) if sounding else 0
+    refuse_short(len(sound) / rate, stated, what)
+    mix.refuse()
+    if len(sound) + late <= 0:
+        raise Fault("the sound track ends before the pictures begin; replace the film, or give sound and pictures apart")
+    refuse_longer(len(sound) + late)
+    return np.pad(sound, (max(0, late), 0))[max(0, -late) :]
+
+
+def read_compressed(path: Path) -> tuple[np.ndarray, int] | None:
+    """A compressed sound file mixed to mono, (samples,) float32, and its sampling rate in Hz; None where the file holds a film.
+
+    Raises:
+        Fault: when it is cut short or empty, its channels cancel, or it cannot be decoded.
+    """
+    with opened(path, "audio") as container:
+        stream = chosen(container, "audio")
+        if stream is None:
+            raise Fault("the file has no sound; replace it")
+        if chosen(container, "video") is not None:
+            return None
+        mix, blocks, rate = Mix(), list[np.ndarray](), stream.rate
+        for frame, apart in _frames(container, stream):
+            if frame.sample_rate != rate:
+                raise Fault(f"the sampling rate changes within the audio ({rate} Hz, then {frame.sample_rate} Hz); encode it again with one")
+            blocks += [mix.add(block) for block in apart]
+        stated = float(stream.duration * stream.time_base) if stream.duration else 0.0
+        guessed = container.format.name == "mp3" and not states_mp3_length(path)
+    if not mix.length:
+        raise Fault("the audio has no samples; replace it")
+    refuse_short(mix.length / rate, 0.0 if guessed else stated, "audio")  # without a header FFmpeg divides the size by the first bit rate
+    mix.refuse()
+    return np.concatenate(blocks), rate
+
+
+def _frames(container: Any, stream: Any) -> Iterator[tuple[Any, list[np.ndarray]]]:
+    """Every frame of a sound stream, with its samples as blocks (n, C) float32."""
+    import av
+
+    apart, lost, heard = _Resampler(None, None), 0.0, 0.0
+    lenient = container.format.name in RESYNCED
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            if not lenient:
+                raise
+            lost += float((packet.duration or 0) * packet.time_base)
+            continue
+        for frame in frames:
+            heard += frame.samples / max(1, frame.sample_rate)
+            yield frame, [b.to_ndarray().reshape(-1, len(b.layout.channels)) for b in apart(frame)]
+    if lost:
+        refuse_short(heard, heard + lost, "audio")
+
+
+class _Resampler:
+    """PyAV's resampler to packed float32, made anew where a stream changes its format on the way; None leaves layout and rate."""
+
+    def __init__(self, layout: str | None, rate: int | None) -> None:
+        from av import AudioResampler
+
+        self.make = lambda: AudioResampler(format="flt", layout=layout, rate=rate)
+        self.form, self.resampler = None, None
+
+    def __call__(self, frame: Any) -> list[Any]:
+        form, found = (frame.format.name, frame.layout.name, frame.sample_rate), []
+        if form != self.form:
+            found, self.form, self.resampler = self.rest(), form, self.make()
+        assert self.resampler is not None
+        return found + self.resampler.resample(frame)
+
+    def rest(self) -> list[Any]:
+        """What is left when nothing follows."""
+        return [] if self.resampler is None else self.resampler.resample(None)
+
+
+def _pictures_begin(path: Path, otherwise: float) -> float:
+    """When the first picture that can be decoded is shown, in seconds of the container's clock; ``otherwise`` where there is none."""
+    with opened(path) as container:
+        stream = chosen(container, "video")
+        if stream is None:
+            return otherwise
+        first = next((p.pts for p in container.demux(stream) if p.is_keyframe and p.pts is not None), None)
+        return otherwise if first is None else float(max(first, stream.start_time or first) * stream.time_base)
