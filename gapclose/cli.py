@@ -27,6 +27,9 @@ usage: gapclose COMMAND [--config FILE] [--any.key value ...]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors a user can mend are printed without a traceback, with exit status 2."""
+    from gapclose.progress import spell_out
+
+    spell_out()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)

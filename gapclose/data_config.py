@@ -51,14 +51,14 @@ class DataConfig:
             raise ValueError(f"data.degraded is {self.degraded}; it must lie in 0..1 (0.3 for three clips of ten)")
         if self.degraded and self.path != "digits":
             raise ValueError(f"data.degraded is for the embedded world alone; with data.path {self.path!r} it must be 0")
-        if len(self.shares) != 4 or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6:
+        if len(self.shares) != 4 or not min(self.shares) >= 0 or not abs(sum(self.shares) - 1) <= 1e-6:  # also NaN
             raise ValueError(f"data.shares is {self.shares}; give four shares that add up to 1: of fit, train, val and test")
         if self.split_seed < 0:
             raise ValueError(f"data.split_seed is {self.split_seed}; it must not be negative")
         for name, least in (("frames", 1), ("side", 16), ("workers", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.cache_gb <= 0:
+        if not self.cache_gb > 0:
             raise ValueError(f"data.cache_gb is {self.cache_gb}; it must be above 0 (data.cache null keeps nothing)")
         if self.about not in (None, "vision", "audio"):
             raise ValueError(f"data.about is {self.about!r}; choose vision or audio, or null for both")

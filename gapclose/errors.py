@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from typing import Any
 
 NAMES = re.compile(r"'[^']*'|\"[^\"]*\"|\S*/\S*|\d+(?:\.\d+)?")
 """what differs between two messages of one kind: names in quotes, paths, numbers"""
@@ -41,3 +42,15 @@ class Problems:
 
 class Fault(ValueError):
     """What is wrong with one file, and the remedy; whoever catches it adds which file and which item."""
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """A value for a message: its ``repr``, cut to its start where it is long, on one line."""
+    if isinstance(value, str | bytes) and len(value) > most:
+        return f"{value[:most]!r}... ({len(value):,} {'characters' if isinstance(value, str) else 'bytes'})"
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep; a number of thousands of digits
+        return f"a {type(value).__name__}"
+    text = " ".join(text.splitlines())
+    return text if len(text) <= 4 * most else f"{text[: 4 * most]}... ({len(text):,} characters)"

@@ -17,11 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gapclose.errors import Problems
+from gapclose.errors import Fault, Problems, shown
 from gapclose.files import write_text
-from gapclose.items import CONTENT_TYPES, ORDER, PURPOSES, SPLITS, Item, ItemSet, Option, content_parts, leaves
-
-ROLES = ("system", "user", "assistant")
+from gapclose.item_rows import read_item
+from gapclose.items import Item, ItemSet
+from gapclose.keys import Spellings, key
+from gapclose.strict import parse_json, read_text
 
 
 def write_items(items: ItemSet, directory: str | Path) -> None:
@@ -66,15 +67,16 @@ def read_items(directory: str | Path, problems: Problems | None = None) -> ItemS
     concepts, alarm, name = _read_header(header_file, problems)
     items: list[Item] = []
     line_of: dict[str, int] = {}
+    spelled = Spellings()
     try:
-        lines = items_file.read_text(encoding="utf-8").split("\n")  # splitlines() would also cut at U+2028 inside a text
-    except UnicodeDecodeError as error:
-        problems.add(f"{items_file}: not UTF-8 ({error}); write it again in that encoding")
+        lines = read_text(items_file).split("\n")  # splitlines() would also cut at U+2028 inside a text
+    except Fault as fault:
+        problems.add(f"{items_file}: {fault}")
         lines = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        item = _read_item(line, f"{items_file}:{number}", concepts, problems)
+        item = read_item(line, f"{items_file}:{number}", concepts, spelled, problems)
         if item is None:
             continue
         if item.id in line_of:
@@ -86,25 +88,29 @@ def read_items(directory: str | Path, problems: Problems | None = None) -> ItemS
     _check_splits(items, items_file, line_of, problems)
     if not collect:
         problems.raise_if_any()
-    return ItemSet(root=directory, name=name, concepts=concepts, alarm=alarm, items=tuple(items))
+    notes = tuple(f"{items_file}: {line}" for line in (*spelled.taken_for_one(), *spelled.taken_for_two()))
+    return ItemSet(root=directory, name=name, concepts=concepts, alarm=alarm, items=tuple(items), notes=notes)
 
 
 def _read_header(path: Path, problems: Problems) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        problems.add(f"{path}: not JSON ({error}); mend the syntax")
+        header = parse_json(read_text(path), "mend the syntax")
+    except Fault as fault:
+        problems.add(f"{path}: {fault}")
         return (), (), path.parent.name
     if not isinstance(header, dict):
         problems.add(f"{path}: holds {type(header).__name__}, not an object with `concepts` and `alarm`")
         return (), (), path.parent.name
     if "alarm" not in header:
         problems.add(f"{path}: alarm is missing; name the concepts that call for action when they are seen, or write [] where none does")
-    for key in ("concepts", "alarm"):
-        names = header.get(key) or []
-        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-            problems.add(f"{path}: {key} is {names!r}; it must be a list of names")
+    for field in ("concepts", "alarm"):
+        names = header.get(field) or []
+        if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
+            problems.add(f"{path}: {field} is {shown(names)}; it must be a list of names")
             return (), (), path.parent.name
+    if not isinstance(header.get("name") or "", str):
+        problems.add(f"{path}: name is {shown(header['name'])}; write a text, or leave the key out")
+        return (), (), path.parent.name
     concepts, alarm = tuple(header.get("concepts") or ()), tuple(header.get("alarm") or ())
     if len(concepts) < 2 or len(set(concepts)) != len(concepts):
         problems.add(f"{path}: concepts {list(concepts)} must be two or more distinct names")
@@ -120,113 +126,12 @@ def line_of(items_file: Path, ident: str) -> int | None:
     """Number of the line that holds an item, from 1; None when there is none, or no such file."""
     if not items_file.is_file():
         return None
-    for number, line in enumerate(items_file.read_text(encoding="utf-8").split("\n"), start=1):
-        with suppress(ValueError, AttributeError):  # a broken line, or one that holds no object
-            if json.loads(line).get("id") == ident:
+    for number, line in enumerate(read_text(items_file).split("\n"), start=1):
+        with suppress(Fault):  # a broken line, which was told of when the set was read
+            row = parse_json(line)
+            if isinstance(row, dict) and key(row.get("id")) == ident:
                 return number
     return None
-
-
-def _read_item(line: str, where: str, concepts: tuple[str, ...], problems: Problems) -> Item | None:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        problems.add(f"{where}: not JSON ({error}); write one JSON object per line")
-        return None
-    if not isinstance(row, dict):
-        problems.add(f"{where}: holds {type(row).__name__}, not an object")
-        return None
-    before = len(problems)
-    label = f"{where}: item {row.get('id')!r}"
-    unknown = sorted(set(row) - set(Item.__dataclass_fields__))
-    if unknown:
-        problems.add(f"{label}: unknown keys {unknown}; put free labels under `tags`")
-    for key in ("id", "clip", "split", "modality"):
-        if not isinstance(row.get(key), str) or not row.get(key):
-            problems.add(f"{label}: {key} is {row.get(key)!r}; it must be a non-empty string")
-    if isinstance(row.get("split"), str) and row["split"] not in SPLITS:
-        problems.add(f"{label}: split {row['split']!r} is not one of {list(SPLITS)}")
-    if row.get("purpose", "gap") not in PURPOSES:
-        problems.add(f"{label}: purpose {row['purpose']!r} is not one of {list(PURPOSES)}")
-    tags = row.get("tags") or {}
-    if not isinstance(tags, dict) or any(isinstance(v, dict | list) for v in tags.values()):
-        problems.add(f"{label}: tags is {tags!r}; it must be an object of strings")
-    elif ORDER in tags:
-        problems.add(f"{label}: the tag {ORDER!r} is kept for options that are shuffled on reading; use another name")
-    if not (row.get("stem") is None or (isinstance(row["stem"], str) and row["stem"].strip())):
-        problems.add(f"{label}: stem is {row['stem']!r}; write the question without its options, or leave the key out")
-    _check_messages(row.get("messages"), label, problems)
-    options, gold = _read_options(row, label, concepts, problems)
-    if len(problems) > before:
-        return None
-    return Item(
-        id=row["id"],
-        clip=row["clip"],
-        split=row["split"],
-        modality=row["modality"],
-        messages=row["messages"],
-        options=options,
-        gold=gold,
-        purpose=row.get("purpose", "gap"),
-        tags={str(k): str(v) for k, v in tags.items()},
-        stem=row.get("stem"),
-    )
-
-
-def _check_messages(messages: Any, label: str, problems: Problems) -> None:
-    if not isinstance(messages, list) or not messages:
-        problems.add(f"{label}: messages is {messages!r}; it must be a non-empty list of {{role, content}}")
-        return
-    for message in messages:
-        if not isinstance(message, dict) or "role" not in message or not isinstance(message.get("content"), str | list):
-            problems.add(f"{label}: message {message!r} needs `role` and `content` (a string or a list of parts)")
-            continue
-        if message["role"] not in ROLES:
-            problems.add(f"{label}: role {message['role']!r} is not one of {list(ROLES)}; a chat template may pass over others")
-        if unknown := sorted(set(message) - {"role", "content"}):
-            problems.add(f"{label}: a message has the keys {unknown} beside `role` and `content`; nothing looks at them, take them out")
-        for part in content_parts([message]):
-            kind = part.get("type") if isinstance(part, dict) else None
-            key = "text" if kind == "text" else "path"
-            if kind not in CONTENT_TYPES or not isinstance(part.get(key), str):
-                problems.add(f"{label}: content part {part!r} needs `type` (one of {list(CONTENT_TYPES)}) and `text` or `path`")
-            elif key == "path" and leaves(part["path"]):
-                problems.add(f"{label}: {kind} is {part['path']!r}, which leaves the set's directory; move or link the file into it")
-            elif unknown := sorted(set(part) - {"type", key}):
-                problems.add(f"{label}: content part {part!r} has the keys {unknown}; nothing looks at them, take them out")
-
-
-def _read_options(row: dict, label: str, concepts: tuple[str, ...], problems: Problems) -> tuple[list[Option], int | None]:
-    raw = row.get("options")
-    if not isinstance(raw, list) or len(raw) < 2:
-        problems.add(f"{label}: options is {raw!r}; it must list at least two of {{text, concept}}")
-        return [], None
-    options: list[Option] = []
-    for entry in raw:
-        text = entry.get("text") if isinstance(entry, dict) else None
-        concept = entry.get("concept") if isinstance(entry, dict) else None
-        meaning = entry.get("meaning") if isinstance(entry, dict) else None
-        if not isinstance(text, str) or not text.strip():
-            problems.add(f"{label}: option {entry!r} has no text")
-        elif concept is None:
-            problems.add(f"{label}: option {text!r} has no concept; name one of {list(concepts)}")
-        elif concepts and concept not in concepts:  # without concepts, set.json has been complained about already
-            problems.add(f"{label}: option {text!r} expresses {concept!r}, which set.json does not declare ({list(concepts)})")
-        elif not (meaning is None or (isinstance(meaning, str) and meaning.strip())):
-            problems.add(f"{label}: option {text!r} has the meaning {meaning!r}; write what the letter stands for, or leave the key out")
-        else:
-            options.append(Option(text=text, concept=concept, meaning=meaning))
-    texts = [o.text for o in options]
-    if len({t.strip() for t in texts}) != len(texts):
-        problems.add(f"{label}: options {texts} repeat a text; a generated answer could not be told apart")
-    gold = row.get("gold")
-    if gold is None:
-        return options, None
-    if gold not in texts:
-        if len(texts) == len(raw):
-            problems.add(f"{label}: gold {gold!r} is not among the options {texts}; copy one of them letter for letter")
-        return options, None
-    return options, texts.index(gold)
 
 
 def _check_splits(items: Sequence[Item], path: Path, line_of: dict[str, int], problems: Problems) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,8 +19,14 @@ import numpy as np
 SPLITS = ("fit", "train", "val", "test")
 PURPOSES = ("gap", "transfer", "retain")
 CONTENT_TYPES = ("text", "image", "audio", "video")
+EVERYTHING = "all"
+"""what figures over every modality are filed under, so that no modality may be called so"""
 ORDER = "option_order"
 """tag with the places that shuffled options have in the data"""
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]+", re.ASCII)
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+"""bytes of a file's name and characters of a path, on Linux"""
 _digests: dict[tuple[str, int, int], bytes] = {}
 """path, size and time of the last change of a file -> digest of its content"""
 
@@ -200,6 +207,31 @@ def content_digest(path: Path) -> bytes:
 def leaves(path: str) -> bool:
     """Whether a path is absolute, or goes up beyond where it starts; links may lead anywhere."""
     return Path(path).is_absolute() or Path(os.path.normpath(path)).parts[:1] == (os.pardir,)
+
+
+def path_fault(path: str) -> str | None:
+    """Why a text can be no path of a media file, with the remedy: a web address, media written out as text, or no name of a file at all."""
+    if path[:5].lower() == "data:":
+        return "a data: URI, the file itself written as text; save it as a file and name that"
+    if ADDRESS.match(path):
+        return "an address; fetch the file and name it by a path"
+    if "\0" in path:
+        return "which holds a NUL character; remove it"
+    longest = max((len(os.fsencode(part)) for part in path.split("/")), default=0) if _encodes(path) else 0
+    if len(path) > 200 and BASE64.fullmatch(path):  # no dot: no suffix
+        return "base64, the file itself written as text; save it as a file and name that"
+    if longest > LONGEST_NAME or len(path) > LONGEST_PATH:
+        return "longer than the name of a file can be; shorten it"
+    return None
+
+
+def _encodes(path: str) -> bool:
+    """Whether this machine's file system can have a file of that name; where it cannot, the file is said to be missing."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def content_parts(messages: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]]:

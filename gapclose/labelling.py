@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gapclose.items import Item, ItemSet
+from gapclose.keys import fold
 
 
 @dataclass(kw_only=True)
@@ -46,7 +47,7 @@ def relabel(items: ItemSet, config: LabellingConfig, seed: int) -> ItemSet:
     kept = fit
     if config.without is not None:
         tag, _, value = config.without.partition("=")
-        kept = [i for i in kept if i.tags.get(tag) != value]
+        kept = [i for i in kept if i.tags.get(tag) not in (value, fold(value))]
         if len(kept) == len(fit):
             known = sorted({f"{t}={v}" for i in fit for t, v in i.tags.items()})[:20]
             raise ValueError(f"labelling.without {config.without!r}: no gap item of fit in {items.root} has that tag; there are {known}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -18,9 +19,17 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def spell_out() -> None:
+    """Have standard output and error print what their encoding lacks as an escape (``\\u8996``) instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def say(message: str) -> None:
     """Print one line on the main process."""
     if is_main():
+        spell_out()
         print(f"{message}\n", end="", flush=True)  # in one call: processes share the output
 
 
@@ -30,9 +39,10 @@ def track(work: Iterable[T], total: int, label: str) -> Iterator[T]:
         yield from work
         return
     if sys.stderr.isatty():
+        from rich.markup import escape
         from rich.progress import track as rich_track
 
-        yield from rich_track(work, total=total, description=label, transient=True)
+        yield from rich_track(work, total=total, description=escape(label), transient=True)
         return
     start = last = time.monotonic()
     done = 0

@@ -29,7 +29,7 @@ from gapclose.progress import say
 from gapclose.prompts import check_kinds, check_options
 from gapclose.quantise import refuse_quantisation
 from gapclose.readers import read_set
-from gapclose.readers.splits import Dealing, check_media_apart, check_twins
+from gapclose.readers.splits import Dealing, check_clips_apart, check_media_apart, check_twins
 from gapclose.report.console import add_columns, wide_console
 from gapclose.verdict import LEAST_CLIPS
 from gapclose.wordings import WORDINGS, PromptsConfig, reword
@@ -83,6 +83,7 @@ def load_items(
     seen = survey(items)
     found = seen.faults
     check_media_apart(plain, found, problems)  # shuffled options would hide a question that is asked twice
+    items = replace(items, notes=(*items.notes, *check_clips_apart(plain, found, problems)))
     try:
         processor = None if without_model else load_processor(model)
     except ValueError as error:

@@ -23,23 +23,20 @@ CONTENT, LIE = test_items.ODD, test_items.LIE
 
 
 def whole_set(directory) -> list[dict]:
-    """The rows of a set that is right: four clips a split and concept, with picture and sound."""
-    messages = {}
+    """The rows of a set that is right: four clips a split and concept, each with a picture and a sound; the first one's bear the split's name."""
+    rows = []
     for n, split in enumerate(("fit", "val", "test", "train"), start=1):
-        Image.new("RGB", (32, 32), (50 * n, 9, 9)).save(directory / f"{split}.png")
-        soundfile.write(directory / f"{split}.wav", np.full(800, 0.1 * n, dtype="float32"), 16_000)
-        content = [
-            {"type": "image", "path": f"{split}.png"},
-            {"type": "audio", "path": f"{split}.wav"},
-            {"type": "text", "text": "Is it odd?"},
-        ]
-        messages[split] = [{"role": "user", "content": content}]
-    return [
-        test_items.row(f"{split}-{n}-{gold}", split=split, gold=gold, messages=messages[split])
-        for split in ("fit", "val", "test", "train")
-        for n in range(4)
-        for gold in ("odd", "unseen")
-    ]
+        for m, (clip, gold) in enumerate((c, g) for c in range(4) for g in ("odd", "unseen")):
+            name = f"{split}-{clip}-{gold}" if m else split
+            Image.new("RGB", (32, 32), (50 * n, 20 * m, 9)).save(directory / f"{name}.png")
+            soundfile.write(directory / f"{name}.wav", np.full(800, 0.1 * n + 0.01 * m, dtype="float32"), 16_000)
+            content = [
+                {"type": "image", "path": f"{name}.png"},
+                {"type": "audio", "path": f"{name}.wav"},
+                {"type": "text", "text": "Is it odd?"},
+            ]
+            rows.append(test_items.row(f"{split}-{clip}-{gold}", split=split, gold=gold, messages=[{"role": "user", "content": content}]))
+    return rows
 
 
 def change(rows: list[dict], where, **changes) -> list[dict]:
@@ -181,7 +178,7 @@ def test_a_question_without_media_that_two_splits_ask(whole, capsys, one, other,
     listed = {"messages": [{"role": "user", "content": letters_prompt("Is it odd?", ["odd", "unseen"])}], "stem": "Is it odd?"}
     listed |= {"options": [{"text": "A", "concept": "standard", "meaning": "odd"}, {"text": "B", "concept": "false", "meaning": "unseen"}]}
     many = [test_items.row(f"{one}-text", split=one, **listed | {"gold": "A"})]
-    many += [test_items.row(f"{other}-text-{n}", split=other, **listed | {"gold": "A"}) for n in range(5)]
+    many += [test_items.row(f"{other}-text-{n}", split=other, clip=f"{other}-text", **listed | {"gold": "A"}) for n in range(5)]
     test_items.put(directory, *rows, *many)
     message = refused(capsys, *arguments, "--data.shuffle_options", str(shuffled).lower())
     says = (
@@ -230,6 +227,56 @@ def test_copies_of_all_that_is_shown_and_played_in_fit_are_no_training_set(whole
             "one clip and one split",
         ]
         assert message.startswith("error: 1 problem with") and all(part in message for part in says), message
+
+
+def renamed(rows: list[dict], split: str, directory) -> list[dict]:
+    """The rows, with all that the first of a split shows and plays given to its next two, under another name for one of them."""
+    first = next(r for r in rows if r["split"] == split)
+    shutil.copy(directory / f"{split}.png", directory / "copy.png")
+    text = json.dumps(first["messages"])
+    return change(
+        change(rows, lambda r: r["id"] == f"{split}-0-unseen", messages=first["messages"]),
+        lambda r: r["id"] == f"{split}-1-odd",
+        messages=json.loads(text.replace(f"{split}.png", "copy.png")),
+    )
+
+
+@pytest.mark.parametrize("split", ["fit", "val", "test"])
+def test_one_clip_under_many_names_is_refused_where_clips_count(whole, capsys, split):
+    """Folds, intervals and verdicts would take three questions about one clip for three clips."""
+    rows, directory, arguments = whole
+    test_items.put(directory, *renamed(rows, split, directory))
+    message = refused(capsys, *arguments)
+    says = (
+        f"split '{split}': of 8 clips, 3 show and play just what another one does, e.g. 'clip-{split}-0-odd' and 'clip-{split}-0-unseen' and "
+        f"'clip-{split}-1-odd' (items '{split}-0-odd', '{split}-0-unseen', '{split}-1-odd': {split}.png, {split}.wav); folds, intervals and "
+        "verdicts count clips, so give all questions about the same media one clip (in a table: name a column with columns: {clip: ...})"
+    )
+    assert message.startswith("error: 1 problem with") and says in message, message
+    grouped = change(renamed(rows, split, directory), lambda r: r["split"] == split and r["id"][-5:] != "2-odd", clip=f"one-{split}")
+    test_items.put(directory, *grouped)
+    assert f"split '{split}': of" not in refused(capsys, *arguments, "--probe.folds", 4)  # too few clips are left, and no name too many
+
+
+def test_one_clip_under_many_names_is_told_in_train(whole, capsys):
+    """Nothing counts its clips; and what shares a picture or a sound alone is another clip everywhere."""
+    rows, directory, arguments = whole
+    test_items.put(directory, *renamed(rows, "train", directory))
+    assert main(["validate", *map(str, arguments)]) == 0
+    assert "split 'train': of 9 clips, 5 show and play just what another one does" in " ".join(capsys.readouterr().out.split())
+    halves = [json.loads(json.dumps(r).replace("test-0-unseen.png", "test.png").replace("test-1-odd.wav", "test.wav")) for r in rows]
+    test_items.put(directory, *halves)
+    assert main(["validate", *map(str, arguments)]) == 0, capsys.readouterr().err
+
+
+def test_one_question_without_media_under_many_names(whole, capsys):
+    """Its words are all there is of it."""
+    rows, directory, arguments = whole
+    many = [test_items.row(f"text-{n}", split="test") for n in range(3)]
+    test_items.put(directory, *rows, *many)
+    message = refused(capsys, *arguments)
+    assert "split 'test': of 11 clips, 3 show and play just what another one does, e.g. 'clip-text-0' and" in message
+    assert "no media, and the same words); folds" in message
 
 
 @pytest.mark.parametrize("fault", OPTIONS)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from gapclose.errors import Problems
-from gapclose.item_files import check_splits_filled, read_items, write_items
+from gapclose.item_files import check_splits_filled, line_of, read_items, write_items
 from gapclose.items import Item, ItemSet, Option
 
 ODD, LIE = {"text": "odd", "concept": "standard"}, {"text": "unseen", "concept": "false"}
@@ -79,6 +79,25 @@ ITEM_FAULTS = {
         {"messages": [{"role": "user", "content": "Odd?", "name": "me"}]},
         ["has the keys ['name'] beside `role`", "take them out"],
     ),
+    "a clip that is a missing value": ({"clip": "nan"}, ["clip is 'nan'; it must be a non-empty string"]),
+    "a modality of control characters": (
+        {"modality": "a\x1b[31m"},
+        ["modality is 'a\\x1b[31m', which holds control characters; remove them"],
+    ),
+    "a modality that is kept": ({"modality": "all"}, ["modality 'all' is kept for figures over every modality; use another name"]),
+    "a tag without a value": ({"tags": {"speaker": None}}, ["the tag 'speaker' is null; give it a value, or leave it out"]),
+    "an empty tag": ({"tags": {"speaker": " "}}, ["the tag 'speaker' is ' '; it must be a non-empty string"]),
+    "a data URI": (
+        {"messages": [{"role": "user", "content": [{"type": "image", "path": "data:image/png;base64," + "iVBO" * 2000}]}]},
+        [
+            "image is 'data:image/png;base64,iVBO",
+            "... (8,022 characters), a data: URI, the file itself written as text; save it as a file and name that",
+        ],
+    ),
+    "an address": (
+        {"messages": [{"role": "user", "content": [{"type": "audio", "path": "s3://bucket/a.wav"}]}]},
+        ["audio is 's3://bucket/a.wav', an address; fetch the file"],
+    ),
     "image without a path": ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, ["'image'", "`text` or `path`"]),
 }
 
@@ -96,6 +115,19 @@ def test_a_faulty_item_is_named_with_file_line_id_value_and_remedy(tmp_path, fau
 SET_FAULTS = {
     "not JSON": ([row("a"), '{"id": "b",'], ["items.jsonl:2: not JSON", "one JSON object per line"]),
     "not an object": ([row("a"), "[1]"], ["items.jsonl:2: holds list, not an object"]),
+    "NaN": ([row("a"), row("b", gold=float("nan"))], ["items.jsonl:2: item 'b': holds NaN, which JSON does not know; write null"]),
+    "half of a pair": ([row("a", modality="x\ud83d")], ["items.jsonl:1: item 'a': modality holds half of a surrogate pair ('\\ud83d' in"]),
+    "half of a pair in the id": ([row("a\udc80")], ["items.jsonl:1: item 'a\\\\udc80': id holds half of a surrogate pair"]),
+    "a number of 5,000 digits": (
+        [row("a"), json.dumps(row("b")).replace('"clip-b"', "9" * 5000)],
+        ["items.jsonl:2: item 'b': holds a whole number of more than 4,300 digits (9999", "write it in quotes"],
+    ),
+    "deep nesting": (
+        [row("a"), '{"id": "b", "tags": ' + "[" * 50_000 + "]" * 50_000 + "}"],
+        ["items.jsonl:2: item 'b': lists and objects are nested deeper"],
+    ),
+    "a key twice": (['{"id": "a", "id": "b"}'], ["items.jsonl:1: item 'a': the key 'id' stands twice in one object"]),
+    "ids in two forms": ([row("1"), row(" 1.0 ", clip="x")], ["items.jsonl:2: item id '1' was already used on line 1"]),
     "duplicate id": ([row("a"), row("c"), row("a")], ["items.jsonl:3: item id 'a' was already used on line 1", "its own id"]),
     "a clip in two splits": (
         [row("a", clip="x"), row("b", clip="x", split="test")],
@@ -117,6 +149,10 @@ HEADER_FAULTS = {
     "a list": ([], ["set.json: holds list"]),
     "one concept": ({"concepts": ["standard"]}, ["concepts ['standard'] must be two or more"]),
     "a string": ({"concepts": "standard"}, ["concepts is 'standard'", "list of names"]),
+    "a key twice": ('{"concepts": [], "concepts": ["a", "b"]}', ["set.json: the key 'concepts' stands twice"]),
+    "deep lists": ("[" * 50_000 + "]" * 50_000, ["set.json: lists and objects are nested deeper than"]),
+    "a name of another type": (HEADER | {"name": ["few"]}, ["set.json: name is ['few']; write a text"]),
+    "a blank concept": ({"concepts": ["standard", " "]}, ["concepts is ['standard', ' ']", "list of names"]),
     "objects": ({"concepts": [{"a": 1}, {"b": 2}]}, ["concepts is [{'a': 1}", "list of names"]),
     "foreign alarm": (HEADER | {"alarm": ["fals"]}, ["alarm concept 'fals' is not among the concepts ['standard', 'false']"]),
     "alarms only": (HEADER | {"alarm": ["standard", "false"]}, ["every concept is an alarm"]),
@@ -129,7 +165,7 @@ def test_a_faulty_header_is_named_and_told_once(tmp_path, fault):
     header, says = HEADER_FAULTS[fault]
     message = complaint(put(tmp_path, row("a"), row("b"), header=header))
     assert all(part in message for part in says), message
-    assert "expresses" not in message or fault == "one concept"
+    assert "expresses" not in message or fault in ("one concept", "a blank concept")
 
 
 def test_missing_files_and_other_encodings_are_named(tmp_path):
@@ -139,6 +175,22 @@ def test_missing_files_and_other_encodings_are_named(tmp_path):
     directory = put(tmp_path / "latin", row("a"))
     (directory / "items.jsonl").write_bytes(json.dumps(row("a", gold="ö"), ensure_ascii=False).encode("latin-1"))
     assert "items.jsonl: not UTF-8" in complaint(directory)
+
+
+def test_one_clip_in_several_spellings_is_one(tmp_path):
+    """Composed and decomposed accents, white space; a mark in front of the file is no part of it. Spellings that stay two are told."""
+    clips = ["caf\u00e9", "cafe\u0301 ", "P1", "p1"]
+    put(tmp_path, *(row(str(n), clip=clip, tags={"level": [3, 3.0, "3", "3.0"][n]}) for n, clip in enumerate(clips)))
+    (tmp_path / "items.jsonl").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "items.jsonl").read_bytes())
+    items = read_items(tmp_path)
+    assert [i.clip for i in items] == ["caf\u00e9", "caf\u00e9", "P1", "p1"] and {i.tags["level"] for i in items} == {"3"}
+    where = tmp_path / "items.jsonl"
+    assert items.notes == (
+        f"{where}: clip: 'cafe\u0301' and 'caf\u00e9' are taken for one, 'caf\u00e9'",
+        f"{where}: tag level: '3' and '3.0' are taken for one, '3'",
+        f"{where}: clip: 'P1' and 'p1' are taken for different ones",
+    )
+    assert [line_of(where, str(n)) for n in (0, 3)] == [1, 4]
 
 
 def test_every_fault_is_in_one_message(tmp_path):

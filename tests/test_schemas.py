@@ -12,7 +12,13 @@ from gapclose.items import CONTENT_TYPES, PURPOSES, SPLITS, Item
 jsonschema = pytest.importorskip("jsonschema", reason="the schemas are checked with jsonschema (the extra `dev`)")
 
 SCHEMAS = {name: json.loads((Path(gapclose.__file__).parent / "schemas" / f"{name}.json").read_text()) for name in ("item", "set")}
-BEYOND = {"undeclared concept", "gold not among the options", "the same option twice", "an option and its padded twin"}
+BEYOND = {
+    "a modality of control characters",
+    "undeclared concept",
+    "gold not among the options",
+    "the same option twice",
+    "an option and its padded twin",
+}
 """faults of an item that a schema cannot see"""
 
 

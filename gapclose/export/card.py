@@ -17,6 +17,7 @@ from gapclose.models import LoadedModel
 from gapclose.objectives import IN_WORDS, settings_in_words
 from gapclose.quantise import quantised_settings
 from gapclose.report.console import claims, show, verdict
+from gapclose.report.markup import markdown
 from gapclose.report.summary import round_words
 from gapclose.states import STATES
 from gapclose.structure import decoder_layers, unwrap
@@ -138,12 +139,12 @@ def model_card(
             ("retention", "retention"),
         )
     )
-    lines = [*claims(summary), *verdict(summary), *round_words(summary["rounds"])]
+    lines = [markdown(line) for line in (*claims(summary), *verdict(summary), *round_words(summary["rounds"]))]
     if missing and missing["skipped"]:
         lines.append(
             f"{len(missing['skipped'])} items beside the {missing['items']} were left out, their media cannot be used (`left_out.json`)"
         )
-    lines += missing["notes"] if missing else []
+    lines += [markdown(note) for note in missing["notes"]] if missing else []
     lines += [served.sentence()] if served else []
     sentences = "\n".join(f"- {line}" for line in lines)
     later = [str(r["round"]) for r in summary["rounds"] if "action" in r]

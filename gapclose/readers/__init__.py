@@ -1,6 +1,6 @@
 """Readers of data sets that are laid out in other ways than the project's own; each is a function directory -> :class:`ItemSet`.
 
-``tables`` reads rows whatever file holds them, ``splits`` deals clips out to the splits; ``imavb``, ``yes_no`` and ``columns`` (by a
+``layout`` says which files are tables, ``tables`` reads rows whatever file holds them, ``splits`` deals clips out to the splits; ``imavb``, ``yes_no`` and ``columns`` (by a
 ``column_map``) make items of the rows. :func:`read_set` picks the reader by what lies in the directory.
 """
 
@@ -13,13 +13,11 @@ from gapclose.errors import Problems
 from gapclose.item_files import read_items
 from gapclose.items import ItemSet
 from gapclose.readers.columns import read_columns
-from gapclose.readers.imavb import SPLITS as IMAVB_SPLITS
 from gapclose.readers.imavb import read_imavb
+from gapclose.readers.layout import LAYOUTS, OWN, check_all_read, saved_datasets, table_files, table_names
 from gapclose.readers.splits import Dealing, by_clip, check_apart, find_twins
-from gapclose.readers.tables import table_names
-from gapclose.readers.yes_no import is_yes_no, read_yes_no
+from gapclose.readers.yes_no import is_yes_no, json_files, read_yes_no
 
-OWN = ("set.json", "items.jsonl")
 KNOWN = "name a directory with set.json and items.jsonl, one in the layout of IMAVB or AVHBench, or tables with a columns.yaml (docs/your-data.md)"
 
 
@@ -41,6 +39,8 @@ def read_set(directory: Path, problems: Problems, dealing: Dealing, *, columns: 
     if not columns and any((directory / name).is_file() for name in OWN):
         found = read_items(directory, problems)
         _refuse_about(about, directory, problems)
+        unread = check_all_read(directory, [directory / name for name in OWN], problems, every=False)
+        found = replace(found, notes=(*found.notes, *unread))
         if tuple(dealing.shares) != Dealing.shares:
             note = f"{directory}: its items name their splits, so data.shares deals nothing out"
             found = replace(found, notes=(*found.notes, note))
@@ -58,14 +58,28 @@ def _refuse_about(about: str | None, directory: Path, problems: Problems) -> Non
 
 def _read_tables(directory: Path, problems: Problems, dealing: Dealing, columns: str | None, about: str | None) -> ItemSet:
     column_map, names = Path(columns) if columns else directory / "columns.yaml", table_names(directory)
-    if columns or column_map.is_file() or not set(names) & set(IMAVB_SPLITS):
+    mapped, files = bool(columns) or column_map.is_file(), table_files(directory)
+    film_tables = set(names) & set(LAYOUTS)
+    if mapped or not film_tables:
         _refuse_about(about, directory, problems)
-    if columns or column_map.is_file():
-        return read_columns(directory, column_map, problems, dealing)
-    if set(names) & set(IMAVB_SPLITS):
-        return read_imavb(directory, problems, dealing, about)
-    if is_yes_no(directory):
-        return read_yes_no(directory, problems, dealing)
+    if not mapped and not film_tables and not is_yes_no(directory):
+        _refuse_unreadable(directory, names, problems)
+    read = [*saved_datasets(directory).values(), *(path for paths in files.values() for path in paths)]
+    if not mapped:
+        read = [path for name in LAYOUTS for path in files.get(name, ())] if film_tables else json_files(directory)
+    unread = check_all_read(directory, read, problems, every=mapped)
+    if not names:
+        for note in unread:
+            problems.add(note)
+    if mapped:
+        found = read_columns(directory, column_map, problems, dealing)
+    else:
+        found = read_imavb(directory, problems, dealing, about) if film_tables else read_yes_no(directory, problems, dealing)
+    return replace(found, notes=(*found.notes, *unread))
+
+
+def _refuse_unreadable(directory: Path, names: list[str], problems: Problems) -> None:
+    """Raises: ValueError, with what is there, and what may be."""
     if names:
         few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         problems.add(
@@ -74,5 +88,6 @@ def _read_tables(directory: Path, problems: Problems, dealing: Dealing, columns:
         )
     else:
         problems.add(f"data.path {str(directory)!r}: nothing in it that can be read; {KNOWN}")
+        for note in check_all_read(directory, (), problems, every=True):
+            problems.add(note)
     problems.raise_if_any()
-    raise AssertionError(directory)

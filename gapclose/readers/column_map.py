@@ -20,12 +20,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from gapclose.errors import Problems
+from gapclose.errors import Fault, Problems, shown
+from gapclose.keys import fold
+from gapclose.strict import parse_yaml, read_text
 
 KEYS = ("name", "concepts", "alarm", "columns", "question", "modality", "options", "option_columns", "letters", "gold_values", "tags")
 FIELDS = ("id", "clip", "split", "modality", "question", "gold", "twin")
@@ -56,11 +57,9 @@ def read_map(path: Path, problems: Problems) -> ColumnMap | None:
     """The column map; None when it cannot be used, and ``problems`` says why."""
     before = len(problems)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        problems.add(
-            f"{path}: the column map cannot be read ({str(error).splitlines()[0]}); write it in YAML (docs/your-data.md shows one)"
-        )
+        raw = parse_yaml(read_text(path))
+    except (OSError, Fault) as error:
+        problems.add(f"{path}: the column map cannot be read ({error}); write it in YAML (docs/your-data.md shows one)")
         return None
     if not isinstance(raw, dict):
         problems.add(f"{path}: holds {type(raw).__name__}, not keys and values; write a column map (docs/your-data.md shows one)")
@@ -87,9 +86,13 @@ def read_map(path: Path, problems: Problems) -> ColumnMap | None:
     for key in ("question", "modality"):
         if bool(raw.get(key)) == (key in columns):
             problems.add(f"{path}: {key} must be given once, as a text or as a column (columns: {{{key}: ...}})")
-    gold_values, tags = _mapping(raw, "gold_values", path, problems), _names(raw, "tags", path, problems)
+    gold_values, tags = _gold_values(raw, path, problems), _names(raw, "tags", path, problems)
     for key in ("name", "question", "modality"):
-        _refuse_unquoted([raw[key]] if raw.get(key) is not None else [], f"{path}: {key}", problems)
+        _refuse_others([raw[key]] if raw.get(key) is not None else [], f"{path}: {key}", problems)
+    try:
+        modality = fold(raw.get("modality")) or None
+    except Fault as fault:
+        problems.add(f"{path}: modality {fault}")
     if len(problems) > before:
         return None
     return ColumnMap(
@@ -98,9 +101,9 @@ def read_map(path: Path, problems: Problems) -> ColumnMap | None:
         columns=columns,
         options=options,
         from_columns=bool(raw.get("option_columns")),
-        name=raw.get("name"),
-        question=raw.get("question"),
-        modality=raw.get("modality"),
+        name=None if raw.get("name") is None else str(raw["name"]),
+        modality=modality,
+        question=str(raw["question"]) if raw.get("question") is not None else None,
         letters=bool(raw.get("letters")),
         gold_values=gold_values,
         tags=tags,
@@ -111,7 +114,7 @@ def _refuse_unknown(given: dict[str, Any], known: tuple[str, ...], where: Any, p
     for key in given:
         if key not in known:
             problems.add(
-                f"{where}: unknown key {key!r}{meant(difflib.get_close_matches(str(key), known, n=1)) or f'; known are {list(known)}'}"
+                f"{where}: unknown key {shown(key)}{meant(difflib.get_close_matches(str(key), known, n=1)) or f'; known are {list(known)}'}"
             )
 
 
@@ -123,23 +126,45 @@ def meant(near: list[str]) -> str:
 def _names(raw: dict[str, Any], key: str, path: Path, problems: Problems) -> tuple[str, ...]:
     value = raw.get(key) or []
     if not isinstance(value, list):
-        problems.add(f"{path}: {key} is {value!r}; it must be a list of names")
+        problems.add(f"{path}: {key} is {shown(value)}; it must be a list of names")
         return ()
-    _refuse_unquoted(value, f"{path}: {key}", problems)
-    return tuple(map(str, value))
+    _refuse_others(value, f"{path}: {key}", problems)
+    return tuple(map(_word, value))
 
 
-def _refuse_unquoted(words: Iterable[Any], where: str, problems: Problems) -> None:
-    """YAML takes yes, no, on, off and null for something else than words."""
+def _refuse_others(words: Iterable[Any], where: str, problems: Problems) -> None:
+    """YAML takes yes, no, on, off and null for something else than words; and a name is no list."""
     for word in words:
         if word is None or isinstance(word, bool):
             problems.add(f'{where}: YAML reads an unquoted word there as {word}; quote it, e.g. "yes"')
+        elif isinstance(word, dict | list | set | tuple | bytes):
+            problems.add(f"{where}: {shown(word)} is a {type(word).__name__}, not a name; write one text")
+
+
+def _word(value: Any) -> str:
+    """A name as the file spells it; a number without a fraction as in a table (1.0 is 1)."""
+    return value if isinstance(value, str) else fold(value) if isinstance(value, int | float | date) else str(value)
 
 
 def _mapping(raw: dict[str, Any], key: str, path: Path, problems: Problems) -> dict[str, str]:
     value = raw.get(key) or {}
     if not isinstance(value, dict):
-        problems.add(f"{path}: {key} is {value!r}; it must be a mapping, a name to a name")
+        problems.add(f"{path}: {key} is {shown(value)}; it must be a mapping, a name to a name")
         return {}
-    _refuse_unquoted((word for entry in value.items() for word in entry), f"{path}: {key}", problems)
-    return {str(k): str(v) for k, v in value.items()}
+    _refuse_others((word for entry in value.items() for word in entry), f"{path}: {key}", problems)
+    return {_word(k): _word(v) for k, v in value.items()}
+
+
+def _gold_values(raw: dict[str, Any], path: Path, problems: Problems) -> dict[str, str]:
+    """What the gold column holds, in the form of its cells -> option."""
+    given = _mapping(raw, "gold_values", path, problems)
+    found: dict[str, str] = {}
+    for name, option in given.items():
+        try:
+            known = fold(name)
+        except Fault as fault:
+            problems.add(f"{path}: gold_values {fault}")
+            continue
+        if found.setdefault(known, option) != option:
+            problems.add(f"{path}: gold_values {shown(name)} is the same as another entry, {known!r}, and means something else; keep one")
+    return found

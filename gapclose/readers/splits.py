@@ -13,6 +13,7 @@ import numpy as np
 
 from gapclose.errors import Problems
 from gapclose.items import SPLITS, Item, ItemSet, content_digest, content_parts
+from gapclose.readers.layout import OFFICIAL
 
 ALIKE = 0.7
 """share of words, in order, from which two questions about the same media are taken for twins"""
@@ -34,10 +35,6 @@ class Dealing:
         ends = np.round(np.cumsum(self.shares) * len(names)).astype(int).tolist()
         starts = [0, *ends[:-1]]
         return {names[n]: split for split, a, b in zip(SPLITS, starts, ends, strict=True) for n in order[a:b]}
-
-
-OFFICIAL = {"test": "test", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
-"""name of a table -> the split that it is"""
 
 
 def deal_tables(
@@ -127,6 +124,55 @@ def check_media_apart(items: ItemSet, broken: Collection[tuple[str, str]], probl
         named = ", ".join(f"{split} (item {item.id!r}: {path})" for split, (item, path) in where.items())
         problems.add(f"{items.where}: the same media file is in several splits: {named}; {REMEDY}")
     _check_questions_apart(items, problems)
+
+
+def check_clips_apart(items: ItemSet, broken: Collection[tuple[str, str]], problems: Problems) -> tuple[str, ...]:
+    """Add to ``problems`` every labelled split in which items of different clips show and play just the same, byte for byte.
+
+    Folds, intervals and verdicts count clips: 60 recordings under 240 names would pass for 240. What counts is everything that an item shows
+    and plays together, but for files that every item carries; of a question without media, its words and options. In ``train``, whose clips
+    nothing counts, it is a note.
+
+    Args:
+        broken: ``(kind, path)`` of files that cannot be read, which others tell of.
+
+    Returns:
+        Notes.
+    """
+    carried: Counter[bytes] = Counter()
+    shown: dict[str, frozenset[bytes]] = {}
+    for item in items:
+        if not any(entry in broken for entry in item.media):
+            shown[item.id] = frozenset(content_digest(items.root / path) for _, path in item.media)
+            carried.update(shown[item.id])
+    everywhere = {digest for digest, count in carried.items() if count == len(items)}
+    silent = len({_words(i) for i in items if not i.media}) > 1 or any(i.media for i in items)  # not one question that is all there is
+    clips: dict[tuple[str, object], dict[str, Item]] = defaultdict(dict)
+    for item in items:
+        whole: object = shown.get(item.id, frozenset()) - everywhere or (_words(item) if silent and not item.media else None)
+        if whole is not None:
+            clips[item.split, whole].setdefault(item.clip, item)
+    notes = []
+    for split in SPLITS:
+        again = [users for (of, _), users in clips.items() if of == split and len(users) > 1]
+        if not again:
+            continue
+        names = {i.clip for i in items if i.split == split}
+        alike = {clip for users in again for clip in users}
+        first = list(again[0].values())
+        files = ", ".join(dict.fromkeys(p for i in first[:2] for _, p in i.media)) or "no media, and the same words"
+        told = (
+            f"{items.where}: split {split!r}: of {len(names)} clips, {len(alike)} show and play just what another one does, e.g. "
+            f"{' and '.join(repr(i.clip) for i in first[:3])} (items {', '.join(repr(i.id) for i in first[:3])}: {files})"
+        )
+        if split == "train":
+            notes.append(told)
+        else:
+            problems.add(
+                f"{told}; folds, intervals and verdicts count clips, so give all questions about the same media one clip (in a table: name a "
+                "column with columns: {clip: ...}), or keep one of them"
+            )
+    return tuple(notes)
 
 
 def _check_questions_apart(items: ItemSet, problems: Problems) -> None:

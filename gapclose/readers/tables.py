@@ -1,27 +1,17 @@
-"""Rows of a table, whatever file holds them: JSON lines, JSON, CSV, Parquet, or what ``datasets`` saved to disk.
-
-A table's name is its file's, without the numbers of shards and the hub's mark behind them: ``data/test-00000-of-00002.parquet`` and
-``data/test-00000-of-00001-b42a775f407cee45.parquet`` belong to ``test``.
-"""
+"""Rows of a table, whatever file holds them: JSON lines, JSON, CSV, Parquet, or what ``datasets`` saved to disk."""
 
 from __future__ import annotations
 
 import csv
-import json
-import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+import io
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gapclose.errors import Fault, Problems
-
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-OTHER = ("dataset_info.json", "dataset_dict.json", "state.json", "dataset_infos.json")
-"""files of JSON that hold no rows"""
-SHARD = re.compile(r"-\d+-of-\d+(-[0-9a-f]{8,})?$")
-"""what follows a table's name in that of a shard"""
+from gapclose.errors import Fault, Problems, shown
+from gapclose.readers.layout import whole_saved, whole_tables
+from gapclose.strict import parse_json, read_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,51 +25,41 @@ class Row:
     """unique in the table, also where that lies in several files"""
     values: dict[str, Any]
 
-
-def table_files(directory: Path) -> dict[str, list[Path]]:
-    """Table -> its files, in ``directory`` and in its folder ``data``."""
-    found: dict[str, list[Path]] = defaultdict(list)
-    for folder in (directory, directory / "data"):
-        for path in sorted(folder.glob("*")) if folder.is_dir() else ():
-            if path.suffix in SUFFIXES and path.name not in OTHER and path.is_file():
-                found[SHARD.sub("", path.stem)].append(path)
-    return dict(found)
+    @property
+    def file(self) -> str:
+        return self.place.rpartition(":")[0]
 
 
-def saved_datasets(directory: Path) -> dict[str, Path]:
-    """Table -> folder that ``datasets`` saved it to; one that was saved alone is called ``all``."""
-    if (directory / "state.json").is_file():
-        return {"all": directory}
-    return {p.parent.name: p.parent for p in sorted(directory.glob("*/state.json"))}
-
-
-def table_names(directory: Path) -> list[str]:
-    return sorted(saved_datasets(directory) or table_files(directory))
-
-
-Content = Iterable[tuple[int, Any]]
-"""number of a line or row in its file, what it holds"""
+Content = Iterable[tuple[int, int, Any]]
+"""number of a row in its file, the line it ends on (or its number again), what it holds"""
 BATCH = 64
 """rows that are held at a time while their media are put aside"""
+CELL = 10_000_000
+"""characters of a cell of CSV that is still read"""
 
 
-def read_tables(directory: Path, problems: Problems, each: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> list[Row]:
+def read_tables(
+    directory: Path,
+    problems: Problems,
+    each: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    only: Collection[str] | None = None,
+) -> list[Row]:
     """All rows of all tables, in the order of their names. Files that cannot be read go to ``problems``.
 
     Args:
         each: what becomes of the values of a row as it passes, so that media inside a table are not all held at once.
+        only: names of the tables that are wanted; None: all.
 
     Raises:
         Fault: as ``each`` does; it is none of the file's.
     """
-    saved = saved_datasets(directory)
-    readers = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-    files = {name: [folder] for name, folder in saved.items()} or table_files(directory)
+    saved = whole_saved(directory, problems)
+    files = {name: [folder] for name, folder in saved.items()} or whole_tables(directory, problems, only)
     rows: list[Row] = []
     for name, paths in sorted(files.items()):
         before = 0
         for path in paths:
-            found = read_into(problems, name, path, _saved if saved else readers[path.suffix], each, before)
+            found = read_into(problems, name, path, _saved if saved else READERS[path.suffix.lower()], each, before)
             before = max((r.number for r in found), default=before)
             rows += found
     return rows
@@ -101,56 +81,129 @@ def read_into(
     rows: list[Row] = []
     empty = True
     try:
-        for place, values in (reader or _json)(path):
-            empty = False
-            if isinstance(values, dict):
-                rows.append(Row(table=table, place=f"{path}:{place}", number=before + place, values=each(values)))
-            else:
-                problems.add(f"{path}:{place}: holds {type(values).__name__}, not an object; write one object with named fields")
-    except Fault:
-        raise
-    except (ValueError, OSError, KeyError, csv.Error) as error:  # JSON, UTF-8 and Arrow complain with ValueErrors
-        problems.add(f"{path}: cannot be read ({str(error).splitlines()[0]}); write it again")
+        content = iter((reader or _json)(path))
+    except (ValueError, OSError) as error:
+        problems.add(_unreadable(path, error))
         return []
+    while True:
+        try:
+            number, line, values = next(content)
+        except StopIteration:
+            break
+        except (ValueError, OSError, KeyError, csv.Error) as error:  # JSON, UTF-8 and Arrow complain with ValueErrors
+            problems.add(_unreadable(path, error))
+            return []
+        empty = False
+        if isinstance(values, dict):
+            rows.append(Row(table=table, place=f"{path}:{line}", number=before + number, values=each(values)))
+        else:
+            problems.add(f"{path}:{line}: holds {type(values).__name__}, not an object; write one object with named fields")
     if empty:
         problems.add(f"{path}: holds no rows; fill it or take it away")
     return rows
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+def _unreadable(path: Path, error: Exception) -> str:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{path}: cannot be read ({first})" + ("" if isinstance(error, Fault) else "; write it again")
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, int, Any]]:
+    for number, line in enumerate(read_text(path).split("\n"), start=1):  # splitlines() would also cut at U+2028 inside a text
         if line.strip():
             try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number}: {error}") from error
+                yield number, number, parse_json(line, "write one JSON object per line")
+            except Fault as fault:
+                raise Fault(f"line {number}: {fault}") from fault
 
 
 def _json(path: Path) -> Content:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = parse_json(read_text(path))
     if not isinstance(value, list):
         raise ValueError(f"holds {type(value).__name__}, not a list of objects")
-    return enumerate(value, start=1)
+    return ((number, number, entry) for number, entry in enumerate(value, start=1))
 
 
-def _csv(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as handle:  # spreadsheets put a mark in front
-        for number, row in enumerate(csv.DictReader(handle), start=2):
-            if None in row or None in row.values():
-                raise ValueError(f"line {number} has {'more' if None in row else 'fewer'} cells than the first line names columns")
-            yield number, row
+def _csv(path: Path) -> Iterator[tuple[int, int, Any]]:
+    """Strict: a quote that is never closed would swallow the rows that follow."""
+    before = csv.field_size_limit(CELL)
+    try:
+        rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+        names = next(_numbered(rows), [])
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise Fault(f"line 1 names the column {shown(twice[0])} twice; rename one of them")
+        number = 1
+        for cells in _numbered(rows):
+            if not cells:
+                continue
+            number += 1
+            line = rows.line_num
+            if len(cells) != len(names):
+                raise Fault(
+                    f"line {line} has {'more' if len(cells) > len(names) else 'fewer'} cells than the first line names columns; write it again"
+                )
+            if torn := [name for name, cell in zip(names, cells, strict=True) if "\0" in cell]:
+                raise Fault(f"line {line} holds a NUL character in the column {shown(torn[0])}; write the file again")
+            yield number, line, dict(zip(names, cells, strict=True))
+    finally:
+        csv.field_size_limit(before)
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
+def _numbered(rows: Any) -> Iterator[list[str]]:
+    """The rows of a reader, whose complaints say their line."""
+    while True:
+        try:
+            cells = next(rows, None)
+        except csv.Error as error:
+            raise Fault(f"line {rows.line_num}: {error}; correct it (a quote that is not closed goes on to the next one)") from error
+        if cells is None:
+            return
+        yield cells
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, int, Any]]:
+    import pyarrow
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
-        yield from enumerate((row for batch in file.iter_batches(batch_size=BATCH) for row in batch.to_pylist()), start=1)
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield from _from_arrow(file.iter_batches(batch_size=BATCH))
+    except (pyarrow.ArrowException, OverflowError) as error:  # not all of them are ValueErrors
+        raise ValueError(str(error)) from error
 
 
-def _saved(folder: Path) -> Iterator[tuple[int, Any]]:
+def _saved(folder: Path) -> Iterator[tuple[int, int, Any]]:
     """Media columns stay as they are stored: a path, or bytes with a file name."""
     import datasets
+    import pyarrow
 
-    tables: Any = datasets.load_from_disk(str(folder)).with_format("arrow")
-    yield from enumerate((row for batch in tables.iter(batch_size=BATCH) for row in batch.to_pylist()), start=1)
+    try:
+        tables: Any = datasets.load_from_disk(str(folder)).with_format("arrow")
+        yield from _from_arrow(tables.iter(batch_size=BATCH))
+    except (pyarrow.ArrowException, OverflowError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _from_arrow(batches: Iterable[Any]) -> Iterator[tuple[int, int, Any]]:
+    """Rows of batches of an Arrow table.
+
+    Raises:
+        Fault: when two columns have one name, of which a row could keep only one.
+    """
+    import numpy as np
+    import pyarrow
+
+    number = 0
+    for batch in batches:
+        names = batch.schema.names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise Fault(f"two columns are called {shown(twice[0])}; rename one of them")
+        short = [f.name for f in batch.schema if pyarrow.types.is_float16(f.type) or pyarrow.types.is_float32(f.type)]
+        for row in batch.to_pylist():
+            for name in short:  # 0.1 as it was written, not as the float64 nearest to that float32
+                row[name] = None if row[name] is None else float(str(np.float32(row[name])))
+            number += 1
+            yield number, number, row
+
+
+READERS = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}

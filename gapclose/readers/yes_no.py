@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gapclose.errors import Problems
+from gapclose.errors import Fault, Problems, shown
 from gapclose.items import Item, ItemSet, Option
+from gapclose.keys import key
 from gapclose.readers.imavb import check_clip, film_path
+from gapclose.readers.layout import table_files
 from gapclose.readers.splits import Dealing
-from gapclose.readers.tables import Row, read_into, table_files
+from gapclose.readers.tables import Row, read_into
 from gapclose.stems import either_prompt
 
 MODALITY = {"Video-driven Audio Hallucination": "audio", "Audio-driven Video Hallucination": "vision", "AV Matching": "matching"}
@@ -28,8 +30,12 @@ KEYS = {"video_id", "task", "text", "label"}
 
 def json_files(directory: Path) -> list[Path]:
     """One file a clip under ``json``, or the lists beside the films."""
-    inside = sorted((directory / "json").glob("*.json")) if (directory / "json").is_dir() else []
-    return inside or [p for files in table_files(directory).values() for p in files if p.suffix == ".json"]
+    inside = (
+        sorted(p for p in (directory / "json").glob("*") if p.suffix.lower() == ".json" and not p.name.startswith("."))
+        if (directory / "json").is_dir()
+        else []
+    )
+    return inside or [p for files in table_files(directory).values() for p in files if p.suffix.lower() == ".json"]
 
 
 def is_yes_no(directory: Path) -> bool:
@@ -50,7 +56,7 @@ def read_yes_no(directory: Path, problems: Problems, dealing: Dealing) -> ItemSe
     )
     whole = [r for r in asked if _whole(r, problems)]
     split = dealing.deal(_clip(r) for r in whole)
-    swapped = len({str(r.values["video_id"]) for r in whole if str(r.values["video_id"]).endswith(SWAPPED)})
+    swapped = len({key(r.values["video_id"]) for r in whole if key(r.values["video_id"]).endswith(SWAPPED)})
     if swapped and len(set(split.values())) > 1:
         notes += (
             f"{swapped} films of {directory} carry another clip's sound ({SWAPPED}), and nothing says whose: it may be heard in two splits; "
@@ -58,7 +64,7 @@ def read_yes_no(directory: Path, problems: Problems, dealing: Dealing) -> ItemSe
         )
     items, count = [], dict[str, int]()
     for row in whole:
-        film, clip = str(row.values["video_id"]), _clip(row)
+        film, clip = row.values["video_id"].strip(), _clip(row)
         count[film] = count.get(film, 0) + 1
         path = film_path(directory, film, None)
         content = [
@@ -82,18 +88,25 @@ def read_yes_no(directory: Path, problems: Problems, dealing: Dealing) -> ItemSe
 
 
 def _clip(row: Row) -> str:
-    return str(row.values["video_id"]).removesuffix(SWAPPED)
+    return key(row.values["video_id"]).removesuffix(SWAPPED)
 
 
 def _whole(row: Row, problems: Problems) -> bool:
     values, before = row.values, len(problems)
-    label = f"{row.place}: item {values.get('video_id')!r}"
-    for key in ("video_id", "text"):
-        if not isinstance(values.get(key), str) or not values[key].strip():
-            problems.add(f"{label}: {key} is {values.get(key)!r}; fill it in")
-    check_clip(str(values.get("video_id")), label, problems)
-    if values.get("task") not in MODALITY:
-        problems.add(f"{label}: task {values.get('task')!r} is not one of {[*MODALITY, CAPTIONS]}; mend it")
+    label = f"{row.place}: item {shown(values.get('video_id'))}"
+    for name in ("video_id", "text"):
+        if not isinstance(values.get(name), str) or not values[name].strip():
+            problems.add(f"{label}: {name} is {shown(values.get(name))}; fill it in")
+    if len(problems) == before:
+        try:
+            if not key(values["video_id"]):
+                problems.add(f"{label}: video_id is {shown(values['video_id'])}; fill it in")
+        except Fault as fault:
+            problems.add(f"{label}: video_id {fault}")
+        check_clip(values["video_id"].strip(), label, problems)
+    task = values.get("task")
+    if not isinstance(task, str) or task not in MODALITY:
+        problems.add(f"{label}: task {shown(task)} is not one of {[*MODALITY, CAPTIONS]}; mend it")
     if str(values.get("label")).strip().lower() not in ("yes", "no"):
-        problems.add(f"{label}: label is {values.get('label')!r}; it must be Yes or No")
+        problems.add(f"{label}: label is {shown(values.get('label'))}; it must be Yes or No")
     return len(problems) == before

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from gapclose.report.console import add_columns, show, wide_console
@@ -120,13 +119,13 @@ def print_comparison(runs: Sequence[dict[str, Any]], console: Console | None = N
     add_columns(table, ("run", "differs in", *COLUMNS, "state", "clips", *more, "seed"), words)
     for name, run in zip(names([r["run"] for r in runs]), runs, strict=True):
         counts = (run["n_clips"], *((run["n_skipped"],) if more else ()), run["seed"])
-        table.add_row(escape(name), escape(differences(run)), *(show(i, 2) for i in cells(run)), run["state"], *map(str, counts))
+        table.add_row(name, differences(run), *(show(i, 2) for i in cells(run)), run["state"], *map(str, counts))
     console = console or wide_console()
     console.print(table)
     claims = Table(title=_title(runs))
     add_columns(claims, CLAIMS, ("run", "modality", "verdict"))
     for row in claimed(runs):
-        claims.add_row(*(show(cell, 2) if isinstance(cell, dict) else escape(cell) for cell in row))
+        claims.add_row(*(show(cell, 2) if isinstance(cell, dict) else cell for cell in row))
     if claims.row_count:
         console.print(claims)
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gapclose.files import read_json
+from gapclose.progress import spell_out
 from gapclose.report.summary import layer_words, prompt_name, prompt_words, read_records, round_words, skipped_words, summarise
 from gapclose.states import STATES
 
@@ -41,8 +42,14 @@ def show(interval: dict[str, float | None] | None, digits: int = 3) -> str:
 
 
 def wide_console() -> Console:
-    """Standard output; where it is no terminal (a file, a pipe) and COLUMNS says nothing, wide enough for every table."""
-    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=160)
+    """Standard output; where it is no terminal (a file, a pipe) and COLUMNS says nothing, wide enough for every table.
+
+    Names from the data are printed as they are: brackets are no markup and ``:smile:`` is no emoji. What the output's encoding lacks is
+    printed as an escape.
+    """
+    spell_out()
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+    return Console(width=width, markup=False, emoji=False)
 
 
 def add_columns(table: Table, headings: Sequence[str], words: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""From numbers and texts to HTML, by the package's templates. Everything is escaped that was not made here."""
+"""From numbers and texts to HTML, by the package's templates, and to Markdown. Everything is escaped that was not made here."""
 
 from __future__ import annotations
 
@@ -57,3 +57,12 @@ def stacks(nested: Mapping[str, Any]) -> str:
 def breakable(value: Any) -> Markup:
     """Escaped text that may be broken after ``_``, ``/`` and ``.``."""
     return Markup(re.sub(r"([_/.])(?=\w)", r"\1<wbr>", str(escape(value))))
+
+
+MARKDOWN = re.compile(r"[\\`*|~$]|(?<!\w)_|_(?!\w)|\](?=\()|\](?=\[)|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<![\w:])@(?=\w)")
+"""what Markdown, or the hub, takes for marks, where it does"""
+
+
+def markdown(text: str) -> str:
+    """A text with names from the data, on one line of Markdown that shows it as it is."""
+    return MARKDOWN.sub(r"\\\g<0>", " ".join(text.split()))

@@ -18,6 +18,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 INK = "#333333"
+TAG = re.compile(r"<[^>]*>")
+"""a tag of SVG; texts between them are names from the data, which stay as they are"""
 STYLE: Any = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8.5, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888", "text.color": INK, "axes.labelcolor": INK,
@@ -50,10 +52,14 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     box = re.search(r'viewBox="[^"]*"', text)
     assert box is not None
     opening = f'<svg role="img" aria-label="{html.escape(label)}" {box.group()}>'
-    text = (opening + text[text.index(">") + 1 :]).replace("xlink:href", "href")
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
-    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)
-    return re.sub(r"\n\s*", "\n", re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)).strip()
+    text = opening + text[text.index(">") + 1 :]
+    used = {found for tag in TAG.findall(text) for found in re.findall(r'(?:href="#|url\(#)([^")]+)', tag)}
+
+    def own(tag: re.Match[str]) -> str:
+        found = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", tag[0].replace("xlink:href", "href"))
+        return re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", found)
+
+    return re.sub(r"\n\s*", "\n", TAG.sub(own, text)).strip()
 
 
 def wrap(text: str, width: int = 24) -> str:

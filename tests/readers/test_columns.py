@@ -286,6 +286,21 @@ ROWS = {  # fault -> what becomes of the first row, of the map, and what is said
         ["item 'clips/1': modality (part) is None; fill it in"],
     ),
     "a path from the root": ({"file": "/etc/a.wav"}, {}, ["item 'clips/1': file is '/etc/a.wav', which leaves ", "move or link the file into it"]),
+    "a clip that is nan": ({"recording": "nan"}, {}, ["item 'clips/1': clip (recording) is 'nan'; fill it in"]),
+    "a tag that is missing": ({"voice": None}, {}, ["item 'clips/1': tag (voice) is None; fill it in"]),
+    "a clip that is a list": ({"recording": ["a"]}, {}, ["item 'clips/1': clip (recording) is ['a'], a list; write one text or number"]),
+    "a control character": ({"recording": "a\x1b"}, {}, ["clip (recording) is 'a\\x1b', which holds control characters"]),
+    "a modality that is kept": (
+        {"part": "all"},
+        {"columns": DIGITS["columns"] | {"modality": "part"}, "modality": None},
+        ["modality 'all' is kept for figures over every modality"],
+    ),
+    "a list as gold": ({"digit": [1]}, {}, ["item 'clips/1': gold is [1], a list; write one text or number"]),
+    "media as a data URI": ({"file": "data:audio/wav;base64,AAAA"}, {}, ["item 'clips/1': file is 'data:audio/wav;base64,AAAA', a data: URI"]),
+    "media as base64": ({"file": "iVBORw0KGgo/" * 300}, {}, ["file is 'iVBORw0KGgo/", "... (3,600 characters), base64, the file itself written as text; save it as a file"]),
+    "media at an address": ({"file": "https://a.b/c.wav"}, {}, ["file is 'https://a.b/c.wav', an address; fetch the file"]),
+    "media with a name without end": ({"file": "a" * 300 + ".wav"}, {}, ["(304 characters), longer than the name of a file can be; shorten it"]),
+    "media with a NUL": ({"file": "a\0.wav"}, {}, ["line 1: file holds a NUL character"]),
     "a path that goes up": ({"file": "media/../../a.wav"}, {}, ["file is 'media/../../a.wav', which leaves "]),
 }  # fmt: skip
 
@@ -296,7 +311,9 @@ def test_a_faulty_row_is_told_with_the_remedy(said, rows, fault):
     table = [r | {"part": "fit", "name": str(n)} for n, r in enumerate(rows)]
     with pytest.raises(ValueError, match=r"^1 problem with the set") as caught:
         read(put_rows(said, [table[0] | change, *table[1:]], **known))
-    assert f"{said / 'clips.jsonl'}:1: " in str(caught.value) and all(part in str(caught.value) for part in says), caught.value
+    assert (f"{said / 'clips.jsonl'}:1: " in str(caught.value) or fault == "media with a NUL") and all(
+        part in str(caught.value) for part in says
+    ), caught.value
 
 
 def test_media_inside_a_table_are_not_all_held_at_once(tmp_path, monkeypatch):
@@ -355,6 +372,14 @@ FAULTS = {
     "a concept that YAML takes for nothing": ({"concepts": ["0", None]}, ["columns.yaml: concepts: ", "as None; quote it"]),
     "a gold value that YAML takes for false": ({"gold_values": {"0": False}}, ["columns.yaml: gold_values: ", "as False; quote it"]),
     "a modality that YAML takes for true": ({"modality": True}, ["columns.yaml: modality: ", "as True; quote it"]),
+    "a map that repeats a key": ("name: a\nname: b", ["columns.yaml: the column map cannot be read (line 2: the key 'name' stands twice"]),
+    "a map with aliases": ("a: &a [x]\nb: [*a, *a]", ["(line 2: the alias *a is not followed"]),
+    "a map without end": ("[" * 5000, ["(line 1: lists and objects are nested deeper than"]),
+    "a list where a name belongs": ({"gold_values": {"0": ["zero"]}}, ["columns.yaml: gold_values: ['zero'] is a list, not a name"]),
+    "gold values that are one": (
+        {"gold_values": {"0": "zero", "0.0": "one"}},
+        ["gold_values '0.0' is the same as another entry, '0', and means something else"],
+    ),
     "no options": ({"options": None}, ["give one of `options` (text: concept) and `option_columns`", "not neither"]),
     "one option": ({"options": {"zero": "0"}}, ["options has 1 entries; there must be two"]),
     "options as a list": ({"options": ["zero"]}, ["options is ['zero']; it must be a mapping"]),
@@ -385,6 +410,65 @@ def test_a_faulty_map_is_told_with_the_remedy(said, tiny_checkpoint, capsys, fau
     assert main(["validate", "--data.path", str(said), "--model.path", str(tiny_checkpoint), "--data.shares", "[0.5, 0, 0, 0.5]"]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error:") and "Traceback" not in message and all(part in message for part in says), message
+
+
+TABLES = {  # fault -> a CSV table, and what is said
+    "a header twice": ("recording,file,digit,digit\na,b,1,2", ["clips.csv: cannot be read (line 1 names the column 'digit' twice; rename"]),
+    "a quote that is not closed": ('recording,file,digit,voice\na,"b,1,v\nc,d,2,v', ["line 3: unexpected end of data; correct it (a quote that"]),
+    "NUL": ("recording,file,digit,voice\n\na,b,1,v\nc,\0d,2,v", ["line 4 holds a NUL character in the column 'file'"]),
+    "a cell of a picture": ("recording,file,digit,voice\na," + "A" * 10_000_001 + ",1,v", ["line 2: field larger than field limit (10000000)"]),
+    "other letters": (b"recording,file,digit,voice\na,b\xff,1,v", ["clips.csv: cannot be read (not UTF-8 (byte 0xff, line 2); save it again"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", TABLES)
+def test_a_faulty_table_is_told_with_its_line(said, fault):
+    content, says = TABLES[fault]
+    (said / "clips.jsonl").unlink()
+    (said / "clips.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=r"^1 problem with the set") as caught:
+        read(said)
+    assert all(part in str(caught.value) for part in says), caught.value
+
+
+def test_lines_of_a_table_count_as_an_editor_counts_them(said, rows):
+    """A cell of several lines moves those that follow; the number of the row stays its id."""
+    (said / "clips.jsonl").unlink()
+    (said / "clips.csv").write_text('recording,file,digit,voice\n"a\n\nb",media/a.wav,1,v\n,media/b.wav,2,v\n')
+    with pytest.raises(ValueError, match=r"clips.csv:5: item 'clips/3': clip \(recording\) is ''; fill it in"):
+        read(said)
+
+
+PATIENTS = {"columns": {"clip": "recording", "audio": "file", "gold": "digit", "modality": "kind", "split": "part"}, "modality": None}
+
+
+def test_one_patient_is_one_clip_whatever_the_types_of_the_tables(said, rows):
+    """Whole numbers in one table, floats in the next (a cell is empty there), text in the third; so it is with the other keys, and with gold."""
+    import pyarrow
+    import pyarrow.parquet
+
+    (said / "clips.jsonl").unlink()
+    known = DIGITS | PATIENTS | {"tags": ["voice"]}
+    (said / "columns.yaml").write_text(yaml.safe_dump(known, sort_keys=False))
+    put_in = [{"recording": n // 2, "file": f"{n}.wav", "digit": n % 10, "voice": n % 3, "kind": 7, "part": "fit"} for n in range(60)]
+    parts = [put_in[0::3], put_in[1::3], put_in[2::3]]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(parts[0]), said / "a.parquet")
+    floats = [row | {key: float(row[key]) for key in ("recording", "voice", "kind")} | {"digit": float(row["digit"])} for row in parts[1]]
+    floats[0]["digit"] = float("nan")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(floats), said / "b.parquet")
+    (said / "c.csv").write_text("\n".join([",".join(parts[2][0]), *(",".join(f" {cell} " for cell in row.values()) for row in parts[2])]))
+    items = read(said)
+    assert len(items) == 60 and {i.clip for i in items} == {str(n) for n in range(30)} and {i.modality for i in items} == {"7"}
+    assert {i.tags["voice"] for i in items} == {"0", "1", "2"} and sum(i.gold is None for i in items) == 1
+
+
+def test_zeros_that_one_table_lost_are_told(said, rows):
+    """The patient 007 of a text is the patient 7 of a number; which one is right nobody here knows."""
+    two = [rows[0] | {"recording": "007"}, rows[1] | {"recording": 7}]
+    with pytest.raises(ValueError, match="clip '007' is a text and clip '7' a number, as if a table had lost the zeros in front"):
+        read(put_rows(said, [*two, *rows[2:]]))
+    notes = read(put_rows(said, [rows[0] | {"recording": "P1"}, rows[1] | {"recording": "p1"}, *rows[2:]])).notes
+    assert notes == (f"{said}: clip: 'P1' and 'p1' are taken for different ones",)
 
 
 PLACES = {

@@ -140,10 +140,13 @@ FAULTS = {
     "a table is empty": (lambda p: (p / "standard_audio.jsonl").write_text(""), ["standard_audio.jsonl: holds no rows", "fill it"]),
     "no JSON": (
         lambda p: (p / "standard_audio.jsonl").write_text("{\n"),
-        ["standard_audio.jsonl: cannot be read (line 1: ", "write it again"],
+        ["standard_audio.jsonl: cannot be read (line 1: not JSON (", "write one JSON object per line"],
     ),
     "no object": (lambda p: (p / "standard_audio.jsonl").write_text("[1]\n"), ["standard_audio.jsonl:1: holds list, not an object"]),
-    "other bytes": (lambda p: (p / "standard_audio.jsonl").write_bytes(b"\xff\xfe"), ["standard_audio.jsonl: cannot be read ('utf-8'"]),
+    "other bytes": (
+        lambda p: (p / "standard_audio.jsonl").write_bytes(b"\xff\xfe"),
+        ["standard_audio.jsonl: cannot be read (not UTF-8 (it is UTF-16, line 1)", "save it again"],
+    ),
     "broken Parquet": (
         lambda p: (p / "standard_audio.jsonl").rename(p / "standard_audio.parquet"),
         ["standard_audio.parquet: cannot be read (Parquet magic bytes not found"],

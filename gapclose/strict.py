@@ -1,0 +1,197 @@
+"""Text, JSON and YAML, read strictly: a value that a lenient parser drops, changes or fails on is a fault that says where it is."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gapclose.errors import Fault, shown
+
+DEEPEST = 50
+"""levels of lists and objects inside each other; items and column maps need six"""
+MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+"""first bytes of a file in another encoding -> its name"""
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without the mark (BOM) that some programs put in front.
+
+    Raises:
+        Fault: when the file is in another encoding, with the line of the first byte that does not fit.
+    """
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        name = MARKS.get(content[:2])
+        what = f"it is {name}" if name else f"byte 0x{content[error.start]:02x}"
+        raise Fault(f"not UTF-8 ({what}, line {line}); save it again in that encoding") from error
+
+
+def parse_json(text: str, remedy: str = "correct the syntax") -> Any:
+    """The value of a JSON text.
+
+    Args:
+        remedy: for text that is not JSON at all.
+
+    Raises:
+        Fault: also for what :func:`json.loads` accepts or fails on otherwise: a key that stands twice in an object, NaN, infinity and
+            numbers beyond the range of a float, whole numbers of thousands of digits, nesting deeper than :data:`DEEPEST`, halves of
+            surrogate pairs, and NUL characters.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_not_a_number, parse_float=_finite)
+    except Fault:
+        raise
+    except json.JSONDecodeError as error:
+        raise Fault(f"not JSON ({error}); {remedy}") from error
+    except RecursionError as error:
+        raise Fault(DEEP) from error
+    except ValueError as error:  # Python converts no longer ones
+        digits = re.search(r"\d{4301,}", text)
+        start = f" ({digits[0][:40]}...)" if digits else ""
+        raise Fault(f"holds a whole number of more than 4,300 digits{start}; write it in quotes, or shorten it") from error
+    check_value(value)
+    return value
+
+
+DEEP = f"lists and objects are nested deeper than {DEEPEST} levels; write it flat"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Fault(f"the key {shown(twice)} stands twice in one object; keep one of them")
+    return found
+
+
+def _not_a_number(name: str) -> Any:
+    raise Fault(f"holds {name}, which JSON does not know; write null, or leave the key out")
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(number := float(digits)):
+        raise Fault(f"holds the number {digits[:40]}, which is beyond the range of floats; write it in quotes, or shorten it")
+    return number
+
+
+def check_value(value: Any) -> None:
+    """Check what a parser made.
+
+    Raises:
+        Fault: with the path of a text that cannot be written as UTF-8 or holds a NUL character, or for nesting deeper than :data:`DEEPEST`.
+    """
+    for place, found in _leaves(value):
+        if "\0" in found:
+            raise Fault(f"{place or 'a text'} holds a NUL character ({shown(found)}); remove it")
+        try:
+            found.encode()
+        except UnicodeEncodeError as error:
+            raise Fault(
+                f"{place or 'a text'} holds half of a surrogate pair ({shown(found[error.start])} in {shown(found)}), which is no character; "
+                "write the whole pair, or remove it"
+            ) from error
+
+
+def _leaves(value: Any) -> Iterator[tuple[str, str]]:
+    """Every text in a value and every key of an object, with its path."""
+    waiting = deque[tuple[str, Any, int]]([("", value, 0)])
+    while waiting:
+        place, found, depth = waiting.popleft()
+        if isinstance(found, str):
+            yield place, found
+        elif isinstance(found, dict | list):
+            if depth >= DEEPEST:
+                raise Fault(DEEP)
+            pairs = found.items() if isinstance(found, dict) else enumerate(found)
+            for name, inside in pairs:
+                if isinstance(name, str):
+                    yield "a key", name
+                if isinstance(inside, str | dict | list):
+                    waiting.append((_path(place, name), inside, depth + 1))
+
+
+def _path(place: str, name: Any) -> str:
+    if isinstance(name, int):
+        return f"{place}[{name}]"
+    named = str(name) if re.fullmatch(r"\w+", str(name), re.ASCII) else shown(name)
+    return f"{place}.{named}" if place else named
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text, by the safe loader.
+
+    Raises:
+        Fault: also for what that loader accepts: a key that stands twice, aliases, nesting deeper than :data:`DEEPEST`, halves of surrogate
+            pairs, and unquoted numbers that YAML reads as others (007 is 7, 010 is 8, 1:30 is 90).
+    """
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise Fault(f"{f'line {mark.line + 1}: ' if mark else ''}{error.problem or error.context}") from error
+    except RecursionError as error:
+        raise Fault(DEEP) from error
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none, a number of thousands of digits
+        raise Fault((str(error).splitlines() or [type(error).__name__])[0]) from error
+    check_value(value)
+    return value
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, with the faults of :func:`parse_yaml`."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.composer.ComposerError(
+                None, None, f"the alias *{event.anchor} is not followed; write the value out", event.start_mark
+            )
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.composer.ComposerError(None, None, DEEP, event.start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        found = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            seen: set[Any] = set()
+            for key_node, _ in node.value:
+                key = self.construct_object(key_node, deep=True)
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {shown(key)} stands twice; keep one of them", key_node.start_mark
+                    )
+                seen.add(key)
+        return found
+
+    def construct_number(self, node: Any) -> Any:
+        whole = node.tag.endswith(":int")
+        try:
+            value = self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+            same = str(value) == node.value if whole else math.isfinite(value) and value == float(node.value)
+        except ValueError:  # thousands of digits; 1:30.5
+            value, same = "another number", False
+        if not same:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"YAML reads {node.value[:40]} as {shown(value)}; put it in quotes", node.start_mark
+            )
+        return value
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
