@@ -142,8 +142,8 @@ def parse_yaml(text: str) -> Any:
         raise Fault(f"{f'line {mark.line + 1}: ' if mark else ''}{error.problem or error.context}") from error
     except RecursionError as error:
         raise Fault(DEEP) from error
-    except (yaml.YAMLError, ValueError) as error:  # a date that is none, a number of thousands of digits
-        raise Fault((str(error).splitlines() or [type(error).__name__])[0]) from error
+    except Exception as error:  # values that do not fit their tags lead PyYAML to errors of any kind: dates, !!bool x, thousands of digits
+        raise Fault(f"a value does not fit its tag ({(str(error).splitlines() or [type(error).__name__])[0]}); put it in quotes") from error
     check_value(value)
     return value
 

@@ -17,7 +17,7 @@ TEXTS_EVERY = 6
 """every sixth input is a set of items, a table or a configuration, the others are media"""
 SHARES = {"sound": 45, "image": 45, "film": 10}
 """of the media, in hundredths: a film takes several times as long as a sound or an image"""
-CONFIGURATIONS = 0.1
+CONFIGURATIONS = 0.05
 """share of the texts that are configurations, which take longest to read"""
 FILMS = ("mp4", "mkv", "avi", "webm", "ts", "other films")
 
