@@ -36,7 +36,7 @@ def check_set(directory: Path, *, decode: bool = True) -> bool:
         items = read_set(directory, problems, Dealing(shares=(0.5, 0.0, 0.0, 0.5)))
         if not len(problems):
             check_twins(items, problems)
-        found = faults(items) if decode else {}
+        found = faults(items) if decode else {e: "no such file" for i in items for e in i.media if not (items.root / e[1]).is_file()}
         check_media_apart(items, found, problems)
         tell(items, found, problems)
         check_splits_filled(items, NEEDED, 2, problems)
