@@ -67,7 +67,9 @@ def faults(items: ItemSet) -> dict[tuple[str, str], str]:
     return survey(items).faults
 
 
-def too_long(items: ItemSet, processor: Any, sizes: Mapping[tuple[str, str], tuple[float, ...]] | None = None) -> dict[tuple[str, str], str]:
+def too_long(
+    items: ItemSet, processor: Any, sizes: Mapping[tuple[str, str], tuple[float, ...]] | None = None
+) -> dict[tuple[str, str], str]:
     """Every sound that is longer than what the model's feature extractor takes in, with the remedy; the rest would be dropped silently.
 
     Args:

@@ -29,7 +29,7 @@ from gapclose.prompts import untaken
 from gapclose.structure import decoder_layers
 
 Entry = tuple[str, str]
-PASSES = 8
+PASSES = 4
 """sizes in a row that the model takes, from the most extreme one on, after which the rest of an order is taken to pass"""
 RANKS: dict[str, tuple[Callable[..., float], ...]] = {
     "audio": (lambda seconds: seconds, lambda seconds: -seconds),
@@ -141,7 +141,11 @@ class Trial:
         except (Reached, NotImplementedError):
             return None
         except Exception as error:  # a tower that does not fit fails in any way
-            return None if any(word in str(error) for word in UNKNOWN) else ("tower", f"{type(self.loaded.model).__name__} fails ({_line(error)})")
+            return (
+                None
+                if any(word in str(error) for word in UNKNOWN)
+                else ("tower", f"{type(self.loaded.model).__name__} fails ({_line(error)})")
+            )
         return None
 
 

@@ -72,7 +72,9 @@ def read_compressed(path: Path) -> tuple[np.ndarray, int] | None:
         mix, blocks, rate = Mix(), list[np.ndarray](), stream.rate
         for frame, apart in _frames(container, stream):
             if frame.sample_rate != rate:
-                raise Fault(f"the sampling rate changes within the audio ({rate} Hz, then {frame.sample_rate} Hz); encode it again with one")
+                raise Fault(
+                    f"the sampling rate changes within the audio ({rate} Hz, then {frame.sample_rate} Hz); encode it again with one"
+                )
             blocks += [mix.add(block) for block in apart]
         stated = float(stream.duration * stream.time_base) if stream.duration else 0.0
         guessed = container.format.name == "mp3" and not states_mp3_length(path)

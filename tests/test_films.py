@@ -232,7 +232,8 @@ def test_a_sound_whose_header_has_no_length_is_as_long_as_it_is(tmp_path, record
         frame.sample_rate = 48_000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    assert (track_seconds(tmp_path / recorded) == 0) == recorded.startswith("live")
+    with av.open(str(tmp_path / recorded)) as container:
+        assert (container.duration is None) == recorded.startswith("live")
     items = about(tmp_path, "audio", recorded)
     for hears, refused in ((2, True), (4, False)):
         processor = SimpleNamespace(feature_extractor=SimpleNamespace(sampling_rate=RATE, n_samples=hears * RATE))
@@ -313,7 +314,6 @@ def test_the_sound_track_is_mono_at_the_asked_rate(tmp_path):
 
 
 def test_a_track_longer_than_the_model_hears_is_named(tmp_path):
-    """By its header, without decoding."""
     whole(tmp_path / "film.mp4", 20, 2.0)
     extractor = SimpleNamespace(sampling_rate=RATE, n_samples=RATE)
     (fault,) = too_long(about(tmp_path, "audio", "film.mp4"), SimpleNamespace(feature_extractor=extractor)).values()
