@@ -72,7 +72,7 @@ def _number(value: float | Decimal) -> str:
     if value in (float("inf"), float("-inf")):
         raise Fault(f"is {value}; write a finite number, or a text")
     if value != int(value):
-        return repr(value) if isinstance(value, float) else format(value.normalize(), "f")
+        return format(value.normalize(), "f") if isinstance(value, Decimal) else repr(value)
     if isinstance(value, float) and abs(value) >= EXACT:
         raise Fault(
             f"is {value!r}, a float that no longer tells neighbouring whole numbers apart; store the column as whole numbers or texts"

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 from gapclose.errors import Fault, shown
 
 DEEPEST = 50
 """levels of lists and objects inside each other; items and column maps need six"""
+ESCAPED = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+"""how JSON writes halves of surrogate pairs, and NUL"""
 MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 """first bytes of a file in another encoding -> its name"""
 
@@ -59,7 +63,8 @@ def parse_json(text: str, remedy: str = "correct the syntax") -> Any:
         digits = re.search(r"\d{4301,}", text)
         start = f" ({digits[0][:40]}...)" if digits else ""
         raise Fault(f"holds a whole number of more than 4,300 digits{start}; write it in quotes, or shorten it") from error
-    check_value(value)
+    if ESCAPED.search(text) or text.count("[") + text.count("{") > DEEPEST:  # else there is nothing to find
+        check_value(value)
     return value
 
 
@@ -91,41 +96,46 @@ def check_value(value: Any) -> None:
     Raises:
         Fault: with the path of a text that cannot be written as UTF-8 or holds a NUL character, or for nesting deeper than :data:`DEEPEST`.
     """
-    for place, found in _leaves(value):
+    for path, found in _leaves(value):
         if "\0" in found:
-            raise Fault(f"{place or 'a text'} holds a NUL character ({shown(found)}); remove it")
+            raise Fault(f"{_place(path)} holds a NUL character ({shown(found)}); remove it")
         try:
             found.encode()
         except UnicodeEncodeError as error:
             raise Fault(
-                f"{place or 'a text'} holds half of a surrogate pair ({shown(found[error.start])} in {shown(found)}), which is no character; "
+                f"{_place(path)} holds half of a surrogate pair ({shown(found[error.start])} in {shown(found)}), which is no character; "
                 "write the whole pair, or remove it"
             ) from error
 
 
-def _leaves(value: Any) -> Iterator[tuple[str, str]]:
-    """Every text in a value and every key of an object, with its path."""
-    waiting = deque[tuple[str, Any, int]]([("", value, 0)])
+def _leaves(value: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Every text in a value and, with ``None`` at the end of its path, every key of an object."""
+    waiting = deque[tuple[tuple[Any, ...], Any]]([((), value)])
     while waiting:
-        place, found, depth = waiting.popleft()
+        path, found = waiting.popleft()
         if isinstance(found, str):
-            yield place, found
+            yield path, found
         elif isinstance(found, dict | list):
-            if depth >= DEEPEST:
+            if len(path) >= DEEPEST:
                 raise Fault(DEEP)
-            pairs = found.items() if isinstance(found, dict) else enumerate(found)
-            for name, inside in pairs:
+            for name, inside in found.items() if isinstance(found, dict) else enumerate(found):
                 if isinstance(name, str):
-                    yield "a key", name
+                    yield (*path, None), name
                 if isinstance(inside, str | dict | list):
-                    waiting.append((_path(place, name), inside, depth + 1))
+                    waiting.append(((*path, name), inside))
 
 
-def _path(place: str, name: Any) -> str:
-    if isinstance(name, int):
-        return f"{place}[{name}]"
-    named = str(name) if re.fullmatch(r"\w+", str(name), re.ASCII) else shown(name)
-    return f"{place}.{named}" if place else named
+def _place(path: tuple[Any, ...]) -> str:
+    """A path as ``messages[0].text``."""
+    if not path or path[-1] is None:
+        return "a key" if path else "a text"
+    names = (
+        f"[{name}]"
+        if isinstance(name, int)
+        else "." + (name if isinstance(name, str) and re.fullmatch(r"\w+", name, re.ASCII) else shown(name))
+        for name in path
+    )
+    return "".join(names).removeprefix(".")
 
 
 def parse_yaml(text: str) -> Any:
@@ -156,12 +166,10 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.composer.ComposerError(
-                None, None, f"the alias *{event.anchor} is not followed; write the value out", event.start_mark
-            )
+            raise ComposerError(None, None, f"the alias *{event.anchor} is not followed; write the value out", event.start_mark)
         self.depth += 1
         if self.depth > DEEPEST:
-            raise yaml.composer.ComposerError(None, None, DEEP, event.start_mark)
+            raise ComposerError(None, None, DEEP, event.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -173,9 +181,7 @@ class _Loader(yaml.SafeLoader):
             for key_node, _ in node.value:
                 key = self.construct_object(key_node, deep=True)
                 if key in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {shown(key)} stands twice; keep one of them", key_node.start_mark
-                    )
+                    raise ConstructorError(None, None, f"the key {shown(key)} stands twice; keep one of them", key_node.start_mark)
                 seen.add(key)
         return found
 
@@ -187,9 +193,7 @@ class _Loader(yaml.SafeLoader):
         except ValueError:  # thousands of digits; 1:30.5
             value, same = "another number", False
         if not same:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"YAML reads {node.value[:40]} as {shown(value)}; put it in quotes", node.start_mark
-            )
+            raise ConstructorError(None, None, f"YAML reads {node.value[:40]} as {shown(value)}; put it in quotes", node.start_mark)
         return value
 
 

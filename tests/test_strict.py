@@ -60,6 +60,7 @@ YAML = {
     "a number of 5,000 digits": (f"a: {'9' * 5000}", "put it in quotes"),
     "a day that is none": ("a: 2020-02-31", "day is out of range"),
     "half of a pair": (r'a: "\ud800"', "a holds half of a surrogate pair"),
+    "half of a pair below a day": (r'2020-01-01: {b: "\ud800"}', "half of a surrogate pair"),
     "NUL": ("a: \0", "special characters are not allowed"),
     "two documents": ("a: 1\n---\na: 2", "line 2: but found another document"),
 }  # fmt: skip

@@ -140,16 +140,16 @@ def check_clips_apart(items: ItemSet, broken: Collection[tuple[str, str]], probl
         Notes.
     """
     carried: Counter[bytes] = Counter()
-    shown: dict[str, frozenset[bytes]] = {}
+    shown: list[frozenset[bytes]] = []
     for item in items:
-        if not any(entry in broken for entry in item.media):
-            shown[item.id] = frozenset(content_digest(items.root / path) for _, path in item.media)
-            carried.update(shown[item.id])
+        there = item.media if not any(entry in broken for entry in item.media) else []
+        shown.append(frozenset(content_digest(items.root / path) for _, path in there))
+        carried.update(shown[-1])
     everywhere = {digest for digest, count in carried.items() if count == len(items)}
     silent = len({_words(i) for i in items if not i.media}) > 1 or any(i.media for i in items)  # not one question that is all there is
     clips: dict[tuple[str, object], dict[str, Item]] = defaultdict(dict)
-    for item in items:
-        whole: object = shown.get(item.id, frozenset()) - everywhere or (_words(item) if silent and not item.media else None)
+    for item, digests in zip(items, shown, strict=True):
+        whole: object = digests - everywhere or (_words(item) if silent and not item.media else None)
         if whole is not None:
             clips[item.split, whole].setdefault(item.clip, item)
     notes = []
