@@ -46,16 +46,21 @@ def main() -> int:
     parser.add_argument("--texts", type=int, default=20_000, help="inputs that are sets of items, tables or configurations")
     parser.add_argument("--start", type=int, default=0, help="number of the first input")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no further inputs begin")
     parser.add_argument("--json", type=Path, help="file for the counts")
     given = parser.parse_args()
-    begun, report = time.monotonic(), Report(seed=given.seed)
+    begun, report, causes = time.monotonic(), Report(seed=given.seed), set[tuple[str, str, str]]()
 
     def add(outcome: Outcome) -> None:
         report.add(outcome)
+        if outcome.finding and outcome.finding.group not in causes:
+            causes.add(outcome.finding.group)
+            print(outcome.finding, file=sys.stderr, flush=True)
         if report.inputs % 5_000 == 0:
             print(f"{report.inputs} inputs, {len(report.findings)} findings, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
 
-    run_inputs(given.seed, numbers(given.media, given.texts, given.start), check, add, inputs=Inputs(), workers=given.workers)
+    wanted = itertools.takewhile(lambda _: time.monotonic() - begun < given.seconds, numbers(given.media, given.texts, given.start))
+    run_inputs(given.seed, wanted, check, add, inputs=Inputs(), workers=given.workers)
     seconds = round(time.monotonic() - begun, 1)
     print(report.table())
     print(f"\nseed {given.seed}, {report.inputs:,} inputs in {seconds} s by {given.workers} processes, {len(report.findings)} findings")
