@@ -38,8 +38,9 @@ class Mix:
         self.length += len(block)
         refuse_longer(self.length)
         self.channels = max(self.channels, block.shape[1])
-        bad = int((~np.isfinite(block)).sum())
-        mono = block.mean(axis=1, dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mono = block.mean(axis=1, dtype=np.float32)
+        bad = int((~np.isfinite(block)).sum()) or int((~np.isfinite(mono)).sum())
         if bad == 0 and block.shape[1] > 1:
             self.apart += float(np.einsum("nc,nc->", block, block, dtype=np.float64)) / block.shape[1]
             self.together += float(np.einsum("n,n->", mono, mono, dtype=np.float64))

@@ -66,7 +66,7 @@ def _sound_file(path: Path) -> tuple[np.ndarray, int] | None:
             sound = files.enter_context(soundfile.SoundFile(files.enter_context(Corrected(path, fields)) if fields else path))
         except soundfile.LibsndfileError as error:
             return _otherwise(path, undecodable("audio", error))
-        if sound.format in ("MP3", "MPEG", "FLAC"):
+        if sound.format in ("MP3", "MPEG", "FLAC") or sound.subtype == "MPEG_LAYER_III":
             return read_compressed(path)
         if sound.format == "RAW" and path.suffix.lower() in HEADED:
             raise Fault(f"the audio has no header, which a {path.suffix} file begins with, so it is damaged; replace it")

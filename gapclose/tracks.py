@@ -46,7 +46,7 @@ def read_track(path: Path, rate: int, what: str = "sound track") -> np.ndarray:
         if not blocks:
             raise Fault(f"the {what} has no samples; replace it")
         sound = np.concatenate(blocks).astype(np.float32)
-        stated = float(stream.duration * stream.time_base) if stream.duration else 0.0
+        stated = _stated(container, stream, path)
         sounding = chosen(container, "video") is not None
     late = round(((begin or 0.0) - _pictures_begin(path, begin or 0.0)) * rate) if sounding else 0
     refuse_short(len(sound) / rate, stated, what)
@@ -69,32 +69,39 @@ def read_compressed(path: Path) -> tuple[np.ndarray, int] | None:
             raise Fault("the file has no sound; replace it")
         if chosen(container, "video") is not None:
             return None
-        mix, blocks, rate = Mix(), list[np.ndarray](), stream.rate
+        mix, blocks, rate = Mix(), list[np.ndarray](), None
         for frame, apart in _frames(container, stream):
+            rate = rate or frame.sample_rate  # of HE-AAC, the container states half
             if frame.sample_rate != rate:
                 raise Fault(
                     f"the sampling rate changes within the audio ({rate} Hz, then {frame.sample_rate} Hz); encode it again with one"
                 )
             blocks += [mix.add(block) for block in apart]
-        stated = float(stream.duration * stream.time_base) if stream.duration else 0.0
-        guessed = container.format.name == "mp3" and not states_mp3_length(path)
-    if not mix.length:
+        stated = _stated(container, stream, path)
+    if not mix.length or not rate:
         raise Fault("the audio has no samples; replace it")
-    refuse_short(mix.length / rate, 0.0 if guessed else stated, "audio")  # without a header FFmpeg divides the size by the first bit rate
+    refuse_short(mix.length / rate, stated, "audio")
     mix.refuse()
     return np.concatenate(blocks), rate
 
 
+def _stated(container: Any, stream: Any, path: Path) -> float:
+    """How long a file says that a stream lasts, in seconds; 0 where it does not say, and FFmpeg divides its size by the first bit rate."""
+    form = container.format.name
+    guessed = form == "aac" or (form == "mp3" and not states_mp3_length(path))
+    return 0.0 if guessed or not stream.duration else float(stream.duration * stream.time_base)
+
+
 def _frames(container: Any, stream: Any) -> Iterator[tuple[Any, list[np.ndarray]]]:
     """Every frame of a sound stream, with its samples as blocks (n, C) float32."""
-    import av
+    from av.error import InvalidDataError
 
     apart, lost, heard = _Resampler(None, None), 0.0, 0.0
     lenient = container.format.name in RESYNCED
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
-        except av.error.InvalidDataError:
+        except InvalidDataError:
             if not lenient:
                 raise
             lost += float((packet.duration or 0) * packet.time_base)

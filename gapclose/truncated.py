@@ -7,6 +7,7 @@ length is lost. Here the two are told apart, and where the samples are there, th
 from __future__ import annotations
 
 import io
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ RIFF = Chunks(first=12, size="<I", samples=b"data", align=2)
 FORMATS = {
     b"RIFF": RIFF,
     b"RF64": RIFF,
+    b"RIFX": Chunks(first=12, size=">I", samples=b"data", align=2),
     b"FORM": Chunks(first=12, size=">I", samples=b"SSND", align=2, skipped=8),
     b"caff": Chunks(first=8, size=">q", samples=b"data", skipped=4, whole=None),
     b"riff": Chunks(first=40, size="<Q", samples=b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a", included=24, align=8, whole=16),
@@ -112,6 +114,9 @@ def size_fields(path: Path) -> dict[int, bytes]:
             unknown = stated == 0 or (start + stated > size and _stands_for_unknown(stated))
             held = _held(start, stated, size, unknown=unknown, whole=False, followed=False)
             return {8: struct.pack(">I", held)} if held != stated and start < size and held < 1 << 32 else {}
+        if head[:7] == b"NIST_1A":
+            start, stated = _sphere(handle)
+            _held(start, stated, size, unknown=stated == 0, whole=False, followed=True)
         if head[:4] not in FORMATS or size < 40:
             return {}
         return _chunked(handle, head, size, FORMATS[head[:4]])
@@ -149,6 +154,17 @@ def _chunked(handle: BinaryIO, head: bytes, size: int, form: Chunks) -> dict[int
     if form.whole is not None:
         fields[form.whole] = struct.pack(form.size, min(size - (0 if form.included else form.whole + width), limit // 2 - 1))
     return fields
+
+
+def _sphere(handle: BinaryIO) -> tuple[int, int]:
+    """Where the samples of a NIST SPHERE file begin, and how many bytes of them it states; 0 where they are compressed or it does not say."""
+    handle.seek(0)
+    lines = handle.read(1024).decode("latin-1").split("\n")
+    facts = {name: value for name, _, value in (line.split(" ", 2) for line in lines if line.count(" ") > 1)}
+    numbers = [facts.get(name, "") for name in ("sample_count", "sample_n_bytes", "channel_count")]
+    plain = facts.get("sample_coding", "pcm") in ("pcm", "ulaw", "alaw", "mu-law") and all(n.isdecimal() for n in numbers)
+    start = lines[1].strip() if len(lines) > 1 else ""
+    return int(start) if start.isdecimal() else 0, math.prod(map(int, numbers)) if plain else 0
 
 
 def _stands_for_unknown(length: int) -> bool:

@@ -14,9 +14,9 @@ from gapclose.media import Media, decode, faults, tell, too_long
 
 av = pytest.importorskip("av", reason="films need PyAV (the extra `media`)")
 
+from gapclose.containers import SUFFIXES  # noqa: E402
 from gapclose.digits.films import write_film  # noqa: E402
-from gapclose.containers import SUFFIXES
-from gapclose.films import Film, film_inputs, read_film, set_film_times
+from gapclose.films import Film, film_inputs, read_film, set_film_times  # noqa: E402
 from gapclose.tracks import read_track  # noqa: E402
 
 RATE = 16_000

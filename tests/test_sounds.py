@@ -75,7 +75,7 @@ def test_a_whole_sound_with_a_wrong_header_is_decoded_to_its_last_sample(tmp_pat
     assert np.array_equal(decoded(tmp_path / "sound", data), expected)
 
 
-@pytest.mark.parametrize("form", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF"])
+@pytest.mark.parametrize("form", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF", "NIST"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.98])
 def test_a_cut_sound_is_refused_and_both_doubts_are_named(tmp_path, form, share):
     """Whoever knows that it is whole is told to mend its header."""
@@ -153,6 +153,31 @@ def test_what_stands_before_and_between_the_frames_of_an_mp3_is_no_sound(tmp_pat
     tag = b"ID3\x03\0\0" + bytes(size >> shift & 127 for shift in (21, 14, 7, 0)) + bytes(size)
     assert len(decoded(tmp_path / "sound", tag + b"".join(frames))) / RATE == pytest.approx(3, abs=0.2)
     assert len(decoded(tmp_path / "sound", plain[:6000] + bytes(500) + plain[6000:])) / RATE == pytest.approx(3, abs=0.2)
+
+
+def adts(path: Path, sound: np.ndarray, rate: int) -> bytes:
+    """A bare AAC stream of a bit rate, which no header precedes."""
+    import av
+
+    with av.open(str(path), "w", format="adts") as target:
+        stream = target.add_stream("aac", rate=RATE, layout="mono")
+        stream.bit_rate = rate
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound[None]), format="fltp", layout="mono")
+        frame.sample_rate = RATE
+        target.mux(stream.encode(frame))
+        target.mux(stream.encode())
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["sound.aac", "sound.wav"])
+def test_a_bare_aac_stream_whose_bit_rate_rises_is_no_cut_one(tmp_path, name):
+    """FFmpeg guesses its length from its size and its first frames, where it seems to last much longer."""
+    av = pytest.importorskip("av", reason="aac needs PyAV (the extra `media`)")
+    quiet, loud = (adts(tmp_path / "part", sound, rate) for sound, rate in ((SOUND * 1e-4, 8_000), (np.tile(SOUND, 4), 96_000)))
+    (tmp_path / name).write_bytes(quiet + loud)
+    with av.open(str(tmp_path / name)) as container:
+        assert container.duration / 1e6 > 5.8
+    assert len(read_sound(tmp_path / name, RATE)[0]) / RATE == pytest.approx(5, abs=0.3)
 
 
 def test_several_ogg_streams_one_after_another_are_all_heard(tmp_path):
@@ -238,6 +263,13 @@ def test_a_sound_of_which_nothing_is_left_is_told(tmp_path, rate, says):
     (tmp_path / "sound").write_bytes(data)
     with pytest.raises(Fault, match=says):
         read_sound(tmp_path / "sound", RATE)
+
+
+def test_a_sound_too_loud_to_be_mixed_is_told(tmp_path):
+    """Finite samples whose sum is not."""
+    soundfile.write(tmp_path / "sound", np.full((N, 2), 3e38), RATE, format="WAV", subtype="FLOAT")
+    with pytest.raises(Fault, match="16000 samples that are not finite"):
+        read_sound(tmp_path / "sound", None)
 
 
 def test_longer_sounds_than_memory_holds_are_refused_while_they_are_decoded(tmp_path, monkeypatch):
