@@ -78,3 +78,9 @@ def test_degraded_clips_are_noise_of_the_same_size(tmp_path):
             assert (a.read_bytes() != b.read_bytes()) == (clip in gone) and a.stat().st_size > 0
         one, other = (np.asarray(Image.open(tmp_path / name / "media" / f"{clip}.png")) for name in ("plain", "lost"))
         assert sorted(one.ravel()) == sorted(other.ravel())
+
+
+def test_a_tag_is_named_in_whatever_form_its_table_has_it(digits):
+    """Tags have one form; 3.0, as a column of floats shows it, is 3."""
+    claims = {name: relabel(digits, LabellingConfig(without=f"claim={name}"), 0) for name in ("3", "3.0", " 3 ")}
+    assert all(s.items == claims["3"].items for s in claims.values()) and len(claims["3"]) < len(digits)

@@ -16,6 +16,7 @@ from gapclose.files import write_bytes
 from gapclose.items import EVERYTHING, SPLITS, Item, ItemSet, Option, leaves, path_fault
 from gapclose.keys import Spellings, fold, key, text_of
 from gapclose.readers.column_map import MEDIA, ColumnMap, meant, read_map
+from gapclose.readers.layout import table_names
 from gapclose.readers.splits import Dealing, deal_tables
 from gapclose.readers.tables import Row, read_tables
 from gapclose.stems import LETTERS, letters_prompt
@@ -44,7 +45,7 @@ def read_columns(directory: Path, path: Path, problems: Problems, dealing: Deali
     except Fault as fault:
         problems.add(f"{directory / ASIDE}: {fault}")
     else:
-        if not rows:
+        if not table_names(directory):
             problems.add(f"{directory}: no table (.jsonl, .json, .csv, .parquet, or a data set saved by `datasets`); put one there")
     wanted = {**known.columns, **{c: c for c in (*known.tags, *(known.options if known.from_columns else ()))}}
     for column in wanted.values():
