@@ -20,7 +20,7 @@ from gapclose.adapters import LoraConfig
 from gapclose.baselines.dpo import DpoConfig
 from gapclose.baselines.grpo import GrpoConfig
 from gapclose.data_config import DataConfig
-from gapclose.errors import Problems
+from gapclose.errors import Fault, Problems
 from gapclose.examine.config import ControlsConfig
 from gapclose.files import write_text
 from gapclose.gap import GapConfig
@@ -31,9 +31,13 @@ from gapclose.objectives import LOSS_TERMS, acting
 from gapclose.observe import ObserveConfig
 from gapclose.probe_search import ProbeConfig
 from gapclose.settings import FREE_KEYS, WHOLE_KEYS, flatten
+from gapclose.strict import parse_yaml, read_text
 from gapclose.targets import TargetsConfig
 from gapclose.train_config import TrainConfig
 from gapclose.wordings import PromptsConfig
+
+ALIASES = 20
+"""YAML aliases that a configuration may hold: aliases of aliases grow with every level when a value is written out"""
 
 
 @dataclass(kw_only=True)
@@ -144,10 +148,10 @@ def parse_config(arguments: Sequence[str], *, prog: str = "gapclose") -> Config:
     parser.add_class_arguments(Config)
     try:
         values = vars(parser.instantiate(parser.parse_args(list(arguments))))
-    except ArgumentError as error:
+        values.pop("config", None)
+        return Config(**values)
+    except (ArgumentError, TypeError, OverflowError) as error:  # null where a number is compared, a number that no float holds
         raise ValueError(f"the configuration ({', '.join([*files, 'command line'])}) does not fit: {error}") from error
-    values.pop("config", None)
-    return Config(**values)
 
 
 def _has_value(arguments: Sequence[str], place: int) -> bool:
@@ -193,8 +197,8 @@ def _file_keys(path: Path, problems: Problems) -> list[str]:
         problems.add(f"{path}: no such configuration file")
         return []
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+        tree = parse_yaml(read_text(path), aliases=ALIASES) or {}
+    except (OSError, Fault) as error:
         problems.add(f"{path}: not YAML ({error})")
         return []
     if not isinstance(tree, dict):

@@ -138,15 +138,20 @@ def _place(path: tuple[Any, ...]) -> str:
     return "".join(names).removeprefix(".")
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, *, aliases: int = 0) -> Any:
     """The value of a YAML text, by the safe loader.
 
+    Args:
+        aliases: how many are followed.
+
     Raises:
-        Fault: also for what that loader accepts: a key that stands twice, aliases, nesting deeper than :data:`DEEPEST`, halves of surrogate
+        Fault: also for what that loader accepts: a key that stands twice, more aliases, nesting deeper than :data:`DEEPEST`, halves of surrogate
             pairs, and unquoted numbers that YAML reads as others (007 is 7, 010 is 8, 1:30 is 90).
     """
     try:
-        value = yaml.load(text, _Loader)
+        loader = _Loader(text)
+        loader.aliases, loader.begun = aliases, []
+        value = loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise Fault(f"{f'line {mark.line + 1}: ' if mark else ''}{error.problem or error.context}") from error
@@ -161,16 +166,23 @@ def parse_yaml(text: str) -> Any:
 class _Loader(yaml.SafeLoader):
     """The safe loader, with the faults of :func:`parse_yaml`."""
 
-    depth = 0
+    depth = aliases = 0
+    begun: list[str | None]
+    """anchors of the values that hold the one at hand"""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            raise ComposerError(None, None, f"the alias *{event.anchor} is not followed; write the value out", event.start_mark)
+            self.aliases -= 1
+            if self.aliases < 0 or event.anchor in self.begun:  # the latter holds itself
+                raise ComposerError(None, None, f"the alias *{event.anchor} is not followed; write the value out", event.start_mark)
+            return super().compose_node(parent, index)
         self.depth += 1
         if self.depth > DEEPEST:
             raise ComposerError(None, None, DEEP, event.start_mark)
+        self.begun.append(event.anchor)
         node = super().compose_node(parent, index)
+        self.begun.pop()
         self.depth -= 1
         return node
 
