@@ -58,7 +58,7 @@ def faulty(tmp_path):
     )
     put(row("lost", "fit", "lost.png"), f"{tmp_path / 'lost.png'}: item 'lost': no such image file; restore it")
     put(row("cut", "fit", "cut.wav"), f"{tmp_path / 'cut.wav'}: item 'cut': the audio is truncated", "copy it again")
-    put(row("nan", "fit", "nan.wav"), f"{tmp_path / 'nan.wav'}: item 'nan': the audio has 1 samples that are not finite")
+    put(row("infinite", "fit", "nan.wav"), f"{tmp_path / 'nan.wav'}: item 'infinite': the audio has 1 samples that are not finite")
     put(row("silent", "fit", "silent.wav"), f"{tmp_path / 'silent.wav'}: item 'silent': the audio has no samples; replace it")
     put(row("blurred", "fit", "cut.png"), f"{tmp_path / 'cut.png'}: item 'blurred': the image cannot be decoded")
     put(row("empty", "fit", "empty.wav"), f"{tmp_path / 'empty.wav'}: item 'empty': the audio file is empty; replace it")
@@ -121,7 +121,7 @@ def test_a_model_without_tokenizer_is_one_of_the_problems(faulty, tmp_path_facto
     """A wrong model path is told together with the faults of the set."""
     assert main(["validate", "--data.path", str(faulty[0]), "--model.path", "/nowhere/model"]) == 2
     message = capsys.readouterr().err
-    assert message.count("model.path '/nowhere/model': no such directory") == 1 and "item 'nan'" in message
+    assert message.count("model.path '/nowhere/model': no such directory") == 1 and "item 'infinite'" in message
     assert main(["validate", "--data.path", str(faulty[0]), "--model.path", "digit"]) == 2
     assert "did you mean 'digits'?" in capsys.readouterr().err
 
