@@ -87,7 +87,8 @@ def work(pipe: Connection, shared: Any, directory: Path, inputs: Inputs, seed: i
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     addresses = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE + ADDRESSES
-    resource.setrlimit(resource.RLIMIT_AS, (addresses, addresses))
+    most = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (addresses if most == resource.RLIM_INFINITY else min(addresses, most), most))
     while True:
         try:
             number = pipe.recv()
