@@ -32,7 +32,7 @@ class Problems:
             kinds[NAMES.sub("", message)].append(message)
         lines = []
         for alike in list(kinds.values())[: self.most]:
-            lines += [f"  - {m}" for m in alike[: self.alike]]
+            lines += [f"  - {shortened(m)}" for m in alike[: self.alike]]
             if len(alike) > self.alike:
                 lines.append(f"    ... and {len(alike) - self.alike} more like it")
         if len(kinds) > self.most:
@@ -42,6 +42,13 @@ class Problems:
 
 class Fault(ValueError):
     """What is wrong with one file, and the remedy; whoever catches it adds which file and which item."""
+
+
+def shortened(message: str, most: int = 1_500) -> str:
+    """A message with its middle left out where it is long, as one is that lists long names: the place stands first, the remedy last."""
+    if len(message) <= most:
+        return message
+    return f"{message[: most - 500]} ... ({len(message) - most:,} characters more) ... {message[-500:]}"
 
 
 def shown(value: Any, most: int = 60) -> str:

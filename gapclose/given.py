@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from gapclose.checks import Fault, Faults, hints_of, in_words
-from gapclose.errors import Problems
+from gapclose.errors import Fault as ItemFault
+from gapclose.errors import Problems, shown
 from gapclose.settings import WHOLE_KEYS
+from gapclose.strict import parse_yaml, read_text
 
 COMMAND_LINE = "command line"
+ALIASES = 20
+"""YAML aliases that a configuration may hold: aliases of aliases grow with every level when a value is written out"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,28 +87,15 @@ def _words(hints: dict[str, Any], key: str) -> str:
     return in_words(hints[key]) if key in hints else "a value"
 
 
-class _Loader(yaml.SafeLoader):
-    """Takes keys as they are written (YAML reads ``off:`` as false), and refuses one that is given twice, of which YAML keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        self.flatten_mapping(node)
-        for key, _ in node.value:
-            key.tag = "tag:yaml.org,2002:str" if isinstance(key, yaml.ScalarNode) else key.tag
-        if twice := sorted({key for key in keys if keys.count(key) > 1}):
-            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _of_file(path: Path, hints: dict[str, Any], problems: Problems) -> list[Given]:
     """The values of a YAML file; an outermost group that is unknown stands for all below it."""
     if not path.is_file():
         problems.add(f"{path}: no such configuration file")
         return []
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problems.add(f"{path}: not YAML ({' '.join(str(error).split())})")
+        tree = parse_yaml(read_text(path), aliases=ALIASES, settings=True) or {}
+    except (OSError, ItemFault) as error:
+        problems.add(f"{path}: not YAML ({error})")
         return []
     if not isinstance(tree, dict):
         problems.add(f"{path}: holds {type(tree).__name__}, not keys and values")
@@ -139,8 +129,8 @@ def fitted(given: Given, hint: Any) -> Any:
         if given.where == COMMAND_LINE:
             return parser.parse_args([f"--value={given.value}"]).value
         return parser.parse_object({"value": given.value}).value
-    except (ArgumentError, TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"{given.key} is {given.value!r}; it must be {in_words(hint)}") from error
+    except (ArgumentError, TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{given.key} is {shown(given.value)}; it must be {in_words(hint)}") from error
 
 
 def build(kind: Any, given: Sequence[Given], hints: dict[str, Any], problems: Problems) -> Any:
@@ -153,7 +143,7 @@ def build(kind: Any, given: Sequence[Given], hints: dict[str, Any], problems: Pr
         key, _, name = next(((w, "", one.key[len(w) + 1 :]) for w in WHOLE_KEYS if one.key.startswith(f"{w}.")), (one.key, "", ""))
         where[key] = one.where
         try:
-            found = fitted(one, hints[key]) if not name else (values.get(key) or {}) | {name: yaml.safe_load(one.value)}
+            found = fitted(one, hints[key]) if not name else (values.get(key) or {}) | {name: parse_yaml(one.value, settings=True)}
         except ValueError as error:
             problems.add(f"{one.where}: {error}")
             bad.add(key)

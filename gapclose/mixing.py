@@ -11,6 +11,8 @@ from gapclose.errors import Fault
 
 SILENT = 1e-5
 """a sound that stays below it (full scale is 1; one step of 16 bits is 3e-5) says nothing"""
+LOUDEST = 1e10
+"""a sound beyond it is damaged: floats that hold whole numbers of 32 bits go up to 2e9, and resampling makes infinities of the largest floats"""
 CANCELS = 0.02
 """divided by the channels, the share of their power below which a mix has lost what they say: 1 % of two, when they correlate below -0.98.
 One channel that sounds among silent ones keeps 1 / C, whatever C"""
@@ -63,7 +65,10 @@ def refuse_longer(samples: int, rate: int | None = None) -> None:
         raise Fault(f"the audio has more than {MOST_SAMPLES:,} samples{at}, which are not held in memory; cut it")
 
 
-def refuse_silent(mono: np.ndarray) -> None:
-    """Raises: Fault, when (samples,) stays below :data:`SILENT`."""
-    if max(mono.max(initial=0.0), -mono.min(initial=0.0)) < SILENT:
+def refuse_levels(mono: np.ndarray) -> None:
+    """Raises: Fault, when (samples,) stays below :data:`SILENT`, or goes beyond :data:`LOUDEST`."""
+    peak = max(mono.max(initial=0.0), -mono.min(initial=0.0))
+    if not peak <= LOUDEST:  # also where channels of opposite infinities were mixed
+        raise Fault(f"the audio goes up to {peak:.3g} (full scale is 1), so it is damaged; replace it")
+    if peak < SILENT:
         raise Fault("the audio is silent throughout; replace it, or, where silence is meant, give it faint noise")

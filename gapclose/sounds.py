@@ -8,6 +8,7 @@ one file, of which libsndfile reads the first, and whatever libsndfile does not 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import soxr
 
 from gapclose.containers import chosen, is_film, opened, refuse_short, undecodable
 from gapclose.errors import Fault
-from gapclose.mixing import RATES, Mix, refuse_longer, refuse_silent
+from gapclose.mixing import RATES, Mix, refuse_levels, refuse_longer
 from gapclose.tracks import read_compressed, read_track
 from gapclose.truncated import Corrected, decoder, size_fields
 
@@ -25,6 +26,8 @@ USUAL_RATE = 16_000
 """Hz, of a film's sound as long as no model is there"""
 BLOCK = 1 << 22
 """samples of all channels that are decoded at once: 16 MiB"""
+HEADED = (".au", ".snd")
+"""suffixes of files that libsndfile takes for raw u-law of 8,000 Hz where their header is damaged"""
 
 
 def read_sound(path: Path, rate: int | None) -> tuple[np.ndarray, int]:
@@ -43,7 +46,7 @@ def read_sound(path: Path, rate: int | None) -> tuple[np.ndarray, int]:
         mono, own = found
         if not RATES[0] <= own <= RATES[1]:
             raise Fault(f"the header of the audio states a sampling rate of {own:,} Hz, so it is damaged; replace it")
-    refuse_silent(mono)
+    refuse_levels(mono)
     if rate and own != rate:
         refuse_longer(len(mono) * rate // own, rate)
         whole, mono = len(mono), soxr.resample(mono, own, rate)
@@ -65,13 +68,24 @@ def _sound_file(path: Path) -> tuple[np.ndarray, int] | None:
             return _otherwise(path, undecodable("audio", error))
         if sound.format in ("MP3", "MPEG", "FLAC") or sound.subtype == "MPEG_LAYER_III":
             return read_compressed(path)
+        if sound.format == "RAW" and path.suffix.lower() in HEADED:
+            raise Fault(f"the audio has no header, which a {path.suffix} file begins with, so it is damaged; replace it")
         mix, rate, stated = Mix(), sound.samplerate, sound.frames
-        blocks = [mix.add(block) for block in sound.blocks(max(1, BLOCK // sound.channels), dtype="float32", always_2d=True)]
+        blocks = [mix.add(block) for block in _blocks(sound)]
     if not mix.length:
         raise Fault("the audio has no samples; replace it")
     refuse_short(mix.length / max(1, rate), stated / max(1, rate), "audio")
     mix.refuse()
     return np.concatenate(blocks), rate
+
+
+def _blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    """(n, C) float32, as long as libsndfile delivers samples.
+
+    ``SoundFile.blocks`` goes by the stated number, and hands out memory that nobody wrote where fewer are delivered.
+    """
+    while len(block := sound.read(max(1, BLOCK // sound.channels), dtype="float32", always_2d=True)):
+        yield block
 
 
 def _otherwise(path: Path, fault: Fault) -> None:

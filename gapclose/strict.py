@@ -138,22 +138,28 @@ def _place(path: tuple[Any, ...]) -> str:
     return "".join(names).removeprefix(".")
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, *, aliases: int = 0, settings: bool = False) -> Any:
     """The value of a YAML text, by the safe loader.
 
+    Args:
+        aliases: how many are followed.
+        settings: keys are names as they are written (YAML reads ``off:`` as false), and numbers may be infinite.
+
     Raises:
-        Fault: also for what that loader accepts: a key that stands twice, aliases, nesting deeper than :data:`DEEPEST`, halves of surrogate
+        Fault: also for what that loader accepts: a key that stands twice, more aliases, nesting deeper than :data:`DEEPEST`, halves of surrogate
             pairs, and unquoted numbers that YAML reads as others (007 is 7, 010 is 8, 1:30 is 90).
     """
     try:
-        value = yaml.load(text, _Loader)
+        loader = (_SettingsLoader if settings else _Loader)(text)
+        loader.aliases, loader.begun = aliases, []
+        value = loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise Fault(f"{f'line {mark.line + 1}: ' if mark else ''}{error.problem or error.context}") from error
     except RecursionError as error:
         raise Fault(DEEP) from error
-    except (yaml.YAMLError, ValueError) as error:  # a date that is none, a number of thousands of digits
-        raise Fault((str(error).splitlines() or [type(error).__name__])[0]) from error
+    except Exception as error:  # values that do not fit their tags lead PyYAML to errors of any kind: dates, !!bool x, thousands of digits
+        raise Fault(f"a value does not fit its tag ({(str(error).splitlines() or [type(error).__name__])[0]}); put it in quotes") from error
     check_value(value)
     return value
 
@@ -161,16 +167,23 @@ def parse_yaml(text: str) -> Any:
 class _Loader(yaml.SafeLoader):
     """The safe loader, with the faults of :func:`parse_yaml`."""
 
-    depth = 0
+    depth = aliases = 0
+    begun: list[str | None]
+    """anchors of the values that hold the one at hand"""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            raise ComposerError(None, None, f"the alias *{event.anchor} is not followed; write the value out", event.start_mark)
+            self.aliases -= 1
+            if self.aliases < 0 or event.anchor in self.begun:  # the latter holds itself
+                raise ComposerError(None, None, f"the alias *{event.anchor} is not followed; write the value out", event.start_mark)
+            return super().compose_node(parent, index)
         self.depth += 1
         if self.depth > DEEPEST:
             raise ComposerError(None, None, DEEP, event.start_mark)
+        self.begun.append(event.anchor)
         node = super().compose_node(parent, index)
+        self.begun.pop()
         self.depth -= 1
         return node
 
@@ -197,5 +210,21 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
-for _kind in ("int", "float"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
+class _SettingsLoader(_Loader):
+    """The same for names and values of settings."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            key.tag = "tag:yaml.org,2002:str" if isinstance(key, yaml.ScalarNode) else key.tag
+        return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: Any) -> Any:
+        if node.value.lower().lstrip("+-") in (".inf", ".nan"):
+            return self.construct_yaml_float(node)
+        return super().construct_number(node)
+
+
+for _loader in (_Loader, _SettingsLoader):
+    for _kind in ("int", "float"):
+        _loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _loader.construct_number)

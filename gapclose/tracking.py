@@ -14,7 +14,20 @@ from gapclose.config import Config
 from gapclose.files import read_json, write_json
 from gapclose.progress import is_main, say
 from gapclose.report.summary import read_records
-from gapclose.wandb_service import FINISH_SECONDS, START_SECONDS, artifact_name, in_one_line, mode, run_name, service, why_unreached
+from gapclose.wandb_service import (
+    FINISH_SECONDS,
+    START_SECONDS,
+    artifact_name,
+    in_one_line,
+    mode,
+    rows_written,
+    run_name,
+    service,
+    why_unreached,
+)
+
+RECORD = "gap/record"
+"""name of a row's measurement: its stage and a hash of its content"""
 
 
 def scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -50,7 +63,8 @@ class WandbTracker(NoTracker):
     Nothing that happens there ends a run: what fails is warned of, once for every reason. ``wandb.json`` in the run directory keeps the run's id
     and what was sent: records by stage with a hash of their content, the last step of the losses, and hashes of the final table and of the
     adapter. Whatever of ``gap.jsonl`` is not among it is sent at the next record or the next start. Losses that could not be sent wait in
-    memory.
+    memory. The client writes what it is handed a little later, so after an end that was not clean (``open`` in ``wandb.json``) the run's own
+    files tell what was sent.
     """
 
     def __init__(self, config: Config, settings: dict[str, Any]) -> None:
@@ -97,8 +111,17 @@ class WandbTracker(NoTracker):
         """Read what was sent, and open the run; of one that was sent whole, only when there is something new."""
         known = read_json(self.path) if self.path.is_file() else {}
         self.known = known if known.get("project") == self.config.wandb.project else {}
+        if self.known.get("open"):
+            self._recover()
         if "final" not in self.known:
             self._catch_up()
+
+    def _recover(self) -> None:
+        """Count as sent what reached the files of a run whose process was killed."""
+        rows = rows_written(self.directory, self.known["id"])
+        self.known["records"] = dict(row[RECORD].rsplit("#", 1) for row in rows if RECORD in row)
+        self.known["step"] = max((row["step"] for row in rows if "step" in row), default=0)
+        self.known.pop("final", None)
 
     def _opened(self) -> Any:
         """The run, opened where it is not.
@@ -116,7 +139,7 @@ class WandbTracker(NoTracker):
             config=self.settings, id=known, resume="allow" if known else None,
             settings=wandb.Settings(init_timeout=START_SECONDS, finish_timeout=FINISH_SECONDS, finish_timeout_raises=True),
         )  # fmt: skip
-        self._keep(id=self.run.id, project=self.config.wandb.project)
+        self._keep(id=self.run.id, project=self.config.wandb.project, open=True)
         self.run.define_metric("epoch")
         self.run.define_metric("gap/*", step_metric="epoch")
         self.run.define_metric("step")
@@ -140,7 +163,12 @@ class WandbTracker(NoTracker):
         for stage in missing:
             split, body = stage.split("/")[-1], {k: v for k, v in records[stage].items() if k not in ("stage", "epoch", "seed")}
             figures = {f"gap/{split}/{n}": v for n, v in scalars(body)}
-            run.log({**figures, f"gap/{split}/state": records[stage]["state"], "epoch": records[stage]["epoch"]})
+            of_record = {
+                f"gap/{split}/state": records[stage]["state"],
+                "epoch": records[stage]["epoch"],
+                RECORD: f"{stage}#{digests[stage]}",
+            }
+            run.log(figures | of_record)
             self._keep(records=self.known.get("records", {}) | {stage: digests[stage]})
         self._send_losses()
 
@@ -168,6 +196,7 @@ class WandbTracker(NoTracker):
         assert self.run is not None
         try:
             self.run.finish()
+            self._keep(open=False)
         except TimeoutError as error:
             place = Path(self.run.dir).parent
             raise TimeoutError(f"not all was uploaded within {FINISH_SECONDS:g} s; `wandb sync {place}` sends the rest") from error

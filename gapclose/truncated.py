@@ -66,6 +66,12 @@ class Corrected(io.FileIO):
         super().__init__(path)
         self.fields = fields
 
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return super().seek(offset, whence)
+        except OSError:  # damaged headers lead before the start of the file; raised to libsndfile, it would be printed and passed over
+            return self.tell()
+
     def readinto(self, buffer) -> int:
         at, count = self.tell(), super().readinto(buffer) or 0
         for place, new in self.fields.items():

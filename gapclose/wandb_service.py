@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import netrc
 import os
 import re
+import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,9 @@ SECONDS = 10.0
 """for the service to answer at all"""
 START_SECONDS, FINISH_SECONDS = 30.0, 600.0
 """for a run to be opened there, and for what is left to be uploaded at its end"""
+
+BLOCK, WHOLE, LAST = 32768, 1, 4
+"""size of a block of a run's own file in bytes, and the kinds of piece that end a record"""
 
 
 def service() -> Any:
@@ -122,3 +127,35 @@ def _printable(directory: Path) -> str:
     """The name, without what is no text; ``run`` for a root directory."""
     name = directory.resolve().name or "run"
     return "".join(c if c.isprintable() else "-" for c in name.encode("utf-8", "replace").decode())
+
+
+def rows_written(directory: Path, run_id: str) -> list[dict[str, Any]]:
+    """The rows that a run's own files hold, in order: what reached the disk before a process was killed, uploaded or not.
+
+    The client keeps every row in ``wandb/*-ID/run-ID.wandb``: a head of 7 bytes, then log blocks of 32 KiB as LevelDB has them, each piece with a
+    head of its own (checksum, length, kind), protobuf records inside. A last piece that a kill cut off is left out.
+    """
+    from google.protobuf.message import DecodeError
+    from wandb.proto import wandb_internal_pb2
+
+    rows = []
+    for path in sorted(directory.glob(f"wandb/*-{run_id}/run-{run_id}.wandb")):
+        data, place, body = path.read_bytes(), 7, b""
+        while place + 7 <= len(data):
+            left = BLOCK - place % BLOCK
+            if left < 7:  # too little for a head: padding
+                place += left
+                continue
+            _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+            body += data[place + 7 : place + 7 + length]
+            place += 7 + length
+            if kind in (WHOLE, LAST) and place <= len(data):
+                record = wandb_internal_pb2.Record()
+                try:
+                    record.ParseFromString(body)
+                except DecodeError:
+                    break
+                body = b""
+                if record.WhichOneof("record_type") == "history":
+                    rows.append({e.key or "/".join(e.nested_key): json.loads(e.value_json) for e in record.history.item})
+    return rows

@@ -179,15 +179,16 @@ from gapclose.config import Config
 from gapclose.tracking import make_tracker
 
 def main():
-    directory, records = Path(sys.argv[1]), json.loads(sys.argv[2])
+    directory, records, before = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3] == "before"
     tracker = make_tracker(Config(run_dir=str(directory), tracking="wandb"), {})
     for number, record in enumerate(records):
         with (directory / "gap.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\\n")
-        if number + 1 == len(records):
+        if before and number + 1 == len(records):
             os.kill(os.getpid(), signal.SIGKILL)
         tracker.record(record)
         tracker.losses(number + 1, {"loss": 0.5})
+    os.kill(os.getpid(), signal.SIGKILL)
 
 main()
 """
@@ -216,16 +217,19 @@ def stages(directory: Path) -> list[tuple[str, int]]:
     return [(next(k.split("/")[1] for k in row if k.endswith("/state")), row["epoch"]) for row in rows]
 
 
-def test_what_a_kill_kept_back_is_sent_by_the_next_start(offline, tmp_path):
-    """Killed between the file of truth and the tracker: every stage arrives once, in order; the finished run sends nothing again."""
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_a_kill_kept_back_is_sent_by_the_next_start(offline, tmp_path, when):
+    """Killed between the file of truth and the tracker, or right after the tracker's client was handed the record, which may not have written
+    it: every stage arrives once, in order; the finished run sends nothing again."""
     run = tmp_path / "run"
     run.mkdir()
-    command = [sys.executable, "-c", KILLED, str(run), json.dumps(RECORDS[:1])]
+    command = [sys.executable, "-c", KILLED, str(run), json.dumps(RECORDS[:2]), when]
     environment = {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"} | {"PYTHONPATH": str(ROOT)}  # a service of its own
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     known = read_json(run / "wandb.json")
-    assert "records" not in known and "step" not in known
+    assert known["open"] and len(known["records"]) == (1 if when == "before" else 2)
+    stages(run)  # waits until the client's service has noticed that its process is gone
 
     def start(*later: dict) -> None:
         tracker = make_tracker(Config(run_dir=str(run), tracking="wandb"), {})
@@ -236,10 +240,10 @@ def test_what_a_kill_kept_back_is_sent_by_the_next_start(offline, tmp_path):
         tracker.losses(2, {"loss": 0.25})
         tracker.finish(SUMMARY, None)
 
-    start(*RECORDS[1:])
+    start(*RECORDS[2:])
     expected = [("val", 0), ("test", 0), ("val", 1), ("test", 1)]
     assert stages(run) == expected
-    assert [r["step"] for r in rows_of(run) if "loss" in r] == [1, 2]
+    assert [r["step"] for r in rows_of(run) if "loss" in r] == [1, 2] and not read_json(run / "wandb.json")["open"]
     before = sorted(run.glob("wandb/offline-run-*"))
     start(RECORDS[-1])
     assert (

@@ -133,17 +133,25 @@ def _names(raw: dict[str, Any], key: str, path: Path, problems: Problems) -> tup
 
 
 def _refuse_others(words: Iterable[Any], where: str, problems: Problems) -> None:
-    """YAML takes yes, no, on, off and null for something else than words; and a name is no list."""
+    """YAML takes yes, no, on, off and null for something else than words; and a name is no list, and holds no control characters."""
     for word in words:
         if word is None or isinstance(word, bool):
             problems.add(f'{where}: YAML reads an unquoted word there as {word}; quote it, e.g. "yes"')
         elif isinstance(word, dict | list | set | tuple | bytes):
             problems.add(f"{where}: {shown(word)} is a {type(word).__name__}, not a name; write one text")
+        else:
+            try:
+                fold(word)
+            except Fault as fault:
+                problems.add(f"{where}: a name {fault}")
 
 
 def _word(value: Any) -> str:
     """A name as the file spells it; a number without a fraction as in a table (1.0 is 1)."""
-    return value if isinstance(value, str) else fold(value) if isinstance(value, int | float | date) else str(value)
+    try:
+        return value if isinstance(value, str) else fold(value) if isinstance(value, int | float | date) else str(value)
+    except Fault:  # told already
+        return str(value)
 
 
 def _mapping(raw: dict[str, Any], key: str, path: Path, problems: Problems) -> dict[str, str]:

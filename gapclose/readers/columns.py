@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -208,14 +209,15 @@ def _item(row: Row, known: ColumnMap, names: Names, split: str, problems: Proble
     values, at, before = row.values, known.columns, len(problems)
     label = f"{row.place}: item {names.id!r}"
 
-    def text(column: str) -> str:
+    def text(column: str, check: Callable[[Any], str] = text_of) -> str:
         try:
+            check(values[column])
             return text_of(values[column])
         except Fault as fault:
             problems.add(f"{label}: {column} {fault}")
             return ""
 
-    texts = [text(column) for column in known.options] if known.from_columns else list(known.options)
+    texts = [text(column, fold) for column in known.options] if known.from_columns else list(known.options)
     question = known.question or text(at["question"])
     if len(problems) > before:
         return None
@@ -274,7 +276,7 @@ def _gold(value: Any, known: ColumnMap, texts: list[str], said: list[str], label
         return None
     named = known.gold_values.get(folded, written).strip()
     for choices in ([t.strip() for t in texts], said, [fold(t) for t in texts]):
-        for name in (named, fold(named)):
+        for name in (named, folded if named == written else fold(named)):
             if name in choices:
                 return choices.index(name)
     problems.add(f"{label}: gold {shown(value)} is not among the options {texts}; mend it, or translate it with gold_values")
