@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -188,15 +188,20 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        found = super().construct_mapping(node, deep)
-        if len(found) < len(node.value):
-            seen: set[Any] = set()
-            for key_node, _ in node.value:
-                key = self.construct_object(key_node, deep=True)
-                if key in seen:
-                    raise ConstructorError(None, None, f"the key {shown(key)} stands twice; keep one of them", key_node.start_mark)
-                seen.add(key)
-        return found
+        seen: set[Any] = set()
+        for key_node, _ in node.value:  # before what is merged (<<), which own keys replace
+            key = self.key_of(key_node)
+            if key in seen:
+                raise ConstructorError(None, None, f"the key {shown(key)} stands twice; keep one of them", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+    def key_of(self, node: Any) -> Any:
+        """A key of a mapping, by which it is told apart from others."""
+        if node.tag == "tag:yaml.org,2002:merge":
+            return node.tag
+        key = self.construct_object(node, deep=True)
+        return key if isinstance(key, Hashable) else repr(key)
 
     def construct_number(self, node: Any) -> Any:
         whole = node.tag.endswith(":int")
@@ -214,9 +219,9 @@ class _SettingsLoader(_Loader):
     """The same for names and values of settings."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        self.flatten_mapping(node)
-        for key, _ in node.value:
-            key.tag = "tag:yaml.org,2002:str" if isinstance(key, yaml.ScalarNode) else key.tag
+        names = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"]
+        for key in names:
+            key.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node: Any) -> Any:
