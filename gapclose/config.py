@@ -197,7 +197,7 @@ def _file_keys(path: Path, problems: Problems) -> list[str]:
         problems.add(f"{path}: no such configuration file")
         return []
     try:
-        tree = parse_yaml(read_text(path), aliases=ALIASES) or {}
+        tree = parse_yaml(read_text(path), aliases=ALIASES, exact=False) or {}
     except (OSError, Fault) as error:
         problems.add(f"{path}: not YAML ({error})")
         return []

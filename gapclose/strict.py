@@ -138,11 +138,12 @@ def _place(path: tuple[Any, ...]) -> str:
     return "".join(names).removeprefix(".")
 
 
-def parse_yaml(text: str, *, aliases: int = 0) -> Any:
+def parse_yaml(text: str, *, aliases: int = 0, exact: bool = True) -> Any:
     """The value of a YAML text, by the safe loader.
 
     Args:
         aliases: how many are followed.
+        exact: refuse unquoted numbers that YAML reads as others; settings are numbers, names are not.
 
     Raises:
         Fault: also for what that loader accepts: a key that stands twice, more aliases, nesting deeper than :data:`DEEPEST`, halves of surrogate
@@ -150,7 +151,7 @@ def parse_yaml(text: str, *, aliases: int = 0) -> Any:
     """
     try:
         loader = _Loader(text)
-        loader.aliases, loader.begun = aliases, []
+        loader.aliases, loader.exact, loader.begun = aliases, exact, []
         value = loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -167,6 +168,7 @@ class _Loader(yaml.SafeLoader):
     """The safe loader, with the faults of :func:`parse_yaml`."""
 
     depth = aliases = 0
+    exact = True
     begun: list[str | None]
     """anchors of the values that hold the one at hand"""
 
@@ -204,7 +206,7 @@ class _Loader(yaml.SafeLoader):
             same = str(value) == node.value if whole else math.isfinite(value) and value == float(node.value)
         except ValueError:  # thousands of digits; 1:30.5
             value, same = "another number", False
-        if not same:
+        if not same and (self.exact or isinstance(value, str)):
             raise ConstructorError(None, None, f"YAML reads {node.value[:40]} as {shown(value)}; put it in quotes", node.start_mark)
         return value
 
