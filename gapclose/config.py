@@ -20,7 +20,7 @@ from gapclose.adapters import LoraConfig
 from gapclose.baselines.dpo import DpoConfig
 from gapclose.baselines.grpo import GrpoConfig
 from gapclose.data_config import DataConfig
-from gapclose.errors import Fault, Problems
+from gapclose.errors import Fault, Problems, shortened
 from gapclose.examine.config import ControlsConfig
 from gapclose.files import write_text
 from gapclose.gap import GapConfig
@@ -151,7 +151,7 @@ def parse_config(arguments: Sequence[str], *, prog: str = "gapclose") -> Config:
         values.pop("config", None)
         return Config(**values)
     except (ArgumentError, TypeError, OverflowError) as error:  # null where a number is compared, a number that no float holds
-        raise ValueError(f"the configuration ({', '.join([*files, 'command line'])}) does not fit: {error}") from error
+        raise ValueError(f"the configuration ({', '.join([*files, 'command line'])}) does not fit: {shortened(str(error))}") from error
 
 
 def _has_value(arguments: Sequence[str], place: int) -> bool:

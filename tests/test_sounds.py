@@ -305,6 +305,15 @@ def test_a_seek_before_the_start_stays_where_it_is(tmp_path):
         assert (file.seek(2), file.seek(-9, 1), file.read()) == (2, 2, b"c")
 
 
+def test_a_sampling_rate_that_none_has_is_told_before_resampling(tmp_path):
+    """PyAV reads the sound of what is named as a film; from 500 MHz its resampler takes minutes."""
+    data = written(tmp_path / "sound", "WAV")
+    put(data, b"fmt ", 12, ("<I", 536_878_912), ("<I", 1_073_757_824))
+    (tmp_path / "sound.mp4").write_bytes(data)
+    with pytest.raises(Fault, match="sampling rate of 536,878,912 Hz, so it is damaged"):
+        read_sound(tmp_path / "sound.mp4", RATE)
+
+
 def test_longer_sounds_than_memory_holds_are_refused_while_they_are_decoded(tmp_path, monkeypatch):
     """Also where only resampling makes them long."""
     monkeypatch.setattr("gapclose.mixing.MOST_SAMPLES", N - 1)
