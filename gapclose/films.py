@@ -116,7 +116,7 @@ def _pictures(container: Any) -> Any:
         raise Fault(f"the film has no pictures{cover}; give it as audio, or replace it")
     if (stream.width or 0) * (stream.height or 0) > MOST_PIXELS:
         raise Fault(f"the film has pictures of {stream.width} x {stream.height} pixels, more than {MOST_PIXELS:,}; scale it down")
-    stream.thread_type = "AUTO"
+    stream.thread_type = "SLICE"  # in threads for whole frames, FFmpeg's H.264 decoder loses by chance that a frame is damaged (8.0)
     return stream
 
 

@@ -65,6 +65,12 @@ def refuse_longer(samples: int, rate: int | None = None) -> None:
         raise Fault(f"the audio has more than {MOST_SAMPLES:,} samples{at}, which are not held in memory; cut it")
 
 
+def refuse_rate(rate: int) -> None:
+    """Raises: Fault, when a header states a sampling rate beyond :data:`RATES`, from which resampling takes minutes or memory."""
+    if not RATES[0] <= rate <= RATES[1]:
+        raise Fault(f"the header of the audio states a sampling rate of {rate:,} Hz, so it is damaged; replace it")
+
+
 def refuse_levels(mono: np.ndarray) -> None:
     """Raises: Fault, when (samples,) stays below :data:`SILENT`, or goes beyond :data:`LOUDEST`."""
     peak = max(mono.max(initial=0.0), -mono.min(initial=0.0))

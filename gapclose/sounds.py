@@ -18,7 +18,7 @@ import soxr
 
 from gapclose.containers import chosen, is_film, opened, refuse_short, undecodable
 from gapclose.errors import Fault
-from gapclose.mixing import RATES, Mix, refuse_levels, refuse_longer
+from gapclose.mixing import Mix, refuse_levels, refuse_longer, refuse_rate
 from gapclose.tracks import read_compressed, read_track
 from gapclose.truncated import Corrected, decoder, size_fields
 
@@ -44,14 +44,15 @@ def read_sound(path: Path, rate: int | None) -> tuple[np.ndarray, int]:
         mono, own = read_track(path, rate or USUAL_RATE, "sound track" if is_film(path) else "audio"), rate or USUAL_RATE
     else:
         mono, own = found
-        if not RATES[0] <= own <= RATES[1]:
-            raise Fault(f"the header of the audio states a sampling rate of {own:,} Hz, so it is damaged; replace it")
+        refuse_rate(own)
     refuse_levels(mono)
+    heard = rate or USUAL_RATE  # so that what cannot be resampled is told before the model's rate is known
+    if own != heard:
+        refuse_longer(len(mono) * heard // own, heard)
+        if len(mono) * heard < own:
+            raise Fault(f"the audio is too short: {len(mono)} samples at {own:,} Hz leave none at {heard:,} Hz; remove the item")
     if rate and own != rate:
-        refuse_longer(len(mono) * rate // own, rate)
-        whole, mono = len(mono), soxr.resample(mono, own, rate)
-        if len(mono) == 0:
-            raise Fault(f"the audio is too short: {whole} samples at {own:,} Hz leave none at {rate:,} Hz; remove the item")
+        mono = soxr.resample(mono, own, rate)
     return mono.astype(np.float32, copy=False), rate or own
 
 

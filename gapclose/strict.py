@@ -143,7 +143,7 @@ def parse_yaml(text: str, *, aliases: int = 0, settings: bool = False) -> Any:
 
     Args:
         aliases: how many are followed.
-        settings: keys are names as they are written (YAML reads ``off:`` as false), and numbers may be infinite.
+        settings: keys are names as they are written (YAML reads ``off:`` as false), and numbers may have any form, infinity too.
 
     Raises:
         Fault: also for what that loader accepts: a key that stands twice, more aliases, nesting deeper than :data:`DEEPEST`, halves of surrogate
@@ -168,6 +168,8 @@ class _Loader(yaml.SafeLoader):
     """The safe loader, with the faults of :func:`parse_yaml`."""
 
     depth = aliases = 0
+    exact = True
+    """refuse unquoted numbers that YAML reads as others"""
     begun: list[str | None]
     """anchors of the values that hold the one at hand"""
 
@@ -210,24 +212,21 @@ class _Loader(yaml.SafeLoader):
             same = str(value) == node.value if whole else math.isfinite(value) and value == float(node.value)
         except ValueError:  # thousands of digits; 1:30.5
             value, same = "another number", False
-        if not same:
+        if not same and (self.exact or isinstance(value, str)):
             raise ConstructorError(None, None, f"YAML reads {node.value[:40]} as {shown(value)}; put it in quotes", node.start_mark)
         return value
 
 
 class _SettingsLoader(_Loader):
-    """The same for names and values of settings."""
+    """The same for names and values of settings, which are numbers in any form."""
+
+    exact = False
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         names = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"]
         for key in names:
             key.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep)
-
-    def construct_number(self, node: Any) -> Any:
-        if node.value.lower().lstrip("+-") in (".inf", ".nan"):
-            return self.construct_yaml_float(node)
-        return super().construct_number(node)
 
 
 for _loader in (_Loader, _SettingsLoader):

@@ -14,7 +14,7 @@ import numpy as np
 
 from gapclose.containers import chosen, opened, refuse_short
 from gapclose.errors import Fault
-from gapclose.mixing import Mix, refuse_longer
+from gapclose.mixing import Mix, refuse_longer, refuse_rate
 from gapclose.truncated import states_mp3_length
 
 RESYNCED = ("mp3", "aac")
@@ -107,6 +107,7 @@ def _frames(container: Any, stream: Any) -> Iterator[tuple[Any, list[np.ndarray]
             lost += float((packet.duration or 0) * packet.time_base)
             continue
         for frame in frames:
+            refuse_rate(frame.sample_rate)
             heard += frame.samples / max(1, frame.sample_rate)
             yield frame, [b.to_ndarray().reshape(-1, len(b.layout.channels)) for b in apart(frame)]
     if lost:

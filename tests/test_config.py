@@ -114,12 +114,27 @@ def test_a_value_that_does_not_fit_is_named(arguments):
         ("train: 3\nlora:", ["2 problems", "run.yaml: train is 3; it is a group", "run.yaml: lora is None"]),
         ("- a\n- b", ["run.yaml: holds list"]),
         ("a: [", ["run.yaml: not YAML"]),
+        ("[" * 10_000, ["run.yaml: not YAML", "nested deeper than"]),
+        ("seed: !!bool x", ["run.yaml: not YAML", "does not fit its tag"]),
+        (f"seed: {'1' * 5_000}", ["run.yaml: not YAML", "put it in quotes"]),
+        (
+            "k0: &k0 [x, x, x]\n" + "".join(f"k{n + 1}: &k{n + 1} [{', '.join([f'*k{n}'] * 9)}]\n" for n in range(9)),
+            ["run.yaml: not YAML (line 4: the alias *k2 is not followed"],
+        ),
+        ("train: {learning_rate: " + "9" * 400 + "}", ["run.yaml"]),
+        ("seed: null", ["run.yaml"]),
     ],
 )
 def test_a_file_that_does_not_fit_is_named(tmp_path, text, says):
     """So is what is wrong in a YAML file."""
     message = complaint("--config", yaml(tmp_path, text))
     assert all(part in message for part in says), message
+
+
+def test_a_file_that_is_not_utf_8_is_named(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_bytes("run_dir: é".encode("latin-1"))
+    assert "run.yaml: not YAML (not UTF-8 (byte 0xe9, line 1)" in complaint("--config", str(path))
 
 
 def test_a_batch_that_cannot_be_cut_names_sizes_that_can():

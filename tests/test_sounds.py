@@ -10,6 +10,7 @@ import soundfile
 
 from gapclose.errors import Fault
 from gapclose.sounds import read_sound
+from gapclose.truncated import Corrected
 
 RATE = 16_000
 N = RATE
@@ -261,8 +262,9 @@ def test_a_sound_of_which_nothing_is_left_is_told(tmp_path, rate, says):
     data = written(tmp_path / "sound", "WAV", SOUND[:1])
     put(data, b"fmt ", 12, ("<I", rate), ("<I", min(2 * rate, 2**32 - 1)))
     (tmp_path / "sound").write_bytes(data)
-    with pytest.raises(Fault, match=says):
-        read_sound(tmp_path / "sound", RATE)
+    for known in (RATE, None):
+        with pytest.raises(Fault, match=says):
+            read_sound(tmp_path / "sound", known)
 
 
 def test_a_sound_too_loud_to_be_mixed_is_told(tmp_path):
@@ -270,6 +272,46 @@ def test_a_sound_too_loud_to_be_mixed_is_told(tmp_path):
     soundfile.write(tmp_path / "sound", np.full((N, 2), 3e38), RATE, format="WAV", subtype="FLOAT")
     with pytest.raises(Fault, match="16000 samples that are not finite"):
         read_sound(tmp_path / "sound", None)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_sound_beyond_any_scale_is_told(tmp_path, channels):
+    """Resampled, its largest samples would be infinite, though those of the file are not."""
+    soundfile.write(tmp_path / "sound", np.full((N, channels), 1e38), RATE, format="WAV", subtype="FLOAT")
+    with pytest.raises(Fault, match="goes up to 1e\\+38 .full scale is 1., so it is damaged; replace it"):
+        read_sound(tmp_path / "sound", None)
+
+
+def test_samples_that_a_header_states_and_nobody_delivers_are_not_made_up(tmp_path):
+    """The last page of this ogg states 0.4 s more than there are, which rounding may explain; memory that was taken for them is no sound."""
+    data = bytes(written(tmp_path / "sound", "OGG"))
+    last = data.rindex(b"OggS")
+    page = data[last : last + 6] + struct.pack("<Q", N + 6_400) + data[last + 14 : last + 22] + bytes(4) + data[last + 26 :]
+    found = decoded(tmp_path / "sound", data[:last] + page[:22] + struct.pack("<I", ogg_sum(page)) + page[26:])
+    assert N <= len(found) < N + 1_000 and np.abs(found).max() < 2
+
+
+@pytest.mark.parametrize("name", ["sound.au", "SOUND.SND"])
+def test_an_au_without_its_header_is_no_noise(tmp_path, name):
+    """libsndfile takes it for raw u-law."""
+    with pytest.raises(Fault, match="no header, which a .* file begins with, so it is damaged"):
+        decoded(tmp_path / name, written(tmp_path / "sound", "AU")[24:])
+
+
+def test_a_seek_before_the_start_stays_where_it_is(tmp_path):
+    """soundfile would print what a file raises to it, as a traceback."""
+    (tmp_path / "sound").write_bytes(b"abc")
+    with Corrected(tmp_path / "sound", {}) as file:
+        assert (file.seek(2), file.seek(-9, 1), file.read()) == (2, 2, b"c")
+
+
+def test_a_sampling_rate_that_none_has_is_told_before_resampling(tmp_path):
+    """PyAV reads the sound of what is named as a film; from 500 MHz its resampler takes minutes."""
+    data = written(tmp_path / "sound", "WAV")
+    put(data, b"fmt ", 12, ("<I", 536_878_912), ("<I", 1_073_757_824))
+    (tmp_path / "sound.mp4").write_bytes(data)
+    with pytest.raises(Fault, match="sampling rate of 536,878,912 Hz, so it is damaged"):
+        read_sound(tmp_path / "sound.mp4", RATE)
 
 
 def test_longer_sounds_than_memory_holds_are_refused_while_they_are_decoded(tmp_path, monkeypatch):

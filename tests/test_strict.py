@@ -62,6 +62,8 @@ YAML = {
     "half of a pair": (r'a: "\ud800"', "a holds half of a surrogate pair"),
     "half of a pair below a day": (r'2020-01-01: {b: "\ud800"}', "half of a surrogate pair"),
     "NUL": ("a: \0", "special characters are not allowed"),
+    "a tag that does not fit": ("a: !!bool x", "a value does not fit its tag ('x'); put it in quotes"),
+    "a day with a tag": ("a: !!timestamp x", "does not fit its tag"),
     "two documents": ("a: 1\n---\na: 2", "line 2: but found another document"),
 }  # fmt: skip
 
@@ -74,8 +76,19 @@ def test_faulty_yaml(fault):
     assert says in str(caught.value) and len(str(caught.value)) < 300
 
 
+def test_settings_are_numbers_in_any_form():
+    assert parse_yaml("{a: .inf, b: 1_000, c: 1.0e-3}", exact=False) == {"a": float("inf"), "b": 1000, "c": 0.001}
+
+
 def test_right_yaml():
     assert parse_yaml('{a: "007", b: [1, 1.0, 2.5, x, true], c: {0: d}}') == {"a": "007", "b": [1, 1.0, 2.5, "x", True], "c": {0: "d"}}
+
+
+def test_aliases_are_followed_where_few_are_allowed():
+    assert parse_yaml("a: &a [1]\nb: *a\nc: *a", aliases=2) == {"a": [1], "b": [1], "c": [1]}
+    for text in ("a: &a [1]\nb: *a\nc: *a\nd: *a", "a: &a {b: [*a]}"):
+        with pytest.raises(Fault, match="the alias .a is not followed"):
+            parse_yaml(text, aliases=2)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def check_configuration(path: Path) -> bool:
     try:
         config = parse_config(["--config", str(path)])
     except ValueError as error:
-        named = next((key for key in KEYS if str(error).startswith(f"{key} ")), str(path))
+        named = next((key for key in KEYS if str(error).startswith((f"{key} ", f"{key},"))), str(path))
         _check_message(str(error), named)
         return False
     saved = path.with_name("saved.yaml")

@@ -380,6 +380,11 @@ FAULTS = {
         {"gold_values": {"0": "zero", "0.0": "one"}},
         ["gold_values '0.0' is the same as another entry, '0', and means something else"],
     ),
+    "an option with control characters": (
+        {"options": {"\x1b[31m": "0", "one": "1"}},
+        ["columns.yaml: options: a name is '\\x1b[31m', which holds control characters; remove them"],
+    ),
+    "a concept without end": ({"concepts": ["0", float("inf")]}, ["columns.yaml: the column map cannot be read (", "put it in quotes"]),
     "no options": ({"options": None}, ["give one of `options` (text: concept) and `option_columns`", "not neither"]),
     "one option": ({"options": {"zero": "0"}}, ["options has 1 entries; there must be two"]),
     "options as a list": ({"options": ["zero"]}, ["options is ['zero']; it must be a mapping"]),
