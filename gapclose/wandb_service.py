@@ -150,7 +150,7 @@ def rows_written(directory: Path, run_id: str) -> list[dict[str, Any]]:
             body += data[place + 7 : place + 7 + length]
             place += 7 + length
             if kind in (WHOLE, LAST) and place <= len(data):
-                record = wandb_internal_pb2.Record()
+                record = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
                 try:
                     record.ParseFromString(body)
                 except DecodeError:

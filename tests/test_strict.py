@@ -77,7 +77,7 @@ def test_faulty_yaml(fault):
 
 
 def test_settings_are_numbers_in_any_form():
-    assert parse_yaml("{a: .inf, b: 1_000, c: 1.0e-3}", exact=False) == {"a": float("inf"), "b": 1000, "c": 0.001}
+    assert parse_yaml("{a: .inf, b: 1_000, c: 1.0e-3}", settings=True) == {"a": float("inf"), "b": 1000, "c": 0.001}
 
 
 def test_right_yaml():
