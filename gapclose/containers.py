@@ -28,7 +28,7 @@ def opened(path: Path, what: str = "film") -> Iterator[Any]:
     try:
         import av
     except ImportError as error:
-        raise Fault(f"this {what} needs PyAV; `pip install av`, or install gapclose with its extra `media`") from error
+        raise Fault(f"this {what} needs PyAV; `pip install av`") from error
     av.logging.set_level(None)  # pyright: ignore[reportArgumentType]  # its complaints are raised as well
     try:
         with av.open(str(path), metadata_errors="replace") as container:  # titles in other encodings say nothing of the film

@@ -43,6 +43,8 @@ def read_picture(path: Path) -> Image.Image:
 
 def _refuse(image: Image.Image, path: Path) -> None:
     """Raises: Fault, when an opened image would not be shown as it is meant."""
+    if image.format == "EPS":
+        raise Fault("an EPS is a program, which Ghostscript would run; write the picture as PNG")
     width, height = image.size
     if width * height > MOST_PIXELS:
         raise Fault(f"the image has {width:,} x {height:,} pixels, more than {MOST_PIXELS:,}; scale it down or cut it")

@@ -13,7 +13,7 @@ from gapclose.errors import Fault
 from gapclose.items import Framing
 from gapclose.media import decode
 
-av = pytest.importorskip("av", reason="films need PyAV (the extra `media`)")
+av = pytest.importorskip("av", reason="films need PyAV")
 
 from gapclose.containers import chosen  # noqa: E402
 from gapclose.digits.films import write_film  # noqa: E402

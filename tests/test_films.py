@@ -12,7 +12,7 @@ from gapclose.errors import Problems
 from gapclose.items import Framing, Item, ItemSet, Option
 from gapclose.media import Media, decode, faults, tell, too_long
 
-av = pytest.importorskip("av", reason="films need PyAV (the extra `media`)")
+av = pytest.importorskip("av", reason="films need PyAV")
 
 from gapclose.containers import SUFFIXES  # noqa: E402
 from gapclose.digits.films import write_film  # noqa: E402
@@ -371,4 +371,4 @@ def test_without_pyav_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "film.mp4").write_bytes(b"film")
     (fault,) = faults(about(tmp_path, "video", "film.mp4")).values()
-    assert "pip install av" in fault and "extra `media`" in fault
+    assert "pip install av" in fault

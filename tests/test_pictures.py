@@ -62,6 +62,13 @@ def test_previews_and_sizes_of_one_picture_are_no_other_pictures(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_picture_that_is_a_program_is_refused(tmp_path):
+    """Pillow would have Ghostscript run it, where that is installed."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "drawn.eps")
+    with pytest.raises(Fault, match="an EPS is a program, which Ghostscript would run; write the picture as PNG"):
+        read_picture(tmp_path / "drawn.eps")
+
+
 def test_absurd_sizes_allocate_nothing(tmp_path):
     """A header alone, of more pixels than are decoded."""
     for side in (12_000, 100_000):

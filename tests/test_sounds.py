@@ -108,14 +108,14 @@ def flac(total: int, path: Path) -> bytearray:
 
 @pytest.mark.parametrize("total", [0, N // 2])
 def test_a_flac_without_its_length_or_with_too_small_a_one_is_decoded(tmp_path, total):
-    pytest.importorskip("av", reason="flac needs PyAV (the extra `media`)")
+    pytest.importorskip("av", reason="flac needs PyAV")
     expected = decoded(tmp_path / "sound", flac(N, tmp_path / "sound"))
     assert np.array_equal(decoded(tmp_path / "sound", flac(total, tmp_path / "sound")), expected) and len(expected) == N
 
 
 def test_an_absurd_length_costs_no_memory(tmp_path):
     """A header that promises months is told; what it promises is not allocated."""
-    pytest.importorskip("av", reason="flac needs PyAV (the extra `media`)")
+    pytest.importorskip("av", reason="flac needs PyAV")
     with pytest.raises(Fault, match=r"header is wrong: 1\.0 s of 4294967\.3 s are there"):
         decoded(tmp_path / "sound", flac(2**36 - 1, tmp_path / "sound"))
 
@@ -133,7 +133,7 @@ def mp3_frames(data: bytes) -> list[bytes]:
 
 def test_an_mp3_of_varying_bit_rate_without_a_header_is_decoded_to_its_end(tmp_path):
     """libsndfile would divide the size of the file by the first bit rate, and stop after a part of it (its issue 1001)."""
-    pytest.importorskip("av", reason="mp3 needs PyAV (the extra `media`)")
+    pytest.importorskip("av", reason="mp3 needs PyAV")
     parts = []
     for name, level, sound in (("loud", 0.0, SOUND), ("quiet", 0.9, np.tile(SOUND * 1e-3, 4))):
         soundfile.write(tmp_path / name, sound, RATE, format="MP3", bitrate_mode="CONSTANT", compression_level=level)
@@ -147,7 +147,7 @@ def test_an_mp3_of_varying_bit_rate_without_a_header_is_decoded_to_its_end(tmp_p
 
 def test_what_stands_before_and_between_the_frames_of_an_mp3_is_no_sound(tmp_path):
     """A large cover in front is not counted as music that is missing; junk within is passed over, as players do."""
-    pytest.importorskip("av", reason="mp3 needs PyAV (the extra `media`)")
+    pytest.importorskip("av", reason="mp3 needs PyAV")
     plain = bytes(written(tmp_path / "sound", "MP3", np.tile(SOUND, 3)))
     frames = [f for f in mp3_frames(plain) if b"Xing" not in f and b"Info" not in f]
     size = 200_000
@@ -173,7 +173,7 @@ def adts(path: Path, sound: np.ndarray, rate: int) -> bytes:
 @pytest.mark.parametrize("name", ["sound.aac", "sound.wav"])
 def test_a_bare_aac_stream_whose_bit_rate_rises_is_no_cut_one(tmp_path, name):
     """FFmpeg guesses its length from its size and its first frames, where it seems to last much longer."""
-    av = pytest.importorskip("av", reason="aac needs PyAV (the extra `media`)")
+    av = pytest.importorskip("av", reason="aac needs PyAV")
     quiet, loud = (adts(tmp_path / "part", sound, rate) for sound, rate in ((SOUND * 1e-4, 8_000), (np.tile(SOUND, 4), 96_000)))
     (tmp_path / name).write_bytes(quiet + loud)
     with av.open(str(tmp_path / name)) as container:
@@ -183,7 +183,7 @@ def test_a_bare_aac_stream_whose_bit_rate_rises_is_no_cut_one(tmp_path, name):
 
 def test_several_ogg_streams_one_after_another_are_all_heard(tmp_path):
     """As live recordings hold them."""
-    pytest.importorskip("av", reason="chained ogg needs PyAV (the extra `media`)")
+    pytest.importorskip("av", reason="chained ogg needs PyAV")
     data = bytes(written(tmp_path / "sound", "OGG"))
     assert len(decoded(tmp_path / "sound", data + data)) / RATE == pytest.approx(2, abs=0.05)
 
@@ -213,7 +213,7 @@ def ogg_sum(page: bytes) -> int:
 @pytest.mark.parametrize("form", ["WAV", "FLAC"])
 def test_channels_that_cancel_are_told(tmp_path, form):
     """One channel turned over, up to the rounding of its samples; unlike channels, and one among silent ones, pass."""
-    pytest.importorskip("av", reason="flac needs PyAV (the extra `media`)")
+    pytest.importorskip("av", reason="flac needs PyAV")
     other = np.random.default_rng(1).uniform(-0.5, 0.5, N).astype(np.float32)
     for channels, heard in (
         ([SOUND, -SOUND + 3e-5], False),
@@ -234,14 +234,14 @@ def test_the_format_is_known_by_its_content(tmp_path):
     """Whatever the name says."""
     for form, name in (("FLAC", "a.wav"), ("WAV", "b.mp3"), ("OGG", "c.flac"), ("MP3", "d.wav"), ("WAV", "e.m4a")):
         if form in ("FLAC", "MP3") or name.endswith("m4a"):
-            pytest.importorskip("av", reason=f"{form} needs PyAV (the extra `media`)")
+            pytest.importorskip("av", reason=f"{form} needs PyAV")
         written(tmp_path / name, form)
         assert len(read_sound(tmp_path / name, None)[0]) == pytest.approx(N, abs=1200), name
 
 
 def test_what_libsndfile_does_not_know_goes_to_pyav(tmp_path):
     """AAC named as wav; a text is no sound to either, and both rates are right."""
-    av = pytest.importorskip("av", reason="needs PyAV (the extra `media`)")
+    av = pytest.importorskip("av", reason="needs PyAV")
     for container in ("mp4", "adts", "matroska"):
         with av.open(str(tmp_path / "sound.wav"), "w", format=container) as target:
             stream = target.add_stream("aac", rate=RATE, layout="mono")

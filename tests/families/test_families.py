@@ -419,7 +419,7 @@ FILMS = {
 @pytest.mark.parametrize("name", FILMS)
 def test_films_reach_the_model(name, clips, tmp_path):
     """In a batch as alone, and other residuals than those of the same film in grey."""
-    pytest.importorskip("av", reason="films need PyAV (the extra `media`)")
+    pytest.importorskip("av", reason="films need PyAV")
     torch.manual_seed(0)
     processor, model = ROWS[name].build()
     spread(model)

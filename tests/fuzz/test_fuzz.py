@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="the fuzzer reads /proc")]
-pytest.importorskip("av", reason="films need PyAV (the extra `media`)")
+pytest.importorskip("av", reason="films need PyAV")
 
 # Inputs that end in every way that the fuzzer has to notice, among others that do not.
 FAULTY = """

@@ -15,7 +15,7 @@ from gapclose.readers import read_set
 from gapclose.readers.splits import Dealing
 from gapclose.wordings import PromptsConfig, reword
 
-pytest.importorskip("av", reason="films need PyAV (the extra `media`)")
+pytest.importorskip("av", reason="films need PyAV")
 
 from gapclose.cli import main
 from gapclose.digits import films

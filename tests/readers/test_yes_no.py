@@ -11,7 +11,7 @@ from gapclose.option_order import shuffle_options
 from gapclose.readers import read_set
 from gapclose.readers.splits import Dealing
 
-pytest.importorskip("av", reason="films need PyAV (the extra `media`)")
+pytest.importorskip("av", reason="films need PyAV")
 
 from gapclose.digits import films
 
