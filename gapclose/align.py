@@ -73,7 +73,7 @@ class Training:
             raise ValueError(
                 f"{self.run.directory}: on val the gap is not shown to be real, so nothing is trained on its reading:\n{listed}\n"
                 "Label more clips (splits fit and val), leave the train items of such a modality out, or give --force to train all the "
-                f"same; the evidence will say so. `gapclose report {self.run.directory}` shows what was measured"
+                f"same; the evidence will say so. gate.json holds the figures; `gapclose measure` tries all controls, on test"
             )
         for name, why in self.forced.items():
             say(f"  warning: forced: training on the reading of {name}: {why}")
@@ -116,6 +116,7 @@ class Training:
             val_reading=teacher.val,
             val_concept=known.concept,
             val_clip=known.clip,
+            val_option_concept=known.option_concept,
             alarm=np.isin(train.concepts, train.alarm),
             seed=self.run.config.seed,
         )

@@ -163,7 +163,14 @@ def unimproved(
     by = "balanced accuracy on the option after the best shift" if shifted else "balanced accuracy of the action"
     before, now = (figure(r, shifted=shifted) for r in (base, best))
     why = f"on val no epoch is better than the base model ({by} {before:.3f}; epoch {best['epoch']}: {now:.3f})"
-    if now > before + 1e-9:
+    top = max(epochs, key=lambda r: figure(r, shifted=shifted))
+    if figure(top, shifted=shifted) > max(before, now) + 1e-9:
+        fall = top["change"]["standard_drop"]["value"]
+        why = (
+            f"on val no epoch within the budgets is better than the base model ({by} {before:.3f}); epoch {top['epoch']} has "
+            f"{figure(top, shifted=shifted):.3f}, and loses {fall:.3f} of standard accuracy (state {top['state']})"
+        )
+    elif now > before + 1e-9:
         why = (
             f"on val every epoch that is better than the base model ({by} {before:.3f}; epoch {best['epoch']}: {now:.3f}) falls beyond a "
             f"budget, or a guard objects to it (state {best['state']}; {', '.join(best['objections']) or 'no guard'})"

@@ -199,10 +199,12 @@ def observation_bytes(items: ItemSet, config: Config, *, n_layers: int, width: i
     retained = len(items.select(split="train", purpose="retain")) * 8 * config.train.retain_tokens if config.train.retain else 0
     epochs = config.train.epochs * config.targets.rounds
     closing = stored("val", 2) * (1 + epochs) + stored("test", 2) * 2 + stored("train", 1, ("gap",)) + retained
+    one_draw = stored("fit", len(candidates) - 1, ("gap",)) + stored("val", 1, ("gap",)) + stored("test", 1, ("gap",))
+    random = one_draw if config.controls.random_weights else 0  # of one network at a time
     others = len(config.prompts.names) - 1
     again = others * stored("test", 1, ("gap",))
     fit += others * stored("fit", 1, ("gap",)) if config.prompts.refit else 0
-    return {"measure": fit + stored("test", 2) + everywhere + again, "close": fit + closing + 2 * again}
+    return {"measure": fit + stored("test", 2) + everywhere + again + random, "close": fit + closing + 2 * again + random}
 
 
 def refuse_small_disk(loaded: LoadedModel, items: ItemSet, config: Config, *, closing: bool) -> None:

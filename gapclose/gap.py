@@ -197,6 +197,16 @@ def detection(clips: Clips, labels: Labels, action: Action, reading: np.ndarray)
     return {k: np.mean([r[k] for r in rows], axis=0) if rows else nothing for k in keys}
 
 
+def reading_auroc(clips: Clips, labels: Labels, reading: np.ndarray) -> np.ndarray:
+    """AUROC of the reading (N, C), averaged over the sets of concepts to detect, (R + 1,); nan where there is nothing to tell apart."""
+    found = []
+    for positives in labels.detections:
+        positive = np.isin(labels.concept, positives)
+        if positive.any() and not positive.all():
+            found.append(clips.auroc(evidence_for(reading, positives), positive))
+    return np.mean(found, axis=0) if found else np.full(len(clips.weights), np.nan)
+
+
 def statistics(clips: Clips, labels: Labels, action: Action, reading: np.ndarray) -> dict[str, np.ndarray]:
     """Everything that is measured about one (model, probe) pair, each (R + 1,)."""
     said = action.concept(labels)

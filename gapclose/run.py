@@ -97,7 +97,7 @@ class Run:
         self.fit_reading: np.ndarray
         self.text: Chosen
         self.prompted: Measures
-        self.measured: dict[str, Measured]
+        self.measured = dict[str, Measured]()
 
     def _take(self) -> None:
         """Lock the run directory before anything is written there or loaded, unless it holds a run with other settings."""
@@ -264,16 +264,16 @@ class Run:
                 prompts, self.prompted = measure_prompts(self, "base")
                 record |= {"prompts": prompts} if prompts else {}
             self.record(record)
-        self.measured = found
+        self.measured |= found
         return found
 
     def examine(self, *, thorough: bool) -> None:
-        """Write ``measurement.json``: with all controls that the configuration asks for, or with those that cost no forward.
+        """Write ``measurement.json``: with all controls that the configuration asks for, or with the text and random weights alone.
 
         A thorough one is not replaced by one that is not.
         """
         path = self.directory / "measurement.json"
-        before = read_json(path) if path.is_file() else {}
+        before = main_alone(lambda: read_json(path) if path.is_file() else {})
         if thorough or not before.get("thorough"):
             found = examine(self, thorough=thorough)
             gone = [key for key, value in before.items() if value and not found.get(key)]
@@ -310,22 +310,23 @@ def run_measure(config: Config) -> dict[str, Any]:
     run.fit_probes()
     run.measure_base(["test"])
     run.examine(thorough=True)
-    summary = summarise(run.directory)
+    summary = main_alone(lambda: summarise(run.directory))
     run.on_main(lambda: write_page(run.directory))
     run.on_main(lambda: run.tracker.finish(summary, None))
     return summary
 
 
 def run_close(config: Config) -> dict[str, Any]:
-    """Measure, train with re-measurement after every epoch, measure again, export."""
+    """Measure, decide on val whether to train, train with re-measurement after every epoch, measure test again, export."""
     run = Run(config, closing=True)
     run.track()
     run.fit_probes()
-    base = run.measure_base(["val", "test"])
+    run.measure_base(["val"])
     run.gate()
-    run.examine(thorough=False)
-    run.on_main(lambda: write_page(run.directory))
     training = Training(run)
     training.refuse_unproven()
-    training.train(base["val"])
-    return training.finish(base["test"])
+    run.measure_base(["test"])
+    run.examine(thorough=False)
+    run.on_main(lambda: write_page(run.directory))
+    training.train(run.measured["val"])
+    return training.finish(run.measured["test"])

@@ -12,7 +12,12 @@ from gapclose.files import read_json
 from gapclose.report.summary import read_records
 from gapclose.stored import reading
 
-NEEDED: dict[str, tuple[str, ...]] = {"items.json": ("fingerprint",), "measurement.json": ("verdicts",), "wandb.json": ("id",)}
+NEEDED: dict[str, tuple[str, ...]] = {
+    "items.json": ("fingerprint",),
+    "measurement.json": ("verdicts",),
+    "gate.json": ("verdicts",),
+    "wandb.json": ("id",),
+}
 """file of a run -> keys that it must have"""
 OTHERS = ("environment.json", "stopped.json")
 OBSERVED: dict[str, tuple[str, ...]] = {"request.json": ("fingerprint",), "manifest.json": ("fingerprint", "shards")}
@@ -21,7 +26,7 @@ OBSERVED: dict[str, tuple[str, ...]] = {"request.json": ("fingerprint",), "manif
 def refuse_damaged_files(directory: Path) -> None:
     """Try records, manifests and shards of a run; checksums of the shards, which take a pass over them, are compared when they are read.
 
-    Probes, targets, figures and exports are written anew at every start, and checkpoints are tried when one is gone on from.
+    Frozen probes, targets, figures and exports are written anew at every start, and checkpoints are tried when one is gone on from.
 
     Raises:
         ValueError: naming every damaged file and what to do about it.
@@ -43,6 +48,8 @@ def _attempts(directory: Path) -> Iterator[Callable[[], Any]]:
             yield lambda path=path, needs=needs: read_json(path, *needs)
     if (path := directory / "rounds.json").is_file():
         yield lambda: read_json(path, kind=list)
+    for path in sorted((directory / "probes").glob("random_*.safetensors")):
+        yield lambda path=path: _open(path)
     for path in sorted((directory / "observations").glob("*/*")):
         if path.name in OBSERVED:
             yield lambda path=path: read_json(path, *OBSERVED[path.name])

@@ -227,6 +227,7 @@ def build_targets(
     alarm: np.ndarray,
     seed: int,
     val_clip: np.ndarray | None = None,
+    val_option_concept: np.ndarray | None = None,
 ) -> Targets:
     """Readings of the train items -> what they can express -> operating point -> gate -> sharpening -> Jeffrey's rule.
 
@@ -235,6 +236,7 @@ def build_targets(
     Args:
         reading: (N, C) of the train items. scores, option_concept: (N, O) of the base model. modality: (N,).
         val_reading: (M, C) readings of the items of val, val_concept, val_clip: (M,) their concepts and clips; they set the operating point.
+        val_option_concept: (M, P) of the items of val, whose readings are restricted like those of the train items; None: they have all options.
         alarm: (C,) bool.
     """
     if config.control == "shuffled":
@@ -242,6 +244,8 @@ def build_targets(
     reading, silent = restrict(reading, expressible(option_concept, reading.shape[1]))
     point = Point()
     if config.false_alarm_budget is not None and alarm.any():
+        if val_option_concept is not None:
+            val_reading, _ = restrict(val_reading, expressible(val_option_concept, val_reading.shape[1]))
         point = operating_point(val_reading, val_concept, alarm, config.false_alarm_budget, val_clip)
     shifted = shift_prior(reading, alarm, point.factor)
     target = jeffrey(sharpen(shifted, config.sharpen), scores, option_concept)

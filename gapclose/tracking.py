@@ -122,6 +122,11 @@ class WandbTracker(NoTracker):
         self.known["records"] = dict(row[RECORD].rsplit("#", 1) for row in rows if RECORD in row)
         self.known["step"] = max((row["step"] for row in rows if "step" in row), default=0)
         self.known.pop("final", None)
+        if mode() == "online":
+            say(
+                f"tracking: the last start of this run was cut off. `wandb sync {self.directory / 'wandb'}/*-{self.known['id']}` uploads what it had "
+                "written and not sent"
+            )
 
     def _opened(self) -> Any:
         """The run, opened where it is not.

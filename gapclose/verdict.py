@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from gapclose.gap import GapConfig, Labels, evidence_for
+from gapclose.gap import GapConfig, Labels, reading_auroc
 from gapclose.judgeable import ADVICE, Acting
 from gapclose.resample import Clips, Interval
 from gapclose.significance import balance, clips_needed, holm, mcnemar, minimum_detectable, paired_error, sign_flip
@@ -44,7 +44,7 @@ class Untrained:
     """of network, the one that is read best"""
     draws: int
     accuracy: Interval
-    """balanced accuracy, mean over draws"""
+    """balanced accuracy, mean over draws; its ends also cover how well so many draws tell that mean"""
     chance: float
     """balanced accuracy of guessing among the concepts of the modality"""
     difference: Interval
@@ -193,14 +193,16 @@ def _untrained(
     balanced = {kind: np.stack([clips.balanced(r, part) for r in right]) for kind, right in rights.items()}  # (K, R + 1)
     kind = max(balanced, key=lambda k: balanced[k][:, 0].mean())
     right, draws, of_draws = reading[keep].argmax(1) == part.concept, len(rights[kind]), balanced[kind]
-    accuracy = of_draws.mean(0)
+    accuracy, spread = of_draws.mean(0), float(of_draws[:, 0].std(ddof=1))
     difference = clips.balanced(right, part) - accuracy
-    error = float(of_draws[:, 0].std(ddof=1) * np.sqrt(1 + 1 / draws))
+    noise = np.random.default_rng(seed).standard_t(draws - 1, size=len(difference) - 1)
+    error, of_mean = spread * np.sqrt(1 + 1 / draws), spread / np.sqrt(draws)
     paired = right - rights[kind].mean(0)
     p = sign_flip(paired * balance(cell), part.clip, replicates=config.replicates, seed=seed)
     if error > 0:
         p = max(p, float(2 * student.sf(abs(difference[0]) / error, draws - 1)))
-        difference[1:] += error * np.random.default_rng(seed).standard_t(draws - 1, size=len(difference) - 1)
+        difference[1:] += error * noise
+        accuracy[1:] = (accuracy[1:] + of_mean * noise).clip(0, 1)
     return Untrained(
         kind=kind,
         draws=draws,
@@ -216,17 +218,14 @@ def _auroc(clips: Clips, labels: Labels, reading: np.ndarray) -> tuple[np.ndarra
 
     The error is no smaller than that of a reading by chance with independent items, ``sqrt((P + N + 1) / (12 P N))`` (Mann & Whitney 1947).
     """
-    areas, floors = [], []
+    area, floors = reading_auroc(clips, labels, reading), []
     for positives in labels.detections:
-        positive = np.isin(labels.concept, positives)
-        if positive.all() or not positive.any():
-            continue
-        areas.append(clips.auroc(evidence_for(reading, positives), positive))
-        p, n = int(positive.sum()), int((~positive).sum())
-        floors.append(np.sqrt((p + n + 1) / (12 * p * n)))
-    if not areas:
-        return np.full(len(clips.weights), np.nan), float("nan")
-    area = np.mean(areas, axis=0)
+        p = int(np.isin(labels.concept, positives).sum())
+        n = len(labels.concept) - p
+        if p and n:
+            floors.append(np.sqrt((p + n + 1) / (12 * p * n)))
+    if not floors:
+        return area, float("nan")
     spread = float(np.nanstd(area[1:])) if np.isfinite(area[1:]).any() else float("nan")
     return area, max(spread, float(np.mean(floors)))
 
@@ -241,8 +240,8 @@ def judge(
       and zero, and the corrected p is at most ``alpha``.
     - ``explained by text``: the AUROC is above chance, and the interval of the difference reaches down to zero and excludes
       ``gap.detectable``, which so many clips would have found; or it is at most zero throughout.
-    - ``readable without training``: the AUROC is above chance, networks with random weights are read above chance too, and the reading is not
-      shown to beat them.
+    - ``readable without training``: the AUROC is above chance, networks with random weights are shown to be read above chance too, and the reading
+      is not shown to beat them. The word claims the former, not that the reading is no better.
     - ``not readable``: the interval of the AUROC does not exclude chance, excludes ``gap.detectable`` above it, and so many clips would
       have found that.
     - ``too few clips``: anything else, and wherever a concept occurs in fewer than :data:`LEAST_CLIPS` clips. That a difference was not

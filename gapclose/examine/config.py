@@ -24,8 +24,8 @@ class ControlsConfig:
     """read with media blanked; costs a forward of all fit and test items for every kind of media, and one more for all kinds together"""
     random_weights: bool = True
     """read networks of the same shape with random weights, by the same search, and demand that the model's reading beats theirs; `gapclose close`
-    does so too, with random weights in the decoder alone. Costs ``random_draws`` networks of each kind, each of which reads the checkpoint once and
-    observes all fit, val and test items"""
+    does so too, with random weights in the decoder alone. Costs ``random_draws`` networks of each kind, each of which
+    observes all fit, val and test items, and one more reading of the checkpoint"""
     random_draws: int = 3
     """networks of each kind: random weights in the decoder alone, and everywhere; their spread counts, so there are at least 2"""
     layers: bool = True

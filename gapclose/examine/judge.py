@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gapclose.gap import Labels, evidence_for
+from gapclose.gap import Labels, reading_auroc
 from gapclose.resample import Clips, Interval
 
 
@@ -41,16 +41,6 @@ class Judged(NamedTuple):
     auroc: np.ndarray
 
 
-def auroc(clips: Clips, labels: Labels, reading: np.ndarray) -> np.ndarray:
-    """AUROC of the reading (N, C), averaged over the sets of concepts to detect, (R + 1,); nan where there is nothing to tell apart."""
-    found = []
-    for concepts in labels.detections:
-        positive = np.isin(labels.concept, concepts)
-        if positive.any() and not positive.all():
-            found.append(clips.auroc(evidence_for(reading, concepts), positive))
-    return np.mean(found, axis=0) if found else np.full(len(clips.weights), np.nan)
-
-
 def chance(labels: Labels) -> float:
     """Balanced accuracy of whoever knows the modality of an item and nothing else: modalities over cells."""
     return len(np.unique(labels.modality)) / len(labels.cells[1])
@@ -71,7 +61,7 @@ class Judge:
         """Statistics of one reading (N, C) in one scope, by the right concepts or by others (N,)."""
         labels, clips = self._labels(scope, concept), self.clips[scope]
         mine = reading[self.keep[scope]]
-        return Judged(clips.balanced(mine.argmax(1) == labels.concept, labels), auroc(clips, labels, mine))
+        return Judged(clips.balanced(mine.argmax(1) == labels.concept, labels), reading_auroc(clips, labels, mine))
 
     def _labels(self, scope: str, concept: np.ndarray | None) -> Labels:
         labels = self.labels if concept is None else replace(self.labels, concept=concept)

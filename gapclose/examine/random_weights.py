@@ -5,8 +5,8 @@ model's. Two kinds are drawn: ``random_decoder`` keeps the trained embeddings an
 draw goes through the run's own path: the same items, candidate layers, families and strengths, chosen on ``fit`` and read on the other splits.
 Source: Zhang and Bowman (2018), random encoders as a baseline for probes.
 
-Cost of a draw: the checkpoint is read once more, and ``fit``, ``val`` and ``test`` are observed once. One model is in memory at a time, and a draw's
-observations are deleted when its readings are stored.
+Cost of a draw: ``fit``, ``val`` and ``test`` are observed once; afterwards the checkpoint is read once more (where the model is sharded, for every
+draw). One model is in memory at a time, and the observations of a draw are deleted when its readings are taken.
 
 Shapes: N items of a split, C concepts.
 """
@@ -17,8 +17,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +24,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import transformers
-from safetensors import safe_open
 
 from gapclose import __version__
 from gapclose.examine.judge import Control
@@ -38,6 +35,7 @@ from gapclose.probe_search import choose_probe
 from gapclose.progress import say
 from gapclose.redraw import PARTS, draw_anew
 from gapclose.spread import main_alone
+from gapclose.stored import read_tensors
 
 if TYPE_CHECKING:
     from gapclose.run import Run
@@ -66,23 +64,27 @@ def random_readings(run: Run, *, thorough: bool) -> Readings:
     if config.model.quantisation:
         say(f"no control with random weights: the weights of a base in {config.model.quantisation} are packed, and cannot be drawn")
         return {}
-    return {kind: _readings_of(run, kind) for kind in (KINDS if thorough else ("random_decoder",))}
+    splits, kinds = _splits(run), tuple(KINDS) if thorough else ("random_decoder",)
+    key, paths = _fingerprint(run, splits), {kind: run.directory / "probes" / f"{kind}.safetensors" for kind in kinds}
+    found = {kind: main_alone(lambda kind=kind: _stored(paths[kind], key)) for kind in kinds}
+    missing = [kind for kind in kinds if found[kind] is None]
+    for kind in missing:  # the decoder's first: its networks have the trained embeddings and towers
+        found[kind] = _readings_of(run, kind, splits)
+        run.on_main(lambda kind=kind: _store(paths[kind], key, found[kind] or {}))
+    if missing:
+        restore(run)
+    return {kind: readings for kind, readings in found.items() if readings is not None}
 
 
-def _readings_of(run: Run, kind: str) -> dict[str, list[np.ndarray]]:
-    draws, splits = run.config.controls.random_draws, _splits(run)
-    path, key = run.directory / "probes" / f"{kind}.safetensors", _fingerprint(run, splits)
-    stored = main_alone(lambda: _stored(path, key))
-    if stored is not None:
-        return stored
-    count = sum(len(items) for items in splits.values())
+def _readings_of(run: Run, kind: str, splits: dict[str, ItemSet]) -> dict[str, list[np.ndarray]]:
+    """split -> readings (N, C) of every network of a kind. The run's model is the last of them afterwards."""
+    draws, count = run.config.controls.random_draws, sum(len(items) for items in splits.values())
     say(f"control with random weights ({kind}): {draws} networks of the same shape, each observed on {count} items")
     found: dict[str, list[np.ndarray]] = {split: [] for split in splits if split != "fit"}
     for draw in range(draws):
-        with _drawn(run, KINDS[kind], draw) as name:
-            for split, reading in _read(run, name, splits).items():
-                found[split].append(reading)
-    run.on_main(lambda: _store(path, key, found))
+        name = draw_network(run, KINDS[kind], draw)
+        for split, reading in _read(run, name, splits).items():
+            found[split].append(reading)
     return found
 
 
@@ -110,21 +112,27 @@ def _splits(run: Run) -> dict[str, ItemSet]:
     return found
 
 
-@contextmanager
-def _drawn(run: Run, part: str, draw: int) -> Iterator[str]:
-    """Inside, the run's model has fresh weights; the name of the draw is yielded. Afterwards the checkpoint is read again."""
-    name, before = f"random-{part}-{draw}", run.adapter
+def draw_network(run: Run, part: str, draw: int) -> str:
+    """Give the run's model fresh weights in ``part``, in place; returns the name of the draw.
+
+    Where the model is sharded, its whole is read again first: shards cannot be drawn.
+    """
+    name = f"random-{part}-{draw}"
     seed = int(np.random.SeedSequence([run.config.seed, PARTS.index(part), draw]).generate_state(1)[0])
-    run.loaded.model = None  # one model in memory at a time
-    try:
-        model = load_model(run.config.model).model
-        draw_anew(model, part, seed)
-        run.place(model)
-        run.adapter = f"{name}-of-seed-{run.config.seed}"  # what the weights are, beyond the checkpoint's
-        yield name
-    finally:
-        run.adapter, run.loaded.model = before, None
-        run.place(load_model(run.config.model).model)
+    if run.config.model.sharded:
+        run.loaded.model = None  # one model in memory at a time
+        run.loaded.model = load_model(run.config.model).model
+    draw_anew(run.loaded.model, part, seed)
+    if run.config.model.sharded:
+        run.place(run.loaded.model)
+    run.adapter = f"{name}-of-seed-{run.config.seed}"  # what the weights are, beyond the checkpoint's
+    return name
+
+
+def restore(run: Run) -> None:
+    """Give the run's model the checkpoint's weights again. After an error nobody does: the run ends."""
+    run.adapter, run.loaded.model = "", None
+    run.place(load_model(run.config.model).model)
 
 
 def _read(run: Run, name: str, splits: dict[str, ItemSet]) -> dict[str, np.ndarray]:
@@ -171,14 +179,18 @@ def _store(path: Path, key: str, found: dict[str, list[np.ndarray]]) -> None:
 
 
 def _stored(path: Path, key: str) -> dict[str, list[np.ndarray]] | None:
-    """What is stored under this fingerprint, or None."""
+    """What is stored under this fingerprint, or None.
+
+    Raises:
+        ValueError: when the file is damaged.
+    """
     if not path.is_file():
         return None
+    tensors, header = read_tensors(path, "delete it: its networks are drawn again")
+    if header.get("fingerprint") != key:
+        return None
     found: dict[str, dict[int, np.ndarray]] = {}
-    with safe_open(path, framework="np") as file:
-        if file.metadata().get("fingerprint") != key:
-            return None
-        for name in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
-            split, draw = name.split("/")
-            found.setdefault(split, {})[int(draw)] = file.get_tensor(name)
+    for name, tensor in tensors.items():
+        split, draw = name.split("/")
+        found.setdefault(split, {})[int(draw)] = tensor.numpy()
     return {split: [of[draw] for draw in sorted(of)] for split, of in found.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -60,14 +61,26 @@ def test_draws_differ_and_are_kept(measured, tiny_config, monkeypatch, capsys):
 
 
 def test_afterwards_the_model_is_the_checkpoint_s(tiny_config, tmp_path):
-    """To the bit, also where drawing failed; and what is observed of it is not taken for a random network's."""
+    """To the bit; and what is observed of a random network is not taken for the model's own."""
     run = Run(parse_config(["--config", str(tiny_config), "--run_dir", str(tmp_path), *ON]), closing=False)
     trained = {name: p.clone() for name, p in run.loaded.model.named_parameters()}
-    with random_weights._drawn(run, "decoder", 0) as name:
+    for part in ("decoder", "everything"):
+        name = random_weights.draw_network(run, part, 0)
         drawn = dict(run.loaded.model.named_parameters())
-        assert name == "random-decoder-0" and run.adapter.startswith(name)
+        assert name == f"random-{part}-0" and run.adapter.startswith(name)
         assert any(not torch.equal(p, trained[n]) for n, p in drawn.items())
+    random_weights.restore(run)
     assert run.adapter == "" and all(torch.equal(p, trained[n]) for n, p in run.loaded.model.named_parameters())
-    with pytest.raises(RuntimeError, match="halfway"), random_weights._drawn(run, "everything", 1):
-        raise RuntimeError("halfway")
-    assert run.adapter == "" and all(torch.equal(p, trained[n]) for n, p in run.loaded.model.named_parameters())
+
+
+def test_damaged_readings_are_named(measured, tiny_config, tmp_path, capsys):
+    """The gate rests on them: changed bytes are no reading."""
+    copy = tmp_path / "run"
+    shutil.copytree(measured, copy, ignore=shutil.ignore_patterns(".lock"))
+    path = copy / "probes" / "random_decoder.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 0xFF
+    path.write_bytes(content)
+    assert main(["measure", "--config", str(tiny_config), "--run_dir", str(copy), *ON, *PLAIN]) == 2
+    told = capsys.readouterr().err
+    assert str(path) in told and "delete it: its networks are drawn again" in told
