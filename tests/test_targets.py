@@ -348,3 +348,16 @@ def test_settings_that_cannot_work_are_refused(change, message):
     """By name, when the configuration is read."""
     with pytest.raises(ValueError, match=message):
         TargetsConfig(**change)
+
+
+def test_the_operating_point_is_chosen_on_the_readings_that_it_is_applied_to():
+    """Items of val are read among what their options express, like those of train: the third concept, which none has, tells nothing."""
+    table, scores = np.tile([0, 1], (40, 1)), np.zeros((40, 2))
+    concept = np.repeat([0, 1], 20)
+    reading = np.where(concept[:, None] == 0, [0.2, 0.1, 0.7], [0.35, 0.65, 0.0])
+    given = {"ids": [str(n) for n in range(40)], "reading": reading, "scores": scores, "option_concept": table, "seed": 0,
+             "modality": np.full(40, "vision"), "val_reading": reading, "val_concept": concept, "alarm": np.array([False, True, True])}  # fmt: skip
+    config = TargetsConfig(false_alarm_budget=0.03)
+    made = build_targets(config, **given, val_option_concept=table)
+    assert made.factor == 1.0 and (made.target.argmax(1) == concept).all()
+    assert build_targets(config, **given).factor < 0.5  # judged by a concept that no option expresses

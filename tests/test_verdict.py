@@ -238,7 +238,18 @@ def test_the_spread_between_random_networks_counts():
     assert found["narrow"].untrained.difference.lower > 0.1 and found["narrow"].untrained.p < 0.02
     assert found["wide"].untrained.difference.lower < 0 and found["wide"].untrained.p > 0.1
     words = {name: judge({"vision": proof}, CONFIG)["vision"].word for name, proof in found.items()}
-    assert words == {"narrow": "real", "wide": "readable without training"}
+    # that such networks are read above chance rests on three draws as well: of the wide ones it is not shown
+    assert found["narrow"].untrained.accuracy.lower > 0.5 > found["wide"].untrained.accuracy.lower
+    assert words == {"narrow": "real", "wide": "too few clips"}
+
+
+def test_a_reading_that_random_networks_give_as_well():
+    """Their level is shown to be above chance, and the lead over them is not shown."""
+    labels, rng = one_modality(400), np.random.default_rng(3)
+    networks = {"random_decoder": [with_accuracy(labels, a, rng) for a in (0.74, 0.76, 0.78)]}
+    text = {"text": with_accuracy(labels, 0.5, rng)}
+    proof = prove(labels, with_accuracy(labels, 0.77, rng), text, CONFIG, seed=0, untrained=networks)
+    assert judge(proof, CONFIG)["vision"].word == "readable without training"
 
 
 def test_one_more_random_network_seldom_beats_the_others():
