@@ -5,6 +5,7 @@ import unicodedata
 
 import pytest
 
+from gapclose.answer_words import words
 from gapclose.answers import Matching, parse_all, parse_lenient, parse_strict, same_to_the_matcher, unmentioned
 from gapclose.items import Item, Option
 
@@ -284,6 +285,13 @@ def test_any_text_is_read():
         assert parse_lenient(answer, item(("5", "-5", "A", "猫"))) in (None, 0, 1, 2, 3)
         if answer.strip():
             assert parse_lenient(unicodedata.normalize("NFD", answer), item((answer, "zzz"))) in (None, 0)
+
+
+def test_a_range_of_any_length_is_one_number():
+    """Longer than Python's stack is deep; no other number is named in it, and it is itself."""
+    (said,) = words("1.5-" * 3000 + "1")
+    assert said.number == "3/2\u2013" * 3000 + "1" and said.end == 12_001
+    assert [parse_lenient(t, item(("1.5", "1.5-2.5-1.5"))) for t in ("1.5-" * 3000 + "1", "1,5\u20132.50\u20131.5")] == [None, 1]
 
 
 def test_what_a_text_does_not_mention():
