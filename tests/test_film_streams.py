@@ -256,6 +256,26 @@ def test_a_sound_has_one_level_in_every_container(tmp_path, samples, asked):
         assert np.abs(sound - found["sound.wav"])[inner].max() < 1e-3, name
 
 
+def test_a_track_that_changes_its_rate_on_the_way_keeps_its_pace(tmp_path):
+    """As a broadcast does: every part is as long, and sounds as high, as it is."""
+    data = b""
+    for rate in (16_000, 32_000, 8_000):
+        with av.open(str(tmp_path / "part"), "w", format="adts") as target:
+            stream = target.add_stream("aac", rate=rate, layout="mono")
+            seconds = np.arange(2 * rate, dtype=np.float32) / rate
+            frame = av.AudioFrame.from_ndarray(0.3 * np.sin(2 * np.pi * 440 * seconds)[None], format="fltp", layout="mono")
+            frame.sample_rate = rate
+            for packet in (*stream.encode(frame), *stream.encode(None)):
+                target.mux(packet)
+        data += (tmp_path / "part").read_bytes()
+    (tmp_path / "sound.aac").write_bytes(data)
+    sound = read_track(tmp_path / "sound.aac", RATE)
+    assert len(sound) / RATE == pytest.approx(6, abs=0.4)
+    for begin in (0.5, 2.7, 4.9):
+        part = sound[int(begin * RATE) : int((begin + 1) * RATE)]
+        assert np.abs(np.fft.rfft(part)).argmax() == 440
+
+
 def test_pictures_too_large_to_be_held_are_refused(tmp_path, monkeypatch):
     path = mux(tmp_path / "film.mp4", [pictures()])
     monkeypatch.setattr("gapclose.films.MOST_PIXELS", 32 * 48 - 1)
