@@ -137,7 +137,23 @@ def _in_word(character: str) -> bool:
 
 
 def _number(text: str, at: int) -> Word | None:
-    """The number that begins at a place, or None."""
+    """The number, or the range of numbers, that begins at a place, or None."""
+    first = _single(text, at)
+    if first is None or first.number is None:
+        return first
+    keys, numbers, end = [first.key], [first.number], first.end
+    while text[end : end + 1] in ("-", "\u2013") and text[end + 1 : end + 2].isdigit():
+        other = _single(text, end + 1)
+        if other is None or other.number is None:
+            break
+        keys.append(other.key)
+        numbers.append(other.number)
+        end = other.end
+    return first if len(keys) == 1 else Word(key="\u2013".join(keys), start=at, end=end, number="\u2013".join(numbers))
+
+
+def _single(text: str, at: int) -> Word | None:
+    """The one number that begins at a place, or None; a time, a date or part of a name has no value."""
     lead = LEADING_SIGN.match(text, at)
     if lead is None or (text[lead.end()] == "." and at and (text[at - 1].isalnum() or text[at - 1] == ".")):
         return None
@@ -153,11 +169,7 @@ def _number(text: str, at: int) -> Word | None:
         unit += re.sub(r"\s", "", next(g for g in after.groups() if g)).lower()
         end = after.end()
     share = {"%": 100, "‰": 1000}.get(unit)
-    word = Word(key=f"{compare}{value}{unit}", start=at, end=end, number=str(value), share=str(value / share) if share else None)
-    other = _number(text, end + 1) if text[end : end + 1] in ("-", "\u2013") and text[end + 1 : end + 2].isdigit() else None
-    if other is None or other.number is None:
-        return word
-    return Word(key=f"{word.key}\u2013{other.key}", start=at, end=other.end, number=f"{word.number}\u2013{other.number}")
+    return Word(key=f"{compare}{value}{unit}", start=at, end=end, number=str(value), share=str(value / share) if share else None)
 
 
 def _value(text: str, at: int) -> tuple[Fraction | str, int] | None:

@@ -10,8 +10,9 @@ counts, if the options differ by it, and a percentage as its share ("50 %" for o
 
 The one option that occurs must also be affirmed, or the answer parses as none: no negation stands before it in its clause ("There is no
 tumour", but "not visible" where that is the option; English and Chinese, in Japanese and Korean behind it), a letter is not part of a phrase
-("in E major"), and a bare yes or no begins the answer, ends it, or is said to be the answer ("I have no idea" does not say *no*). Negations of
-other languages are not known.
+("in E major"), and a bare yes or no begins the answer, ends it, or is said to be the answer ("I have no idea" does not say *no*). Idioms that
+affirm are no negation ("no doubt", "not only"). Where yes and no both occur, the one that begins the answer, up to a comma or another stop,
+wins ("Yes, there is no dog"), unless the other is an answer by itself, too ("Yes. No."). Negations of other languages are not known.
 
 :class:`Matching` adds what other prompts need: an answer that begins with its option and goes on, and a function of the user's own.
 """
@@ -44,12 +45,20 @@ NEGATION = re.compile(
     r"\b(no|not|never|without|neither|nor|none|nothing|cannot|\w+n['`\u00b4\u02bc\u2018\u2019\uff07]t)\b|[不没沒無无未]|非(?!常)",
     re.IGNORECASE,
 )
+IDIOM = re.compile(
+    r"\b(?:no\s+(?:doubts?|question\s+that)|(?:not|\w+n't)\s+(?:only|just|merely)|without\s+(?:a\s+|any\s+)?doubt|nothing\s+but)\b"
+    r"|[无無](?=疑)|不(?=[仅僅只])",
+    re.IGNORECASE,
+)
+"""words that look like a negation and affirm; in a :func:`plain_text`"""
 DENIED_AFTER = re.compile("ない|なく|なかっ|ません|じゃな|아니|아닙|없|않")
 """a negation that stands behind what it denies"""
 CLAUSE = re.compile(r"[.,;:!?\n\u2013\u2014\u3001\u3002\u060c\u061b\u061f\u06d4\u0964]|\bbut\b|但|不过|不過|而是", re.IGNORECASE)
 """what ends a clause, and with it the reach of a negation"""
 BARE = {("yes",), ("no",), ("是",), ("否",), ("对",), ("對",), ("错",), ("錯",), ("不",), ("有",), ("无",), ("無",)}
 """options that are words of most sentences"""
+STOP = re.compile(r"[\"'`*_)\]}>\u201d]*\s*[.,;:!\n\u2013\u2014\u3002]")
+"""what stands behind a bare option that is the whole answer, whatever follows"""
 SENTENCE = ".,;:!?\u2026\u3001\u3002"
 EDGES = "\"'`*_()[]{}<>\u201c\u201d\u300c\u300d\u300e\u300f"
 """what may stand around an option that is a symbol"""
@@ -91,8 +100,20 @@ def _by_value(text: str, said: Sequence[Word], options: Sequence[Sequence[Word]]
 
 def _one(text: str, options: Sequence[Sequence[Word]], named: dict[int, list[tuple[int, int]]]) -> int | None:
     """The option that alone is named, if it is affirmed."""
-    ((index, spans), *others) = named.items()
+    ((index, spans), *others) = _leading(text, options, named).items()
     return index if not others and _affirmed(text, options[index], spans) else None
+
+
+def _leading(text: str, options: Sequence[Sequence[Word]], named: dict[int, list[tuple[int, int]]]) -> dict[int, list[tuple[int, int]]]:
+    """Of several bare options the one that begins the text, up to a stop, unless another one is an answer by itself; else ``named``."""
+    (start, end), index = min((span, k) for k, spans in named.items() for span in spans)
+    if not all(tuple(w.key for w in options[k]) in BARE for k in named) or re.search(r"\w", text[:start]) or not STOP.match(text, end):
+        return named
+    for start, end in (span for k, spans in named.items() if k != index for span in spans):
+        clause = CLAUSE.split(text[:start])[-1] + CLAUSE.split(text[end:])[0]
+        if NAMED.search(text[:start]) or not re.search(r"\w", clause):
+            return named
+    return {index: named[index]}
 
 
 def _find(said: Sequence[Word], options: Sequence[Sequence[Word]]) -> dict[int, list[tuple[int, int]]]:
@@ -108,9 +129,10 @@ def _find(said: Sequence[Word], options: Sequence[Sequence[Word]]) -> dict[int, 
 
 
 def _read(text: str, options: Sequence[str] = ()) -> list[Word]:
-    """Words of a :func:`plain_text`; an article or a pronoun is no letter, and those ``options`` are words that are symbols alone."""
+    """Words of a :func:`plain_text`; an article or a pronoun is no letter, the no of an idiom is another word, and those ``options`` are words that are symbols alone."""
     leading = {m.start() for m in LEADS_ON.finditer(text) if not NAMED.search(text, 0, m.start())}
-    found = [replace(w, key=f"_{fold(w.key)}", letter=False) if w.letter and w.start in leading else w for w in words(text)]
+    idioms = {m.start() for m in IDIOM.finditer(text)}
+    found = [replace(w, key=f"_{fold(w.key)}", letter=False) if w.start in (leading if w.letter else idioms) else w for w in words(text)]
     for symbol in {s for o in options if (s := plain_text(o).strip()) and not words(s)}:
         around = f"[\\s{re.escape(EDGES)}]"
         alone = not symbol.strip(SENTENCE)  # punctuation of every sentence
@@ -136,7 +158,7 @@ def _affirmed(text: str, option: Sequence[Word], spans: Sequence[tuple[int, int]
     others = text
     for start, end in spans:
         others = others[:start] + " " * (end - start) + others[end:]
-    said = False
+    said, others = False, IDIOM.sub(lambda m: " " * len(m[0]), others)
     for start, end in spans:
         before, after = text[:start], text[end:]
         first, last = not re.search(r"\w", before), not re.search(r"\w", after)

@@ -15,7 +15,7 @@ PLURAL = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Fault:
+class Complaint:
     """One thing that is wrong, and the keys that it is about."""
 
     message: str
@@ -26,7 +26,7 @@ class Fault:
 class Faults(ValueError):
     """Everything that is wrong with a group of the configuration, one line each."""
 
-    def __init__(self, found: Sequence[Fault]) -> None:
+    def __init__(self, found: Sequence[Complaint]) -> None:
         super().__init__("\n".join(fault.message for fault in found))
         self.found = list(found)
 
@@ -42,7 +42,7 @@ class Checks:
 
     def __init__(self, config: Any, group: str = "", *, infinite: Collection[str] = ()) -> None:
         """``infinite``: fields that may be infinite."""
-        self.config, self.prefix, self.found = config, f"{group}." if group else "", list[Fault]()
+        self.config, self.prefix, self.found = config, f"{group}." if group else "", list[Complaint]()
         for name, hint in hints_of(type(config)).items():
             value = getattr(config, name)
             if not fits(value, hint):
@@ -70,7 +70,7 @@ class Checks:
     def add(self, message: str, *names: str) -> None:
         """A fault about these fields; of several, it is left out where one of them has a fault of its own."""
         if len(names) < 2 or self.sound(*names):
-            self.found.append(Fault(message, frozenset(f"{self.prefix}{name}" for name in names)))
+            self.found.append(Complaint(message, frozenset(f"{self.prefix}{name}" for name in names)))
 
     def sound(self, *names: str) -> bool:
         """Whether none of these fields has a fault of its own so far."""

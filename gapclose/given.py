@@ -12,9 +12,8 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from gapclose.checks import Fault, Faults, hints_of, in_words
-from gapclose.errors import Fault as ItemFault
-from gapclose.errors import Problems, shown
+from gapclose.checks import Complaint, Faults, hints_of, in_words
+from gapclose.errors import Fault, Problems, shown
 from gapclose.settings import WHOLE_KEYS
 from gapclose.strict import parse_yaml, read_text
 
@@ -94,7 +93,7 @@ def _of_file(path: Path, hints: dict[str, Any], problems: Problems) -> list[Give
         return []
     try:
         tree = parse_yaml(read_text(path), aliases=ALIASES, settings=True) or {}
-    except (OSError, ItemFault) as error:
+    except (OSError, Fault) as error:
         problems.add(f"{path}: not YAML ({error})")
         return []
     if not isinstance(tree, dict):
@@ -150,7 +149,7 @@ def build(kind: Any, given: Sequence[Given], hints: dict[str, Any], problems: Pr
             continue
         values[key] = found
 
-    def take(faults: Sequence[Fault]) -> None:
+    def take(faults: Sequence[Complaint]) -> None:
         for fault in faults:
             if not fault.keys & bad:
                 places = sorted({where[key] for key in fault.keys if key in where})

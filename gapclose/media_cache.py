@@ -24,9 +24,9 @@ from gapclose.files import write_in_place
 from gapclose.films import Film
 from gapclose.items import Framing, content_digest
 
-FORMAT = 3
+FORMAT = 4
 """of what is stored and how it is decoded here; another number makes older files strangers"""
-DECODERS = {"image": ("pillow",), "video": ("av",), "film sound": ("av",), "audio": ("soundfile", "soxr", "av")}
+DECODERS = {"image": ("pillow",), "video": ("av",), "film sound": ("av", "soxr"), "audio": ("soundfile", "soxr", "av")}
 """packages by which a kind is decoded: another version may give other samples"""
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soxr
 
 from gapclose.containers import chosen, opened, refuse_short
 from gapclose.errors import Fault
@@ -22,7 +23,7 @@ RESYNCED = ("mp3", "aac")
 
 
 def read_track(path: Path, rate: int, what: str = "sound track") -> np.ndarray:
-    """The sound track, mixed to mono and resampled to ``rate`` Hz: (samples,) float32, from the moment when the pictures begin.
+    """The sound track, mixed to mono by the mean of its channels and resampled to ``rate`` Hz: (samples,) float32, from the moment when the pictures begin.
 
     A track that starts later has silence before it; what sounds before the first picture is left out.
 
@@ -33,19 +34,18 @@ def read_track(path: Path, rate: int, what: str = "sound track") -> np.ndarray:
         stream = chosen(container, "audio")
         if stream is None:
             raise Fault("the film has no sound track; leave its audio part out, or replace it")
-        to_mono, blocks, mix, begin, length = _Resampler("mono", rate), list[np.ndarray](), Mix(), None, 0
+        resampler, blocks, mix, begin, length = _Resampler(rate), list[np.ndarray](), Mix(), None, 0
         for frame, apart in _frames(container, stream):
             begin = frame.time if begin is None else begin
             for block in apart:
-                mix.add(block)
-            for block in to_mono(frame):
-                blocks.append(block.to_ndarray()[0])
-                length += block.samples
+                ready = resampler(mix.add(block), frame.sample_rate)
+                blocks += ready
+                length += sum(map(len, ready))
             refuse_longer(length)
-        blocks += [block.to_ndarray()[0] for block in to_mono.rest()]
-        if not blocks:
+        blocks += resampler.rest()
+        if not any(map(len, blocks)):
             raise Fault(f"the {what} has no samples; replace it")
-        sound = np.concatenate(blocks).astype(np.float32)
+        sound = np.concatenate(blocks)
         stated = _stated(container, stream, path)
         sounding = chosen(container, "video") is not None
     late = round(((begin or 0.0) - _pictures_begin(path, begin or 0.0)) * rate) if sounding else 0
@@ -96,7 +96,7 @@ def _frames(container: Any, stream: Any) -> Iterator[tuple[Any, list[np.ndarray]
     """Every frame of a sound stream, with its samples as blocks (n, C) float32."""
     from av.error import InvalidDataError
 
-    apart, lost, heard = _Resampler(None, None), 0.0, 0.0
+    packed, lost, heard = _Packed(), 0.0, 0.0
     lenient = container.format.name in RESYNCED
     for packet in container.demux(stream):
         try:
@@ -109,30 +109,44 @@ def _frames(container: Any, stream: Any) -> Iterator[tuple[Any, list[np.ndarray]
         for frame in frames:
             refuse_rate(frame.sample_rate)
             heard += frame.samples / max(1, frame.sample_rate)
-            yield frame, [b.to_ndarray().reshape(-1, len(b.layout.channels)) for b in apart(frame)]
+            yield frame, [b.to_ndarray().reshape(-1, len(b.layout.channels)) for b in packed(frame)]
     if lost:
         refuse_short(heard, heard + lost, "audio")
 
 
-class _Resampler:
-    """PyAV's resampler to packed float32, made anew where a stream changes its format on the way; None leaves layout and rate."""
+class _Packed:
+    """PyAV's conversion to packed float32, made anew where a stream changes its format on the way; channels and rate stay."""
 
-    def __init__(self, layout: str | None, rate: int | None) -> None:
-        from av import AudioResampler
-
-        self.make = lambda: AudioResampler(format="flt", layout=layout, rate=rate)
-        self.form, self.resampler = None, None
+    def __init__(self) -> None:
+        self.form, self.converter = None, None
 
     def __call__(self, frame: Any) -> list[Any]:
-        form, found = (frame.format.name, frame.layout.name, frame.sample_rate), []
-        if form != self.form:
-            found, self.form, self.resampler = self.rest(), form, self.make()
-        assert self.resampler is not None
-        return found + self.resampler.resample(frame)
+        from av import AudioResampler
 
-    def rest(self) -> list[Any]:
+        form = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if form != self.form:
+            self.form, self.converter = form, AudioResampler(format="flt")
+        assert self.converter is not None
+        return self.converter.resample(frame)
+
+
+class _Resampler:
+    """Blocks of mono samples at ``rate`` Hz, by the resampler of sound files, made anew where a stream changes its rate on the way."""
+
+    def __init__(self, rate: int) -> None:
+        self.rate, self.own, self.stream = rate, rate, None
+
+    def __call__(self, block: np.ndarray, own: int) -> list[np.ndarray]:
+        """What is ready after the next (n,) float32 samples, which have the rate ``own`` in Hz."""
+        before = []
+        if own != self.own:
+            before, self.own = self.rest(), own
+            self.stream = None if own == self.rate else soxr.ResampleStream(own, self.rate, 1, dtype="float32")
+        return [*before, block if self.stream is None else self.stream.resample_chunk(block)]
+
+    def rest(self) -> list[np.ndarray]:
         """What is left when nothing follows."""
-        return [] if self.resampler is None else self.resampler.resample(None)
+        return [] if self.stream is None else [self.stream.resample_chunk(np.zeros(0, np.float32), last=True)]
 
 
 def _pictures_begin(path: Path, otherwise: float) -> float:

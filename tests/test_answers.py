@@ -5,12 +5,14 @@ import unicodedata
 
 import pytest
 
+from gapclose.answer_words import words
 from gapclose.answers import Matching, parse_all, parse_lenient, parse_strict, same_to_the_matcher, unmentioned
 from gapclose.items import Item, Option
 
 SIX, NINE = tuple("ABCDEF"), tuple("ABCDEFGHI")
 WORDS, LETTERS = ("odd", "even", "not odd", "unseen"), ("A", "B", "C")
 SCAN, LUNGS, YES_NO, SEEN = ("normal", "tumour"), ("clear", "crackles"), ("yes", "no"), ("visible", "not visible")
+DOG = ("dog", "cat")
 LONG = ("the left one", "the left one is wrong", "I cannot see it.")
 
 
@@ -112,6 +114,42 @@ TABLE = [  # options, answer, strict, lenient
     (YES_NO, "**Yes**, it is", None, 0),
     (YES_NO, "I would say no", None, 1),
     (YES_NO, "The answer is yes because I hear it", None, 0),
+    # idioms that affirm
+    (DOG, "There is no doubt that it is a dog", None, 0),
+    (DOG, "No doubt, a dog.", None, 0),
+    (DOG, "I have no doubts it is a dog", None, 0),
+    (DOG, "It's not only a dog", None, 0),
+    (DOG, "It isn\u2019t just a dog", None, 0),
+    (DOG, "There is no question that this is a dog.", None, 0),
+    (DOG, "It is without a doubt a dog", None, 0),
+    (DOG, "Without any doubt a dog", None, 0),
+    (DOG, "I see nothing but a dog", None, 0),
+    (DOG, "There is no doubt that it is not a dog", None, None),
+    (DOG, "It is without doubt no dog", None, None),
+    (DOG, "It is not only no dog", None, None),
+    (DOG, "There is no question of a dog", None, None),
+    (DOG, "It is not only a dog but a cat", None, None),
+    (("doubt", "trust"), "There is no doubt", None, None),
+    (("no doubt", "doubt"), "There is no doubt.", None, 0),
+    (("no", "no doubt"), "No doubt", None, 1),
+    (SEEN, "No doubt it is not visible", None, 1),
+    (YES_NO, "No doubt about that.", None, None),
+    (YES_NO, "No doubt, yes", None, 0),
+    # a bare yes or no that begins the answer, and another in it
+    (YES_NO, "Yes, there is no dog.", None, 0),
+    (YES_NO, "Yes. There is no dog.", None, 0),
+    (YES_NO, "**Yes**, there is no dog.", None, 0),
+    (YES_NO, "Yes\nThere is no dog.", None, 0),
+    (YES_NO, "Yes, no doubt.", None, 0),
+    (YES_NO, "No, she says yes to him.", None, 1),
+    (YES_NO, "No. There is no dog, and she says yes", None, 1),
+    (YES_NO, "Yes there is no dog", None, None),
+    (YES_NO, "There is no dog, yes or no?", None, None),
+    (YES_NO, "Yes, no.", None, None),
+    (YES_NO, "Yes. No.", None, None),
+    (YES_NO, "No, the answer is yes", None, None),
+    (YES_NO, "No: not what I hoped, but yes", None, None),
+    (("no", "cat", "dog"), "No, it is a cat.", None, None),
     # a letter that is an answer, and one that is not
     (SIX, "A dog is barking in E major", None, None),
     (SIX, "Mostly E-flat", None, None),
@@ -218,6 +256,10 @@ SCRIPTS = [
     (("猫", "犬"), "没有猫", None),
     (("猫", "犬"), "猫ではない", None),
     (("猫", "犬"), "不是猫", None),
+    (("猫", "犬"), "毫无疑问是猫", 0),
+    (("猫", "犬"), "不仅是猫", 0),
+    (("猫", "犬"), "无疑不是猫", None),
+    (("是", "不"), "是\uff0c不在这里", 0),
     (("可见", "不可见"), "它不可见", 1),
     (("正常", "异常"), "非常正常", 0),
     (("是", "否"), "答案是否", 1),
@@ -284,6 +326,13 @@ def test_any_text_is_read():
         assert parse_lenient(answer, item(("5", "-5", "A", "猫"))) in (None, 0, 1, 2, 3)
         if answer.strip():
             assert parse_lenient(unicodedata.normalize("NFD", answer), item((answer, "zzz"))) in (None, 0)
+
+
+def test_a_range_of_any_length_is_one_number():
+    """Longer than Python's stack is deep; no other number is named in it, and it is itself."""
+    (said,) = words("1.5-" * 3000 + "1")
+    assert said.number == "3/2\u2013" * 3000 + "1" and said.end == 12_001
+    assert [parse_lenient(t, item(("1.5", "1.5-2.5-1.5"))) for t in ("1.5-" * 3000 + "1", "1,5\u20132.50\u20131.5")] == [None, 1]
 
 
 def test_what_a_text_does_not_mention():

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from gapclose.errors import Fault
 from gapclose.items import Framing
 from gapclose.media import decode
+from gapclose.sounds import read_sound
 
 av = pytest.importorskip("av", reason="films need PyAV")
 
@@ -211,6 +213,67 @@ def test_a_track_whose_channels_cancel_is_told(tmp_path):
         decode("audio", path, RATE, Framing())
     path = mux(tmp_path / "film.mp4", [pictures()], [np.stack([tone(440), tone(880)])])
     assert len(decode("audio", path, RATE, Framing())) > 0
+
+
+LOUD = np.stack([tone(440, strength=0.4), tone(440, strength=0.4)], 1)
+SURROUND = np.stack([tone(pitch, strength=0.5) for pitch in (220, 330, 440, 60, 550, 660)], 1)
+ONE_OF_SIX = SURROUND * np.array([0, 0, 0, 1, 0, 0], np.float32)
+"""the channel for low frequencies, which FFmpeg's own mix leaves out"""
+
+
+def filmed(path: Path, samples: np.ndarray) -> Path:
+    """A film whose sound track holds the samples (n, C) as they are."""
+    layout = {2: "stereo", 6: "5.1"}[samples.shape[1]]
+    with av.open(str(path), "w") as target:
+        film, track = target.add_stream("libx264", rate=10), target.add_stream("pcm_s16le", rate=RATE, layout=layout)
+        film.height, film.width, film.pix_fmt = 32, 48, "yuv420p"
+        frames = [av.VideoFrame.from_ndarray(f, format="rgb24") for f in pictures(count=10)]
+        packed = np.round(samples * 32767).astype(np.int16).reshape(1, -1)
+        sound = av.AudioFrame.from_ndarray(packed, format="s16", layout=layout)
+        sound.sample_rate = RATE
+        for stream, parts in ((film, frames), (track, [sound])):
+            for part in (*parts, None):
+                for packet in stream.encode(part):
+                    target.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("asked", [RATE, 11_025])
+@pytest.mark.parametrize("samples", [LOUD, SURROUND, ONE_OF_SIX], ids=["stereo", "5.1", "one channel of 5.1"])
+def test_a_sound_has_one_level_in_every_container(tmp_path, samples, asked):
+    """The mean of its channels, sample by sample: as a wav, as a flac, and as the sound track of a film."""
+    found = {}
+    for name in ("sound.wav", "sound.flac"):
+        soundfile.write(tmp_path / name, samples, RATE, subtype="PCM_16")
+        found[name], _ = read_sound(tmp_path / name, asked)
+    for name in ("film.mkv", "film.mov"):
+        found[name], _ = read_sound(filmed(tmp_path / name, samples), asked)
+    inner = slice(asked // 10, -asked // 10)
+    expected = samples.mean(1).std()
+    for name, sound in found.items():
+        assert sound.dtype == np.float32 and len(sound) == asked, name
+        assert sound[inner].std() == pytest.approx(expected, rel=0.01), name
+        assert np.abs(sound - found["sound.wav"])[inner].max() < 1e-3, name
+
+
+def test_a_track_that_changes_its_rate_on_the_way_keeps_its_pace(tmp_path):
+    """As a broadcast does: every part is as long, and sounds as high, as it is."""
+    data = b""
+    for rate in (16_000, 32_000, 8_000):
+        with av.open(str(tmp_path / "part"), "w", format="adts") as target:
+            stream = target.add_stream("aac", rate=rate, layout="mono")
+            seconds = np.arange(2 * rate, dtype=np.float32) / rate
+            frame = av.AudioFrame.from_ndarray(0.3 * np.sin(2 * np.pi * 440 * seconds)[None], format="fltp", layout="mono")
+            frame.sample_rate = rate
+            for packet in (*stream.encode(frame), *stream.encode(None)):
+                target.mux(packet)
+        data += (tmp_path / "part").read_bytes()
+    (tmp_path / "sound.aac").write_bytes(data)
+    sound = read_track(tmp_path / "sound.aac", RATE)
+    assert len(sound) / RATE == pytest.approx(6, abs=0.4)
+    for begin in (0.5, 2.7, 4.9):
+        part = sound[int(begin * RATE) : int((begin + 1) * RATE)]
+        assert np.abs(np.fft.rfft(part)).argmax() == 440
 
 
 def test_pictures_too_large_to_be_held_are_refused(tmp_path, monkeypatch):

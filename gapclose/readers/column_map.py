@@ -68,7 +68,7 @@ def read_map(path: Path, problems: Problems) -> ColumnMap | None:
     concepts, alarm = (_names(raw, key, path, problems) for key in ("concepts", "alarm"))
     columns = _mapping(raw, "columns", path, problems)
     _refuse_unknown(columns, (*FIELDS, *MEDIA), f"{path}: columns", problems)
-    both = [key for key in ("options", "option_columns") if raw.get(key)]
+    both = [key for key in ("options", "option_columns") if raw.get(key) not in (None, {})]
     options = _mapping(raw, both[0], path, problems) if len(both) == 1 else {}
     if len(both) != 1:
         problems.add(f"{path}: give one of `options` (text: concept) and `option_columns` (column: concept), not {both or 'neither'}")
@@ -84,8 +84,11 @@ def read_map(path: Path, problems: Problems) -> ColumnMap | None:
                 f"{path}: {kind} names the concept {name!r}, which is not among the concepts {list(concepts)}; add it or mend the name"
             )
     for key in ("question", "modality"):
-        if bool(raw.get(key)) == (key in columns):
+        if _stated(raw, key) == (key in columns):
             problems.add(f"{path}: {key} must be given once, as a text or as a column (columns: {{{key}: ...}})")
+    letters = raw.get("letters", False)
+    if not isinstance(letters, bool):
+        problems.add(f"{path}: letters is {shown(letters)}; it must be true or false, without quotes")
     gold_values, tags = _gold_values(raw, path, problems), _names(raw, "tags", path, problems)
     for key in ("name", "question", "modality"):
         _refuse_others([raw[key]] if raw.get(key) is not None else [], f"{path}: {key}", problems)
@@ -100,14 +103,19 @@ def read_map(path: Path, problems: Problems) -> ColumnMap | None:
         alarm=alarm,
         columns=columns,
         options=options,
-        from_columns=bool(raw.get("option_columns")),
+        from_columns=both == ["option_columns"],
         name=None if raw.get("name") is None else str(raw["name"]),
         modality=modality,
-        question=str(raw["question"]) if raw.get("question") is not None else None,
-        letters=bool(raw.get("letters")),
+        question=str(raw["question"]) if _stated(raw, "question") else None,
+        letters=letters,
         gold_values=gold_values,
         tags=tags,
     )
+
+
+def _stated(raw: dict[str, Any], key: str) -> bool:
+    """Whether a text stands there, which 0 is."""
+    return raw.get(key) is not None and bool(str(raw[key]).strip())
 
 
 def _refuse_unknown(given: dict[str, Any], known: tuple[str, ...], where: Any, problems: Problems) -> None:
@@ -124,7 +132,7 @@ def meant(near: list[str]) -> str:
 
 
 def _names(raw: dict[str, Any], key: str, path: Path, problems: Problems) -> tuple[str, ...]:
-    value = raw.get(key) or []
+    value = [] if raw.get(key) is None else raw[key]
     if not isinstance(value, list):
         problems.add(f"{path}: {key} is {shown(value)}; it must be a list of names")
         return ()
@@ -155,12 +163,20 @@ def _word(value: Any) -> str:
 
 
 def _mapping(raw: dict[str, Any], key: str, path: Path, problems: Problems) -> dict[str, str]:
-    value = raw.get(key) or {}
+    value = {} if raw.get(key) is None else raw[key]
     if not isinstance(value, dict):
         problems.add(f"{path}: {key} is {shown(value)}; it must be a mapping, a name to a name")
         return {}
     _refuse_others((word for entry in value.items() for word in entry), f"{path}: {key}", problems)
-    return {_word(k): _word(v) for k, v in value.items()}
+    found: dict[str, str] = {}
+    for name, meaning in value.items():
+        known = found.setdefault(_word(name), _word(meaning))
+        if known != _word(meaning):
+            problems.add(
+                f"{path}: {key} {shown(name)} is the same as another entry, {_word(name)!r}, and means {shown(meaning)} rather than {known!r}; "
+                "keep one"
+            )
+    return found
 
 
 def _gold_values(raw: dict[str, Any], path: Path, problems: Problems) -> dict[str, str]:

@@ -380,6 +380,30 @@ FAULTS = {
         {"gold_values": {"0": "zero", "0.0": "one"}},
         ["gold_values '0.0' is the same as another entry, '0', and means something else"],
     ),
+    "options that are one": (
+        {"options": {0: "0", "0": "1", "one": "1"}},
+        ["1 problem", "columns.yaml: options '0' is the same as another entry, '0', and means '1' rather than '0'; keep one"],
+    ),
+    "columns of options that are one": (
+        {"options": None, "option_columns": {1: "0", "1": "1"}},
+        ["columns.yaml: option_columns '1' is the same as another entry, '1', and means '1' rather than '0'; keep one"],
+    ),
+    "gold values that are one before they are folded": (
+        {"gold_values": {0: "zero", "0": "one"}},
+        ["1 problem", "columns.yaml: gold_values '0' is the same as another entry, '0', and means 'one' rather than 'zero'; keep one"],
+    ),
+    "letters in quotes": ({"letters": "no"}, ["1 problem", "columns.yaml: letters is 'no'; it must be true or false, without quotes"]),
+    "letters as a number": ({"letters": 1}, ["columns.yaml: letters is 1; it must be true or false"]),
+    "letters without a value": ({"letters": None}, ["columns.yaml: letters is None; it must be true or false"]),
+    "no alarms, in a word": ({"alarm": False}, ["columns.yaml: alarm is False; it must be a list of names"]),
+    "no tags, in a number": ({"tags": 0}, ["columns.yaml: tags is 0; it must be a list of names"]),
+    "gold values as a text": ({"gold_values": ""}, ["columns.yaml: gold_values is ''; it must be a mapping"]),
+    "two questions, one of them a number": (
+        {"question": 0, "columns": DIGITS["columns"] | {"question": "voice"}},
+        ["columns.yaml: question must be given once"],
+    ),
+    "a question of spaces": ({"question": "  "}, ["columns.yaml: question must be given once"]),
+    "options twice, once as a number": ({"options": 0, "option_columns": {"voice": "0", "file": "1"}}, ["give one of `options`"]),
     "an option with control characters": (
         {"options": {"\x1b[31m": "0", "one": "1"}},
         ["columns.yaml: options: a name is '\\x1b[31m', which holds control characters; remove them"],
