@@ -74,7 +74,7 @@ probe: {{families: [logistic, mean_difference], c: [0.01], folds: 2}}
 gap: {{replicates: 100}}
 force: true  # of a random model nothing is real
 export: {{unimproved: true}}  # nor has it to improve
-controls: {{draws: 2, protocol: imavb}}
+controls: {{draws: 2, protocol: imavb, random_weights: false}}  # tests of that control turn it on
 targets: {{gate: 0.8}}
 train: {{epochs: 2, global_batch_size: 24, micro_batch_size: 12, learning_rate: 0.01, logging_steps: 1}}
 """

@@ -291,7 +291,7 @@ def test_checking_films_leaves_them_in_the_cache(tmp_path, decoded):
 
 
 def test_settings_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="data.workers is -1; it must be at least 0"):
+    with pytest.raises(ValueError, match="data.workers is -1; it must not be negative"):
         DataConfig(workers=-1)
     with pytest.raises(ValueError, match="data.cache_gb is 0; it must be above 0"):
         DataConfig(cache_gb=0)

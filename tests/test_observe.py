@@ -298,7 +298,7 @@ def test_other_versions_are_other_code(model, mixed, tmp_path, forwards, monkeyp
     assert not forwards and torch.equal(taken.scores, first.scores)
     observe(model, few, directory, CONFIG, wanted, replace=True)
     assert forwards and json.loads((directory / "manifest.json").read_text())["versions"] == now
-    with pytest.raises(ValueError, match="observe.versions is 'some'; choose same or any"):
+    with pytest.raises(ValueError, match=r"observe.versions is 'some'; choose one of \['same', 'any'\]"):
         ObserveConfig(versions="some")
 
 

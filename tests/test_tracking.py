@@ -118,6 +118,7 @@ def test_a_run_reads_back_from_its_own_file(offline, tiny_run, tmp_path):
     for record, row, split in zip(chosen, measured, ("test", "val"), strict=True):
         figures = {k.removeprefix(f"gap/{split}/"): v for k, v in row.items() if k.startswith("gap/")}
         expected = dict(scalars({k: v for k, v in record.items() if k not in ("epoch", "seed")}))
+        assert figures.pop("gap/record").startswith(f"{record['stage']}#")
         assert figures.pop("state") == record["state"] and row["epoch"] == record["epoch"]
         assert figures == pytest.approx(expected) and len(expected) > 100
         assert figures["action/balanced"] == record["action"]["balanced"]["value"]

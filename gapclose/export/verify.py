@@ -64,6 +64,7 @@ def verify(directory: Path) -> dict[str, Any]:
     Raises:
         ValueError: when no adapter key applies, an adapter is all zeros, a score differs beyond the tolerance, an answer differs (of a merged
             model, one whose two best options lay further apart than the tolerance), or another part of an omni model does.
+        RuntimeError: when what was measured cannot be read.
     """
     import transformers
 
@@ -74,7 +75,10 @@ def verify(directory: Path) -> dict[str, Any]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()  # what goes to stderr here is the message of the caller's error
     config = parse_config(["--config", str(directory / "config.yaml"), "--run_dir", str(directory)])
-    stored = read_observations(directory / "observations" / "adapted-test")
+    try:
+        stored = read_observations(directory / "observations" / "adapted-test")
+    except ValueError as error:  # a damaged record is no export that differs
+        raise RuntimeError(f"what was measured cannot be read: {error}") from error
     items = prepare_items(config, closing=False).select(split="test")
     # whole batches, cut as they were: other padding would be another computation in half precision
     known = set(stored.ids)

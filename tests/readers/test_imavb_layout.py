@@ -220,8 +220,9 @@ model: {{path: {model}, dtype: float32}}
 observe: {{batch_size: 16, max_new_tokens: 3}}
 probe: {{families: [logistic], c: [0.01], folds: 2}}
 gap: {{replicates: 100}}
-controls: {{draws: 2, nested: false, codelength: false, baselines: false}}
+controls: {{random_weights: false, draws: 2, nested: false, codelength: false, baselines: false}}
 force: true
+export: {{unimproved: true}}
 train: {{epochs: 1, global_batch_size: 12, micro_batch_size: 12, learning_rate: 0.01, retain: 0}}
 """
 
