@@ -205,6 +205,10 @@ def test_a_run_goes_on_from_the_older_checkpoint_to_the_same_end(tiny_config, wh
     assert FrozenProbe.load(run / "probes" / "frozen").layers == FrozenProbe.load(whole / "probes" / "frozen").layers
 
 
+OFF = ("--guards.off", "[over-rejection, retention]")
+"""guards that would end this training after its second epoch"""
+
+
 class Reached(Exception):
     """Training would begin now."""
 
@@ -218,7 +222,7 @@ def test_an_epoch_whose_record_or_adapter_is_gone_is_trained_again(tiny_config, 
     for name, place in (("epoch-2", str(older)), ("epoch-1", "None")):
         shutil.rmtree(run / "checkpoints" / name)
         with pytest.raises(Reached) as met:
-            start(tiny_config, run, capsys)
+            start(tiny_config, run, capsys, *OFF)
         begun.append(str(met.value) == place)
     assert begun == [True, True] and newest.is_dir()
 
@@ -277,7 +281,7 @@ def test_a_number_that_is_not_finite_is_the_loss_guards_only_where_it_is_a_loss(
         raise FloatingPointError("item 'x': scores is not finite")
 
     monkeypatch.setattr(GapTrainer, "train", fail)
-    status, said, told = start(tiny_config, run, capsys)
+    status, said, told = start(tiny_config, run, capsys, *OFF)
     assert status == 2 and told == "error: item 'x': scores is not finite\n" and f"going on from {older.name}" in said
     assert not (run / "stopped.json").exists()
 
