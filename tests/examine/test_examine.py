@@ -160,7 +160,7 @@ def test_the_papers_figures_take_answers_as_the_run_matches_them(monkeypatch):
 
     def said(asked: str, match: str | None) -> list[int]:
         config = SimpleNamespace(prompts=PromptsConfig(asked=asked, match=match), controls=SimpleNamespace(text_encoder=None))
-        seen = SimpleNamespace(answers=["yes", "No, the man says yes to her.", "There is no dog.", "?"])
+        seen = SimpleNamespace(answers=["yes", "No man there says yes to her.", "There is no dog.", "?"])
         return inside.protocol(SimpleNamespace(config=config, judged=test, seen=seen, judge=None, action=None), [])
 
     assert said("own", None) == [0, -1, -1, -1]
