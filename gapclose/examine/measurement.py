@@ -211,7 +211,7 @@ def verdicts(proofs: Mapping[str, Proof], config: GapConfig, acting: Mapping[str
             "sentence": verdict.why,
             "control": verdict.proof.control,
             "difference": verdict.proof.difference.as_dict(),
-            "p": _finite(verdict.proof.p),
+            "p": _finite(verdict.proof.p_of_both),
             "p_holm": _finite(verdict.p),
             "mcnemar": _finite(verdict.proof.mcnemar),
             "random_weights": _random(verdict.proof.untrained),

@@ -73,7 +73,7 @@ def names(directories: Sequence[str]) -> list[str]:
 
 
 def tested(runs: Sequence[dict[str, Any]]) -> dict[tuple[int, str], float]:
-    """p of reading minus best control by (run, modality), Holm-corrected over all that differ: trainings of one base have its tests in common."""
+    """p of a verdict (the larger of those against the best control and against random networks) by (run, modality), Holm-corrected over all that differ: trainings of one base have its tests in common."""
     family = {(n, name): f"{name} {of}" for n, run in enumerate(runs) for name, of in run["verdicts"].items() if of["p"] is not None}
     corrected = holm({test: runs[n]["verdicts"][name]["p"] for (n, name), test in family.items()})
     return {place: corrected[test] for place, test in family.items()}
