@@ -268,12 +268,14 @@ def take_directory(directory: Path) -> BaseFileLock | None:
 
 
 def leave_directory(directory: Path, lock: BaseFileLock, *, made: bool) -> None:
-    """Give a run directory back in which nothing was begun; ``made``: it was not there before, and goes where nothing else lies in it."""
+    """Give a run directory back in which nothing was begun; ``made``: it was not there before, and goes where
+    nothing else lies in it."""
     (directory / ".holder").unlink(missing_ok=True)
-    if made and {path.name for path in directory.iterdir()} <= {".lock"}:
+    if {path.name for path in directory.iterdir()} <= {".lock"}:
         (directory / ".lock").unlink(missing_ok=True)  # a process that waits for it notices, and makes its own
-        with suppress(OSError):  # another process was quicker
-            directory.rmdir()
+        if made:
+            with suppress(OSError):  # another process was quicker
+                directory.rmdir()
     lock.release()
 
 
