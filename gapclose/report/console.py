@@ -264,5 +264,5 @@ def state_line(summary: dict[str, Any]) -> str:
         gap = summary["modality"][name]["gap"]["balanced"]["base"]
         shown = gap["lower"] is not None and gap["lower"] > 0
         of_gap = f", and the base model's gap of {show(gap)} is {'shown' if shown else 'not shown'}" if of["word"] == "real" else ""
-        parts.append(f"{name}: {ABOUT_READING[of['word']]}{of_gap}")
+        parts.append(f"{name}: {ABOUT_READING.get(of['word'], of['word'])}{of_gap}")
     return "; ".join(parts)
