@@ -71,7 +71,7 @@ def test_tables_and_verdict(capsys, tiny_run):
     assert cells["gap, AUROC"] == [show(summary["gap"]["auroc"][side]) for side in ("base", "adapted")]
     assert "24 clips, 96 items, 1 seed (0), 95 % clip-bootstrap intervals" in text
     parts = [r for r in rows if r[0] in ("audio", "vision")]
-    assert [r[:2] for r in parts] == [["audio", "too few clips"], ["vision", "too few clips"]]
+    assert [r[:2] for r in parts] == [["audio", "not judgeable"], ["vision", "not judgeable"]]
     for line in verdict(summary):
         assert line in " ".join(text.split())
     assert text.splitlines()[-2:] == [f"state: {summary['state']} ({STATES[summary['state']]})", f"page: {tiny_run / 'report.html'}"]
@@ -124,7 +124,7 @@ def test_a_run_that_only_measured(capsys, measured_run):
         "gap.matched.adapted",
     ):
         assert deep(summary, path) is None, path
-    assert summary["state"] == "open" and summary["epoch"] == 0 and summary["base"]["balanced"]["value"] > 0
+    assert summary["state"] == "not judgeable" and summary["epoch"] == 0 and summary["base"]["balanced"]["value"] > 0
     text = shown(capsys, str(measured_run))
     assert "closure:" not in text and "state: open" in text and "-" in [c.strip() for c in text.split("│")]
 
@@ -165,10 +165,11 @@ def test_what_may_be_claimed_is_what_the_measurement_says(tiny_run, capsys):
     """One meaning of real: word and reason of measurement.json, in the tables and below them; a forced training is told."""
     verdicts = json.loads((tiny_run / "measurement.json").read_text())["verdicts"]
     lines = claims(summarise(tiny_run))
-    assert lines[:2] == [f"{v['word']} - {v['sentence']}" for v in verdicts.values()] and verdicts["audio"]["word"] == "too few clips"
-    assert lines[2] == "forced: trained on the reading of audio and vision although it was not shown to be real"
+    assert lines[:2] == [f"{v['word']} - {v['sentence']}" for v in verdicts.values()] and verdicts["audio"]["word"] == "not judgeable"
+    assert lines[2] == "whether to train was decided on val (24 clips): audio not judgeable, vision not judgeable"
+    assert lines[3] == "forced: trained on the reading of audio and vision although it was not shown to be real"
     print_report(tiny_run)
-    assert capsys.readouterr().out.count("too few clips") == 4
+    assert capsys.readouterr().out.count("not judgeable - ") == 2
 
 
 def test_the_figure_is_a_png(tiny_run):

@@ -66,7 +66,7 @@ def planted(tmp_path_factory):
         write_items(items, items.root)
         save_config(parse_config(["--data.path", str(items.root), "--run_dir", str(run)]), run / "config.yaml")
         bind_items(items, run / "items.json")
-        write_text(run / "gap.jsonl", '{"stage": "adapted/test", "epoch": 2}\n')
+        write_text(run / "gap.jsonl", '{"stage": "adapted/test", "epoch": 2, "state": "open"}\n')
         stages = {"base-val": ("val", 0.0, True), "base-test": ("test", 0.0, True)}
         stages |= {"epoch-2-val": ("val", 2.0, right), "adapted-test": ("test", 2.0, right)}
         for stage, (split, says, good) in stages.items():
