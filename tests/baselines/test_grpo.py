@@ -154,4 +154,4 @@ def test_too_few_items_for_one_step_are_told(close_images, tmp_path, capsys):
     """With what to change, before anything trains."""
     wide = ("--train.global_batch_size", "400", "--train.micro_batch_size", "20")
     assert close_images(tmp_path, *SETTINGS, *wide) == 2
-    assert "asks 100 prompts 4 times, and there are 38 train items" in capsys.readouterr().err
+    assert "and split 'train' has 48 gap items; lower train.global_batch_size" in capsys.readouterr().err
