@@ -126,7 +126,7 @@ def print_report(directory: Path, console: Console | None = None) -> None:
     if path.is_file() and (baselines := read_json(path).get("baselines")):
         print_baselines(baselines, summary, console)
     for line in [*claims(summary), *verdict(summary)]:
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 PROMPT_COLUMNS = {
