@@ -45,13 +45,15 @@ from synthetic import (
     timed,
 )
 
-from gapclose.items import Item
-from gapclose.observe import ObserveConfig, Wanted, _forward
-from gapclose.shared_prefix import SharedPrefix
-from gapclose.train_config import TrainConfig
-from gapclose.trunk import Trunk
-from gapclose.trunk_entry import enter
-from gapclose.trunk_fill import write_states
+from gapclose.data.items import Item
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import _forward
+from gapclose.observe.hidden_cache import Trunk
+from gapclose.observe.hidden_capture import enter
+from gapclose.observe.hidden_writer import write_states
+from gapclose.observe.prefix_cache import SharedPrefix
+from gapclose.observe.request import Wanted
+from gapclose.training.config import TrainConfig
 
 EACH = 4  # questions a clip
 DEFAULTS = {

@@ -43,8 +43,11 @@ from synthetic import (
     take_turns,
 )
 
-from gapclose.observe import ObserveConfig, Wanted, observe, plan_batches
-from gapclose.structure import last_logits, passed_by
+from gapclose.models.hooks import last_logits, passed_by
+from gapclose.observe.batching import plan_batches
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import observe
+from gapclose.observe.request import Wanted
 
 WANTED = 0.90
 DEFAULTS = {

@@ -43,8 +43,8 @@ from rich.table import Table
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
-from gapclose.probes import fit_temperature, grouped_folds
-from gapclose.solver import held_out
+from gapclose.probes.cross_validation import fit_temperature, grouped_folds
+from gapclose.probes.logistic import held_out
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 SIDES = ("scikit-learn", "gapclose")

@@ -48,8 +48,10 @@ from synthetic import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-from gapclose.observe import ObserveConfig, Wanted, observe
-from gapclose.train_config import TrainConfig
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import observe
+from gapclose.observe.request import Wanted
+from gapclose.training.config import TrainConfig
 
 DEFAULTS = {
     "tiny": {"items": 128, "batch": 16, "global_batch": 24, "repeats": 12, "text_tokens": 26, "image_tokens": 16, "audio_tokens": 100,

@@ -37,9 +37,10 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 
-from gapclose.files import write_json
-from gapclose.observations import StoredResiduals, read_observations, shard_path, write_shard
-from gapclose.probe_search import FAMILIES, ProbeConfig, choose_probe
+from gapclose.core.files import write_json
+from gapclose.observe.store import StoredResiduals, read_observations, shard_path, write_shard
+from gapclose.probes.config import FAMILIES, ProbeConfig
+from gapclose.probes.search import choose_probe
 
 SHARD = 128
 TARGET = 100_000, 28, 3584  # items, layers, width

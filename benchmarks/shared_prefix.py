@@ -30,9 +30,11 @@ from rich.console import Console
 from rich.table import Table
 from synthetic import LARGE, Clips, between, build_base, describe, make_parser, peak_mb, quartiles, questions, read_arguments, take_turns
 
-from gapclose.items import Item
-from gapclose.observe import ObserveConfig, Wanted, _forward
-from gapclose.shared_prefix import SharedPrefix
+from gapclose.data.items import Item
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import _forward
+from gapclose.observe.prefix_cache import SharedPrefix
+from gapclose.observe.request import Wanted
 
 ASKED = (1, 2, 4, 8)
 PROFILED, SHOWN = 4, 15

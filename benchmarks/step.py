@@ -56,15 +56,17 @@ from synthetic import (
 )
 from torch import nn
 
-from gapclose.adapters import LoraConfig, add_lora, enable_checkpointing
-from gapclose.batches import TERMS, Collator, Example
-from gapclose.items import Item, Option
-from gapclose.structure import answer_logits, decoder_layers
-from gapclose.train_config import TrainConfig
-from gapclose.trainer import term_sums
-from gapclose.trunk import Trunk
-from gapclose.trunk_entry import enter
-from gapclose.trunk_fill import write_states
+from gapclose.data.items import Item, Option
+from gapclose.models.hooks import answer_logits
+from gapclose.models.structure import decoder_layers
+from gapclose.observe.hidden_cache import Trunk
+from gapclose.observe.hidden_capture import enter
+from gapclose.observe.hidden_writer import write_states
+from gapclose.training.collator import Collator
+from gapclose.training.config import TERMS, TrainConfig
+from gapclose.training.lora import LoraConfig, add_lora, enable_checkpointing
+from gapclose.training.sampler import Example
+from gapclose.training.trainer import term_sums
 
 VARIANTS = {
     "sft_all": ("plain SFT", "all"),

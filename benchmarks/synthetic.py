@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from digits_model import tiny_model
 from torch import nn
 
-from gapclose.architecture import read_architecture
-from gapclose.digits import tiny
-from gapclose.items import Item, ItemSet, Option
-from gapclose.models import ModelConfig
-from gapclose.structure import decoder_layers
+from gapclose.data.items import Item, ItemSet, Option
+from gapclose.models.architecture import read_architecture
+from gapclose.models.config import ModelConfig
+from gapclose.models.structure import decoder_layers
 
 LETTERS = "ABCDEF"  # six options, as in IMAVB
 ARCHITECTURES = Path(__file__).parent.parent / "configs" / "architectures"
@@ -114,14 +114,14 @@ def geometry(size: str, layers: int | None) -> Any:
 def build_base(size: str, layers: int | None, device: torch.device) -> nn.Module:
     """Random weights of the asked size, made on the device."""
     if size == "tiny":
-        return tiny.build_model(tiny.build_tokenizer(), **({"layers": layers} if layers else {})).to(device)
+        return tiny_model.build_model(tiny_model.build_tokenizer(), **({"layers": layers} if layers else {})).to(device)
     with device:
         return transformers.Qwen2_5OmniThinkerForConditionalGeneration._from_config(geometry(size, layers), dtype=torch.bfloat16)
 
 
 @dataclass(kw_only=True)
 class Synthetic:
-    """Stands in for :class:`gapclose.models.LoadedModel`: a model, and prompts of random tokens, patches and mel frames."""
+    """Stands in for :class:`gapclose.models.loading.LoadedModel`: a model, and prompts of random tokens, patches and mel frames."""
 
     model: Any
     text_tokens: int

@@ -1,6 +1,6 @@
 """gapclose: measure, close and re-measure the gap between what a multimodal model knows and what it says."""
 
-from gapclose._torchvision import mend_torchvision
+from gapclose.models._torchvision_compat import mend_torchvision
 
 __version__ = "0.1.0"
 

@@ -12,7 +12,7 @@ Any key of the configuration can be overridden: --seed 1 --targets.control shuff
 
 import sys
 
-from gapclose.cli import main
+from gapclose.pipeline.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(["close", *sys.argv[1:]]))

@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from comparison.tables import Row, write_results
 
-from gapclose.baselines.comparison import BUDGETS
-from gapclose.config import parse_config, refuse_other_run
-from gapclose.files import read_json, write_json
-from gapclose.progress import say, track
-from gapclose.report.compared import Row, write_results
-from gapclose.report.summary import record_of
+from gapclose.core.files import read_json, write_json
+from gapclose.core.logging import say, track
+from gapclose.evaluation.baselines.compare import BUDGETS
+from gapclose.evaluation.run_records import record_of
+from gapclose.pipeline.config import parse_config, refuse_other_run
 
 ROOT = Path(__file__).parents[1]
 UNTRAINED = "untrained"
@@ -183,7 +183,7 @@ def command(of: Comparison, job: Job) -> list[str]:
     settings |= {"observe.shared": Path(of.out) / "base"}  # its runs see the same items under the same base
     if job.way == UNTRAINED:
         settings |= {f"controls.{name}": False for name in ONLY_BASELINES} | {"controls.protocol": None}
-        start = [sys.executable, "-m", "gapclose.cli", "measure"]
+        start = [sys.executable, "-m", "gapclose.pipeline.cli", "measure"]
     else:
         # a reading from few labels may not be shown to be real; what it is worth then is the question here
         settings |= {**of.alternatives(job.way)[job.alternative], "force": True}

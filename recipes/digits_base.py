@@ -1,9 +1,9 @@
 """Train the tiny omnimodal base model of the embedded world, and the gap in it, from random weights (about a quarter of an hour on two idle cores).
 
-    OMP_NUM_THREADS=2 python recipes/digits_base.py                          # writes gapclose/digits/base/
+    OMP_NUM_THREADS=2 python recipes/digits_base.py                          # writes gapclose/data/digits/assets/base/
     OMP_NUM_THREADS=2 python recipes/digits_base.py --out /tmp/base --quick  # a few minutes: to see it run, not to use
     OMP_NUM_THREADS=2 python recipes/digits_base.py --learned /tmp/learned   # keep the model between the two steps; reuse it if there
-    OMP_NUM_THREADS=2 python recipes/digits_base.py --never-taught --copies 2 --out gapclose/digits/never   # the harder base, see below
+    OMP_NUM_THREADS=2 python recipes/digits_base.py --never-taught --copies 2 --out gapclose/data/digits/assets/never_taught   # the harder base, see below
 
 How the gap comes about, plainly: we put it there, by the route that we think instruction data takes.
 
@@ -32,7 +32,7 @@ states a false claim unless the check is asked for after it. Three steps:
    AUROC 0.78 and no rejections. The price: with a false premise the option scores of the rejections rise too, unsaid (AUROC 0.70 of
    these alone), so it is in part a suppressed answer; and 2 to 4 % of the premise questions no longer get the expected word.
 
-The AUROCs are of one seed, on ``val`` voices, from trials step by step. The checkpoint that ships, ``gapclose/digits/never``, was made by the command
+The AUROCs are of one seed, on ``val`` voices, from trials step by step. The checkpoint that ships, ``gapclose/data/digits/assets/never_taught``, was made by the command
 above in 1,831 s on a busy machine; its reading has an AUROC of 0.79 at layers 5 and 6 and 0.83 after the last one (``training.json``).
 
 Everything is drawn from scans and voices of group ``base``, which no item set shows. One seed fixes weights and draws. The
@@ -51,12 +51,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from digits_model import evaluate, tiny_model
+from digits_model.batches import Premises, QuestionDrawer, media_pool
 from rich.console import Console
 
-from gapclose.digits import bank, exam, tiny
-from gapclose.digits.batches import Premises, QuestionDrawer, media_pool
-from gapclose.digits.questions import IN_DOMAIN
-from gapclose.files import read_json, write_json
+from gapclose.core.files import read_json, write_json
+from gapclose.data.digits import media_bank as bank
+from gapclose.data.digits.questions import IN_DOMAIN
 
 console = Console(highlight=False, width=160)
 
@@ -194,7 +195,7 @@ def train(model, drawer: QuestionDrawer, watch: QuestionDrawer, step: Step, ever
         schedule.step()
         losses.append(round(loss.item(), 5))
         if (i + 1) % every == 0 or i + 1 == step.steps:
-            figures = exam.behaviour(exam.sit(model, watch, dict.fromkeys(step.counts, 128)))
+            figures = evaluate.behaviour(evaluate.sit(model, watch, dict.fromkeys(step.counts, 128)))
             pace = (time.time() - start) / (i + 1)
             console.print(f"{step.name} {i + 1}/{step.steps}  loss {np.mean(losses[-20:]):.3f}  {pace:.2f} s/step  {figures}")
     return losses
@@ -222,9 +223,9 @@ def main() -> None:
 
     start = time.time()
     torch.manual_seed(args.seed)
-    tokenizer = tiny.build_tokenizer()
-    processor = tiny.build_processor(tokenizer)
-    model = tiny.build_model(tokenizer)
+    tokenizer = tiny_model.build_tokenizer()
+    processor = tiny_model.build_processor(tokenizer)
+    model = tiny_model.build_model(tokenizer)
     ours, others = bank.scan_partition()
     voices = {group: [u for u in bank.utterances() if u.group == group] for group in ("base", "train", "val")}
     pool = media_pool(processor, ours, voices["base"], copies=copies, seed=args.seed)
@@ -246,9 +247,9 @@ def main() -> None:
     for k, step in enumerate(later, start=1):
         curves[step.name] = train(model, QuestionDrawer(processor, pool, args.seed + k), watch, step, 100)
 
-    sat = exam.sit(model, QuestionDrawer(processor, exam_pool, 2), dict.fromkeys(COMPLY.counts, questions // 4))
-    fit = exam.sit(model, QuestionDrawer(processor, fit_pool, 3), dict.fromkeys(IN_DOMAIN, 800 // 3))
-    figures, layers = exam.behaviour(sat), exam.readable(fit, sat)
+    sat = evaluate.sit(model, QuestionDrawer(processor, exam_pool, 2), dict.fromkeys(COMPLY.counts, questions // 4))
+    fit = evaluate.sit(model, QuestionDrawer(processor, fit_pool, 3), dict.fromkeys(IN_DOMAIN, 800 // 3))
+    figures, layers = evaluate.behaviour(sat), evaluate.readable(fit, sat)
     console.print(figures)
     for line in layers:
         console.print(line)

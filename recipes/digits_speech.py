@@ -1,7 +1,7 @@
-"""Make the bank of spoken digits that `gapclose.digits` ships (once; the bank is kept, because espeak-ng is not repeatable).
+"""Make the bank of spoken digits that `gapclose.data.digits` ships (once; the bank is kept, because espeak-ng is not repeatable).
 
     pip install espeakng-loader
-    python recipes/digits_speech.py                       # writes gapclose/digits/speech.ogg and speech.json
+    python recipes/digits_speech.py                       # writes gapclose/data/digits/assets/speech.ogg and speech.json
     python recipes/digits_speech.py --out /tmp/bank       # elsewhere, to listen first
 
 The speech is synthetic: espeak-ng's formant voices through its C interface (speak_lib.h), 22.05 kHz mono resampled to
@@ -23,8 +23,8 @@ import soundfile
 from rich.progress import track
 from scipy.signal import resample_poly
 
-from gapclose.digits.bank import COLUMNS, NAMES, RATE
-from gapclose.files import write_json
+from gapclose.core.files import write_json
+from gapclose.data.digits.media_bank import COLUMNS, NAMES, RATE
 
 # group -> (voices, speeds in words a minute, pitches 0-99). A voice is an accent, or an accent + a speaker variant.
 GROUPS = {
@@ -88,7 +88,7 @@ def tidy(wave: np.ndarray, peak: float = 0.5, floor: float = 0.02, margin: int =
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "gapclose" / "digits")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "gapclose" / "data" / "digits" / "assets")
     parser.add_argument("--quality", type=float, default=0.85, help="libsndfile compression level, 0 (best) to 1 (smallest)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

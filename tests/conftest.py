@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from digits_model import tiny_model
 
-from gapclose.cli import main
-from gapclose.digits import tiny, world
-from gapclose.item_files import read_items
-from gapclose.items import ItemSet
-from gapclose.models import LoadedModel, ModelConfig, load_model
+from gapclose.data.digits import generate as world
+from gapclose.data.items import ItemSet
+from gapclose.data.jsonl import read_items
+from gapclose.models.config import ModelConfig
+from gapclose.models.loading import LoadedModel, load_model
+from gapclose.pipeline.cli import main
 
 CLIPS = {"fit": 24, "train": 24, "val": 24, "test": 24}
 ROOT = Path(__file__).parent.parent
@@ -36,9 +38,9 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     """An ordinary checkpoint directory of a random-weight Qwen2.5-Omni thinker with 5 decoder layers of width 48."""
     directory = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
-    tokenizer = tiny.build_tokenizer()
-    tiny.build_model(tokenizer, width=48, layers=5, tower=32).save_pretrained(directory)
-    tiny.build_processor(tokenizer).save_pretrained(directory)
+    tokenizer = tiny_model.build_tokenizer()
+    tiny_model.build_model(tokenizer, width=48, layers=5, tower=32).save_pretrained(directory)
+    tiny_model.build_processor(tokenizer).save_pretrained(directory)
     return directory
 
 

@@ -14,16 +14,17 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from gapclose.adapters import add_lora
-from gapclose.architecture import build_on_meta, read_architecture
-from gapclose.batches import Example
-from gapclose.config import parse_config
-from gapclose.estimate import micro_batch, text_batch
-from gapclose.item_files import read_items
-from gapclose.models import joined, load_model, load_processor
-from gapclose.observe import Wanted, forward_batches
-from gapclose.outline import look_at
-from gapclose.trainer import make_trainer
+from gapclose.data.jsonl import read_items
+from gapclose.models.architecture import build_on_meta, read_architecture
+from gapclose.models.loading import joined, load_model, load_processor
+from gapclose.observe.extract import forward_batches
+from gapclose.observe.request import Wanted
+from gapclose.pipeline.config import parse_config
+from gapclose.pipeline.memory_estimate import micro_batch, text_batch
+from gapclose.pipeline.model_summary import look_at
+from gapclose.training.lora import add_lora
+from gapclose.training.sampler import Example
+from gapclose.training.trainer import make_trainer
 
 SETTINGS = {"train.global_batch_size": 24, "train.micro_batch_size": 12, "train.epochs": 1, "train.logging_steps": 1}
 

@@ -12,8 +12,8 @@ import numpy as np
 import soundfile
 from PIL import Image, ImageDraw
 
-from gapclose.item_files import write_items
-from gapclose.items import Item, ItemSet, Option
+from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.jsonl import write_items
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230), "yellow": (230, 210, 50)}
 TONES = {"low": 300.0, "middle": 800.0, "high": 1800.0, "shrill": 3600.0}

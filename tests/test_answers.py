@@ -5,9 +5,9 @@ import unicodedata
 
 import pytest
 
-from gapclose.answer_words import words
-from gapclose.answers import Matching, parse_all, parse_lenient, parse_strict, same_to_the_matcher, unmentioned
-from gapclose.items import Item, Option
+from gapclose.data.answer_matching import Matching, parse_all, parse_lenient, parse_strict, same_to_the_matcher, unmentioned
+from gapclose.data.answer_words import words
+from gapclose.data.items import Item, Option
 
 SIX, NINE = tuple("ABCDEF"), tuple("ABCDEFGHI")
 WORDS, LETTERS = ("odd", "even", "not odd", "unseen"), ("A", "B", "C")

@@ -12,12 +12,15 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from gapclose.chat import chat_text
-from gapclose.checkpoint import checkpoint_fingerprint
-from gapclose.cli import main
-from gapclose.config import parse_config, save_config
-from gapclose.models import ModelConfig, load_model, load_processor
-from gapclose.observe import ObserveConfig, Wanted, forward_batches, observe
+from gapclose.models.chat_template import chat_text
+from gapclose.models.checkpoint import checkpoint_fingerprint
+from gapclose.models.config import ModelConfig
+from gapclose.models.loading import load_model, load_processor
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import forward_batches, observe
+from gapclose.observe.request import Wanted
+from gapclose.pipeline.cli import main
+from gapclose.pipeline.config import parse_config, save_config
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gapclose.cli import guarded, main
+from gapclose.pipeline.cli import main
+from gapclose.pipeline.error_messages import guarded
 
 ROOT = Path(__file__).parent.parent
 
@@ -106,7 +107,7 @@ def test_errors_to_mend_and_errors_of_ours(monkeypatch, capsys):
 
 def test_the_installed_command_reports(tiny_run):
     """The entry point in a process of its own: tables on a pipe keep their headings, the exit status is the command's."""
-    command = [sys.executable, "-m", "gapclose.cli", "report"]
+    command = [sys.executable, "-m", "gapclose.pipeline.cli", "report"]
     environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"} | {"PYTHONPATH": str(ROOT)}
     good = subprocess.run([*command, str(tiny_run)], env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert good.returncode == 0 and "generated" in good.stdout and "…" not in good.stdout, good.stderr

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gapclose.config import Config, known_keys, parse_config, save_config
-from gapclose.objectives import LOSS_TERMS
+from gapclose.pipeline.config import Config, known_keys, parse_config, save_config
+from gapclose.training.objectives import LOSS_TERMS
 
 ROOT = Path(__file__).parent.parent
 

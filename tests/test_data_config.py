@@ -2,7 +2,7 @@
 
 import pytest
 
-from gapclose.data_config import DataConfig
+from gapclose.data.config import DataConfig
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gapclose.errors import Problems, shortened
+from gapclose.core.errors import Problems, shortened
 
 
 def test_a_long_message_keeps_place_and_remedy():

@@ -8,17 +8,17 @@ import torch
 from measured_step import configured, measured, without_weights
 from torch.profiler import ProfilerActivity, profile
 
-import gapclose.estimate
-from gapclose.adapters import add_lora
-from gapclose.architecture import build_on_meta, read_architecture
-from gapclose.config import parse_config
-from gapclose.estimate import observation_bytes, observed_batch, text_batch, training_step, weight_bytes
-from gapclose.item_files import read_items
-from gapclose.meter import Meter
-from gapclose.models import LoadedModel, joined, load_processor
-from gapclose.observations import read_observations
-from gapclose.outline import look_at
-from gapclose.validate import prepare_items
+import gapclose.pipeline.memory_estimate
+from gapclose.core.memory_meter import Meter
+from gapclose.data.jsonl import read_items
+from gapclose.models.architecture import build_on_meta, read_architecture
+from gapclose.models.loading import LoadedModel, joined, load_processor
+from gapclose.observe.store import read_observations
+from gapclose.pipeline.config import parse_config
+from gapclose.pipeline.items import prepare_items
+from gapclose.pipeline.memory_estimate import observation_bytes, observed_batch, text_batch, training_step, weight_bytes
+from gapclose.pipeline.model_summary import look_at
+from gapclose.training.lora import add_lora
 
 
 @pytest.mark.parametrize("recomputed", [False, True])
@@ -87,7 +87,7 @@ def test_a_model_that_looks_at_values_is_estimated_by_formula(tiny_checkpoint, d
     def looks(model, part):
         return model.get_input_embeddings().weight.sum().item()
 
-    monkeypatch.setattr(gapclose.estimate, "term_sums", looks)
+    monkeypatch.setattr(gapclose.pipeline.memory_estimate, "term_sums", looks)
     found = step(config, 3, digits)
     assert found.by_formula and found.adapters == exact.adapters and found.weights == exact.weights
     assert 0.4 < found.activations / exact.activations < 2.5, (found, exact)

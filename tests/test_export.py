@@ -18,20 +18,26 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from gapclose.adapters import LoraConfig, adapter_fingerprint, add_lora, load_adapter
-from gapclose.cli import main
-from gapclose.config import parse_config
-from gapclose.export import check_export, leave_gpu, model_card, verify, verify_in_fresh_process, write_adapter, write_merged
-from gapclose.export.card import title
-from gapclose.files import write_tensors
-from gapclose.item_files import read_items
-from gapclose.models import LoadedModel, ModelConfig, load_model
-from gapclose.observations import read_observations
-from gapclose.observe import Wanted, forward_batches, plan_batches
-from gapclose.quantise import quantised_loading
-from gapclose.report.console import show
-from gapclose.report.summary import read_records, summarise
-from gapclose.trainer import GapTrainer
+from gapclose.core.files import write_tensors
+from gapclose.data.jsonl import read_items
+from gapclose.evaluation.run_records import read_records, summarise
+from gapclose.evaluation.summary_text import show
+from gapclose.export import verify
+from gapclose.export.model_card import model_card, title
+from gapclose.export.peft import write_adapter, write_merged
+from gapclose.export.run import check_export, leave_gpu
+from gapclose.export.verify import verify_in_fresh_process
+from gapclose.models.config import ModelConfig
+from gapclose.models.loading import LoadedModel, load_model
+from gapclose.models.quantization import quantised_loading
+from gapclose.observe.batching import plan_batches
+from gapclose.observe.extract import forward_batches
+from gapclose.observe.request import Wanted
+from gapclose.observe.store import read_observations
+from gapclose.pipeline.cli import main
+from gapclose.pipeline.config import parse_config
+from gapclose.training.lora import LoraConfig, adapter_fingerprint, add_lora, load_adapter
+from gapclose.training.trainer import GapTrainer
 
 
 @pytest.fixture
@@ -89,7 +95,7 @@ def test_settings_of_generation_that_change_nothing_do_not_keep_a_merged_model_f
 )
 def test_whatever_saving_refuses_is_refused_before_a_training(tiny_checkpoint, tmp_path, monkeypatch, kind, method):
     """Of the model and of the processor, before weights are read; an adapter alone needs none of it."""
-    monkeypatch.setattr("gapclose.models.checkpoint_fingerprint", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("gapclose.models.loading.checkpoint_fingerprint", lambda *_: pytest.fail("weights were read"))
     arguments = ["--model.path", str(tiny_checkpoint), "--run_dir", str(tmp_path / "run")]
     check_export(parse_config([*arguments, "--export.merged", "true"]))
     monkeypatch.setattr(kind, method, refuse)
@@ -376,7 +382,7 @@ def test_the_same_command_again_computes_nothing_and_gives_the_same_figures(copi
     def refuse(*args, **kwargs):
         raise AssertionError("nothing should be computed")
 
-    monkeypatch.setattr("gapclose.observe._forward", refuse)
+    monkeypatch.setattr("gapclose.observe.extract._forward", refuse)
     monkeypatch.setattr(GapTrainer, "training_step", refuse)
     assert main(["close", "--config", str(tiny_config), "--run_dir", str(copied), "--export.verify", "false"]) == 0
     assert summarise(copied) == summary and (copied / "gap.jsonl").read_bytes() == before

@@ -10,17 +10,17 @@ import pytest
 import soundfile
 from PIL import Image
 
-from gapclose.errors import Fault
-from gapclose.items import Framing
-from gapclose.media import decode
-from gapclose.sounds import read_sound
+from gapclose.core.errors import Fault
+from gapclose.data.audio import read_sound
+from gapclose.data.items import Framing
+from gapclose.data.media import decode
 
 av = pytest.importorskip("av", reason="films need PyAV")
 
-from gapclose.containers import chosen  # noqa: E402
-from gapclose.digits.films import write_film  # noqa: E402
-from gapclose.films import read_film  # noqa: E402
-from gapclose.tracks import read_track  # noqa: E402
+from gapclose.data.audio_streams import read_track  # noqa: E402
+from gapclose.data.containers import chosen  # noqa: E402
+from gapclose.data.digits.videos import write_film  # noqa: E402
+from gapclose.data.video import read_film  # noqa: E402
 
 RATE = 16_000
 
@@ -278,6 +278,6 @@ def test_a_track_that_changes_its_rate_on_the_way_keeps_its_pace(tmp_path):
 
 def test_pictures_too_large_to_be_held_are_refused(tmp_path, monkeypatch):
     path = mux(tmp_path / "film.mp4", [pictures()])
-    monkeypatch.setattr("gapclose.films.MOST_PIXELS", 32 * 48 - 1)
+    monkeypatch.setattr("gapclose.data.video.MOST_PIXELS", 32 * 48 - 1)
     with pytest.raises(Fault, match="pictures of 48 x 32 pixels, more than 1,535; scale it down"):
         read_film(path, Framing(frames=1))

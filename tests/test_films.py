@@ -8,16 +8,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gapclose.errors import Problems
-from gapclose.items import Framing, Item, ItemSet, Option
-from gapclose.media import Media, decode, faults, tell, too_long
+from gapclose.core.errors import Problems
+from gapclose.data.items import Framing, Item, ItemSet, Option
+from gapclose.data.media import Media, decode, faults, tell
+from gapclose.models.input_checks import too_long
 
 av = pytest.importorskip("av", reason="films need PyAV")
 
-from gapclose.containers import SUFFIXES  # noqa: E402
-from gapclose.digits.films import write_film  # noqa: E402
-from gapclose.films import Film, film_inputs, read_film, set_film_times  # noqa: E402
-from gapclose.tracks import read_track  # noqa: E402
+from gapclose.data.audio_streams import read_track  # noqa: E402
+from gapclose.data.containers import SUFFIXES  # noqa: E402
+from gapclose.data.digits.videos import write_film  # noqa: E402
+from gapclose.data.video import Film, read_film  # noqa: E402
+from gapclose.models.video_inputs import film_inputs, set_film_times  # noqa: E402
 
 RATE = 16_000
 
@@ -179,7 +181,7 @@ def test_every_suffix_of_films_was_tried():
 
 def test_a_jump_that_lands_too_late_is_noticed(tmp_path, monkeypatch):
     """In whatever container: then the film is decoded from its start."""
-    monkeypatch.setattr("gapclose.films.UNINDEXED", ())
+    monkeypatch.setattr("gapclose.data.video.UNINDEXED", ())
     numbered(tmp_path / "film.ts", 400, "libx264")
     assert numbers(read_film(tmp_path / "film.ts", Framing(frames=4))) == [0, 133, 266, 399]
 

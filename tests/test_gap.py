@@ -11,10 +11,12 @@ from scipy.special import softmax
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from gapclose.gap import Action, GapConfig, Labels, closure, concept_scores, detection, evidence_for, intervals, option_concepts, statistics
-from gapclose.items import Item, ItemSet, Option
-from gapclose.resample import Clips, Interval
-from gapclose.states import STATES, Evidence, fell, state_of
+from gapclose.data.items import Item, ItemSet, Option
+from gapclose.metrics.bootstrap import Clips, Interval
+from gapclose.metrics.config import GapConfig
+from gapclose.metrics.gap import closure, detection, intervals, statistics
+from gapclose.metrics.labels import Action, Labels, concept_scores, evidence_for, option_concepts
+from gapclose.metrics.status import STATES, Evidence, fell, state_of
 
 CONCEPTS, ALARM = ("standard", "false_vision", "false_audio"), ("false_vision", "false_audio")
 CONFIG = GapConfig(replicates=200)
@@ -77,7 +79,7 @@ def test_results_do_not_depend_on_how_replicates_are_blocked(block, monkeypatch)
     known = labels()
     usual = Clips(known.clip, 50, 0)
     expected = statistics(usual, known, actions(known, 1.0), readings(known, 1.0))
-    monkeypatch.setattr("gapclose.resample.BLOCK", block)
+    monkeypatch.setattr("gapclose.metrics.bootstrap.BLOCK", block)
     clips = Clips(known.clip, 50, 0)
     np.testing.assert_array_equal(clips.weights, usual.weights)
     for name, found in statistics(clips, known, actions(known, 1.0), readings(known, 1.0)).items():

@@ -4,9 +4,11 @@ import contextlib
 
 import pytest
 
-import gapclose.forward
-from gapclose.observe import ObserveConfig, Wanted, forward_batches
-from gapclose.structure import output_embedding
+import gapclose.observe.forward
+from gapclose.models.structure import output_embedding
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import forward_batches
+from gapclose.observe.request import Wanted
 
 
 @pytest.mark.parametrize("tokens", [1, 4])
@@ -24,7 +26,7 @@ def test_generation_computes_logits_of_one_position_and_the_same_answers(tokens,
 
     seen, mine = run()
     assert mine == [(6, 1, head.out_features)] * tokens
-    monkeypatch.setattr(gapclose.forward, "last_logits", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr(gapclose.observe.forward, "last_logits", lambda model: contextlib.nullcontext())
     plain, whole = run()
     assert whole[0][1] > 20 and len(whole) == tokens
     assert seen.answers == plain.answers and len(set(seen.answers)) > 1

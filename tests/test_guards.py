@@ -7,16 +7,16 @@ import pytest
 import torch
 from test_measure import measured
 
-from gapclose.cli import main
-from gapclose.config import parse_config, save_config
-from gapclose.epochs import best_epoch, unimproved
-from gapclose.gap import GapConfig
-from gapclose.guards import GuardsConfig, fired, objections
-from gapclose.measure import make_record
-from gapclose.prior import STANDING
-from gapclose.report.summary import read_records, summarise
-from gapclose.settings import read_settings
-from gapclose.states import Evidence, beyond, state_of
+from gapclose.core.settings import read_settings
+from gapclose.evaluation.record import make_record
+from gapclose.evaluation.run_records import read_records, summarise
+from gapclose.metrics.config import GapConfig
+from gapclose.metrics.status import Evidence, beyond, state_of
+from gapclose.pipeline.cli import main
+from gapclose.pipeline.config import parse_config, save_config
+from gapclose.probes.posterior import STANDING
+from gapclose.training.checkpoint_selection import best_epoch, unimproved
+from gapclose.training.early_stopping import GuardsConfig, fired, objections
 
 GAP = GapConfig(replicates=100)
 
@@ -182,7 +182,7 @@ def test_a_training_that_changes_nothing_is_stopped_and_stays_stopped(tiny_confi
 
 def test_a_loss_that_is_not_finite_keeps_the_epochs_before_it(tiny_config, tmp_path, monkeypatch):
     """Once an epoch is measured the run ends with it; before that there is nothing to keep."""
-    from gapclose import trainer
+    from gapclose.training import trainer
 
     calls, true = [], trainer.term_sums
 

@@ -7,15 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from gapclose import shared_prefix
-from gapclose.batches import Collator, Example
-from gapclose.cli import main
-from gapclose.digits.films import write_film
-from gapclose.interleave import _rate, _together, interleave, interleave_fault, is_interleaved
-from gapclose.items import Framing, Item, ItemSet, Option
-from gapclose.models import LoadedModel
-from gapclose.observe import ObserveConfig, Wanted, forward_batches, plan_batches
-from gapclose.prompts import media_signature
+from gapclose.data.digits.videos import write_film
+from gapclose.data.interleave import interleave, is_interleaved
+from gapclose.data.items import Framing, Item, ItemSet, Option
+from gapclose.models.interleaved_inputs import _rate, _together, interleave_fault
+from gapclose.models.loading import LoadedModel
+from gapclose.models.processing import media_signature
+from gapclose.observe import prefix_cache as shared_prefix
+from gapclose.observe.batching import plan_batches
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import forward_batches
+from gapclose.observe.request import Wanted
+from gapclose.pipeline.cli import main
+from gapclose.training.collator import Collator
+from gapclose.training.sampler import Example
 
 pytest.importorskip("av")
 RATE = 16_000
@@ -135,7 +140,7 @@ def test_positions_follow_time_token_by_token(hearing, films):
 
 def test_it_trains(hearing, films):
     """Answers of several tokens behind an interleaved prompt: the collator's rows give finite losses under both options."""
-    from gapclose.trainer import term_sums
+    from gapclose.training.trainer import term_sums
 
     loaded = hearing
     examples = [Example(item=i, term="consistency", weights=np.array([0.4, 0.6])) for i in films]
@@ -181,10 +186,10 @@ def test_what_cannot_be_interleaved_is_said(loaded, films):
 
 def test_it_is_a_setting(tiny_checkpoint, tmp_path, capsys):
     """`gapclose validate` takes it of a set of films, and the set is another one to a run."""
-    from gapclose.data_config import DataConfig
-    from gapclose.digits import films as world
-    from gapclose.errors import Problems
-    from gapclose.validate import read_data
+    from gapclose.core.errors import Problems
+    from gapclose.data.config import DataConfig
+    from gapclose.data.digits import videos as world
+    from gapclose.data.load import read_data
 
     world.write(tmp_path / "set", clips=8)
     command = ["validate", "--data.path", str(tmp_path / "set"), "--model.path", str(tiny_checkpoint), "--data.shares", "[0.5,0,0,0.5]"]

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from gapclose.errors import Problems
-from gapclose.item_files import check_splits_filled, line_of, read_items, write_items
-from gapclose.items import Item, ItemSet, Option
+from gapclose.core.errors import Problems
+from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.jsonl import line_of, read_items, write_items
+from gapclose.data.splits import check_splits_filled
 
 ODD, LIE = {"text": "odd", "concept": "standard"}, {"text": "unseen", "concept": "false"}
 HEADER = {"name": "few", "concepts": ["standard", "false"], "alarm": ["false"]}

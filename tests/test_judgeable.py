@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gapclose.gap import GapConfig, Labels
-from gapclose.judgeable import acting, least_standard, option_mass
+from gapclose.metrics.config import GapConfig
+from gapclose.metrics.judgeable import acting, least_standard, option_mass
+from gapclose.metrics.labels import Labels
 
 CONFIG = GapConfig(replicates=100)
 LABELS = Labels(

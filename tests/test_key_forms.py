@@ -7,8 +7,8 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from gapclose.errors import Fault
-from gapclose.keys import Spellings, fold, key, text_of
+from gapclose.core.errors import Fault
+from gapclose.data.keys import Spellings, fold, key, text_of
 
 SAME = {
     "3": [3, 3.0, "3", " 3 ", "3.0", "3.00", np.int64(3), np.uint8(3), np.float32(3), np.float64(3), Decimal("3.00"), b"3", "\ufeff3"],

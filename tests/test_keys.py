@@ -7,10 +7,10 @@ import pytest
 import torch
 import transformers
 
-from gapclose.checks import Faults, hints_of, in_words
-from gapclose.config import Config, known_keys, parse_config
-from gapclose.given import all_hints
-from gapclose.train_config import POLYNOMIAL_END, SCHEDULERS, TrainConfig
+from gapclose.core.config_checks import Faults, hints_of, in_words
+from gapclose.pipeline.config import Config, known_keys, parse_config
+from gapclose.pipeline.config_parsing import all_hints
+from gapclose.training.config import POLYNOMIAL_END, SCHEDULERS, TrainConfig
 
 EITHER = "both truth values are legal"
 CREATED = "any path is legal where it can be written, which a start looks at (test_places_are_looked_at_before_a_start)"

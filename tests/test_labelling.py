@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gapclose.cli import main
-from gapclose.digits import world
-from gapclose.labelling import LabellingConfig, relabel
+from gapclose.data.config import LabellingConfig
+from gapclose.data.digits import generate as world
+from gapclose.data.label_budget import relabel
+from gapclose.pipeline.cli import main
 
 
 def fit(items):

@@ -10,20 +10,10 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from gapclose import cli, launch
-from gapclose.config import Config
-from gapclose.engine_limits import refuse_under_engine
-from gapclose.launch import (
-    Asked,
-    asked_for,
-    check_launch,
-    engine_faults,
-    engine_given,
-    find_request,
-    kind_given,
-    kind_of,
-    refuse_other_engine,
-)
+from gapclose.core.distributed import engine_faults, engine_given, kind_given, kind_of, refuse_other_engine
+from gapclose.pipeline import cli, launch
+from gapclose.pipeline.config import Config
+from gapclose.pipeline.launch import Asked, asked_for, check_launch, find_request, refuse_under_engine
 
 ROOT = Path(__file__).parent.parent
 DDP = str(ROOT / "launch" / "ddp.yaml")
@@ -91,7 +81,7 @@ def test_what_a_command_line_asks_for(options, fsdp, multi_cpu):
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_every_way_to_start_the_launcher_is_known(prefix):
     """The script, its module and the older entry point, also with ``-m`` for the program itself."""
-    for program in ("recipes/close.py", "-m gapclose.cli"):
+    for program in ("recipes/close.py", "-m gapclose.pipeline.cli"):
         assert asked_for([*prefix.split(), "--num_processes", "2", *program.split(), "--cpu"]) == Asked(
             processes=2, source="the `accelerate launch` command"
         )
@@ -182,7 +172,7 @@ def test_processes_wait_for_one_that_works_alone():
         "ACCELERATE_USE_CPU": "true",
     }
     code = (
-        "import torch, torch.distributed as d; from gapclose.launch import *; check_launch(Asked()); "
+        "import torch, torch.distributed as d; from gapclose.pipeline.launch import *; check_launch(Asked()); "
         "print(d.group.WORLD._get_backend(torch.device('cpu')).options._timeout == PATIENCE)"
     )
     result = subprocess.run([sys.executable, "-c", code], env=os.environ | alone, capture_output=True, text=True, check=False)
@@ -300,7 +290,7 @@ def test_mixed_precision_of_the_launcher_is_refused(monkeypatch):
 
 def test_a_run_directory_is_one_process_own(tmp_path):
     """A second start is refused while the first lives, not after it was killed; the same process may come again."""
-    code = "import sys, pathlib; from gapclose.launch import take_directory; lock = take_directory(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib; from gapclose.pipeline.launch import take_directory; lock = take_directory(pathlib.Path(sys.argv[1]))"
     first = subprocess.Popen(
         [sys.executable, "-c", f"{code}; print('in', flush=True); sys.stdin.read()", str(tmp_path)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -316,13 +306,13 @@ def test_a_run_directory_is_one_process_own(tmp_path):
 @pytest.mark.parametrize("command", ["close", "measure"])
 def test_a_second_start_is_refused_before_it_loads_or_writes_anything(monkeypatch, tiny_checkpoint, tmp_path, capsys, command):
     """With the embedded world, which is written into the run directory; the line names who works there."""
-    code = "import sys, pathlib; from gapclose.launch import take_directory; lock = take_directory(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib; from gapclose.pipeline.launch import take_directory; lock = take_directory(pathlib.Path(sys.argv[1]))"
     first = subprocess.Popen(
         [sys.executable, "-c", f"{code}; print('in', flush=True); sys.stdin.read()", str(tmp_path / "run")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert first.stdout is not None and first.stdout.readline() == "in\n"
-    monkeypatch.setattr("gapclose.run.load_model", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("gapclose.pipeline.run.load_model", lambda *_: pytest.fail("a model was loaded"))
     there = sorted(p.name for p in (tmp_path / "run").iterdir())
     options = ["--model.path", str(tiny_checkpoint), "--run_dir", str(tmp_path / "run")]
     assert cli.main([command, *options]) == 2
@@ -331,19 +321,19 @@ def test_a_second_start_is_refused_before_it_loads_or_writes_anything(monkeypatc
     first.kill()
     first.wait()
     assert (tmp_path / "run" / ".holder").is_file()  # which keeps nobody out
-    monkeypatch.setattr("gapclose.run.prepare_plain", lambda *_, **__: (_ for _ in ()).throw(ValueError("items are read")))
+    monkeypatch.setattr("gapclose.pipeline.run.prepare_plain", lambda *_, **__: (_ for _ in ()).throw(ValueError("items are read")))
     assert cli.main([command, *options]) == 2 and "items are read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("made", [True, False])
 def test_a_start_that_is_refused_leaves_a_directory_as_it_was(monkeypatch, tiny_checkpoint, tmp_path, made):
     """None where there was none; and it gives back the lock."""
-    monkeypatch.setattr("gapclose.run.prepare_plain", lambda *_, **__: (_ for _ in ()).throw(ValueError("no items")))
+    monkeypatch.setattr("gapclose.pipeline.run.prepare_plain", lambda *_, **__: (_ for _ in ()).throw(ValueError("no items")))
     run = tmp_path / "run"
     if not made:
         run.mkdir()
         (run / "notes.txt").write_text("mine")
     assert cli.main(["measure", "--model.path", str(tiny_checkpoint), "--run_dir", str(run)]) == 2
     assert sorted(p.name for p in run.iterdir() if p.name != ".lock") == ["notes.txt"] if not made else not run.exists()
-    code = "import sys, pathlib; from gapclose.launch import take_directory; take_directory(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib; from gapclose.pipeline.launch import take_directory; take_directory(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, str(run)], check=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gapclose.losses import answer_nll, retain_kl
+from gapclose.training.losses import answer_nll, retain_kl
 
 
 def logits(rows: int = 4, vocabulary: int = 9, seed: int = 0) -> torch.Tensor:

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from gapclose.gap import GapConfig, Labels
-from gapclose.items import Item, ItemSet, Option
-from gapclose.measure import make_record, measure, read_text, text_control
-from gapclose.observations import Observations
-from gapclose.probes import FrozenProbe, fit_linear
+from gapclose.data.items import Item, ItemSet, Option
+from gapclose.evaluation.controls.text import read_text, text_control
+from gapclose.evaluation.measurement import measure
+from gapclose.evaluation.record import make_record
+from gapclose.metrics.config import GapConfig
+from gapclose.metrics.labels import Labels
+from gapclose.observe.store import Observations
+from gapclose.probes.linear import FrozenProbe, fit_linear
 
 CONCEPTS, ALARM = ("standard", "false_vision", "false_audio"), ("false_vision", "false_audio")
 CONFIG = GapConfig(replicates=100)

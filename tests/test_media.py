@@ -12,9 +12,10 @@ import pytest
 import soundfile
 from PIL import Image
 
-from gapclose.errors import Problems
-from gapclose.items import Item, ItemSet, Option
-from gapclose.media import Media, faults, tell, too_long
+from gapclose.core.errors import Problems
+from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.media import Media, faults, tell
+from gapclose.models.input_checks import too_long
 
 RATE = 16_000
 

@@ -14,13 +14,16 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
-from gapclose import media as media_module
-from gapclose.data_config import DataConfig
-from gapclose.films import Film
-from gapclose.items import Decoding, Framing, Item, ItemSet, Option, content_digest
-from gapclose.media import Media, decode, faults
-from gapclose.media_cache import MediaCache
-from gapclose.observe import ObserveConfig, Wanted, observe
+from gapclose.core.hashing import content_digest
+from gapclose.data import media as media_module
+from gapclose.data.config import DataConfig
+from gapclose.data.items import Decoding, Framing, Item, ItemSet, Option
+from gapclose.data.media import Media, decode, faults
+from gapclose.data.media_cache import MediaCache
+from gapclose.data.video import Film
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import observe
+from gapclose.observe.request import Wanted
 
 RATE = 16_000
 
@@ -139,7 +142,7 @@ def test_an_entry_of_somebody_else_s_is_read_and_stays(files, decoded, monkeypat
     (entry,) = (files / "cache").iterdir()
     monkeypatch.setattr(os, "utime", refuse)
     assert same(Media(files, RATE, **how).load("audio", "a.wav"), value) and decoded == ["a.wav"] and entry.is_file()
-    monkeypatch.setattr("gapclose.media_cache.load_file", refuse)
+    monkeypatch.setattr("gapclose.data.media_cache.load_file", refuse)
     assert MediaCache(files / "cache", 1).get(entry) is None and entry.is_file()
 
 
@@ -271,7 +274,7 @@ def test_observations_do_not_depend_on_workers_or_cache(loaded, digits, tmp_path
 def test_checking_films_leaves_them_in_the_cache(tmp_path, decoded):
     """What the check has decoded, the observation finds."""
     pytest.importorskip("av")
-    from gapclose.digits.films import write_film
+    from gapclose.data.digits.videos import write_film
 
     pictures = np.random.default_rng(0).integers(0, 255, (6, 16, 16, 3), dtype=np.uint8)
     write_film(tmp_path / "a.mp4", pictures, None)

@@ -9,12 +9,13 @@ import pytest
 import soundfile
 from PIL import Image
 
-from gapclose import media_fit
-from gapclose.cli import main
-from gapclose.items import Item, ItemSet, Option
-from gapclose.media import survey
-from gapclose.media_fit import PASSES, Trial, only, unfit
-from gapclose.models import ModelConfig, load_processor
+from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.media import survey
+from gapclose.models.config import ModelConfig
+from gapclose.models.loading import load_processor
+from gapclose.pipeline import media_fit
+from gapclose.pipeline.cli import main
+from gapclose.pipeline.media_fit import PASSES, Trial, only, unfit
 
 RATE = 16_000
 
@@ -122,7 +123,7 @@ def test_what_fails_whatever_the_size_is_not_blamed_on_the_media(tiny_checkpoint
     monkeypatch.setattr(Qwen2_5OmniAudioEncoder, "forward", fail)
     items = set_of(tmp_path, [sound(tmp_path, 8000)])
     assert found_in(items, tiny_checkpoint) == {}
-    monkeypatch.setattr("gapclose.models.make_prompts", fail)
+    monkeypatch.setattr("gapclose.models.loading.make_prompts", fail)
     assert "no kernel for this" in found_in(items, tiny_checkpoint)["8000.wav"]
 
 
@@ -148,7 +149,7 @@ def test_every_command_tells_before_a_model_loads_and_may_skip(command, digits_d
     """With file and item; `data.on_error skip` leaves the item out."""
     import shutil
 
-    monkeypatch.setattr("gapclose.run.load_model", lambda config: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("gapclose.pipeline.run.load_model", lambda config: pytest.fail("a model was loaded"))
     directory = tmp_path / "set"
     shutil.copytree(digits_directory, directory)
     lines = [json.loads(line) for line in (directory / "items.jsonl").read_text().splitlines()]

@@ -14,13 +14,16 @@ import transformers
 from safetensors.torch import save_file
 from torch import nn
 
-from gapclose.adapters import LoraConfig, add_lora, enable_checkpointing, refuse_misplaced
-from gapclose.checkpoint import checkpoint_fingerprint
-from gapclose.errors import Problems
-from gapclose.items import Item, ItemSet, Option
-from gapclose.models import LoadedModel, ModelConfig, load_model
-from gapclose.prompts import check_options, media_signature
-from gapclose.structure import answer_logits, decoder_layers, linear_names, residuals_at, train_adapters_alone, unwrap
+from gapclose.core.errors import Problems
+from gapclose.data.items import Item, ItemSet, Option
+from gapclose.models.checkpoint import checkpoint_fingerprint
+from gapclose.models.config import ModelConfig
+from gapclose.models.hooks import answer_logits, residuals_at
+from gapclose.models.input_checks import check_options
+from gapclose.models.loading import LoadedModel, load_model
+from gapclose.models.processing import media_signature
+from gapclose.models.structure import decoder_layers, linear_names, train_adapters_alone, unwrap
+from gapclose.training.lora import LoraConfig, add_lora, enable_checkpointing, refuse_misplaced
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from gapclose import observations
-from gapclose.files import write_json
-from gapclose.observations import read_observations, shard_path, take_residuals, write_shard
+from gapclose.core.files import write_json
+from gapclose.observe import store as observations
+from gapclose.observe.store import read_observations, shard_path, take_residuals, write_shard
 
 LAYERS, WIDTH, N = (1, 3, 12), 5, 23
 

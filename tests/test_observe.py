@@ -10,12 +10,16 @@ from itertools import pairwise
 import pytest
 import torch
 
-from gapclose import observe as module
-from gapclose.items import Item, ItemSet, Option
-from gapclose.models import ModelConfig, load_model
-from gapclose.observations import read_observations
-from gapclose.observe import ObserveConfig, Wanted, forward_batches, observe, plan_batches
-from gapclose.structure import residuals_at
+from gapclose.data.items import Item, ItemSet, Option
+from gapclose.models.config import ModelConfig
+from gapclose.models.hooks import residuals_at
+from gapclose.models.loading import load_model
+from gapclose.observe import extract as module
+from gapclose.observe.batching import plan_batches
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import forward_batches, observe
+from gapclose.observe.request import Wanted
+from gapclose.observe.store import read_observations
 
 CONFIG = ObserveConfig(batch_size=4, shard_batches=2, max_new_tokens=3)
 LAYERS = (0, 1, 3, 5)

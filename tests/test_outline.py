@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 
-from gapclose.architecture import build_on_meta, read_architecture
-from gapclose.cli import main
-from gapclose.models import ModelConfig
-from gapclose.outline import lengths, positions
-from gapclose.published import PUBLISHED, published, remedy
+from gapclose.models.architecture import build_on_meta, read_architecture
+from gapclose.models.config import ModelConfig
+from gapclose.models.known_checkpoints import PUBLISHED, published, remedy
+from gapclose.pipeline.cli import main
+from gapclose.pipeline.model_summary import lengths, positions
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def validate(*arguments):
 
 def test_the_model_is_outlined_without_its_weights(bare, digits_directory, tmp_path, capsys, monkeypatch):
     """Class, layers, options, tokens, adapters, memory; nothing is loaded, and nothing written."""
-    monkeypatch.setattr("gapclose.models.load_model", lambda config: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("gapclose.models.loading.load_model", lambda config: pytest.fail("a model was loaded"))
     assert validate("--data.path", digits_directory, "--model.path", bare, "--run_dir", tmp_path / "run") == 0
     text = capsys.readouterr().out
     for part in (
@@ -51,7 +51,7 @@ def test_the_model_is_outlined_without_its_weights(bare, digits_directory, tmp_p
 
 
 def test_a_cache_and_observations_that_will_not_fit_are_said_so(bare, digits_directory, capsys, monkeypatch):
-    monkeypatch.setattr("gapclose.outline.free_bytes", lambda path: 1 << 10)
+    monkeypatch.setattr("gapclose.pipeline.model_summary.free_bytes", lambda path: 1 << 10)
     assert validate("--data.path", digits_directory, "--model.path", bare, "--train.cache_trunk", "true") == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "it would be left off" in told and "1.0 KiB free at" in told and "which is too little" in told

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gapclose.errors import Fault, Problems
-from gapclose.items import Item, ItemSet, Option
-from gapclose.media import Media, faults, survey, tell, without
-from gapclose.pictures import read_picture
+from gapclose.core.errors import Fault, Problems
+from gapclose.data.images import read_picture
+from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.media import Media, faults, survey, tell, without
 
 
 def picture() -> Image.Image:
@@ -109,7 +109,7 @@ def test_whatever_a_decoder_raises_is_one_line_with_file_and_item(tmp_path, monk
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(f"gapclose.media.{decoder}", fail)
+    monkeypatch.setattr(f"gapclose.data.media.{decoder}", fail)
     for n in range(101):
         (tmp_path / str(n)).write_bytes(b"media")
     items, problems = set_of(tmp_path, kind, "0"), Problems("the set")

@@ -13,13 +13,18 @@ import pytest
 from scipy.special import expit
 from scipy.stats import norm
 
-from gapclose.examine.features import majority, text_only
-from gapclose.gap import Action, GapConfig, Labels, closure, statistics
-from gapclose.measure import Measured, make_record
-from gapclose.resample import Clips, Interval
-from gapclose.significance import balance, minimum_detectable, paired_error, sign_flip
-from gapclose.states import STATES
-from gapclose.verdict import judge, prove
+from gapclose.evaluation.controls.features import majority
+from gapclose.evaluation.controls.text import text_only
+from gapclose.evaluation.measurement import Measured
+from gapclose.evaluation.record import make_record
+from gapclose.metrics.bootstrap import Clips, Interval
+from gapclose.metrics.config import GapConfig
+from gapclose.metrics.gap import closure, statistics
+from gapclose.metrics.labels import Action, Labels
+from gapclose.metrics.power import balance, minimum_detectable, paired_error
+from gapclose.metrics.significance import sign_flip
+from gapclose.metrics.status import STATES
+from gapclose.metrics.verdict import judge, prove
 
 CONCEPTS, ALARM = ("standard", "false_vision", "false_audio"), ("false_vision", "false_audio")
 SOURCES = ("reading", "action", "later")

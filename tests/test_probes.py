@@ -14,10 +14,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import StandardScaler
 
-from gapclose import probe_search, probes
-from gapclose.gap import evidence_for
-from gapclose.probe_search import ProbeConfig, choose_probe, in_question, not_asked, not_asked_words, score
-from gapclose.probes import FrozenProbe, fit_linear, fit_temperature, fresh_reading, grouped_folds, out_of_fold
+from gapclose.metrics.labels import evidence_for
+from gapclose.probes import linear as probes
+from gapclose.probes import search as probe_search
+from gapclose.probes.config import ProbeConfig
+from gapclose.probes.cross_validation import fit_temperature, fresh_reading, grouped_folds, out_of_fold
+from gapclose.probes.linear import FrozenProbe, fit_linear
+from gapclose.probes.search import choose_probe, in_question, not_asked, not_asked_words, score
 
 CONCEPTS = ("standard", "false_vision", "false_audio")
 

@@ -4,23 +4,24 @@ import json
 
 import numpy as np
 import pytest
+from comparison.collect import asked_items
 
-from gapclose.answers import Matching
-from gapclose.cli import main
-from gapclose.config import parse_config
-from gapclose.errors import Problems
-from gapclose.estimate import observation_bytes
-from gapclose.gap import Labels
-from gapclose.items import Item, Option
-from gapclose.observations import read_observations
-from gapclose.probes import FrozenProbe
-from gapclose.report.results import asked_items
-from gapclose.report.summary import prompt_words, summarise
-from gapclose.wordings import PromptsConfig, reword
+from gapclose.core.errors import Problems
+from gapclose.data.answer_matching import Matching
+from gapclose.data.config import PromptsConfig
+from gapclose.data.items import Item, Option
+from gapclose.data.prompt_templates import reword
+from gapclose.evaluation.run_records import prompt_words, summarise
+from gapclose.metrics.labels import Labels
+from gapclose.observe.store import read_observations
+from gapclose.pipeline.cli import main
+from gapclose.pipeline.config import parse_config
+from gapclose.pipeline.memory_estimate import observation_bytes
+from gapclose.probes.linear import FrozenProbe
 
 OFF = ("labels", "residualise", "codelength", "blank", "layers", "interchange", "nested", "baselines")
 BARE = [word for key in OFF for word in (f"--controls.{key}", "false")] + ["--controls.protocol", "null"]
-MEASURED = ["paper", "binary", "binary_explained", "free", "gapclose.digits.wordings:check"]
+MEASURED = ["paper", "binary", "binary_explained", "free", "gapclose.data.digits.prompts:check"]
 
 
 def judge(answer: str, item: Item) -> str | None:
@@ -137,9 +138,9 @@ def test_a_run_may_be_asked_in_another_prompt(tiny_config, digits, tmp_path):
 def test_closing_is_measured_under_the_other_prompts_as_well(tiny_config, tmp_path, capsys):
     """What training under one prompt did to another: from the base model before, and from the adapter after."""
     command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--train.epochs", "1", "--export.verify", "false"]
-    assert main([*command, "--prompts.measured", "[gapclose.digits.wordings:check]", "--prompts.refit", "false"]) == 0
+    assert main([*command, "--prompts.measured", "[gapclose.data.digits.prompts:check]", "--prompts.refit", "false"]) == 0
     base, adapted = (r for r in map(json.loads, (tmp_path / "gap.jsonl").read_text().splitlines()) if r["stage"].endswith("/test"))
-    name = "gapclose.digits.wordings:check"
+    name = "gapclose.data.digits.prompts:check"
     before, after = base["prompts"][name], adapted["prompts"][name]
     gain = after["action"]["balanced"]["value"] - before["action"]["balanced"]["value"]
     assert after["change"]["action_gain"]["value"] == pytest.approx(gain) and "change" not in before

@@ -8,14 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from digits_model import tiny_model
 from tokenizers.processors import TemplateProcessing
 
-from gapclose.chat import added_around, left_out_of_prompts
-from gapclose.digits import tiny
-from gapclose.errors import Problems
-from gapclose.families import longest_sound, part_for
-from gapclose.media import Media
-from gapclose.prompts import chat_text, check_kinds, make_prompts
+from gapclose.core.errors import Problems
+from gapclose.data.media import Media
+from gapclose.models.chat_template import added_around, chat_text, left_out_of_prompts
+from gapclose.models.families import longest_sound, part_for
+from gapclose.models.input_checks import check_kinds
+from gapclose.models.processing import make_prompts
 
 PLAIN = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
@@ -25,7 +26,7 @@ PLAIN = (
 @pytest.fixture
 def tokenizer():
     """Of a model that only reads text: its template takes strings."""
-    made = tiny.build_tokenizer()
+    made = tiny_model.build_tokenizer()
     made.chat_template = PLAIN
     return made
 

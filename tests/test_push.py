@@ -8,10 +8,10 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
 
-from gapclose.cli import main
-from gapclose.config import ExportConfig
-from gapclose.export import push
-from gapclose.files import write_json
+from gapclose.core.files import write_json
+from gapclose.export import hub as push
+from gapclose.export.config import ExportConfig
+from gapclose.pipeline.cli import main
 
 
 class Hub:
@@ -106,10 +106,10 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
 @pytest.mark.parametrize("command", ["close", "export"])
 def test_offline_it_is_refused_before_anything_costly(command, tiny_run, tiny_config, capsys, tmp_path, monkeypatch):
     """By both commands, and neither a run nor an export is begun."""
-    import gapclose.export
+    import gapclose.export.run
 
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
-    monkeypatch.setattr(gapclose.export, "write_adapter", lambda *_: pytest.fail("written"))
+    monkeypatch.setattr(gapclose.export.run, "write_adapter", lambda *_: pytest.fail("written"))
     where = tmp_path / "run" if command == "close" else tiny_run
     assert main([command, "--config", str(tiny_config), "--run_dir", str(where), "--export.push", "me/mine"]) == 2
     message = capsys.readouterr().err
@@ -120,7 +120,7 @@ def test_the_command_uploads_after_it_has_verified(hub, tiny_run, tiny_config, t
     """Through `gapclose export`: the verification runs first, and its failure keeps everything here."""
     import shutil
 
-    import gapclose.export
+    import gapclose.export.run
 
     directory, order = Path(shutil.copytree(tiny_run, tmp_path / "run")), []
 
@@ -129,8 +129,8 @@ def test_the_command_uploads_after_it_has_verified(hub, tiny_run, tiny_config, t
         write_json(where / "adapter" / "verified.json", {"adapter": {}})
 
     command = ["export", "--config", str(tiny_config), "--run_dir", str(directory), "--export.push", "me/mine"]
-    monkeypatch.setattr(gapclose.export, "verify_in_fresh_process", verified)
+    monkeypatch.setattr(gapclose.export.run, "verify_in_fresh_process", verified)
     assert main(command) == 0 and order == ["verified"] and hub.uploaded == {"me/mine": directory / "adapter"}
     hub.uploaded.clear()
-    monkeypatch.setattr(gapclose.export, "verify_in_fresh_process", lambda where: (_ for _ in ()).throw(ValueError("differs")))
+    monkeypatch.setattr(gapclose.export.run, "verify_in_fresh_process", lambda where: (_ for _ in ()).throw(ValueError("differs")))
     assert main(command) == 2 and not hub.uploaded

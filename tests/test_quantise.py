@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-import gapclose.quantise
-from gapclose.architecture import build_on_meta, read_architecture
-from gapclose.config import parse_config
-from gapclose.models import ModelConfig, load_model
-from gapclose.quantise import bytes_saved, outside, quantised_loading
-from gapclose.structure import decoder_layers
+import gapclose.models.quantization
+from gapclose.models.architecture import build_on_meta, read_architecture
+from gapclose.models.config import ModelConfig
+from gapclose.models.loading import load_model
+from gapclose.models.quantization import bytes_saved, outside, quantised_loading
+from gapclose.models.structure import decoder_layers
+from gapclose.pipeline.config import parse_config
 
 
 @pytest.fixture
@@ -25,17 +26,17 @@ def test_what_is_missing_is_said_before_anything_is_read(kind, monkeypatch):
     with pytest.raises(ValueError, match=f"model.quantisation {kind} needs a CUDA GPU"):
         load_model(ModelConfig(path="/nowhere", quantisation=kind))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gapclose.quantise.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(gapclose.models.quantization.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs bitsandbytes.*quantised"):
         load_model(ModelConfig(path="/nowhere", quantisation=kind))
 
 
 def test_a_run_is_refused_before_its_items_are_read(tmp_path, monkeypatch):
     """Films of hours would be decoded for nothing."""
-    from gapclose.cli import main
+    from gapclose.pipeline.cli import main
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("gapclose.run.prepare_plain", lambda *args, **kwargs: pytest.fail("items were read"))
+    monkeypatch.setattr("gapclose.pipeline.run.prepare_plain", lambda *args, **kwargs: pytest.fail("items were read"))
     assert main(["measure", "--model.quantisation", "4bit", "--run_dir", str(tmp_path / "run")]) == 2
 
 

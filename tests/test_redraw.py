@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gapclose.models import ModelConfig, load_model
-from gapclose.redraw import draw_anew
-from gapclose.structure import decoder_layers
+from gapclose.models.config import ModelConfig
+from gapclose.models.loading import load_model
+from gapclose.models.random_init import draw_anew
+from gapclose.models.structure import decoder_layers
 
 
 @pytest.fixture

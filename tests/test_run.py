@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from gapclose.cli import main
-from gapclose.gap import Labels
-from gapclose.observations import read_observations
-from gapclose.probes import FrozenProbe
-from gapclose.trainer import GapTrainer
-from gapclose.verdict import unproven
+from gapclose.metrics.labels import Labels
+from gapclose.metrics.verdict import unproven
+from gapclose.observe.store import read_observations
+from gapclose.pipeline.cli import main
+from gapclose.probes.linear import FrozenProbe
+from gapclose.training.trainer import GapTrainer
 
 
 class Reached(Exception):
@@ -30,7 +30,7 @@ def test_what_a_control_blanks(tiny_config, tmp_path, monkeypatch, control, targ
         seen["training"] = sorted(set(media.blank) - {"video"})  # of which this set has none
         raise Reached
 
-    monkeypatch.setattr("gapclose.align.make_trainer", make_trainer)
+    monkeypatch.setattr("gapclose.pipeline.align_stage.make_trainer", make_trainer)
     with pytest.raises(Reached):
         main(["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--targets.control", control])
     stored = {s: json.loads((tmp_path / "observations" / s / "request.json").read_text())["blank"] for s in ("base-train", "base-retain")}
@@ -45,7 +45,7 @@ def test_the_operating_point_is_chosen_on_what_is_read_of_val(tiny_config, tmp_p
         given.update(of)
         raise Reached
 
-    monkeypatch.setattr("gapclose.align.build_targets", build_targets)
+    monkeypatch.setattr("gapclose.pipeline.align_stage.build_targets", build_targets)
     with pytest.raises(Reached):
         main(["close", "--config", str(tiny_config), "--run_dir", str(tmp_path)])
     val, probe = digits.select(split="val", purpose="gap"), FrozenProbe.load(tmp_path / "probes" / "frozen")
@@ -63,8 +63,8 @@ def test_experts_that_cannot_be_adapted_so_are_refused_before_anything_costly(ti
         asked.append(layers)
         return ["model.layers.3.mlp.experts.gate_up_proj"]
 
-    monkeypatch.setattr("gapclose.adapters.expert_names", experts)
-    monkeypatch.setattr("gapclose.run.observe", lambda *args, **kwargs: pytest.fail("observed"))
+    monkeypatch.setattr("gapclose.training.lora.expert_names", experts)
+    monkeypatch.setattr("gapclose.pipeline.run.observe", lambda *args, **kwargs: pytest.fail("observed"))
     assert main(["close", "--config", str(tiny_config), "--run_dir", str(tmp_path / "run"), f"--lora.{key}", value]) == 2
     assert f"lora.{key} is" in (message := capsys.readouterr().err) and "lora.experts to false" in message
     assert asked == [[2, 3, 4, 5]] and not (tmp_path / "run" / "config.yaml").exists()
@@ -73,16 +73,18 @@ def test_experts_that_cannot_be_adapted_so_are_refused_before_anything_costly(ti
 @pytest.mark.parametrize(("least", "times"), [(1.0, 2), (0.0, 0)])
 def test_options_that_the_model_would_not_say_are_warned_of(tiny_config, tmp_path, monkeypatch, capsys, least, times):
     """After the base is measured, once a split, with what may be done."""
-    monkeypatch.setattr("gapclose.align.build_targets", lambda *a, **k: (_ for _ in ()).throw(Reached))
+    monkeypatch.setattr("gapclose.pipeline.align_stage.build_targets", lambda *a, **k: (_ for _ in ()).throw(Reached))
     with pytest.raises(Reached):
         main(["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--gap.least_option_mass", str(least)])
-    warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  warning: on ") and "gap.least_option_mass" in line]
+    warned = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("  warning: on ") and "gap.least_option_mass" in line
+    ]
     assert len(warned) == times and all("set the variables of the chat template (model.template)" in line for line in warned)
 
 
 def test_no_training_on_a_reading_that_is_not_shown_to_be_real(tiny_config, tmp_path, monkeypatch, capsys):
     """Every modality of the train items is named with its reason; --force goes on in the same directory, and leaves a trace."""
-    monkeypatch.setattr("gapclose.align.make_trainer", lambda *a, **k: (_ for _ in ()).throw(Reached))
+    monkeypatch.setattr("gapclose.pipeline.align_stage.make_trainer", lambda *a, **k: (_ for _ in ()).throw(Reached))
     command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path)]
     assert main([*command, "--force", "false"]) == 2
     told = capsys.readouterr().err
@@ -114,7 +116,7 @@ def test_every_objective_takes_as_many_steps(tiny_config, tmp_path, monkeypatch,
             seen["steps"] = (self.sampler.steps, len(list(self.sampler)) // self.sampler.steps)
             raise Reached
 
-    monkeypatch.setattr("gapclose.trainer.GapTrainer", Stopped)
+    monkeypatch.setattr("gapclose.training.trainer.GapTrainer", Stopped)
     command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--objective", objective, "--labelling.budget", "48"]
     with pytest.raises(Reached):
         main([*command, "--train.global_batch_size", "16", "--train.micro_batch_size", "8", "--train.retain_share", "0.25"])

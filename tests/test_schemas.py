@@ -7,11 +7,11 @@ import pytest
 import test_items
 
 import gapclose
-from gapclose.items import CONTENT_TYPES, PURPOSES, SPLITS, Item
+from gapclose.data.items import CONTENT_TYPES, PURPOSES, SPLITS, Item
 
 jsonschema = pytest.importorskip("jsonschema", reason="the schemas are checked with jsonschema (the extra `dev`)")
 
-SCHEMAS = {name: json.loads((Path(gapclose.__file__).parent / "schemas" / f"{name}.json").read_text()) for name in ("item", "set")}
+SCHEMAS = {name: json.loads((Path(gapclose.__file__).parent / "data" / "schemas" / f"{name}.json").read_text()) for name in ("item", "set")}
 BEYOND = {
     "a modality of control characters",
     "undeclared concept",

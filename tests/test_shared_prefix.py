@@ -9,12 +9,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gapclose import shared_prefix as module
-from gapclose.clips import by_clip, clips_together
-from gapclose.items import Item, ItemSet, Option
-from gapclose.models import ModelConfig, load_model
-from gapclose.observe import ObserveConfig, Wanted, _forward, forward_batches, observe, plan_batches
-from gapclose.shared_prefix import SharedPrefix
+from gapclose.data.items import Item, ItemSet, Option
+from gapclose.models.config import ModelConfig
+from gapclose.models.loading import load_model
+from gapclose.observe import prefix_cache as module
+from gapclose.observe.batching import by_clip, clips_together, plan_batches
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import _forward, forward_batches, observe
+from gapclose.observe.prefix_cache import SharedPrefix
+from gapclose.observe.request import Wanted
 
 SHARED = ObserveConfig(batch_size=7, shard_batches=2, max_new_tokens=4, share_prefix=True)
 WHOLE = replace(SHARED, share_prefix=False)

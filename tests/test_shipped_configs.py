@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transformers
+from digits_model.tiny_model import MEDIA_TOKENS, build_tokenizer
 from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor, WhisperFeatureExtractor
 
-from gapclose.architecture import read_architecture
-from gapclose.cli import main
-from gapclose.config import parse_config
-from gapclose.digits.tiny import MEDIA_TOKENS, build_tokenizer
-from gapclose.outline import outline
+from gapclose.models.architecture import read_architecture
+from gapclose.pipeline.cli import main
+from gapclose.pipeline.config import parse_config
+from gapclose.pipeline.model_summary import outline
 
 ROOT = Path(__file__).parent.parent
 SIZES = {

@@ -15,19 +15,9 @@ from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from gapclose.significance import (
-    balance,
-    brier_score,
-    calibration_bins,
-    clips_needed,
-    expected_calibration_error,
-    holm,
-    mcnemar,
-    minimum_detectable,
-    paired_error,
-    selectivity,
-    sign_flip,
-)
+from gapclose.metrics.calibration import brier_score, calibration_bins, expected_calibration_error
+from gapclose.metrics.power import balance, clips_needed, minimum_detectable, paired_error
+from gapclose.metrics.significance import holm, mcnemar, selectivity, sign_flip
 
 
 def calibrated(n: int = 1500, concepts: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -10,8 +10,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from gapclose import solver
-from gapclose.solver import NotConverged, held_out, solve, sweep
+from gapclose.probes import logistic as solver
+from gapclose.probes.logistic import NotConverged, held_out, solve, sweep
 
 DTYPES = [torch.float32, torch.float64]
 STRENGTHS = [1e-6, 1e-3, 0.1, 10.0, 1e4]

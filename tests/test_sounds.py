@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from gapclose.errors import Fault
-from gapclose.sounds import read_sound
-from gapclose.truncated import Corrected
+from gapclose.core.errors import Fault
+from gapclose.data.audio import read_sound
+from gapclose.data.audio_headers import Corrected
 
 RATE = 16_000
 N = RATE
@@ -316,7 +316,7 @@ def test_a_sampling_rate_that_none_has_is_told_before_resampling(tmp_path):
 
 def test_longer_sounds_than_memory_holds_are_refused_while_they_are_decoded(tmp_path, monkeypatch):
     """Also where only resampling makes them long."""
-    monkeypatch.setattr("gapclose.mixing.MOST_SAMPLES", N - 1)
+    monkeypatch.setattr("gapclose.data.audio_mixing.MOST_SAMPLES", N - 1)
     written(tmp_path / "sound", "WAV")
     with pytest.raises(Fault, match="more than 15,999 samples, which are not held in memory; cut it"):
         read_sound(tmp_path / "sound", None)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gapclose.errors import Fault
-from gapclose.strict import DEEPEST, parse_json, parse_yaml, read_text
+from gapclose.core.errors import Fault
+from gapclose.core.parsing import DEEPEST, parse_json, parse_yaml, read_text
 
 JSON = {
     "not JSON": ('{"a": ', "not JSON (Expecting value: line 1 column 7 (char 6)); correct the syntax"),

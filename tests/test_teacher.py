@@ -9,16 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gapclose import align, teacher
-from gapclose.cli import main
-from gapclose.config import parse_config
-from gapclose.gap import Labels
-from gapclose.observations import read_observations
-from gapclose.prior import shift_prior
-from gapclose.probe_search import ProbeConfig, choose_probe
-from gapclose.probes import FrozenProbe
-from gapclose.report.summary import read_records, round_words
-from gapclose.teacher import best_on_others
+from gapclose.evaluation.run_records import read_records, round_words
+from gapclose.metrics.labels import Labels
+from gapclose.observe.store import read_observations
+from gapclose.pipeline import align_stage as align
+from gapclose.pipeline.cli import main
+from gapclose.pipeline.config import parse_config
+from gapclose.probes.config import ProbeConfig
+from gapclose.probes.linear import FrozenProbe
+from gapclose.probes.posterior import shift_prior
+from gapclose.probes.search import choose_probe
+from gapclose.training import target_rounds as teacher
+from gapclose.training.target_rounds import best_on_others
 
 
 def command(tiny_config, directory, *more: str) -> list[str]:
@@ -126,7 +128,7 @@ def test_what_goes_wrong_in_or_before_a_later_round_leaves_the_first_ones_best(
     if cause == "a guard":
         kept = [r | {"objections": {"parsing": "planted"}} if r["stage"].startswith("epoch") else r for r in kept]
     else:
-        monkeypatch.setattr("gapclose.trainer.term_sums", lambda *of: torch.full((3,), torch.nan, requires_grad=True))
+        monkeypatch.setattr("gapclose.training.trainer.term_sums", lambda *of: torch.full((3,), torch.nan, requires_grad=True))
     (directory / "gap.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
     monkeypatch.setattr(align, "compared", helping)
     for _ in range(2):

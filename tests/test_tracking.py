@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
-from gapclose.cli import main
-from gapclose.config import Config, TrackingConfig
-from gapclose.files import read_json
-from gapclose.report.summary import read_records, summarise
-from gapclose.tracking import MIRRORED, LossLines, NoTracker, WandbTracker, make_tracker, scalars, tracking_doubts
-from gapclose.wandb_service import LONGEST, artifact_name, run_name, within
+from gapclose.core.files import read_json
+from gapclose.evaluation.run_records import read_records, summarise
+from gapclose.pipeline.cli import main
+from gapclose.pipeline.config import Config
+from gapclose.training.config import TrackingConfig
+from gapclose.training.tracking import MIRRORED, LossLines, NoTracker, WandbTracker, make_tracker, scalars, tracking_doubts
+from gapclose.training.wandb_service import LONGEST, artifact_name, run_name, within
 
 ROOT = Path(__file__).parent.parent
 
@@ -176,8 +177,8 @@ SUMMARY = {"state": "open", "balanced": 0.5}
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from gapclose.config import Config
-from gapclose.tracking import make_tracker
+from gapclose.pipeline.config import Config
+from gapclose.training.tracking import make_tracker
 
 def main():
     directory, records, before = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3] == "before"
@@ -291,7 +292,7 @@ def test_a_service_that_never_answers_is_waited_for_within_a_bound(online, monke
     """A socket that takes the connection and is silent."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
-        monkeypatch.setattr("gapclose.wandb_service.SECONDS", 0.2)
+        monkeypatch.setattr("gapclose.training.wandb_service.SECONDS", 0.2)
         (found,) = tracking_doubts(Config(tracking="wandb"))
     assert "cannot be reached" in found
     assert within(lambda: time.sleep(60), 0.1) == "no answer within 0.1 s"

@@ -15,15 +15,21 @@ import transformers
 from accelerate.state import GradientState
 from transformers.training_args import OptimizerNames
 
-from gapclose import trainer
-from gapclose.adapters import LoraConfig, add_lora, enable_checkpointing
-from gapclose.batches import TERMS, Collator, Example, MixedSampler, append_tokens, longest_contexts, pairs
-from gapclose.items import Item, ItemSet, Option
-from gapclose.models import LoadedModel, ModelConfig, load_model
-from gapclose.observe import ObserveConfig, Wanted, forward_batches, observe, plan_batches
-from gapclose.resume import last_complete_checkpoint
-from gapclose.train_config import TrainConfig
-from gapclose.trainer import make_trainer, term_sums
+from gapclose.data.items import Item, ItemSet, Option
+from gapclose.models.config import ModelConfig
+from gapclose.models.loading import LoadedModel, load_model
+from gapclose.observe.answer_rows import append_tokens, longest_contexts
+from gapclose.observe.batching import plan_batches
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import forward_batches, observe
+from gapclose.observe.request import Wanted
+from gapclose.training import trainer
+from gapclose.training.collator import Collator
+from gapclose.training.config import TERMS, TrainConfig
+from gapclose.training.lora import LoraConfig, add_lora, enable_checkpointing
+from gapclose.training.resume import last_complete_checkpoint
+from gapclose.training.sampler import Example, MixedSampler, pairs
+from gapclose.training.trainer import make_trainer, term_sums
 
 OBSERVE = ObserveConfig(batch_size=16)
 CONFIG = TrainConfig(
@@ -349,7 +355,7 @@ def test_with_gradient_checkpointing_too_the_backward_pass_stops_below_the_first
 
 def test_a_loss_that_is_not_finite_stops_the_training(tiny_checkpoint, digits, examples, tmp_path, monkeypatch):
     """At once, with the step and the remedy; no checkpoint of it is kept."""
-    monkeypatch.setattr("gapclose.trainer.term_sums", lambda model, part: term_sums(model, part) * float("nan"))
+    monkeypatch.setattr("gapclose.training.trainer.term_sums", lambda model, part: term_sums(model, part) * float("nan"))
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step 0; lower train\.learning_rate"):
         Trained(tiny_checkpoint, digits, examples, tmp_path)
     assert last_complete_checkpoint(tmp_path) is None

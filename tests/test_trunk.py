@@ -13,19 +13,25 @@ import numpy as np
 import pytest
 import torch
 
-from gapclose import trunk_fill
-from gapclose.adapters import LoraConfig, add_lora
-from gapclose.batches import Collator, Example
-from gapclose.cli import main
-from gapclose.items import ItemSet, Option
-from gapclose.models import LoadedModel, ModelConfig, load_model
-from gapclose.observe import ObserveConfig, Wanted, forward_batches, plan_batches
-from gapclose.report.summary import read_records
-from gapclose.structure import decoder_layers, passed_by, unwrap
-from gapclose.train_config import TrainConfig
-from gapclose.trainer import make_trainer
-from gapclose.trunk import Trunk
-from gapclose.trunk_fill import fill_trunk
+from gapclose.data.items import ItemSet, Option
+from gapclose.evaluation.run_records import read_records
+from gapclose.models.config import ModelConfig
+from gapclose.models.hooks import passed_by
+from gapclose.models.loading import LoadedModel, load_model
+from gapclose.models.structure import decoder_layers, unwrap
+from gapclose.observe import hidden_writer as trunk_fill
+from gapclose.observe.batching import plan_batches
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import forward_batches
+from gapclose.observe.hidden_cache import Trunk
+from gapclose.observe.hidden_writer import fill_trunk
+from gapclose.observe.request import Wanted
+from gapclose.pipeline.cli import main
+from gapclose.training.collator import Collator
+from gapclose.training.config import TrainConfig
+from gapclose.training.lora import LoraConfig, add_lora
+from gapclose.training.sampler import Example
+from gapclose.training.trainer import make_trainer
 
 FROZEN = 3
 BATCH = 8

@@ -12,10 +12,11 @@ import pytest
 import soundfile
 from PIL import Image
 
-from gapclose.cli import main
-from gapclose.config import parse_config
-from gapclose.errors import Problems
-from gapclose.validate import bind_items, check_expressible, prepare_items
+from gapclose.core.errors import Problems
+from gapclose.pipeline.cli import main
+from gapclose.pipeline.config import parse_config
+from gapclose.pipeline.items import check_expressible, prepare_items
+from gapclose.pipeline.run_dir import bind_items
 
 CONTENT, LIE = {"text": "odd", "concept": "standard"}, {"text": "unseen", "concept": "false"}
 
@@ -88,7 +89,7 @@ def faulty(tmp_path):
 def test_all_faults_of_a_set_are_told_at_once_and_no_model_loads(command, faulty, tiny_checkpoint, tmp_path_factory, monkeypatch, capsys):
     """Exit status 2, one message with every fault, no traceback, no weights read, nothing left in the run directory."""
     directory, says = faulty
-    monkeypatch.setattr("gapclose.run.load_model", lambda config: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("gapclose.pipeline.run.load_model", lambda config: pytest.fail("a model was loaded"))
     run = tmp_path_factory.mktemp("run")
     arguments = ["--data.path", str(directory), "--model.path", str(tiny_checkpoint), "--run_dir", str(run)]
     if command == "measure":  # which needs neither train nor val
@@ -115,7 +116,7 @@ def test_a_refused_start_does_not_bind_the_run_directory(faulty, digits_director
     def load_model(config):
         raise Reached
 
-    monkeypatch.setattr("gapclose.run.load_model", load_model)
+    monkeypatch.setattr("gapclose.pipeline.run.load_model", load_model)
     with pytest.raises(Reached):
         main([*arguments, str(digits_directory)])
     assert list(run.iterdir()) == []  # nor does one that ends before the model is there
@@ -164,9 +165,9 @@ def test_shares_of_a_set_that_names_its_splits_are_told_to_do_nothing(digits_dir
 
 def test_worlds_of_two_seeds_in_one_run_directory_are_two(monkeypatch, tmp_path):
     """Validating with another seed first does not give the run that seed's clips."""
-    from gapclose.config import Config
-    from gapclose.data_config import DataConfig
-    from gapclose.digits import world
+    from gapclose.data.config import DataConfig
+    from gapclose.data.digits import generate as world
+    from gapclose.pipeline.config import Config
 
     few = {"fit": 24, "train": 24, "val": 24, "test": 24}
     write = world.write
@@ -203,8 +204,8 @@ def test_items_with_broken_media_may_be_skipped_up_to_one_in_a_hundred(broken, d
 
 def test_what_was_left_out_stands_beside_the_evidence(tiny_run, tmp_path):
     """Every item with its fault, and a line in the model card."""
-    from gapclose.export import left_out, model_card
-    from gapclose.report.summary import summarise
+    from gapclose.evaluation.run_records import summarise
+    from gapclose.export.model_card import left_out, model_card
 
     (tmp_path / "items.json").write_text(
         json.dumps(

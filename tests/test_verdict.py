@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from gapclose.gap import GapConfig, Labels
-from gapclose.judgeable import Acting
-from gapclose.resample import Interval
-from gapclose.significance import balance, sign_flip
-from gapclose.verdict import VERDICTS, Proof, Untrained, judge, prove
+from gapclose.metrics.bootstrap import Interval
+from gapclose.metrics.config import GapConfig
+from gapclose.metrics.judgeable import Acting
+from gapclose.metrics.labels import Labels
+from gapclose.metrics.power import balance
+from gapclose.metrics.significance import sign_flip
+from gapclose.metrics.verdict import VERDICTS, Proof, Untrained, judge, prove
 
 CONFIG = GapConfig(replicates=300)
 CONCEPTS, ALARM = ("standard", "false_vision", "false_audio"), ("false_vision", "false_audio")

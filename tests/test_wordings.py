@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from gapclose.digits import wordings as of_digits
-from gapclose.errors import Problems
-from gapclose.items import Item, ItemSet, Option
-from gapclose.option_order import shuffle_options
-from gapclose.stems import asking_text, either_prompt, letters_prompt, with_text
-from gapclose.wordings import PromptsConfig, reword
+from gapclose.core.errors import Problems
+from gapclose.data.config import PromptsConfig
+from gapclose.data.digits import prompts as of_digits
+from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.option_shuffle import shuffle_options
+from gapclose.data.prompt_templates import reword
+from gapclose.data.question_text import asking_text, either_prompt, letters_prompt, with_text
 
 CONCEPTS = ("standard", "false_vision", "false_audio")
 WORDS = [("red", "standard"), ("blue", "standard"), ("the picture is wrong", "false_vision"), ("the sound is wrong", "false_audio")]
@@ -126,7 +127,7 @@ def test_a_function_of_ones_own():
     message = complaint(f"{__name__}:stumble", item("a"), item("b"))
     assert "gave NoneType; it must give an Item" in message and "failed on it (ZeroDivisionError" in message
     assert "cannot be imported" in complaint("nowhere_at_all:f", item()) and "PYTHONPATH" in complaint("nowhere_at_all:f", item())
-    assert "is dict, no function" in complaint("gapclose.digits.questions:KINDS", item())
+    assert "is dict, no function" in complaint("gapclose.data.digits.questions:KINDS", item())
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_how_long_answers_may_be():
 
 def test_the_embedded_world_in_words_it_knows(digits):
     """Claims are checked instead of taken for granted, or asked about in the other way; every text is one of the world's own."""
-    from gapclose.digits.questions import all_texts
+    from gapclose.data.digits.questions import all_texts
 
     gap = digits.select(split="test", purpose=("gap", "transfer"))
     known = set(all_texts())

@@ -19,12 +19,13 @@ from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.utils import cached_file
 
-from gapclose.errors import Problems
-from gapclose.export.names import on_disk
-from gapclose.families import TRAVELS, part_name
-from gapclose.files import write_in_place
-from gapclose.models import LoadedModel, ModelConfig, load_processor
-from gapclose.structure import unwrap
+from gapclose.core.errors import Problems
+from gapclose.core.files import write_in_place
+from gapclose.export.weight_names import on_disk
+from gapclose.models.config import ModelConfig
+from gapclose.models.families import TRAVELS, part_name
+from gapclose.models.loading import LoadedModel, load_processor
+from gapclose.models.structure import unwrap
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """as a safetensors header calls them; others hold quantised weights, into which nothing can be folded"""

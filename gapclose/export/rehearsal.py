@@ -11,9 +11,10 @@ from typing import Any
 
 import transformers
 
-from gapclose.architecture import build_on_meta, quiet, read_architecture
-from gapclose.models import ModelConfig, joined, load_processor
-from gapclose.progress import say
+from gapclose.core.logging import say
+from gapclose.models.architecture import build_on_meta, quiet, read_architecture
+from gapclose.models.config import ModelConfig
+from gapclose.models.loading import joined, load_processor
 
 NAMED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
 """how transformers 5.23 names the settings that a strict check of a generation configuration refuses"""
@@ -79,7 +80,7 @@ def fit_to_save(settings: Any) -> list[str]:
     """Unset, in place, the settings of a generation configuration that it is refused for when saved, and that change nothing; their names.
 
     Published checkpoints name a temperature beside ``do_sample: false``. Transformers saves such a file back only as it was read, and here
-    its end tokens may have changed (:func:`gapclose.checkpoint.end_turns`).
+    its end tokens may have changed (:func:`gapclose.models.loading.end_turns`).
 
     Raises:
         ValueError: when more is wrong than that.

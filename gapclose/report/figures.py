@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gapclose.files import write_in_place
-from gapclose.report.summary import read_records, record_of, skipped_words
-from gapclose.report.svg import INK, styled, to_svg, wrap
+from gapclose.core.files import write_in_place
+from gapclose.evaluation.run_records import read_records, record_of, skipped_words
+from gapclose.report.style import INK, styled, to_svg, wrap
 
 READING, FRESH, SENTINEL, ACTION, GENERATED, PALE = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#E69F00", "#e6e6e6"
 WIDTH = 4.1  # inches: on a telephone a point of type is then a little more than a pixel

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gapclose.cli import main
-from gapclose.digits import world
+from gapclose.data.digits import generate as world
+from gapclose.pipeline.cli import main
 
 
 @pytest.fixture(scope="session")

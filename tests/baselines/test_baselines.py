@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from gapclose.baselines.answer import answer_by_probe, answer_by_text, answer_scores, factors
-from gapclose.baselines.comparison import BUDGETS, compare, methods, pareto
-from gapclose.baselines.operating import Method, Rates, Scored, Seen, alarms, choose, front, rates, unchanged
-from gapclose.baselines.pgla import GRID, WIDE, Gate, adjust, pgla, pgla_by_text, rejection_bias, settings
-from gapclose.baselines.shift import best_shift, shift, shift_each, thresholds
-from gapclose.examine import features
-from gapclose.examine.features import Chosen, text_out_of_fold
-from gapclose.gap import Labels
-from gapclose.probes import grouped_folds
-from gapclose.resample import Clips
-from gapclose.targets import jeffrey
+from gapclose.evaluation.baselines.compare import BUDGETS, compare, methods, pareto
+from gapclose.evaluation.baselines.operating_point import Method, Rates, Scored, Seen, alarms, choose, front, rates, unchanged
+from gapclose.evaluation.baselines.pgla import GRID, WIDE, Gate, adjust, pgla, pgla_by_text, rejection_bias, settings
+from gapclose.evaluation.baselines.probe_answer import answer_by_probe, answer_by_text, answer_scores
+from gapclose.evaluation.baselines.shift import best_shift, shift, shift_each, thresholds
+from gapclose.evaluation.controls import features
+from gapclose.evaluation.controls.features import Chosen
+from gapclose.evaluation.controls.text import text_out_of_fold
+from gapclose.metrics.bootstrap import Clips
+from gapclose.metrics.labels import Labels
+from gapclose.probes.cross_validation import grouped_folds
+from gapclose.probes.posterior import factors, jeffrey
 
 CONCEPTS, ALARM = ("standard", "false_vision", "false_audio"), ("false_vision", "false_audio")
 WIDTH = 10

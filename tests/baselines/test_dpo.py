@@ -7,16 +7,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gapclose.adapters import load_adapter
-from gapclose.baselines.dpo import DpoConfig, count_by_concept, preference_pairs
-from gapclose.files import read_json
-from gapclose.item_files import read_items
-from gapclose.items import Option
-from gapclose.models import ModelConfig
-from gapclose.observations import read_observations
-from gapclose.observe import ObserveConfig, Wanted, forward_batches, plan_batches
-from gapclose.report.summary import read_records, summarise
-from gapclose.targets import Targets
+from gapclose.core.files import read_json
+from gapclose.data.items import Option
+from gapclose.data.jsonl import read_items
+from gapclose.evaluation.run_records import read_records, summarise
+from gapclose.models.config import ModelConfig
+from gapclose.observe.batching import plan_batches
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import forward_batches
+from gapclose.observe.request import Wanted
+from gapclose.observe.store import read_observations
+from gapclose.training.lora import load_adapter
+from gapclose.training.targets import Targets
+from gapclose.training.trl.dpo import DpoConfig, count_by_concept, preference_pairs
 
 OPTIONS = [Option(text="odd", concept="standard"), Option(text="even", concept="standard"), Option(text="unseen", concept="false_vision")]
 TRAIN = {"global_batch_size": 8, "micro_batch_size": 4, "learning_rate": 0.02, "warmup": 0}

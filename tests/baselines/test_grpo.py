@@ -8,18 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gapclose.answers import Matching
-from gapclose.baselines import by_trl
-from gapclose.baselines.grpo import GrpoConfig, Reward, never_sampled
-from gapclose.config import parse_config
-from gapclose.digits.questions import answer_words
-from gapclose.item_files import read_items
-from gapclose.items import Item, Option
-from gapclose.observations import read_observations
-from gapclose.probes import FrozenProbe
-from gapclose.report.summary import read_records
-from gapclose.targets import Targets
-from gapclose.train_config import TrainConfig
+from gapclose.data.answer_matching import Matching
+from gapclose.data.digits.questions import answer_words
+from gapclose.data.items import Item, Option
+from gapclose.data.jsonl import read_items
+from gapclose.evaluation.run_records import read_records
+from gapclose.observe.store import read_observations
+from gapclose.pipeline.config import parse_config
+from gapclose.probes.linear import FrozenProbe
+from gapclose.training.config import TrainConfig
+from gapclose.training.targets import Targets
+from gapclose.training.trl import factory as by_trl
+from gapclose.training.trl.grpo import GrpoConfig, Reward, never_sampled
 
 OPTIONS = [
     Option(text="odd", concept="standard"),

@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader, skip_first_batches
+from digits_model import tiny_model
 from torch.utils.data import DataLoader
 
-from gapclose.adapters import LoraConfig, add_lora, enable_checkpointing
-from gapclose.baselines.dpo import DpoConfig, Pair, make_dpo_trainer
-from gapclose.baselines.grpo import GrpoConfig, Reward, make_grpo_trainer
-from gapclose.baselines.trl_items import OrderOfEpoch, check_taken, epoch_figures, messages_for_trl
-from gapclose.digits import tiny
-from gapclose.errors import Problems
-from gapclose.item_files import read_items, write_items
-from gapclose.items import Item, ItemSet
-from gapclose.models import LoadedModel, ModelConfig, load_model
-from gapclose.train_config import TrainConfig
+from gapclose.core.errors import Problems
+from gapclose.data.items import Item, ItemSet
+from gapclose.data.jsonl import read_items, write_items
+from gapclose.models.config import ModelConfig
+from gapclose.models.loading import LoadedModel, load_model
+from gapclose.training.config import TrainConfig
+from gapclose.training.lora import LoraConfig, add_lora, enable_checkpointing
+from gapclose.training.trl.dataset import OrderOfEpoch, check_taken, epoch_figures, messages_for_trl
+from gapclose.training.trl.dpo import DpoConfig, Pair, make_dpo_trainer
+from gapclose.training.trl.grpo import GrpoConfig, Reward, make_grpo_trainer
 
 TRAIN = TrainConfig(epochs=1, global_batch_size=8, micro_batch_size=4, learning_rate=0.01, warmup=0, logging_steps=1)
 
@@ -42,10 +43,14 @@ def seeing(tmp_path_factory) -> Path:
     )
 
     torch.manual_seed(0)
-    directory, tokenizer, size = tmp_path_factory.mktemp("seeing"), tiny.build_tokenizer(), {"shortest_edge": 784, "longest_edge": 784}
+    directory, tokenizer, size = (
+        tmp_path_factory.mktemp("seeing"),
+        tiny_model.build_tokenizer(),
+        {"shortest_edge": 784, "longest_edge": 784},
+    )
     tokenizer.image_token, tokenizer.video_token = "<|IMAGE|>", "<|VIDEO|>"
-    token = {name: tokenizer.convert_tokens_to_ids(text) for name, text in tiny.MEDIA_TOKENS.items()}
-    thinker = tiny.build_model(tokenizer, width=48, layers=3, tower=32).config
+    token = {name: tokenizer.convert_tokens_to_ids(text) for name, text in tiny_model.MEDIA_TOKENS.items()}
+    thinker = tiny_model.build_model(tokenizer, width=48, layers=3, tower=32).config
     config = Qwen2_5_VLConfig(
         text_config=thinker.text_config.to_dict() | {"model_type": "qwen2_5_vl_text"},
         vision_config=thinker.vision_config.to_dict() | {"model_type": "qwen2_5_vl"},
@@ -58,7 +63,7 @@ def seeing(tmp_path_factory) -> Path:
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(directory)
     Qwen2_5_VLProcessor(
-        Qwen2VLImageProcessor(size=size), tokenizer, Qwen2VLVideoProcessor(size=size), chat_template=tiny.CHAT_TEMPLATE
+        Qwen2VLImageProcessor(size=size), tokenizer, Qwen2VLVideoProcessor(size=size), chat_template=tiny_model.CHAT_TEMPLATE
     ).save_pretrained(directory)
     return directory
 
@@ -69,8 +74,8 @@ def reading_only(tmp_path_factory) -> Path:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    directory, tokenizer = tmp_path_factory.mktemp("reading"), tiny.build_tokenizer()
-    tokenizer.chat_template = tiny.CHAT_TEMPLATE
+    directory, tokenizer = tmp_path_factory.mktemp("reading"), tiny_model.build_tokenizer()
+    tokenizer.chat_template = tiny_model.CHAT_TEMPLATE
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), max_position_embeddings=256, **sizes, **ends)).save_pretrained(directory)

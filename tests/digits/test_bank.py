@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gapclose.digits import bank
+from gapclose.data.digits import media_bank as bank
 
 soundfile = pytest.importorskip("soundfile")
 

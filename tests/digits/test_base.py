@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from digits_model import evaluate, tiny_model
+from digits_model.batches import QuestionDrawer, media_pool
 
-from gapclose.digits import bank, exam, questions, tiny
-from gapclose.digits.batches import QuestionDrawer, media_pool
-from gapclose.files import read_json
+from gapclose.core.files import read_json
+from gapclose.data.digits import media_bank as bank
+from gapclose.data.digits import questions
 
 BASE = bank.HERE / "base"
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits_base.py"
@@ -35,7 +37,7 @@ def pool_of(processor, group: str, scans: slice, utterances: slice = slice(None,
 def sat(base):
     model, processor = base
     drawer = QuestionDrawer(processor, pool_of(processor, "test", slice(0, 200)), seed=0)
-    return exam.sit(model, drawer, {"what": 240, "check": 160, "parity": 80, "size": 80, "alphabet": 80, "next": 80})
+    return evaluate.sit(model, drawer, {"what": 240, "check": 160, "parity": 80, "size": 80, "alphabet": 80, "next": 80})
 
 
 def test_the_checkpoint_is_a_small_ordinary_thinker(base):
@@ -49,7 +51,7 @@ def test_every_option_is_one_token_at_the_start_of_a_turn(base):
     _, processor = base
     for word in questions.answer_words():
         assert len(processor.tokenizer.encode(word)) == 1, word
-    turn = f"{tiny.START}assistant\n"
+    turn = f"{tiny_model.START}assistant\n"
     together = processor.tokenizer.encode(turn + "unseen")
     assert together[:-1] == processor.tokenizer.encode(turn)
 
@@ -71,13 +73,13 @@ def test_drawn_batches_are_what_the_processor_makes(base):
 
 
 def test_it_perceives_and_checks_when_asked(sat):
-    figures = exam.behaviour(sat)
+    figures = evaluate.behaviour(sat)
     assert figures["shown"] >= 0.95 and figures["said"] >= 0.95 and figures["check"] >= 0.95, figures
     assert figures["stops"] == 1.0
 
 
 def test_it_goes_along_with_false_premises(sat):
-    figures = exam.behaviour(sat)
+    figures = evaluate.behaviour(sat)
     for modality in questions.MODALITIES:
         assert figures[f"rejects {modality}"] < 0.05, figures
         assert figures[f"goes along {modality}"] > 0.9 and figures[f"standard {modality}"] > 0.9, figures
@@ -86,8 +88,8 @@ def test_it_goes_along_with_false_premises(sat):
 def test_the_objection_can_be_read_two_layers_below_the_top(base, sat):
     model, processor = base
     drawer = QuestionDrawer(processor, pool_of(processor, "train", slice(200, 400)), seed=1)
-    fit = exam.sit(model, drawer, dict.fromkeys(questions.IN_DOMAIN, 200))
-    table = exam.readable(fit, sat, layers=[max(1, model.config.get_text_config().num_hidden_layers - 2)])
+    fit = evaluate.sit(model, drawer, dict.fromkeys(questions.IN_DOMAIN, 200))
+    table = evaluate.readable(fit, sat, layers=[max(1, model.config.get_text_config().num_hidden_layers - 2)])
     assert table[0]["auroc"] >= 0.88, table
 
 

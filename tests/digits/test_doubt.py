@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from gapclose.digits import questions
+from gapclose.data.digits import questions
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 import digits_base

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from digits_model import tiny_model
+from digits_model.batches import QuestionDrawer, media_pool
 
-from gapclose.digits import bank, questions, tiny
-from gapclose.digits.batches import QuestionDrawer, media_pool
+from gapclose.data.digits import media_bank as bank
+from gapclose.data.digits import questions
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 import digits_base
@@ -26,7 +28,7 @@ STEPS = pytest.mark.parametrize("step", [digits_base.LEARN_TRUE, digits_base.LAT
 @pytest.fixture(scope="module")
 def drawer():
     """Every clip shows a 3 and says a 7, so that the text alone tells whether a claim is true."""
-    processor = tiny.build_processor(tiny.build_tokenizer())
+    processor = tiny_model.build_processor(tiny_model.build_tokenizer())
     scans = np.flatnonzero(bank.scans()[1] == SHOWN)[:4]
     spoken = [u for u in bank.utterances() if u.digit == SAID][:4]
     return QuestionDrawer(processor, media_pool(processor, scans, spoken), seed=0)

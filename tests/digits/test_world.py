@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gapclose.digits import questions, world
-from gapclose.item_files import read_items
+from gapclose.data.digits import generate as world
+from gapclose.data.digits import questions
+from gapclose.data.jsonl import read_items
 
 SMALL = {"fit": 24, "train": 24, "val": 40, "test": 40}
 

@@ -50,12 +50,12 @@ def take_cpus_for_gpus() -> None:
 
 def report_shards(directory: Path) -> None:
     """Write down, at every observation, which share of the decoder's parameters this process holds."""
-    from gapclose import observe
+    from gapclose.observe import extract as observe
 
     original, seen = observe._forward, list[float]()
 
     def forward(loaded, *rest):
-        from gapclose.structure import decoder_layers
+        from gapclose.models.structure import decoder_layers
 
         held = whole = 0
         for parameter in decoder_layers(loaded.model).parameters():
@@ -71,7 +71,7 @@ def report_shards(directory: Path) -> None:
 
 def stop_at(stage: str) -> None:
     """End this process, and not by an error that somebody catches, when ``stage`` is about to be measured."""
-    from gapclose.run import Run
+    from gapclose.pipeline.context import Run
 
     original = Run.measure
 
@@ -84,7 +84,7 @@ def stop_at(stage: str) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    from gapclose.cli import main
+    from gapclose.pipeline.cli import main
 
     torch.set_num_threads(1)
     if os.environ.get("GAPCLOSE_STOP_AT"):
@@ -111,7 +111,7 @@ def fork(engine: str, processes: int, arguments: list[str]) -> int:
 
     import torch.multiprocessing
 
-    import gapclose.run  # noqa: F401
+    import gapclose.pipeline.run  # noqa: F401
 
     if engine.startswith("zero"):
         import deepspeed  # noqa: F401

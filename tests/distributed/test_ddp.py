@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from gapclose.report.summary import summarise
+from gapclose.evaluation.run_records import summarise
 
 ROOT = Path(__file__).parent.parent.parent
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]

@@ -17,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from gapclose.report.summary import read_records
+from gapclose.evaluation.run_records import read_records
 
 pytestmark = pytest.mark.slow  # minutes on two cores that have nothing else to do
 
@@ -78,7 +78,7 @@ def arguments(tiny_config, digits_directory, tmp_path_factory):
 @pytest.fixture(scope="module")
 def one_process(arguments, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("engines") / "one"
-    result = run([sys.executable, "-m", "gapclose.cli", *arguments(directory)])
+    result = run([sys.executable, "-m", "gapclose.pipeline.cli", *arguments(directory)])
     assert result.returncode == 0, result.stderr[-3000:]
     return directory
 

@@ -16,13 +16,13 @@ import torch
 from accelerate import PartialState
 from torch.multiprocessing.spawn import start_processes
 
-from gapclose.cli import guarded
-from gapclose.errors import Fault
-from gapclose.files import Unwritten
-from gapclose.resume import whole_checkpoints
-from gapclose.run import Run
-from gapclose.spread import MetElsewhere, main_alone, together
-from gapclose.trainer import AfterEpoch
+from gapclose.core.distributed import MetElsewhere, main_alone, together
+from gapclose.core.errors import Fault
+from gapclose.core.files import Unwritten
+from gapclose.pipeline.context import Run
+from gapclose.pipeline.error_messages import guarded
+from gapclose.training.callbacks import AfterEpoch
+from gapclose.training.resume import whole_checkpoints
 
 
 def in_two(work: Callable[..., None], *arguments: Any) -> None:

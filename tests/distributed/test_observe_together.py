@@ -12,9 +12,11 @@ from accelerate import PartialState
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
 
-from gapclose import observe as module
-from gapclose.items import Item, ItemSet, Option
-from gapclose.observe import ObserveConfig, Wanted, observe
+from gapclose.data.items import Item, ItemSet, Option
+from gapclose.observe import extract as module
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import observe
+from gapclose.observe.request import Wanted
 
 BATCHES = 6
 

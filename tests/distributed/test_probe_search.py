@@ -14,11 +14,12 @@ from accelerate import PartialState
 from safetensors.torch import load_file
 from torch.multiprocessing.spawn import start_processes
 
-from gapclose.examine.nested import nested_reading
-from gapclose.files import write_json, write_tensors
-from gapclose.observations import read_observations, shard_path, write_shard
-from gapclose.probe_search import ProbeConfig, choose_probe
-from gapclose.teacher import best_on_others
+from gapclose.core.files import write_json, write_tensors
+from gapclose.observe.store import read_observations, shard_path, write_shard
+from gapclose.probes.config import ProbeConfig
+from gapclose.probes.nested_cv import nested_reading
+from gapclose.probes.search import choose_probe
+from gapclose.training.target_rounds import best_on_others
 
 CONCEPTS, N = ("a", "b", "c"), 120
 CONFIG = ProbeConfig(c=[0.01, 0.1], shrinkage=[0.5], folds=3, stack=3)

@@ -9,17 +9,20 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
 
-from gapclose.examine import features as module
-from gapclose.examine.blank import blank_controls, blank_sets, blank_stage
-from gapclose.examine.codelength import clip_blocks, codelength, online_bits
-from gapclose.examine.config import ControlsConfig
-from gapclose.examine.encoder import encode
-from gapclose.examine.features import action_features, feature_reading, majority, option_features, text_only
-from gapclose.examine.judge import Control, Judge, chance
-from gapclose.examine.refits import clip_labels, concept_shares, refit, refit_within, residualise, shuffled  # fmt: skip
-from gapclose.gap import Labels
-from gapclose.items import Item, Option
-from gapclose.probes import FrozenProbe, fit_linear
+from gapclose.data.items import Item, Option
+from gapclose.evaluation.config import ControlsConfig
+from gapclose.evaluation.controls import features as module
+from gapclose.evaluation.controls.blank_media import blank_controls, blank_sets, blank_stage
+from gapclose.evaluation.controls.features import action_features, feature_reading, majority, option_features
+from gapclose.evaluation.controls.mdl import clip_blocks, codelength, online_bits
+from gapclose.evaluation.controls.random_labels import clip_labels, concept_shares, shuffled
+from gapclose.evaluation.controls.residualize import residualise  # fmt: skip
+from gapclose.evaluation.controls.scoring import Control, Judge, chance
+from gapclose.evaluation.controls.sentence_encoder import encode
+from gapclose.evaluation.controls.text import text_only
+from gapclose.metrics.labels import Labels
+from gapclose.probes.linear import FrozenProbe, fit_linear
+from gapclose.probes.refit import refit, refit_within
 
 CONCEPTS, WIDTH = ("standard", "false_vision", "false_audio"), 12
 

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from gapclose.answers import parse_lenient
-from gapclose.cli import main
-from gapclose.examine import inside
-from gapclose.examine.measurement import confusion, curve, data_root
-from gapclose.gap import Action, Labels
-from gapclose.items import Item, ItemSet, Option
-from gapclose.observations import read_observations
-from gapclose.probes import FrozenProbe
-from gapclose.wordings import PromptsConfig
+from gapclose.data.answer_matching import parse_lenient
+from gapclose.data.config import PromptsConfig
+from gapclose.data.items import Item, ItemSet, Option
+from gapclose.evaluation.controls import layer_analysis as inside
+from gapclose.evaluation.measurement_file import confusion, curve, data_root
+from gapclose.metrics.labels import Action, Labels
+from gapclose.observe.store import read_observations
+from gapclose.pipeline.cli import main
+from gapclose.probes.linear import FrozenProbe
 
 KEYS = (
     "version", "thorough", "seed", "n_clips", "n_items", "split", "concepts", "alarm", "modalities", "probe", "cells", "roc", "confusion",
@@ -195,7 +195,7 @@ def test_a_second_start_runs_no_forward_and_writes_the_same(measured, tiny_confi
     directory = tmp_path / "again"
     shutil.copytree(measured, directory)
     (directory / "measurement.json").unlink()
-    monkeypatch.setattr("gapclose.observe._forward", lambda *rest: pytest.fail("a forward was run again"))
+    monkeypatch.setattr("gapclose.observe.extract._forward", lambda *rest: pytest.fail("a forward was run again"))
     assert main(["measure", "--config", str(tiny_config), "--run_dir", str(directory)]) == 0
     assert json.loads((directory / "measurement.json").read_text()) == whole
 
@@ -234,7 +234,7 @@ def test_switches_leave_parts_out(measured, tiny_config, tmp_path):
 
 def test_methods_without_training_choose_on_fit_where_val_has_no_labels(digits, tiny_config, tmp_path):
     """Nor is val observed then."""
-    from gapclose.item_files import write_items
+    from gapclose.data.jsonl import write_items
 
     kept = tuple(replace(i, gold=None) if i.split == "val" else i for i in digits if i.purpose == "gap")
     shutil.copytree(digits.root / "media", tmp_path / "set" / "media")
@@ -249,7 +249,7 @@ def test_methods_without_training_choose_on_fit_where_val_has_no_labels(digits, 
 def test_a_stacked_probe_is_examined_by_all_that_it_reads(measured, tiny_config, digits, tmp_path, capsys, monkeypatch):
     """The reading is of both layers side by side, the patch replaces both, and every report names both."""
     # of a random model both layers tell the modality better than one, and nothing else: let that count
-    monkeypatch.setattr("gapclose.probe_search.in_question", lambda y, modality, concepts: np.ones((len(y), concepts), dtype=bool))
+    monkeypatch.setattr("gapclose.probes.search.in_question", lambda y, modality, concepts: np.ones((len(y), concepts), dtype=bool))
     directory, fresh = tmp_path / "stacked", ("base-*", "blank-*", "interchange-*", "measurement.json", "gap.jsonl", "config.yaml")
     shutil.copytree(measured, directory, ignore=shutil.ignore_patterns(*fresh))
     off = ["--controls.protocol", "null"]
@@ -277,15 +277,15 @@ def test_closing_writes_a_short_one_and_keeps_a_full_one(tiny_run, measured, tin
     assert tuple(short) == KEYS and [c["name"] for c in short["controls"]] == NAMES[:3] and short["layers"] == []
     assert not short["thorough"]
     assert not [p for p in (tiny_run / "observations").iterdir() if p.name.startswith(("blank", "layers", "interchange"))]
-    from gapclose.config import parse_config
-    from gapclose.run import Run
+    from gapclose.pipeline.config import parse_config
+    from gapclose.pipeline.context import Run
 
     directory = tmp_path / "both"
     shutil.copytree(measured, directory)
     before = (directory / "measurement.json").read_bytes()
     run = Run(parse_config(["--config", str(tiny_config), "--run_dir", str(directory)]), closing=False)
     run.fit_probes()
-    monkeypatch.setattr("gapclose.observe._forward", lambda *rest: pytest.fail("a forward was run again"))
+    monkeypatch.setattr("gapclose.observe.extract._forward", lambda *rest: pytest.fail("a forward was run again"))
     run.measure_base(["val", "test"])
     run.examine(thorough=False)
     assert (directory / "measurement.json").read_bytes() == before
@@ -293,7 +293,7 @@ def test_closing_writes_a_short_one_and_keeps_a_full_one(tiny_run, measured, tin
 
 def test_sets_without_twins_say_so(digits, tiny_config, encoder, tmp_path, capsys):
     """No interchange, and a line that tells what is missing; one modality, no alarms and a sentence encoder are measured as well."""
-    from gapclose.item_files import write_items
+    from gapclose.data.jsonl import write_items
 
     def plain(item: Item) -> Item:
         options = [Option(text=o.text, concept="go" if o.concept == "standard" else "stop") for o in item.options]

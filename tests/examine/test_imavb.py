@@ -12,13 +12,13 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from gapclose.examine.beside import FIGURES, set_beside
-from gapclose.examine.config import ControlsConfig
-from gapclose.examine.imavb import Protocol, cross_validate, folds, standardised, without_text, words
-from gapclose.examine.judge import Judge
-from gapclose.examine.refits import text_directions
-from gapclose.gap import Action, Labels
-from gapclose.resample import Clips
+from gapclose.evaluation.config import ControlsConfig
+from gapclose.evaluation.controls.residualize import text_directions
+from gapclose.evaluation.controls.scoring import Judge
+from gapclose.evaluation.protocols.compare import FIGURES, set_beside
+from gapclose.evaluation.protocols.imavb import Protocol, cross_validate, folds, standardised, without_text, words
+from gapclose.metrics.bootstrap import Clips
+from gapclose.metrics.labels import Action, Labels
 
 WIDTH, LAYERS = 10, (1, 2, 3)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gapclose.cli import main
-from gapclose.examine import leak
-from gapclose.items import Item, ItemSet, Option
+from gapclose.data.items import Item, ItemSet, Option
+from gapclose.evaluation.controls import text_leak as leak
+from gapclose.pipeline.cli import main
 
 
 def asked(clip: int, modality: str, false: bool, text: str, split: str = "fit", gold: bool = True) -> Item:
@@ -69,7 +69,7 @@ def test_where_nothing_can_be_told(capsys):
 
 def test_validate_prints_it_before_a_model_loads(digits_directory, tiny_checkpoint, capsys, monkeypatch):
     """The embedded world's text tells nothing of the verdict: no warning."""
-    monkeypatch.setattr("gapclose.models.load_model", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("gapclose.models.loading.load_model", lambda *_: pytest.fail("a model was loaded"))
     assert main(["validate", "--data.path", str(digits_directory), "--model.path", str(tiny_checkpoint)]) == 0
     shown = capsys.readouterr().out
     assert "what the text alone gives away" in shown and "warning: the text alone" not in shown

@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from gapclose.examine.judge import Judge
-from gapclose.examine.localise import final_norm, first_tokens, interchange, layer_profile, lens_scores, make_lens, twins
-from gapclose.gap import Labels
-from gapclose.items import Option
-from gapclose.models import ModelConfig, load_model
-from gapclose.observe import ObserveConfig, Wanted, forward_batches, observe, plan_batches
-from gapclose.patching import patched_at
-from gapclose.probes import FrozenProbe, fit_linear
+from gapclose.data.items import Option
+from gapclose.evaluation.controls.interchange import interchange, twins
+from gapclose.evaluation.controls.logit_lens import final_norm, first_tokens, layer_profile, lens_scores, make_lens
+from gapclose.evaluation.controls.scoring import Judge
+from gapclose.metrics.labels import Labels
+from gapclose.models.config import ModelConfig
+from gapclose.models.hooks import patched_at
+from gapclose.models.loading import load_model
+from gapclose.observe.batching import plan_batches
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import forward_batches, observe
+from gapclose.observe.request import Wanted
+from gapclose.probes.linear import FrozenProbe, fit_linear
 
 CONFIG, LAYERS = ObserveConfig(batch_size=8, shard_batches=2), (0, 1, 2, 3, 4, 5)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from gapclose.examine.nested import nested_reading
-from gapclose.probe_search import ProbeConfig, choose_probe
+from gapclose.probes.config import ProbeConfig
+from gapclose.probes.nested_cv import nested_reading
+from gapclose.probes.search import choose_probe
 
 CONFIG = ProbeConfig(families=["mean_difference"], folds=3)
 
@@ -47,7 +48,7 @@ def test_no_reading_depends_on_the_labels_of_its_own_outer_fold(monkeypatch):
     """Turn every label of one fold over: its readings stay bit for bit, and all the others change."""
     residuals, y, clips = layers(4, {2: 1.0}, 0)
     parts = [(np.flatnonzero(clips % 3 != k), np.flatnonzero(clips % 3 == k)) for k in range(3)]
-    monkeypatch.setattr("gapclose.examine.nested.grouped_folds", lambda *_: parts)  # the labels decide the split as well: hold it
+    monkeypatch.setattr("gapclose.probes.nested_cv.grouped_folds", lambda *_: parts)  # the labels decide the split as well: hold it
 
     def read(labels):
         return nested_reading(residuals, labels, clips, ("no", "yes"), CONFIG, layers=(1, 2, 3, 4), seed=0)

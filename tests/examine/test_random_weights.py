@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from gapclose.cli import main
-from gapclose.config import parse_config
-from gapclose.examine import random_weights
-from gapclose.run import Run
+from gapclose.evaluation.controls import random_weights
+from gapclose.pipeline.cli import main
+from gapclose.pipeline.config import parse_config
+from gapclose.pipeline.context import Run
 
 ON = ["--controls.random_weights", "true", "--controls.random_draws", "2"]
 PLAIN = [

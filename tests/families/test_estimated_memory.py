@@ -8,9 +8,9 @@ import tiny_families
 import torch
 from measured_step import configured, measured, without_weights
 
-from gapclose.estimate import training_step
-from gapclose.item_files import read_items
-from gapclose.structure import decoder_layers
+from gapclose.data.jsonl import read_items
+from gapclose.models.structure import decoder_layers
+from gapclose.pipeline.memory_estimate import training_step
 
 
 @pytest.mark.parametrize(("name", "kinds"), [("LLaVA-OneVision", ("image",)), ("Qwen3-Omni", ("image", "audio"))])

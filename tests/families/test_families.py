@@ -20,24 +20,28 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from tiny_families import ROWS, Row, spread
 
-from gapclose import shared_prefix
-from gapclose.adapters import LoraConfig, add_lora, load_adapter
-from gapclose.batches import Example
-from gapclose.digits.films import write_film
-from gapclose.errors import Problems
-from gapclose.export import write_adapter, write_merged
-from gapclose.families import whole_frames
-from gapclose.items import Framing, Item, ItemSet, Option
-from gapclose.media import too_long
-from gapclose.models import LoadedModel, ModelConfig, load_model
-from gapclose.observations import Observations
-from gapclose.observe import ObserveConfig, Wanted, forward_batches, plan_batches
-from gapclose.prompts import check_kinds, media_signature
-from gapclose.redraw import PARTS, draw_anew
-from gapclose.structure import decoder_layers, unwrap
-from gapclose.train_config import TrainConfig
-from gapclose.trainer import make_trainer
-from gapclose.trunk_fill import fill_trunk
+from gapclose.core.errors import Problems
+from gapclose.data.digits.videos import write_film
+from gapclose.data.items import Framing, Item, ItemSet, Option
+from gapclose.export.peft import write_adapter, write_merged
+from gapclose.models.config import ModelConfig
+from gapclose.models.families import whole_frames
+from gapclose.models.input_checks import check_kinds, too_long
+from gapclose.models.loading import LoadedModel, load_model
+from gapclose.models.processing import media_signature
+from gapclose.models.random_init import PARTS, draw_anew
+from gapclose.models.structure import decoder_layers, unwrap
+from gapclose.observe import prefix_cache as shared_prefix
+from gapclose.observe.batching import plan_batches
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import forward_batches
+from gapclose.observe.hidden_writer import fill_trunk
+from gapclose.observe.request import Wanted
+from gapclose.observe.store import Observations
+from gapclose.training.config import TrainConfig
+from gapclose.training.lora import LoraConfig, add_lora, load_adapter
+from gapclose.training.sampler import Example
+from gapclose.training.trainer import make_trainer
 
 CONFIG = ObserveConfig(batch_size=4, max_new_tokens=4)
 ANSWERS = ["odd", "an odd number", "unseen detail here", "unheard"]

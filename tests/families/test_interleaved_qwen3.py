@@ -5,12 +5,14 @@ import pytest
 import torch
 from tiny_families import QWEN_OMNI_CHAT, ROWS, spread
 
-from gapclose.digits.films import write_film
-from gapclose.families import mend
-from gapclose.interleave import interleave
-from gapclose.items import Framing, Item, ItemSet, Option
-from gapclose.models import LoadedModel
-from gapclose.observe import ObserveConfig, Wanted, forward_batches
+from gapclose.data.digits.videos import write_film
+from gapclose.data.interleave import interleave
+from gapclose.data.items import Framing, Item, ItemSet, Option
+from gapclose.models.families import mend
+from gapclose.models.loading import LoadedModel
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import forward_batches
+from gapclose.observe.request import Wanted
 
 pytest.importorskip("av")
 

@@ -10,10 +10,11 @@ import torch
 from shapes import write as write_shapes
 from tiny_families import ROWS
 
-from gapclose.cli import main
-from gapclose.digits import world
-from gapclose.models import ModelConfig, load_model
-from gapclose.redraw import draw_anew
+from gapclose.data.digits import generate as world
+from gapclose.models.config import ModelConfig
+from gapclose.models.loading import load_model
+from gapclose.models.random_init import draw_anew
+from gapclose.pipeline.cli import main
 
 
 def untrained_base(directory: Path, seed: int, family: str | None) -> Path:

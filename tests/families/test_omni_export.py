@@ -10,15 +10,19 @@ from safetensors.torch import load_file, save_file
 from tiny_families import ROWS
 from whole_omni import WHOLE, save_whole
 
-from gapclose.adapters import LoraConfig, add_lora
-from gapclose.cli import main
-from gapclose.export import served_by_vllm, write_adapter, write_for_vllm, write_omni
-from gapclose.export.omni import check_whole, compare_parts
-from gapclose.families import LORA_IN_VLLM, InVllm
-from gapclose.files import read_json, write_json
-from gapclose.models import LoadedModel, ModelConfig, load_model
-from gapclose.observe import ObserveConfig, Wanted, forward_batches
-from gapclose.structure import unwrap
+from gapclose.core.files import read_json, write_json
+from gapclose.export.omni import check_whole, compare_parts, write_omni
+from gapclose.export.peft import write_adapter
+from gapclose.export.vllm import served_by_vllm, write_for_vllm
+from gapclose.models.config import ModelConfig
+from gapclose.models.families import LORA_IN_VLLM, InVllm
+from gapclose.models.loading import LoadedModel, load_model
+from gapclose.models.structure import unwrap
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import forward_batches
+from gapclose.observe.request import Wanted
+from gapclose.pipeline.cli import main
+from gapclose.training.lora import LoraConfig, add_lora
 
 
 @dataclass(kw_only=True)

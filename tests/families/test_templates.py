@@ -15,13 +15,17 @@ import transformers as hf
 from tiny_families import ROWS, spread
 from transformers.models.smolvlm import processing_smolvlm
 
-from gapclose.chat import answer_tokens, chat_text
-from gapclose.errors import Problems
-from gapclose.items import Item, ItemSet
-from gapclose.media import Media
-from gapclose.models import ModelConfig, load_model
-from gapclose.observe import ObserveConfig, Wanted, forward_batches
-from gapclose.prompts import check_kinds, make_prompts
+from gapclose.core.errors import Problems
+from gapclose.data.items import Item, ItemSet
+from gapclose.data.media import Media
+from gapclose.models.chat_template import answer_tokens, chat_text
+from gapclose.models.config import ModelConfig
+from gapclose.models.input_checks import check_kinds
+from gapclose.models.loading import load_model
+from gapclose.models.processing import make_prompts
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import forward_batches
+from gapclose.observe.request import Wanted
 
 THINKING = (
     "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>user\n{{ m['content'] }}<|im_end|>\n{% else %}<|im_start|>assistant\n"

@@ -18,7 +18,7 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from gapclose.digits.questions import all_texts, answer_words
+from gapclose.data.digits.questions import all_texts, answer_words
 
 WIDTH, LAYERS = 64, 4
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gapclose.errors import Problems
-from gapclose.films import Film
-from gapclose.items import Decoding, Framing, Item, ItemSet, Option
-from gapclose.media import Media, survey, tell, too_long, without
+from gapclose.core.errors import Problems
+from gapclose.data.items import Decoding, Framing, Item, ItemSet, Option
+from gapclose.data.media import Media, survey, tell, without
+from gapclose.data.video import Film
+from gapclose.models.input_checks import too_long
 
 RATE = 16_000
 FRAMING = Framing(frames=4, side=64)

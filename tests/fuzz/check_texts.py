@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from gapclose.config import Config, known_keys, parse_config, save_config
-from gapclose.errors import Problems
-from gapclose.item_files import check_splits_filled, read_items, write_items
-from gapclose.items import ItemSet
-from gapclose.media import faults, tell
-from gapclose.readers import read_set
-from gapclose.readers.splits import Dealing, check_media_apart, check_twins
+from gapclose.core.errors import Problems
+from gapclose.data.formats import read_set
+from gapclose.data.items import ItemSet
+from gapclose.data.jsonl import read_items, write_items
+from gapclose.data.media import faults, tell
+from gapclose.data.splits import Dealing, check_media_apart, check_splits_filled, check_twins
+from gapclose.pipeline.config import Config, known_keys, parse_config, save_config
 from tests.fuzz.check_media import Unexpected
 
 NEEDED = {"fit": True, "test": True}

@@ -8,11 +8,11 @@ import datasets
 import pytest
 import yaml
 
-from gapclose.cli import main
-from gapclose.digits import world
-from gapclose.errors import Problems
-from gapclose.readers import read_set
-from gapclose.readers.splits import Dealing
+from gapclose.core.errors import Problems
+from gapclose.data.digits import generate as world
+from gapclose.data.formats import read_set
+from gapclose.data.splits import Dealing
+from gapclose.pipeline.cli import main
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGITS = {
@@ -329,7 +329,7 @@ def test_media_inside_a_table_are_not_all_held_at_once(tmp_path, monkeypatch):
     del stored
     for directory in (tmp_path, tmp_path / "saved"):
         (directory / "columns.yaml").write_text(yaml.safe_dump(DIGITS | {"columns": {"audio": "file", "gold": "digit"}, "tags": []}))
-        monkeypatch.setattr("gapclose.readers.tables.BATCH", 4)
+        monkeypatch.setattr("gapclose.data.formats.tables.BATCH", 4)
         tracemalloc.start()
         items = read(directory)
         _, most = tracemalloc.get_traced_memory()
@@ -354,7 +354,7 @@ def test_a_place_that_cannot_be_written_is_told_once(tmp_path, monkeypatch, save
     def refuse(path, content):
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-    monkeypatch.setattr("gapclose.readers.columns.write_bytes", refuse)
+    monkeypatch.setattr("gapclose.data.formats.generic_table.write_bytes", refuse)
     with pytest.raises(ValueError, match=r"^1 problem with the set") as caught:
         read(tmp_path)
     message = str(caught.value)

@@ -7,19 +7,23 @@ import numpy as np
 import pytest
 import torch
 
-from gapclose.errors import Problems
-from gapclose.models import ModelConfig, load_model
-from gapclose.observe import ObserveConfig, Wanted, forward_batches
-from gapclose.option_order import shuffle_options
-from gapclose.readers import read_set
-from gapclose.readers.splits import Dealing
-from gapclose.wordings import PromptsConfig, reword
+from gapclose.core.errors import Problems
+from gapclose.data.config import PromptsConfig
+from gapclose.data.formats import read_set
+from gapclose.data.option_shuffle import shuffle_options
+from gapclose.data.prompt_templates import reword
+from gapclose.data.splits import Dealing
+from gapclose.models.config import ModelConfig
+from gapclose.models.loading import load_model
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import forward_batches
+from gapclose.observe.request import Wanted
 
 pytest.importorskip("av", reason="films need PyAV")
 
-from gapclose.cli import main
-from gapclose.digits import films
-from gapclose.examine.localise import twins
+from gapclose.data.digits import videos as films
+from gapclose.evaluation.controls.interchange import twins
+from gapclose.pipeline.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +100,7 @@ def test_its_own_prompt_is_the_paper_s_and_there_are_others(directory):
 
 def test_a_film_is_decoded_once_for_all_its_questions(directory, tiny_checkpoint, monkeypatch):
     """Even where the cache holds no more than one clip's film and sound."""
-    from gapclose import media
+    from gapclose.data import media
 
     decoded = []
     decode = media.decode

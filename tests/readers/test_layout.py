@@ -6,10 +6,10 @@ import json
 import pytest
 import yaml
 
-from gapclose.errors import Problems
-from gapclose.readers import read_set
-from gapclose.readers.layout import SHARD, table_files
-from gapclose.readers.splits import Dealing
+from gapclose.core.errors import Problems
+from gapclose.data.formats import read_set
+from gapclose.data.formats.directory import SHARD, table_files
+from gapclose.data.splits import Dealing
 
 MAP = {
     "concepts": ["normal", "crackle"],

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from gapclose.cli import main
-from gapclose.errors import Problems
-from gapclose.items import Item, ItemSet, Option
-from gapclose.readers import read_set
-from gapclose.readers.splits import Dealing, check_twins, find_twins
+from gapclose.core.errors import Problems
+from gapclose.data.formats import read_set
+from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.splits import Dealing, check_twins, find_twins
+from gapclose.pipeline.cli import main
 
 
 def item(ident: str, text: str, gold: int | None, *, clip: str = "c", media: str = "c.png", twin: str | None = None, **more) -> Item:

@@ -5,15 +5,15 @@ import shutil
 
 import pytest
 
-from gapclose.cli import main
-from gapclose.errors import Problems
-from gapclose.option_order import shuffle_options
-from gapclose.readers import read_set
-from gapclose.readers.splits import Dealing
+from gapclose.core.errors import Problems
+from gapclose.data.formats import read_set
+from gapclose.data.option_shuffle import shuffle_options
+from gapclose.data.splits import Dealing
+from gapclose.pipeline.cli import main
 
 pytest.importorskip("av", reason="films need PyAV")
 
-from gapclose.digits import films
+from gapclose.data.digits import videos as films
 
 HEAR, SEE, MATCH = "Video-driven Audio Hallucination", "Audio-driven Video Hallucination", "AV Matching"
 

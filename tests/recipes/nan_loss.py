@@ -6,8 +6,8 @@ python tests/recipes/nan_loss.py RANK CALLS --config FILE ...
 import os
 import sys
 
-from gapclose import trainer
-from gapclose.cli import main
+from gapclose.pipeline.cli import main
+from gapclose.training import trainer
 
 
 def spoil(rank: str, limit: int) -> None:

@@ -30,7 +30,7 @@ def test_it_ends_with_the_report(closed_run):
 
 
 def test_the_report_command_gives_what_the_run_exported(closed_run):
-    result = run([sys.executable, "-m", "gapclose.cli", "report", str(closed_run), "--json"])
+    result = run([sys.executable, "-m", "gapclose.pipeline.cli", "report", str(closed_run), "--json"])
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == json.loads((closed_run / "adapter" / "evidence.json").read_text())
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from comparison import tables as compared
+from comparison.collect import Answers, against, chosen_on_val, cpu_minutes, figures, mean_over_seeds, on_degraded, trained
+from comparison.figures import mean_front
+from comparison.tables import BY_VAL, Row, pairs
 
-from gapclose.gap import GapConfig, Labels
-from gapclose.items import Item, ItemSet, Option
-from gapclose.report import compared
-from gapclose.report.compared import BY_VAL, Row, pairs
-from gapclose.report.compared_figures import mean_front
-from gapclose.report.results import Answers, against, chosen_on_val, cpu_minutes, figures, mean_over_seeds, on_degraded, trained
-from gapclose.report.summary import record_of
+from gapclose.data.items import Item, ItemSet, Option
+from gapclose.evaluation.run_records import record_of
+from gapclose.metrics.config import GapConfig
+from gapclose.metrics.labels import Labels
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "compare.py"

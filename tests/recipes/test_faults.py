@@ -23,10 +23,11 @@ import torch
 from safetensors.torch import load_file
 from test_kill import assert_same_end, finish, observing, saved, unreadable
 
-from gapclose import estimate, launch
-from gapclose.cli import main
-from gapclose.files import Unwritten, new_folder, remove_leftovers, write_bytes, write_tensors, write_text, writing
-from gapclose.report.summary import read_records, summarise
+from gapclose.core.files import Unwritten, new_folder, remove_leftovers, write_bytes, write_tensors, write_text, writing
+from gapclose.evaluation.run_records import read_records, summarise
+from gapclose.pipeline import launch
+from gapclose.pipeline import memory_estimate as estimate
+from gapclose.pipeline.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
 PLANTED = Path(__file__).parent / "nan_loss.py"
@@ -124,7 +125,7 @@ def test_what_befell_a_run_is_said_in_a_line(monkeypatch, capsys, error, says):
     def fails(arguments) -> None:
         raise error
 
-    monkeypatch.setattr("gapclose.cli.report", fails)
+    monkeypatch.setattr("gapclose.pipeline.cli.report", fails)
     assert main(["report"]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: {says}") and told.endswith("start the same command again: it goes on from what is there\n")
@@ -186,14 +187,14 @@ def close(command: list[str], log: Path, at: str | None = None) -> int:
 
 
 FULL = {
-    "gapclose.observe:write_shard:5": "observations/base-fit/shard-00004.safetensors",
-    "gapclose.run:draw_epochs:1": "figures/epochs.png",
-    "gapclose.trainer:save_adapter:2": "checkpoints",
+    "gapclose.observe.extract:write_shard:5": "observations/base-fit/shard-00004.safetensors",
+    "gapclose.pipeline.run:draw_epochs:1": "figures/epochs.png",
+    "gapclose.training.trainer:save_adapter:2": "checkpoints",
     "transformers.trainer:Trainer._save_optimizer_and_scheduler:2": "checkpoints",
-    "gapclose.align:save_adapter:1": "checkpoints",
-    "gapclose.run:draw_epochs:2": "figures/epochs.png",
-    "gapclose.align:export_run:1": "adapter",
-    "gapclose.align:write_page:1": "report.html",
+    "gapclose.pipeline.align_stage:save_adapter:1": "checkpoints",
+    "gapclose.pipeline.run:draw_epochs:2": "figures/epochs.png",
+    "gapclose.pipeline.align_stage:export_run:1": "adapter",
+    "gapclose.pipeline.align_stage:write_page:1": "report.html",
 }
 """where the disk fills up, in the order of a run -> what can then not be written"""
 
@@ -213,9 +214,9 @@ def test_a_run_whose_disk_fills_up_again_and_again_ends_where_another_does(close
     run, log = tmp_path / "run", tmp_path / "log"
     command = [*close_command(run), "--train.save_steps", "2"]
     for at in (
-        "gapclose.observe:write_shard:5",
+        "gapclose.observe.extract:write_shard:5",
         "transformers.trainer:Trainer._save_optimizer_and_scheduler:2",
-        "gapclose.align:export_run:1",
+        "gapclose.pipeline.align_stage:export_run:1",
     ):
         fill_up(at, command, run, log)
     (run / "observations" / "base-test" / ".shard-00000.safetensors.1-2.tmp").write_bytes(bytes(100))  # as a kill would leave it
@@ -371,7 +372,7 @@ def test_a_collective_that_fails_for_another_process_is_told_in_a_line(monkeypat
     def fails(arguments) -> None:
         raise RuntimeError(words)
 
-    monkeypatch.setattr("gapclose.cli.report", fails)
+    monkeypatch.setattr("gapclose.pipeline.cli.report", fails)
     with pytest.raises(RuntimeError):  # there is no other process
         main(["report"])
     monkeypatch.setattr(launch.distributed, "is_initialized", lambda: True)
@@ -389,7 +390,7 @@ def test_who_stops_a_run_is_told_how_it_goes_on(monkeypatch, capsys):
     def stopped(arguments) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gapclose.cli.report", stopped)
+    monkeypatch.setattr("gapclose.pipeline.cli.report", stopped)
     assert main(["report"]) == 130
     assert capsys.readouterr().err == "stopped; the same command goes on from what is there\n"
 
@@ -437,7 +438,7 @@ def test_a_loss_that_is_not_finite_in_one_process_keeps_the_epoch_before_it(clos
 
 def test_who_holds_a_run_directory_is_named_and_a_lost_node_is_waited_for(monkeypatch, tmp_path, capsys):
     """A holder on this machine is refused at once; of another machine the lock may lapse."""
-    code = "import sys, pathlib; from gapclose.launch import take_directory; lock = take_directory(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib; from gapclose.pipeline.launch import take_directory; lock = take_directory(pathlib.Path(sys.argv[1]))"
     first = subprocess.Popen(
         [sys.executable, "-c", f"{code}; print('in', flush=True); sys.stdin.read()", str(tmp_path)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

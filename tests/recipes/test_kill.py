@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from gapclose.cli import main
+from gapclose.pipeline.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 240  # seconds for one stage to come

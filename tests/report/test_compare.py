@@ -12,8 +12,8 @@ import yaml
 from rich.console import Console
 from test_page import check
 
-from gapclose.cli import main
-from gapclose.report.compare import claimed, compare, names, print_comparison
+from gapclose.pipeline.cli import main
+from gapclose.report.compare_runs import claimed, compare, names, print_comparison
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,7 +102,7 @@ def test_a_place_that_cannot_be_written_is_an_error_with_the_remedy(runs, capsys
 def test_json_is_all_that_json_prints(runs):
     """In a process of its own: libraries that print when they are imported (as one does under WANDB_MODE=offline) are not."""
     for some in (runs[:1], runs[:2]):
-        command = [sys.executable, "-m", "gapclose.cli", "report", *map(str, some), "--json"]
+        command = [sys.executable, "-m", "gapclose.pipeline.cli", "report", *map(str, some), "--json"]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
         assert result.returncode == 0 and json.loads(result.stdout), result.stderr
 

@@ -8,10 +8,11 @@ from xml.etree import ElementTree
 import pytest
 from rich.table import Table
 
-from gapclose.progress import say, spell_out
+from gapclose.core.logging import say, spell_out
+from gapclose.export.model_card import markdown
 from gapclose.report import figures
 from gapclose.report.console import wide_console
-from gapclose.report.markup import breakable, markdown
+from gapclose.report.templating import breakable
 
 NAMES = [
     "[/vision]",

@@ -13,11 +13,13 @@ import pytest
 import soundfile
 from PIL import Image
 
-from gapclose.cli import main
-from gapclose.files import write_json
-from gapclose.report import embed, figures, page
-from gapclose.report.console import show
-from gapclose.report.summary import record_of, summarise
+from gapclose.core.files import write_json
+from gapclose.evaluation.run_records import record_of, summarise
+from gapclose.evaluation.summary_text import show
+from gapclose.pipeline.cli import main
+from gapclose.report import figures
+from gapclose.report import html as page
+from gapclose.report import media_embed as embed
 
 VOID = {"meta", "link", "img", "br", "wbr", "hr", "input"}
 EVIL = '<script>alert("item")</script><img src=https://example.org/x onerror=alert(1)> $x^$ {{ 7 * 7 }}'

@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from gapclose.cli import main
+from gapclose.evaluation.run_records import read_records, record_of, summarise
+from gapclose.evaluation.summary_text import claims, show, verdict
+from gapclose.metrics.status import STATES
+from gapclose.pipeline.cli import main
 from gapclose.report import console as report
 from gapclose.report import figures
-from gapclose.report.console import claims, print_report, show, verdict
-from gapclose.report.summary import read_records, record_of, summarise
-from gapclose.states import STATES
+from gapclose.report.console import print_report
 
 HEADINGS = ("stage", "action", "generated", "reading", "fresh", "sentinel", "retained", "closure", "state")
 STAGES = ("base/val", "base/test", "epoch-1/val", "epoch-2/val", "adapted/test")

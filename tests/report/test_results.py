@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comparison.collect import Answers, adapted_points, untrained, untrained_front
 
-from gapclose.baselines.comparison import BUDGETS, compare
-from gapclose.baselines.operating import Seen
-from gapclose.config import parse_config, save_config
-from gapclose.files import read_json, write_json, write_text
-from gapclose.gap import Labels
-from gapclose.item_files import write_items
-from gapclose.items import Item, ItemSet, Option
-from gapclose.observations import read_observations, shard_path, write_shard
-from gapclose.report.results import Answers, adapted_points, untrained, untrained_front
-from gapclose.resample import Clips
-from gapclose.validate import bind_items
+from gapclose.core.files import read_json, write_json, write_text
+from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.jsonl import write_items
+from gapclose.evaluation.baselines.compare import BUDGETS, compare
+from gapclose.evaluation.baselines.operating_point import Seen
+from gapclose.metrics.bootstrap import Clips
+from gapclose.metrics.labels import Labels
+from gapclose.observe.store import read_observations, shard_path, write_shard
+from gapclose.pipeline.config import parse_config, save_config
+from gapclose.pipeline.run_dir import bind_items
 
 CONCEPTS = ("standard", "false_vision", "false_audio")
 OPTIONS = [Option(text=t, concept=c) for t, c in zip(("odd", "even", "unseen", "unheard"), (CONCEPTS[0], *CONCEPTS), strict=True)]

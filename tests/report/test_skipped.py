@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from comparison.collect import items_of, skipped
+from comparison.tables import _table
 from rich.console import Console
 
-from gapclose.report.compare import compare, print_comparison, write_comparison
-from gapclose.report.compared import _table
+from gapclose.core.settings import read_settings
+from gapclose.evaluation.run_records import read_records, skipped_words, summarise
+from gapclose.report.compare_runs import compare, print_comparison, write_comparison
 from gapclose.report.console import print_report
-from gapclose.report.page import build_page
-from gapclose.report.results import items_of, skipped
-from gapclose.report.summary import read_records, skipped_words, summarise
-from gapclose.settings import read_settings
+from gapclose.report.html import build_page
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_items_are_read_again_as_the_run_read_them(short_run, digits):
 def test_items_of_another_layout_are_read_too(short_run, tmp_path):
     """Films in four tables, dealt out as the run's configuration says."""
     pytest.importorskip("av")
-    from gapclose.digits import films
+    from gapclose.data.digits import videos as films
 
     films.write(tmp_path / "films", clips=8)
     settings = yaml.safe_load((short_run / "config.yaml").read_text())

@@ -8,9 +8,9 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from gapclose.files import write_json
+from gapclose.core.files import write_json
 from gapclose.report.console import print_report
-from gapclose.report.page import build_page
+from gapclose.report.html import build_page
 
 
 def figures(value: float) -> dict:

@@ -1,0 +1,1 @@
+"""CORE: what every room uses and nothing of gapclose is imported by: files, parsing, logging, errors, distributed work."""

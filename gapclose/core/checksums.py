@@ -1,0 +1,110 @@
+"""What is read back of a run's own files: tensors with their checksums, and folders that are whole. Damage is named with file and remedy.
+
+safetensors notices a file that is too short, not one in which bytes have changed; so every tensor of a run has its CRC-32 in the header.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from gapclose.core.files import AGAIN, checksum, read_json, write_json
+
+CHUNK = 1 << 22
+"""bytes of a file that are read at once"""
+WHOLE = "complete.json"
+"""written last into a folder, with the length and the checksum of every other file"""
+
+
+class Damaged(ValueError):
+    """A file of a run that is not as it was written, and the remedy."""
+
+
+@contextmanager
+def reading(path: Path, remedy: str = AGAIN) -> Iterator[None]:
+    """Inside, one file of tensors is read, and nothing else is done.
+
+    Raises:
+        Damaged: when it is not there or not what was written, with ``remedy``.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise Damaged(f"{path} is not there; {remedy.replace('delete it and ', '')}") from error
+    except OSError as error:
+        if error.errno is not None:  # the file system's, not the file's
+            raise
+        raise Damaged(f"{path} is damaged ({error}); {remedy}") from error
+    except Damaged:
+        raise
+    except (SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is damaged ({_in_a_line(error)}); {remedy}") from error
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(f"{error}".split()) or type(error).__name__
+
+
+def read_tensor(file: Any, name: str) -> torch.Tensor:
+    """One tensor of an open safetensors file. Raises: ValueError, without the file's name, when its checksum is another than it was."""
+    tensor, known = file.get_tensor(name), json.loads((file.metadata() or {}).get("crc32", "{}"))
+    if name in known and checksum(tensor) != known[name]:
+        raise ValueError(f"the checksum of {name} is not that of what was written")
+    return tensor
+
+
+def read_tensors(path: Path, remedy: str = AGAIN) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """All tensors of a file, and what its header says beside them.
+
+    Raises:
+        Damaged: as :func:`reading`.
+    """
+    with reading(path, remedy), safe_open(path, framework="pt") as file:
+        return {name: read_tensor(file, name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (a safetensors file is no dict)
+
+
+def seal(folder: Path, **facts: Any) -> None:
+    """Write down that a folder is whole, with ``facts`` and what its files are like."""
+    files = {str(p.relative_to(folder)): _like(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != WHOLE}
+    write_json(folder / WHOLE, facts | {"files": files})
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a folder that was sealed, in a few words with the file's name; None where nothing is, or nothing is known of it."""
+    path = folder / WHOLE
+    if not path.is_file():
+        return None
+    try:
+        known = read_json(path).get("files", {})
+        if not isinstance(known, dict):
+            return f"{path} is damaged (files is {known!r})"
+    except ValueError as error:
+        return str(error).partition(";")[0]
+    for name, like in known.items():
+        if not (folder / name).is_file():
+            return f"{folder / name} is not there"
+        if (found := _like(folder / name)) != like:
+            return f"{folder / name} is damaged ({found[0]} bytes with checksum {found[1]}, {like[0]} with {like[1]} were written)"
+    return None
+
+
+def refuse_damaged(folder: Path, remedy: str) -> None:
+    """Raises: Damaged, as :func:`damage` says, with ``remedy``."""
+    if found := damage(folder):
+        raise Damaged(f"{found}; {remedy}")
+
+
+def _like(path: Path) -> list[int]:
+    """Length in bytes, and CRC-32."""
+    found = 0
+    with path.open("rb") as handle:
+        while chunk := handle.read(CHUNK):
+            found = zlib.crc32(chunk, found)
+        return [handle.tell(), found]

@@ -1,0 +1,58 @@
+"""Under which versions of torch, transformers and this package something of a run was computed, and whether a start under others goes on with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import gapclose
+from gapclose.core.files import read_json
+from gapclose.core.logging import say
+
+REMEDY = (
+    "Install those versions again, or give --observe.versions any to go on with what is there (environment.json keeps what each start ran "
+    "on), or give the run another directory (--run_dir) to compute all of it anew"
+)
+
+
+def versions_now() -> dict[str, str]:
+    """Package -> version, of what decides an observation's numbers."""
+    return {"gapclose": gapclose.__version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
+
+
+def differing(there: Mapping[str, str] | None, now: Mapping[str, str]) -> list[str]:
+    """What differs, a package each, in words; of an observation that kept no versions, all of them are not known."""
+    old = there or {}
+    return [f"{name} {old.get(name, 'not known')} there, {now[name]} now" for name in now if old.get(name) != now[name]]
+
+
+def refuse_other_versions(directory: Path, accepted: str) -> None:
+    """Look at what a run has observed of its base model, before a model loads.
+
+    Args:
+        directory: of the run. accepted: ``same`` or ``any`` (``observe.versions``).
+
+    Raises:
+        ValueError: when some of it was observed under other versions and only the same are accepted; all of them are named at once.
+    """
+    now, found = versions_now(), dict[str, list[str]]()
+    for path in sorted((directory / "observations").glob("*/request.json")):
+        request = read_json(path)
+        if not request.get("adapter") and (other := differing(request.get("versions"), now)):  # those of adapters are made again
+            found.setdefault(", ".join(other), []).append(path.parent.name)
+    if not found:
+        return
+    listed = "; ".join(f"{', '.join(stages)} ({versions})" for versions, stages in found.items())
+    if accepted != "any":
+        raise ValueError(f"{directory / 'observations'}: observed under other versions: {listed}. {REMEDY}")
+    say(f"warning: goes on with what was observed under other versions: {listed}")
+
+
+def say_other_environment(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Say under which other versions probes, targets, checkpoints and records of this run were made, if any."""
+    if before and (other := differing(before.get("versions"), now["versions"])):
+        say(f"warning: checkpoints, records and probes so far are of other versions ({', '.join(other)}); environment.json keeps both")

@@ -1,0 +1,254 @@
+"""What the headers of a sound file state of its length, against what the file holds.
+
+Decoders believe headers. A half-copied recording then passes as a short one, and a whole one whose recorder could not go back to fill in its
+length is lost. Here the two are told apart, and where the samples are there, the size fields are set right for the decoder.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from gapclose.core.errors import Fault
+
+ROUNDING = 0.01
+"""share of the stated bytes by which a header may be off, and :data:`TRAILER` bytes at least where more follows: what it means is not heard"""
+TRAILER = 1024
+"""bytes behind the samples that are no chunk and are taken for a note (ID3, text) rather than sound"""
+NEAR = 1 << 17
+"""how near to 2 or 4 GiB a length is that a recorder writes which cannot know it: SoX into a pipe 0x7FFFF000, arecord 0x7FFFFFFF or
+0x80000000 less the header, FFmpeg 0xFFFFFFFF"""
+OGG_PAGE = struct.Struct("<4sBBqIIIB")
+OGG_BEGINS = 2
+"""flag of the page that begins a stream"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunks:
+    """How a format lays out its chunks."""
+
+    first: int
+    """where they begin"""
+    size: str
+    """:mod:`struct` format of a chunk's length, which follows its name"""
+    samples: bytes
+    """name of the chunk with the samples; all names are as long"""
+    included: int = 0
+    """bytes of name and length that the length counts"""
+    align: int = 1
+    skipped: int = 0
+    """bytes of that chunk before the first sample"""
+    whole: int | None = 4
+    """where the length of the whole file stands, in the same format; it counts what follows, but in Wave64"""
+
+
+RIFF = Chunks(first=12, size="<I", samples=b"data", align=2)
+FORMATS = {
+    b"RIFF": RIFF,
+    b"RF64": RIFF,
+    b"RIFX": Chunks(first=12, size=">I", samples=b"data", align=2),
+    b"FORM": Chunks(first=12, size=">I", samples=b"SSND", align=2, skipped=8),
+    b"caff": Chunks(first=8, size=">q", samples=b"data", skipped=4, whole=None),
+    b"riff": Chunks(first=40, size="<Q", samples=b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a", included=24, align=8, whole=16),
+}
+"""first bytes of a file -> its chunks"""
+
+
+class Corrected(io.FileIO):
+    """A file for reading with other bytes at some places."""
+
+    def __init__(self, path: Path, fields: Mapping[int, bytes]) -> None:
+        super().__init__(path)
+        self.fields = fields
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return super().seek(offset, whence)
+        except OSError:  # damaged headers lead before the start of the file; raised to libsndfile, it would be printed and passed over
+            return self.tell()
+
+    def readinto(self, buffer) -> int:
+        at, count = self.tell(), super().readinto(buffer) or 0
+        for place, new in self.fields.items():
+            for n in range(max(0, place - at), min(count, place - at + len(new))):
+                buffer[n : n + 1] = new[n + at - place : n + at - place + 1]
+        return count
+
+
+def decoder(path: Path) -> str:
+    """Who reads the sound of a file, by its first bytes: ``compressed`` (mp3, flac, bare AAC, ogg with several streams one after another),
+    ``container`` (mp4, mkv) or ``libsndfile``.
+
+    Raises:
+        Fault: when an ogg file ends within a page.
+    """
+    with path.open("rb") as handle:
+        head = handle.read(12)
+    synchronised = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0
+    if head[:4] == b"fLaC" or head[:3] == b"ID3" or synchronised or (head[:4] == b"OggS" and _is_chained(path)):
+        return "compressed"
+    return "container" if head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3" else "libsndfile"
+
+
+def states_mp3_length(path: Path) -> bool:
+    """Whether the first frame of an mp3 file tells how many there are (Xing, Info, VBRI)."""
+    with path.open("rb") as handle:
+        head = handle.read(10)
+        start = 10 + sum((byte & 127) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)) if head[:3] == b"ID3" else 0
+        handle.seek(start)
+        frame = handle.read(4096)
+    return any(name in frame for name in (b"Xing", b"Info", b"VBRI"))
+
+
+def size_fields(path: Path) -> dict[int, bytes]:
+    """The size fields that a decoder must see to read all samples of a wav (RIFF, RF64, Wave64), aiff, au or CAF file; empty where its own
+    are right, and for other formats.
+
+    Raises:
+        Fault: when the headers agree on more samples than the file holds.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        head = handle.read(48)
+        if head[:4] == b".snd" and size >= 24:
+            start, stated = struct.unpack(">II", head[4:12])
+            unknown = stated == 0 or (start + stated > size and _stands_for_unknown(stated))
+            held = _held(start, stated, size, unknown=unknown, whole=False, followed=False)
+            return {8: struct.pack(">I", held)} if held != stated and start < size and held < 1 << 32 else {}
+        if head[:7] == b"NIST_1A":
+            start, stated = _sphere(handle)
+            _held(start, stated, size, unknown=stated == 0, whole=False, followed=True)
+        if head[:4] not in FORMATS or size < 40:
+            return {}
+        return _chunked(handle, head, size, FORMATS[head[:4]])
+
+
+def _chunked(handle: BinaryIO, head: bytes, size: int, form: Chunks) -> dict[int, bytes]:
+    place = _find(handle, form, size)
+    if place is None:
+        return {}
+    name, width, limit = len(form.samples), struct.calcsize(form.size), 1 << 8 * struct.calcsize(form.size)
+    handle.seek(place + name)
+    (length,) = struct.unpack(form.size, handle.read(width))
+    large = head[:4] == b"RF64" and head[12:16] == b"ds64"
+    if large and length == 0xFFFFFFFF:
+        (length,) = struct.unpack("<Q", head[28:36])
+        limit = 1 << 64
+    begin, start = place + name + width, place + name + width + form.skipped
+    counted = form.included + form.skipped
+    stated = length - counted
+    unknown = length <= form.included or length == limit - 1 or (start + stated > size and _stands_for_unknown(length))
+    followed = _chunks_follow(handle, form, begin + max(0, length - form.included), size)
+    if form.whole is not None and not large:
+        (whole,) = struct.unpack_from(form.size, head, form.whole)
+        complete = abs(whole + (0 if form.included else form.whole + width) - size) <= 1
+    else:
+        complete = large and abs(struct.unpack("<Q", head[20:28])[0] + 8 - size) <= 1
+    if unknown and followed and length == form.included:
+        return {}  # no samples, and then a note
+    held = _held(start, stated, size, unknown=unknown, whole=complete, followed=followed)
+    if held == stated or held <= 0:
+        return {}
+    if large:
+        return {20: struct.pack("<Q", size - 8), 28: struct.pack("<Q", held), 36: bytes(8)}
+    fields = {place + name: struct.pack(form.size, min(held + counted, limit // 2 - 1))}
+    if form.whole is not None:
+        fields[form.whole] = struct.pack(form.size, min(size - (0 if form.included else form.whole + width), limit // 2 - 1))
+    return fields
+
+
+def _sphere(handle: BinaryIO) -> tuple[int, int]:
+    """Where the samples of a NIST SPHERE file begin, and how many bytes of them it states; 0 where they are compressed or it does not say."""
+    handle.seek(0)
+    lines = handle.read(1024).decode("latin-1").split("\n")
+    facts = {name: value for name, _, value in (line.split(" ", 2) for line in lines if line.count(" ") > 1)}
+    numbers = [facts.get(name, "") for name in ("sample_count", "sample_n_bytes", "channel_count")]
+    plain = facts.get("sample_coding", "pcm") in ("pcm", "ulaw", "alaw", "mu-law") and all(n.isdecimal() for n in numbers)
+    start = lines[1].strip() if len(lines) > 1 else ""
+    return int(start) if start.isdecimal() else 0, math.prod(map(int, numbers)) if plain else 0
+
+
+def _stands_for_unknown(length: int) -> bool:
+    return any(abs(length - top) < NEAR for top in (1 << 31, 1 << 32))
+
+
+def _held(start: int, stated: int, size: int, *, unknown: bool, whole: bool, followed: bool) -> int:
+    """Bytes of samples that are there.
+
+    Args:
+        unknown: the header does not say. whole: it says rightly how long the file is. followed: chunks come behind the stated samples.
+
+    Raises:
+        Fault: when they are fewer than stated, and nothing says that the statement is wrong.
+    """
+    there = size - start
+    if unknown:
+        return there
+    missing, beyond = stated - there, there - stated
+    if missing > 0:
+        if not whole and missing > max(ROUNDING * stated, 64):
+            raise Fault(
+                f"the audio is truncated, or its header is wrong: it promises {missing} bytes more than the file holds; copy it again, or, "
+                "where it is whole, write its header anew"
+            )
+        return there
+    return there if not followed and beyond > max(ROUNDING * stated, TRAILER) else stated
+
+
+def _find(handle: BinaryIO, form: Chunks, size: int) -> int | None:
+    """Where the chunk with the samples begins; None where there is none."""
+    position, name, width = form.first, len(form.samples), struct.calcsize(form.size)
+    while 0 < position <= size - name - width:
+        handle.seek(position)
+        header = handle.read(name + width)
+        if header[:name] == form.samples:
+            return position
+        position = _behind(position, struct.unpack(form.size, header[name:])[0], form)
+    return None
+
+
+def _behind(position: int, length: int, form: Chunks) -> int:
+    """Where the chunk that follows one begins."""
+    end = position + len(form.samples) + struct.calcsize(form.size) + max(0, length - form.included)
+    return end + -end % form.align
+
+
+def _chunks_follow(handle: BinaryIO, form: Chunks, end: int, size: int) -> bool:
+    """Whether from ``end`` on there are whole chunks with printable names up to the end of the file, one at least."""
+    name, width, found = len(form.samples), struct.calcsize(form.size), 0
+    position = end + -end % form.align
+    while position <= size - name - width:
+        handle.seek(position)
+        header = handle.read(name + width)
+        if not all(32 <= byte < 127 for byte in header[:4]):
+            return False
+        position, found = _behind(position, struct.unpack(form.size, header[name:])[0], form), found + 1
+    return found > 0 and abs(position - size) <= form.align
+
+
+def _is_chained(path: Path) -> bool:
+    """Whether a stream begins in an Ogg file after another one has (live recordings). One whose last page is whole and not marked as the
+    last was only closed abruptly.
+
+    Raises:
+        Fault: when it ends within a page.
+    """
+    size, position, begun, chained = path.stat().st_size, 0, False, False
+    with path.open("rb") as handle:
+        while position < size:
+            handle.seek(position)
+            header = handle.read(OGG_PAGE.size)
+            if header[:4] != b"OggS":
+                break  # a note behind the pages
+            lengths = handle.read(header[-1]) if len(header) == OGG_PAGE.size else b""
+            position += OGG_PAGE.size + len(lengths) + sum(lengths)
+            if len(header) < OGG_PAGE.size or len(lengths) < header[-1] or position > size:
+                raise Fault("the audio is truncated: it ends within a page of its stream; copy it again")
+            begins = bool(header[5] & OGG_BEGINS)
+            chained, begun = chained or (begins and begun), begun or not begins
+    return chained

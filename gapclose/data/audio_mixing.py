@@ -1,0 +1,80 @@
+"""Channels mixed to mono, and what is wrong with samples: not finite, silent, cancelling, too many.
+
+Shapes: n samples, C channels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gapclose.core.errors import Fault
+
+SILENT = 1e-5
+"""a sound that stays below it (full scale is 1; one step of 16 bits is 3e-5) says nothing"""
+LOUDEST = 1e10
+"""a sound beyond it is damaged: floats that hold whole numbers of 32 bits go up to 2e9, and resampling makes infinities of the largest floats"""
+CANCELS = 0.02
+"""divided by the channels, the share of their power below which a mix has lost what they say: 1 % of two, when they correlate below -0.98.
+One channel that sounds among silent ones keeps 1 / C, whatever C"""
+MOST_SAMPLES = 1 << 28
+"""of a mono sound: 1 GiB, or 4.6 hours at 16 kHz; decoding takes twice as much for a moment"""
+RATES = (100, 10_000_000)
+"""sampling rates in Hz beyond which a header is taken for damaged"""
+
+
+class Mix:
+    """Mixes blocks of samples to mono by their mean, and remembers what was lost."""
+
+    def __init__(self) -> None:
+        self.length, self.bad, self.channels = 0, 0, 1
+        self.apart = self.together = 0.0
+
+    def add(self, block: np.ndarray) -> np.ndarray:
+        """(n, C) -> (n,) float32.
+
+        Raises:
+            Fault: when the sound grows beyond :data:`MOST_SAMPLES`.
+        """
+        self.length += len(block)
+        refuse_longer(self.length)
+        self.channels = max(self.channels, block.shape[1])
+        with np.errstate(over="ignore", invalid="ignore"):
+            mono = block.mean(axis=1, dtype=np.float32)
+        bad = int((~np.isfinite(block)).sum()) or int((~np.isfinite(mono)).sum())
+        if bad == 0 and block.shape[1] > 1:
+            self.apart += float(np.einsum("nc,nc->", block, block, dtype=np.float64)) / block.shape[1]
+            self.together += float(np.einsum("n,n->", mono, mono, dtype=np.float64))
+        self.bad += bad
+        return mono
+
+    def refuse(self) -> None:
+        """Raises: Fault, when samples were not finite or the channels cancelled."""
+        if self.bad:
+            raise Fault(f"the audio has {self.bad} samples that are not finite; write it again without NaN or infinity")
+        if self.together < CANCELS / self.channels * self.apart:
+            raise Fault(
+                f"the {self.channels} channels of the audio cancel when they are mixed to one ({self.together / self.apart:.2%} of their power "
+                "is left), so that next to nothing would be heard; write one of them alone, or turn one over"
+            )
+
+
+def refuse_longer(samples: int, rate: int | None = None) -> None:
+    """Raises: Fault, when a sound has more samples than are decoded."""
+    if samples > MOST_SAMPLES:
+        at = f" at {rate:,} Hz" if rate else ""
+        raise Fault(f"the audio has more than {MOST_SAMPLES:,} samples{at}, which are not held in memory; cut it")
+
+
+def refuse_rate(rate: int) -> None:
+    """Raises: Fault, when a header states a sampling rate beyond :data:`RATES`, from which resampling takes minutes or memory."""
+    if not RATES[0] <= rate <= RATES[1]:
+        raise Fault(f"the header of the audio states a sampling rate of {rate:,} Hz, so it is damaged; replace it")
+
+
+def refuse_levels(mono: np.ndarray) -> None:
+    """Raises: Fault, when (samples,) stays below :data:`SILENT`, or goes beyond :data:`LOUDEST`."""
+    peak = max(mono.max(initial=0.0), -mono.min(initial=0.0))
+    if not peak <= LOUDEST:  # also where channels of opposite infinities were mixed
+        raise Fault(f"the audio goes up to {peak:.3g} (full scale is 1), so it is damaged; replace it")
+    if peak < SILENT:
+        raise Fault("the audio is silent throughout; replace it, or, where silence is meant, give it faint noise")

@@ -1,0 +1,67 @@
+"""Images as RGB through Pillow: upright, on white, and what is wrong with a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from gapclose.core.errors import Fault
+from gapclose.data.containers import undecodable
+
+DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+"""modes of Pillow with more than 8 bits a channel: turned into RGB as they are, nearly all of their values would be cut off"""
+BITS_PER_SAMPLE = 258
+"""tag of a TIFF; Pillow opens colours of 16 bits as of 8"""
+ONE_PICTURE = ("JPEG", "MPO", "ICO", "CUR", "ICNS", "PSD")
+"""formats whose further frames are previews, other sizes, or layers of the first one"""
+MOST_PIXELS = 120_000_000
+"""of an image: 460 MiB in Pillow's memory, and up to four times as much while it is turned and laid on white"""
+
+
+def read_picture(path: Path) -> Image.Image:
+    """RGB, turned as its EXIF note asks for; what shines through is laid on white.
+
+    Raises:
+        Fault: what is wrong with the file, and the remedy.
+    """
+    try:
+        with Image.open(path) as image:
+            _refuse(image, path)
+            ImageOps.exif_transpose(image, in_place=True)
+            if not image.has_transparency_data:
+                return image.convert("RGB")
+            clear = image.convert("RGBA")
+            white = Image.new("RGBA", clear.size, "white")
+            white.alpha_composite(clear)
+            return white.convert("RGB")
+    except Fault:
+        raise
+    except Exception as error:  # damaged files lead Pillow's many decoders to errors of any kind
+        raise undecodable("image", error) from error
+
+
+def _refuse(image: Image.Image, path: Path) -> None:
+    """Raises: Fault, when an opened image would not be shown as it is meant."""
+    if image.format == "EPS":
+        raise Fault("an EPS is a program, which Ghostscript would run; write the picture as PNG")
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise Fault(f"the image has {width:,} x {height:,} pixels, more than {MOST_PIXELS:,}; scale it down or cut it")
+    if image.mode in DEEP or (bits := _bits(image, path)) > 8:
+        what = f"Pillow's mode {image.mode}" if image.mode in DEEP else f"{bits}, in {image.format}"
+        raise Fault(
+            f"the image has more than 8 bits a channel ({what}), which would be cut off; write it as 8 bits, windowed as you want it seen"
+        )
+    if image.format not in ONE_PICTURE and (count := getattr(image, "n_frames", 1)) > 1:
+        raise Fault(f"the file holds {count} pictures, and only the first would be shown; give each a file of its own, or make a film")
+
+
+def _bits(image: Image.Image, path: Path) -> int:
+    """Bits a channel that the file of an opened image has."""
+    if image.format == "PNG":
+        with path.open("rb") as handle:
+            return handle.read(25)[24]
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))  # pyright: ignore[reportAttributeAccessIssue]
+    return 8

@@ -1,0 +1,33 @@
+"""A film together with its sound: frames and sound tokens in the order of time, where a family has such prompts (Qwen2.5-Omni, Qwen3-Omni).
+
+A part ``{"type": "video", "path": ..., "sound": true}`` stands for both. Shapes: B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from gapclose.data.items import Item, ItemSet, content_parts
+
+
+def interleave(items: ItemSet) -> ItemSet:
+    """The set with every film and the sound track of the same file right behind it as one part."""
+    return replace(items, items=tuple(replace(i, messages=[_joined(m) for m in i.messages]) for i in items))
+
+
+def _joined(message: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(message["content"], str):
+        return message
+    parts: list[dict[str, Any]] = []
+    for part in message["content"]:
+        before = parts[-1] if parts else {}
+        if (part["type"], before.get("type")) == ("audio", "video") and part["path"] == before["path"]:
+            parts[-1] = before | {"sound": True}
+        else:
+            parts.append(part)
+    return {**message, "content": parts}
+
+
+def is_interleaved(item: Item) -> bool:
+    return any(part.get("sound") for part in content_parts(item.messages))

@@ -1,0 +1,234 @@
+"""Items: questions about clips, the options that answer them, and the concepts the options express.
+
+How a set lies on disk, and how it is checked: :mod:`gapclose.data.jsonl`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gapclose.core.hashing import content_digest
+
+SPLITS = ("fit", "train", "val", "test")
+PURPOSES = ("gap", "transfer", "retain")
+CONTENT_TYPES = ("text", "image", "audio", "video")
+EVERYTHING = "all"
+"""what figures over every modality are filed under, so that no modality may be called so"""
+ORDER = "option_order"
+"""tag with the places that shuffled options have in the data"""
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]+", re.ASCII)
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+"""bytes of a file's name and characters of a path, on Linux"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    """One possible answer: the text that the model would generate, and the one concept it expresses."""
+
+    text: str
+    concept: str
+    meaning: str | None = None
+    """what it says where ``text`` is only a letter; None: the text itself"""
+
+    @property
+    def words(self) -> str:
+        """What it says, in words."""
+        return self.text if self.meaning is None else self.meaning
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """One question about one clip."""
+
+    id: str
+    """unique in the set"""
+    clip: str
+    """what splits, folds and resamples are grouped by"""
+    split: str
+    """fit, train, val or test"""
+    modality: str
+    """what the premise is about: ``vision``, ``audio``, or any tag"""
+    messages: list[dict[str, Any]]
+    """chat messages; content parts are ``{"type": "text", "text": ...}`` or ``{"type": "image", "path": ...}`` (audio, video); an audio part
+    may name a film, whose sound track is then meant"""
+    options: list[Option]
+    gold: int | None = None
+    """index of the right option; None when unlabelled"""
+    purpose: str = "gap"
+    """``gap`` (measured and trained), ``transfer`` (measured only: a question type kept out of training), ``retain`` (must not change)"""
+    tags: dict[str, str] = field(default_factory=dict)
+    """anything to group reports by, e.g. ``{"question": "parity"}``"""
+    stem: str | None = None
+    """the question by itself, where the messages list the options or say how to answer; other wordings are made of it"""
+
+    @property
+    def concept(self) -> str | None:
+        """The concept of the gold option, or None when unlabelled."""
+        return None if self.gold is None else self.options[self.gold].concept
+
+    @property
+    def text(self) -> str:
+        """Everything a reader without eyes and ears sees: the text parts, joined by newlines."""
+        return "\n".join(part["text"] for part in content_parts(self.messages) if part["type"] == "text")
+
+    @property
+    def order(self) -> list[int] | None:
+        """Place in the data of the option that is now at each place, where the options were shuffled."""
+        return [int(place) for place in self.tags[ORDER].split()] if ORDER in self.tags else None
+
+    @property
+    def media(self) -> list[tuple[str, str]]:
+        """``(type, path)`` of every media part in prompt order; a film with ``sound`` is both, video and audio."""
+        parts = [p for p in content_parts(self.messages) if p["type"] != "text"]
+        return [(kind, p["path"]) for p in parts for kind in (p["type"], *(("audio",) if p.get("sound") else ()))]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Framing:
+    """How films are shown."""
+
+    frames: int = 8
+    """taken evenly in time, from the first to the last"""
+    side: int = 448
+    """longest side in pixels; larger pictures are scaled down"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoding:
+    """How media are decoded; it changes no result."""
+
+    workers: int = 2
+    """threads that decode beside the model; 0: none, everything is decoded when it is asked for"""
+    cache: Path | None = None
+    """directory of decoded media"""
+    cache_gb: float = 20.0
+    """what that may take, in 10^9 bytes"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ItemSet:
+    """Items with the concepts they are about. Selecting keeps the order."""
+
+    root: Path
+    name: str
+    concepts: tuple[str, ...]
+    alarm: tuple[str, ...]
+    items: tuple[Item, ...]
+    framing: Framing = Framing()
+    decoding: Decoding = Decoding()
+    skipped: tuple[tuple[str, str], ...] = ()
+    """id and fault of every item that was left out because of its media"""
+    notes: tuple[str, ...] = ()
+    """what a reader did that the data do not say, in words: rows left out on purpose, clips dealt out"""
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self):
+        return iter(self.items)
+
+    def select(self, *, split: str | None = None, purpose: str | Sequence[str] | None = None) -> ItemSet:
+        """The items of one split and/or one or more purposes."""
+        purposes = (purpose,) if isinstance(purpose, str) else purpose
+        keep = [i for i in self.items if (split is None or i.split == split) and (purposes is None or i.purpose in purposes)]
+        return replace(self, items=tuple(keep))
+
+    def holding(self, items: Sequence[Item]) -> ItemSet:
+        """The set with these items in place of its own."""
+        return replace(self, items=tuple(items))
+
+    @property
+    def where(self) -> Path:
+        """What to name in a complaint: the file with the items, or the directory where another format keeps them in several."""
+        path = self.root / "items.jsonl"
+        return path if path.is_file() else self.root
+
+    @property
+    def modalities(self) -> np.ndarray:
+        """(N,) str"""
+        return np.array([i.modality for i in self.items])
+
+    def media_keys(self) -> np.ndarray:
+        """(N,) str, what an item shows and plays: equal where the media are equal byte for byte; an item without media has its clip's name."""
+        digests = {path: content_digest(self.root / path).hex() for path in {p for i in self.items for _, p in i.media}}
+        return np.array([" ".join(digests[p] for _, p in i.media) or i.clip for i in self.items])
+
+    def unlabelled(self) -> ItemSet:
+        """The same items without their gold options, so that code downstream cannot look."""
+        return replace(self, items=tuple(replace(i, gold=None) for i in self.items))
+
+    @property
+    def orders(self) -> dict[str, list[int]]:
+        """Item id -> :attr:`Item.order`, of the items whose options were shuffled."""
+        return {i.id: order for i in self.items if (order := i.order) is not None}
+
+    def fingerprint(self, *, labels: bool = False) -> str:
+        """Hash of everything a model is shown or asked, in order, media included; with ``labels``, of all that a measurement is judged by.
+
+        Labels are left out by default: they change no observation.
+        """
+        digest, seen = hashlib.sha256(), set()
+        if labels:
+            digest.update(json.dumps([self.concepts, self.alarm]).encode())
+        if any(kind == "video" for item in self.items for kind, _ in item.media):
+            digest.update(json.dumps([self.framing.frames, self.framing.side]).encode())
+        for item in self.items:
+            row: list[Any] = [item.id, item.clip, item.messages, [o.text for o in item.options]]
+            if labels:
+                row += [item.split, item.purpose, item.modality, item.gold, [o.concept for o in item.options]]
+            digest.update(json.dumps(row, sort_keys=True).encode())
+            for _, path in item.media:
+                if path not in seen:
+                    seen.add(path)
+                    digest.update(content_digest(self.root / path))
+        return digest.hexdigest()[:16]
+
+
+def leaves(path: str) -> bool:
+    """Whether a path is absolute, or goes up beyond where it starts; links may lead anywhere."""
+    return Path(path).is_absolute() or Path(os.path.normpath(path)).parts[:1] == (os.pardir,)
+
+
+def path_fault(path: str) -> str | None:
+    """Why a text can be no path of a media file, with the remedy: a web address, media written out as text, or no name of a file at all."""
+    if path[:5].lower() == "data:":
+        return "a data: URI, the file itself written as text; save it as a file and name that"
+    if ADDRESS.match(path):
+        return "an address; fetch the file and name it by a path"
+    if "\0" in path:
+        return "which holds a NUL character; remove it"
+    longest = max((len(os.fsencode(part)) for part in path.split("/")), default=0) if _encodes(path) else 0
+    if len(path) > 200 and BASE64.fullmatch(path):  # no dot: no suffix
+        return "base64, the file itself written as text; save it as a file and name that"
+    if longest > LONGEST_NAME or len(path) > LONGEST_PATH:
+        return "longer than the name of a file can be; shorten it"
+    return None
+
+
+def _encodes(path: str) -> bool:
+    """Whether this machine's file system can have a file of that name; where it cannot, the file is said to be missing."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def content_parts(messages: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    """Every content part of every message; a plain string counts as one text part."""
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, str):
+            yield {"type": "text", "text": content}
+        else:
+            yield from content

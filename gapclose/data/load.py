@@ -1,0 +1,30 @@
+"""Load an item set from a directory of any known layout."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from gapclose.core.errors import Problems
+from gapclose.data.config import WORDINGS, DataConfig, PromptsConfig
+from gapclose.data.formats import read_set
+from gapclose.data.interleave import interleave
+from gapclose.data.items import Decoding, Framing, ItemSet
+from gapclose.data.option_shuffle import shuffle_options
+from gapclose.data.splits import Dealing
+
+
+def read_data(directory: Path, data: DataConfig, problems: Problems) -> ItemSet:
+    """The items in ``directory``, whatever its layout, framed as the configuration says."""
+    items = read_set(directory, problems, Dealing(shares=data.shares, seed=data.split_seed), columns=data.columns, about=data.about)
+    items = interleave(items) if data.interleave else items
+    decoding = Decoding(workers=data.workers, cache=Path(data.cache) if data.cache else None, cache_gb=data.cache_gb)
+    return replace(items, framing=Framing(frames=data.frames, side=data.side), decoding=decoding)
+
+
+def in_order(items: ItemSet, data: DataConfig, prompts: PromptsConfig, problems: Problems) -> ItemSet:
+    """The items with their options in the order that the configuration asks for."""
+    if not data.shuffle_options:
+        return items
+    shown = any(name not in WORDINGS or name == "own" for name in prompts.names)
+    return shuffle_options(items, data.split_seed, problems, shown=shown)

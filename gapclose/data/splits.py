@@ -1,0 +1,293 @@
+"""Who goes where: clips dealt out to the splits by shares, twins that find each other, and what is wrong with either."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from pathlib import Path
+
+import numpy as np
+
+from gapclose.core.errors import Problems
+from gapclose.core.hashing import content_digest
+from gapclose.data.formats.directory import OFFICIAL
+from gapclose.data.items import SPLITS, Item, ItemSet, content_parts
+
+
+def check_splits_filled(items: ItemSet, needs: dict[str, bool], folds: int, problems: Problems) -> None:
+    """Check that every split in ``needs`` has gap items, and, where its value is True, a gold option on each and every concept,
+    which occurs in at least ``folds`` clips: probes are fitted in so many folds of clips.
+
+    Adds to ``problems`` every empty split, every unlabelled item of a labelled split (val and test measure items of every purpose, fit
+    only looks at gap items), and every missing concept.
+    """
+    path = items.where
+    remedy = "add some or change the split of others" + (" (data.shares deals clips out)" if path.is_dir() else "")
+    for split, labelled in needs.items():
+        chosen = items.select(split=split, purpose="gap").items
+        if not chosen:
+            problems.add(f"{path}: split {split!r} has no items with purpose 'gap'; {remedy}")
+            continue
+        if not labelled:
+            continue
+        looked_at = chosen if split == "fit" else items.select(split=split).items
+        missing = [i.id for i in looked_at if i.gold is None]
+        if missing:
+            problems.add(
+                f"{path}: split {split!r} needs labels, but {len(missing)} items have no gold option, "
+                f"e.g. {missing[:3]}; label them or move them to split 'train'"
+            )
+            continue
+        for concept in items.concepts:
+            clips = len({i.clip for i in chosen if i.concept == concept})
+            if not clips:
+                problems.add(f"{path}: split {split!r} has no item whose gold expresses {concept!r}; no probe can learn or be judged on it")
+            elif clips < folds:
+                problems.add(
+                    f"{path}: split {split!r} has items whose gold expresses {concept!r} about {clips} clips, too few for {folds} folds of "
+                    "clips; add clips, lower probe.folds or, where data.shares dealt them out, give this split more"
+                )
+
+
+ALIKE = 0.7
+"""share of words, in order, from which two questions about the same media are taken for twins"""
+REMEDY = "give all that ask about it one clip and one split (in a table: name a column `clip`), or keep one of them"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dealing:
+    """How clips are dealt out to fit, train, val and test."""
+
+    shares: Sequence[float] = (0.3, 0.3, 0.1, 0.3)
+    """of the clips, in the order fit, train, val, test; they add up to 1, and a split may be left out with 0"""
+    seed: int = 0
+
+    def deal(self, clips: Iterable[str]) -> dict[str, str]:
+        """Clip -> split. Depends on the names of the clips and the seed alone, not on their order."""
+        names = sorted(set(clips))
+        order = np.random.default_rng(self.seed).permutation(len(names)).tolist()
+        ends = np.round(np.cumsum(self.shares) * len(names)).astype(int).tolist()
+        starts = [0, *ends[:-1]]
+        return {names[n]: split for split, a, b in zip(SPLITS, starts, ends, strict=True) for n in order[a:b]}
+
+
+def deal_tables(
+    rows: Sequence[tuple[str, str]], dealing: Dealing, directory: Path, problems: Problems
+) -> tuple[list[str], tuple[str, ...]]:
+    """The split of every row, given its table and clip, and what to say of it.
+
+    A table called ``test`` is that split, and so are those called ``val`` (or as others call it), and, where there are tables ``test`` and
+    ``fit``, that one and ``train``. The clips of all other tables are dealt out to the splits that are left, by their shares. Where no
+    others are left and none is called ``fit``, those of all tables are.
+    """
+    tables = {table for table, _ in rows}
+    names = OFFICIAL | ({"fit": "fit", "train": "train"} if {"fit", "test"} <= tables else {})
+    kept = {table: names[table] for table in tables if table in names}
+    if kept.keys() == tables:
+        if "fit" in tables:
+            return [kept[table] for table, _ in rows], ()
+        kept = {}  # nothing to fit on: a benchmark, to be dealt out whole
+    rest = sorted(tables - kept.keys())
+    shares = [0.0 if split in kept.values() else share for split, share in zip(SPLITS, dealing.shares, strict=True)]
+    if not sum(shares):
+        problems.add(
+            f"{directory}: data.shares gives nothing to any split but {sorted(kept)}, which are tables of their own; raise that of fit"
+        )
+        return [kept.get(table, "fit") for table, _ in rows], ()
+    dealt = replace(dealing, shares=[s / sum(shares) for s in shares]).deal(clip for table, clip in rows if table not in kept)
+    notes = []
+    if len(tables) > 1:
+        alone = f"the tables {sorted(kept)} stay what they are called; " if kept else ""
+        notes.append(f"{directory}: {alone}the clips of {rest} are dealt out together, by data.shares, to {sorted(set(dealt.values()))}")
+    return [kept[table] if table in kept else dealt[clip] for table, clip in rows], tuple(notes)
+
+
+def check_apart(items: ItemSet, problems: Problems) -> None:
+    """Add to ``problems`` ids that occur twice, and clips in several splits, for sets that a reader made of tables."""
+    seen: dict[str, int] = {}
+    splits: dict[str, dict[str, str]] = defaultdict(dict)
+    for item in items:
+        seen[item.id] = seen.get(item.id, 0) + 1
+        splits[item.clip].setdefault(item.split, item.id)
+    for ident, count in seen.items():
+        if count > 1:
+            problems.add(f"{items.where}: item id {ident!r} was already used ({count} times in all); give every item its own id")
+    for clip, where in splits.items():
+        if len(where) > 1:
+            named = ", ".join(f"{split} (item {ident!r})" for split, ident in where.items())
+            problems.add(f"{items.where}: clip {clip!r} is in several splits: {named}; keep all questions of a clip in one split")
+
+
+def check_media_apart(items: ItemSet, broken: Collection[tuple[str, str]], problems: Problems) -> None:
+    """Add to ``problems`` every media file that occurs in two splits, under one name or, byte for byte, under several, and every question
+    without media that is asked word for word in two.
+
+    A file that every item carries tells nothing about another split and passes. So do copies in fit and train, of which neither is measured,
+    as long as no two items there show and play just the same: a probe that was fitted on the one would be asked to read the other. Of a
+    question without media the words and options are all there is, so that copies in fit and train are just the same.
+
+    Args:
+        broken: ``(kind, path)`` of files that cannot be read, which others tell of.
+    """
+    digests: dict[str, bytes] = {}
+    users: dict[bytes, dict[str, tuple[Item, str]]] = defaultdict(dict)
+    carried: Counter[bytes] = Counter()
+    for item in items:
+        paths = {path for kind, path in item.media if (kind, path) not in broken}
+        for path in sorted(paths - set(digests)):
+            digests[path] = content_digest(items.root / path)
+        for path in sorted(paths):
+            users[digests[path]].setdefault(item.split, (item, path))
+        carried.update({digests[path] for path in paths})
+    wholes: dict[frozenset[bytes], dict[str, Item]] = defaultdict(dict)
+    for item in items:
+        if item.split in ("fit", "train") and not any(entry in broken for entry in item.media):
+            shown = frozenset(d for d in (digests[path] for _, path in item.media) if carried[d] < len(items))
+            wholes[shown].setdefault(item.split, item)
+    for shown, where in wholes.items():
+        names = [{path for _, path in item.media if digests[path] in shown} for item in where.values()]
+        if shown and len(where) == 2 and len({item.clip for item in where.values()}) == 2 and names[0].isdisjoint(names[1]):
+            named = ", ".join(
+                f"{split} (item {item.id!r}: {', '.join(dict.fromkeys(p for _, p in item.media))})" for split, item in where.items()
+            )
+            problems.add(f"{items.where}: the same media are in fit and in train, and nothing else beside them: {named}; {REMEDY}")
+    for digest, where in users.items():
+        copies = set(where) == {"fit", "train"} and len({path for _, path in where.values()}) == 2
+        if len(where) < 2 or len({item.clip for item, _ in where.values()}) == 1 or copies or carried[digest] == len(items):
+            continue
+        named = ", ".join(f"{split} (item {item.id!r}: {path})" for split, (item, path) in where.items())
+        problems.add(f"{items.where}: the same media file is in several splits: {named}; {REMEDY}")
+    _check_questions_apart(items, problems)
+
+
+def check_clips_apart(items: ItemSet, broken: Collection[tuple[str, str]], problems: Problems) -> tuple[str, ...]:
+    """Add to ``problems`` every labelled split in which items of different clips show and play just the same, byte for byte.
+
+    Folds, intervals and verdicts count clips: 60 recordings under 240 names would pass for 240. What counts is everything that an item shows
+    and plays together, but for files that every item carries; of a question without media, its words and options. In ``train``, whose clips
+    nothing counts, it is a note.
+
+    Args:
+        broken: ``(kind, path)`` of files that cannot be read, which others tell of.
+
+    Returns:
+        Notes.
+    """
+    carried: Counter[bytes] = Counter()
+    shown: list[frozenset[bytes]] = []
+    for item in items:
+        there = item.media if not any(entry in broken for entry in item.media) else []
+        shown.append(frozenset(content_digest(items.root / path) for _, path in there))
+        carried.update(shown[-1])
+    everywhere = {digest for digest, count in carried.items() if count == len(items)}
+    silent = len({_words(i) for i in items if not i.media}) > 1 or any(i.media for i in items)  # not one question that is all there is
+    clips: dict[tuple[str, object], dict[str, Item]] = defaultdict(dict)
+    for item, digests in zip(items, shown, strict=True):
+        whole: object = digests - everywhere or (_words(item) if silent and not item.media else None)
+        if whole is not None:
+            clips[item.split, whole].setdefault(item.clip, item)
+    notes = []
+    for split in SPLITS:
+        again = [users for (of, _), users in clips.items() if of == split and len(users) > 1]
+        if not again:
+            continue
+        names = {i.clip for i in items if i.split == split}
+        alike = {clip for users in again for clip in users}
+        first = list(again[0].values())
+        files = ", ".join(dict.fromkeys(p for i in first[:2] for _, p in i.media)) or "no media, and the same words"
+        told = (
+            f"{items.where}: split {split!r}: of {len(names)} clips, {len(alike)} show and play just what another one does, e.g. "
+            f"{' and '.join(repr(i.clip) for i in first[:3])} (items {', '.join(repr(i.id) for i in first[:3])}: {files})"
+        )
+        if split == "train":
+            notes.append(told)
+        else:
+            problems.add(
+                f"{told}; folds, intervals and verdicts count clips, so give all questions about the same media one clip (in a table: name a "
+                "column with columns: {clip: ...}), or keep one of them"
+            )
+    return tuple(notes)
+
+
+def _check_questions_apart(items: ItemSet, problems: Problems) -> None:
+    """The part of :func:`check_media_apart` about items without media; one that is all there is passes, as a file that all carry does."""
+    asked: dict[str, dict[str, Item]] = defaultdict(dict)
+    for item in items:
+        if not item.media:
+            asked[_words(item)].setdefault(item.split, item)
+    if len(asked) == 1 and not any(item.media for item in items):
+        return
+    for where in asked.values():
+        if len(where) > 1 and len({item.clip for item in where.values()}) > 1:
+            named = ", ".join(f"{split} (item {item.id!r})" for split, item in where.items())
+            problems.add(f"{items.where}: the same question without media is in several splits: {named}; {REMEDY}")
+
+
+def _words(item: Item) -> str:
+    """All that an item without media says, and its options, in whatever order those are scored."""
+    said = [[message["role"], *(part["text"] for part in content_parts([message]))] for message in item.messages]
+    return json.dumps([said, sorted([o.text, o.words] for o in item.options)])
+
+
+def by_clip(items: Sequence[Item]) -> tuple[Item, ...]:
+    """The items with all questions of a clip side by side, so that its media are decoded once: clips in the order of their first item."""
+    place = {clip: n for n, clip in enumerate(dict.fromkeys(i.clip for i in items))}
+    return tuple(sorted(items, key=lambda i: place[i.clip]))
+
+
+def tag_twins(items: Sequence[Item]) -> list[Item]:
+    """The items, each of a pair carrying the other's id as tag ``twin``: the only two of a clip and modality, if their right concepts differ."""
+    groups: dict[tuple[str, str], list[Item]] = defaultdict(list)
+    for item in items:
+        groups[item.clip, item.modality].append(item)
+    twin = {}
+    for group in groups.values():
+        if len(group) == 2 and None not in (a := {i.concept for i in group}) and len(a) == 2:
+            twin |= {group[0].id: group[1].id, group[1].id: group[0].id}
+    return [replace(i, tags={**i.tags, "twin": twin[i.id]}) if i.id in twin else i for i in items]
+
+
+def find_twins(items: Sequence[Item]) -> list[Item]:
+    """As :func:`tag_twins`, for sets that say nothing about twins: two questions about the same media and modality whose right concepts
+    differ, and whose words are so nearly the same that each is the other's nearest."""
+    groups: dict[tuple, list[Item]] = defaultdict(list)
+    for item in items:
+        if item.concept is not None:
+            groups[item.clip, item.modality, tuple(item.media)].append(item)
+    nearest: dict[str, str] = {}
+    for group in groups.values():
+        for item in group:
+            others = [(_alike(item, o), o.id) for o in group if o.concept != item.concept and o.text != item.text]
+            likeness, other = max(others, default=(0.0, ""))
+            if likeness >= ALIKE:
+                nearest[item.id] = other
+    twin = {a: b for a, b in nearest.items() if nearest.get(b) == a}
+    return [replace(i, tags={**i.tags, "twin": twin[i.id]}) if i.id in twin else i for i in items]
+
+
+def _alike(one: Item, other: Item) -> float:
+    return SequenceMatcher(None, *(((i.stem or i.text).split()) for i in (one, other)), autojunk=False).ratio()
+
+
+def check_twins(items: ItemSet, problems: Problems) -> None:
+    """Add to ``problems`` every twin that is not there, is about another clip (and may be in another split), or names somebody else."""
+    by_id = {i.id: i for i in items}
+    for item in items:
+        name = item.tags.get("twin")
+        other = by_id.get(name or "")
+        if name is None:
+            continue
+        if other is None:
+            fault = "is no item of the set"
+        elif other.clip != item.clip:
+            fault = f"is about another clip, {other.clip!r}"
+        elif other.tags.get("twin") != item.id:
+            fault = f"names {other.tags.get('twin')!r} as its own"
+        else:
+            continue
+        problems.add(
+            f"{items.where}: item {item.id!r}: its twin {name!r} {fault}; twins are two items of one clip, each named by the other"
+        )

@@ -1,0 +1,54 @@
+"""What the base model's observations give without training: the inference-time baselines of a run.
+
+Shapes: N items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from gapclose.core.logging import say
+from gapclose.evaluation.baselines.compare import compare
+from gapclose.evaluation.baselines.operating_point import Seen
+from gapclose.evaluation.controls.suite import Examination
+from gapclose.evaluation.controls.text import read_text, text_out_of_fold
+from gapclose.evaluation.measurement import scored
+from gapclose.metrics.labels import Labels
+
+
+def untrained(of: Examination) -> dict[str, Any] | None:
+    """The entry ``baselines`` of ``measurement.json``, or None, with a line that says so, where no concept is an alarm."""
+    known, text, folds = of.known, of.text, of.folds
+    if not known.alarm:
+        say("no inference-time baselines: the item set has no alarm concepts, so there are no rejections to move")
+        return None
+    val = _validation(of)
+    say(f"inference-time baselines: settings chosen on {'val' if val else 'fit, out of fold'}")
+    fit = Seen(
+        scores=scored(known, of.seen_fit).scores,
+        option_concept=known.option_concept,
+        residual=of.z_fit,
+        reading=of.run.fit_reading,
+        text=text_out_of_fold([i.text for i in of.fit], known.concept, known.clip, text, known=known.modality, **folds),
+    )
+    test = Seen(scores=of.action.scores, option_concept=of.labels.option_concept, residual=of.z, reading=of.reading, text=text.reading)
+    return compare(fit, known, test, of.labels, of.judge.clips["all"], val=val, **folds)
+
+
+def _validation(of: Examination) -> tuple[Seen, Labels] | None:
+    """The N labelled gap items of val, observed as ``gapclose close`` does, or None where they do not have every concept."""
+    val = of.run.items.select(split="val", purpose="gap")
+    val = replace(val, items=tuple(i for i in val if i.gold is not None))
+    if {i.concept for i in val} != set(val.concepts):
+        return None
+    labels, seen = Labels.of(val), of.run.observe_measured("base", "val").take([i.id for i in val])
+    z = of.probe.see(seen.residuals)
+    found = Seen(
+        scores=scored(labels, seen).scores,
+        option_concept=labels.option_concept,
+        residual=z.double().numpy(),
+        reading=of.probe.read(z),
+        text=read_text(of.fit, val, **of.folds).reading,
+    )
+    return found, labels

@@ -1,0 +1,71 @@
+"""Interchange interventions: residuals of an item written into its twin (Geiger et al. 2021, arXiv 2106.02997)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gapclose.data.items import Item
+from gapclose.evaluation.controls.logit_lens import margins
+from gapclose.metrics.bootstrap import Clips, Interval
+from gapclose.metrics.labels import Action, Labels
+
+# -- interchange --------------------------------------------------------------------------------------------------------------------
+
+
+def twins(items: Sequence[Item]) -> dict[str, str]:
+    """Item id -> id of its twin: tag ``twin`` of both names the other, they share the clip, and their right concepts differ."""
+    by_id = {i.id: i for i in items}
+    found = {}
+    for item in items:
+        other = by_id.get(item.tags.get("twin", ""))
+        if other is not None and other.tags.get("twin") == item.id and other.clip == item.clip and other.concept != item.concept:
+            found[item.id] = other.id
+    return found
+
+
+def interchange(
+    labels: Labels, donor: np.ndarray, before: np.ndarray, after: np.ndarray, layers: Sequence[int], replicates: int, seed: int
+) -> dict[str, Any]:
+    """What became of the answers when each item's residual was replaced by its twin's, as it stands in ``measurement.json``.
+
+    ``follows``: share of the patched answers that express the right concept of the *donor*; ``stays_without_patch``: the share of the
+    unpatched ones that do so already. Each pair counts in both directions, so a model that always says one concept has 0.5 in both.
+    Where there are alarms, ``to_alarm`` and ``to_standard`` are the two directions apart, and ``shift`` is how far the patch moved the
+    log-odds of an alarm towards the donor's, in nats, beside ``shift_whole``, how far away the donor's own are: what moves below the
+    threshold of an answer shows there.
+
+    Args:
+        labels: of the N recipients.
+        donor: (N,) index of the donor among them.
+        before, after: (N, O) option scores without and with the patch.
+        layers: that were patched, rising.
+    """
+    clips, everything = Clips(labels.clip, replicates, seed), np.ones(len(donor), dtype=bool)
+    wanted = labels.concept[donor]
+    unpatched, patched = (Action(chosen=s.argmax(1), scores=s).concept(labels) == wanted for s in (before, after))
+
+    def share(values: np.ndarray, where: np.ndarray) -> dict[str, float | None]:
+        return Interval.of(clips.mean(values, where)).as_dict()
+
+    result: dict[str, Any] = {"layer": layers[-1], "layers": list(layers), "n_pairs": len(donor) // 2}
+    result |= {"follows": share(patched, everything), "stays_without_patch": share(unpatched, everything)}
+    result["by_modality"] = {m: share(patched, labels.modality == m) for m in np.unique(labels.modality).tolist()}
+    if labels.alarm:
+        alarmed = ~labels.standard[donor]
+        for name, where in (("to_alarm", alarmed), ("to_standard", ~alarmed)):
+            result[name] = {"follows": share(patched, where), "stays_without_patch": share(unpatched, where)}
+        concepts = [labels.concepts.index(a) for a in labels.alarm]
+        own, moved = margins(before, labels, concepts), margins(after, labels, concepts)
+        towards = np.where(alarmed, 1, -1)
+        result["shift"] = share(towards * (moved - own), everything)
+        result["shift_whole"] = share(towards * (own[donor] - own), everything)
+    numbers = [f"{result[k]['value']:.1%}" for k in ("follows", "stays_without_patch")]
+    what = "the residual after layer" if len(layers) == 1 else "the residuals after layers"
+    result["sentence"] = (
+        f"With {what} {', '.join(map(str, layers))} taken from the twin, {numbers[0]} of the answers express what is right for the twin; "
+        f"without it {numbers[1]} do."
+    )
+    return result

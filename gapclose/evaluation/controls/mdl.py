@@ -1,0 +1,90 @@
+"""How many bits it takes to send the concepts to someone who has the residuals: online coding (Voita & Titov 2020, arXiv 2003.12298).
+
+A probe that reads a concept from few examples sends it in few bits; accuracy alone does not tell that from learning it by heart.
+
+Shapes: M items, D width, C concepts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import softmax
+
+from gapclose.core.logging import track
+from gapclose.evaluation.controls.random_labels import shuffled
+from gapclose.probes.cross_validation import fit_temperature
+from gapclose.probes.linear import FrozenProbe, fit_linear, linear_logits
+
+SHARES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+"""ends of the blocks, as shares of the clips"""
+
+
+def clip_blocks(clips: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Items of every block, whole clips in random order; the first block holds one clip at least."""
+    names, index = np.unique(clips, return_inverse=True)
+    place = rng.permutation(len(names))[index]
+    ends = sorted({max(1, round(share * len(names))) for share in SHARES})
+    return [np.flatnonzero((place >= start) & (place < end)) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def online_bits(residual: np.ndarray, y: np.ndarray, blocks: Sequence[np.ndarray], concepts: int, family: str, strength: float) -> float:
+    """Bits to send ``y`` (M,) block by block, each by a probe fitted on the blocks before it.
+
+    The first block costs log2 C an item, and so does every other until two concepts were sent, by more items than there are concepts. A probe's temperature is the one that
+    would have sent the earlier blocks best (1 at first). After n items, one part in n + 1 of every probability is spread evenly, since
+    a concept that was never seen would otherwise cost endless bits.
+
+    Args:
+        residual: (M, D). blocks: items of every block.
+    """
+    bits, sent = len(blocks[0]) * np.log2(concepts), blocks[0]
+    earlier: list[tuple[np.ndarray, np.ndarray]] = []  # logits and concepts of the blocks sent by a probe that knew all concepts
+    for block in blocks[1:]:
+        seen = np.unique(y[sent])
+        if len(seen) < 2 or len(sent) <= len(seen):  # no discriminant is fitted to one item a concept
+            bits += len(block) * np.log2(concepts)
+        else:
+            logits = np.full((len(block), concepts), -np.inf)
+            logits[:, seen] = linear_logits(residual[block], fit_linear(residual[sent], y[sent], family, strength))
+            temperature = fit_temperature(*(np.concatenate(part) for part in zip(*earlier, strict=True))) if earlier else 1.0
+            even = 1 / (len(sent) + 1)
+            probability = (1 - even) * softmax(logits / temperature, axis=1) + even / concepts
+            bits -= np.log2(probability[np.arange(len(block)), y[block]]).sum()
+            if len(seen) == concepts:
+                earlier.append((logits, y[block]))
+        sent = np.concatenate([sent, block])
+    return float(bits)
+
+
+def codelength(
+    residual: np.ndarray,
+    y: np.ndarray,
+    modality: np.ndarray,
+    clips: np.ndarray,
+    probe: FrozenProbe,
+    *,
+    draws: int,
+    rng: np.random.Generator,
+) -> dict[str, float]:
+    """Online codelength of the concepts given the residuals (M, D), in bits, with a probe of the chosen family and strength.
+
+    ``compression`` is uniform over online bits; ``control_compression`` the same for concepts shuffled within their modality (mean of
+    ``draws``). The control compresses as well where residuals tell the modality, and the modality rules out concepts: only what is
+    beyond it counts.
+    """
+    concepts = len(probe.concepts)
+    blocks = clip_blocks(clips, rng)
+    uniform = float(len(y) * np.log2(concepts))
+    online = online_bits(residual, y, blocks, concepts, probe.family, probe.strength)
+    mixed = [
+        online_bits(residual, shuffled(y, modality, rng), blocks, concepts, probe.family, probe.strength)
+        for _ in track(range(draws), draws, "codelength of shuffled labels")
+    ]
+    return {
+        "online_bits": online,
+        "uniform_bits": uniform,
+        "compression": uniform / online,
+        "control_compression": uniform / float(np.mean(mixed)),
+    }

@@ -1,0 +1,193 @@
+"""Control: what the same search reads from networks of the same shape that learned nothing.
+
+A probe on random features can read a conjunction of a word and a medium, so a reading that such networks give as well is no knowledge of the
+model's. Two kinds are drawn: ``random_decoder`` keeps the trained embeddings and towers, ``random_everything`` keeps nothing. Every
+draw goes through the run's own path: the same items, candidate layers, families and strengths, chosen on ``fit`` and read on the other splits.
+Source: Zhang and Bowman (2018), random encoders as a baseline for probes.
+
+Cost of a draw: ``fit``, ``val`` and ``test`` are observed once; afterwards the checkpoint is read once more (where the model is sharded, for every
+draw). One model is in memory at a time, and the observations of a draw are deleted when its readings are taken.
+
+Shapes: N items of a split, C concepts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from gapclose import __version__
+from gapclose.core.checksums import read_tensors
+from gapclose.core.distributed import main_alone
+from gapclose.core.files import write_tensors
+from gapclose.core.logging import say
+from gapclose.data.items import ItemSet
+from gapclose.evaluation.context import EvaluationContext
+from gapclose.evaluation.controls.scoring import Control
+from gapclose.metrics.labels import Labels
+from gapclose.models.loading import load_model
+from gapclose.models.random_init import PARTS, draw_anew
+from gapclose.probes.search import choose_probe
+
+Readings = dict[str, dict[str, list[np.ndarray]]]
+"""kind of network -> split -> one reading (N, C) for every draw"""
+
+KINDS = {f"random_{part}": part for part in PARTS}
+LABELS = {
+    "random_decoder": "random weights in the decoder, trained embeddings and towers",
+    "random_everything": "random weights everywhere",
+}
+
+
+def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
+    """Read val and test from every drawn network, or read back what this run stored under the same fingerprint.
+
+    Empty where ``controls.random_weights`` is off, or the base is quantised: packed weights cannot be drawn.
+
+    Args:
+        thorough: draw both kinds; else ``random_decoder`` alone, which keeps more of the model and is the harder one to beat.
+    """
+    config = run.config
+    if not config.controls.random_weights:
+        return {}
+    if config.model.quantisation:
+        say(f"no control with random weights: the weights of a base in {config.model.quantisation} are packed, and cannot be drawn")
+        return {}
+    splits, kinds = _splits(run), tuple(KINDS) if thorough else ("random_decoder",)
+    key, paths = _fingerprint(run, splits), {kind: run.directory / "probes" / f"{kind}.safetensors" for kind in kinds}
+    found = {kind: main_alone(lambda kind=kind: _stored(paths[kind], key)) for kind in kinds}
+    missing = [kind for kind in kinds if found[kind] is None]
+    for kind in missing:  # the decoder's first: its networks have the trained embeddings and towers
+        found[kind] = _readings_of(run, kind, splits)
+        run.on_main(lambda kind=kind: _store(paths[kind], key, found[kind] or {}))
+    if missing:
+        restore(run)
+    return {kind: readings for kind, readings in found.items() if readings is not None}
+
+
+def _readings_of(run: EvaluationContext, kind: str, splits: dict[str, ItemSet]) -> dict[str, list[np.ndarray]]:
+    """split -> readings (N, C) of every network of a kind. The run's model is the last of them afterwards."""
+    draws, count = run.config.controls.random_draws, sum(len(items) for items in splits.values())
+    say(f"control with random weights ({kind}): {draws} networks of the same shape, each observed on {count} items")
+    found: dict[str, list[np.ndarray]] = {split: [] for split in splits if split != "fit"}
+    for draw in range(draws):
+        name = draw_network(run, KINDS[kind], draw)
+        for split, reading in _read(run, name, splits).items():
+            found[split].append(reading)
+    return found
+
+
+def random_controls(readings: Readings, split: str) -> list[Control]:
+    """The controls of one split, as ``measurement.json`` lists them."""
+    return [
+        Control(
+            name=kind,
+            label=f"{LABELS[kind]} ({len(of[split])} draws)",
+            question="does a network that learned nothing give the same reading?",
+            readings=of[split],
+        )
+        for kind, of in readings.items()
+    ]
+
+
+def _splits(run: EvaluationContext) -> dict[str, ItemSet]:
+    """The labelled gap items of fit, val and test; a split without any is left out."""
+    found = {}
+    for split in ("fit", "val", "test"):
+        items = run.items.select(split=split, purpose="gap")
+        items = replace(items, items=tuple(i for i in items if i.gold is not None))
+        if len(items):
+            found[split] = items
+    return found
+
+
+def draw_network(run: EvaluationContext, part: str, draw: int) -> str:
+    """Give the run's model fresh weights in ``part``, in place; returns the name of the draw.
+
+    Where the model is sharded, its whole is read again first: shards cannot be drawn.
+    """
+    name = f"random-{part}-{draw}"
+    seed = int(np.random.SeedSequence([run.config.seed, PARTS.index(part), draw]).generate_state(1)[0])
+    if run.config.model.sharded:
+        run.loaded.model = None  # one model in memory at a time
+        run.loaded.model = load_model(run.config.model).model
+    draw_anew(run.loaded.model, part, seed)
+    if run.config.model.sharded:
+        run.place(run.loaded.model)
+    run.adapter = f"{name}-of-seed-{run.config.seed}"  # what the weights are, beyond the checkpoint's
+    return name
+
+
+def restore(run: EvaluationContext) -> None:
+    """Give the run's model the checkpoint's weights again. After an error nobody does: the run ends."""
+    run.adapter, run.loaded.model = "", None
+    run.place(load_model(run.config.model).model)
+
+
+def _read(run: EvaluationContext, name: str, splits: dict[str, ItemSet]) -> dict[str, np.ndarray]:
+    """split -> reading (N, C) of the probe that the run's own search chooses on ``fit`` in the network as it is now."""
+    fit = splits["fit"]
+    layers = run.config.probe.candidates(len(run.loaded.layers))
+    known = Labels.of(fit)
+    seen = run.observe(f"{name}-fit", fit, layers=layers, replace=True)
+    probe = choose_probe(
+        seen.residuals, known.concept, known.clip, fit.concepts, run.config.probe,
+        layers=layers, modality=known.modality, seed=run.config.seed, spread=True, label=f"choosing the probe of {name}",
+    ).probe  # fmt: skip
+    found = {}
+    for split, items in splits.items():
+        if split != "fit":
+            seen = run.observe(f"{name}-{split}", items, layers=probe.layers, replace=True)
+            found[split] = probe.read(probe.see(seen.residuals))
+    run.process.wait_for_everyone()
+    run.on_main(lambda: [shutil.rmtree(run.directory / "observations" / f"{name}-{split}") for split in splits])
+    return found
+
+
+def _fingerprint(run: EvaluationContext, splits: dict[str, ItemSet]) -> str:
+    """What the readings depend on."""
+    facts = {
+        "items": run.items.fingerprint(),
+        "splits": {split: len(items) for split, items in splits.items()},
+        "model": run.loaded.fingerprint,
+        **run.loaded.apart,
+        "dtype": str(next(run.loaded.model.parameters()).dtype),
+        "device": run.loaded.device.type,
+        "probe": dataclasses.asdict(run.config.probe),
+        "batch_size": run.config.observe.batch_size,
+        "draws": run.config.controls.random_draws,
+        "seed": run.config.seed,
+        "versions": [__version__, torch.__version__, transformers.__version__],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _store(path: Path, key: str, found: dict[str, list[np.ndarray]]) -> None:
+    tensors = {f"{split}/{draw}": torch.tensor(reading) for split, readings in found.items() for draw, reading in enumerate(readings)}
+    write_tensors(path, tensors, {"fingerprint": key})
+
+
+def _stored(path: Path, key: str) -> dict[str, list[np.ndarray]] | None:
+    """What is stored under this fingerprint, or None.
+
+    Raises:
+        ValueError: when the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    tensors, header = read_tensors(path, "delete it: its networks are drawn again")
+    if header.get("fingerprint") != key:
+        return None
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for name, tensor in tensors.items():
+        split, draw = name.split("/")
+        found.setdefault(split, {})[int(draw)] = tensor.numpy()
+    return {split: [of[draw] for draw in sorted(of)] for split, of in found.items()}

@@ -1,0 +1,92 @@
+"""Examine a measurement: every control beside the reading, layer by layer where it gets lost, and all of it in ``measurement.json``.
+
+What this costs in forwards, over those of the plain measurement: one of fit and test for all layers, one of fit and test for every set
+of blanked media (three where items have pictures and sounds), one of every test item with a twin, one of fit, val and test for every network with
+random weights. All are stored and go on after an
+interruption like any other observation. Methods without training also take the forward of val that closing the gap takes.
+
+Shapes: M fit items, N test items, D width, L decoder layers, C concepts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gapclose.core.logging import say
+from gapclose.evaluation.baselines.run_baselines import untrained
+from gapclose.evaluation.context import EvaluationContext
+from gapclose.evaluation.controls.layer_analysis import interchanged, layers, nested, protocol
+from gapclose.evaluation.controls.mdl import codelength
+from gapclose.evaluation.controls.random_weights import random_readings
+from gapclose.evaluation.controls.scoring import Control
+from gapclose.evaluation.controls.suite import Examination
+from gapclose.evaluation.controls.text import read_text
+from gapclose.evaluation.measurement_file import assemble, data_root, verdicts
+from gapclose.metrics.verdict import prove
+
+RIVALS = ("majority", "text_only", "text_encoder", "options", "blank_all_refit")
+"""the controls that a verdict compares with: what a reader without the media could know, and what the model makes of it"""
+
+
+def examine(run: EvaluationContext, *, thorough: bool) -> dict[str, Any]:
+    """What ``measurement.json`` holds: with everything that the configuration asks for, or with the text and random weights alone."""
+    now, wanted = Examination(run, "test", run.text, random_readings(run, thorough=thorough)), run.config.controls
+    controls = now.wording_controls()
+    entries = [now.judge.entry(c) for c in [*controls, *now.random_controls]]
+    rest: dict[str, Any] = {}
+    more: list[Control] = []
+    if thorough:
+        more.append(now.confidence())
+        if wanted.layers:
+            embedding, rest["layers"] = layers(now)
+            more.append(embedding)
+        if wanted.residualise:
+            more.append(now.residualised())
+        if wanted.blank:
+            more += now.blanked()
+        entries += [now.judge.entry(c) for c in more]
+        entries += now.label_controls() if wanted.labels else []
+        if wanted.codelength:
+            known = now.known
+            say("codelength of the concepts given the residuals")
+            facts = (known.concept, known.modality, known.clip, run.probe)
+            rest["codelength"] = codelength(now.z_fit, *facts, draws=wanted.draws, rng=now.rng(2))
+        rest["interchange"] = interchanged(now) if wanted.interchange else None
+        rest["nested"] = nested(now) if wanted.nested else None
+        rest["protocol"] = protocol(now, entries) if wanted.protocol else None
+        rest["baselines"] = untrained(now) if wanted.baselines else None
+    return assemble(
+        now.judged,
+        now.judge,
+        now.action,
+        now.reading,
+        run.probe,
+        config=run.config.gap,
+        n_layers=len(run.loaded.layers),
+        seed=run.config.seed,
+        data_root=data_root(run.items.root, run.directory),
+        controls=entries,
+        thorough=thorough,
+        rivals={c.name: c.readings[0] for c in [*controls, *more] if c.name in RIVALS},
+        untrained=now.random,
+        acting=run.measured["test"].acting,
+        **rest,
+    )
+
+
+def gate(run: EvaluationContext) -> dict[str, Any]:
+    """What ``gate.json`` holds: verdicts on val, which decide whether to train, so that test is left for the claim.
+
+    The controls are those that need no media: the text, order and lengths of the options, the majority class, and random weights.
+    """
+    fit, val = (run.items.select(split=split, purpose="gap") for split in ("fit", "val"))
+    text = read_text(fit, val, folds=run.config.probe.folds, seed=run.config.seed)
+    now = Examination(run, "val", text, random_readings(run, thorough=False))
+    rivals = {c.name: c.readings[0] for c in now.wording_controls()}
+    proofs = prove(now.labels, now.reading, rivals, run.config.gap, seed=run.config.seed, untrained=now.random)
+    return {
+        "split": "val",
+        "n_clips": now.judge.clips["all"].n,
+        "n_items": len(val),
+        "verdicts": verdicts(proofs, run.config.gap, run.measured["val"].acting),
+    }

@@ -1,0 +1,114 @@
+"""Judge readings and controls on the same clips: balanced accuracy and AUROC by scope, paired differences, and chance.
+
+A *scope* is ``all`` or a modality's name.
+
+Shapes: N items, C concepts, K draws, R replicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gapclose.metrics.bootstrap import Clips, Interval
+from gapclose.metrics.gap import reading_auroc
+from gapclose.metrics.labels import Labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """A control and its readings of the judged items."""
+
+    name: str
+    label: str
+    question: str
+    """what a skeptic asks"""
+    readings: Sequence[np.ndarray]
+    """K draws of (N, C); one where nothing is random"""
+    guards: str = "reading"
+    at_chance: bool = False
+    """whether it should be at chance"""
+    concepts: Sequence[np.ndarray] | None = None
+    """K draws of (N,): what each reading is judged by; None: the right concepts"""
+
+
+class Judged(NamedTuple):
+    """Statistics of one reading, each (R + 1,)."""
+
+    balanced: np.ndarray
+    auroc: np.ndarray
+
+
+def chance(labels: Labels) -> float:
+    """Balanced accuracy of whoever knows the modality of an item and nothing else: modalities over cells."""
+    return len(np.unique(labels.modality)) / len(labels.cells[1])
+
+
+class Judge:
+    """Judges readings of one set of items against the probe's, in every scope, on the same resampled clips."""
+
+    def __init__(self, labels: Labels, reading: np.ndarray, replicates: int, seed: int, detectable: float = 0.1) -> None:
+        """``reading`` (N, C) is the probe's; ``detectable`` is how near to chance counts as at chance, in accuracy."""
+        self.labels, self.seed, self.detectable = labels, seed, detectable
+        names = ("all", *np.unique(labels.modality).tolist())
+        self.keep = {s: np.ones(len(labels.clip), dtype=bool) if s == "all" else labels.modality == s for s in names}
+        self.clips = {s: Clips(labels.clip[keep], replicates, seed) for s, keep in self.keep.items()}
+        self.reading = {s: self.judge(s, reading) for s in self.keep}
+
+    def judge(self, scope: str, reading: np.ndarray, concept: np.ndarray | None = None) -> Judged:
+        """Statistics of one reading (N, C) in one scope, by the right concepts or by others (N,)."""
+        labels, clips = self._labels(scope, concept), self.clips[scope]
+        mine = reading[self.keep[scope]]
+        return Judged(clips.balanced(mine.argmax(1) == labels.concept, labels), reading_auroc(clips, labels, mine))
+
+    def _labels(self, scope: str, concept: np.ndarray | None) -> Labels:
+        labels = self.labels if concept is None else replace(self.labels, concept=concept)
+        return labels.take(self.keep[scope])
+
+    def entry(self, control: Control) -> dict[str, Any]:
+        """The control as it stands in ``measurement.json``.
+
+        Random draws are averaged, and the interval covers their spread as well as that of the clips. ``at_chance`` is true where the
+        interval holds chance and lies within ``detectable`` of it, false where it does not hold it, and None where there are too few clips.
+        """
+        concepts = control.concepts or [None] * len(control.readings)
+        result: dict[str, Any] = {k: getattr(control, k) for k in ("name", "label", "guards", "question")}
+        result |= {"balanced": {}, "auroc": {}, "difference": {}}
+        result |= {"chance": {}, "at_chance": {}} if control.at_chance else {"chance": None, "at_chance": None}
+        for scope in self.keep:
+            draws = [self.judge(scope, reading, concept) for reading, concept in zip(control.readings, concepts, strict=True)]
+            balanced, area = (self._average([getattr(d, k) for d in draws]) for k in ("balanced", "auroc"))
+            found = Interval.of(balanced)
+            result["balanced"][scope], result["auroc"][scope] = found.as_dict(), Interval.of(area).as_dict()
+            result["difference"][scope] = Interval.of(self.reading[scope].balanced - balanced).as_dict()
+            if control.at_chance:
+                level = float(np.mean([chance(self._labels(scope, concept)) for concept in concepts]))
+                result["chance"][scope], result["at_chance"][scope] = level, self._at_chance(found, level)
+        return result
+
+    def _at_chance(self, found: Interval, level: float) -> bool | None:
+        """Whether an accuracy is at chance; None where the interval holds chance, and something that matters as well."""
+        if level >= 1:  # one cell: there is nothing to tell apart
+            return None
+        if not found.lower - 1e-9 <= level <= found.upper + 1e-9:
+            return False
+        return True if max(found.upper - level, level - found.lower) <= self.detectable else None
+
+    def _average(self, draws: list[np.ndarray]) -> np.ndarray:
+        """Mean over K draws of statistics (R + 1,) in 0..1; replicates are of clips, plus Student's t times the error of K draws.
+
+        Ten draws are too few to be resampled themselves: such intervals miss chance twice as often as they say.
+        """
+        k, mean = len(draws), np.mean(draws, axis=0)  # (R + 1,)
+        if k > 1:
+            error = np.std([d[0] for d in draws], ddof=1) / np.sqrt(k)
+            mean[1:] += error * np.random.default_rng(self.seed).standard_t(k - 1, size=len(mean) - 1)
+        return mean.clip(0, 1)
+
+    def scopes(self) -> Iterator[tuple[str, np.ndarray, Labels, Clips]]:
+        """Name, (N,) bool, labels and clips of every scope."""
+        for scope, keep in self.keep.items():
+            yield scope, keep, self.labels.take(keep), self.clips[scope]

@@ -1,0 +1,144 @@
+"""From observations to one measurement: action, reading, fresh and sentinel probe, retention, and what changed since the base.
+
+Pure functions of stored observations and labels; no model is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gapclose.data.answer_matching import Matching, parse_all
+from gapclose.data.items import ItemSet
+from gapclose.metrics.bootstrap import Clips
+from gapclose.metrics.config import GapConfig
+from gapclose.metrics.gap import detection, statistics
+from gapclose.metrics.judgeable import Acting, acting, option_mass
+from gapclose.metrics.labels import Action, Labels
+from gapclose.observe.store import Observations
+from gapclose.probes.cross_validation import fresh_reading
+from gapclose.probes.linear import FrozenProbe
+
+Statistics = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The statistics of one split under one model; every array is (R + 1,), the estimate first."""
+
+    n_items: int
+    n_clips: int
+    overall: Statistics
+    """over the gap items"""
+    modality: dict[str, Statistics]
+    transfer: Statistics | None
+    """over the items of question types kept out of training"""
+    retention: np.ndarray | None
+    """accuracy on the items that must not change"""
+    labels: Labels
+    """of the gap items"""
+    scores: np.ndarray
+    """(N, O) option scores of the gap items in nats"""
+    right: np.ndarray
+    """(N,) bool, whether the action on a gap item expresses the right concept"""
+    parse_rate: float
+    """share of generated answers that parse leniently"""
+    acting: dict[str, Acting]
+    """whether the model answers such questions: ``all`` and every modality"""
+    residual: np.ndarray
+    """(N, D) what the frozen probe sees of all items of the split"""
+
+
+def measure(
+    items: ItemSet,
+    observed: Observations,
+    probe: FrozenProbe,
+    sentinel: FrozenProbe,
+    config: GapConfig,
+    *,
+    folds: int,
+    seed: int,
+    match: Matching = Matching(),  # noqa: B008 (frozen)
+) -> Measured:
+    """Measure the labelled items of one split.
+
+    Args:
+        items: gap, transfer and retain items of the split.
+        observed: the observations of all of them, with answers and the residuals of both probes' layers.
+        folds: of the fresh probe's grouped cross-validation.
+        match: generated answers to options, for the lenient figures.
+    """
+    read = {layer: observed.residuals[layer] for layer in {*probe.layers, *sentinel.layers}}  # once: each is a pass over the disk
+    observed = replace(observed, residuals=read)
+    gap = items.select(purpose="gap")
+    labels, seen = Labels.of(gap), observed.take([i.id for i in gap])
+    assert seen.answers is not None
+    action = scored(labels, seen)
+    parsed = {name: parse(seen.answers, gap.items) for name, parse in (("strict", parse_all), ("lenient", match))}
+    scopes = {"all": np.ones(len(gap), dtype=bool), **{m: labels.modality == m for m in sorted(set(labels.modality))}}
+    found = {}
+    for scope, keep in scopes.items():
+        part = gap if scope == "all" else _of_modality(gap, scope)
+        found[scope] = _scope(part, observed, probe, config, seed)
+        found[scope] |= _generated({name: of[keep] for name, of in parsed.items()}, labels.take(keep), action.scores[keep], config, seed)
+    overall, clips = found.pop("all"), Clips(labels.clip, config.replicates, seed)
+    other = {
+        "fresh_probe": fresh_reading(probe, probe.see(seen.residuals), labels.concept, labels.clip, folds, seed),
+        "sentinel_probe": sentinel.read(sentinel.see(seen.residuals)),
+    }
+    for name, reading in other.items():
+        overall[f"{name}.balanced"] = clips.balanced(reading.argmax(1) == labels.concept, labels)
+        overall[f"{name}.auroc"] = detection(clips, labels, action, reading)["reading_auroc"]
+    transfer, retain = items.select(purpose="transfer"), items.select(purpose="retain")
+    return Measured(
+        n_items=len(gap),
+        n_clips=clips.n,
+        overall=overall,
+        modality=found,
+        transfer=_scope(transfer, observed, probe, config, seed) if len(transfer) else None,
+        retention=_retention(retain, observed, config, seed) if len(retain) else None,
+        labels=labels,
+        scores=action.scores,
+        right=action.concept(labels) == labels.concept,
+        parse_rate=float(overall["generated.parse_lenient"][0]),
+        acting={scope: acting(overall if scope == "all" else found[scope], labels.take(keep), config) for scope, keep in scopes.items()},
+        residual=probe.see(observed.residuals).float().numpy(),
+    )
+
+
+def _of_modality(items: ItemSet, modality: str) -> ItemSet:
+    return ItemSet(
+        root=items.root, name=items.name, concepts=items.concepts, alarm=items.alarm,
+        items=tuple(i for i in items if i.modality == modality),
+    )  # fmt: skip
+
+
+def _scope(items: ItemSet, observed: Observations, probe: FrozenProbe, config: GapConfig, seed: int) -> Statistics:
+    labels, seen = Labels.of(items), observed.take([i.id for i in items])
+    clips, action, reading = Clips(labels.clip, config.replicates, seed), scored(labels, seen), probe.read(probe.see(seen.residuals))
+    mass = clips.mean(option_mass(action.scores), np.ones(len(items), dtype=bool))
+    return statistics(clips, labels, action, reading) | {"action.option_mass": mass}
+
+
+def _generated(parsed: Mapping[str, np.ndarray], labels: Labels, scores: np.ndarray, config: GapConfig, seed: int) -> Statistics:
+    """Accuracy of the generated answers, and the share that matches an option, for every way of matching (N,) option indices."""
+    clips, everything, found = Clips(labels.clip, config.replicates, seed), np.ones(len(labels.clip), dtype=bool), {}
+    for name, chosen in parsed.items():
+        concept = Action(chosen=chosen, scores=scores).concept(labels)
+        found[f"generated.balanced_{name}"] = clips.balanced(concept == labels.concept, labels)
+        found[f"generated.parse_{name}"] = clips.mean(chosen >= 0, everything)
+    return found
+
+
+def scored(labels: Labels, seen: Observations) -> Action:
+    """The action by option scores; columns that only other items' longer option lists fill are cut off."""
+    scores = seen.scores[:, : labels.option_concept.shape[1]].double().numpy()
+    return Action(chosen=scores.argmax(1), scores=scores)
+
+
+def _retention(items: ItemSet, observed: Observations, config: GapConfig, seed: int) -> np.ndarray:
+    labels = Labels.of(items)
+    right = observed.take([i.id for i in items]).scores.argmax(1).numpy() == labels.gold
+    return Clips(labels.clip, config.replicates, seed).mean(right, np.ones(len(items), dtype=bool))

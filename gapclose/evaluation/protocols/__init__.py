@@ -1,0 +1,1 @@
+"""The source paper's own protocol, beside this package's figures."""

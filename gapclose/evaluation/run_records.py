@@ -1,0 +1,233 @@
+"""Read a run's record of truth, ``gap.jsonl``, and sum it up as one JSON object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gapclose.core.files import read_json
+from gapclose.probes.posterior import Point
+
+
+def read_records(directory: Path) -> list[dict[str, Any]]:
+    """Every measurement of a run, oldest first; empty before the first one.
+
+    Raises:
+        ValueError: naming every line that is no record. A run writes the file whole, so that one which is cut off was damaged afterwards.
+    """
+    path, found, problems = directory / "gap.jsonl", list[dict[str, Any]](), list[str]()
+    if not path.is_file():
+        return []
+    for number, line in enumerate(lines := path.read_bytes().splitlines(), start=1):
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            problems.append(f"line {number} is not JSON ({error})")
+            continue
+        lacking = [key for key in ("stage", "epoch", "state") if not isinstance(record, dict) or key not in record]
+        if lacking:
+            problems.append(f"line {number} is no record (it has no {', '.join(lacking)})")
+        else:
+            found.append(record)
+    if problems or not lines:
+        what = ("that line" if len(problems) == 1 else "those lines") if found else "it"
+        raise ValueError(
+            f"{path}: {'; '.join(problems) or 'empty'}. Put a copy of the file in its place, or delete {what} and run the same command again: "
+            "what is gone is measured again, of an epoch by training it again"
+        )
+    return found
+
+
+def record_of(directory: Path, stage: str) -> dict[str, Any] | None:
+    """The record of one stage, or None."""
+    return next((r for r in read_records(directory) if r["stage"] == stage), None)
+
+
+def summarise(directory: Path) -> dict[str, Any]:
+    """The figures of a run on test clips as one JSON object; what was not measured (yet) is None.
+
+    Raises:
+        ValueError: when the run has not measured its base model.
+    """
+    base, adapted = record_of(directory, "base/test"), record_of(directory, "adapted/test")
+    if base is None:
+        raise ValueError(
+            f"{directory}: no measurement of the base model on test in gap.jsonl; run `gapclose measure` or `gapclose close` first"
+        )
+    controls, change = base["controls"], (adapted or {}).get("change", {})
+    probe = read_json(directory / "probes" / "frozen.json", "layer", "family")
+    summary: dict[str, Any] = {
+        "base": _side(base),
+        "adapted": _side(adapted),
+        "reading": {**base["reading"], "layer": probe["layer"], "layers": layers_of(probe), "family": probe["family"]},
+        "closure": change.get("closure"),
+        "closure_auroc": change.get("closure_auroc"),
+        "auroc_gain": change.get("auroc_gain"),
+        "standard_drop": change.get("standard_drop"),
+        "retention_drop": change.get("retention_drop"),
+        "reading_change": change.get("reading_change"),
+        "frozen_probe_shift": (adapted or {}).get("frozen_probe_shift"),
+        "fresh_probe": _both(base, adapted, "fresh_probe", "balanced"),
+        "sentinel_probe": _both(base, adapted, "sentinel_probe", "balanced"),
+        "text_only": {"balanced": controls["text_only"]["all"]},
+        "majority": {"balanced": controls["majority"]["all"]},
+        "reading_minus_text": controls["reading_minus_text"],
+        "verdicts": read_verdicts(directory),
+        "gate": read_gate(directory),
+        "acting": base.get("acting"),
+        "forced": (adapted or {}).get("forced", []),
+        "stopped": (adapted or {}).get("stopped", {}),
+        "guards_off": (adapted or {}).get("guards_off"),
+        "unimproved": (adapted or {}).get("unimproved"),
+        "targets": (adapted or {}).get("targets", []),
+        "rounds": read_json(directory / "rounds.json", kind=list) if (directory / "rounds.json").is_file() else [],
+        "gap": {kind: _both(base, adapted, "gap", kind) for kind in ("balanced", "matched", "auroc")},
+        "modality": {name: _modality(name, base, adapted) for name in base["modality"]},
+        "transfer": None,
+        "prompts": _prompts(base, adapted),
+        "state": (adapted or base)["state"],
+        "epoch": (adapted or base)["epoch"],
+        "n_clips": base["n_clips"],
+        "n_items": base["n_items"],
+        "n_skipped": base.get("n_skipped", 0),
+        "seed": base["seed"],
+    }
+    if "transfer" in base:
+        inside = change.get("transfer")
+        closures = (inside["closure"]["value"], change["closure"]["value"]) if inside else (None, None)
+        summary["transfer"] = {
+            "base": base["transfer"]["action"]["balanced"],
+            "adapted": adapted["transfer"]["action"]["balanced"] if adapted else None,
+            "reading": base["transfer"]["reading"]["balanced"],
+            "closure": inside["closure"] if inside else None,
+            "share_of_closure": closures[0] / closures[1] if closures[0] is not None and closures[1] else None,
+        }
+    return summary
+
+
+def read_verdicts(directory: Path) -> dict[str, dict[str, Any]]:
+    """What may be claimed of every modality: word, sentence and figures from measurement.json, empty before it is written."""
+    path = directory / "measurement.json"
+    return read_json(path).get("verdicts") or {} if path.is_file() else {}
+
+
+def read_gate(directory: Path) -> dict[str, Any] | None:
+    """The verdicts on val by which a training was allowed, from gate.json; None where nothing was to be trained."""
+    path = directory / "gate.json"
+    return read_json(path) if path.is_file() else None
+
+
+def layers_of(facts: Mapping[str, Any] | None) -> list[int]:
+    """The layers that a probe reads or a patch replaced, rising; older files know one ``layer`` alone. Empty where none is known."""
+    facts = facts or {}
+    return facts.get("layers") or ([facts["layer"]] if "layer" in facts else [])
+
+
+def round_words(rounds: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence for every later round of targets, from ``rounds.json``."""
+    found = []
+    for of in rounds:
+        gain, balanced, agrees = of["gain"], of["balanced"], of["sentinel_agrees"]
+        words = (
+            f"round {of['round']}: on val a probe of the adapted model ({layer_words(of['layers'])}, {of['family']}) reads {gain['value']:+.3f} "
+            f"[{gain['lower']:+.3f}, {gain['upper']:+.3f}] nats an item better than the best one before, balanced {balanced['before']:.3f} -> "
+            f"{balanced['now']:.3f}; of the train items {100 * of['changed']:.1f} % are read otherwise, and the base model's sentinel agrees on "
+            f"{agrees['before']:.3f} -> {agrees['now']:.3f}"
+        )
+        if not of["helps"]:
+            words += "; no better reading"
+        elif not of.get("shown", True):
+            words += "; within chance"
+        if of.get("ended", not of["helps"]):
+            words += ", so training ended"
+        elif "action" in of:
+            words += f"; the action on val after it {of['action']['before']['value']:.3f} -> {of['action']['now']['value']:.3f}"
+        found.append(words)
+    return found
+
+
+def unimproved_words(found: Mapping[str, Any] | None) -> list[str]:
+    """That a run has nothing better than its base model, in a sentence; none where it has."""
+    return [f"not better than the base model: {found['why']}"] if found else []
+
+
+def target_words(targets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is to be known of the targets of every round: an operating point that does not keep its budget, items that can express nothing."""
+    found = []
+    for of in targets:
+        said = [Point.of(of).words()]
+        if of["not_expressible"]:
+            said.append(
+                f"{of['not_expressible']} train items have no option for what is read of them, and are not trained on; give every concept an option"
+            )
+        later = f"round {of['round']}: " if of["round"] > 1 else ""
+        found += [later + words for words in said if words]
+    return found
+
+
+def skipped_words(count: int, prefix: str = ", ") -> str:
+    """``, 3 items left out``: those whose media could not be used, over all splits; nothing where there were none."""
+    return f"{prefix}{count} item{'s' * (count != 1)} left out" if count else ""
+
+
+def layer_words(layers: Sequence[int]) -> str:
+    """``layer 6``, or ``layers 5, 6``."""
+    return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
+
+
+def _side(record: dict[str, Any] | None) -> dict[str, Any] | None:
+    if record is None:
+        return None
+    kept = ("balanced", "option_balanced", "standard_accuracy", "rejection", "false_alarm", "auroc", "dprime", "criterion")
+    return {
+        **{k: record["action"][k] for k in kept},
+        "option_mass": record["action"].get("option_mass"),
+        "generated_balanced": record["generated"]["balanced_lenient"],
+        "parse_strict": record["generated"]["parse_strict"],
+        "parse_lenient": record["generated"]["parse_lenient"],
+        "retention": record.get("retention"),
+    }
+
+
+def _modality(name: str, base: dict[str, Any], adapted: dict[str, Any] | None) -> dict[str, Any]:
+    before, after = base["modality"][name], adapted["modality"][name] if adapted else None
+    return {
+        "base": before["action"]["balanced"],
+        "adapted": after["action"]["balanced"] if after else None,
+        "reading": before["reading"]["balanced"],
+        "rejection": {"base": before["action"]["rejection"], "adapted": after["action"]["rejection"] if after else None},
+        "gap": {kind: _both(before, after, "gap", kind) for kind in ("balanced", "matched", "auroc")},
+        "closure": adapted["change"]["by_modality"][name]["closure"] if adapted else None,
+        "significance": adapted["change"]["significance"][name] if adapted else None,
+    }
+
+
+def _prompts(base: dict[str, Any], adapted: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """What the records say of every prompt that was measured, the run's own first; empty where it is the only one."""
+    after = (adapted or {}).get("prompts", {})
+    return {name: {"base": of, "adapted": after.get(name)} for name, of in base.get("prompts", {}).items()}
+
+
+def prompt_words(prompts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Under which prompts the base model has a gap, in a sentence; none where one prompt alone was measured.
+
+    By the probe that was fitted under the prompt itself, where there is one.
+    """
+    if not prompts:
+        return []
+    gaps = {name: of["base"].get("within", of["base"])["gap"]["balanced"] for name, of in prompts.items()}
+    above = {name: (gap["lower"] or 0) > 0 for name, gap in gaps.items()}
+    shown, rest = ([prompt_name(name) for name, there in above.items() if there == wanted] for wanted in (True, False))
+    words = f"prompts: the gap is shown under {len(shown)} of {len(prompts)}"
+    return [words + (f" ({', '.join(shown)})" if shown else "") + (f", not under {', '.join(rest)}" if rest else "")]
+
+
+def prompt_name(name: str) -> str:
+    """A prompt as tables name it: of a function its own name, which is enough to tell it by."""
+    return name.rpartition(":")[2]
+
+
+def _both(base: dict[str, Any], adapted: dict[str, Any] | None, group: str, name: str) -> dict[str, Any]:
+    return {"base": base[group][name], "adapted": adapted[group][name] if adapted else None}

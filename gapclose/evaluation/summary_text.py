@@ -1,0 +1,89 @@
+"""What a run measured, in sentences: for the console, the page and the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gapclose.evaluation.run_records import layer_words, prompt_words, round_words, target_words, unimproved_words
+from gapclose.metrics.status import STATES
+
+
+def show(interval: dict[str, float | None] | None, digits: int = 3) -> str:
+    """``0.812 [0.790, 0.834]``, or a dash."""
+    if interval is None or interval["value"] is None:
+        return "-"
+    value, lower, upper = (None if x is None else f"{round(x, digits) + 0:.{digits}f}" for x in interval.values())  # + 0: no -0.00
+    return f"{value}" if lower is None else f"{value} [{lower}, {upper}]"
+
+
+def turned(interval: dict[str, float | None]) -> dict[str, float | None]:
+    """The interval of minus the figure."""
+    ends = {"value": interval["value"], "lower": interval["upper"], "upper": interval["lower"]}
+    return {name: None if end is None else -end for name, end in ends.items()}
+
+
+def budget_name(point: dict[str, Any]) -> str:
+    """The standard accuracy that a setting was allowed to lose where it was chosen, in points."""
+    return "any" if point["budget"] is None else f"{100 * point['budget']:g}"
+
+
+def claims(summary: dict[str, Any]) -> list[str]:
+    """What may be claimed of every modality, a word and its reason each, and where training went on in spite of it."""
+    lines = [f"{of['word']} - {of['sentence']}" for of in summary["verdicts"].values()]
+    if gate := summary["gate"]:
+        words = ", ".join(f"{name} {of['word']}" for name, of in gate["verdicts"].items())
+        lines.append(f"whether to train was decided on val ({gate['n_clips']} clips): {words}")
+    if summary["forced"]:
+        lines.append(f"forced: trained on the reading of {' and '.join(summary['forced'])} although it was not shown to be real")
+    lines += [f"stopped by the guard {name}: {reason}" for name, reason in summary["stopped"].items()]
+    lines += round_words(summary["rounds"])
+    lines += prompt_words(summary["prompts"])
+    return lines
+
+
+def caveats(summary: Mapping[str, Any]) -> list[str]:
+    """What there is to know of a trained run before its figures are used, in sentences."""
+    return [*unimproved_words(summary.get("unimproved")), *target_words(summary.get("targets", []))]
+
+
+def verdict(summary: dict[str, Any]) -> list[str]:
+    """What the figures say, in sentences."""
+    reading, text = summary["reading"], summary["text_only"]["balanced"]
+    lines = [
+        f"reading: {show(reading['balanced'])} balanced, AUROC {show(reading['auroc'])}, from {layer_words(reading['layers'])} ({reading['family']}); "
+        f"the text alone gives {show(text)}, the majority class {show(summary['majority']['balanced'])}"
+    ]
+    if summary["closure"] is not None:
+        lines.append(
+            f"closure: {show(summary['closure'])} (reading changed by {show(summary['reading_change'])}); "
+            f"standard accuracy fell by {show(summary['standard_drop'])}"
+            + (f", retention by {show(summary['retention_drop'])}; " if summary["retention_drop"] else "; ")
+            + f"the adapter is that of epoch {summary['epoch']}; "
+            f"residuals under the frozen probe moved by {summary['frozen_probe_shift']:.3g}"
+        )
+        if summary["transfer"] and summary["transfer"]["closure"]:
+            lines.append(f"closure on the held-out question type: {show(summary['transfer']['closure'])}")
+    return [*lines, *caveats(summary), state_line(summary)]
+
+
+ABOUT_READING = {
+    "real": "the reading is real",
+    "readable without training": "the reading needs no training",
+    "explained by text": "the text explains the reading",
+    "not readable": "nothing is read",
+    "too few clips": "too few clips to judge the reading",
+    "not judgeable": "the model does not answer such questions",
+}
+"""word of a verdict -> what it says about a modality"""
+
+
+def state_line(summary: dict[str, Any]) -> str:
+    """The state of the run, and for every modality what its verdict is about: the reading, and where that is real, the base model's gap."""
+    parts = [f"state: {summary['state']} ({STATES[summary['state']]})"]
+    for name, of in summary["verdicts"].items():
+        gap = summary["modality"][name]["gap"]["balanced"]["base"]
+        shown = gap["lower"] is not None and gap["lower"] > 0
+        of_gap = f", and the base model's gap of {show(gap)} is {'shown' if shown else 'not shown'}" if of["word"] == "real" else ""
+        parts.append(f"{name}: {ABOUT_READING.get(of['word'], of['word'])}{of_gap}")
+    return "; ".join(parts)

@@ -1,0 +1,192 @@
+"""The model card: what was measured, in words and figures, beside what it was measured of."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from gapclose.core.files import read_json
+from gapclose.evaluation.run_records import round_words
+from gapclose.evaluation.summary_text import claims, show, verdict
+from gapclose.export.context import ExportSettings
+from gapclose.export.peft import base_name
+from gapclose.export.vllm import Served
+from gapclose.metrics.status import STATES
+from gapclose.models.architecture import auto_class
+from gapclose.models.loading import LoadedModel
+from gapclose.models.quantization import quantised_settings
+from gapclose.models.structure import decoder_layers, unwrap
+from gapclose.training.objectives import IN_WORDS, settings_in_words
+
+MADE = {
+    "adapter": "Adapter",
+    "merged": "Model with the adapter folded in",
+    "omni": "Whole omni model with the adapter folded into its thinker",
+}
+"""kind of export -> what its card calls it"""
+
+
+def left_out(directory: Path) -> dict[str, Any]:
+    """What of its data a run did without: items whose media could not be used, with the reason, and what a reader left out on purpose.
+
+    Files are named as they lie in the data's directory; where that is, is nobody's business who is given the adapter.
+    """
+    path = directory / "items.json"
+    found = read_json(path) if path.is_file() else {}
+    root = f"{found.get('root', '')}/"
+
+    def within(text: str) -> str:
+        return text if root in ("/", "./") else text.replace(root, "")
+
+    skipped = [{**entry, "fault": within(entry["fault"])} for entry in found.get("skipped", [])]
+    return {"items": found.get("items"), "skipped": skipped, "notes": [within(note) for note in found.get("notes", [])]}
+
+
+def title(summary: dict[str, Any], config: ExportSettings, kind: str = "adapter") -> str:
+    """What the card may call the export: no more than was measured."""
+    if config.targets.control != "none":
+        return f"A control (targets.control: {config.targets.control}), not meant for use"
+    if (
+        summary["state"] == "closed"
+        and not (summary["stopped"] or summary["unimproved"])
+        and summary["verdicts"]
+        and all(v["word"] == "real" for v in summary["verdicts"].values())
+    ):
+        return f"{MADE[kind]} that lets {'the model' if kind == 'adapter' else 'it'} act on what it represents"
+    comma = "" if kind == "adapter" else ","
+    return f"{MADE[kind]}{comma} of a run that ended in state `{summary['state']}`: {STATES[summary['state']]}"
+
+
+def header(kind: str, base: str) -> str:
+    """What the hub files the export under; the base only where it has a name there."""
+    lines = [f"library_name: {'peft' if kind == 'adapter' else 'transformers'}"]
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+        lines.append(f"base_model: {base}")
+    lines += ["tags: [gapclose, lora]"] if kind == "adapter" else ["base_model_relation: finetune", "tags: [gapclose]"]
+    return "\n".join(["---", *lines, "---"])
+
+
+def loading(kind: str, loaded: LoadedModel, config: ExportSettings) -> str:
+    """How an export is loaded, by the class that was measured, and what is set as it was when it was measured."""
+    asked = [f"Asked with {_told(config.model.template, '`')} in the chat template."] if config.model.template else []
+    if kind == "omni":
+        return "\n\n".join(["As the checkpoint that it was made of: every part but the decoder is that one's.", *asked])
+    model = unwrap(loaded.model)
+    name = type(model).__name__
+    if not hasattr(transformers, name):  # code that the checkpoint brings along
+        name = auto_class(model.config).__name__
+    how: dict[str, Any] = {"dtype": config.model.dtype}
+    if kind == "adapter" and config.model.revision is not None:
+        how["revision"] = config.model.revision
+    if config.model.trust_remote_code:
+        how["trust_remote_code"] = True
+    here = "this directory, or its name on the hub"
+    if kind == "merged":
+        code = [f"from transformers import {name}", "", f'model = {name}.from_pretrained("merged", {_told(how)}).eval()   # {here}']
+        return "\n\n".join([*asked, "\n".join(["```python", *code, "```"])])
+    code, named = ["from peft import PeftModel", f"from transformers import {name}", ""], _told(how)
+    if config.model.quantisation is not None:
+        asked.insert(0, f"The base was quantised ({config.model.quantisation}, by bitsandbytes), and is loaded so here.")
+        code = ["import torch", code[0], f"from transformers import BitsAndBytesConfig, {name}", ""]
+        settings = quantised_settings(config.model.quantisation, model, decoder_layers(model))
+        code.append(f"quantised = BitsAndBytesConfig({_told(settings)})")
+        named += ", quantization_config=quantised"
+    code += [
+        f'base = {name}.from_pretrained("{base_name(loaded)}", {named})',
+        f'model = PeftModel.from_pretrained(base, "adapter").eval()   # {here}',
+    ]
+    return "\n\n".join([*asked, "\n".join(["```python", *code, "```"])])
+
+
+def _told(settings: dict[str, Any], mark: str = "") -> str:
+    """Keyword arguments as Python reads them."""
+    written = {name: json.dumps(v) if isinstance(v, str | list) else str(v) for name, v in settings.items()}
+    return ", ".join(f"{mark}{name}={value}{mark}" for name, value in written.items())
+
+
+def model_card(
+    summary: dict[str, Any],
+    config: ExportSettings,
+    loaded: LoadedModel,
+    missing: dict[str, Any] | None = None,
+    served: Served | None = None,
+    *,
+    kind: str = "adapter",
+) -> str:
+    """Markdown with the evidence: what was measured, on how many clips, by which probe, under which controls.
+
+    Args:
+        missing: :func:`left_out`.
+        kind: of export that it lies in: adapter, merged or omni.
+    """
+    adapted, base = summary["adapted"], summary["base"]
+    rows = "\n".join(
+        f"| {label} | {show(base[key])} | {show(adapted[key])} |"
+        for label, key in (
+            ("action, balanced accuracy", "balanced"),
+            ("action as generated, balanced accuracy", "generated_balanced"),
+            ("standard accuracy", "standard_accuracy"),
+            ("rejection rate", "rejection"),
+            ("false alarms", "false_alarm"),
+            ("action, AUROC", "auroc"),
+            ("probability of the options", "option_mass"),
+            ("generated answers that match an option", "parse_lenient"),
+            ("retention", "retention"),
+        )
+    )
+    lines = [markdown(line) for line in (*claims(summary), *verdict(summary), *round_words(summary["rounds"]))]
+    if missing and missing["skipped"]:
+        lines.append(
+            f"{len(missing['skipped'])} items beside the {missing['items']} were left out, their media cannot be used (`left_out.json`)"
+        )
+    lines += [markdown(note) for note in missing["notes"]] if missing else []
+    lines += [served.sentence()] if served else []
+    sentences = "\n".join(f"- {line}" for line in lines)
+    later = [str(r["round"]) for r in summary["rounds"] if "action" in r]
+    again = (
+        f"; in round {' and '.join(later)} with a probe fitted again on the adapted model, whose reading has no verdict" if later else ""
+    )
+    revision = f", revision `{config.model.revision}`" if config.model.revision else ""
+    return f"""{header(kind, base_name(loaded))}
+
+# {title(summary, config, kind)}
+
+Trained with gapclose: {IN_WORDS[config.objective]}{again}
+({settings_in_words(config.objective, config.train)};
+LoRA on `{config.lora.layers}`, targets control `{config.targets.control}`, seed {config.seed}).
+Base model: `{base_name(loaded)}`{revision}.
+
+## Loading
+
+{loading(kind, loaded, config)}
+
+## Evidence
+
+Test: {summary["n_clips"]} clips, {summary["n_items"]} items, one seed, 95 % clip-bootstrap intervals. Epoch {summary["epoch"]} was chosen on validation clips;
+test clips were used once.
+
+| figure | base | adapted |
+|---|---|---|
+{rows}
+
+{sentences}
+
+All figures with intervals: `evidence.json`. Every setting: `config.yaml` of the run. Frozen probe: `probes/frozen.json`.
+
+## Limits
+
+The figures hold for the questions and clips they were measured on. A reading is evidence about these concepts in this model, not about others.
+"""
+
+
+MARKDOWN = re.compile(r"[\\`*|~$]|(?<!\w)_|_(?!\w)|\](?=\()|\](?=\[)|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<![\w:])@(?=\w)")
+"""what Markdown, or the hub, takes for marks, where it does"""
+
+
+def markdown(text: str) -> str:
+    """A text with names from the data, on one line of Markdown that shows it as it is."""
+    return MARKDOWN.sub(r"\\\g<0>", " ".join(text.split()))

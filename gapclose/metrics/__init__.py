@@ -1,0 +1,1 @@
+"""COMPARE: the gap and its intervals, tests, status and verdict, computed on arrays."""

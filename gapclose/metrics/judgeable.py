@@ -1,0 +1,104 @@
+"""Does the model answer such questions at all? A gap between reading and action is claimed only of a model that acts.
+
+Three figures tell, each with a clip-bootstrap interval: the probability that the options hold together, the share of generated answers that
+match an option, and the accuracy on standard questions (those whose premise is true). A model that fails one of them does not act, and the
+verdict on its gap is *not judgeable*: its option scores rank answers that it would not give.
+
+Pure functions of arrays.
+
+Shapes: N items, O options, R replicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from gapclose.metrics.bootstrap import Interval
+from gapclose.metrics.config import GapConfig
+from gapclose.metrics.labels import Labels
+
+ADVICE = (
+    "List the options in the prompt, ask for one of them, set the variables of the chat template (model.template), or ask questions that this "
+    "model can answer"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acting:
+    """Whether a model acts, in one scope."""
+
+    option_mass: Interval
+    """mean over items of the probability that the model answers with one of the options, 0..1"""
+    parse_rate: Interval
+    """share of generated answers that match an option, 0..1"""
+    standard_accuracy: Interval
+    """option accuracy on standard items, 0..1; nan where there is none"""
+    least_standard: float | None
+    """what it must reach; None where standard items have one possible answer, or no concept is an alarm"""
+    faults: tuple[str, ...]
+    """what the model fails, as sentences; empty where it acts"""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        figures = {name: getattr(self, name).as_dict() for name in ("option_mass", "parse_rate", "standard_accuracy")}
+        return {**figures, "least_standard": self.least_standard, "faults": list(self.faults)}
+
+
+def acting(statistics: Mapping[str, np.ndarray], labels: Labels, config: GapConfig) -> Acting:
+    """Judge the figures of one scope against the thresholds of the configuration (``gap.least_*``), by their estimates.
+
+    Args:
+        statistics: ``action.option_mass``, ``generated.parse_lenient`` and ``action.standard_accuracy``, each (R + 1,).
+        labels: of the scope's N items.
+    """
+    mass, parses, standard = (
+        Interval.of(statistics[name]) for name in ("action.option_mass", "generated.parse_lenient", "action.standard_accuracy")
+    )
+    least = least_standard(labels, config.least_standard_skill)
+    faults = []
+    if mass.value < config.least_option_mass:
+        faults.append(
+            f"the options hold {_percent(mass)} of the probability of the next answer, less than {100 * config.least_option_mass:g} % "
+            "(gap.least_option_mass)"
+        )
+    if parses.value < config.least_parse_rate:
+        faults.append(
+            f"{_percent(parses)} of the generated answers match an option, less than {100 * config.least_parse_rate:g} % "
+            "(gap.least_parse_rate)"
+        )
+    if least is not None and standard.value < least:
+        faults.append(
+            f"the accuracy on true premises is {_percent(standard)}, less than {100 * least:.1f} %, which is a share of "
+            f"{config.least_standard_skill:g} of the way from guessing to certainty (gap.least_standard_skill)"
+        )
+    return Acting(option_mass=mass, parse_rate=parses, standard_accuracy=standard, least_standard=least, faults=tuple(faults))
+
+
+def least_standard(labels: Labels, skill: float) -> float | None:
+    """The standard accuracy that lies a share ``skill`` of the way from guessing to certainty.
+
+    Guessing is uniform over the options of an item that express a standard concept: a model that never objects guesses among those.
+    None where most standard items have one such option (*yes* to a true claim), since always saying it is no skill, and where the set
+    has no alarm, since then there is no standard side.
+    """
+    if not labels.alarm or not labels.standard.any():
+        return None
+    alarms = [labels.concepts.index(a) for a in labels.alarm]
+    of = labels.option_concept[labels.standard]
+    content = ((of >= 0) & ~np.isin(of, alarms)).sum(1)  # options of each standard item that do not object
+    guess = float(np.mean(1 / np.maximum(content, 1)))
+    return None if np.median(content) < 2 else guess + skill * (1 - guess)
+
+
+def option_mass(scores: np.ndarray) -> np.ndarray:
+    """Probability (N,) that the model answers with one of its options, from their scores (N, O) in nats, -inf beyond an item's options."""
+    return np.exp(scores).sum(1).clip(max=1)
+
+
+def _percent(interval: Interval) -> str:
+    value, lower, upper = (100 * x for x in asdict(interval).values())
+    return f"{value:.3g} % [{lower:.3g}, {upper:.3g}]"

@@ -1,0 +1,1 @@
+"""MODELS: load a model with its processor; its chat template, structure, hooks and sharding."""

@@ -1,0 +1,111 @@
+"""A model's architecture: which class transformers builds for a checkpoint, and the model itself without weights, on torch's meta device."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from gapclose.models.families import trained_part
+from gapclose.models.known_checkpoints import remedy
+
+if TYPE_CHECKING:
+    from gapclose.models.config import ModelConfig
+
+
+def read_architecture(config: ModelConfig, path: str | None = None) -> Any:
+    """The transformers config of the part of a checkpoint that is measured and trained.
+
+    Args:
+        path: read it from here instead of ``config.path``.
+
+    Raises:
+        ValueError: when there is no checkpoint that transformers has a class for, with what is known of a published model of that name.
+    """
+    known = config.known if path is None else {}
+    path = path or config.resolved_path
+    refuse_no_directory(path)
+    try:
+        with quiet():
+            found = transformers.AutoConfig.from_pretrained(path, **known)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.path {path!r} cannot be read as a transformers checkpoint: {error}{remedy(path)}") from error
+    return trained_part(found)
+
+
+def refuse_no_directory(path: str) -> None:
+    """Raises: ValueError when ``path`` can be no hub name and is no directory."""
+    if is_local(path) and not Path(path).is_dir():
+        raise ValueError(f"model.path {path!r}: no such directory; is it mistyped? A name on the hub is OWNER/NAME{remedy(path)}")
+
+
+def is_local(path: str) -> bool:
+    """Whether a path can be no hub name: it begins like a path, or has more than one slash."""
+    return path.startswith((".", "/", "~")) or path.rstrip("/").count("/") > 1
+
+
+def why_absent(config: ModelConfig) -> str | None:
+    """Why ``config.architecture`` stands for a checkpoint: a hub name that cannot be reached; None where it does not.
+
+    A directory that is there is never absent, and neither is one that is not there but can be no hub name: what is wrong with them is an
+    error of :func:`read_architecture`.
+    """
+    path = config.resolved_path
+    if config.architecture is None or is_local(path) or Path(path).exists():
+        return None
+    try:
+        read_architecture(config)
+    except ValueError as error:
+        return " ".join(str(error.__cause__).split()) if isinstance(error.__cause__, OSError) else None
+    return None
+
+
+def auto_class(architecture: Any) -> Any:
+    """The auto class of transformers that builds a model of this config."""
+    multimodal = transformers.AutoModelForMultimodalLM
+    return multimodal if type(architecture) in multimodal._model_mapping else transformers.AutoModelForCausalLM
+
+
+def attention_of(config: ModelConfig) -> str | None:
+    """What transformers is told of ``model.attention``: nothing for sdpa, which it takes by itself except in towers that cannot (Gemma 4's
+    for audio), where asking for it is an error."""
+    return None if config.attention == "sdpa" else config.attention
+
+
+def build_on_meta(architecture: Any, config: ModelConfig) -> Any:
+    """The model of ``architecture`` in evaluation mode: every size is there, no weight is.
+
+    Raises:
+        ValueError: when its class cannot be built here.
+    """
+    dtype = getattr(architecture, "dtype", None) or getattr(architecture.get_text_config(), "dtype", None) or torch.float32
+    if config.dtype != "auto":
+        dtype = getattr(torch, config.dtype)
+    # a fused kernel that is not installed here changes no size
+    attention = "eager" if config.attention == "eager" else None
+    try:
+        with quiet(), torch.device("meta"):
+            model = auto_class(architecture).from_config(
+                architecture, dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code
+            )
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{type(architecture).__name__}: the model cannot be built here: {' '.join(str(error).split())}") from error
+    return model.eval()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of transformers, and of its own future."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        transformers.logging.set_verbosity(before)

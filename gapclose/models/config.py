@@ -1,0 +1,84 @@
+"""Settings of the model: where it lies, its precision, its attention."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from gapclose.core.config_checks import Checks
+from gapclose.models.quantization import BYTES
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+ATTENTION = ("eager", *sorted(n for n in transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS.valid_keys() if not n.startswith("paged|")))
+"""attention implementations that transformers has for a forward of whole prompts"""
+
+SHIPPED = {"digits": "base", "digits-never-taught": "never_taught"}
+"""name of a tiny model -> its folder in gapclose/data/digits/assets"""
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Which model to load, and how."""
+
+    path: str = "digits"
+    """checkpoint directory or hub name; ``digits`` and ``digits-never-taught`` are the tiny models that ship with the package"""
+    revision: str | None = None
+    """branch, tag or commit of a hub name; null: its main branch"""
+    dtype: str = "auto"
+    """auto (what the checkpoint holds), float32, bfloat16 or float16"""
+    attention: str = "sdpa"
+    """attention implementation of transformers: sdpa, eager, flash_attention_2"""
+    template: dict[str, Any] | None = None
+    """variables of the chat template, e.g. ``{enable_thinking: false}``; what it does not know is refused"""
+    trust_remote_code: bool = False
+    """run code that the checkpoint brings along; leave off unless you have read it"""
+    quantisation: str | None = None
+    """4bit or 8bit: the decoder's linear modules through bitsandbytes, on a CUDA GPU; null: none"""
+    sharded: bool = False
+    """under launch/fsdp2.yaml, never hold the whole model on one GPU: the base model is observed in shards and read again for training"""
+    architecture: str | None = None
+    """directory with a config.json, of which ``gapclose validate`` takes the model's sizes while ``path`` cannot be reached; nothing else
+    looks at it"""
+
+    def __post_init__(self) -> None:
+        with Checks(self, "model") as check:
+            check.choice("dtype", ("auto", *DTYPES))
+            check.choice("quantisation", BYTES, null="none")
+            if check.sound("attention") and self.attention not in ATTENTION and not re.fullmatch(r"[\w.-]+/[\w.:@-]+", self.attention):
+                check.add(f"{check.named('attention')}; choose one of {list(ATTENTION)}, or a kernel on the hub, OWNER/NAME", "attention")
+            for name, value in (self.template or {}).items() if check.sound("template") else ():
+                plain = isinstance(value, str | int | bool | None) or (isinstance(value, float) and math.isfinite(value))
+                if not str(name).isidentifier() or not plain:
+                    message = f"model.template has {name!r}: {value!r}; give names of variables with a text, number, true, false or null"
+                    check.add(message, "template")
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What every loader of transformers is told beside the path."""
+        return {"trust_remote_code": self.trust_remote_code, "revision": self.revision}
+
+    @property
+    def apart(self) -> dict[str, Any]:
+        """The settings other than the default that change what a checkpoint computes or is shown, and that its fingerprint does not see."""
+        attention = {} if self.attention == "sdpa" else {"attention": self.attention}
+        return {**attention, **({"template": self.template} if self.template else {})}
+
+    @property
+    def resolved_path(self) -> str:
+        """The directory or hub name that transformers is given."""
+        folder = SHIPPED.get(self.path)
+        return self.path if folder is None else str(Path(__file__).parents[1] / "data" / "digits" / "assets" / folder)
+
+
+def near_shipped(path: str) -> str:
+    """What is meant where a path is nearly the name of a shipped model."""
+    near = difflib.get_close_matches(path, SHIPPED, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,155 @@
+"""Load a transformers multimodal LM with its processor, and set both right for everything else."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+
+from gapclose.data.items import Item, ItemSet
+from gapclose.data.media import Media
+from gapclose.models.architecture import attention_of, auto_class, build_on_meta, read_architecture, refuse_no_directory
+from gapclose.models.chat_template import answer_tokens, set_variables, tokenizer_of
+from gapclose.models.checkpoint import checkpoint_fingerprint, checkpoint_folder, refuse_incomplete, refuse_parts_apart, unreadable_weights
+from gapclose.models.config import DTYPES, ModelConfig, near_shipped
+from gapclose.models.families import mend, part_for
+from gapclose.models.processing import make_prompts, written_tokens
+from gapclose.models.quantization import quantised_loading, refuse_quantisation
+from gapclose.models.structure import decoder_layers
+
+
+def end_turns(model: Any, tokenizer: Any) -> None:
+    """Let generation end with the tokenizer's end token beside those that the checkpoint names: the thinker of a whole Qwen-Omni checkpoint
+    has none of its own, and would go on with the user's next turn."""
+    named = model.generation_config.eos_token_id
+    ends = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
+    model.generation_config.eos_token_id = sorted(ends) or None
+
+
+@dataclass(kw_only=True)
+class LoadedModel:
+    """A model with its processor. ``model`` may become a PEFT or engine-wrapped module; the rest looks through the wrapping."""
+
+    model: Any
+    processor: Any
+    path: str
+    fingerprint: str
+    apart: dict[str, Any] = field(default_factory=dict)
+    """:attr:`ModelConfig.apart`"""
+    answers: dict[str, list[int]] = field(default_factory=dict, repr=False)
+    """the token ids of options that were asked for before"""
+
+    @property
+    def tokenizer(self) -> Any:
+        return tokenizer_of(self.processor)
+
+    @property
+    def sampling_rate(self) -> int:
+        """What the audio encoder expects, in Hz; 16,000 when the model hears nothing."""
+        return getattr(part_for(self.processor, "audio"), "sampling_rate", None) or 16_000
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return decoder_layers(self.model)
+
+    @property
+    def width(self) -> int:
+        return self.model.get_input_embeddings().weight.shape[1]
+
+    def option_tokens(self, text: str) -> list[int]:
+        """Token ids of an answer as the model would generate it right after the prompt: :func:`gapclose.models.chat_template.answer_tokens`."""
+        if text not in self.answers:
+            self.answers[text] = answer_tokens(self.processor, text)
+        return self.answers[text]
+
+    def media(self, items: ItemSet, *, blank: Sequence[str] = ()) -> Media:
+        return Media(items.root, self.sampling_rate, framing=items.framing, decoding=items.decoding, blank=blank)
+
+    def prompts(self, items: Sequence[Item], media: Media) -> dict[str, torch.Tensor]:
+        """Processor output for a batch of items that carry the same kinds of media: :func:`gapclose.models.processing.make_prompts`."""
+        return make_prompts(self.processor, items, media)
+
+    def written(self, items: Sequence[Item]) -> list[list[int]] | None:
+        """Token ids of prompts as the chat template writes them: :func:`gapclose.models.processing.written_tokens`."""
+        return written_tokens(self.processor, items)
+
+
+def load_model(config: ModelConfig) -> LoadedModel:
+    """Load model and processor in eval mode on the CPU; accelerate moves it.
+
+    Raises:
+        ValueError: when the directory is no checkpoint, has no safetensors or not all of its weights, cannot run with
+            ``config.attention`` or ``config.quantisation`` here, needs a package that is not there, or no decoder layers can be found.
+    """
+    refuse_quantisation(config.quantisation)
+    path = config.resolved_path
+    architecture = read_architecture(config)
+    dtype = config.dtype if config.dtype == "auto" else DTYPES[config.dtype]
+    attention = attention_of(config)
+    loading: dict[str, Any] = {"config": architecture, "dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
+    telling = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused here, by name
+    processor = load_processor(config)
+    if config.quantisation:
+        empty = build_on_meta(copy.deepcopy(architecture), config)
+        loading |= quantised_loading(config.quantisation, empty, decoder_layers(empty))
+    try:
+        read: Any = auto_class(architecture).from_pretrained(path, **loading, **telling, **config.known)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"model.path {path!r} {unreadable_weights(checkpoint_folder(path, config.revision), error)}") from error
+    except ImportError as error:
+        if attention is None:
+            raise ValueError(f"model.path {path!r} needs a package that is not installed: {error}") from error
+        raise ValueError(f"model.attention {config.attention!r} cannot be used here ({error}); choose sdpa or eager") from error
+    model, info = read
+    refuse_incomplete(path, info)
+    fingerprint = checkpoint_fingerprint(checkpoint_folder(path, config.revision), model)
+    return joined(model.eval(), processor, path=path, fingerprint=fingerprint, apart=config.apart)
+
+
+def joined(model: Any, processor: Any, *, path: str, fingerprint: str, apart: dict[str, Any] | None = None) -> LoadedModel:
+    """Model and processor as everything else expects them: set right where a family needs it, padding on the left.
+
+    Raises:
+        ValueError: when the model has no decoder layers.
+    """
+    mend(model, processor)
+    loaded = LoadedModel(model=model, processor=processor, path=path, fingerprint=fingerprint, apart=apart or {})
+    loaded.tokenizer.padding_side = "left"
+    if loaded.tokenizer.pad_token is None:  # Llama has none; what stands there is masked
+        loaded.tokenizer.pad_token = loaded.tokenizer.eos_token
+    end_turns(model, loaded.tokenizer)
+    decoder_layers(model)
+    return loaded
+
+
+def load_processor(config: ModelConfig) -> Any:
+    """The processor alone (a tokenizer where a model only reads text): enough to check options and sounds before any weight is read.
+
+    Raises:
+        ValueError: when it cannot be read, needs a package that is not there, its chat template does not know what ``config.template``
+            sets, or the checkpoint keeps what it needs for media apart from its weights.
+    """
+    path = config.resolved_path
+    refuse_no_directory(path)
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(path, **config.known)
+    except ImportError as error:
+        raise ValueError(f"the processor of model.path {config.path!r} needs a package that is not installed: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model.path {config.path!r} has no processor or tokenizer that transformers can read ({error}); give a checkpoint directory"
+            f"{near_shipped(config.path)}"
+        ) from error
+    refuse_parts_apart(processor, path, config.revision)
+    set_variables(processor, config.template or {})
+    return processor

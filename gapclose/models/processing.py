@@ -1,0 +1,143 @@
+"""Prompts: chat messages and their media become what a model is given, padded on the left.
+
+Shapes: B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import soundfile
+import torch
+
+from gapclose.data.interleave import is_interleaved
+from gapclose.data.items import Item
+from gapclose.data.media import Media
+from gapclose.models.chat_template import added_around, chat_text, tokenizer_of, within_template
+from gapclose.models.families import ARGUMENTS, part_for, whole_frames
+from gapclose.models.interleaved_inputs import interleave_fault, interleaved_prompts
+from gapclose.models.video_inputs import film_inputs, set_film_times
+
+
+def media_signature(item: Item) -> tuple[str, ...]:
+    """The kinds of media in prompt order, and whether film and sound are interleaved; only items that agree on it share a batch."""
+    return tuple(kind for kind, _ in item.media) + (("interleaved",) if is_interleaved(item) else ())
+
+
+def make_prompts(processor: Any, items: Sequence[Item], media: Media) -> dict[str, torch.Tensor]:
+    """Processor output for a batch of items that carry the same kinds of media; ``input_ids`` is (B, T).
+
+    Every row ends at its answer position: ``input_ids[:, -1]`` is the last prompt token.
+
+    Raises:
+        ValueError: when an item carries media that the model does not take, or a processor does not pad on the left, or puts a token
+            behind the text.
+    """
+    media.ahead(items)
+    for item in items:
+        if fault := untaken(processor, item):
+            raise ValueError(f"item {item.id!r}: {fault}")
+    if within_template(processor):
+        return _on_the_left(processor, dict(processor.apply_chat_template([_with_sounds(item, media) for item in items])))
+    texts = [chat_text(processor, item.messages) for item in items]
+    tokenizer = tokenizer_of(processor)
+    settings: dict[str, Any] = {"padding": True}
+    start, written = tokenizer.bos_token, texts
+    if processor is tokenizer or (start is not None and texts[0].startswith(start)):
+        settings["add_special_tokens"] = False  # the template wrote them
+    elif (added := added_around(tokenizer))[1]:
+        settings["add_special_tokens"] = False
+        texts = ["".join(tokenizer.convert_ids_to_tokens(added[0])) + text for text in texts]
+    if processor is tokenizer:
+        prompt = dict(tokenizer(texts, return_tensors="pt", **settings))
+    elif is_interleaved(items[0]):
+        prompt = interleaved_prompts(processor, items, texts, media, settings)
+    else:
+        films = [media.load(k, p) for i in items for k, p in i.media if k == "video"]
+        inputs = _media_inputs(processor, items, media) | film_inputs(films, processor)
+        prompt = dict(processor(text=texts, return_tensors="pt", text_kwargs=settings, **inputs))
+        set_film_times(prompt, films, processor)
+    return _ending_as_written(processor, items, written, _on_the_left(processor, prompt))
+
+
+def _ending_as_written(
+    processor: Any, items: Sequence[Item], texts: Sequence[str], prompt: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The prompt, if each row ends with the last token of its text, behind which the answer begins.
+
+    Raises:
+        ValueError: when something put a token behind one.
+    """
+    tokenizer = tokenizer_of(processor)
+    wanted = [ids[-1] for ids in tokenizer(list(texts), add_special_tokens=False).input_ids]
+    for item, last, end in zip(items, prompt["input_ids"][:, -1].tolist(), wanted, strict=True):
+        if last != end:
+            raise ValueError(
+                f"item {item.id!r}: {type(processor).__name__} ends its prompt with {tokenizer.convert_ids_to_tokens(last)!r}, and the chat "
+                f"template with {tokenizer.convert_ids_to_tokens(end)!r}, behind which the answer begins; mend the checkpoint's processor or "
+                "tokenizer.json (post_processor)"
+            )
+    return prompt
+
+
+def written_tokens(processor: Any, items: Sequence[Item]) -> list[list[int]] | None:
+    """Token ids of prompts as the chat template writes them, before a processor makes of each medium as many tokens as it takes; None
+    where the processor does all of it within its template."""
+    if within_template(processor):
+        return None
+    texts = [chat_text(processor, item.messages) for item in items]
+    return tokenizer_of(processor)(texts, add_special_tokens=False).input_ids
+
+
+def _on_the_left(processor: Any, prompt: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    if not bool(prompt["attention_mask"][:, -1].all()):
+        raise ValueError(f"{type(processor).__name__} did not pad on the left; gapclose needs every prompt to end at its answer position")
+    return prompt
+
+
+def _with_sounds(item: Item, media: Media) -> list[dict[str, Any]]:
+    """An item's messages with every sound as an encoded wav file, lossless, in place of its path."""
+
+    def part(p: dict[str, Any]) -> dict[str, Any]:
+        if p["type"] != "audio":
+            return p
+        file = io.BytesIO()
+        soundfile.write(file, media.load("audio", p["path"]), media.sampling_rate, format="WAV", subtype="FLOAT")
+        return {"type": "audio", "base64": base64.b64encode(file.getvalue()).decode()}
+
+    lists = {id(m): [part(p) for p in m["content"]] for m in item.messages if not isinstance(m["content"], str)}
+    return [{**m, "content": lists.get(id(m), m["content"])} for m in item.messages]
+
+
+def _media_inputs(processor: Any, items: Sequence[Item], media: Media) -> dict[str, Any]:
+    """The processor's arguments for images and sounds of a batch, decoded; empty where it carries none."""
+    inputs: dict[str, Any] = {}
+    images = [[media.load(k, p) for k, p in i.media if k == "image"] for i in items]
+    if any(images):
+        inputs[ARGUMENTS["image"]] = images
+    extractor = part_for(processor, "audio")
+    sounds = [whole_frames(extractor, media.load(k, p)) for i in items for k, p in i.media if k == "audio"]
+    if sounds:
+        inputs[ARGUMENTS["audio"]] = sounds
+        inputs["audio_kwargs"] = {"sampling_rate": media.sampling_rate}
+    return inputs
+
+
+def untaken(processor: Any, item: Item) -> str | None:
+    """What an item carries that the model does not take, with the remedy, or None."""
+    for kind in sorted({kind for kind, _ in item.media}):
+        if part_for(processor, kind) is None:
+            taken = [k for k in ARGUMENTS if part_for(processor, k) is not None]
+            return (
+                f"it has {kind}, and {type(processor).__name__} takes "
+                f"{'text and ' + ' and '.join(taken) if taken else 'text alone'}; remove it or choose a model that takes {kind}"
+            )
+    return interleave_fault(processor, item)
+
+
+def all_texts(item: Item) -> list[str]:
+    contents = [m["content"] for m in item.messages]
+    return [t for c in contents for t in ([c] if isinstance(c, str) else [p["text"] for p in c if p["type"] == "text"])]

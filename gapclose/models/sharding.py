@@ -1,0 +1,92 @@
+"""What an engine does with a model's parameters, and how to see them whole, whichever engine it is.
+
+Under one process, DDP and ZeRO-2 every process holds whole parameters. FSDP2 makes ``DTensor``s of them and ZeRO-3 empty placeholders, both
+gathered by hooks as the forward goes along; there every forward is a collective operation, so that all processes have to run equally many,
+over the same modules. Nothing here asks how the program was launched: it looks at the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import distributed, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+from gapclose.models.structure import decoder_layers
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a process holds only its part of the model, so that all of them have to run their forwards together."""
+    return any(isinstance(m, FSDPModule) for m in model.modules()) or is_zero3(model)
+
+
+def is_zero3(model: nn.Module) -> bool:
+    """Whether ZeRO-3 has shared out the parameters: nothing but small ones is whole between two forwards."""
+    return any(is_partitioned(p) for p in model.parameters())
+
+
+def is_partitioned(parameter: torch.Tensor) -> bool:
+    return hasattr(parameter, "ds_id")  # set by ZeRO-3 alone
+
+
+def is_wrapped(model: nn.Module) -> bool:
+    """Whether an engine is in charge of the parameters, so that the model cannot be copied or merged: under FSDP2, ZeRO-2 and ZeRO-3."""
+    return is_sharded(model) or any(hasattr(p, "_hp_mapping") for p in model.parameters())  # set by DeepSpeed
+
+
+def layer_classes(model: nn.Module) -> list[str]:
+    """Names of the classes of the decoder's layers, most often one: what FSDP2 gathers and frees at a time."""
+    return sorted({type(block).__name__ for block in decoder_layers(model)})
+
+
+def wrap_layers(accelerator: Any, model: nn.Module) -> None:
+    """Have an accelerator under FSDP2 wrap the decoder's own layers, whatever its launch file says; nothing under other engines."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None:
+        from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+
+        plugin.transformer_cls_names_to_wrap = layer_classes(model)
+        plugin.auto_wrap_policy = transformer_auto_wrap_policy
+
+
+def shard(model: nn.Module) -> None:
+    """Leave every process its part of a model that is on the CPU, by FSDP2, for forwards without training.
+
+    One decoder layer at a time goes to the device whole; what lies outside of the layers stays whole there after the first forward.
+    """
+    mesh = distributed.init_device_mesh(PartialState().device.type, (distributed.get_world_size(),))  # pyright: ignore[reportOptionalMemberAccess]
+    for block in decoder_layers(model):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "generate")
+
+
+@contextmanager
+def outside_layers(model: nn.Module) -> Iterator[None]:
+    """Inside, what lies outside of the decoder layers is whole, so that parts of the model can be called by themselves (FSDP2)."""
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()
+
+
+def most(count: int) -> int:
+    """The largest ``count`` of all processes, which all have to ask for it."""
+    if PartialState().num_processes == 1:
+        return count
+    found = torch.tensor(count, device=PartialState().device)
+    distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
+    return int(found)
+
+
+def unwrap_engine(model: Any) -> Any:
+    """The PEFT or transformers model inside DDP: forwards without gradients need no engine."""
+    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model

@@ -1,0 +1,54 @@
+"""Videos as inputs of a transformers processor: frames, their times and their size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gapclose.data.video import Film
+
+
+def film_inputs(films: Sequence[Film], processor: Any = None) -> dict[str, Any]:
+    """What a transformers processor is given for the films of a batch: frames as they are, and when they were; nothing for none."""
+    if not films:
+        return {}
+    from transformers.video_utils import VideoMetadata
+
+    facts = []
+    for film in films:
+        count, (height, width) = len(film.frames), film.frames.shape[1:3]
+        rate = 1 / film.seconds if film.seconds > 0 else 1.0
+        facts.append(
+            VideoMetadata(
+                total_num_frames=count, fps=rate, duration=count / rate, height=height, width=width, frames_indices=list(range(count))
+            )
+        )
+    how = {"video_metadata": facts, "do_sample_frames": False, **_smaller_size(processor)}
+    return {"videos": [f.frames for f in films], "videos_kwargs": how}
+
+
+def _smaller_size(processor: Any) -> dict[str, Any]:
+    """The size that the checkpoint's video processor states, where it is below the one that the class of its processor puts in its place.
+
+    Transformers 5.23 has Qwen2.5-Omni's enlarge every frame to 100,352 pixels at least (128 tokens), whatever the checkpoint says. That is
+    how the published models saw films in training; a small model states less, and means it. Remove when the checkpoint's size is kept.
+    """
+    stated = getattr(type(processor), "videos_kwargs", None)
+    usual = stated.get("size") if isinstance(stated, dict) else None
+    own = getattr(getattr(processor, "video_processor", None), "size", None)
+    if not usual or not own or own["longest_edge"] >= usual["longest_edge"]:
+        return {}
+    return {"size": {key: own[key] for key in ("shortest_edge", "longest_edge")}}
+
+
+def set_film_times(inputs: dict[str, Any], films: Sequence[Film], processor: Any) -> None:
+    """Put the films' own pace where a processor states one for all of them.
+
+    Qwen2.5-Omni's says that every film was sampled twice a second (transformers 5.23); its model places frames in time by it. Remove when
+    it looks at the metadata, as the processor of Qwen2.5-VL does.
+    """
+    import torch
+
+    if "video_second_per_grid" in inputs:
+        patch = processor.video_processor.temporal_patch_size
+        inputs["video_second_per_grid"] = torch.tensor([f.seconds * patch for f in films])

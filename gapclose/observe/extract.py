@@ -1,0 +1,212 @@
+"""Observe: one forward of an item yields its residuals at the answer position and the score of every option, together.
+
+Observations are streamed to ``shard-*.safetensors``, each written whole, the manifest last; an interrupted observation goes on
+with the first missing shard. Batches are fixed by the items alone, so one process and many write the same bytes.
+
+Shapes: N items, B batch, T prompt tokens, L observed layers, D width, O options (padded to the longest list), K kept tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from gapclose.core.distributed import main_alone, together
+from gapclose.core.files import appears, read_json, write_json
+from gapclose.core.logging import say, track
+from gapclose.core.versions import versions_now
+from gapclose.data.items import Item, ItemSet
+from gapclose.data.media import Media
+from gapclose.models.hooks import forget_offsets
+from gapclose.models.loading import LoadedModel
+from gapclose.models.processing import media_signature
+from gapclose.models.sharding import is_sharded, unwrap_engine
+from gapclose.observe.batching import plan_batches
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.forward import generate, read_batch
+from gapclose.observe.prefix_cache import SharedPrefix, answer_on
+from gapclose.observe.request import Wanted, request_of
+from gapclose.observe.store import (
+    Observations,
+    claim,
+    leave_shared,
+    pad_options,
+    read_observations,
+    shard_path,
+    shards_there,
+    take_shared,
+    write_shard,
+)
+
+
+def observe(
+    loaded: LoadedModel,
+    items: ItemSet,
+    directory: Path,
+    config: ObserveConfig,
+    wanted: Wanted,
+    *,
+    replace: bool = False,
+    shared: Path | None = None,
+) -> Observations:
+    """Observe ``items`` into ``directory``, or read back what is already there under the same fingerprint.
+
+    Every process of a launch takes every W-th shard; all of them return all observations, whose residuals stay on disk until a layer is asked
+    for.
+
+    Args:
+        replace: throw away what is there under another fingerprint or other versions instead of refusing (for stages that belong to a
+            training run).
+        shared: take what another run left here under the same fingerprint and the same versions, or leave it here.
+
+    Raises:
+        ValueError: when the directory holds observations of something else, or by other versions; both are named.
+        FloatingPointError: when a residual or score is not finite, naming the item.
+    """
+    batches = plan_batches(items.items, config.batch_size, by_clip=config.share_prefix)
+    shards = [batches[i : i + config.shard_batches] for i in range(0, len(batches), config.shard_batches)]
+    request = request_of(loaded, items, config, wanted)
+    request["versions"] = versions_now()
+    left = shared and shared / "-".join([request["fingerprint"], *(f"{name}-{of}" for name, of in request["versions"].items())])
+
+    def missing_shards() -> list[int] | None:
+        """None of a finished observation; of one that has lost a shard since, that one."""
+        there, manifest = shards_there(directory, len(shards)), directory / "manifest.json"
+        claim(directory, request, replace, versions=config.versions, finished=manifest.is_file() and len(there) == len(shards))
+        there = shards_there(directory, len(shards))
+        if left and not manifest.is_file() and take_shared(directory, left):
+            say(f"{directory.name}: taken from {left}")
+            there = shards_there(directory, len(shards))
+        missing = [s for s in range(len(shards)) if s not in there]
+        return None if manifest.is_file() and not missing else missing
+
+    missing = main_alone(missing_shards)  # one answer for all: another node's view of the directory may be older
+    if missing is not None:
+        begun = time.process_time()
+        mine = share_out(shards, missing, is_sharded(loaded.model))
+        media = loaded.media(items, blank=wanted.blank)
+        reader = _reader(loaded, batches, media, config, wanted)
+
+        def fill() -> None:
+            following, fault = iter([*(batch for s, _ in mine for batch in shards[s])][1:]), None
+            for s, kept in track(mine, len(mine), f"observing {directory.parent.name}/{directory.name}"):
+                results = []
+                for batch in shards[s]:
+                    media.ahead([*batch, *next(following, [])])  # decoded while the model works on this one
+                    try:
+                        results.append(_forward(loaded, batch, media, config, wanted, reader))
+                    except FloatingPointError as error:
+                        if not is_sharded(loaded.model):
+                            raise
+                        fault = fault or error  # the other processes go on with forwards that need this one
+                if kept and not fault:
+                    write_shard(shard_path(directory, s), results)
+            if fault:
+                raise fault
+
+        def finish() -> None:
+            found = {"shards": len(shards), "n_items": len(items), "cpu_seconds": round(time.process_time() - begun, 1)}
+            asked = read_json(directory / "request.json", "fingerprint")
+            write_json(directory / "manifest.json", asked | found | ({"option_order": items.orders} if items.orders else {}))
+            if left and "earlier_versions" not in asked:
+                leave_shared(directory, left)
+
+        together(fill, joint=is_sharded(loaded.model))
+        main_alone(finish)
+    appears(directory / "manifest.json")
+    return read_observations(directory, [i.id for i in items])
+
+
+def forward_batches(
+    loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: Media, config: ObserveConfig, wanted: Wanted
+) -> Observations:
+    """Observe batches in memory, for checks; nothing is stored."""
+    reader = _reader(loaded, batches, media, config, wanted)
+    results = [_forward(loaded, batch, media, config, wanted, reader) for batch in batches]
+    width = max(r["scores"].shape[1] for r in results)
+    return Observations(
+        ids=[i for r in results for i in r["ids"]],
+        residuals={layer: torch.cat([r[f"layer.{layer}"] for r in results]) for layer in wanted.layers},
+        scores=torch.cat([pad_options(r["scores"], width) for r in results]),
+        answers=[a for r in results for a in r["answers"]] if wanted.generate else None,
+    )
+
+
+def _reader(
+    loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: Media, config: ObserveConfig, wanted: Wanted
+) -> SharedPrefix | None:
+    """What reads clips once for all of their questions, tried on the first of them; None where it is not asked for."""
+    if not config.share_prefix or wanted.trunk is not None:
+        return None
+    reader, tried = SharedPrefix(loaded), Wanted(layers=wanted.layers or (len(loaded.layers),))
+    reader.check(batches, lambda few, by: _forward(loaded, few, media, config, tried, by))
+    return reader
+
+
+def share_out(shards: Sequence[Sequence[Sequence[Item]]], missing: Sequence[int], together: bool) -> list[tuple[int, bool]]:
+    """What this process observes of the missing shards, and whether it keeps it.
+
+    Every W-th one, where processes work by themselves. Where the model is sharded they go ``together`` through equally many batches of the same
+    media: W shards that are alike at a time, of which the last is repeated for the processes that are left over, and dropped there.
+    """
+    state = PartialState()
+    rank, processes = state.process_index, state.num_processes
+    if not together:
+        return [(s, True) for s in missing if s % processes == rank]
+    alike: dict[tuple[tuple[str, ...], ...], list[int]] = defaultdict(list)
+    for s in missing:
+        alike[tuple(media_signature(batch[0]) for batch in shards[s])].append(s)
+    rounds = [group[i : i + processes] for group in alike.values() for i in range(0, len(group), processes)]
+    return [(a_round[min(rank, len(a_round) - 1)], rank < len(a_round)) for a_round in rounds]
+
+
+@torch.no_grad()  # not inference_mode: what an engine gathers there could not be trained with afterwards
+def _forward(
+    loaded: LoadedModel,
+    batch: Sequence[Item],
+    media: Media,
+    config: ObserveConfig,
+    wanted: Wanted,
+    reader: SharedPrefix | None = None,
+) -> dict[str, Any]:
+    """Run one batch, whole or behind what ``reader`` has read of its clips; every tensor comes back on the CPU."""
+    model = unwrap_engine(loaded.model)
+    asked, inputs = None, dict[str, torch.Tensor]()
+    forget_offsets(model)
+    if reader and not (wanted.patch and wanted.generate):  # the cache holds the donors, and answers are the model's own
+        longest = max(len(loaded.option_tokens(o.text)) for item in batch for o in item.options)
+        asked = reader.ask(model, batch, media, room=max(longest, config.max_new_tokens if wanted.generate else 0))
+    if asked:
+        inputs = asked
+    elif wanted.trunk is None or wanted.generate:
+        inputs = {k: v.to(loaded.device) for k, v in loaded.prompts(batch, media).items()}
+    if wanted.trunk is not None:
+        logp, scores, residuals = wanted.trunk.score(loaded, batch, wanted.layers)
+    else:
+        logp, scores, residuals = read_batch(loaded, batch, inputs, wanted)
+    result: dict[str, Any] = {
+        "ids": [i.id for i in batch],
+        "scores": scores.cpu(),
+        **{f"layer.{layer}": value.cpu() for layer, value in residuals.items()},
+    }
+    if wanted.top_tokens:
+        top = logp.topk(min(wanted.top_tokens, logp.shape[-1]), dim=-1)
+        result["top_logps"], result["top_tokens"] = top.values.cpu(), top.indices.int().cpu()
+    result["answers"] = []
+    if wanted.generate and asked:
+        result["answers"] = answer_on(loaded, model, asked, logp, config.max_new_tokens)
+    elif wanted.generate:
+        result["answers"] = generate(loaded, model, inputs, config.max_new_tokens)
+    for key, value in result.items():
+        if key != "scores" and not key.startswith("layer."):
+            continue
+        bad = torch.isnan(value).any(-1) if key == "scores" else ~torch.isfinite(value).all(-1)
+        if bad.any():
+            raise FloatingPointError(f"item {batch[int(bad.nonzero()[0])].id!r}: {key} is not finite; try model.dtype float32 or bfloat16")
+    return result

@@ -1,0 +1,97 @@
+"""One forward of a batch: residuals at the answer position, scores of the options, and greedy answers.
+
+Shapes: B batch, T prompt tokens, D width, O options (padded to the longest list), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from gapclose.data.items import Item
+from gapclose.models.hooks import answer_logits, forget_offsets, last_logits, passed_by, patched_at, residuals_at
+from gapclose.models.loading import LoadedModel
+from gapclose.models.sharding import is_sharded, most, outside_layers, unwrap_engine
+from gapclose.models.structure import unwrap
+from gapclose.observe.prefix_cache import later_positions
+
+if TYPE_CHECKING:
+    from gapclose.observe.request import Wanted
+
+
+def read_batch(
+    loaded: LoadedModel, batch: Sequence[Item], inputs: dict[str, torch.Tensor], wanted: Wanted
+) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
+    """Log-probabilities of the next token (B, V), of the options (B, O), and residuals by layer (B, D), from one forward of the prompts."""
+    model, rows = unwrap_engine(loaded.model), torch.arange(len(batch), device=loaded.device)
+    last = torch.full_like(rows, inputs["input_ids"].shape[1] - 1)
+    options = [[loaded.option_tokens(o.text) for o in item.options] for item in batch]
+    longer = [o for o in range(max(map(len, options))) if any(len(tokens) > 1 for per_item in options for tokens in per_item[o : o + 1])]
+    rereads: list[int | None] = [*longer, *[None] * (most(len(longer)) - len(longer))] if is_sharded(model) else [*longer]
+    donors = {layer: torch.stack([of[i.id] for i in batch]) for layer, of in wanted.patch.items()}
+    with patched_at(model, last, donors), residuals_at(model, wanted.layers, last) as residuals, answer_logits(model, rows, last):
+        output = model(**inputs, use_cache=bool(rereads) or "past_key_values" in inputs)
+    logp = output.logits[0].float().log_softmax(-1)  # (B, V)
+    return logp, _score(model, logp, options, rereads, inputs, output.past_key_values), residuals
+
+
+def _score(
+    model: Any, logp: torch.Tensor, options: list[list[list[int]]], rereads: list[int | None], inputs: dict[str, torch.Tensor], cache: Any
+) -> torch.Tensor:
+    """Summed token log-probabilities of every option, (B, O).
+
+    First tokens come from the prompt's own forward (``logp``, (B, V)). Longer options continue from its key-value cache, one option
+    place at a time so that the batch (and with it a model's stored rotary offsets) stays as it was; the media are read once. ``rereads`` names
+    these places; None is a forward for the sake of other processes, whose result is dropped.
+    """
+    size, width = len(options), max(len(o) for o in options)
+    scores = torch.full((size, width), -torch.inf, device=logp.device)
+    for b, per_item in enumerate(options):
+        first = torch.tensor([tokens[0] for tokens in per_item], device=logp.device)
+        scores[b, : len(per_item)] = logp[b, first]
+    for o in rereads:
+        rest = [per_item[o] if o is not None and o < len(per_item) else per_item[0][:1] for per_item in options]
+        steps = max(1, max(len(tokens) for tokens in rest) - 1)
+        fed = torch.zeros((size, steps), dtype=torch.long)
+        mask = torch.zeros((size, steps), dtype=inputs["attention_mask"].dtype)
+        for b, tokens in enumerate(rest):
+            fed[b, : len(tokens) - 1] = torch.tensor(tokens[:-1])
+            mask[b, : len(tokens) - 1] = 1
+        attention = torch.cat([inputs["attention_mask"], mask.to(logp.device)], 1)
+        positions = later_positions(model, attention, steps, counted="position_ids" in inputs)
+        places = {"input_ids": fed.to(logp.device), "attention_mask": attention, "position_ids": positions}
+        out = model(**places, past_key_values=copy.deepcopy(cache), use_cache=True)
+        later = out.logits.float().log_softmax(-1)  # (B, steps, V)
+        for b, tokens in enumerate(rest):
+            for t, token in enumerate(tokens[1:]):
+                scores[b, o] += later[b, t, token]
+    return scores
+
+
+def generate(loaded: LoadedModel, model: Any, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> list[str]:
+    """Greedy answers, by the logits alone: a penalty on repetition, or whatever else a checkpoint asks for, would make them others than
+    those that the scores rank."""
+    base, tokenizer = unwrap(model), loaded.tokenizer
+    own = base.generation_config  # what is not said in a call is taken from there
+    ends = {"eos_token_id": own.eos_token_id, "bos_token_id": own.bos_token_id}
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    base.generation_config = transformers.GenerationConfig(**ends, pad_token_id=pad)
+    try:
+        with last_logits(base), outside_layers(model):
+            generated = base.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, synced_gpus=is_sharded(model))
+    finally:
+        base.generation_config = own
+    return tokenizer.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def forward_part(model: Any, part: dict[str, Any]) -> torch.Tensor:
+    """Log-probabilities (P, V) at the positions of a part that :class:`gapclose.training.collator.Collator` made, from stored states or media."""
+    prompt = part["prompt"]
+    forget_offsets(model)
+    below = passed_by(model, range(1, part.get("frozen", 0) + 1), prompt.get("inputs_embeds"))
+    with below, answer_logits(model, part["rows"], part["positions"]):
+        return model(**prompt, use_cache=False).logits[0].float().log_softmax(-1)

@@ -1,0 +1,142 @@
+"""The frozen trunk: what enters the first adapted layer, stored once, so that training and re-measuring begin there.
+
+Media towers and the decoder layers below the first adapted one never change while adapters train. Their work lies here token by token, in
+the model's own dtype, and the model's own forward runs with the layers below passed by (:func:`gapclose.models.hooks.passed_by`): masks,
+rotary embeddings, the final norm and the logits are its own, no tower runs, and no media are read.
+
+Files are ``batch-*.safetensors``, read through memory maps. Items lie in them without padding, so that any batch can be made of them. An
+answer of several tokens has the states of all but its last one behind its prompt's, which they do not change.
+
+Shapes: B rows, T tokens, D width of the residual stream, A axes of rotary positions, V vocabulary, O options.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from safetensors import safe_open
+
+from gapclose.data.items import Item
+from gapclose.models.hooks import residuals_at
+from gapclose.models.loading import LoadedModel
+from gapclose.models.sharding import unwrap_engine
+from gapclose.observe.answer_rows import AnswerRows
+from gapclose.observe.forward import forward_part
+
+Row = tuple[Item, list[int]]
+"""an item, and tokens of an answer behind its prompt"""
+OPEN = 64
+"""files that are mapped at once"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where an item's states lie."""
+
+    file: Path
+    number: int
+    """among the items of the file"""
+    start: int
+    """of its prompt among the tokens of the file"""
+    tokens: int
+    contexts: list[list[int]]
+    """answers' tokens whose states follow, one list after the other"""
+
+    def behind(self, context: list[int]) -> int:
+        """Where the states of ``context`` begin, which one of the stored answers begins with."""
+        start = self.start + self.tokens
+        for stored in self.contexts:
+            if stored[: len(context)] == context:
+                return start
+            start += len(stored)
+        raise AssertionError(f"{context} begins none of {self.contexts}")
+
+
+class Trunk:
+    """Stored states, ready to make batches of."""
+
+    def __init__(self, files: Sequence[Path], frozen: int) -> None:
+        self.frozen = frozen
+        """decoder layers below the first adapted one"""
+        self.places: dict[str, Place] = {}
+        self.file: Any = lru_cache(maxsize=OPEN)(lambda path: safe_open(path, framework="pt"))
+        for path in files:
+            start = 0
+            for number, (name, tokens, contexts) in enumerate(json.loads(self.file(path).metadata()["items"])):
+                self.places[name] = Place(file=path, number=number, start=start, tokens=tokens, contexts=contexts)
+                start += tokens + sum(map(len, contexts))
+
+    def batch(self, rows: Sequence[Row]) -> tuple[dict[str, torch.Tensor], int]:
+        """The model's inputs in place of a processor's, for rows that carry the same kinds of media; and the length of the padded prompt.
+
+        Returns:
+            ``inputs_embeds`` (B, T, D), ``attention_mask`` (B, T) and, where the decoder is given any, ``position_ids`` (B, T) or (A, B, T):
+            prompts padded on the left, answers behind them on the right.
+        """
+        places = [self.places[item.id] for item, _ in rows]
+        length, longest = max(p.tokens for p in places), max(len(context) for _, context in rows)
+        spans: list[tuple[int, Path, int, int, int]] = []  # row, file, from, to, first column
+        for b, (place, (_, context)) in enumerate(zip(places, rows, strict=True)):
+            spans.append((b, place.file, place.start, place.start + place.tokens, length - place.tokens))
+            if context:
+                answer = place.behind(context)
+                spans.append((b, place.file, answer, answer + len(context), length))
+        shape = (len(rows), length + longest)
+        mask = torch.zeros(shape, dtype=torch.long)
+        for b, _, start, end, column in spans:
+            mask[b, column : column + end - start] = 1
+        prompt = {"inputs_embeds": self._filled("hidden", spans, shape), "attention_mask": mask}
+        first = self.file(places[0].file)
+        if "positions" in first.keys():  # noqa: SIM118 (a safetensors file is no dict)
+            positions = self._filled("positions", spans, shape).permute(2, 0, 1).long()
+            prompt["position_ids"] = positions if json.loads(first.metadata()["grid"]) else positions[0]
+        return prompt, length
+
+    def _filled(self, name: str, spans: Sequence[tuple[int, Path, int, int, int]], shape: tuple[int, int]) -> torch.Tensor:
+        """(B, T, D or A): the stored rows of ``spans``, zeros elsewhere."""
+        found = [self.file(path).get_slice(name)[start:end] for _, path, start, end, _ in spans]
+        filled = found[0].new_zeros(*shape, found[0].shape[1])
+        for (b, _, start, end, column), states in zip(spans, found, strict=True):
+            filled[b, column : column + end - start] = states
+        return filled
+
+    def score(
+        self, loaded: LoadedModel, batch: Sequence[Item], layers: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
+        """What a forward of :mod:`gapclose.observe.extract` finds, for items that carry the same kinds of media.
+
+        Returns:
+            log-probabilities of the next token (B, V); of every option, summed over its tokens (B, O); residuals at the answer position by
+            layer (B, D), of layers below the first adapted one as they were stored.
+        """
+        laid = AnswerRows()
+        for item in batch:
+            laid.add_answers(item, [loaded.option_tokens(o.text) for o in item.options])
+        prompt, length = self.batch(laid.rows)
+        part: dict[str, Any] = send_to_device({"prompt": prompt, "frozen": self.frozen, **laid.tensors(length)}, loaded.device)
+        counts = [[len(loaded.option_tokens(o.text)) for o in item.options] for item in batch]
+        begins = np.cumsum([0, *(sum(c) for c in counts[:-1])])  # of each item among the tokens of all options
+        first = part["place"][torch.from_numpy(begins).to(loaded.device)]  # (B,) its answer position among all positions
+        row = part["rows"][first]
+        answer = part["positions"][first[:1]].expand(len(part["prompt"]["attention_mask"]))
+        above = [layer for layer in layers if layer > self.frozen]
+        model = unwrap_engine(loaded.model)
+        with residuals_at(model, above, answer) as residuals:
+            logp = forward_part(model, part)  # (P, V)
+        each = [of.sum() for of in logp[part["place"], part["token"]].split([n for c in counts for n in c])]
+        scores = torch.full((len(batch), max(map(len, counts))), -torch.inf, device=logp.device)
+        for b, c in enumerate(counts):
+            scores[b, : len(c)] = torch.stack([each.pop(0) for _ in c])
+        stored = [(self.file(p.file), p.number) for p in (self.places[i.id] for i in batch)]
+        found = {layer: value[row] for layer, value in residuals.items()}
+        for layer in set(layers) - set(above):
+            found[layer] = torch.cat([file.get_slice(f"layer.{layer}")[n : n + 1] for file, n in stored])
+        return logp[first], scores, found

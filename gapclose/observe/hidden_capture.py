@@ -1,0 +1,161 @@
+"""What enters the first adapted layer of a batch, and whether a model can start from there.
+
+What is known to keep it from that is told by name. Whatever else may is found by a trial: the same batch by the model's own forward, and from
+the states that entered.
+
+Shapes: B rows, T tokens, D width of the residual stream, A axes of rotary positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+
+from gapclose.data.items import Item
+from gapclose.data.media import Media
+from gapclose.models.hooks import answer_logits, passed_by, residuals_at
+from gapclose.models.loading import LoadedModel
+from gapclose.models.processing import media_signature
+from gapclose.models.sharding import unwrap_engine
+from gapclose.models.structure import decoder, decoder_layers, unwrap
+from gapclose.observe.answer_rows import longest_contexts, prompt_with_answers
+from gapclose.observe.forward import forward_part
+from gapclose.observe.hidden_cache import Row
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+"""by which a log-probability from stored states may differ from the model's own in the same batch, before the cache is left off"""
+UNDERSTOOD = {
+    "input_ids",
+    "inputs_embeds",
+    "attention_mask",
+    "position_ids",
+    "past_key_values",
+    "use_cache",
+    "cache_position",
+    "visual_pos_masks",
+}
+"""what a decoder may be given; anything else that a family hands it would be missing when it starts from stored states"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entered:
+    """What reaches the first adapted layer."""
+
+    hidden: torch.Tensor
+    """(B, T, D)"""
+    mask: torch.Tensor
+    """(B, T), as the prompt has it"""
+    positions: torch.Tensor | None
+    """(B, T) or (A, B, T); None where the decoder counts by itself"""
+    length: int
+    """tokens of the padded prompt, without answers"""
+    residuals: dict[int, torch.Tensor]
+    """layer -> (B, D) at the answer position"""
+    given: dict[str, Any]
+    """what else the decoder was called with, and the mask that it was given; of the prompt's own inputs it makes the embedding"""
+
+
+def answer_rows(loaded: LoadedModel, batch: Sequence[Item]) -> list[Row]:
+    """Every item once for each list of answer tokens that an option of several tokens is predicted from; of single tokens, once."""
+    return [(i, c) for i in batch for c in longest_contexts([loaded.option_tokens(o.text)[:-1] for o in i.options])]
+
+
+@torch.inference_mode()
+def enter(loaded: LoadedModel, rows: Sequence[Row], media: Media, frozen: int, layers: Sequence[int] = ()) -> Entered:
+    """Run towers and the first ``frozen`` decoder layers on a batch."""
+    model, device = unwrap_engine(loaded.model), loaded.device
+    inputs, length = prompt_with_answers(loaded, media, rows)
+    inputs = send_to_device(inputs, device)
+    caught: dict[str, Any] = {}
+
+    def at_decoder(module: Any, args: tuple, kwargs: dict) -> None:
+        caught["given"] = kwargs
+
+    def at_layer(module: Any, args: tuple, kwargs: dict) -> None:
+        caught["hidden"] = args[0] if args else kwargs["hidden_states"]
+
+    blocks, last = decoder_layers(model), torch.full((len(rows),), length - 1, device=device)
+    handles = [
+        decoder(model).register_forward_pre_hook(at_decoder, with_kwargs=True),
+        blocks[frozen].register_forward_pre_hook(at_layer, with_kwargs=True),
+    ]
+    try:
+        with (
+            passed_by(model, range(frozen + 1, len(blocks) + 1)), residuals_at(model, layers, last) as residuals,
+            answer_logits(model, last[:1] * 0, last[:1]),
+        ):  # fmt: skip
+            model(**inputs, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    given = {k: v for k, v in caught["given"].items() if k not in inputs or k == "attention_mask"}
+    positions = given.get("position_ids")
+    if positions is not None:
+        positions = positions.expand(*positions.shape[:-2], len(rows), -1)
+    return Entered(
+        hidden=caught["hidden"], mask=inputs["attention_mask"], positions=positions, length=length, residuals=residuals, given=given
+    )
+
+
+def cannot(loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: Media, frozen: int) -> str | None:
+    """Why the model cannot start from stored states, or None: what is known to keep it from that, and then a trial, the first batch of
+    every combination of media by the model's own forward and from its states."""
+    if frozen < 1:
+        return "lora.layers leaves no decoder layer below the first adapted one"
+    if getattr(decoder(loaded.model).config, "num_kv_shared_layers", 0):
+        return "upper layers of its decoder use keys and values of lower ones"
+    tolerance = TOLERANCE[next(unwrap(loaded.model).parameters()).dtype]
+    for batch in first_of_each(batches):
+        rows = answer_rows(loaded, batch)
+        entered = enter(loaded, rows, media, frozen)
+        if reason := _not_all(entered, frozen):
+            return reason
+        try:
+            difference = trial(loaded, rows, media, entered, frozen)
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
+            return f"the model does not start from stored states ({type(error).__name__}: {error})"
+        if not difference <= tolerance:
+            return f"from stored states, a log-probability differs by {difference:.2g} from the model's own ({tolerance:g} is allowed)"
+    return None
+
+
+def first_of_each(batches: Sequence[Sequence[Item]]) -> list[Sequence[Item]]:
+    """The first batch of every combination of media."""
+    return list({media_signature(batch[0]): batch for batch in reversed(batches)}.values())
+
+
+def _not_all(entered: Entered, frozen: int) -> str | None:
+    """What the adapted layers are given beside the residual stream, a mask of tokens, and positions."""
+    if entered.hidden.dim() != 3:
+        return "its decoder has several residual streams"
+    if entered.hidden.shape[:2] != entered.mask.shape:
+        return f"its decoder sees {entered.hidden.shape[1]} tokens where the prompt has {entered.mask.shape[1]}"
+    given = {k: v for k, v in entered.given.items() if v is not None and not isinstance(v, bool | int | float | str)}
+    late = given.pop("deepstack_visual_embeds", [])
+    if len(late) > frozen:
+        return f"visual features enter its decoder up to layer {len(late)}, and the first adapted one is {frozen + 1}"
+    if other := sorted(given.keys() - UNDERSTOOD):
+        return f"its decoder is also given {', '.join(other)}"
+    mask = given.get("attention_mask")
+    if mask is not None and not (isinstance(mask, torch.Tensor) and mask.dim() == 2):
+        return "attention between its tokens depends on the media"
+    return None
+
+
+@torch.inference_mode()
+def trial(loaded: LoadedModel, rows: Sequence[Row], media: Media, entered: Entered, frozen: int) -> float:
+    """The largest difference of a log-probability at the answer positions between the model's own forward and one from ``entered``."""
+    model = unwrap_engine(loaded.model)
+    inputs, length = prompt_with_answers(loaded, media, rows)
+    where = torch.arange(len(rows), device=loaded.device)
+    places = {"rows": where, "positions": torch.full_like(where, length - 1)}
+    stored = {"inputs_embeds": entered.hidden, "attention_mask": entered.mask}
+    stored |= {} if entered.positions is None else {"position_ids": entered.positions}
+    own = forward_part(model, {"prompt": send_to_device(inputs, loaded.device), **places})
+    return float((forward_part(model, {"prompt": stored, "frozen": frozen, **places}) - own).abs().max())

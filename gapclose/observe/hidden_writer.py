@@ -1,0 +1,176 @@
+"""Fill a :class:`gapclose.observe.hidden_cache.Trunk`: every batch once, where the model can start from one and the disk holds it.
+
+Every process fills every W-th batch, each file written whole; an interrupted fill goes on with the first missing one. Where the cache
+cannot be, the reason is said and everything is computed in every step, as without it.
+
+Shapes: B rows, T tokens, D width of the residual stream, A axes of rotary positions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from gapclose.core.checksums import Damaged, read_tensors
+from gapclose.core.distributed import main_alone, together
+from gapclose.core.files import appears, write_tensors
+from gapclose.core.logging import say, track
+from gapclose.core.versions import versions_now
+from gapclose.data.items import Item, ItemSet
+from gapclose.data.media import Media
+from gapclose.models.loading import LoadedModel
+from gapclose.models.processing import media_signature
+from gapclose.models.structure import unwrap
+from gapclose.observe.answer_rows import prompt_with_answers
+from gapclose.observe.batching import plan_batches
+from gapclose.observe.hidden_cache import Row, Trunk
+from gapclose.observe.hidden_capture import Entered, answer_rows, cannot, enter, first_of_each
+
+RESERVE = 1 << 30
+"""bytes of the disk that are left free"""
+MARGIN = 1.1
+"""of the estimate, since a few items have told how long all of them are"""
+
+
+def fill_trunk(
+    loaded: LoadedModel,
+    items: ItemSet,
+    directory: Path,
+    *,
+    frozen: int,
+    batch_size: int,
+    layers: Sequence[int] = (),
+    blank: Sequence[str] = (),
+) -> Trunk | None:
+    """The stored states of ``items`` that enter decoder layer ``frozen + 1``, filled where they are not there yet; None, and why, without.
+
+    Args:
+        directory: of this model and these items; what lies beside it under the same name with another fingerprint is removed.
+        layers: whose residuals are kept as well, none above ``frozen``. blank: kinds of media that are blanked.
+    """
+    state, media = PartialState(), loaded.media(items, blank=blank)
+    batches = plan_batches(items.items, batch_size)
+    directory = directory.with_name(f"{directory.name}-{_fingerprint(loaded, items, batch_size, frozen, layers, blank)}")
+    files = [directory / f"batch-{b:05d}.safetensors" for b in range(len(batches))]
+
+    def look_at_disk() -> str | None:
+        for other in directory.parent.glob(f"{directory.name.rpartition('-')[0]}-*"):
+            if other != directory:
+                shutil.rmtree(other)
+        return does_not_fit(loaded, batches, media, directory, files)
+
+    reason = (
+        _first(together(lambda: cannot(loaded, batches, media, frozen)))
+        or main_alone(look_at_disk)
+        or _first(together(lambda: _fill(loaded, batches, media, files, frozen, layers)))
+        or _first(together(lambda: _unseen(files)))
+    )
+    if reason is not None:
+        if state.is_main_process:
+            shutil.rmtree(directory, ignore_errors=True)  # a full disk would end the run
+        say(f"the frozen trunk is not cached ({directory.name.rpartition('-')[0]}): {reason}; it is computed in every step")
+        return None
+    size = sum(f.stat().st_size for f in files)
+    say(f"frozen trunk of {len(items)} items ({directory.name.rpartition('-')[0]}): {size / 2**20:,.1f} MiB, decoder layers 1..{frozen}")
+    return Trunk(files, frozen)
+
+
+def _first(reasons: Sequence[str | None]) -> str | None:
+    """Why one of the processes cannot."""
+    return next((r for r in reasons if r is not None), None)
+
+
+def _unseen(files: Sequence[Path]) -> str | None:
+    """Which of the files, all of them written, this process does not see; it waits for them, as another node may have to."""
+    for file in files:
+        appears(file)
+        if not file.is_file():
+            return f"a process does not see {file}, which another has written"
+    return None
+
+
+def _fingerprint(loaded: LoadedModel, items: ItemSet, batch_size: int, frozen: int, layers: Sequence[int], blank: Sequence[str]) -> str:
+    dtype, versions = str(next(unwrap(loaded.model).parameters()).dtype), versions_now()
+    known = [items.fingerprint(), loaded.fingerprint, loaded.apart, dtype, batch_size, frozen, sorted(layers), sorted(blank), versions]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def does_not_fit(
+    loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: Media, directory: Path, files: Sequence[Path]
+) -> str | None:
+    """Why the disk does not hold what is not stored yet, or None."""
+    kinds: dict[tuple[str, ...], int] = {}
+    for batch in batches:
+        kinds[media_signature(batch[0])] = kinds.get(media_signature(batch[0]), 0) + len(batch)
+    tokens = 0.0
+    for batch in first_of_each(batches):
+        mask = prompt_with_answers(loaded, media, [(item, []) for item in batch])[0]["attention_mask"]
+        behind = sum(len(context) for _, context in answer_rows(loaded, batch))
+        tokens += (int(mask.sum()) + behind) / len(batch) * kinds[media_signature(batch[0])]
+    there = sum(f.stat().st_size for f in files if f.is_file())
+    needed = trunk_bytes(tokens * MARGIN, loaded.width, next(unwrap(loaded.model).parameters()).element_size()) - there
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
+    if needed + RESERVE > free:
+        return f"it takes {needed / 2**30:,.2f} GiB more, and {directory} has {free / 2**30:,.2f} GiB free, of which 1 must remain"
+    return None
+
+
+def trunk_bytes(tokens: float, width: int, itemsize: int) -> int:
+    """Bytes of the stored states of ``tokens`` tokens, with positions of three axes."""
+    return int(tokens * (width * itemsize + 3 * 4))
+
+
+def _fill(
+    loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: Media, files: Sequence[Path], frozen: int, layers: Sequence[int]
+) -> str | None:
+    """Write this process's share of the files; the reason why one could not be written, or None."""
+    state = PartialState()
+    mine = [b for b in range(state.process_index, len(batches), state.num_processes) if not _is_whole(files[b])]
+    for n in track(range(len(mine)), len(mine), "computing the frozen trunk"):
+        media.ahead([item for b in mine[n : n + 2] for item in batches[b]])  # the next while the model works on this one
+        rows = answer_rows(loaded, batches[mine[n]])
+        try:
+            write_states(files[mine[n]], rows, enter(loaded, rows, media, frozen, layers))
+        except OSError as error:
+            return f"{files[mine[n]]}: {error.strerror or error}"
+    return None
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether an earlier start has stored these states and they are still what it stored; damaged ones are computed again."""
+    if not file.is_file():
+        return False
+    try:
+        read_tensors(file)
+    except Damaged as error:
+        say(f"  warning: {f'{error}'.partition(';')[0]}; computing it again")
+        return False
+    return True
+
+
+def write_states(path: Path, rows: Sequence[Row], entered: Entered) -> None:
+    """One batch: prompts without padding, each followed by its answers' tokens."""
+    places, cuts, firsts = list[list[Any]](), list[tuple[int, slice]](), list[int]()
+    for b, (item, context) in enumerate(rows):
+        if not places or places[-1][0] != item.id:
+            tokens = int(entered.mask[b, : entered.length].sum())
+            places.append([item.id, tokens, []])
+            firsts.append(b)
+            cuts.append((b, slice(entered.length - tokens, entered.length)))
+        places[-1][2].append(context)
+        cuts.append((b, slice(entered.length, entered.length + len(context))))
+    tensors = {"hidden": torch.cat([entered.hidden[b, cut] for b, cut in cuts])}  # (T, D)
+    if entered.positions is not None:
+        grid = entered.positions if entered.positions.dim() == 3 else entered.positions[None]
+        tensors["positions"] = torch.cat([grid[:, b, cut].T for b, cut in cuts]).int()  # (T, A)
+    tensors |= {f"layer.{layer}": value[firsts] for layer, value in entered.residuals.items()}
+    grid_axes = entered.positions is not None and entered.positions.dim() == 3
+    write_tensors(path, tensors, {"items": json.dumps(places), "grid": json.dumps(grid_axes)})

@@ -1,0 +1,159 @@
+"""One reading of the media for all questions of a clip.
+
+What precedes the questions of a clip, up to its last media token, goes through the model once; its key-value cache, repeated for every
+question, serves what follows. Where that cannot give what whole prompts give, they are run whole, and the reason is said once.
+
+Shapes: B batch (questions), C clips in it, P tokens of the longest prefix, S of the longest suffix, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import DynamicCache
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+
+from gapclose.core.logging import say
+from gapclose.data.items import Item
+from gapclose.data.media import Media
+from gapclose.models.hooks import answer_logits, rotary_stores
+from gapclose.models.loading import LoadedModel
+from gapclose.models.processing import media_signature
+from gapclose.models.structure import unwrap
+from gapclose.observe.batching import by_clip
+from gapclose.observe.prefix_prompts import CannotShare, on_the_left, split_prompts
+
+CONTINUED = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+"""layers of a cache that hold keys and values of single tokens, or nothing at all (of layers without attention, or with another's)"""
+TOLERANCES = {torch.float32: 1e-4}
+"""dtype -> by how much a few first questions may differ from their whole prompts, as a share of one plus the largest entry"""
+HALF_PRECISION = 0.05
+"""the same in bfloat16 and float16, whose rounding differs with the shapes of a forward; a wrong mask or position is far beyond it"""
+
+
+class SharedPrefix:
+    """Reads clips once for a model, where it can be done.
+
+    Args:
+        loaded: its cache decides: keys and values of every token, within a window or not, can be continued; a state that moves on with
+            every token (Mamba, linear attention) cannot, since questions of unequal length are padded behind the prefix. Where processes
+            hold parts of the model, they must run equally many forwards, and how many these are depends on the clips: not shared either.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded, self._said = loaded, set[str]()
+        self._refused: dict[tuple[str, ...], str] = {}
+        model = unwrap(loaded.model)
+        layers = DynamicCache(config=model.config).layers
+        others = sorted({type(layer).__name__ for layer in layers if type(layer) not in CONTINUED})
+        self.refusal = f"the model's cache has {' and '.join(others)}, which cannot be continued behind padding" if others else None
+        if any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters()):  # FSDP2; ZeRO-3
+            self.refusal = "processes hold parts of the model (observe under DDP or ZeRO-2 to share)"
+        self.window = min((layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)), default=None)
+
+    def ask(self, model: Any, batch: Sequence[Item], media: Media, room: int) -> dict[str, Any] | None:
+        """Read the clips of a batch; what the model is then given for its questions (``input_ids`` (B, S), padded on the left, and the
+        cache that they follow on), or None where prompts are to be run whole.
+
+        Whether it is None depends on the batch alone, so that one process and many do the same.
+
+        Args:
+            room: tokens that will follow on the questions: of options, or generated.
+        """
+        clips = by_clip(batch)
+        if len(clips) == len(batch):
+            return None
+        try:
+            if reason := self.refusal or self._refused.get(media_signature(batch[0])):
+                raise CannotShare(reason)
+            prefix, clip, suffixes = split_prompts(self.loaded, batch, clips, media)
+            longest = prefix["input_ids"].shape[1] + max(map(len, suffixes)) + room
+            if self.window is not None and longest > self.window:
+                raise CannotShare(f"prompts go beyond the sliding window of {self.window} tokens, which counts padding too")
+        except CannotShare as reason:
+            if str(reason) not in self._said:
+                self._said.add(str(reason))
+                say(f"observe.share_prefix: prompts are run whole where {reason}")
+            return None
+        return read_prefix(model, self.loaded, prefix, clip, suffixes)
+
+    def check(self, batches: Sequence[Sequence[Item]], forward: Callable[[Sequence[Item], SharedPrefix | None], dict[str, Any]]) -> None:
+        """Refuse kinds of media for which the first questions get other scores or residuals than their whole prompts.
+
+        Args:
+            forward: observes a few items, by this reader or (None) whole.
+        """
+        tried: set[tuple[str, ...]] = set()
+        for batch in batches if self.refusal is None else ():
+            several = [places for places in by_clip(batch) if len(places) > 1]
+            kinds = media_signature(batch[0])
+            if not several or kinds in tried:
+                continue
+            tried.add(kinds)
+            few = [batch[n] for places in several[:2] for n in places[:2]]
+            whole = forward(few, None)
+            try:
+                shared = forward(few, self)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, ValueError, IndexError, TypeError, FloatingPointError) as error:
+                self._refused[kinds] = f"a first try with {' and '.join(kinds)} failed ({error})"
+                continue
+            for key, expected in whole.items():
+                if not isinstance(expected, torch.Tensor):
+                    continue
+                there = torch.isfinite(expected)
+                off = float((shared[key][there] - expected[there]).abs().max()) / (1 + float(expected[there].abs().max()))
+                if not off <= TOLERANCES.get(unwrap(self.loaded.model).dtype, HALF_PRECISION):
+                    self._refused[kinds] = f"a first try with {' and '.join(kinds)} gave other {key} (off by {off:.1g} of their size)"
+
+
+def read_prefix(model: Any, loaded: LoadedModel, prefix: Any, clip: torch.Tensor, suffixes: list[list[int]]) -> dict[str, Any]:
+    """Run the prefixes; what the model is given for the questions behind them."""
+    prefix, clip = {k: v.to(loaded.device) for k, v in prefix.items()}, clip.to(loaded.device)
+    attention, first = prefix["attention_mask"], torch.zeros(1, dtype=torch.long)
+    own = any(hasattr(m, "rope_deltas") for m in unwrap(model).modules())  # media have rotary positions of their own
+    counted = {} if own else {"position_ids": (attention.long().cumsum(-1) - 1).clamp_min(0)}
+    with answer_logits(model, first, first):  # nobody asks for these
+        cache = model(**prefix, **counted, use_cache=True).past_key_values
+    cache.reorder_cache(clip)  # which copies whole rows: any number of times each
+    for module in rotary_stores(model):
+        module.rope_deltas = module.rope_deltas[clip]
+    ids = on_the_left(suffixes, loaded.tokenizer.pad_token_id).to(loaded.device)
+    mask = on_the_left([[1] * len(s) for s in suffixes], 0).to(attention)
+    attention = torch.cat([attention[clip], mask], 1)
+    places = {"attention_mask": attention, "position_ids": later_positions(model, attention, ids.shape[1], counted=True)}
+    return {"input_ids": ids, **places, "past_key_values": cache}
+
+
+def answer_on(loaded: LoadedModel, model: Any, asked: dict[str, Any], logits: torch.Tensor, max_new_tokens: int) -> list[str]:
+    """Greedy answers from the cache of :meth:`SharedPrefix.ask` after its forward, whose ``logits`` are those of the first token, (B, V)."""
+    tokenizer, ends = loaded.tokenizer, unwrap(model).generation_config.eos_token_id
+    pad = tokenizer.pad_token_id
+    stop = torch.tensor([ends] if isinstance(ends, int) else ends or [], device=logits.device)
+    attention, said, done = asked["attention_mask"], [], torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    while True:
+        said.append(logits.argmax(-1).masked_fill(done, pad))
+        done = done | torch.isin(said[-1], stop)
+        if len(said) == max_new_tokens or bool(done.all()):
+            return tokenizer.batch_decode(torch.stack(said, 1), skip_special_tokens=True)
+        attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)
+        places = {"attention_mask": attention, "position_ids": later_positions(model, attention, 1, counted=True)}
+        logits = model(input_ids=said[-1][:, None], **places, past_key_values=asked["past_key_values"], use_cache=True).logits[:, -1]
+
+
+def later_positions(model: Any, attention: torch.Tensor, steps: int, *, counted: bool) -> torch.Tensor | None:
+    """Positions of the last ``steps`` tokens behind a cache: (3, B, steps) where media have rotary positions of their own, else (B, steps)
+    where all before were ``counted`` by the mask; None where the model counts by itself.
+
+    With a cache, transformers 5.23 gives the Qwen families the positions of the whole mask instead of those of the new tokens
+    (``compute_3d_position_ids``), and the shapes clash. Remove when it slices them.
+    """
+    stores = rotary_stores(model)
+    places = attention.long().cumsum(-1)[:, -steps:] - 1
+    if not stores:
+        return places if counted else None
+    return (places[None] + stores[0].rope_deltas.to(attention.device)).expand(3, -1, -1)

@@ -1,0 +1,124 @@
+"""Prompts of one clip in two parts: the prefix that they share, and what differs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gapclose.data.items import Item
+from gapclose.data.media import SUPPORTED, Media
+from gapclose.models.families import PER_TOKEN
+from gapclose.models.loading import LoadedModel
+
+
+class CannotShare(Exception):
+    """Why the questions of a batch cannot follow on one reading of their clips."""
+
+
+def lead(item: Item) -> str | None:
+    """The messages of an item up to its last medium: questions that agree on it can share its reading. None where it has no media."""
+    turns = [(m["role"], [m["content"]] if isinstance(m["content"], str) else list(m["content"])) for m in item.messages]
+    while turns and not (turns[-1][1] and isinstance(turns[-1][1][-1], dict) and turns[-1][1][-1]["type"] in SUPPORTED):
+        role, parts = turns.pop()
+        if len(parts) > 1:
+            turns.append((role, parts[:-1]))
+    return json.dumps(turns, sort_keys=True) if turns else None
+
+
+def split_prompts(
+    loaded: LoadedModel, batch: Sequence[Item], clips: Sequence[Sequence[int]], media: Media
+) -> tuple[dict[str, torch.Tensor], torch.Tensor, list[list[int]]]:
+    """What a model is given of the clips, ``input_ids`` (C, P) padded on the left; the clip of every question (B,); the tokens behind it.
+
+    Media are prepared for the first question of a clip. The others' tokens come from their texts alone, wherever the processor adds
+    nothing behind the media that the next letters could join; else, from their whole prompts.
+
+    Raises:
+        CannotShare: when the template or the tokenizer gives questions of a clip other tokens up to the last of its media.
+    """
+    marks = _media_tokens(loaded, batch[0])
+    inputs = loaded.prompts([batch[places[0]] for places in clips], media)
+    cuts = [_cut(row, marks) for row in _unpadded(inputs)]
+    suffixes = _from_texts(loaded, batch, clips, marks, cuts) or _from_prompts(loaded, batch, clips, marks, cuts, media)
+    if not all(suffixes):
+        raise CannotShare("nothing follows on the media")
+    lengths, clip = [len(prefix) for prefix, _ in cuts], torch.zeros(len(batch), dtype=torch.long)
+    for c, places in enumerate(clips):
+        clip[list(places)] = c
+        closing = _closing([suffixes[n] for n in places], _special(loaded))
+        lengths[c] += closing
+        for n in places:
+            suffixes[n] = suffixes[n][closing:]
+    begin = (inputs["attention_mask"] == 0).sum(1).tolist()
+    for key in PER_TOKEN & inputs.keys():
+        rows = [row[b : b + n].tolist() for row, b, n in zip(inputs[key], begin, lengths, strict=True)]
+        inputs[key] = on_the_left(rows, loaded.tokenizer.pad_token_id if key == "input_ids" else 0).to(inputs[key].dtype)
+    return inputs, clip, suffixes
+
+
+def _media_tokens(loaded: LoadedModel, item: Item) -> set[int]:
+    """Ids of the tokens that stand for the media of an item."""
+    found = set()
+    for kind in {kind for kind, _ in item.media}:
+        holders = (getattr(holder, f"{kind}_token_id", None) for holder in (loaded.processor, loaded.tokenizer))
+        mark = next((m for m in holders if m is not None), None)
+        if mark is None:
+            raise CannotShare(f"{type(loaded.processor).__name__} does not tell which token stands for {kind}")
+        found.add(mark)
+    return found
+
+
+def _unpadded(inputs: dict[str, torch.Tensor]) -> list[list[int]]:
+    return [row[mask.bool()].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+
+
+def _special(loaded: LoadedModel) -> set[int]:
+    return set(loaded.tokenizer.all_special_ids)
+
+
+def _closing(suffixes: Sequence[list[int]], special: set[int]) -> int:
+    """How many tokens that all questions of a clip begin with close its media (models of the Qwen families look for the mark of their end)."""
+    found = 0
+    for first, *others in zip(*(s[:-1] for s in suffixes), strict=False):
+        if first not in special or any(o != first for o in others):
+            break
+        found += 1
+    return found
+
+
+def _cut(tokens: list[int], marks: set[int]) -> tuple[list[int], list[int]]:
+    """Tokens up to the last that stands for a medium, and those behind it."""
+    end = next((n for n in range(len(tokens), 0, -1) if tokens[n - 1] in marks), 0)
+    return tokens[:end], tokens[end:]
+
+
+def _from_texts(loaded: LoadedModel, batch: Sequence[Item], clips: Any, marks: set[int], cuts: Any) -> list[list[int]] | None:
+    """Tokens behind the media of every question, from texts in which each medium is still one token; None where those do not tell."""
+    written = loaded.written(batch)
+    if written is None:
+        return None
+    texts, special, found = [_cut(tokens, marks) for tokens in written], _special(loaded), {}
+    for places, (_, whole) in zip(clips, cuts, strict=True):
+        prefix, suffix = texts[places[0]]
+        added = whole[: len(whole) - len(suffix)]  # e.g. the mark of an image's end
+        if not prefix or added + suffix != whole or (added and added[-1] not in special) or any(texts[n][0] != prefix for n in places):
+            return None
+        found |= {n: added + texts[n][1] for n in places}
+    return [found[n] for n in range(len(batch))]
+
+
+def _from_prompts(loaded: LoadedModel, batch: Any, clips: Any, marks: set[int], cuts: Any, media: Media) -> list[list[int]]:
+    whole, found = [_cut(tokens, marks) for tokens in _unpadded(loaded.prompts(batch, media))], {}
+    for places, (prefix, _) in zip(clips, cuts, strict=True):
+        if not prefix or any(whole[n][0] != prefix for n in places):
+            raise CannotShare("questions of a clip differ before the end of its media")
+        found |= {n: whole[n][1] for n in places}
+    return [found[n] for n in range(len(batch))]
+
+
+def on_the_left(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[fill] * (width - len(row)) + list(row) for row in rows])

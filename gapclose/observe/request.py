@@ -1,0 +1,80 @@
+"""What an observation is asked to hold, and the fingerprint by which a stored one is recognised."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from gapclose.data.items import Item, ItemSet
+from gapclose.models.loading import LoadedModel
+from gapclose.models.structure import unwrap
+from gapclose.observe.config import ObserveConfig
+
+
+class HiddenStates(Protocol):
+    """What a cache of hidden states offers to a forward that starts above the frozen layers; see :mod:`gapclose.observe.hidden_cache`."""
+
+    @property
+    def frozen(self) -> int:
+        """Decoder layers below the first adapted one."""
+        ...
+
+    def batch(self, rows: Sequence[tuple[Item, list[int]]]) -> tuple[dict[str, torch.Tensor], int]:
+        """The model's inputs for items with answer tokens behind their prompts, and the length of the padded prompts."""
+        ...
+
+    def score(
+        self, loaded: LoadedModel, batch: Sequence[Item], layers: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
+        """Log-probabilities of the next token (B, V) and of the options (B, O), and residuals by layer (B, D)."""
+        ...
+
+
+@dataclass(kw_only=True)
+class Wanted:
+    """What to observe beyond the scores."""
+
+    layers: Sequence[int] = ()
+    generate: bool = False
+    top_tokens: int = 0
+    """keep this many next-token log-probabilities (0: none)"""
+    blank: Sequence[str] = ()
+    """kinds of media to blank (a control): image, audio, video"""
+    patch: Mapping[int, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+    """decoder layer, counted from 1 -> item id -> residual (D,) that replaces its own after that layer at the answer position"""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """more that identifies the observation, e.g. the adapter's fingerprint"""
+    trunk: HiddenStates | None = None
+    """where what is frozen is stored of all items: scores and residuals come from there, answers are generated as ever"""
+
+
+def request_of(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted: Wanted) -> dict[str, Any]:
+    """All that identifies an observation, as one JSON object; ``fingerprint`` is the first 16 hex digits of its SHA-256."""
+    request = {
+        "items": items.fingerprint(),
+        "model": loaded.fingerprint,
+        **loaded.apart,
+        "dtype": str(next(unwrap(loaded.model).parameters()).dtype),
+        "device": loaded.device.type,
+        "batch_size": config.batch_size,
+        "shard_batches": config.shard_batches,
+        "layers": sorted(wanted.layers),
+        "generate": config.max_new_tokens if wanted.generate else 0,
+        "top_tokens": wanted.top_tokens,
+        "blank": sorted(set(wanted.blank) & {kind for item in items for kind, _ in item.media}),
+        "patch": [x for layer, of in sorted(wanted.patch.items()) for x in (layer, _digest([of[i.id] for i in items]))] or None,
+        **({"share_prefix": True} if config.share_prefix else {}),
+        **({"trunk": wanted.trunk.frozen} if wanted.trunk else {}),
+        **wanted.extra,
+    }
+    request["fingerprint"] = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
+    return request
+
+
+def _digest(residuals: Sequence[torch.Tensor]) -> str:
+    return hashlib.sha256(torch.stack(list(residuals)).float().numpy().tobytes()).hexdigest()[:16]

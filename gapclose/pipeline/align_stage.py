@@ -1,0 +1,338 @@
+"""Align: from frozen readings to adapters, with a measurement after every epoch, guards, and the export of what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from gapclose.core.checksums import read_tensors, refuse_damaged, seal
+from gapclose.core.distributed import main_alone
+from gapclose.core.errors import LossNotFinite
+from gapclose.core.files import read_json, write_json, write_text
+from gapclose.core.logging import say
+from gapclose.data.items import Item
+from gapclose.data.media import SUPPORTED
+from gapclose.evaluation.baselines.shift import after_shift
+from gapclose.evaluation.measurement import Measured
+from gapclose.evaluation.prompt_variants import measure_prompts
+from gapclose.evaluation.record import make_record
+from gapclose.evaluation.run_records import read_records, record_of, round_words, summarise, target_words, unimproved_words
+from gapclose.export.run import export_run
+from gapclose.metrics.labels import Labels, option_concepts
+from gapclose.metrics.verdict import unproven
+from gapclose.models.loading import LoadedModel
+from gapclose.models.sharding import is_sharded, is_wrapped, shard
+from gapclose.observe.hidden_cache import Trunk
+from gapclose.observe.hidden_writer import fill_trunk
+from gapclose.report.html import write_page
+from gapclose.training.adapter_io import put_adapter, save_adapter
+from gapclose.training.checkpoint_selection import Epochs
+from gapclose.training.lora import adapter_changed, adapter_fingerprint, add_lora, load_adapter
+from gapclose.training.objectives import BY_TRL, needs_reading
+from gapclose.training.resume import epochs_done, last_complete_checkpoint, whole_checkpoints
+from gapclose.training.sampler import Example
+from gapclose.training.target_rounds import Teacher, compared, first_teacher, next_teacher, search, sentinel_reading, train_items, val_items
+from gapclose.training.targets import Targets, build_targets
+from gapclose.training.tracking import LossLines
+from gapclose.training.trainer import make_trainer
+from gapclose.training.trl.dataset import epoch_figures
+from gapclose.training.trl.factory import make_trl_trainer
+
+if TYPE_CHECKING:
+    from gapclose.pipeline.context import Run
+
+
+def training_trunks(run: Run, items: Sequence[Item], *, frozen: int, blank: Sequence[str]) -> dict[str, Trunk | None]:
+    """The stored states of what training sees (``train``) and of what is measured after every epoch (``val``), as far as they can be had.
+
+    What is measured is generated for too, which reads the media whatever is stored; ``observe.share_prefix`` reads them once for all questions
+    of a clip, scores included, and is quicker, so with it nothing is stored of ``val``.
+    """
+    seen, batch_size = run.items.holding([*{i.id: i for i in items}.values()]), run.config.observe.batch_size
+    train = fill_trunk(run.loaded, seen, run.directory / "trunk" / "train", frozen=frozen, batch_size=batch_size, blank=blank)
+    if train is None:
+        return {}
+    if run.config.observe.share_prefix:
+        return {"train": train}
+    below = [layer for layer in run.measured_layers if layer <= frozen]
+    place, measured = run.directory / "trunk" / "val", run.measured_items("val")
+    return {"train": train, "val": fill_trunk(run.loaded, measured, place, frozen=frozen, batch_size=batch_size, layers=below)}
+
+
+def _seed(seed: int, number: int) -> int:
+    """Of a round's order of batches: no later round of one seed has another seed's first."""
+    return seed if number == 1 else int(np.random.SeedSequence([seed, number]).generate_state(1)[0] // 2)
+
+
+class Training:
+    """The second half of a run: its base model is measured and examined, and the gate is written."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.forced, self.begun, self.frozen = run, dict[str, str](), 1, 0
+        self.epochs = Epochs(run.directory, run.config)
+        self.made = list[dict[str, Any]]()  # of the targets of every round, for the record
+        self.base_scores: np.ndarray
+
+    def refuse_unproven(self) -> None:
+        """Stop before targets are made of a reading whose verdict on val is not ``real``, unless ``force`` is set.
+
+        Raises:
+            ValueError: naming every modality of the train items whose verdict is not ``real``, and why.
+        """
+        path, config = self.run.directory / "gate.json", self.run.config
+        verdicts = main_alone(lambda: read_json(path, "verdicts")["verdicts"])
+        if not needs_reading(config.objective):
+            return
+        train = self.run.items.select(split="train", purpose="gap")
+        self.forced = unproven(sorted({i.modality for i in train}), verdicts)
+        if self.forced and not config.force:
+            listed = "\n".join(f"  - {name}: {why}" for name, why in self.forced.items())
+            raise ValueError(
+                f"{self.run.directory}: on val the gap is not shown to be real, so nothing is trained on its reading:\n{listed}\n"
+                "Label more clips (splits fit and val), leave the train items of such a modality out, or give --force to train all the "
+                f"same; the evidence will say so. gate.json holds the figures; `gapclose measure` tries all controls, on test"
+            )
+        for name, why in self.forced.items():
+            say(f"  warning: forced: training on the reading of {name}: {why}")
+
+    @property
+    def blanked(self) -> tuple[str, ...]:
+        """The kinds of media that training does not see: a control, normally none."""
+        return SUPPORTED if self.run.config.targets.control == "blank_media" else ()
+
+    def aimed_at(self, targets: Targets) -> list[Example]:
+        """The train items that the gate keeps, under the term that aims for their targets."""
+        kept = zip(train_items(self.run), targets.target, targets.keep, strict=True)
+        return [Example(item=i, term="consistency", weights=t) for i, t, keep in kept if keep]
+
+    def other_examples(self) -> list[Example]:
+        """What the terms of the loss need that aim for no reading, from the base model."""
+        config, examples = self.run.config, list[Example]()
+        if config.train.gold:
+            fit = self.run.items.select(split="fit", purpose="gap").items
+            examples += [Example(item=i, term="gold", weights=np.eye(len(i.options))[i.gold]) for i in fit]
+        if config.train.retain:
+            retain = self.run.items.select(split="train", purpose="retain").unlabelled()
+            seen = self.run.observe("base-retain", retain, blank=self.blanked, top_tokens=config.train.retain_tokens)
+            assert seen.top_logps is not None and seen.top_tokens is not None
+            kept = zip(retain, seen.top_logps, seen.top_tokens, strict=True)
+            examples += [Example(item=i, term="retain", base_logps=p, base_tokens=t) for i, p, t in kept]
+        return examples
+
+    def build_targets(self, number: int, teacher: Teacher) -> Targets:
+        """Targets of the train items for a round, stored beside those of other rounds."""
+        # always rebuilt: cheap, and a file from before a change of labels would be stale
+        train, known = train_items(self.run), Labels.of(val_items(self.run))
+        targets = build_targets(
+            self.run.config.targets,
+            ids=[i.id for i in train],
+            reading=teacher.train,
+            scores=self.base_scores,
+            option_concept=option_concepts(train.items, train.concepts),
+            modality=np.array([i.modality for i in train]),
+            val_reading=teacher.val,
+            val_concept=known.concept,
+            val_clip=known.clip,
+            val_option_concept=known.option_concept,
+            alarm=np.isin(train.concepts, train.alarm),
+            seed=self.run.config.seed,
+        )
+        name = "targets" if number == 1 else f"targets-round-{number}"
+        self.run.on_main(lambda: targets.save(self.run.directory / f"{name}.safetensors"))
+        facts = targets.summary(train.concepts)
+        say(
+            f"targets: {facts['kept']} of {facts['items']} train items, {facts['kept_by_concept']}, alarm prior x{facts['prior_factor']:.3g}"
+        )
+        self.made.append({"round": number, **facts})
+        for line in target_words(self.made[-1:]):
+            say(f"  warning: {line}")
+        return targets
+
+    def train(self, base: Measured) -> None:
+        """Train adapters round by round, measuring ``val`` after every epoch.
+
+        An interrupted training goes on from its last whole checkpoint.
+        """
+        config, targets, teacher = self.run.config, None, None
+        if needs_reading(config.objective):
+            teacher, self.base_scores = first_teacher(self.run)
+            targets = self.build_targets(1, teacher)
+        several = config.targets.rounds > 1
+        reference, sentinel = (search(self.run, 1)[1], sentinel_reading(self.run)) if several else (np.empty(0), np.empty(0))
+        others = self.other_examples()
+        layers = config.lora.chosen(len(self.run.loaded.layers), self.run.probe.layer)
+        self.frozen = layers[0] - 1
+        self.run.read_again()
+        add_lora(self.run.loaded, config.lora, layers, config.seed)
+        trainable = sum(p.numel() for p in self.run.loaded.model.parameters() if p.requires_grad)
+        say(f"adapters: {trainable:,} parameters on decoder layers {layers[0]}..{layers[-1]}")
+        self.train_round(1, base, targets, others)
+        rounds, without = list[dict[str, Any]](), 0
+        for number in range(2, config.targets.rounds + 1):
+            assert teacher is not None
+            if objecting := self.epochs.fired(number - 1):
+                say(f"no round {number}: {', '.join(objecting)} objected to the end of the one before")
+                break
+            self.load_epoch(self.best()["epoch"])
+            following = next_teacher(self.run, number)
+            rounds.append(compared(self.run, number, following, teacher, reference, sentinel))
+            without = 0 if rounds[-1]["helps"] else without + 1
+            rounds[-1]["ended"] = without >= config.targets.patience
+            say(round_words(rounds)[-1])
+            if rounds[-1]["ended"]:
+                break
+            teacher, reference = following, following.val if rounds[-1]["helps"] else reference
+            self.run.on_main(lambda number=number: self.begin(number))
+            self.train_round(number, base, self.build_targets(number, teacher), others)
+            if self.epochs.records(number):
+                best = {"before": self.best(), "now": self.epochs.best([number])}
+                rounds[-1]["action"] = {name: r["action"]["balanced"] for name, r in best.items()}
+                self.begun = number
+        if several:
+            self.run.on_main(lambda: write_json(self.run.directory / "rounds.json", rounds))
+        stopped, off = self.epochs.stopped(), config.guards.silent
+        for name, reason in stopped.items():
+            say(f"  warning: stopped by the guard {name}: {reason}")
+        if stopped:
+            say(f'  the same command with --guards.off "[{", ".join(sorted({*off, *stopped}))}]" goes on')
+
+    def begin(self, number: int) -> None:
+        """Make room for a later round: what is there of one that began from another adapter or with other targets is thrown away."""
+        path = self.run.directory / "checkpoints" / f"round-{number}" / "start.json"
+        probe = (self.run.directory / "probes" / f"round-{number}.safetensors").read_bytes()
+        start = {"adapter": self.run.adapter, "probe": hashlib.sha256(probe).hexdigest()[:16]}
+        if path.is_file() and read_json(path) == start:
+            return
+        shutil.rmtree(path.parent, ignore_errors=True)
+        stale = {r["stage"] for r in self.epochs.read(number)}
+        kept = [r for r in read_records(self.run.directory) if r["stage"] not in stale]
+        write_text(self.run.directory / "gap.jsonl", "".join(json.dumps(r, allow_nan=False) + "\n" for r in kept))
+        write_json(path, start)
+
+    def train_round(self, number: int, base: Measured, targets: Targets | None, others: list[Example]) -> None:
+        """Train for ``train.epochs`` epochs from the adapter that the model has.
+
+        Args:
+            base: the base model's measurement of val. targets: of the train items; None where no reading is trained on. others: the examples
+                of the other terms.
+        """
+        config, checkpoints = self.run.config, self.run.directory / "checkpoints"
+        directory = checkpoints if number == 1 else checkpoints / f"round-{number}"
+        past = (number - 1) * config.train.epochs
+
+        def lost(of_round: int) -> str | None:
+            epoch = past + of_round
+            if record_of(self.run.directory, f"epoch-{epoch}/val") is None:
+                return f"gap.jsonl has no record of epoch {epoch}"
+            weights = checkpoints / f"epoch-{epoch}" / "adapter_model.safetensors"
+            return None if weights.is_file() else f"{weights} is not there"
+
+        resume = main_alone(lambda: last_complete_checkpoint(directory, lost))
+
+        def after_epoch(of_round: int) -> bool:
+            epoch = past + of_round
+            self.set_adapter_fingerprint()
+            save_adapter(self.run.loaded.model, checkpoints / f"epoch-{epoch}")
+            self.run.on_main(lambda: seal(checkpoints / f"epoch-{epoch}"))
+            self.run.loaded.model.eval()
+            now = self.run.measure(f"epoch-{epoch}", "val", replace=True, trunk=trunks.get("val"))
+            record = make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed)
+            record |= {"shifted": after_shift(now, base, config.gap.standard_budget)}
+            record |= {"round": number} if config.targets.rounds > 1 else {}
+            record |= {"training": epoch_figures(trainer.state.log_history, of_round)} if by_trl else {}
+            record["adapter_changed"] = adapter_changed(self.run.loaded.model)
+            self.run.record(self.epochs.guarded(record))
+            return bool(self.epochs.fired(number))
+
+        by_trl, finite = config.objective in BY_TRL, "loss" not in config.guards.silent
+        common: dict[str, Any] = {"after_epoch": after_epoch, "finite_only": finite, "callbacks": [LossLines(self.run.tracker, number)]}
+        media, trunks = self.run.loaded.media(self.run.items, blank=self.blanked), dict[str, Trunk | None]()
+        if by_trl:
+            assert targets is not None
+            if config.train.cache_trunk:
+                say(f"train.cache_trunk does nothing for objective {config.objective}, whose steps are TRL's")
+            trainer = make_trl_trainer(
+                self.run.loaded, targets, train_items(self.run), self.base_scores, media, config, directory, **common
+            )
+        else:
+            examples = [*(self.aimed_at(targets) if targets else []), *others]
+            if config.train.cache_trunk and epochs_done(resume) < config.train.epochs and not self.epochs.fired(number):
+                trunks = training_trunks(self.run, [e.item for e in examples], frozen=self.frozen, blank=self.blanked)
+            trainer = make_trainer(
+                self.run.loaded, examples, media, config.train, directory, n_train=len(train_items(self.run)),
+                seed=_seed(config.seed, number), trunk=trunks.get("train"), **common,
+            )  # fmt: skip
+        if resume is not None:
+            say(f"going on from {resume.name}")
+        try:
+            if not self.epochs.fired(number):
+                with whole_checkpoints(directory, trainer):
+                    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        except LossNotFinite as error:  # in all processes together
+            if not finite or not self.epochs.records(1):
+                raise
+            reason = str(error)
+            self.run.on_main(lambda: self.epochs.stop(number, reason))
+        self.run.loaded.model.eval()
+
+    def best(self) -> dict[str, Any]:
+        """The record of the best epoch of all rounds that have trained."""
+        return self.epochs.best(range(1, self.begun + 1))
+
+    def set_adapter_fingerprint(self) -> None:
+        """Name the current adapter weights, so that observations of one adapter are never taken for another's."""
+        self.run.adapter = adapter_fingerprint(self.run.loaded.model)
+
+    def load_epoch(self, epoch: int) -> None:
+        """Put the adapter of an epoch into the model.
+
+        Raises:
+            ValueError: when a file is damaged, or its keys do not fit the model's.
+        """
+        folder = self.run.directory / "checkpoints" / f"epoch-{epoch}"
+        remedy = f"delete {folder} and run the same command again, which trains that epoch again"
+        main_alone(lambda: refuse_damaged(folder, remedy))
+        weights, _ = read_tensors(folder / "adapter_model.safetensors", remedy)
+        if lacking := put_adapter(self.run.loaded.model, weights):
+            raise ValueError(f"the adapter of epoch {epoch} does not fit this model: {lacking[:3]}")
+        self.set_adapter_fingerprint()
+
+    def for_export(self, epoch: int) -> LoadedModel:
+        """The adapted model, whole: read again with the adapter of ``epoch`` where an engine holds the parameters, in the memory of the host."""
+        if not is_wrapped(self.run.loaded.model):
+            return self.run.loaded
+        unset_hf_deepspeed_config()  # else transformers would hand each process a part of what it reads
+        return load_adapter(self.run.config.model, self.run.directory / "checkpoints" / f"epoch-{epoch}")
+
+    def finish(self, base: Measured) -> dict[str, Any]:
+        """Measure the best epoch's adapter on test, once; export it with its evidence if it may be (``export.unimproved``); close the tracker."""
+        epoch, without = self.best()["epoch"], self.epochs.unimproved(range(1, self.begun + 1))
+        if main_alone(lambda: record_of(self.run.directory, "adapted/test")):
+            say("this run was finished before; its last measurement and its exports are written again")
+        if self.run.config.model.sharded and not is_sharded(self.run.loaded.model):  # everything was trained before this start
+            shard(self.run.loaded.model)
+        self.load_epoch(epoch)
+        now = self.run.measure("adapted", "test", replace=True)
+        record = make_record("adapted/test", epoch, now, base, self.run.config.gap, self.run.config.seed)
+        prompts, _ = measure_prompts(self.run, "adapted", self.run.prompted)
+        record |= {"prompts": prompts} if prompts else {}
+        record |= {"unimproved": without, "targets": self.made}
+        self.run.record(
+            record | {"forced": sorted(self.forced), "stopped": self.epochs.stopped(), "guards_off": self.run.config.guards.silent}
+        )
+        self.run.on_main(lambda: shutil.rmtree(self.run.directory / "trunk", ignore_errors=True))  # of no use any more
+        summary = main_alone(lambda: summarise(self.run.directory))
+        if exported := without is None or self.run.config.export.unimproved:
+            self.run.on_main(lambda: export_run(self.run.directory, self.run.config, self.for_export(epoch), summary))
+        for line in unimproved_words(without):
+            told = "" if exported else f"; nothing is exported (--export.unimproved true exports epoch {epoch} without training again)"
+            say(f"  warning: {line}{told}")
+        self.run.on_main(lambda: write_page(self.run.directory))
+        self.run.on_main(lambda: self.run.tracker.finish(summary, self.run.directory / "adapter" if exported else None))
+        return summary

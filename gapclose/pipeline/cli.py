@@ -1,0 +1,224 @@
+"""The command ``gapclose``: validate, measure, close, report, export."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gapclose.pipeline.error_messages import guarded
+
+USAGE = """\
+usage: gapclose COMMAND [--config FILE] [--any.key value ...]
+
+  validate --config FILE    check configuration, items, media and options; print what is there and what it takes; load no weights
+  measure  --config FILE    probe the base model, measure its gap on test clips, and try every control (measurement.json)
+  close    --config FILE    measure, train, measure again after every epoch and at the end, export
+  export   --config FILE    write and verify the exports of a finished run again, e.g. with --export.merged true or --export.push OWNER/NAME
+  report   RUN [--json]     show what a run measured, as tables or as one JSON object, and write RUN/report.html
+  report   RUN RUN ...      compare runs, a row each; --json gives a list
+           --html FILE      write the page (of one run, or the comparison) to FILE
+
+`gapclose close --help` lists every key of the configuration. On several GPUs:
+  accelerate launch --config_file launch/ddp.yaml recipes/close.py --config FILE
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; errors a user can mend are printed without a traceback, with exit status 2."""
+    from gapclose.core.logging import spell_out
+
+    spell_out()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    command, rest = arguments[0], arguments[1:]
+    commands = {"validate": validate, "measure": measure, "close": close, "report": report, "export": export}
+    if command not in commands:
+        print(f"unknown command {command!r}\n\n{USAGE}", file=sys.stderr)
+        return 2
+    return guarded(lambda: commands[command](rest))
+
+
+def validate(arguments: Sequence[str]) -> None:
+    """Everything that can be checked before a model loads; what is wrong with the items does not keep the model from being outlined.
+
+    Raises:
+        ValueError: all that is wrong, after all that can be shown.
+    """
+    from gapclose.data.prompt_templates import ask
+    from gapclose.evaluation.controls.text_leak import text_leak
+    from gapclose.export.run import check_checkpoint
+    from gapclose.models.architecture import why_absent
+    from gapclose.models.config import SHIPPED
+    from gapclose.pipeline.config import parse_config
+    from gapclose.pipeline.items import is_for_closing, prepare_plain
+    from gapclose.pipeline.model_summary import print_outline
+    from gapclose.pipeline.validate import doubts, lacking_here, print_histogram, print_leak, unnamed
+    from gapclose.training.tracking import tracking_doubts
+
+    config = parse_config(arguments, prog="gapclose validate", starting=True)
+    closing, absent, items, plain, faults = True, why_absent(config.model), None, None, list[str]()
+    shipped = [f"{key} {path}" for key, path in (("data.path", config.data.path), ("model.path", config.model.path)) if path in SHIPPED]
+    if shipped:
+        print(f"shipped with gapclose: {' and '.join(shipped)}")
+    try:
+        closing = is_for_closing(config)
+        plain = prepare_plain(config, closing=closing, without_model=absent is not None)
+        items = ask(plain, config.prompts.asked, config.prompts)
+        print_histogram(items)
+    except ValueError as error:
+        faults.append(str(error))
+    try:
+        print_outline(config, items, absent=absent)
+    except ValueError as error:
+        faults += [] if any(str(error) in fault for fault in faults) else [str(error)]
+    try:
+        if closing and absent is None:
+            check_checkpoint(config)
+    except ValueError as error:
+        faults.append(str(error))
+    if faults:
+        raise ValueError("\n".join(faults))
+    assert items is not None and plain is not None
+    for line in [*lacking_here(config), *tracking_doubts(config), *doubts(items), *print_leak(text_leak(items, folds=config.probe.folds))]:
+        print(f"warning: {line}")
+    for line in unnamed(items, plain, config):
+        print(line)
+    unseen = f"; options and prompts are not checked without the processor of {config.model.path}" if absent else ""
+    print("no problems found" + ("" if closing else "; without train and val this set is for `gapclose measure` alone") + unseen)
+
+
+def measure(arguments: Sequence[str]) -> None:
+    """Measure the base model."""
+    from gapclose.core.logging import is_main
+    from gapclose.pipeline.config import parse_config
+    from gapclose.pipeline.run import run_measure
+    from gapclose.report.console import print_report
+
+    config = parse_config(arguments, prog="gapclose measure", starting=True)
+    run_measure(config)
+    if is_main():
+        print_report(Path(config.run_dir))
+        print(f"page: {Path(config.run_dir) / 'report.html'}")
+
+
+def close(arguments: Sequence[str]) -> None:
+    """The whole loop."""
+    from gapclose.core.logging import is_main
+    from gapclose.pipeline.config import parse_config
+    from gapclose.pipeline.run import run_close
+    from gapclose.report.console import print_report
+
+    config = parse_config(arguments, prog="gapclose close", starting=True)
+    run_close(config)
+    if is_main():
+        print_report(Path(config.run_dir))
+        print(f"page: {Path(config.run_dir) / 'report.html'}")
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Write the exports of a finished run again."""
+    from gapclose.evaluation.run_records import summarise
+    from gapclose.export.run import check_export, export_run
+    from gapclose.pipeline.config import parse_config, refuse_other_run
+    from gapclose.pipeline.memory_estimate import refuse_small_disk_for_exports
+    from gapclose.pipeline.run_dir import take_directory
+    from gapclose.training.lora import load_adapter
+
+    config = parse_config(arguments, prog="gapclose export", starting=True)
+    directory = Path(config.run_dir)
+    if not (directory / "config.yaml").is_file():
+        raise ValueError(f"{directory}: no run there (no config.yaml); run `gapclose close` first")
+    refuse_other_run(config, directory / "config.yaml")
+    check_export(config)
+    summary = summarise(directory)
+    if summary["adapted"] is None:
+        raise ValueError(
+            f"{directory}: the run is not finished (no adapted/test in gap.jsonl); run `gapclose close` with its configuration first"
+        )
+    if summary["unimproved"] and not config.export.unimproved:
+        raise ValueError(f"{directory}: {summary['unimproved']['why']}; --export.unimproved true exports it all the same")
+    lock = take_directory(directory)
+    loaded = load_adapter(config.model, directory / "checkpoints" / f"epoch-{summary['epoch']}")
+    refuse_small_disk_for_exports(loaded, config)
+    export_run(directory, config, loaded, summary)
+    if lock is not None:
+        lock.release()
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Show one run, or compare several. Raises: ValueError for directories that are not there."""
+    runs, as_json, html = _report_arguments(arguments)
+    if absent := [str(run) for run in runs if not run.is_dir()]:
+        raise ValueError(f"no such run directory: {', '.join(absent)}; name what `run_dir` was")
+    if len(runs) > 1:
+        from gapclose.report.compare_runs import compare, print_comparison, write_comparison
+
+        found = compare(runs)
+        if as_json:
+            print(json.dumps(found, indent=1))
+        else:
+            print_comparison(found)
+        _write(html, lambda path: write_comparison(found, path), quiet=as_json)
+        return
+    from gapclose.evaluation.run_records import summarise
+    from gapclose.report.console import print_report
+
+    if as_json:
+        print(json.dumps(summarise(runs[0]), indent=1))
+    else:
+        print_report(runs[0])
+        html = html or runs[0] / "report.html"
+
+    def write(path: Path) -> None:
+        from gapclose.report.html import write_page  # figures take a second to import
+
+        write_page(runs[0], path)
+
+    _write(html, write, quiet=as_json)
+
+
+def _write(page: Path | None, write: Callable[[Path], object], *, quiet: bool) -> None:
+    """Write a page if one is wanted, and say where.
+
+    Raises:
+        ValueError: when that place cannot be written.
+    """
+    if page is None:
+        return
+    try:
+        write(page)
+    except OSError as error:
+        raise ValueError(f"{page}: the page cannot be written ({error.strerror}); name another place with --html FILE") from error
+    if not quiet:
+        print(f"page: {page}")
+
+
+def _report_arguments(arguments: Sequence[str]) -> tuple[list[Path], bool, Path | None]:
+    """Runs, whether JSON is wanted, and the file that --html names.
+
+    Raises:
+        ValueError: with the usage.
+    """
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        sys.exit(0)
+    runs, unknown, html, words = [], [], None, iter(arguments)
+    for word in words:
+        if word == "--html" or word.startswith("--html="):
+            html = next(words, "") if word == "--html" else word.partition("=")[2]
+            unknown += [] if html and not html.startswith("-") else ["--html needs a file"]
+        elif word.startswith("-"):
+            unknown += [] if word == "--json" else [word]
+        else:
+            runs.append(Path(word))
+    if not runs or unknown:
+        raise ValueError(f"usage: gapclose report RUN [RUN ...] [--json] [--html FILE]{f' (unknown: {unknown})' if unknown else ''}")
+    return runs, "--json" in arguments, Path(html) if html else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""The one configuration of every job: nested dataclasses, read from YAML, overridden by ``--any.key value``.
+
+A key that does not exist is refused by name, with the nearest one that does; so is a value that does not fit, with what would. All faults
+of one configuration are named at once (``given``, ``checks``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from gapclose.core.config_checks import Checks
+from gapclose.core.errors import Problems
+from gapclose.core.files import write_text
+from gapclose.core.settings import FREE_KEYS, flatten, read_settings
+from gapclose.data.config import DataConfig, LabellingConfig, PromptsConfig
+from gapclose.evaluation.config import ControlsConfig
+from gapclose.export.config import ExportConfig
+from gapclose.metrics.config import GapConfig
+from gapclose.models.config import ModelConfig
+from gapclose.observe.config import ObserveConfig
+from gapclose.pipeline.config_parsing import all_hints, build, read_given
+from gapclose.pipeline.paths import missing_places
+from gapclose.probes.config import ProbeConfig
+from gapclose.training.config import TERMS, TrackingConfig, TrainConfig
+from gapclose.training.early_stopping import GuardsConfig
+from gapclose.training.lora import LoraConfig
+from gapclose.training.objectives import LOSS_TERMS, OBJECTIVES, acting, idle_terms
+from gapclose.training.targets import TargetsConfig
+from gapclose.training.trl.dpo import DpoConfig
+from gapclose.training.trl.grpo import GrpoConfig
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Everything a run is determined by."""
+
+    run_dir: str = "runs/digits"
+    """where everything is written; the same command continues an interrupted run"""
+    seed: int = 0
+    """of data, folds, adapters, batch order and resampling"""
+    force: bool = False
+    """train on a reading whose verdict is not `real` (`--force`); recorded in the evidence"""
+    tracking: str = "none"
+    """none or wandb"""
+    objective: str = "consistency"
+    """what is trained on: consistency (targets from the reading), gold (labels), consistency+gold, dpo or grpo (TRL's, from the reading)"""
+    data: DataConfig = field(default_factory=DataConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    labelling: LabellingConfig = field(default_factory=LabellingConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    gap: GapConfig = field(default_factory=GapConfig)
+    controls: ControlsConfig = field(default_factory=ControlsConfig)
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
+    dpo: DpoConfig = field(default_factory=DpoConfig)
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    wandb: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check.choice("tracking", ("none", "wandb"))
+            check.choice("objective", OBJECTIVES)
+            check.number("seed", least=0, most=2**32 - 1)
+            if not check.sound(*(f.name for f in dataclasses.fields(self) if dataclasses.is_dataclass(f.default_factory))):
+                return
+            for name in ("merged", "omni"):
+                if getattr(self.export, name) and self.model.quantisation:
+                    message = (
+                        f"export.{name} with model.quantisation {self.model.quantisation}: an adapter is not merged into rounded weights; export "
+                        "the adapter, and merge it into the base as it was published"
+                    )
+                    check.add(message, f"export.{name}", "model.quantisation")
+            if check.sound("objective"):
+                self._check_objective(check)
+
+    def _check_objective(self, check: Checks) -> None:
+        """Write out what the objective leaves out of losses and guards, and check what it takes."""
+        if idle := idle_terms(self.objective, self.train):
+            check.add(idle, "objective", *(f"train.{term}" for term in TERMS))
+            return
+        self.train, self.guards = acting(self.objective, self.train), self.guards.under(self.objective)
+        if self.targets.rounds > 1 and self.objective not in ("consistency", "consistency+gold"):
+            message = f"targets.rounds {self.targets.rounds} needs objective consistency or consistency+gold, not {self.objective}"
+            check.add(message, "targets.rounds", "objective")
+        batch, shares = ("train.global_batch_size", "train.micro_batch_size"), ("train.retain_share", "train.gold_share")
+        weights, group = [f"train.{term}" for term in TERMS], "grpo.num_generations"
+        checks: list[tuple[Callable[[], object], list[str]]] = [(lambda: self.train.accumulation(1), [*batch])]
+        if self.objective in LOSS_TERMS:
+            checks.append((self.train.counts, [batch[0], *shares, *weights, "objective"]))
+        if self.objective == "grpo":
+            checks.append((lambda: self.grpo.prompts(self.train), [batch[0], group, "objective"]))
+        for job, keys in checks:
+            try:
+                job()
+            except ValueError as error:
+                check.add(str(error), *keys)
+
+
+def known_keys(kind: Any = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the configuration, groups included."""
+    for f in dataclasses.fields(kind):
+        yield prefix + f.name
+        factory = f.default_factory
+        if dataclasses.is_dataclass(factory):
+            yield from known_keys(factory, f"{prefix}{f.name}.")
+
+
+def parse_config(arguments: Sequence[str], *, prog: str = "gapclose", starting: bool = False) -> Config:
+    """Build the configuration from command-line arguments (``--config FILE --any.key value``).
+
+    Args:
+        starting: also check the places that a start needs: directories that it writes to, and files that it reads.
+
+    Raises:
+        ValueError: naming everything that is wrong: unknown keys with the nearest valid one, values that do not fit, with what would.
+    """
+    if any(word in ("-h", "--help") or word.startswith("--print_config") for word in arguments):
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        parser = ArgumentParser(prog=prog)
+        parser.add_argument("--config", action="config", help="YAML file; options after it override its values")
+        parser.add_class_arguments(Config)
+        parser.parse_args(list(arguments))  # which ends the process
+    problems, hints = Problems("the configuration", most=1000, alike=1000), all_hints(Config)
+    config = build(Config, read_given(arguments, hints, problems), hints, problems)
+    for fault in missing_places(config.run_dir, config.data, config.model, config.observe) if starting and config is not None else ():
+        problems.add(fault)
+    problems.raise_if_any()
+    assert config is not None
+    return config
+
+
+def refuse_other_run(config: Config, path: Path) -> None:
+    """Check that the run whose configuration is at ``path``, if any, was started with the same settings.
+
+    A key that the stored configuration lacks is younger than the run, which therefore had its default.
+
+    Raises:
+        ValueError: naming each setting that differs, with both values, or the file when it is damaged.
+    """
+    if not path.is_file():
+        return
+    before, now = read_settings(path.parent), flatten(yaml.safe_load(_dump(config)))
+    before = flatten(dataclasses.asdict(Config())) | before
+    changed = {k: (before.get(k), v) for k, v in now.items() if before.get(k) != v and not k.startswith(FREE_KEYS)}
+    if changed:
+        listed = "\n".join(f"  - {k}: {a!r} there, {b!r} now" for k, (a, b) in changed.items())
+        raise ValueError(
+            f"{path.parent} holds a run with other settings:\n{listed}\nGive this one another directory (--run_dir), or delete that one."
+        )
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write every setting, defaults included, unless :func:`refuse_other_run` refuses."""
+    refuse_other_run(config, path)
+    write_text(path, _dump(config))
+
+
+def _dump(config: Config) -> str:
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)

@@ -1,0 +1,175 @@
+"""What a user gives for a configuration: the keys of YAML files and of the command line, each value read by itself, then the dataclasses
+that they make. Everything that is wrong is collected: unknown keys, values of a wrong type, and what the groups refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from gapclose.core.config_checks import Complaint, Faults, hints_of, in_words
+from gapclose.core.errors import Fault, Problems, shown
+from gapclose.core.parsing import parse_yaml, read_text
+from gapclose.core.settings import WHOLE_KEYS
+
+COMMAND_LINE = "command line"
+ALIASES = 20
+"""YAML aliases that a configuration may hold: aliases of aliases grow with every level when a value is written out"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """One value, as it was given."""
+
+    key: str
+    """dotted"""
+    value: Any
+    where: str
+    """the file, or ``command line``, where it is a word"""
+
+
+def all_hints(kind: Any, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of a configuration -> its type; of a group, its dataclass."""
+    found: dict[str, Any] = {}
+    for name, hint in hints_of(kind).items():
+        found[prefix + name] = hint
+        if dataclasses.is_dataclass(hint):
+            found |= all_hints(hint, f"{prefix}{name}.")
+    return found
+
+
+def read_given(arguments: Sequence[str], hints: dict[str, Any], problems: Problems) -> list[Given]:
+    """The values of all files and of the command line, in their order; every key that does not exist goes to ``problems``."""
+    found, words, place = list[Given](), list(arguments), 0
+
+    def check(key: str, where: str) -> bool:
+        if key in hints or key.startswith(tuple(f"{whole}." for whole in WHOLE_KEYS)):
+            return True
+        last = {k.rpartition(".")[2]: k for k in sorted(hints)}
+        near = difflib.get_close_matches(key, hints, n=1) or difflib.get_close_matches(key.rpartition(".")[2], last, n=1)
+        hint = f"; did you mean {last.get(near[0], near[0])!r}?" if near else "; `gapclose close --help` lists all keys"
+        problems.add(f"{where}: unknown key {key!r}{hint}")
+        return False
+
+    while place < len(words):
+        word, place = words[place], place + 1
+        if not word.startswith("--"):
+            problems.add(f"{COMMAND_LINE}: {word!r} belongs to no key; write --key VALUE")
+            continue
+        key, equals, value = word[2:].partition("=")
+        lacking = not equals and (place == len(words) or words[place].startswith("--"))
+        if not equals and not lacking:
+            value, place = words[place], place + 1
+        if key == "config":
+            if lacking or not value:
+                problems.add(f"{COMMAND_LINE}: --config needs a file")
+            else:
+                found += [given for given in _of_file(Path(value), hints, problems) if check(given.key, given.where)]
+        elif not check(key, COMMAND_LINE):
+            pass
+        elif dataclasses.is_dataclass(hints.get(key)):
+            first = next(iter(hints_of(hints[key])))
+            problems.add(f"{COMMAND_LINE}: {key} is {value!r}; it is a group: give its keys, such as --{key}.{first}")
+        elif lacking and key != "force":
+            problems.add(f"{COMMAND_LINE}: --{key} has no value; it must be {_words(hints, key)}")
+        else:
+            found.append(Given(key=key, value="true" if lacking else value, where=COMMAND_LINE))
+    return found
+
+
+def _words(hints: dict[str, Any], key: str) -> str:
+    return in_words(hints[key]) if key in hints else "a value"
+
+
+def _of_file(path: Path, hints: dict[str, Any], problems: Problems) -> list[Given]:
+    """The values of a YAML file; an outermost group that is unknown stands for all below it."""
+    if not path.is_file():
+        problems.add(f"{path}: no such configuration file")
+        return []
+    try:
+        tree = parse_yaml(read_text(path), aliases=ALIASES, settings=True) or {}
+    except (OSError, Fault) as error:
+        problems.add(f"{path}: not YAML ({error})")
+        return []
+    if not isinstance(tree, dict):
+        problems.add(f"{path}: holds {type(tree).__name__}, not keys and values")
+        return []
+    if {"run", "budgets", "objectives"} <= set(tree):
+        problems.add(f"{path}: compares many runs; `python recipes/compare.py --config {path}` reads it")
+        return []
+
+    def walk(node: dict, prefix: str) -> Iterator[Given]:
+        for name, value in node.items():
+            key = f"{prefix}{name}"
+            if not dataclasses.is_dataclass(hints.get(key)):
+                yield Given(key=key, value=value, where=str(path))
+            elif isinstance(value, dict):
+                yield from walk(value, key + ".")
+            else:
+                problems.add(f"{path}: {key} is {value!r}; it is a group: write its keys below it, or leave it out")
+
+    return list(walk(tree, ""))
+
+
+def fitted(given: Given, hint: Any) -> Any:
+    """The value as its type has it: a word is read as YAML, and so is a text where a number is wanted.
+
+    Raises:
+        ValueError: naming key, value and what it must be.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    try:
+        if given.where == COMMAND_LINE:
+            return parser.parse_args([f"--value={given.value}"]).value
+        return parser.parse_object({"value": given.value}).value
+    except (ArgumentError, TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{given.key} is {shown(given.value)}; it must be {in_words(hint)}") from error
+
+
+def build(kind: Any, given: Sequence[Given], hints: dict[str, Any], problems: Problems) -> Any:
+    """The configuration, or None where anything is wrong with it.
+
+    A fault that is about several keys is left out where one of them is at fault by itself.
+    """
+    values, where, bad = dict[str, Any](), dict[str, str](), set[str]()
+    for one in given:
+        key, _, name = next(((w, "", one.key[len(w) + 1 :]) for w in WHOLE_KEYS if one.key.startswith(f"{w}.")), (one.key, "", ""))
+        where[key] = one.where
+        try:
+            found = fitted(one, hints[key]) if not name else (values.get(key) or {}) | {name: parse_yaml(one.value, settings=True)}
+        except ValueError as error:
+            problems.add(f"{one.where}: {error}")
+            bad.add(key)
+            continue
+        values[key] = found
+
+    def take(faults: Sequence[Complaint]) -> None:
+        for fault in faults:
+            if not fault.keys & bad:
+                places = sorted({where[key] for key in fault.keys if key in where})
+                problems.add(f"{' and '.join(places)}: {fault.message}" if places else fault.message)
+        bad.update(*(fault.keys for fault in faults if len(fault.keys) == 1))
+
+    def make(kind: Any, prefix: str) -> Any:
+        own = dict[str, Any]()
+        for name, hint in hints_of(kind).items():
+            key = prefix + name
+            if dataclasses.is_dataclass(hint):
+                own[name] = make(hint, key + ".")
+            elif key in values and key not in bad:
+                own[name] = values[key]
+        own = {name: value for name, value in own.items() if value is not None or not dataclasses.is_dataclass(hints.get(prefix + name))}
+        try:
+            return kind(**own)
+        except Faults as error:
+            take(error.found)
+            bad.update(key for key in hints if key.startswith(prefix))  # nothing else can be said of what is made of them
+            return None
+
+    return make(kind, "")

@@ -1,0 +1,301 @@
+"""The context of a run: what was loaded, chosen and measured so far."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+from filelock import BaseFileLock
+
+from gapclose.core.distributed import engine_given, main_alone
+from gapclose.core.files import read_json, remove_leftovers, write_json, write_text
+from gapclose.core.logging import say
+from gapclose.core.versions import refuse_other_versions, say_other_environment
+from gapclose.data.items import ItemSet
+from gapclose.data.prompt_templates import ask
+from gapclose.evaluation.controls.features import Chosen
+from gapclose.evaluation.controls.run_controls import examine, gate
+from gapclose.evaluation.controls.text import read_text, text_control
+from gapclose.evaluation.measurement import Measured, measure
+from gapclose.evaluation.prompt_variants import Measures, measure_prompts
+from gapclose.evaluation.record import make_record
+from gapclose.evaluation.run_records import layer_words, read_records
+from gapclose.export.run import check_export
+from gapclose.metrics.judgeable import ADVICE
+from gapclose.metrics.labels import Labels
+from gapclose.metrics.status import STATES
+from gapclose.models.loading import load_model
+from gapclose.models.quantization import refuse_quantisation
+from gapclose.models.sharding import shard
+from gapclose.observe.extract import observe
+from gapclose.observe.hidden_cache import Trunk
+from gapclose.observe.request import Wanted
+from gapclose.observe.store import Observations
+from gapclose.pipeline.config import Config, refuse_other_run, save_config
+from gapclose.pipeline.items import prepare_plain
+from gapclose.pipeline.launch import check_launch, refuse_under_engine
+from gapclose.pipeline.memory_estimate import refuse_small_disk
+from gapclose.pipeline.run_dir import bind_items, environment, leave_directory, refuse_other_items, take_directory
+from gapclose.pipeline.run_files import refuse_damaged_files
+from gapclose.probes.config import ProbeConfig
+from gapclose.probes.linear import FrozenProbe
+from gapclose.probes.search import choose_probe, not_asked_words
+from gapclose.report.figures import draw_epochs
+from gapclose.training.lora import adapted_experts
+from gapclose.training.objectives import LOSS_TERMS
+from gapclose.training.tracking import NoTracker, make_tracker, tracking_doubts
+
+MEASURED = ("gap", "transfer", "retain")
+
+
+class Run:
+    """The state of one run: what was loaded, chosen and measured so far."""
+
+    def __init__(self, config: Config, *, closing: bool) -> None:
+        """Check launch, configuration, items and media, then load the model.
+
+        Raises:
+            ValueError: for everything that is wrong with them, before the model loads; for layers that it lacks, or experts that
+                cannot be adapted as asked, right after.
+        """
+        transformers.logging.set_verbosity_error()
+        if not sys.stderr.isatty():
+            transformers.logging.disable_progress_bar()
+        self.config, self.directory = config, Path(config.run_dir)
+        refuse_quantisation(config.model.quantisation)
+        self.process = check_launch()
+        refuse_under_engine(config, engine_given(self.process), self.process.num_processes, closing=closing)
+        if closing:
+            if config.model.dtype == "float16":
+                raise ValueError("model.dtype float16 cannot be trained without a loss scaler; choose bfloat16 or float32")
+            check_export(config)
+            config.train.accumulation(self.process.num_processes)
+            if config.objective in LOSS_TERMS:
+                config.train.counts()
+        self.lock: BaseFileLock | None = None
+        made = not self.directory.exists()
+        self.on_main(self._take)
+        try:
+            self._load(closing)
+        except BaseException:
+            if self.lock is not None:
+                leave_directory(self.directory, self.lock, made=made)
+            raise
+        self.adapter = ""
+        """what the weights are beyond the checkpoint's: the fingerprint of an adapter, or the name of a random draw"""
+        self.tracker: NoTracker = NoTracker()
+        self.probe: FrozenProbe
+        self.sentinel: FrozenProbe
+        self.fit_reading: np.ndarray
+        self.text: Chosen
+        self.prompted: Measures
+        self.measured = dict[str, Measured]()
+
+    def _take(self) -> None:
+        """Lock the run directory before anything is written there or loaded, unless it holds a run with other settings."""
+        refuse_other_run(self.config, self.directory / "config.yaml")
+        self.lock = take_directory(self.directory)
+
+    def _load(self, closing: bool) -> None:
+        """Check items and media, load the model, and bind the directory, which is locked, to configuration and items."""
+        config = self.config
+        self.on_main(lambda: refuse_damaged_files(self.directory))
+        self.on_main(lambda: refuse_other_versions(self.directory, config.observe.versions))
+        self.plain = prepare_plain(config, closing=closing, alone=self.on_main)
+        self.items = ask(self.plain, config.prompts.asked, config.prompts)
+        refuse_other_items(self.items, self.directory / "items.json")
+        for line in tracking_doubts(config) if self.process.is_main_process else ():
+            say(f"  warning: {line}")
+        self.loaded = load_model(config.model)
+        batch = f", global batch {config.train.global_batch_size} in micro-batches of {config.train.micro_batch_size}" if closing else ""
+        say(f"precision {str(self.loaded.model.dtype).removeprefix('torch.')}{batch}")
+        n_layers = len(self.loaded.layers)
+        candidates = config.probe.candidates(n_layers)
+        if closing:  # of the lowest probe: every layer that may get adapters
+            adapted_experts(self.loaded.model, config.lora, config.lora.chosen(n_layers, candidates[0]))
+        refuse_small_disk(self.loaded, self.items, config, closing=closing)
+        # only now: a mistake that is refused must not bind the directory to its configuration
+        self.on_main(lambda: save_config(config, self.directory / "config.yaml"))
+        if self.lock is not None:
+            remove_leftovers(self.directory)
+        self.on_main(lambda: bind_items(self.items, self.directory / "items.json"))
+        self.on_main(self._keep_environment)
+        self.place(self.loaded.model)
+
+    def _keep_environment(self) -> None:
+        """Write what this start runs on; what earlier starts ran on, where it was something else, stays below ``earlier``."""
+        path, now = self.directory / "environment.json", environment(self.config.seed, self.process)
+        before = read_json(path) if path.is_file() else {}
+        say_other_environment(before, now)
+        earlier = before.pop("earlier", [])
+        earlier += [before] if before and before != now else []
+        write_json(path, now | ({"earlier": earlier} if earlier else {}))
+
+    def place(self, model: Any) -> None:
+        """Put a model that was read on the CPU where it is to run, as the run's model."""
+        self.loaded.model = model
+        if self.config.model.sharded:
+            shard(model)
+        elif self.config.model.quantisation is None:  # else it was loaded where it is to run
+            model.to(self.process.device)
+
+    def read_again(self) -> None:
+        """Where the base model was observed in shards, read it once more: adapters are put on a whole model, and sharded with it."""
+        if self.config.model.sharded:
+            self.loaded.model = None  # the shards go first
+            self.loaded.model = load_model(self.config.model).model
+
+    def on_main(self, write: Callable[[], object]) -> None:
+        """Let the main process write while the others wait; an error of any kind there ends all of them with the same words."""
+
+        def alone() -> None:
+            write()
+
+        main_alone(alone)
+
+    def observe(
+        self, stage: str, items: ItemSet, *, replace: bool = False, max_new_tokens: int | None = None, **wanted: Any
+    ) -> Observations:
+        """Observe ``items`` under the current model into ``observations/STAGE``; ``max_new_tokens`` other than the configuration's."""
+        extra, how = {"adapter": self.adapter}, self.config.observe
+        if max_new_tokens is not None:
+            how = dataclasses.replace(how, max_new_tokens=max_new_tokens)
+        directory = self.directory / "observations" / stage
+        shared = Path(how.shared) if how.shared and not self.adapter else None
+        return observe(self.loaded, items, directory, how, Wanted(**wanted, extra=extra), replace=replace, shared=shared)
+
+    # -- read ---------------------------------------------------------------------------------------------------------------
+
+    def fit_probes(self) -> None:
+        """Choose and freeze the probe and its sentinel on the fit split, from one observation of all candidate layers."""
+        fit, n_layers = self.items.select(split="fit", purpose="gap"), len(self.loaded.layers)
+        candidates = self.config.probe.candidates(n_layers)
+        observed = self.observe("base-fit", fit, layers=[*candidates, n_layers])
+        labels = Labels.of(fit)
+        known = (labels.concept, labels.clip, fit.concepts, self.config.probe)
+        given: dict[str, Any] = {"modality": labels.modality, "seed": self.config.seed, "spread": True}
+        choice = choose_probe(observed.residuals, *known, layers=candidates, **given)
+        self.probe, self.fit_reading = choice.probe, choice.reading
+        # The sentinel never makes a target: another family, at the last layer, which the adapters change.
+        family = "logistic" if self.probe.family == "lda" else "lda"
+        settings = ProbeConfig(families=[family]).settings()
+        guard = choose_probe(observed.residuals, *known, layers=[n_layers], settings=settings, label="fitting the sentinel", **given)
+        self.sentinel = guard.probe
+
+        def save() -> None:
+            evidence = {"chosen_from": choice.table, "n_fit": len(fit), "seed": self.config.seed, "not_asked": choice.not_asked}
+            self.probe.save(self.directory / "probes" / "frozen", evidence)
+            self.sentinel.save(self.directory / "probes" / "sentinel", {"chosen_from": guard.table, "n_fit": len(fit)})
+
+        self.on_main(save)
+        if choice.not_asked:
+            say(f"  warning: {not_asked_words(choice.not_asked)}")
+        found = max(choice.table, key=lambda r: r["given_modality"])
+        say(
+            f"probe: {layer_words(self.probe.layers)} of {n_layers}, {self.probe.family} ({self.probe.strength:g}), "
+            f"out-of-fold accuracy {found['accuracy']:.3f} on {len(fit)} labelled items"
+        )
+
+    # -- compare ------------------------------------------------------------------------------------------------------------
+
+    def measured_items(self, split: str) -> ItemSet:
+        """What is measured on a split: its gap, transfer and retain items."""
+        return self.items.select(split=split, purpose=MEASURED)
+
+    @property
+    def measured_layers(self) -> list[int]:
+        """The layers of both probes."""
+        return sorted({*self.probe.layers, *self.sentinel.layers})
+
+    def observe_measured(self, stage: str, split: str, *, replace: bool = False, trunk: Trunk | None = None) -> Observations:
+        """Observe what is measured on a split under the current model: scores, generated answers, residuals of both probes' layers."""
+        wanted: dict[str, Any] = {"layers": self.measured_layers, "generate": True, "trunk": trunk}
+        return self.observe(f"{stage}-{split}", self.measured_items(split), replace=replace, **wanted)
+
+    def measure(self, stage: str, split: str, *, replace: bool = False, trunk: Trunk | None = None) -> Measured:
+        """Observe a split under the current model and measure it; ``trunk``: where what is frozen is stored of its items."""
+        items, observed = self.measured_items(split), self.observe_measured(stage, split, replace=replace, trunk=trunk)
+        how = {"folds": self.config.probe.folds, "seed": self.config.seed, "match": self.config.prompts.matching(self.config.prompts.asked)}
+        return measure(items, observed, self.probe, self.sentinel, self.config.gap, **how)
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Put a record into ``gap.jsonl`` (replacing one of the same stage), mirror it, redraw the figure, and print a line."""
+        if self.items.skipped:
+            record["n_skipped"] = len(self.items.skipped)
+
+        def write() -> None:
+            path = self.directory / "gap.jsonl"
+            records = {r["stage"]: r for r in read_records(self.directory)} | {record["stage"]: record}  # a repeated one keeps its place
+            write_text(path, "".join(json.dumps(r, allow_nan=False) + "\n" for r in records.values()))
+            self.tracker.record(record)
+            draw_epochs(self.directory)
+
+        self.on_main(write)
+        action, reading = record["action"]["balanced"]["value"], record["reading"]["balanced"]["value"]
+        line = f"{record['stage']}: action {action:.3f}, reading {reading:.3f} (balanced)"
+        if "change" in record:
+            line += f", closure {_number(record['change']['closure'])}, standard accuracy {0.0 - record['change']['standard_drop']['value']:+.3f}"
+        say(f"{line}, state: {record['state']}")
+        if record["state"] not in ("open", "closed"):
+            say(f"  warning: {record['state']}: {STATES[record['state']]}")
+
+    def measure_base(self, splits: Sequence[str]) -> dict[str, Measured]:
+        """Measure the base model, with the text-only control on test."""
+        found = {}
+        for split in splits:
+            found[split] = self.measure("base", split)
+            for fault in found[split].acting["all"].faults:
+                say(f"  warning: on {split} {fault}. {ADVICE}")
+            record = make_record(f"base/{split}", 0, found[split], None, self.config.gap, self.config.seed)
+            if split == "test":
+                fit, items = self.items.select(split="fit"), self.measured_items(split)
+                self.text = read_text(fit, items, folds=self.config.probe.folds, seed=self.config.seed)
+                record["controls"] = text_control(
+                    fit, items, found[split], self.config.gap, reading=self.text.reading, seed=self.config.seed
+                )
+                prompts, self.prompted = measure_prompts(self, "base")
+                record |= {"prompts": prompts} if prompts else {}
+            self.record(record)
+        self.measured |= found
+        return found
+
+    def examine(self, *, thorough: bool) -> None:
+        """Write ``measurement.json``: with all controls that the configuration asks for, or with the text and random weights alone.
+
+        A thorough one is not replaced by one that is not.
+        """
+        path = self.directory / "measurement.json"
+        before = main_alone(lambda: read_json(path) if path.is_file() else {})
+        if thorough or not before.get("thorough"):
+            found = examine(self, thorough=thorough)
+            gone = [key for key, value in before.items() if value and not found.get(key)]
+            if gone:
+                say(f"measurement.json held {', '.join(gone)} and does not any more: the configuration asks for less")
+            self.on_main(lambda: write_json(path, found))
+        for name, verdict in main_alone(lambda: read_json(path, "verdicts")["verdicts"]).items():
+            say(f"{name} on test: {verdict['word']}")
+
+    def gate(self) -> None:
+        """Write ``gate.json``: the verdicts on val, by which a training is allowed."""
+        found = gate(self)
+        self.on_main(lambda: write_json(self.directory / "gate.json", found))
+        for name, verdict in found["verdicts"].items():
+            say(f"{name} on val: {verdict['word']}")
+
+    def track(self) -> None:
+        """Start mirroring records to the configured tracker, from the main process."""
+
+        def start() -> None:
+            self.tracker = make_tracker(self.config, dataclasses.asdict(self.config))
+
+        self.on_main(start)
+
+
+def _number(interval: dict[str, float | None]) -> str:
+    return "undefined" if interval["value"] is None else f"{interval['value']:.2f}"

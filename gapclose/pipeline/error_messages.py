@@ -1,0 +1,46 @@
+"""Errors of a command as one line on standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+
+def _plainly(message: Warning | str, *_: object, **__: object) -> str:
+    return f"warning: {message}\n"
+
+
+def guarded(job) -> int:
+    """Run ``job()``; what a user can mend is told plainly, unless GAPCLOSE_DEBUG asks for the traceback."""
+    warnings.formatwarning = _plainly  # no source lines for users
+    try:
+        job()
+    except (ValueError, FloatingPointError, OSError, RuntimeError) as error:
+        told = str(error) if isinstance(error, ValueError | FloatingPointError) else _told(error)
+        if told is None or os.environ.get("GAPCLOSE_DEBUG"):
+            raise
+        print(f"error: {told}\n", end="", file=sys.stderr)  # in one call: processes share the output
+        return 2
+    except KeyboardInterrupt:
+        if os.environ.get("GAPCLOSE_DEBUG"):
+            raise
+        print("stopped; the same command goes on from what is there", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _told(error: OSError | RuntimeError) -> str | None:
+    """What befell a run that could not help it, in one line; None of any other error."""
+    from gapclose.core.distributed import MetElsewhere, peer_lost
+    from gapclose.core.files import FAILING, NO_ROOM, NOT_ALLOWED, Unwritten
+
+    again = "start the same command again: it goes on from what is there"
+    if isinstance(error, OSError) and error.errno in NO_ROOM | NOT_ALLOWED | FAILING:
+        what = f"{error.filename or 'a file'}{' cannot be written' if isinstance(error, Unwritten) else ''}"
+        return f"{what}: {error.strerror}; {'make room' if error.errno in NO_ROOM else 'mend that'} and {again}"
+    if isinstance(error, MetElsewhere):
+        return str(error)
+    if peer_lost(error):
+        return f"another process of this run ended, for a reason that it or the launcher tells; {again}"
+    return None

@@ -1,0 +1,197 @@
+"""The items of a run: read, checked against the model, and prepared for a job."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gapclose.core.errors import Problems
+from gapclose.core.logging import say
+from gapclose.data.answer_matching import check_told_apart
+from gapclose.data.config import WORDINGS, DataConfig, PromptsConfig
+from gapclose.data.items import ItemSet
+from gapclose.data.label_budget import relabel
+from gapclose.data.load import in_order, read_data
+from gapclose.data.media import survey, tell, without
+from gapclose.data.prompt_templates import ask, reword
+from gapclose.data.splits import check_clips_apart, check_media_apart, check_splits_filled, check_twins
+from gapclose.models.chat_template import left_out_of_prompts
+from gapclose.models.config import SHIPPED, ModelConfig
+from gapclose.models.input_checks import check_kinds, check_options, too_long
+from gapclose.models.loading import load_processor
+from gapclose.pipeline.config import Config
+from gapclose.pipeline.media_fit import unfit
+from gapclose.training.objectives import BY_TRL, needs_reading
+from gapclose.training.trl.dataset import check_taken
+
+MEASURE_SPLITS = {"fit": True, "test": True}
+CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
+
+
+def load_items(
+    directory: Path,
+    data: DataConfig,
+    model: ModelConfig,
+    splits: dict[str, bool],
+    *,
+    max_new_tokens: int,
+    folds: int,
+    retain: bool = False,
+    objective: str | None = None,
+    prompts: PromptsConfig | None = None,
+    without_model: bool = False,
+) -> ItemSet:
+    """Read an item set and check items, media, options and splits; the items are not yet in the words of a prompt.
+
+    Args:
+        splits: the splits a job needs, and whether each must be labelled.
+        max_new_tokens: length limit of generated answers, which every option must fit.
+        folds: of clips, in which probes are fitted.
+        retain: whether the train split must hold retain items.
+        objective: what the train items are for, or None.
+        prompts: the prompts that the items must be askable in; None: their own.
+        without_model: leave out what only the model's processor can tell, which is not there.
+
+    Raises:
+        ValueError: all problems of all checks together.
+    """
+    problems, prompts = Problems(f"the item set {directory}"), prompts or PromptsConfig()
+    plain = read_data(directory, data, problems)
+    items = in_order(plain, data, prompts, problems)
+    if not len(problems):  # else a twin may be missing for no fault of its own
+        check_twins(items, problems)
+    check_prompts(prompts, model, problems)
+    asked = {name: reword(items, name, prompts, problems) for name in prompts.names}
+    for name, worded in asked.items():
+        check_told_apart(worded, problems, None if name == prompts.asked else name)
+    seen = survey(items)
+    found = seen.faults
+    check_media_apart(plain, found, problems)  # shuffled options would hide a question that is asked twice
+    items = replace(items, notes=(*items.notes, *check_clips_apart(plain, found, problems)))
+    try:
+        processor = None if without_model else load_processor(model)
+    except ValueError as error:
+        problems.add(str(error))
+        processor = None
+    if processor is not None:
+        for name, worded in asked.items():
+            limit = prompts.limit(name, max_new_tokens)
+            key = "observe.max_new_tokens" if limit == max_new_tokens else "prompts.max_new_tokens"
+            check_options(worded, processor, limit, problems, key=key, prompt=None if name == prompts.asked else name)
+        before = len(problems)
+        check_kinds(items, processor, problems)
+        found = too_long(items, processor, seen.sizes) | found
+        if len(problems) == before:  # else no prompt can be made
+            found |= unfit(items, model, processor, {entry: size for entry, size in seen.sizes.items() if entry not in found})
+    if data.on_error == "skip":
+        items = without(items, found, problems)
+    else:
+        tell(items, found, problems)
+    check_splits_filled(items, splits, folds, problems)
+    if retain and not items.select(split="train", purpose="retain").items:
+        problems.add(
+            f"{items.where}: split 'train' has no items with purpose 'retain'; add some or set train.retain to 0 (tables, IMAVB and AVHBench have none)"
+        )
+    if objective is not None and needs_reading(objective):
+        check_expressible(items, problems)
+    behind = None if processor is None else left_out_of_prompts(processor)
+    if objective in BY_TRL:
+        check_taken(asked[prompts.asked], objective, BY_TRL[objective], problems)
+        if behind:
+            problems.add(f"objective {objective}: TRL makes its own prompts, and {behind}")
+    problems.raise_if_any()
+    for line in (*items.notes, *([behind] if behind else []), *(f"left out: item {ident!r}: {fault}" for ident, fault in items.skipped)):
+        say(line)
+    return items
+
+
+def check_expressible(items: ItemSet, problems: Problems) -> None:
+    """Add train items whose options all express one concept: whatever is read of them, no answer could tell."""
+    lone = [i for i in items.select(split="train", purpose="gap") if len({o.concept for o in i.options}) < 2]
+    if lone:
+        problems.add(
+            f"{items.where}: the options of {len(lone)} train items express one concept alone, e.g. {lone[0].id!r}: {lone[0].options[0].concept!r}; "
+            "give them an option for another concept, or leave them out"
+        )
+
+
+def check_prompts(prompts: PromptsConfig, model: ModelConfig, problems: Problems) -> None:
+    """Add to ``problems`` a matching function that cannot be had, and prompts in words that a shipped model never saw."""
+    try:
+        prompts.matching("own")
+    except ValueError as error:
+        problems.add(str(error))
+    foreign = [name for name in prompts.names if name in WORDINGS and name != "own"]
+    if model.path in SHIPPED and foreign:
+        problems.add(
+            f"prompts {foreign}: the model {model.path!r} knows the words of its own questions and no others; ask it in own, "
+            "gapclose.data.digits.prompts:check or gapclose.data.digits.prompts:rephrased"
+        )
+
+
+def is_for_closing(config: Config) -> bool:
+    """Whether a set has items to train on or to validate with; without either it is there to be measured."""
+    if config.data.path == "digits":
+        return True
+    items = read_data(Path(config.data.path), config.data, Problems("the item set"))
+    return not items.items or any(i.split in ("train", "val") for i in items)
+
+
+def prepare_items(config: Config, *, closing: bool, without_model: bool = False) -> ItemSet:
+    """The items of a run in the words of its own prompt; as :func:`prepare_plain`, otherwise."""
+    return ask(prepare_plain(config, closing=closing, without_model=without_model), config.prompts.asked, config.prompts)
+
+
+def prepare_plain(
+    config: Config, *, closing: bool, alone: Callable[[Callable[[], None]], None] = lambda write: write(), without_model: bool = False
+) -> ItemSet:
+    """Make the embedded world when it is asked for, then read and check the items, which stay in the data's own words.
+
+    Args:
+        alone: has one process of a launch write while the others wait.
+        without_model: leave out what only the model's processor can tell, which is not there.
+
+    Raises:
+        ValueError: with every problem of the set.
+    """
+    directory = Path(config.data.path)
+    if config.data.path == "digits":
+        from gapclose.data.digits.generate import write
+
+        kind = ("" if config.data.sound else "-images") + (f"-degraded{config.data.degraded:g}" if config.data.degraded else "")
+        directory = Path(config.run_dir) / f"data-seed{config.seed}{kind}"
+
+        def make() -> None:
+            if not (directory / "set.json").is_file():
+                shutil.rmtree(directory, ignore_errors=True)
+                write(directory, seed=config.seed, degraded=config.data.degraded, sound=config.data.sound)
+
+        alone(make)
+    splits = CLOSE_SPLITS if closing else MEASURE_SPLITS
+    retain = closing and config.train.retain > 0
+    limits: dict[str, Any] = {"without_model": without_model, "max_new_tokens": config.observe.max_new_tokens, "folds": config.probe.folds}
+    objective = config.objective if closing else None
+    loaded = load_items(directory, config.data, config.model, splits, **limits, retain=retain, objective=objective, prompts=config.prompts)
+    items = relabel(loaded, config.labelling, config.seed)
+    problems = Problems(f"the item set {directory} with the labels that `labelling` leaves")
+    check_splits_filled(items, splits, config.probe.folds, problems)
+    if closing:
+        check_trainable(config, problems)
+        if config.objective == "grpo" and (n := len(items.select(split="train", purpose="gap"))) < (
+            asked := config.grpo.prompts(config.train)
+        ):
+            problems.add(
+                f"objective grpo asks {asked} prompts a step, and split 'train' has {n} gap items; lower train.global_batch_size, or raise "
+                "grpo.num_generations"
+            )
+    problems.raise_if_any()
+    return items
+
+
+def check_trainable(config: Config, problems: Problems) -> None:
+    """Add to ``problems`` a precision that cannot be trained in."""
+    if config.model.dtype == "float16":
+        problems.add("model.dtype float16 cannot be trained without a loss scaler; choose bfloat16 or float32")

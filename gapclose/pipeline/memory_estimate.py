@@ -1,0 +1,259 @@
+"""How much memory a run will need, before any weight is read: the project's own computations, on tensors that have sizes and no values.
+
+The forward and backward pass of a training step are those of :mod:`gapclose.training.trainer`, on a model of the real architecture with adapters of
+the real settings, and every tensor is counted as long as it lives (:mod:`gapclose.core.memory_meter`). So the figures know of fused attention, of media
+towers, of gradients that stop at the lowest adapter, of recomputed activations, and of experts' adapters, which PEFT adds up into a copy of
+all experts of a layer. Not in them: what a kernel takes for itself while it runs, the CUDA context (half a GB), memory that an
+allocator cannot use for being in pieces, and under data parallelism one more copy of the gradients.
+
+Shapes: B batch, T tokens, O options.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gapclose.core.files import free_bytes, in_units, size_of
+from gapclose.core.memory_meter import Meter
+from gapclose.data.items import Item, ItemSet
+from gapclose.models.hooks import answer_logits, last_logits
+from gapclose.models.loading import LoadedModel
+from gapclose.models.quantization import bytes_saved
+from gapclose.models.structure import decoder_layers, train_adapters_alone, unwrap
+from gapclose.pipeline.config import Config
+from gapclose.training.collator import Collator
+from gapclose.training.config import TERMS
+from gapclose.training.lora import enable_checkpointing
+from gapclose.training.sampler import Example
+from gapclose.training.trainer import term_sums
+
+SAVED = 34
+"""bytes that a decoder layer keeps for the backward pass by token and unit of width in half precision, without the matrix of attention
+weights (Korthikanti et al., arXiv 2205.05198, equation 1)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What one process needs at once, in bytes."""
+
+    weights: int
+    adapters: int
+    """adapters, their gradients, and AdamW's two states of each"""
+    peak: int
+    by_formula: bool = False
+    """whether the activations are a formula's, since the model looks at values"""
+
+    @property
+    def activations(self) -> int:
+        """All the rest: what is kept for the backward pass, inputs, logits."""
+        return self.peak - self.weights - self.adapters
+
+
+def weight_bytes(model: Any, quantisation: str | None) -> int:
+    """Bytes of all weights and buffers, adapters left out; shared ones count once."""
+    kept = [t for n, t in [*model.named_parameters(), *model.named_buffers()] if "lora_" not in n]
+    sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
+    return sum(sizes.values()) - bytes_saved(quantisation, decoder_layers(model))
+
+
+def training_step(loaded: LoadedModel, parts: Sequence[dict[str, Any]], config: Config) -> Memory:
+    """The memory of a training step on one process.
+
+    Args:
+        loaded: on the meta device, with adapters. parts: of one micro-batch, as :class:`gapclose.training.collator.Collator` makes them.
+    """
+    model, weights = loaded.model, weight_bytes(loaded.model, config.model.quantisation)
+    if config.train.gradient_checkpointing:
+        enable_checkpointing(loaded)
+    train_adapters_alone(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    own, rounds = sum(p.nbytes for p in trained), config.train.accumulation(1)
+    inputs = [t for part in parts for t in _tensors(part)]
+    with Meter() as meter:
+        states = [torch.empty_like(p) for p in trained for _ in range(2)]
+        if rounds > 1:  # of the micro-batches before
+            for parameter in trained:
+                parameter.grad = torch.zeros_like(parameter)
+        meter.count(*model.parameters(), *model.buffers(), *inputs)
+        try:
+            torch.stack([term_sums(model, sized(part)) for part in parts]).sum().backward()
+        except (NotImplementedError, RuntimeError):
+            return _by_formula(loaded, parts, weights, 4 * own, recomputed=config.train.gradient_checkpointing)
+    del states
+    model.zero_grad(set_to_none=True)
+    waiting = (rounds - 1) * sum(t.nbytes for t in inputs)  # the trainer prepares all micro-batches of a step at once
+    saved = bytes_saved(config.model.quantisation, decoder_layers(model))
+    return Memory(weights=weights, adapters=4 * own, peak=meter.peak + waiting - saved)
+
+
+def _by_formula(loaded: LoadedModel, parts: Sequence[dict[str, Any]], weights: int, adapters: int, *, recomputed: bool) -> Memory:
+    """:data:`SAVED` of every layer from the lowest adapted one on, and the float32 logits of the answer positions twice; with activations
+    that are recomputed, of one layer, and what enters the others."""
+    base = unwrap(loaded.model)
+    adapted = [any(p.requires_grad for p in block.parameters()) for block in decoder_layers(base)]
+    layers = len(adapted) - adapted.index(True)
+    tokens = sum(part["prompt"]["input_ids"].numel() for part in parts)
+    kept = tokens * loaded.width * base.dtype.itemsize * (layers + SAVED // 2 if recomputed else layers * SAVED // 2)
+    logits = 2 * 4 * sum(len(part["rows"]) for part in parts) * base.get_input_embeddings().weight.shape[0]
+    return Memory(weights=weights, adapters=adapters, peak=weights + adapters + kept + logits, by_formula=True)
+
+
+@torch.no_grad()
+def observed_batch(loaded: LoadedModel, prompt: dict[str, torch.Tensor], quantisation: str | None, *, longer: int = 0) -> int | None:
+    """Bytes of what :mod:`gapclose.observe.extract` does with one batch, weights included: the forward that scores, and the one that begins an answer.
+
+    Args:
+        longer: option places at which an option has several tokens; each is scored on a copy of the key-value cache, made while the copy
+            before it still lives.
+
+    Returns:
+        None where the model looks at values.
+    """
+    model, size = loaded.model, len(prompt["input_ids"])
+    last = torch.full((size,), prompt["input_ids"].shape[1] - 1)
+    with Meter() as meter:
+        meter.count(*model.parameters(), *model.buffers(), *prompt.values())
+        inputs = sized({"prompt": prompt})["prompt"]
+        try:
+            with answer_logits(model, torch.arange(size), last):
+                output = model(**inputs, use_cache=longer > 0)
+            output.logits.float().log_softmax(-1)
+            copies = [copy.deepcopy(output.past_key_values) for _ in range(min(longer, 2))]
+            del copies
+            with last_logits(model):  # what was scored is still there
+                model(**inputs, use_cache=True).logits.float()
+        except (NotImplementedError, RuntimeError):
+            return None
+    return meter.peak - bytes_saved(quantisation, decoder_layers(model))
+
+
+def micro_batch(loaded: LoadedModel, gap: Item, retain: Item | None, items: ItemSet, config: Config) -> list[dict[str, Any]]:
+    """The parts of a micro-batch made of one item again and again, and of a retain item in its share."""
+    size, counts = config.train.micro_batch_size, config.train.counts()
+    kept = min(config.train.retain_tokens, loaded.model.get_input_embeddings().weight.shape[0])
+    held = round(size * counts["retain"] / config.train.global_batch_size) if retain else 0
+    term = "consistency" if counts["consistency"] else "gold"
+    options = len(gap.options)
+    aimed = np.full(options, 1 / options)
+    examples = [Example(item=gap, term=term, weights=aimed) for _ in range(size - held)]
+    if retain:
+        logps, tokens = torch.zeros(kept), torch.zeros(kept, dtype=torch.int32)
+        examples += [Example(item=retain, term="retain", base_logps=logps, base_tokens=tokens) for _ in range(held)]
+    return Collator(loaded, loaded.media(items))(examples)["parts"]
+
+
+def text_batch(size: int, tokens: int, options: int = 6) -> dict[str, Any]:
+    """A part of ``size`` prompts of ``tokens`` tokens, all text, with as many options of one token: what can be said without a processor."""
+    rows = torch.arange(size)
+    return {
+        "prompt": {key: torch.ones(size, tokens, dtype=torch.long) for key in ("input_ids", "attention_mask")},
+        "rows": rows,
+        "positions": torch.full((size,), tokens - 1),
+        "place": rows.repeat_interleave(options),
+        "token": torch.zeros(size * options, dtype=torch.long),
+        "weight": torch.full((size * options,), 1 / options),
+        "term": torch.full((size * options,), TERMS.index("consistency")),
+        "retain_place": torch.zeros(0, dtype=torch.long),
+    }
+
+
+def sized(part: dict[str, Any]) -> dict[str, Any]:
+    """The part with pixels, sounds and weights on the meta device; whole numbers and masks stay, since models compute shapes from them."""
+
+    def bare(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: bare(k, v) for k, v in value.items()}
+        known = not isinstance(value, torch.Tensor) or not value.is_floating_point() or "mask" in key
+        return value if known else value.to("meta")
+
+    return {key: bare(key, value) for key, value in part.items()}
+
+
+def _tensors(part: dict[str, Any]) -> Iterator[torch.Tensor]:
+    for value in part.values():
+        if isinstance(value, dict):
+            yield from _tensors(value)
+        elif isinstance(value, torch.Tensor):
+            yield value
+
+
+def observation_bytes(items: ItemSet, config: Config, *, n_layers: int, width: int, itemsize: int) -> dict[str, int]:
+    """What `measure` and `close` store on disk, in bytes: residuals and option scores, other prompts included; of a control without media,
+    nothing is counted.
+
+    Args:
+        itemsize: bytes of a number in the model's dtype.
+    """
+
+    def stored(split: str, layers: int, purpose: Sequence[str] = ("gap", "transfer", "retain")) -> int:
+        chosen = items.select(split=split, purpose=purpose)
+        return len(chosen) * layers * width * itemsize + 4 * sum(len(i.options) for i in chosen)
+
+    candidates = {*config.probe.candidates(n_layers), n_layers}
+    fit = stored("fit", len(candidates), ("gap",))
+    everywhere = sum(stored(s, n_layers + 1, ("gap",)) for s in ("fit", "test")) if config.controls.layers else 0
+    retained = len(items.select(split="train", purpose="retain")) * 8 * config.train.retain_tokens if config.train.retain else 0
+    epochs = config.train.epochs * config.targets.rounds
+    closing = stored("val", 2) * (1 + epochs) + stored("test", 2) * 2 + stored("train", 1, ("gap",)) + retained
+    one_draw = stored("fit", len(candidates) - 1, ("gap",)) + stored("val", 1, ("gap",)) + stored("test", 1, ("gap",))
+    random = one_draw if config.controls.random_weights else 0  # of one network at a time
+    others = len(config.prompts.names) - 1
+    again = others * stored("test", 1, ("gap",))
+    fit += others * stored("fit", 1, ("gap",)) if config.prompts.refit else 0
+    return {"measure": fit + stored("test", 2) + everywhere + again + random, "close": fit + closing + 2 * again + random}
+
+
+def refuse_small_disk(loaded: LoadedModel, items: ItemSet, config: Config, *, closing: bool) -> None:
+    """Refuse a run whose observations and whole models do not fit the disk beside what it has written before. All else that it writes is not
+    counted, and nothing at all where observations may come from other runs.
+
+    Raises:
+        ValueError: with what is free and what is needed.
+    """
+    if config.observe.shared:
+        return
+    directory, size = Path(config.run_dir), next(unwrap(loaded.model).parameters()).element_size()
+    stored = observation_bytes(items, config, n_layers=len(loaded.layers), width=loaded.width, itemsize=size)
+    wholes = exported_bytes(loaded, config) if closing else 0
+    there = sum(size_of(path) for path in (directory / "observations").rglob("*"))
+    needed = stored["close" if closing else "measure"] + wholes - there
+    if needed > (free := free_bytes(directory)):
+        raise ValueError(
+            f"{directory}: {in_units(free)} are free there, and this run still writes {in_units(needed)} of observations"
+            f"{' and models' if wholes else ''}; make room, or name another place (--run_dir)"
+        )
+
+
+def refuse_small_disk_for_exports(loaded: LoadedModel, config: Config) -> None:
+    """Refuse whole models that do not fit the disk beside what is there: an export that is written again is replaced once it is whole.
+
+    Raises:
+        ValueError: with what is free and what is needed.
+    """
+    directory, needed = Path(config.run_dir), exported_bytes(loaded, config)
+    if needed > (free := free_bytes(directory)):
+        raise ValueError(
+            f"{directory}: {in_units(free)} are free there, and the models that are exported take {in_units(needed)}; make room"
+        )
+
+
+def exported_bytes(loaded: LoadedModel, config: Config) -> int:
+    """Bytes of the whole models that are exported, by the weights that are loaded."""
+    return weight_bytes(loaded.model, config.model.quantisation) * (config.export.merged + config.export.omni)
+
+
+def cached_items(items: ItemSet, config: Config) -> int:
+    """How many items ``train.cache_trunk`` stores, if the gate keeps all of train: those trained on and, where clips are not read
+    once for all of their questions, those measured after every epoch."""
+    gap = ["gap"] if config.train.consistency else []
+    trained = items.select(split="train", purpose=[*gap, *(["retain"] if config.train.retain else [])])
+    labelled = len(items.select(split="fit", purpose="gap")) if config.train.gold else 0
+    measured = 0 if config.observe.share_prefix else len(items.select(split="val", purpose=("gap", "transfer", "retain")))
+    return len(trained) + labelled + measured

@@ -1,0 +1,46 @@
+"""One run, one directory: the stages of measuring and closing a gap, each of which picks up what is already there.
+
+    items -> observe -> read -> compare -> align -> observe again -> export
+
+Every process of a launch executes every stage; files are written by the main process alone, except shards of observations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gapclose.core.distributed import main_alone
+from gapclose.evaluation.run_records import summarise
+from gapclose.pipeline.align_stage import Training
+from gapclose.pipeline.config import Config
+from gapclose.pipeline.context import Run
+from gapclose.report.html import write_page
+
+
+def run_measure(config: Config) -> dict[str, Any]:
+    """Measure the gap of the base model on test, with every control that the configuration asks for, without training."""
+    run = Run(config, closing=False)
+    run.track()
+    run.fit_probes()
+    run.measure_base(["test"])
+    run.examine(thorough=True)
+    summary = main_alone(lambda: summarise(run.directory))
+    run.on_main(lambda: write_page(run.directory))
+    run.on_main(lambda: run.tracker.finish(summary, None))
+    return summary
+
+
+def run_close(config: Config) -> dict[str, Any]:
+    """Measure, decide on val whether to train, train with re-measurement after every epoch, measure test again, export."""
+    run = Run(config, closing=True)
+    run.track()
+    run.fit_probes()
+    run.measure_base(["val"])
+    run.gate()
+    training = Training(run)
+    training.refuse_unproven()
+    run.measure_base(["test"])
+    run.examine(thorough=False)
+    run.on_main(lambda: write_page(run.directory))
+    training.train(run.measured["val"])
+    return training.finish(run.measured["test"])

@@ -1,0 +1,122 @@
+"""The directory of a run: its lock, its environment, and the items that it is bound to."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import BaseFileLock, FileLock, Timeout
+
+from gapclose import __version__
+from gapclose.core.distributed import engine_given
+from gapclose.core.files import read_json, write_json, write_text, writing
+from gapclose.core.logging import say
+from gapclose.data.items import ItemSet
+
+SETTLE = 1.0
+"""seconds in which a process that has just taken a lock has written who it is"""
+LAPSE = 180
+"""seconds in which a file server gives up the locks of a node that it does not hear of any more (NFS version 4: 90, Lustre: 100, by default)"""
+
+
+def environment(seed: int, process: Any) -> dict[str, Any]:
+    """Versions, device, engine, processes, seed and code revision of a run."""
+    packages = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy")
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:  # no git here
+        commit = ""
+    return {
+        "versions": {"gapclose": __version__, **{p: importlib.metadata.version(p) for p in packages}},
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "engine": engine_given(process),
+        "processes": process.num_processes,
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "commit": commit or None,
+    }
+
+
+def take_directory(directory: Path) -> BaseFileLock | None:
+    """Keep a run directory to this process until it ends, however it ends; None where the file system has no locks.
+
+    The kernel gives the lock of a process back when that ends. Of a node that was lost, the file server does so after a while: a lock that was
+    taken on another machine is waited for.
+
+    Raises:
+        ValueError: when another process works in it, with where that runs.
+        Unwritten: when there can be no such directory.
+    """
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    # no marker in place of a lock: of a process that was killed it would stay
+    lock, note = FileLock(directory / ".lock", is_singleton=True, fallback_to_soft=False), directory / ".holder"
+    try:
+        try:
+            lock.acquire(timeout=SETTLE)
+        except Timeout:
+            if _holder(note).endswith(_here()):
+                raise
+            say(f"{directory} is locked ({_holder(note)}); waiting for {LAPSE} s, in which the lock of a lost node lapses")
+            lock.acquire(timeout=LAPSE)
+    except Timeout:
+        raise ValueError(
+            f"{directory}: another process works in this run directory ({_holder(note)}); let it end, or name another one (--run_dir)"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        say(f"warning: {directory} cannot be locked ({error}); let no other process work in it")
+        return None
+    write_text(note, f"process {os.getpid()}{_here()}")
+    return lock
+
+
+def leave_directory(directory: Path, lock: BaseFileLock, *, made: bool) -> None:
+    """Give a run directory back in which nothing was begun; ``made``: it was not there before, and goes where
+    nothing else lies in it."""
+    (directory / ".holder").unlink(missing_ok=True)
+    if {path.name for path in directory.iterdir()} <= {".lock"}:
+        (directory / ".lock").unlink(missing_ok=True)  # a process that waits for it notices, and makes its own
+        if made:
+            with suppress(OSError):  # another process was quicker
+                directory.rmdir()
+    lock.release()
+
+
+def _here() -> str:
+    return f" on {platform.node()}"
+
+
+def _holder(note: Path) -> str:
+    """Who holds a lock, by its own words."""
+    return note.read_text(encoding="utf-8") if note.is_file() else f"not known which{_here()}"
+
+
+def refuse_other_items(items: ItemSet, path: Path) -> str:
+    """Check that the run whose items are remembered at ``path``, if any, is about these; returns their fingerprint.
+
+    Raises:
+        ValueError: when the run was started on others; its checkpoints and records would not fit.
+    """
+    now = items.fingerprint(labels=True)
+    if path.is_file() and (before := read_json(path, "fingerprint")["fingerprint"]) != now:
+        raise ValueError(
+            f"{path.parent} holds a run on items {before}, and {items.root} now holds {now}: items, media or labels have changed. "
+            "Give this run another directory (--run_dir), or delete that one."
+        )
+    return now
+
+
+def bind_items(items: ItemSet, path: Path) -> None:
+    """Remember which items, media and labels a run is about, unless :func:`refuse_other_items` refuses."""
+    found = {"root": str(items.root), "fingerprint": refuse_other_items(items, path)}
+    left_out = {"skipped": [{"item": i, "fault": fault} for i, fault in items.skipped], "notes": list(items.notes)}
+    orders = {"option_order": items.orders} if items.orders else {}
+    write_json(path, {**found, "items": len(items), **left_out, **orders})

@@ -1,0 +1,102 @@
+"""Everything that can be known to be wrong before a model loads, told at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from rich.table import Table
+
+from gapclose.data.items import ItemSet
+from gapclose.data.prompt_templates import ask
+from gapclose.data.question_text import unnamed_options
+from gapclose.evaluation.controls.text_leak import Leak
+from gapclose.evaluation.summary_text import show
+from gapclose.metrics.verdict import LEAST_CLIPS
+from gapclose.models.config import SHIPPED
+from gapclose.models.quantization import refuse_quantisation
+from gapclose.pipeline.config import Config
+from gapclose.report.console import add_columns, wide_console
+
+
+def print_leak(leaks: list[Leak]) -> list[str]:
+    """Print a row per modality; returns a warning for every one whose text gives the concept away."""
+    if not leaks:
+        return []
+    table = Table(title="what the text alone gives away: TF-IDF and logistic regression, out of fold by clip, labelled gap items")
+    words = ("modality",)
+    add_columns(table, (*words, "clips", "items", "text alone, balanced", "chance"), words)
+    for leak in leaks:
+        table.add_row(leak.modality, str(leak.n_clips), str(leak.n_items), show(leak.balanced.as_dict()), f"{leak.chance:.3f}")
+    wide_console().print(table)
+    return [
+        f"the text alone gives the right concept of {leak.modality} away: {show(leak.balanced.as_dict())} balanced, chance {leak.chance:.3f}; a "
+        "reading must beat that to be called real. Look for words that true and false questions do not share, or ask each question in both"
+        for leak in leaks
+        if leak.above
+    ]
+
+
+def unnamed(items: ItemSet, plain: ItemSet, config: Config) -> list[str]:
+    """A line for the options that prompts do not name: a warning, but of a shipped model with the set it was trained on, a note.
+
+    Args:
+        items: in the words of the run's own prompt. plain: the same in the data's own.
+    """
+    found, prompts = list[str](), config.prompts
+    for name in prompts.names:
+        worded = items if name == prompts.asked else ask(plain.select(split="test", purpose="gap"), name, prompts)
+        found += unnamed_options([i for i in worded if i.purpose != "retain"], name)
+    if config.model.path in SHIPPED and items.name == "digits":
+        return [f"note: {line}; the shipped models were trained to answer so" for line in found]
+    remedy = "list the options in the prompt, choose prompts.asked paper, or give the items a `stem`"
+    return [f"warning: {line}; a model that was not trained to answer so cannot know that it may: {remedy}" for line in found]
+
+
+def doubts(items: ItemSet) -> list[str]:
+    """What is no mistake, and yet will leave a measurement without a verdict."""
+    found, test = [], items.select(split="test", purpose="gap")
+    if not items.alarm:
+        found.append("no concept is an alarm (`alarm`): rejections, false alarms and operating points are not measured, only the concept")
+    for modality in sorted(set(test.modalities.tolist())):
+        concepts = {c: len({i.clip for i in test if i.modality == modality and i.concept == c}) for c in items.concepts}
+        few = {c: n for c, n in concepts.items() if 0 < n < LEAST_CLIPS}
+        if few:
+            found.append(f"test has {few} clips of these concepts in {modality}; below {LEAST_CLIPS} the verdict is `too few clips`")
+    return found
+
+
+def lacking_here(config: Config) -> list[str]:
+    """What a run with this configuration needs and this machine lacks; a configuration may be checked where it will not run."""
+    from gapclose.export.hub import check_push
+
+    checks: list[Callable[[], object]] = [lambda: refuse_quantisation(config.model.quantisation)]
+    checks += [check_push] if config.export.push else []
+    found = []
+    for check in checks:
+        try:
+            check()
+        except ValueError as error:
+            found.append(f"this machine cannot run it: {error}")
+    return found
+
+
+def print_histogram(items: ItemSet) -> None:
+    """A table of splits x purposes: clips, items, labelled items, and items per concept."""
+    out = f" ({len(items.skipped)} left out)" if items.skipped else ""
+    title = f"{items.name}: {len(items)} items{out}, {len({i.clip for i in items})} clips, alarm concepts {list(items.alarm)}"
+    table = Table(title=title)
+    words = ("split", "purpose", "modality")
+    add_columns(table, (*words, "clips", "items", "labelled", *items.concepts), words)
+    groups = Counter((i.split, i.purpose, i.modality) for i in items)
+    for split, purpose, modality in sorted(groups):
+        members = [i for i in items if (i.split, i.purpose, i.modality) == (split, purpose, modality)]
+        concepts = Counter(i.concept for i in members if i.concept)
+        counts = (
+            len({i.clip for i in members}),
+            len(members),
+            sum(i.gold is not None for i in members),
+            *(concepts[c] for c in items.concepts),
+        )
+        table.add_row(split, purpose, modality, *map(str, counts))
+    wide_console().print(table)

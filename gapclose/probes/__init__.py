@@ -1,0 +1,1 @@
+"""READ: probes that are fitted, chosen and frozen, and what follows from their posteriors."""

@@ -1,0 +1,70 @@
+"""Settings of the probe and of its search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gapclose.core.config_checks import Checks
+
+FAMILIES = ("logistic", "lda", "mean_difference")
+
+
+@dataclass(kw_only=True)
+class ProbeConfig:
+    """How probes are fitted and chosen."""
+
+    families: list[str] = field(default_factory=lambda: list(FAMILIES))
+    """logistic (C is ``strength``), lda (shrinkage is ``strength``), mean_difference (nearest class mean)"""
+    c: list[float] = field(default_factory=lambda: [0.001, 0.01, 0.1, 1.0])
+    """inverse regularisation of the logistic family, on standardised residuals"""
+    shrinkage: list[float] = field(default_factory=lambda: [0.1, 0.5])
+    """covariance shrinkage of the lda family, 0..1"""
+    folds: int = 4
+    """grouped cross-validation folds inside fit"""
+    layers: list[int] | None = None
+    """candidate layers, counted from 1; null: all that leave ``layers_above`` decoder layers above them"""
+    layers_above: int = 2
+    """decoder layers that must remain above the probe's layer, for LoRA to act on what the probe reads"""
+    stack: int = 1
+    """also try the residuals of the up to so many best single layers, side by side, as one probe; chosen by the same cross-validation
+    (1: single layers only)"""
+
+    def __post_init__(self) -> None:
+        with Checks(self, "probe") as check:
+            check.choice("families", FAMILIES)
+            if check.sound("families") and not self.families:
+                check.add(f"{check.named('families')}; choose some of {list(FAMILIES)}", "families")
+            check.number("folds", least=2)
+            check.number("layers_above", least=1, why="LoRA needs a layer above the probe")
+            check.number("stack", least=1, why="1 tries single layers only")
+            check.number("layers", least=1, why="the first decoder layer is 1")
+            check.number("c", above=0)
+            check.number("shrinkage", least=0, most=1)
+            for family, name in (("logistic", "c"), ("lda", "shrinkage")):
+                if check.sound(name, "families") and not getattr(self, name) and family in self.families:
+                    check.add(f"{check.named(name)}, and probe.families has {family}; give it a strength, or leave the family out", name)
+            layers = sorted(set(self.layers or ())) if check.sound("layers") else []
+            if self.layers == []:
+                check.add(f"{check.named('layers')}; name some layers, or null for all", "layers")
+            elif layers and check.sound("stack") and self.stack > len(layers):
+                check.add(f"{check.named('stack')}, and there are {len(layers)} candidate layers: {layers}", "stack", "layers")
+
+    def candidates(self, n_layers: int) -> list[int]:
+        """The layers to try in a decoder of ``n_layers``.
+
+        Raises:
+            ValueError: when a layer does not exist or leaves too few above it, or there are fewer than ``stack``.
+        """
+        highest = n_layers - self.layers_above
+        layers = list(range(1, highest + 1)) if self.layers is None else sorted(set(self.layers))
+        bad = [layer for layer in layers if not 1 <= layer <= highest]
+        if bad or not layers:
+            raise ValueError(f"probe.layers {bad or layers}: this decoder has {n_layers} layers, and a probe may read layers 1..{highest}")
+        if self.stack > len(layers):
+            raise ValueError(f"probe.stack is {self.stack}, and there are {len(layers)} candidate layers: {layers}")
+        return layers
+
+    def settings(self) -> list[tuple[str, float]]:
+        """All (family, strength) pairs."""
+        strengths = {"logistic": self.c, "lda": self.shrinkage, "mean_difference": [1.0]}
+        return [(family, s) for family in self.families for s in strengths[family]]

@@ -1,0 +1,148 @@
+"""Probes: linear readings of concepts from the residual stream, fitted on labels and frozen.
+
+Every family ends as ``softmax((W z + b) / T)`` of the standardised residual ``z``, so one frozen module serves them all; folds never split
+a clip. A probe may read several layers, their residuals side by side as one. Which layers, family and regularisation:
+:mod:`gapclose.probes.search`.
+
+Shapes: N items, D width (of all layers of a probe together), C concepts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from torch import nn
+
+from gapclose.core.checksums import read_tensors
+from gapclose.core.files import read_json, write_json, write_tensors
+from gapclose.probes.logistic import solve
+from gapclose.probes.standardize import varies
+
+ROWS = 8192
+"""residuals that are in double precision at once"""
+
+
+def side_by_side(residuals: Mapping[int, torch.Tensor], layers: Sequence[int]) -> torch.Tensor:
+    """The residuals of ``layers`` as one tensor (N, D), D the sum of their widths; of a single layer not copied."""
+    return residuals[layers[0]] if len(layers) == 1 else torch.cat([residuals[layer] for layer in layers], dim=-1)
+
+
+class FrozenProbe(nn.Module):
+    """A fitted probe that cannot be trained: buffers only, and its input is detached.
+
+    ``forward`` maps what :meth:`see` gives, (..., D), to log r(c|x), (..., C), in float32.
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    temperature: torch.Tensor
+
+    def __init__(
+        self,
+        *,
+        mean: np.ndarray,
+        scale: np.ndarray,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        temperature: float,
+        layers: Sequence[int],
+        family: str,
+        strength: float,
+        concepts: Sequence[str],
+    ) -> None:
+        super().__init__()
+        for name, value in (("mean", mean), ("scale", scale), ("weight", weight), ("bias", bias), ("temperature", temperature)):
+            self.register_buffer(name, torch.as_tensor(np.asarray(value), dtype=torch.float32))
+        self.layers, self.family, self.strength, self.concepts = tuple(layers), family, strength, tuple(concepts)
+
+    @property
+    def layer(self) -> int:
+        """The highest of ``layers``, which rise: what changes above it does not reach the probe."""
+        return self.layers[-1]
+
+    def see(self, residuals: Mapping[int, torch.Tensor]) -> torch.Tensor:
+        """What the probe reads of an observation's residuals: those of its layers side by side, (N, D)."""
+        return side_by_side(residuals, self.layers)
+
+    @torch.no_grad()
+    def forward(self, residual: torch.Tensor) -> torch.Tensor:
+        z = (residual.detach().float() - self.mean) / self.scale
+        return ((z @ self.weight.T + self.bias) / self.temperature).log_softmax(-1)
+
+    @torch.no_grad()
+    def read_log(self, residual: torch.Tensor) -> np.ndarray:
+        """log r(c|x) as a float64 array (N, C), computed in float64, so that of a certain reading the doubt that is left keeps its digits."""
+        mean, scale, weight, bias, temperature = (
+            part.cpu().double() for part in (self.mean, self.scale, self.weight, self.bias, self.temperature)
+        )
+        flat, rows = residual.detach().reshape(-1, residual.shape[-1]), list[torch.Tensor]()
+        for part in flat.split(ROWS):
+            z = (part.cpu().double() - mean) / scale
+            rows.append(((z @ weight.T + bias) / temperature).log_softmax(-1))
+        log = torch.cat(rows) if rows else flat.new_zeros((0, len(self.concepts)), dtype=torch.float64)
+        return log.reshape(*residual.shape[:-1], len(self.concepts)).numpy()
+
+    def read(self, residual: torch.Tensor) -> np.ndarray:
+        """The reading r(c|x) as a float64 array (N, C); what is below 1e-323 is 0."""
+        return np.exp(self.read_log(residual))
+
+    def save(self, path: Path, evidence: Mapping[str, Any] | None = None) -> None:
+        """Write ``path``.safetensors and ``path``.json (layers and the highest of them, family, concepts, and how it was chosen)."""
+        write_tensors(path.with_suffix(".safetensors"), dict(self.named_buffers()))
+        facts = {"layer": self.layer, "layers": list(self.layers), "family": self.family, "strength": self.strength}
+        write_json(path.with_suffix(".json"), {**facts, "concepts": list(self.concepts), **(evidence or {})})
+
+    @classmethod
+    def load(cls, path: Path) -> FrozenProbe:
+        """Read what :meth:`save` wrote; of older files, which know one ``layer`` alone, as well.
+
+        Raises:
+            ValueError: when a file is damaged.
+        """
+        facts = read_json(path.with_suffix(".json"), "layer", "family", "strength", "concepts")
+        facts.setdefault("layers", [facts["layer"]])
+        tensors = {k: v.numpy() for k, v in read_tensors(path.with_suffix(".safetensors"))[0].items()}
+        known = {k: facts[k] for k in ("layers", "family", "strength", "concepts")}
+        return cls(**tensors, **known)
+
+
+def fit_linear(z: np.ndarray, y: np.ndarray, family: str, strength: float) -> tuple[np.ndarray, ...]:
+    """Fit one family on residuals (N, D) and classes (N,).
+
+    Returns:
+        mean (D,), scale (D,), weight (C, D), bias (C,) of the standardised linear classifier. A dimension that never varies has scale 1
+        and weight 0 (:func:`gapclose.probes.standardize.varies`).
+    """
+    mean, scale = (of(0, dtype=np.float64).astype(z.dtype) for of in (z.mean, z.std))
+    kept = varies(scale, mean)
+    scale = np.where(kept, scale, z.dtype.type(1))
+    classes, index = np.unique(y, return_inverse=True)
+    if family == "logistic":
+        everything = torch.ones(1, len(y), dtype=torch.bool)
+        fit = solve(torch.as_tensor(z), torch.as_tensor(index), everything, [strength], tolerance=1e-6 if z.dtype == np.float64 else None)
+        return mean, scale, fit.weight[0, 0].numpy(), fit.bias[0, 0].numpy()
+    x = z - mean
+    x /= scale
+    x[:, ~kept] = 0
+    if family == "mean_difference":
+        weight = np.stack([x[y == c].mean(0) for c in classes])
+        priors = np.array([(y == c).mean() for c in classes])
+        return mean, scale, weight, -0.5 * (weight**2).sum(1) + np.log(priors)
+    model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=strength).fit(x, y)
+    weight, bias = model.coef_, model.intercept_
+    if len(classes) == 2:  # scikit-learn gives one row for two classes; as two rows, softmax agrees with its sigmoid
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    return mean, scale, weight, bias
+
+
+def linear_logits(z: np.ndarray, parts: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Logits (N, C) of what :func:`fit_linear` returned."""
+    mean, scale, weight, bias = parts
+    return ((z - mean) / scale) @ weight.T + bias

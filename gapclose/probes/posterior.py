@@ -1,0 +1,213 @@
+"""The operating point of a reading: one factor on the prior of the alarm concepts, chosen on labelled items within a budget of false alarms.
+
+The budget is a rate, and the items that choose are often few: one false alarm among 25 is 4 %, and shows no rate above 3 %. So two kinds of
+factors keep to a budget: those whose false alarms are within it as counted, and those whose false alarms are not shown to exceed it. The first
+kind is preferred, unless it costs more than :data:`GIVEN_UP` of mean recall: then it would silence a reading on the word of a few items.
+
+Shapes: N items, C concepts, F factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+from scipy.stats import beta
+
+LEVEL = 0.95
+"""of the one-sided bound that shows false alarms to exceed a budget"""
+GIVEN_UP = 0.05
+"""mean recall, 0..1, that counting within the budget may cost against not being shown to exceed it"""
+STANDING = {
+    "none": "there is no budget",
+    "kept": "the false alarms counted are within the budget",
+    "not exceeded": "more false alarms are counted than the budget allows, so few that they do not show a rate beyond it",
+    "exceeded": "no factor keeps to the budget, so the reading has its own threshold",
+    "unknown": "no item without an alarm is there to count false alarms on, so the reading has its own threshold",
+}
+"""how a factor stands to the budget"""
+
+
+def factors() -> np.ndarray:
+    """Prior factors of the alarm concepts that are tried (F,), from 1e-4 to 1e4: 1 first, then by distance from it in the logarithm; of two
+    equally far the smaller, which alarms less."""
+    steps = np.arange(-200, 201)
+    return 10.0 ** (steps[np.argsort(np.abs(steps), kind="stable")] / 50)
+
+
+def shift_prior(reading: np.ndarray, alarm: np.ndarray, factor: float) -> np.ndarray:
+    """r'(c) proportional to r(c) w_c with w = ``factor`` on alarm concepts (C,) bool and 1 elsewhere, (N, C)."""
+    shifted = reading * np.where(alarm, factor, 1.0)
+    return shifted / shifted.sum(1, keepdims=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A prior factor, and how the reading does with it on the items that chose it."""
+
+    factor: float = 1.0
+    """on the prior of the alarm concepts"""
+    standing: str = "none"
+    """of :data:`STANDING`"""
+    budget: float | None = None
+    false_alarms: float | None = None
+    """share of the standard items that are read as an alarm"""
+    at_least: float | None = None
+    """one-sided lower bound of that rate, 95 %"""
+    standard_items: int = 0
+    standard_clips: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON, the factor under ``prior_factor``."""
+        found = asdict(self)
+        return {"prior_factor": found.pop("factor"), **found}
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Point:
+        """From what holds its :meth:`facts` and perhaps more."""
+        kept = {f.name: facts[f.name] for f in fields(cls) if f.name != "factor"}
+        return cls(factor=facts["prior_factor"], **kept)
+
+    def words(self) -> str:
+        """What there is to warn of; empty where the budget is kept."""
+        if self.standing in ("none", "kept"):
+            return ""
+        counted = ""
+        if self.false_alarms is not None and self.at_least is not None and self.budget is not None:
+            counted = (
+                f" (false alarms on {100 * self.false_alarms:.1f} % of {self.standard_items} standard items of {self.standard_clips} clips of val, "
+                f"at least {100 * self.at_least:.1f} %; targets.false_alarm_budget {100 * self.budget:g} %)"
+            )
+        return f"operating point: {STANDING[self.standing]}{counted}"
+
+
+def at_least(false_alarms: np.ndarray, items: int, clips: int) -> np.ndarray:
+    """One-sided 95 % lower bounds (Clopper & Pearson 1934) of rates that were counted on ``items`` of ``clips``, (F,).
+
+    Items of one clip may all fail together, so a rate is taken as if every clip were one item: with items that fail independently the bound
+    is lower than it need be, and less is claimed.
+    """
+    n = min(items, clips)
+    count = false_alarms * n
+    with np.errstate(invalid="ignore"):
+        return np.where(count > 0, beta.ppf(1 - LEVEL, count, n - count + 1), 0.0)
+
+
+def operating_point(reading: np.ndarray, concept: np.ndarray, alarm: np.ndarray, budget: float, clip: np.ndarray | None = None) -> Point:
+    """The prior factor with which the reading is most accurate while its false alarms keep to ``budget``.
+
+    The most accurate factor (mean recall over concepts) is taken among those whose false alarms are within the budget as counted; where it
+    falls short of the best of those that are not shown to exceed it by more than :data:`GIVEN_UP`, that one. Of equals the one nearest to 1
+    is taken: what the items cannot tell apart leaves the reading as it is. Where every factor is shown to exceed the budget the factor is 1.
+
+    With many items the two kinds become one, and this is the most accurate factor within the budget.
+
+    Args:
+        reading: (N, C) readings of labelled items that the probe was not fitted on.
+        concept: (N,) their concepts.
+        alarm: (C,) bool.
+        budget: share of standard items whose most probable concept may be an alarm.
+        clip: (N,) group of every item; None: items are independent.
+    """
+    standard = ~alarm[concept]
+    items = int(standard.sum())
+    clips = items if clip is None else len(np.unique(clip[standard]))
+    counted: dict[str, Any] = {"budget": budget, "standard_items": items, "standard_clips": clips}
+    if not items:
+        return Point(standing="unknown", **counted)
+    tried, there = factors(), np.unique(concept)
+    said = np.stack([shift_prior(reading, alarm, factor).argmax(1) for factor in tried])  # (F, N)
+    rate = alarm[said][:, standard].mean(1)
+    recall = np.mean([(said[:, concept == c] == c).mean(1) for c in there], axis=0).round(9)  # equal up to rounding is equal
+    bound = at_least(rate, items, clips)
+    within, possible = rate <= budget + 1e-9, bound <= budget + 1e-9
+
+    def best(among: np.ndarray) -> int:
+        return int(np.where(among, recall, -1.0).argmax())  # the first of equals, and 1 comes first
+
+    place, standing = 0, "exceeded"
+    if possible.any():
+        place = best(possible)
+        if within.any() and recall[best(within)] >= recall[place] - GIVEN_UP:
+            place = best(within)
+        standing = "kept" if within[place] else "not exceeded"
+    return Point(factor=float(tried[place]), standing=standing, false_alarms=float(rate[place]), at_least=float(bound[place]), **counted)
+
+
+NOTHING = 1e-12
+"""belief in all concepts that an item can express, 0..1, below which nothing is read about them"""
+
+
+def expressible(option_concept: np.ndarray, concepts: int) -> np.ndarray:
+    """(N, C) bool: which concepts the options (N, O) of an item express."""
+    return (option_concept[:, :, None] == np.arange(concepts)).any(1)
+
+
+def restrict(reading: np.ndarray, can: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The reading among the concepts that an item can express, renormalised, (N, C).
+
+    Args:
+        reading, can: (N, C), the latter :func:`expressible`.
+
+    Returns:
+        The reading, and (N,) bool where it said nothing about any of them (less than :data:`NOTHING` together): there it is even.
+    """
+    kept = np.where(can, reading, 0.0)
+    total = kept.sum(1, keepdims=True)
+    silent = total[:, 0] < NOTHING
+    even = can / can.sum(1, keepdims=True)
+    return np.where(silent[:, None], even, kept / np.where(silent[:, None], 1.0, total)), silent
+
+
+def sharpen(reading: np.ndarray, exponent: float) -> np.ndarray:
+    """r(c)^exponent, renormalised; an infinite exponent puts everything on the most probable concept, equally where several are, (N, C)."""
+    if np.isinf(exponent):
+        top = (reading == reading.max(1, keepdims=True)).astype(float)
+        return top / top.sum(1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        log = exponent * np.log(reading)
+    return softmax(log, axis=1)
+
+
+def jeffrey(reading: np.ndarray, scores: np.ndarray, option_concept: np.ndarray) -> np.ndarray:
+    """t(o|x) = r(c(o)|x) pi0(o|x) / q0(c(o)|x): the closest distribution in KL to the base's whose concept marginal is the reading.
+
+    Source: Jeffrey (1965), probability kinematics; the KL property is Csiszar (1967). Computed as r(c) times the softmax of the scores
+    *within* the concept, so that a concept the base never utters is no division by zero; where it gives all options of a concept a
+    probability of zero (-inf), they share equally. Concepts that no option of an item expresses give their share to the others in proportion.
+
+    Args:
+        reading: (N, C). scores: (N, O) of the base model, -inf beyond an item's options. option_concept: (N, O), -1 beyond.
+
+    Returns:
+        (N, O), rows sum to one.
+
+    Raises:
+        ValueError: when an item's reading lies wholly on concepts that none of its options expresses (:func:`restrict` comes before), or a
+            reading or score is nan or a score infinitely high.
+    """
+    broken = ~np.isfinite(reading).all(1) | (np.isnan(scores) | np.isposinf(scores)).any(1)
+    if broken.any():
+        raise ValueError(
+            f"{int(broken.sum())} items have a reading or option score that is not a number, first at row {np.flatnonzero(broken)[0]}; "
+            "observe them again in a wider dtype (model.dtype)"
+        )
+    target = np.zeros_like(scores, dtype=np.float64)
+    for c in range(reading.shape[1]):
+        member = option_concept == c
+        within = np.where(member, scores, -np.inf)
+        never = member.any(1) & np.isneginf(within).all(1)
+        within[never] = np.where(member[never], 0.0, -np.inf)
+        some = member.any(1)
+        if some.any():
+            target[some] += reading[some, c, None] * softmax(within[some], axis=1)
+    total = target.sum(1, keepdims=True)
+    if (total < NOTHING).any():
+        rows = np.flatnonzero(total[:, 0] < NOTHING)
+        raise ValueError(
+            f"{len(rows)} items have no option for the concept that is read, first at row {rows[0]}; give every concept an option"
+        )
+    return target / total

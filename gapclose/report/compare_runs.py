@@ -1,0 +1,160 @@
+"""Several runs side by side: what differs in their settings, and what came of it, as a table, as JSON, and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gapclose.core.settings import UNTOLD_KEYS, read_settings
+from gapclose.evaluation.run_records import skipped_words, summarise
+from gapclose.evaluation.summary_text import show
+from gapclose.metrics.significance import holm
+from gapclose.report.console import add_columns, wide_console
+
+COLUMNS = {
+    "base action": ("base", "balanced"),
+    "reading": ("reading", "balanced"),
+    "adapted action": ("adapted", "balanced"),
+    "closure": ("closure",),
+    "standard drop": ("standard_drop",),
+}
+"""heading -> path of an interval in :func:`gapclose.evaluation.run_records.summarise`"""
+CLAIMS = ("run", "modality", "reading - best control", "p (Holm)", "change of action", "p of the change (Holm)", "verdict")
+VERDICTS = "what may be claimed: p corrected over {n} tests of a reading and {m} of a change (Holm)"
+
+
+def compare(directories: Sequence[Path]) -> list[dict[str, Any]]:
+    """The summary of every run, with its ``run`` and, as ``differs``, the settings in which the runs are not all alike.
+
+    Where and how a run was executed (its directory, tracking, batches of memory) does not count; the seed is among the summary's keys.
+
+    Raises:
+        ValueError: naming every directory that holds no measurement.
+    """
+    runs, missing = [], []
+    for directory in directories:
+        try:
+            runs.append({"run": str(directory), **summarise(directory)})
+        except ValueError as error:
+            missing.append(str(error))
+    if missing:
+        raise ValueError("\n".join(missing))
+    settings = [read_settings(d) for d in directories]
+    keys = [k for k in dict.fromkeys(k for s in settings for k in s) if k != "seed" and not k.startswith(UNTOLD_KEYS)]
+    varied = [k for k in keys if any(s.get(k) != settings[0].get(k) for s in settings)]
+    for run, own in zip(runs, settings, strict=True):
+        run["differs"] = {k: own.get(k) for k in varied}
+    return runs
+
+
+def cells(run: dict[str, Any]) -> list[Any]:
+    """The intervals of one run, in the order of :data:`COLUMNS`."""
+    found = []
+    for path in COLUMNS.values():
+        value: Any = run
+        for key in path:
+            value = None if value is None else value[key]
+        found.append(value)
+    return found
+
+
+def differences(run: dict[str, Any]) -> str:
+    """The settings of a run that set it apart, as ``key value, key value``."""
+    return ", ".join(f"{key} {'null' if value is None else value}" for key, value in run["differs"].items()) or "-"
+
+
+def names(directories: Sequence[str]) -> list[str]:
+    """What runs are called in a table: the last part of their directories where that tells them apart, else all of it."""
+    last = [Path(d).resolve().name for d in directories]
+    return last if len(set(last)) == len(last) else [str(d) for d in directories]
+
+
+def tested(runs: Sequence[dict[str, Any]]) -> dict[tuple[int, str], float]:
+    """p of a verdict (the larger of those against the best control and against random networks) by (run, modality), Holm-corrected over all that differ: trainings of one base have its tests in common."""
+    family = {(n, name): f"{name} {of}" for n, run in enumerate(runs) for name, of in run["verdicts"].items() if of["p"] is not None}
+    corrected = holm({test: runs[n]["verdicts"][name]["p"] for (n, name), test in family.items()})
+    return {place: corrected[test] for place, test in family.items()}
+
+
+def changed(runs: Sequence[dict[str, Any]]) -> dict[tuple[int, str], tuple[float, float]]:
+    """Change of the action by training, and its p Holm-corrected over all of them, by (run, modality)."""
+    places = [(n, name) for n, run in enumerate(runs) for name, part in run["modality"].items() if part["significance"]]
+    parts = {f"{n} {name}": runs[n]["modality"][name] for n, name in places}
+    corrected = holm({name: part["significance"]["p"] for name, part in parts.items()})
+    changes = {name: part["adapted"]["value"] - part["base"]["value"] for name, part in parts.items()}
+    return {place: (changes[name], corrected[name]) for place, name in zip(places, parts, strict=True)}
+
+
+def claimed(runs: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Rows of what may be claimed, a row a run and modality: :data:`CLAIMS`."""
+    called, corrected, gains, rows = names([r["run"] for r in runs]), tested(runs), changed(runs), []
+    for n, run in enumerate(runs):
+        for name, of in run["verdicts"].items():
+            p = corrected.get((n, name))
+            word = of["word"] if of["word"] != "real" or p is None or p <= 0.05 else "real alone, not among all compared"
+            change = gains.get((n, name))
+            told = ("-", "-") if change is None else (f"{change[0]:+.2f}", f"{change[1]:.2g}")
+            rows.append((called[n], name, of["difference"], "-" if p is None else f"{p:.2g}", *told, word))
+    return rows
+
+
+def _title(runs: Sequence[dict[str, Any]]) -> str:
+    readings = {f"{name} {of}" for run in runs for name, of in run["verdicts"].items() if of["p"] is not None}
+    return VERDICTS.format(n=len(readings), m=len(changed(runs))) + skipped(runs)
+
+
+def skipped(runs: Sequence[dict[str, Any]]) -> str:
+    """How many items of these runs were left out because of their media, in words; nothing where none were."""
+    return skipped_words(sum(run["n_skipped"] for run in runs))
+
+
+def print_comparison(runs: Sequence[dict[str, Any]], console: Console | None = None) -> None:
+    """A table with a row a run, and one with a row a run and modality: what may be claimed when all are looked at together."""
+    words = ("run", "differs in", "state")
+    table = Table(title=f"{len(runs)} runs on test clips: balanced accuracy, 95 % clip-bootstrap intervals{skipped(runs)}")
+    more = ("left out",) if skipped(runs) else ()
+    add_columns(table, ("run", "differs in", *COLUMNS, "state", "clips", *more, "seed"), words)
+    for name, run in zip(names([r["run"] for r in runs]), runs, strict=True):
+        counts = (run["n_clips"], *((run["n_skipped"],) if more else ()), run["seed"])
+        table.add_row(name, differences(run), *(show(i, 2) for i in cells(run)), run["state"], *map(str, counts))
+    console = console or wide_console()
+    console.print(table)
+    claims = Table(title=_title(runs))
+    add_columns(claims, CLAIMS, ("run", "modality", "verdict"))
+    for row in claimed(runs):
+        claims.add_row(*(show(cell, 2) if isinstance(cell, dict) else cell for cell in row))
+    if claims.row_count:
+        console.print(claims)
+
+
+def write_comparison(runs: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the comparison as one self-contained HTML file."""
+    from markupsafe import Markup
+
+    from gapclose.core.files import write_text
+    from gapclose.report import figures
+    from gapclose.report.templating import render
+
+    called = names([r["run"] for r in runs])
+    title = _counts(runs)
+    sides = [
+        (n, dict(zip(("base action", "reading", "adapted action"), cells(r)[:3], strict=True))) for n, r in zip(called, runs, strict=True)
+    ]
+    closures = [(n, {"closure": r["closure"]}) for n, r in zip(called, runs, strict=True)]
+    drawn = (
+        figures.points_svg("accuracies", sides, title, "balanced accuracy"),
+        figures.points_svg("closures", closures, title, "closure"),
+    )
+    rows = [(n, r, cells(r), differences(r)) for n, r in zip(called, runs, strict=True)]
+    rest = {"claims": claimed(runs), "claims_title": _title(runs), "claims_columns": CLAIMS, "skipped": bool(skipped(runs))}
+    write_text(path, render("compare.html.j2", rows=rows, columns=list(COLUMNS), **rest, figures=[Markup(d) for d in drawn if d]))
+
+
+def _counts(runs: Sequence[dict[str, Any]]) -> str:
+    clips, seeds = sorted({r["n_clips"] for r in runs}), sorted({r["seed"] for r in runs})
+    amount = f"{clips[0]}" if len(clips) == 1 else f"{clips[0]} to {clips[-1]}"
+    return f"{amount} test clips, {len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))}){skipped(runs)}, 95 % intervals"

@@ -1,0 +1,91 @@
+"""Adapters on disk, gathered from and given back to any engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import peft
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from gapclose.core.distributed import main_alone
+from gapclose.core.errors import LossNotFinite
+from gapclose.core.files import as_others, writing
+from gapclose.models.sharding import is_partitioned
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Name -> whole adapter weights on the CPU, gathered by the engine's own means; all processes have to ask for them, and all get them."""
+    found = dict[str, torch.Tensor]()
+    for name, parameter in sorted(model.named_parameters()):
+        if "lora_" in name:
+            with _whole(parameter) as tensor:
+                found[name] = tensor.detach().cpu().clone()
+    return found
+
+
+@contextmanager
+def _whole(parameter: nn.Parameter, *, write: bool = False) -> Iterator[torch.Tensor]:
+    """Inside, the whole tensor; what is written into it stays, except of a DTensor."""
+    if isinstance(parameter, DTensor):
+        yield parameter.full_tensor()
+    elif is_partitioned(parameter):
+        import deepspeed  # pyright: ignore[reportMissingImports]
+
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if write else None):
+            yield parameter.data
+    else:
+        yield parameter.data
+
+
+def save_adapter(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
+    """Write the adapter as PEFT loads it, from whole tensors; all processes have to call it, the main one writes.
+
+    Returns:
+        The tensors, as :func:`adapter_tensors`.
+
+    Raises:
+        Unwritten: in all processes, when the main one cannot write.
+        RuntimeError: when a tensor is empty, which is what ZeRO-3 leaves of a parameter that was not gathered.
+        LossNotFinite: when a weight is not finite.
+    """
+    tensors = adapter_tensors(model)
+    if empty := [name for name, tensor in tensors.items() if not tensor.numel()] or ([] if tensors else ["all of them"]):
+        raise RuntimeError(f"{folder}: {len(empty)} adapter tensors are empty ({empty[0]}): they were not gathered")
+    if bad := [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]:
+        raise LossNotFinite(f"{folder}: {len(bad)} adapter tensors are not finite, e.g. {bad[0]}; lower train.learning_rate")
+
+    def write() -> None:
+        with writing(folder.parent):
+            model.save_pretrained(str(folder), state_dict=tensors)  # type: ignore[operator]
+            as_others(*folder.glob("*.safetensors"))
+
+    main_alone(write)
+    return tensors
+
+
+@torch.no_grad()
+def put_adapter(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """Write adapter weights, under the names that PEFT saves, into the model; all processes have to call it.
+
+    Returns:
+        Names that the model lacks or the weights lack, in which case nothing was written.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if "lora_" in name}
+    stands_for = {name: torch.tensor(place) for place, name in enumerate(parameters)}  # PEFT renames keys and keeps what they stand for
+    saved = peft.get_peft_model_state_dict(model, state_dict=stands_for)  # type: ignore[arg-type]
+    if lacking := sorted(saved.keys() ^ weights.keys()):
+        return lacking
+    names = list(parameters)
+    for key, place in saved.items():
+        parameter = parameters[names[int(place)]]
+        if isinstance(parameter, DTensor):
+            whole = weights[key].to(parameter.device, parameter.dtype)
+            parameter.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements))
+            continue
+        with _whole(parameter, write=True) as tensor:
+            tensor.copy_(weights[key])
+    return []

@@ -1,0 +1,58 @@
+"""Callbacks of the trainer: progress, the order of an epoch, and evaluation after every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from gapclose.core.checksums import seal
+from gapclose.core.distributed import main_alone, together
+from gapclose.core.files import flush
+from gapclose.training.sampler import MixedSampler
+
+
+class Bar(transformers.ProgressCallback):
+    """The trainer's progress bar without its own printing of losses."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None: ...
+
+
+class OwnOrder(transformers.TrainerCallback):
+    """Tells the sampler its epoch. Of several processes that go on from within an epoch, transformers 5.23 and accelerate 1.15 tell nobody
+    (``SkipBatchSampler`` around ``BatchSamplerShard``), and the rest of the epoch would be in the order of the first."""
+
+    def __init__(self, sampler: MixedSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.sampler.set_epoch(state.global_step // self.sampler.steps)
+
+
+class AfterEpoch(transformers.TrainerCallback):
+    """Measures after every epoch, then saves a checkpoint; an interrupted measurement is repeated from the checkpoint before it.
+
+    Training stops where ``measure`` says so.
+    """
+
+    def __init__(self, measure: Callable[[int], bool | None]) -> None:
+        self.measure = measure
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """No checkpoint between the last step of an epoch and its measurement: resuming from it would leave the epoch unmeasured."""
+        if float(state.epoch).is_integer():
+            control.should_save = False
+        return control
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if self.measure(round(state.epoch)):
+            control.should_training_stop = True
+        control.should_save = True
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        together(lambda: flush(folder))  # by every process, since each node holds what it wrote itself
+        main_alone(lambda: seal(folder, epoch=state.epoch))

@@ -1,0 +1,101 @@
+"""Training batches: items under the terms of the loss, mixed in fixed proportion, with the places where the loss looks.
+
+Shapes: P answer positions, G (position, token) pairs, K kept tokens, O options.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+
+from gapclose.data.items import Item
+from gapclose.data.media import Media
+from gapclose.models.loading import LoadedModel
+from gapclose.models.processing import media_signature
+from gapclose.observe.answer_rows import AnswerRows, prompt_with_answers
+from gapclose.observe.request import HiddenStates
+from gapclose.training.config import TERMS
+from gapclose.training.sampler import Example
+
+
+class Collator:
+    """Examples -> processor inputs and the places where the loss looks.
+
+    One row per example when all its options are single tokens; otherwise one per distinct context, so that every answer token is
+    predicted from the prompt and the tokens before it. Items that carry different kinds of media go into separate parts.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, media: Media | None, trunk: HiddenStates | None = None, examples: Sequence[Example] = ()
+    ) -> None:
+        """``trunk``: take what is stored of the items, and read no media. ``examples``: all that batches are made of; needed where processes
+        hold a model together."""
+        self.loaded, self.media, self.trunk = loaded, media, trunk
+        self.carriers = {"+".join(media_signature(e.item)): e for e in reversed(examples)}
+        """what a part carries -> the first example that does"""
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        groups: dict[str, list[Example]] = defaultdict(list)
+        for example in examples:
+            groups["+".join(media_signature(example.item))].append(example)
+        counts = torch.tensor([sum(e.term == t for e in examples) for t in TERMS])
+        return {"parts": [self._part(group) | {"carries": carried} for carried, group in groups.items()], "counts": counts}
+
+    def level(self, batches: Sequence[dict[str, Any]]) -> None:
+        """Give every micro-batch of a step, in place, the parts of all processes' in one order: those that are not its own count for nothing.
+
+        Processes that hold a model together have to run equally many forwards, over the same media.
+        """
+        mine = [[part["carries"] for part in batch["parts"]] for batch in batches]
+        everyones: list[list[list[str]]] = gather_object([mine])
+        for place, batch in enumerate(batches):
+            own = {part["carries"]: part for part in batch["parts"]}
+            carried = sorted({name for of_one in everyones for name in of_one[place]})
+            batch["parts"] = [own.get(name) or self._idle(name) for name in carried]
+
+    def _idle(self, carried: str) -> dict[str, Any]:
+        """A part of one example whose sums are all zero."""
+        part = self._part([self.carriers[carried]])
+        return {k: v for k, v in part.items() if k != "base_logps"} | {"weight": torch.zeros_like(part["weight"]), "carries": carried}
+
+    def _part(self, examples: Sequence[Example]) -> dict[str, Any]:
+        laid = AnswerRows()
+        weights, terms = list[float](), list[int]()  # (G,)
+        retained: list[tuple[int, Example]] = []
+        for example in examples:
+            if example.term == "retain":
+                retained.append((laid.add_prompt(example.item), example))
+                continue
+            options, given = len(example.item.options), example.weights
+            if len(given) < options or np.any(given[options:]):
+                raise ValueError(f"item {example.item.id}: a target of {len(given)} weights for {options} options: {given.tolist()}")
+            weighted = zip((self.loaded.option_tokens(o.text) for o in example.item.options), example.weights, strict=False)
+            answers = [(tokens, float(w)) for tokens, w in weighted if w > 0]
+            laid.add_answers(example.item, [tokens for tokens, _ in answers])
+            weights += [weight for tokens, weight in answers for _ in tokens]
+            terms += [TERMS.index(example.term)] * sum(len(tokens) for tokens, _ in answers)
+        prompt, length = self._prompt(laid.rows)
+        part: dict[str, Any] = {
+            "prompt": prompt,
+            "frozen": 0 if self.trunk is None else self.trunk.frozen,
+            **laid.tensors(length),
+            "weight": torch.tensor(weights),
+            "term": torch.tensor(terms, dtype=torch.long),
+            "retain_place": torch.tensor([p for p, _ in retained], dtype=torch.long),
+        }
+        if retained:
+            part["base_logps"] = torch.stack([e.base_logps for _, e in retained])  # type: ignore[misc]
+            part["base_tokens"] = torch.stack([e.base_tokens.long() for _, e in retained])  # type: ignore[union-attr]
+        return part
+
+    def _prompt(self, rows: Sequence[tuple[Item, list[int]]]) -> tuple[dict[str, torch.Tensor], int]:
+        """What the model is given for prompts with answer tokens behind them, and the length of the padded prompts."""
+        if self.trunk is not None:
+            return self.trunk.batch(rows)
+        assert self.media is not None
+        return prompt_with_answers(self.loaded, self.media, rows)

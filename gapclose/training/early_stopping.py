@@ -1,0 +1,119 @@
+"""Guards: what must not go on for long while training. They stop a run with the reason, and the best checkpoint so far is kept.
+
+Guards look at the records of ``val``, one after every epoch, by the rules of :mod:`gapclose.metrics.status`: a fall counts where its estimate is beyond
+the budget and its interval above zero; parsing is compared by its estimate. Controls of training (``targets.control``) are run to see how far they go, so only
+the guard of the loss acts on them.
+
+Some are silent by construction: ``over-rejection`` under ``gap.choose: shifted``, and ``fresh`` under ``lora.layers: after_probe``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gapclose.core.config_checks import Checks
+from gapclose.metrics.config import GapConfig
+from gapclose.metrics.status import beyond, parses
+
+Record = Mapping[str, Any]
+
+
+@dataclass(kw_only=True)
+class GuardsConfig:
+    """What stops a training."""
+
+    off: list[str] | None = None
+    """guards that are turned off by name: over-rejection, parsing, retention, fresh, sentinel, loss, adapter. null: none under ``objective:
+    grpo``, whose reward is a probe; else the sentinel's, since adapters change the last layer, where it reads, so that it also falls in
+    trainings that do what they should"""
+    patience: int = 2
+    """epochs in a row in which a guard must object; a first epoch that rejects too much often recovers"""
+    retention_budget: float = 0.05
+    """accuracy on the items that must not change that may be lost, 0..1"""
+
+    def __post_init__(self) -> None:
+        with Checks(self, "guards") as check:
+            check.choice("off", GUARDS, null="the objective's own")
+            check.number("patience", least=1)
+            check.number("retention_budget", least=0, most=1, why="0.05 for five points")
+
+    def under(self, objective: str) -> GuardsConfig:
+        """With the guards that are off written out: those that were named, or the objective's."""
+        return self if self.off is not None else replace(self, off=[] if objective == "grpo" else ["sentinel"])
+
+    @property
+    def silent(self) -> list[str]:
+        """The guards that are off; before an objective is known (:meth:`under`), those that were named."""
+        return self.off or []
+
+
+def _over_rejection(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
+    if gap.choose == "shifted":  # a shift of the rejections, chosen on val, will keep to the budget, whatever the model loses as it is
+        return None
+    return _beyond(record["change"]["standard_drop"], gap.standard_budget, "standard accuracy fell by", "gap.standard_budget")
+
+
+def _parsing(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
+    now, before = (r["generated"]["parse_lenient"]["value"] for r in (record, base))
+    if parses(now, before, gap):
+        return None
+    return f"{now:.3f} of the answers parse, {before:.3f} of the base model's (gap.parse_floor {gap.parse_floor:g})"
+
+
+def _retention(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
+    drop = record["change"].get("retention_drop")
+    return drop and _beyond(drop, config.retention_budget, "retention fell by", "guards.retention_budget")
+
+
+def _fresh(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
+    # under lora.layers: after_probe its residuals are the base model's own, and it cannot fall
+    return _beyond(record["change"]["fresh_drop"], gap.reading_tolerance, "the fresh probe's accuracy fell by", "gap.reading_tolerance")
+
+
+def _sentinel(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
+    return _beyond(record["change"]["sentinel_drop"], gap.reading_tolerance, "the sentinel's accuracy fell by", "gap.reading_tolerance")
+
+
+def _adapter(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
+    return None if record["adapter_changed"] else "every adapter weight that starts at zero still is: the model is the base model"
+
+
+def _beyond(drop: Mapping[str, float | None], budget: float, words: str, key: str) -> str | None:
+    """The reason, where a figure fell beyond its budget (:func:`gapclose.metrics.status.beyond`)."""
+    if not beyond(drop, budget):
+        return None
+    ends = "" if drop["lower"] is None else f" [{drop['lower']:.3f}, {drop['upper']:.3f}]"
+    return f"{words} {drop['value']:.3f}{ends}, beyond {key} {budget:g}"
+
+
+GUARDS: dict[str, Callable[[Record, Record, GapConfig, GuardsConfig], str | None] | None] = {
+    "over-rejection": _over_rejection,
+    "parsing": _parsing,
+    "retention": _retention,
+    "fresh": _fresh,
+    "sentinel": _sentinel,
+    "adapter": _adapter,
+    "loss": None,  # the trainer's: it looks at every step
+}
+"""name -> the reason to object to a record, given the base's on the same split, or None"""
+
+
+def objections(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> dict[str, str]:
+    """What every guard that is on has against a record, by name."""
+    checks = {name: check for name, check in GUARDS.items() if check is not None and name not in config.silent}
+    return {name: reason for name, check in checks.items() if (reason := check(record, base, gap, config))}
+
+
+def fired(records: Sequence[Record], config: GuardsConfig) -> dict[str, str]:
+    """The guards that objected in each of the last ``patience`` epochs, with the latest reason.
+
+    Args:
+        records: of the epochs so far, oldest first, with their ``objections``. Of guards that were turned off since, they do not count.
+    """
+    last = records[-config.patience :]
+    if len(last) < config.patience:
+        return {}
+    agreed = {name: reason for name, reason in last[-1]["objections"].items() if all(name in r["objections"] for r in last)}
+    return {name: reason for name, reason in agreed.items() if name not in config.silent}

@@ -1,0 +1,183 @@
+"""LoRA adapters: where they sit, how they are put on and loaded, and what tells two of them apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+
+from gapclose.core.checksums import refuse_damaged
+from gapclose.core.config_checks import Checks
+from gapclose.models.config import ModelConfig
+from gapclose.models.loading import LoadedModel, load_model
+from gapclose.models.structure import expert_names, linear_names, unwrap
+from gapclose.training.adapter_io import adapter_tensors
+
+
+@dataclass(kw_only=True)
+class LoraConfig:
+    """Where adapters sit and how large they are."""
+
+    layers: str | list[int] = "after_probe"
+    """after_probe (the frozen probe's input stays the base model's own), all, or a list of decoder layers counted from 1"""
+    r: int = 16
+    """rank"""
+    alpha: int = 32
+    """scale: updates are multiplied by alpha / r"""
+    dropout: float = 0.0
+    """dropout on the adapters' input, at least 0 and below 1"""
+    use_rslora: bool = False
+    """scale by alpha / sqrt(r) instead"""
+    use_dora: bool = False
+    """weight-decomposed LoRA: more memory and time"""
+    experts: bool = True
+    """adapt the experts of mixture-of-experts layers too, each with rank r: as many adapters as experts, so mind the memory"""
+
+    def __post_init__(self) -> None:
+        with Checks(self, "lora") as check:
+            check.number("r", least=1)
+            check.number("alpha", above=0, why="twice lora.r for example")
+            check.number("dropout", least=0, below=1, why="0 for none")
+            if isinstance(self.layers, str):
+                if check.sound("layers") and self.layers not in ("after_probe", "all"):
+                    check.add(f"{check.named('layers')}; choose after_probe, all, or a list of layer numbers such as [5, 6]", "layers")
+            elif check.sound("layers") and (not self.layers or min(self.layers) < 1):
+                check.add(f"{check.named('layers')}; name some layers, counted from 1", "layers")
+
+    def chosen(self, n_layers: int, probe_layer: int) -> list[int]:
+        """Decoder layers that get adapters.
+
+        Raises:
+            ValueError: when a listed layer does not exist.
+        """
+        if self.layers == "after_probe":
+            return list(range(probe_layer + 1, n_layers + 1))
+        if self.layers == "all":
+            return list(range(1, n_layers + 1))
+        assert not isinstance(self.layers, str)
+        bad = [layer for layer in self.layers if not 1 <= layer <= n_layers]
+        if bad or not self.layers:
+            raise ValueError(f"lora.layers {self.layers}: this decoder has layers 1..{n_layers}")
+        return sorted(set(self.layers))
+
+
+def adapted_experts(model: Any, config: LoraConfig, layers: Sequence[int]) -> list[str]:
+    """Full names of the fused experts in decoder layers ``layers`` that get adapters.
+
+    Raises:
+        ValueError: when there are any, with settings that PEFT has for modules only.
+    """
+    experts = expert_names(model, layers) if config.experts else []
+    if experts and (config.dropout or config.use_dora):
+        name, value = ("dropout", config.dropout) if config.dropout else ("use_dora", config.use_dora)
+        raise ValueError(
+            f"lora.{name} is {value}, and this model has fused experts ({experts[0]} ...), which take neither dropout nor DoRA; "
+            "set both off, or lora.experts to false"
+        )
+    return experts
+
+
+def add_lora(loaded: LoadedModel, config: LoraConfig, layers: Sequence[int], seed: int) -> None:
+    """Wrap ``loaded.model`` by PEFT with adapters on every linear module and all fused experts of the given decoder layers, and nowhere
+    else.
+
+    Raises:
+        ValueError: as :func:`adapted_experts` and :func:`refuse_misplaced`.
+    """
+    experts, modules = adapted_experts(loaded.model, config, layers), linear_names(loaded.model, layers)
+    transformers.set_seed(seed)
+    settings = peft.LoraConfig(
+        r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, use_rslora=config.use_rslora, use_dora=config.use_dora,
+        target_modules=modules, target_parameters=experts or None, task_type="CAUSAL_LM",
+        exclude_modules=_same_end(loaded.model, modules) or None,
+    )  # fmt: skip
+    loaded.model = peft.get_peft_model(loaded.model, settings)
+    refuse_misplaced(loaded.model, modules, experts)
+
+
+def _same_end(model: Any, modules: Sequence[str]) -> list[str]:
+    """Full names of other modules that end like one of ``modules``: PEFT, which matches names by their ends, would adapt them too."""
+    wanted, found = set(modules), list[str]()
+    for name, _ in unwrap(model).named_modules():
+        parts = name.split(".")
+        if name not in wanted and any(".".join(parts[n:]) in wanted for n in range(1, len(parts))):
+            found.append(name)
+    return found
+
+
+def refuse_misplaced(model: Any, modules: Sequence[str], experts: Sequence[str]) -> None:
+    """Check that PEFT put adapters on ``modules`` and on the parameters ``experts``, full names both, and nowhere else.
+
+    Raises:
+        ValueError: naming what else got one, and what got none.
+    """
+    base = unwrap(model)
+    adapted = {name.removesuffix(".base_layer") for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
+    wanted = {*modules, *(name.rpartition(".")[0] for name in experts)}
+    parameters = set(model.base_model.targeted_parameter_names)
+    stray = sorted((adapted - wanted) | (parameters - set(experts)))
+    bare = sorted((wanted - adapted) | (set(experts) - parameters))
+    if stray or bare:
+        found = [f"{len(stray)} outside the decoder layers asked for got an adapter ({', '.join(stray[:3])})"] if stray else []
+        found += [f"{len(bare)} inside got none ({', '.join(bare[:3])})"] if bare else []
+        raise ValueError(
+            f"{type(base).__name__}: of its modules {' and '.join(found)}, since PEFT matches names by their ends; choose other lora.layers, "
+            "set lora.experts to false if these are experts, or report the model"
+        )
+
+
+def enable_checkpointing(loaded: LoadedModel) -> None:
+    """Recompute activations in the backward pass, without giving up that it stops below the first adapted layer.
+
+    Not by ``TrainingArguments``: on that way transformers makes the embeddings' output require a gradient, for the sake of re-entrant
+    checkpoints, and the backward pass recomputes every layer down to the embedding. Remove when it leaves that out for the others.
+    """
+    model = unwrap(loaded.model)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.disable_input_require_grads()
+
+
+def load_adapter(config: ModelConfig, folder: Path) -> LoadedModel:
+    """The base model with the adapter of ``folder`` on it.
+
+    Raises:
+        ValueError: when a file is damaged, keys are missing or unexpected, or every ``lora_B`` is zero (the adapter would do nothing).
+    """
+    refuse_damaged(folder, f"delete {folder} and run `gapclose close` of this run again, which trains that epoch again")
+    loaded = load_model(config)
+    loaded.model = peft.PeftModel.from_pretrained(loaded.model, str(folder))
+    written = load_file(folder / "adapter_model.safetensors")
+    applied = peft.get_peft_model_state_dict(loaded.model)
+    missing = sorted(set(written) ^ set(applied))
+    if missing:
+        raise ValueError(
+            f"{folder}: {len(missing)} adapter keys were not applied, e.g. {missing[:3]}; was it trained on another model class?"
+        )
+    differing = [k for k in written if not torch.equal(written[k].float(), applied[k].float().cpu())]
+    if differing:
+        raise ValueError(f"{folder}: {len(differing)} adapter tensors differ after loading, e.g. {differing[:3]}")
+    if not any(v.abs().max() > 0 for k, v in applied.items() if "lora_B" in k):
+        raise ValueError(f"{folder}: every lora_B is zero; the adapter changes nothing (was there more than one optimiser step?)")
+    loaded.model.eval()
+    return loaded
+
+
+def adapter_changed(model: Any) -> bool:
+    """Whether training moved any of the adapter weights that start at zero; False where there are none at all."""
+    return any(bool(t.any()) for name, t in adapter_tensors(model).items() if "lora_B" in name or "lora_embedding_B" in name)
+
+
+def adapter_fingerprint(model: Any) -> str:
+    """Hash of the adapter weights in ``model``, so that observations of one adapter are never taken for another's."""
+    digest = hashlib.sha256()
+    for name, tensor in adapter_tensors(model).items():
+        digest.update(name.encode() + tensor.float().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,88 @@
+"""Checkpoints of a training: written whole by all processes together, and which of them an interrupted training goes on from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gapclose.core.checksums import WHOLE, Damaged, damage
+from gapclose.core.distributed import main_alone, together
+from gapclose.core.files import Unwritten, read_json, writing
+from gapclose.core.logging import is_main, say
+from gapclose.models.sharding import is_wrapped
+
+
+@contextmanager
+def whole_checkpoints(directory: Path, trainer: Any) -> Iterator[None]:
+    """Inside, ``trainer`` writes checkpoints to ``directory``. One that is half-written is removed by the main process: before, where an earlier
+    start was killed, and when the disk fills up.
+
+    Raises:
+        Unwritten: in all processes, when one of them cannot write its part of a checkpoint.
+    """
+    save = trainer._save_checkpoint
+
+    def save_together(*rest: Any, **more: Any) -> None:
+        def part() -> None:
+            with writing(directory):
+                save(*rest, **more)
+
+        together(part, joint=is_wrapped(trainer.model))  # an engine's processes communicate while they save
+
+    trainer._save_checkpoint = save_together
+
+    def clear() -> None:
+        for path in directory.glob("checkpoint-*") if is_main() else ():
+            if not (path / "complete.json").is_file():
+                shutil.rmtree(path, ignore_errors=True)
+
+    clear()
+    try:
+        with writing(directory):
+            yield
+    except Unwritten:
+        clear()
+        raise
+
+
+def last_complete_checkpoint(directory: Path, lost: Callable[[int], str | None] | None = None) -> Path | None:
+    """The newest checkpoint whose every file was written and still is what was written. Half-written ones are skipped in silence, and damaged
+    ones with a word (both are later overwritten).
+
+    Args:
+        lost: what is gone of what was kept of an epoch of this training, if anything; a checkpoint after it is skipped, so that the epoch is
+            trained and measured again.
+
+    Raises:
+        Damaged: when there are checkpoints, and all of them are damaged.
+    """
+    found = [p.parent for p in directory.glob("checkpoint-*/complete.json")]
+    skipped, damaged = list[str](), list[Path]()
+    for folder in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
+        if reason := damage(folder):
+            damaged.append(folder)
+        elif lost:
+            reason = next((gone for epoch in range(1, int(_epoch(folder)) + 1) if (gone := lost(epoch))), None)
+        if reason is None:
+            for line in skipped:
+                say(f"  warning: {line}; going on from the checkpoint before it, {folder.name}")
+            return folder
+        skipped.append(reason)
+    if damaged:
+        folders = ", ".join(str(folder) for folder in damaged)
+        raise Damaged(f"{'; '.join(skipped)}; delete {folders} and run the same command again, which trains from the beginning")
+    for line in skipped:
+        say(f"  warning: {line}; training from the beginning")
+    return None
+
+
+def _epoch(checkpoint: Path) -> float:
+    return float(read_json(checkpoint / WHOLE, "epoch")["epoch"])
+
+
+def epochs_done(checkpoint: Path | None) -> float:
+    """Epochs that were trained and measured before a checkpoint; 0 without one."""
+    return 0.0 if checkpoint is None else main_alone(lambda: _epoch(checkpoint))

@@ -1,0 +1,198 @@
+"""Teachers: whose readings of the train items training aims for, round by round.
+
+The first teacher is the frozen probe on the base model. Each later round fits a probe again, with the same labels, on the residuals of the
+model that the round before it has left. Readings are taken once, before the round trains, so no gradient and no later change of the model
+reaches them.
+
+A model that was trained towards a probe's readings says on the clips of ``fit`` what the probe said there, which are the probe's own training
+items: its residuals hold their labels, and cross-validation on ``fit`` would find a better reading whatever the truth. So later probes are fitted
+on ``fit`` but chosen, calibrated and compared on ``val``, which no probe was fitted on and no model trained on.
+
+Shapes: N train items, M val items, C concepts, O options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+
+from gapclose.core.distributed import deal
+from gapclose.core.logging import say
+from gapclose.data.items import ItemSet
+from gapclose.data.media import SUPPORTED
+from gapclose.metrics.bootstrap import Clips, Interval
+from gapclose.metrics.labels import Labels
+from gapclose.observe.store import read_observations
+from gapclose.probes.config import ProbeConfig
+from gapclose.probes.linear import FrozenProbe, fit_linear, linear_logits
+from gapclose.probes.search import in_question, not_asked, not_asked_words, score
+from gapclose.training.context import TrainingContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """One round's reading."""
+
+    probe: FrozenProbe
+    train: np.ndarray
+    """(N, C)"""
+    val: np.ndarray
+    """(M, C), for the operating point"""
+
+
+def train_items(run: TrainingContext) -> ItemSet:
+    """The items that targets are for, without whatever labels they have."""
+    return run.items.select(split="train", purpose="gap").unlabelled()
+
+
+def val_items(run: TrainingContext) -> ItemSet:
+    """The labelled items that choose."""
+    return run.items.select(split="val", purpose="gap")
+
+
+def first_teacher(run: TrainingContext) -> tuple[Teacher, np.ndarray]:
+    """The frozen probe's reading of the base model, and the base model's option scores of the train items (N, O)."""
+    control = run.config.targets.control
+    seen = run.observe("base-train", train_items(run), layers=run.probe.layers, blank=SUPPORTED if control.startswith("blank") else ())
+    judged = read_observations(run.directory / "observations" / "base-val", [i.id for i in val_items(run)], layers=run.probe.layers)
+    read = {name: run.probe.read(run.probe.see(of.residuals)) for name, of in (("train", seen), ("val", judged))}
+    return Teacher(probe=run.probe, **read), seen.scores.double().numpy()
+
+
+def search(run: TrainingContext, number: int) -> tuple[FrozenProbe, np.ndarray]:
+    """The probe that reads val best in the model as it is now, fitted on fit, over all layers; with its reading of val (M, C).
+
+    Number 1 is the base model's: what a later round is compared with, since the frozen probe was chosen among fewer layers.
+    """
+    fit, val, layers = run.items.select(split="fit", purpose="gap"), val_items(run), list(range(1, len(run.loaded.layers) + 1))
+    seen = {
+        part: run.observe(f"round-{number}-{part}", items, layers=layers, replace=True).residuals
+        for part, items in (("fit", fit), ("val", val))
+    }
+    known, right = Labels.of(fit), Labels.of(val)
+    probe, table = best_on_others(
+        seen["fit"], known.concept, seen["val"], right.concept, fit.concepts, run.config.probe, f"choosing the probe of round {number}",
+        modality=right.modality,
+    )  # fmt: skip
+    lost = not_asked(right.concept, right.modality, fit.concepts)
+    if lost:
+        say(f"  warning: round {number}: {not_asked_words(lost)}")
+    evidence = {"chosen_from": table, "n_fit": len(fit), "n_val": len(val), "seed": run.config.seed, "round": number, "not_asked": lost}
+    run.on_main(lambda: probe.save(run.directory / "probes" / f"round-{number}", evidence))
+    return probe, probe.read(probe.see(seen["val"]))
+
+
+def best_on_others(
+    fit: Mapping[int, torch.Tensor],
+    known: np.ndarray,
+    val: Mapping[int, torch.Tensor],
+    right: np.ndarray,
+    concepts: Sequence[str],
+    config: ProbeConfig,
+    label: str,
+    *,
+    modality: np.ndarray,
+) -> tuple[FrozenProbe, list[dict[str, Any]]]:
+    """Probes fitted on one set of items; the one that reads another set best, by :func:`gapclose.probes.search.score` there.
+
+    All processes of a launch call this alike, and each tries every W-th layer.
+
+    Args:
+        fit, val: layer -> residuals (N, D) and (M, D). known, right: their concepts, (N,) and (M,).
+        modality: what the questions of ``val`` are about, (M,).
+
+    Returns:
+        The probe, and a row for every layer, family and strength.
+    """
+    possible = in_question(right, modality, len(concepts))
+
+    def tried(layer: int) -> list[tuple[dict[str, Any], tuple[np.ndarray, ...]]]:
+        z, other = fit[layer].double().numpy(), val[layer].double().numpy()
+        fits = [(family, strength, fit_linear(z, known, family, strength)) for family, strength in config.settings()]
+        return [
+            ({"layers": [layer], "family": family, "strength": strength, **score(linear_logits(other, parts), right, possible)}, parts)
+            for family, strength, parts in fits
+        ]
+
+    found = [one for of in deal(list(fit), tried, label) for one in of]
+    row, (mean, scale, weight, bias) = max(
+        found, key=lambda one: one[0]["given_modality"]
+    )  # of equals the lowest layer, then as configured
+    facts = {name: row[name] for name in ("layers", "family", "strength", "temperature")}
+    probe = FrozenProbe(mean=mean, scale=scale, weight=weight, bias=bias, concepts=concepts, **facts)
+    return probe, [row for row, _ in found]
+
+
+def next_teacher(run: TrainingContext, number: int) -> Teacher:
+    """The teacher of a later round: the best probe on what the model has become."""
+    probe, val = search(run, number)
+    found = run.observe(f"round-{number}-train", train_items(run), layers=probe.layers, replace=True)
+    return Teacher(probe=probe, train=probe.read(probe.see(found.residuals)), val=val)
+
+
+def compared(run: TrainingContext, number: int, now: Teacher, before: Teacher, reference: np.ndarray, sentinel: np.ndarray) -> dict[str, Any]:
+    """What ``rounds.json`` holds of a later round: whether its teacher reads better than the one before, and whether the sentinel agrees.
+
+    Args:
+        reference: (M, C) the best reading of val by the same search in the models of the rounds before.
+        sentinel: (N, C) the sentinel's reading of the train items in the base model, which no training has touched. A teacher that drifts away
+            from the clips and towards what the student says loses its agreement.
+
+    Returns:
+        ``gain`` in log-likelihood on val, with its clip-bootstrap interval, among the concepts that an item's modality leaves, over the items
+        whose label is one of them, as probes are chosen. ``helps``: whether it is above 0 as estimated, which counts for ``targets.patience``;
+        ``shown``: whether its interval is, which few clips seldom let a single round reach. The main process decides.
+    """
+    labels, said, read = Labels.of(val_items(run)), now.train.argmax(1), before.train.argmax(1)
+    clips = Clips(labels.clip, run.config.gap.replicates, run.config.seed)
+    gain, counts = likelihood_gain(now.val, reference, labels)
+    interval = Interval.of(clips.mean(gain, counts))
+    found = {
+        "round": number,
+        "layers": list(now.probe.layers),
+        "family": now.probe.family,
+        "strength": now.probe.strength,
+        "gain": interval.as_dict(),
+        "balanced": {name: _balanced(of, labels) for name, of in (("before", reference), ("now", now.val))},
+        "sentinel_agrees": {"before": float((read == sentinel.argmax(1)).mean()), "now": float((said == sentinel.argmax(1)).mean())},
+        "changed": float((said != read).mean()),
+        "helps": bool(interval.value > 0),
+        "shown": bool(interval.lower > 0),
+    }
+    return broadcast_object_list([found])[0]
+
+
+def likelihood_gain(now: np.ndarray, before: np.ndarray, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+    """By how many nats (M,) more one reading (M, C) believes the right concept than another, among the possible ones; and where that counts.
+
+    Items whose label is none of the possible concepts count for nothing.
+    """
+    possible = in_question(labels.concept, labels.modality, len(labels.concepts))
+    counts = possible[np.arange(len(now)), labels.concept]
+    gain = np.zeros(len(now))
+    gain[counts] = _log_right(now, labels, possible)[counts] - _log_right(before, labels, possible)[counts]
+    return gain, counts
+
+
+def _log_right(reading: np.ndarray, labels: Labels, possible: np.ndarray) -> np.ndarray:
+    """Logarithm of what is read of the right concept among the possible ones, (M,); -27.6 at least, as a belief of 1e-12 has it."""
+    narrowed = np.maximum(reading, 1e-12) * possible
+    with np.errstate(divide="ignore"):
+        return np.log((narrowed / narrowed.sum(1, keepdims=True))[np.arange(len(reading)), labels.concept])
+
+
+def _balanced(reading: np.ndarray, labels: Labels) -> float:
+    cell, names = labels.cells
+    right = reading.argmax(1) == labels.concept
+    return float(np.mean([right[cell == k].mean() for k in range(len(names))]))
+
+
+def sentinel_reading(run: TrainingContext) -> np.ndarray:
+    """What the sentinel reads of the train items in the base model, (N, C)."""
+    found: Mapping[int, torch.Tensor] = run.observe("round-1-train", train_items(run), layers=run.sentinel.layers).residuals
+    return run.sentinel.read(run.sentinel.see(found))

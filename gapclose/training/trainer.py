@@ -1,0 +1,204 @@
+"""Training: a transformers.Trainer over stored targets, whose loss does not depend on how a global batch is cut.
+
+A step's global batch mixes terms (consistency, gold, retain) in a fixed proportion. Each term is summed over its items and divided by
+the number of its items in the whole accumulated step over all processes; gradient accumulation, micro-batch size and the number of
+processes therefore change nothing but rounding.
+
+Shapes: P answer positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+
+from gapclose.core.distributed import refuse_other_engine
+from gapclose.core.errors import LossNotFinite
+from gapclose.core.logging import is_main, say
+from gapclose.data.media import Media
+from gapclose.models.loading import LoadedModel
+from gapclose.models.sharding import is_sharded, is_zero3, wrap_layers
+from gapclose.models.structure import train_adapters_alone
+from gapclose.observe.forward import forward_part
+from gapclose.observe.hidden_cache import Trunk
+from gapclose.training.adapter_io import save_adapter
+from gapclose.training.callbacks import AfterEpoch, Bar, OwnOrder
+from gapclose.training.collator import Collator
+from gapclose.training.config import TERMS, TrainConfig
+from gapclose.training.lora import enable_checkpointing
+from gapclose.training.losses import answer_nll, retain_kl
+from gapclose.training.sampler import Example, MixedSampler
+
+FEW_STEPS = 10
+"""optimiser steps below which a training is warned of: it will hardly have moved"""
+
+
+class GapTrainer(transformers.Trainer):
+    """Trains on :class:`Example`; the loss is consistency + gold + retain with the weights of :class:`TrainConfig`."""
+
+    # compute_loss divides by the items of the whole accumulated step already (an attribute of transformers.Trainer)
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *, train: TrainConfig, sampler: MixedSampler, finite_only: bool, **kwargs: Any) -> None:
+        self.finite_only = finite_only
+        self.term_weights = torch.tensor([getattr(train, t) for t in TERMS])
+        self.sampler = sampler
+        self.step_counts = torch.zeros(len(TERMS))
+        self.logged, self.logged_steps = torch.zeros(len(TERMS)), 0
+        super().__init__(**kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> MixedSampler:
+        return self.sampler
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """Count the items of every term in the whole step, over all micro-batches and processes."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            mine = torch.stack([b["counts"] for b in batches]).sum(0).to(device)
+            self.logged_steps += 1
+            self.step_counts = self._over_processes(mine, "sum")
+            if is_sharded(cast(torch.nn.Module, self.model)):
+                cast(Collator, self.data_collator).level(batches)
+        return batches, items
+
+    def _over_processes(self, values: torch.Tensor, reduction: str) -> torch.Tensor:
+        if self.args.world_size == 1:
+            return values
+        return cast(torch.Tensor, self.accelerator.reduce(values.clone(), reduction=reduction))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The adapter alone: under an engine transformers gathers all of the base model for it."""
+        save_adapter(cast(torch.nn.Module, self.model), Path(output_dir or cast(str, self.args.output_dir)))
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Under ZeRO-3 a backward pass after the forward of every part: DeepSpeed's hooks count the gradients that a module still waits for from
+        one forward to the backward pass after it."""
+        parts, state = inputs["parts"], self.accelerator.gradient_state
+        if len(parts) == 1 or not is_zero3(model):
+            return super().training_step(model, inputs, num_items_in_batch)
+        last, losses = state.sync_gradients, list[torch.Tensor]()
+        try:
+            for n, part in enumerate(parts, start=1):  # the optimizer steps with the last part of the last micro-batch
+                state._set_sync_gradients(last and n == len(parts))
+                losses.append(super().training_step(model, inputs | {"parts": [part]}, num_items_in_batch))
+        finally:
+            state._set_sync_gradients(last)
+        return torch.stack(losses).sum()
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """The share of this micro-batch in the step's loss, times the number of processes (DDP averages gradients)."""
+        train_adapters_alone(model)  # transformers has just put all of it into training mode
+        sums = [term_sums(model, part) for part in inputs["parts"]]
+        per_item = torch.stack(sums).sum(0) / self.step_counts.clamp_min(1).to(sums[0].device)
+        self.logged = self.logged.to(per_item.device) + per_item.detach() * self.args.world_size
+        loss = (per_item * self.term_weights.to(per_item.device)).sum() * self.args.world_size
+        if self.finite_only:
+            whole = self._over_processes(loss.detach(), "mean")  # of all of them: they stop together, and say the same
+            if not torch.isfinite(whole):
+                raise LossNotFinite(
+                    f"the loss is {whole.item()} at step {self.state.global_step}; lower train.learning_rate or use float32"
+                )
+        return (loss, None) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the mean of every term since the last line."""
+        steps = self.logged_steps  # not the global step: a resumed training has not seen them all
+        if "loss" in logs and steps > 0:
+            terms = self._over_processes(self.logged, "mean")
+            logs |= {f"loss/{t}": round(float(v) / steps, 6) for t, v, w in zip(TERMS, terms, self.term_weights, strict=True) if w > 0}
+            self.logged, self.logged_steps = torch.zeros(len(TERMS)), 0
+        super().log(logs, *args, **kwargs)
+
+
+def term_sums(model: Any, part: dict[str, Any]) -> torch.Tensor:
+    """Sums of the three terms over one part, (3,), with gradient."""
+    logp = forward_part(model, part)  # (P, V)
+    sums = [answer_nll(logp, *(part[k][part["term"] == t] for k in ("place", "token", "weight"))) for t in (0, 1)]
+    retain = retain_kl(logp[part["retain_place"]], part["base_logps"], part["base_tokens"]) if "base_logps" in part else logp.new_zeros(())
+    return torch.stack([*sums, retain])
+
+
+def training_arguments(config: TrainConfig, directory: Path, *, seed: int, steps: int) -> dict[str, Any]:
+    """What every trainer is told, ours and TRL's. ``steps``: optimiser steps in all, of which a low number is warned of."""
+    if steps < FEW_STEPS:
+        say(f"warning: {steps} optimiser steps in all; for more, lower train.global_batch_size or raise train.epochs")
+    return {
+        "output_dir": str(directory),
+        "per_device_train_batch_size": config.micro_batch_size,
+        "gradient_accumulation_steps": config.accumulation(PartialState().num_processes),
+        "num_train_epochs": config.epochs,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.lr_scheduler_type,
+        "warmup_steps": config.warmup if steps > 1 else 0,  # the only step of a training must not have the rate 0
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "logging_steps": config.logging_steps,
+        "save_strategy": "steps" if config.save_steps else "no",
+        "save_steps": config.save_steps or 500,
+        "save_total_limit": 2,
+        "seed": seed,
+        "data_seed": seed,
+        "report_to": [],
+        "remove_unused_columns": False,
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": PartialState().distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU) and not on_gpu(),
+        "disable_tqdm": True,
+    }
+
+
+def on_gpu() -> bool:
+    """What the launch gave."""
+    return PartialState().device.type != "cpu"  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def use_one_device(arguments: transformers.TrainingArguments) -> None:
+    """Several visible GPUs and one process would mean DataParallel, which cannot split our batches; `accelerate launch` uses them all."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+
+
+def make_trainer(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    media: Media,
+    config: TrainConfig,
+    directory: Path,
+    *,
+    n_train: int,
+    seed: int,
+    after_epoch: Callable[[int], bool | None],
+    finite_only: bool = True,
+    callbacks: Sequence[transformers.TrainerCallback] = (),
+    trunk: Trunk | None = None,
+) -> GapTrainer:
+    """A trainer over ``examples`` that writes checkpoints to ``directory`` and calls ``after_epoch(epoch)`` after every epoch.
+
+    Args:
+        n_train: items of the train split without those to retain, kept by the gate or not: what the length of an epoch is counted from.
+        after_epoch: returns whether training must stop.
+        finite_only: a loss that is not finite is a LossNotFinite, in all processes together.
+        trunk: where what is frozen is stored of all examples; None: everything is computed in every step.
+    """
+    if config.gradient_checkpointing:
+        enable_checkpointing(loaded)
+    sampler = MixedSampler(examples, config.counts(), seed, steps=config.epoch_steps(n_train), twins=config.twins)
+    steps = sampler.steps * config.epochs
+    arguments = transformers.TrainingArguments(**training_arguments(config, directory, seed=seed, steps=steps))
+    use_one_device(arguments)
+    bar = [Bar()] if is_main() and sys.stderr.isatty() else []
+    trainer = GapTrainer(
+        train=config, sampler=sampler, finite_only=finite_only, model=loaded.model, args=arguments, train_dataset=list(examples),
+        data_collator=Collator(loaded, media, trunk, examples), callbacks=[*bar, OwnOrder(sampler), *callbacks, AfterEpoch(after_epoch)],
+    )  # fmt: skip
+    trainer.remove_callback(transformers.PrinterCallback)
+    refuse_other_engine(trainer.accelerator)
+    wrap_layers(trainer.accelerator, loaded.model)
+    return trainer

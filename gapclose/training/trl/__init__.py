@@ -1,0 +1,1 @@
+"""Objectives that TRL trains: DPO and GRPO."""

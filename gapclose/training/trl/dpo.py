@@ -1,0 +1,152 @@
+"""Direct preference optimisation by TRL: what the reading prefers over what the model said.
+
+For a pair (chosen w, rejected l) the loss is ``- log sigmoid(beta [log p(w|x)/p0(w|x) - log p(l|x)/p0(l|x)])`` with p0 the base model, the
+adapter switched off (Rafailov et al. 2023, arXiv 2305.18290, equation 7).
+
+Shapes: N items, O options.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+
+from gapclose.core.config_checks import Checks
+from gapclose.core.logging import say
+from gapclose.data.items import Item
+from gapclose.data.media import Media
+from gapclose.models.chat_template import chat_text
+from gapclose.models.loading import LoadedModel
+from gapclose.training.config import TrainConfig
+from gapclose.training.trainer import training_arguments, use_one_device
+from gapclose.training.trl.dataset import forget_reference, make_dataset
+
+
+@dataclass(kw_only=True)
+class DpoConfig:
+    """Of ``objective: dpo``."""
+
+    beta: float = 0.1
+    """how strongly the base model holds the adapted one back, > 0: larger stays nearer"""
+    anchors: bool = False
+    """also a pair for every train item on which reading and model agree: that option over the likeliest one of another concept. Without
+    them a model that never objects is only ever taught to object"""
+
+    def __post_init__(self) -> None:
+        with Checks(self, "dpo") as check:
+            check.number("beta", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One preference: indices of two options of an item."""
+
+    item: Item
+    chosen: int
+    rejected: int
+
+
+def preference_pairs(
+    items: Sequence[Item], target: np.ndarray, scores: np.ndarray, keep: np.ndarray, *, anchors: bool = False
+) -> list[Pair]:
+    """The most probable option of the target over the one that the base model scores highest, where the two differ.
+
+    Args:
+        target: (N, O) Jeffrey targets, 0 beyond an item's options. scores: (N, O) of the base model, -inf beyond. keep: (N,) bool.
+        anchors: where they agree, that option over the highest-scored one of another concept.
+
+    Raises:
+        ValueError: when they differ nowhere.
+    """
+    wanted, said = target.argmax(1), scores.argmax(1)
+    if not (keep & (wanted != said)).any():
+        raise ValueError(
+            f"objective dpo: on all {int(keep.sum())} train items the reading prefers what the model says anyway, so there are no pairs; "
+            "choose objective consistency, or another targets.false_alarm_budget"
+        )
+    pairs = []
+    for n in np.flatnonzero(keep).tolist():
+        item, chosen, rejected = items[n], int(wanted[n]), int(said[n])
+        if chosen == rejected:
+            others = [o for o, option in enumerate(item.options) if option.concept != item.options[chosen].concept]
+            if not anchors or not others:
+                continue
+            rejected = max(others, key=lambda o: scores[n, o])
+        pairs.append(Pair(item=item, chosen=chosen, rejected=rejected))
+    return pairs
+
+
+def count_by_concept(pairs: Sequence[Pair]) -> dict[str, int]:
+    """How many pairs prefer each concept."""
+    return dict(Counter(p.item.options[p.chosen].concept for p in pairs))
+
+
+def in_text(loaded: LoadedModel, pair: Pair) -> dict[str, str]:
+    """Prompt, chosen and rejected as text: the prompt as it is observed, an answer up to the mark that ends its turn.
+
+    Templates put a line break behind that mark, which no model ever has to predict: left in, a preference could be met by it alone.
+    """
+    prompt = chat_text(loaded.processor, pair.item.messages)
+
+    def answer(option: int) -> str:
+        text = pair.item.options[option].text
+        whole = chat_text(loaded.processor, pair.item.messages, text)
+        return whole.removeprefix(prompt).rstrip() if whole.startswith(prompt) else text + loaded.tokenizer.eos_token
+
+    return {"prompt": prompt, "chosen": answer(pair.chosen), "rejected": answer(pair.rejected)}
+
+
+def in_messages(loaded: LoadedModel, pair: Pair) -> dict[str, Any]:
+    """Chosen and rejected as chat messages, for items without images: there TRL would add special tokens of its own to a text."""
+    answers = {"chosen": pair.chosen, "rejected": pair.rejected}
+    return {k: [{"role": "assistant", "content": pair.item.options[o].text}] for k, o in answers.items()}
+
+
+def make_dpo_trainer(
+    loaded: LoadedModel,
+    pairs: Sequence[Pair],
+    media: Media,
+    train: TrainConfig,
+    config: DpoConfig,
+    directory: Path,
+    *,
+    seed: int,
+    callbacks: Sequence[transformers.TrainerCallback],
+) -> transformers.Trainer:
+    """TRL's trainer over ``pairs``. A global batch counts pairs; each is two rows of a forward, and of one without the adapter.
+
+    There are no retain items: what holds the model back elsewhere is the KL to the base model that the loss implies.
+    """
+    from trl import DPOConfig, DPOTrainer
+
+    say(f"dpo: {len(pairs)} pairs, preferring {count_by_concept(pairs)}")
+
+    seen = any(p.item.media for p in pairs)
+    row = in_text if seen else in_messages
+    dataset = make_dataset(loaded, [p.item for p in pairs], media, lambda n: row(loaded, pairs[n]))
+    steps = math.ceil(len(pairs) / train.global_batch_size) * train.epochs
+    arguments = DPOConfig(
+        **training_arguments(train, directory, seed=seed, steps=steps),
+        beta=config.beta,
+        bf16=False,  # what model.dtype says, as everywhere
+        gradient_checkpointing=False,  # switched on elsewhere, see adapters.enable_checkpointing
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        disable_dropout=False,
+        max_length=None,  # cutting would cut images
+        logging_nan_inf_filter=False,
+    )
+    use_one_device(arguments)
+    trainer = DPOTrainer(
+        model=loaded.model, args=arguments, train_dataset=dataset, processing_class=loaded.processor,
+        callbacks=list(callbacks),
+    )  # fmt: skip
+    forget_reference(trainer.model)
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer

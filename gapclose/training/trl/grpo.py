@@ -1,0 +1,153 @@
+"""Group relative policy optimisation by TRL: sampled answers, rewarded by the frozen reading of the base model.
+
+Every prompt is answered G times; an answer's advantage is its reward less the group's mean, over the group's standard deviation, and the
+loss adds beta KL(adapted || base), the base being the adapter switched off (Shao et al. 2024, arXiv 2402.03300, section 4.1).
+
+Shapes: N items, C concepts, G generations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+
+from gapclose.core.config_checks import Checks
+from gapclose.core.logging import say
+from gapclose.data.answer_matching import Matching
+from gapclose.data.items import Item
+from gapclose.data.media import Media
+from gapclose.models.loading import LoadedModel
+from gapclose.training.config import TrainConfig
+from gapclose.training.trainer import training_arguments, use_one_device
+from gapclose.training.trl.dataset import forget_reference, make_dataset
+
+
+@dataclass(kw_only=True)
+class GrpoConfig:
+    """Of ``objective: grpo``."""
+
+    num_generations: int = 8
+    """answers sampled to each prompt, at least 2; must divide train.global_batch_size, which counts answers"""
+    beta: float = 0.04
+    """weight of KL(adapted || base) per token, > 0"""
+    temperature: float = 1.0
+    """of sampling, > 0"""
+
+    def __post_init__(self) -> None:
+        with Checks(self, "grpo") as check:
+            check.number("num_generations", least=2, why="else answers cannot be compared")
+            check.number("beta", "temperature", above=0)
+
+    def prompts(self, train: TrainConfig) -> int:
+        """Prompts in a global batch.
+
+        Raises:
+            ValueError: when it does not hold whole groups of answers.
+        """
+        if train.global_batch_size % self.num_generations:
+            fitting = [n for n in range(2, train.global_batch_size + 1) if train.global_batch_size % n == 0]
+            raise ValueError(
+                f"train.global_batch_size {train.global_batch_size} counts answers and is no multiple of grpo.num_generations "
+                f"{self.num_generations}, which may be {fitting}"
+            )
+        return train.global_batch_size // self.num_generations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reward:
+    """The reading's posterior of the concept that an answer expresses; 0 where the answer names no option, or several."""
+
+    items: Sequence[Item]
+    reading: np.ndarray
+    """(N, C) of the base model's residuals, fixed before training: no gradient, and no residual of the adapted model, ever enters"""
+    concepts: tuple[str, ...]
+    match: Matching = Matching()  # noqa: RUF009 (frozen)
+    """how answers are matched to options; ``make_trl_trainer`` gives the run's own"""
+
+    def of(self, place: int, answer: str) -> float:
+        """Reward of one answer to item ``place``."""
+        item = self.items[place]
+        option = int(self.match([answer], [item])[0])
+        return 0.0 if option < 0 else float(self.reading[place, self.concepts.index(item.options[option].concept)])
+
+
+def never_sampled(loaded: LoadedModel) -> list[int]:
+    """Ids of the special tokens that do not end an answer: a sampled mark of an image would be taken for one, and the forward would fail.
+
+    TRL leaves out the image's own token alone.
+    """
+    ends = loaded.model.generation_config.eos_token_id
+    ends = {loaded.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    image = getattr(loaded.model.config, "image_token_id", None)
+    return sorted(({*loaded.tokenizer.all_special_ids, image} - ends) - {None})
+
+
+def make_grpo_trainer(
+    loaded: LoadedModel,
+    reward: Reward,
+    media: Media,
+    train: TrainConfig,
+    config: GrpoConfig,
+    directory: Path,
+    *,
+    max_new_tokens: int,
+    seed: int,
+    callbacks: Sequence[transformers.TrainerCallback],
+) -> transformers.Trainer:
+    """TRL's trainer over the items of ``reward``; answers are at most ``max_new_tokens`` long. There are no retain items.
+
+    Raises:
+        ValueError: when there are fewer items than prompts in a global batch.
+    """
+    from trl import GRPOConfig, GRPOTrainer
+    from trl.trainer.utils import RepeatSampler
+
+    class Sampler(RepeatSampler):
+        """TRL's order of prompts, another in every epoch, by seed and epoch alone: a resumed training goes on as it would have."""
+
+        def set_epoch(self, epoch: int) -> None:
+            self.generator.manual_seed(seed * 10_007 + int(epoch))
+
+    class Trainer(GRPOTrainer):
+        def _get_train_sampler(self, dataset: Any = None) -> Sampler:
+            given = super()._get_train_sampler(dataset)
+            assert isinstance(given, RepeatSampler)
+            return Sampler(given.data_source, given.mini_repeat_count, given.batch_size, given.repeat_count, given.shuffle, given.seed)
+
+    def reading(completions: Sequence[Any], place: Sequence[int], **columns: Any) -> list[float | None]:
+        """What TRL calls, and names its figures after: completions as one assistant message each, and a column of their rows."""
+        return [reward.of(n, said[0]["content"]) for n, said in zip(place, completions, strict=True)]
+
+    prompts, items = config.prompts(train), reward.items
+    if len(items) < prompts:
+        raise ValueError(
+            f"objective grpo: a global batch of {train.global_batch_size} answers asks {prompts} prompts {config.num_generations} times, "
+            f"and there are {len(items)} train items; lower train.global_batch_size or raise grpo.num_generations"
+        )
+    say(f"grpo: {len(items)} prompts, {prompts} a step, {config.num_generations} answers to each")
+    arguments = GRPOConfig(
+        **training_arguments(train, directory, seed=seed, steps=len(items) // prompts * train.epochs),
+        beta=config.beta,
+        num_generations=config.num_generations,
+        temperature=config.temperature,
+        max_completion_length=max_new_tokens,
+        generation_kwargs={"suppress_tokens": never_sampled(loaded)},
+        bf16=False,  # what model.dtype says, as everywhere
+        gradient_checkpointing=False,  # switched on elsewhere, see adapters.enable_checkpointing
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        logging_nan_inf_filter=False,
+    )
+    use_one_device(arguments)
+    trainer = Trainer(
+        model=loaded.model, reward_funcs=reading, args=arguments, processing_class=loaded.processor,
+        train_dataset=make_dataset(loaded, items, media, lambda n: {"place": n}),
+        callbacks=list(callbacks),
+    )  # fmt: skip
+    forget_reference(trainer.model)
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
