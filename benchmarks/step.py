@@ -63,8 +63,8 @@ from gapclose.observe.hidden_cache import Trunk
 from gapclose.observe.hidden_capture import enter
 from gapclose.observe.hidden_writer import write_states
 from gapclose.training.collator import Collator
-from gapclose.training.config import TERMS, TrainConfig
-from gapclose.training.lora import LoraConfig, add_lora, enable_checkpointing
+from gapclose.training.config import TERMS, LoraConfig, TrainConfig
+from gapclose.training.lora import add_lora, enable_checkpointing
 from gapclose.training.sampler import Example
 from gapclose.training.trainer import term_sums
 

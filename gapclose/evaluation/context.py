@@ -85,7 +85,9 @@ class EvaluationContext(Protocol):
         """The base model's measurement by split."""
         ...
 
-    def observe(self, stage: str, items: ItemSet, *, replace: bool = False, max_new_tokens: int | None = None, **wanted: Any) -> Observations:
+    def observe(
+        self, stage: str, items: ItemSet, *, replace: bool = False, max_new_tokens: int | None = None, **wanted: Any
+    ) -> Observations:
         """Observe items under the current model into ``observations/STAGE``."""
         ...
 

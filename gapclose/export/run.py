@@ -86,7 +86,9 @@ def leave_gpu(loaded: LoadedModel, config: ExportSettings) -> None:
         torch.cuda.empty_cache()
 
 
-def _write_evidence(folder: Path, directory: Path, config: ExportSettings, loaded: LoadedModel, summary: dict[str, Any], served: Served) -> None:
+def _write_evidence(
+    folder: Path, directory: Path, config: ExportSettings, loaded: LoadedModel, summary: dict[str, Any], served: Served
+) -> None:
     write_json(folder / "evidence.json", summary)
     write_json(folder / "serving.json", {"vllm": served.facts()})
     missing = left_out(directory)

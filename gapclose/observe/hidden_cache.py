@@ -121,7 +121,9 @@ class Trunk:
         for item in batch:
             laid.add_answers(item, [loaded.option_tokens(o.text) for o in item.options])
         prompt, length = self.batch(laid.rows)
-        part: dict[str, Any] = send_to_device({"prompt": prompt, "frozen": self.frozen, **laid.tensors(length)}, loaded.device)
+        part = {k: send_to_device(v, loaded.device) for k, v in {"prompt": prompt, **laid.tensors(length)}.items()} | {
+            "frozen": self.frozen
+        }
         counts = [[len(loaded.option_tokens(o.text)) for o in item.options] for item in batch]
         begins = np.cumsum([0, *(sum(c) for c in counts[:-1])])  # of each item among the tokens of all options
         first = part["place"][torch.from_numpy(begins).to(loaded.device)]  # (B,) its answer position among all positions

@@ -28,13 +28,8 @@ from gapclose.observe.config import ObserveConfig
 from gapclose.pipeline.config_parsing import all_hints, build, read_given
 from gapclose.pipeline.paths import missing_places
 from gapclose.probes.config import ProbeConfig
-from gapclose.training.config import TERMS, TrackingConfig, TrainConfig
-from gapclose.training.early_stopping import GuardsConfig
-from gapclose.training.lora import LoraConfig
+from gapclose.training.config import TERMS, DpoConfig, GrpoConfig, GuardsConfig, LoraConfig, TargetsConfig, TrackingConfig, TrainConfig
 from gapclose.training.objectives import LOSS_TERMS, OBJECTIVES, acting, idle_terms
-from gapclose.training.targets import TargetsConfig
-from gapclose.training.trl.dpo import DpoConfig
-from gapclose.training.trl.grpo import GrpoConfig
 
 
 @dataclass(kw_only=True)

@@ -1,11 +1,172 @@
-"""The settings of a training, and what follows from them: items of each term in a batch, micro-batches of a step, steps of an epoch."""
+"""Settings of training: loss terms and batches, LoRA, targets, guards, the objectives that TRL trains, and tracking."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gapclose.core.config_checks import Checks
 from gapclose.training.wandb_service import LONGEST, NOT_IN_PROJECTS
+
+
+@dataclass(kw_only=True)
+class LoraConfig:
+    """Where adapters sit and how large they are."""
+
+    layers: str | list[int] = "after_probe"
+    """after_probe (the frozen probe's input stays the base model's own), all, or a list of decoder layers counted from 1"""
+    r: int = 16
+    """rank"""
+    alpha: int = 32
+    """scale: updates are multiplied by alpha / r"""
+    dropout: float = 0.0
+    """dropout on the adapters' input, at least 0 and below 1"""
+    use_rslora: bool = False
+    """scale by alpha / sqrt(r) instead"""
+    use_dora: bool = False
+    """weight-decomposed LoRA: more memory and time"""
+    experts: bool = True
+    """adapt the experts of mixture-of-experts layers too, each with rank r: as many adapters as experts, so mind the memory"""
+
+    def __post_init__(self) -> None:
+        with Checks(self, "lora") as check:
+            check.number("r", least=1)
+            check.number("alpha", above=0, why="twice lora.r for example")
+            check.number("dropout", least=0, below=1, why="0 for none")
+            if isinstance(self.layers, str):
+                if check.sound("layers") and self.layers not in ("after_probe", "all"):
+                    check.add(f"{check.named('layers')}; choose after_probe, all, or a list of layer numbers such as [5, 6]", "layers")
+            elif check.sound("layers") and (not self.layers or min(self.layers) < 1):
+                check.add(f"{check.named('layers')}; name some layers, counted from 1", "layers")
+
+    def chosen(self, n_layers: int, probe_layer: int) -> list[int]:
+        """Decoder layers that get adapters.
+
+        Raises:
+            ValueError: when a listed layer does not exist.
+        """
+        if self.layers == "after_probe":
+            return list(range(probe_layer + 1, n_layers + 1))
+        if self.layers == "all":
+            return list(range(1, n_layers + 1))
+        assert not isinstance(self.layers, str)
+        bad = [layer for layer in self.layers if not 1 <= layer <= n_layers]
+        if bad or not self.layers:
+            raise ValueError(f"lora.layers {self.layers}: this decoder has layers 1..{n_layers}")
+        return sorted(set(self.layers))
+
+
+CONTROLS = ("none", "shuffled", "blank_targets", "blank_media")
+
+
+@dataclass(kw_only=True)
+class TargetsConfig:
+    """From readings to targets."""
+
+    false_alarm_budget: float | None = 0.03
+    """share of the standard items of val on which the reading itself may raise an alarm, as far as so many items can tell
+    (:mod:`gapclose.probes.posterior`); null: leave the reading's own threshold"""
+    sharpen: float = 1.0
+    """exponent on the reading; .inf gives hard targets"""
+    gate: float = 1.0
+    """share of the items of every read concept that is kept, the most confident first; 1 keeps all"""
+    rounds: int = 1
+    """times that targets are made and trained on: after each but the last, a probe is fitted again with the same labels on what the adapted
+    model carries, chosen on val, and training goes on for as many epochs; ``patience`` may end it before"""
+    patience: int = 1
+    """rounds in a row whose probe reads val no better than the best one before (mean log-likelihood, as estimated) that end the rounds; the
+    round that ends them is not trained"""
+    control: str = "none"
+    """none; shuffled (readings permuted among the train items of a modality, evenly over what was read); blank_targets (targets from
+    blanked media, training on the real ones) or blank_media (targets and training from blanked media)"""
+
+    def __post_init__(self) -> None:
+        with Checks(self, "targets", infinite=("sharpen",)) as check:
+            check.choice("control", CONTROLS)
+            check.number("gate", above=0, most=1)
+            check.number("rounds", "patience", least=1)
+            check.number("sharpen", above=0, why=".inf for hard targets")
+            check.number("false_alarm_budget", least=0, below=1, why="null leaves the reading's own threshold")
+            if check.sound("rounds", "control") and self.rounds > 1 and self.control != "none":
+                check.add(f"{check.named('rounds')}, and a control ({check.named('control')}) has one round", "rounds", "control")
+
+
+@dataclass(kw_only=True)
+class GuardsConfig:
+    """What stops a training."""
+
+    off: list[str] | None = None
+    """guards that are turned off by name: over-rejection, parsing, retention, fresh, sentinel, loss, adapter. null: none under ``objective:
+    grpo``, whose reward is a probe; else the sentinel's, since adapters change the last layer, where it reads, so that it also falls in
+    trainings that do what they should"""
+    patience: int = 2
+    """epochs in a row in which a guard must object; a first epoch that rejects too much often recovers"""
+    retention_budget: float = 0.05
+    """accuracy on the items that must not change that may be lost, 0..1"""
+
+    def __post_init__(self) -> None:
+        with Checks(self, "guards") as check:
+            check.choice("off", GUARDS, null="the objective's own")
+            check.number("patience", least=1)
+            check.number("retention_budget", least=0, most=1, why="0.05 for five points")
+
+    def under(self, objective: str) -> GuardsConfig:
+        """With the guards that are off written out: those that were named, or the objective's."""
+        return self if self.off is not None else replace(self, off=[] if objective == "grpo" else ["sentinel"])
+
+    @property
+    def silent(self) -> list[str]:
+        """The guards that are off; before an objective is known (:meth:`under`), those that were named."""
+        return self.off or []
+
+
+@dataclass(kw_only=True)
+class DpoConfig:
+    """Of ``objective: dpo``."""
+
+    beta: float = 0.1
+    """how strongly the base model holds the adapted one back, > 0: larger stays nearer"""
+    anchors: bool = False
+    """also a pair for every train item on which reading and model agree: that option over the likeliest one of another concept. Without
+    them a model that never objects is only ever taught to object"""
+
+    def __post_init__(self) -> None:
+        with Checks(self, "dpo") as check:
+            check.number("beta", above=0)
+
+
+@dataclass(kw_only=True)
+class GrpoConfig:
+    """Of ``objective: grpo``."""
+
+    num_generations: int = 8
+    """answers sampled to each prompt, at least 2; must divide train.global_batch_size, which counts answers"""
+    beta: float = 0.04
+    """weight of KL(adapted || base) per token, > 0"""
+    temperature: float = 1.0
+    """of sampling, > 0"""
+
+    def __post_init__(self) -> None:
+        with Checks(self, "grpo") as check:
+            check.number("num_generations", least=2, why="else answers cannot be compared")
+            check.number("beta", "temperature", above=0)
+
+    def prompts(self, train: TrainConfig) -> int:
+        """Prompts in a global batch.
+
+        Raises:
+            ValueError: when it does not hold whole groups of answers.
+        """
+        if train.global_batch_size % self.num_generations:
+            fitting = [n for n in range(2, train.global_batch_size + 1) if train.global_batch_size % n == 0]
+            raise ValueError(
+                f"train.global_batch_size {train.global_batch_size} counts answers and is no multiple of grpo.num_generations "
+                f"{self.num_generations}, which may be {fitting}"
+            )
+        return train.global_batch_size // self.num_generations
+
+
+GUARDS = ("over-rejection", "parsing", "retention", "fresh", "sentinel", "loss", "adapter")
+"""names of the guards, see :mod:`gapclose.training.early_stopping`"""
 
 TERMS = ("consistency", "gold", "retain")
 

@@ -10,43 +10,13 @@ Some are silent by construction: ``over-rejection`` under ``gap.choose: shifted`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
-from gapclose.core.config_checks import Checks
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.status import beyond, parses
+from gapclose.training.config import GuardsConfig
 
 Record = Mapping[str, Any]
-
-
-@dataclass(kw_only=True)
-class GuardsConfig:
-    """What stops a training."""
-
-    off: list[str] | None = None
-    """guards that are turned off by name: over-rejection, parsing, retention, fresh, sentinel, loss, adapter. null: none under ``objective:
-    grpo``, whose reward is a probe; else the sentinel's, since adapters change the last layer, where it reads, so that it also falls in
-    trainings that do what they should"""
-    patience: int = 2
-    """epochs in a row in which a guard must object; a first epoch that rejects too much often recovers"""
-    retention_budget: float = 0.05
-    """accuracy on the items that must not change that may be lost, 0..1"""
-
-    def __post_init__(self) -> None:
-        with Checks(self, "guards") as check:
-            check.choice("off", GUARDS, null="the objective's own")
-            check.number("patience", least=1)
-            check.number("retention_budget", least=0, most=1, why="0.05 for five points")
-
-    def under(self, objective: str) -> GuardsConfig:
-        """With the guards that are off written out: those that were named, or the objective's."""
-        return self if self.off is not None else replace(self, off=[] if objective == "grpo" else ["sentinel"])
-
-    @property
-    def silent(self) -> list[str]:
-        """The guards that are off; before an objective is known (:meth:`under`), those that were named."""
-        return self.off or []
 
 
 def _over_rejection(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
@@ -88,21 +58,20 @@ def _beyond(drop: Mapping[str, float | None], budget: float, words: str, key: st
     return f"{words} {drop['value']:.3f}{ends}, beyond {key} {budget:g}"
 
 
-GUARDS: dict[str, Callable[[Record, Record, GapConfig, GuardsConfig], str | None] | None] = {
+GUARDS: dict[str, Callable[[Record, Record, GapConfig, GuardsConfig], str | None]] = {
     "over-rejection": _over_rejection,
     "parsing": _parsing,
     "retention": _retention,
     "fresh": _fresh,
     "sentinel": _sentinel,
     "adapter": _adapter,
-    "loss": None,  # the trainer's: it looks at every step
 }
-"""name -> the reason to object to a record, given the base's on the same split, or None"""
+"""name -> the reason to object to a record, given the base's on the same split, or None; ``loss`` is the trainer's, which looks at every step"""
 
 
 def objections(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> dict[str, str]:
     """What every guard that is on has against a record, by name."""
-    checks = {name: check for name, check in GUARDS.items() if check is not None and name not in config.silent}
+    checks = {name: check for name, check in GUARDS.items() if name not in config.silent}
     return {name: reason for name, check in checks.items() if (reason := check(record, base, gap, config))}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,58 +14,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from gapclose.core.checksums import refuse_damaged
-from gapclose.core.config_checks import Checks
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import LoadedModel, load_model
 from gapclose.models.structure import expert_names, linear_names, unwrap
 from gapclose.training.adapter_io import adapter_tensors
-
-
-@dataclass(kw_only=True)
-class LoraConfig:
-    """Where adapters sit and how large they are."""
-
-    layers: str | list[int] = "after_probe"
-    """after_probe (the frozen probe's input stays the base model's own), all, or a list of decoder layers counted from 1"""
-    r: int = 16
-    """rank"""
-    alpha: int = 32
-    """scale: updates are multiplied by alpha / r"""
-    dropout: float = 0.0
-    """dropout on the adapters' input, at least 0 and below 1"""
-    use_rslora: bool = False
-    """scale by alpha / sqrt(r) instead"""
-    use_dora: bool = False
-    """weight-decomposed LoRA: more memory and time"""
-    experts: bool = True
-    """adapt the experts of mixture-of-experts layers too, each with rank r: as many adapters as experts, so mind the memory"""
-
-    def __post_init__(self) -> None:
-        with Checks(self, "lora") as check:
-            check.number("r", least=1)
-            check.number("alpha", above=0, why="twice lora.r for example")
-            check.number("dropout", least=0, below=1, why="0 for none")
-            if isinstance(self.layers, str):
-                if check.sound("layers") and self.layers not in ("after_probe", "all"):
-                    check.add(f"{check.named('layers')}; choose after_probe, all, or a list of layer numbers such as [5, 6]", "layers")
-            elif check.sound("layers") and (not self.layers or min(self.layers) < 1):
-                check.add(f"{check.named('layers')}; name some layers, counted from 1", "layers")
-
-    def chosen(self, n_layers: int, probe_layer: int) -> list[int]:
-        """Decoder layers that get adapters.
-
-        Raises:
-            ValueError: when a listed layer does not exist.
-        """
-        if self.layers == "after_probe":
-            return list(range(probe_layer + 1, n_layers + 1))
-        if self.layers == "all":
-            return list(range(1, n_layers + 1))
-        assert not isinstance(self.layers, str)
-        bad = [layer for layer in self.layers if not 1 <= layer <= n_layers]
-        if bad or not self.layers:
-            raise ValueError(f"lora.layers {self.layers}: this decoder has layers 1..{n_layers}")
-        return sorted(set(self.layers))
+from gapclose.training.config import LoraConfig
 
 
 def adapted_experts(model: Any, config: LoraConfig, layers: Sequence[int]) -> list[str]:

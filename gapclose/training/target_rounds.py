@@ -135,7 +135,9 @@ def next_teacher(run: TrainingContext, number: int) -> Teacher:
     return Teacher(probe=probe, train=probe.read(probe.see(found.residuals)), val=val)
 
 
-def compared(run: TrainingContext, number: int, now: Teacher, before: Teacher, reference: np.ndarray, sentinel: np.ndarray) -> dict[str, Any]:
+def compared(
+    run: TrainingContext, number: int, now: Teacher, before: Teacher, reference: np.ndarray, sentinel: np.ndarray
+) -> dict[str, Any]:
     """What ``rounds.json`` holds of a later round: whether its teacher reads better than the one before, and whether the sentinel agrees.
 
     Args:

@@ -15,43 +15,9 @@ import torch
 from safetensors import safe_open
 
 from gapclose.core.checksums import read_tensor, reading
-from gapclose.core.config_checks import Checks
 from gapclose.core.files import write_tensors
 from gapclose.probes.posterior import Point, expressible, jeffrey, operating_point, restrict, sharpen, shift_prior
-
-CONTROLS = ("none", "shuffled", "blank_targets", "blank_media")
-
-
-@dataclass(kw_only=True)
-class TargetsConfig:
-    """From readings to targets."""
-
-    false_alarm_budget: float | None = 0.03
-    """share of the standard items of val on which the reading itself may raise an alarm, as far as so many items can tell
-    (:mod:`gapclose.probes.posterior`); null: leave the reading's own threshold"""
-    sharpen: float = 1.0
-    """exponent on the reading; .inf gives hard targets"""
-    gate: float = 1.0
-    """share of the items of every read concept that is kept, the most confident first; 1 keeps all"""
-    rounds: int = 1
-    """times that targets are made and trained on: after each but the last, a probe is fitted again with the same labels on what the adapted
-    model carries, chosen on val, and training goes on for as many epochs; ``patience`` may end it before"""
-    patience: int = 1
-    """rounds in a row whose probe reads val no better than the best one before (mean log-likelihood, as estimated) that end the rounds; the
-    round that ends them is not trained"""
-    control: str = "none"
-    """none; shuffled (readings permuted among the train items of a modality, evenly over what was read); blank_targets (targets from
-    blanked media, training on the real ones) or blank_media (targets and training from blanked media)"""
-
-    def __post_init__(self) -> None:
-        with Checks(self, "targets", infinite=("sharpen",)) as check:
-            check.choice("control", CONTROLS)
-            check.number("gate", above=0, most=1)
-            check.number("rounds", "patience", least=1)
-            check.number("sharpen", above=0, why=".inf for hard targets")
-            check.number("false_alarm_budget", least=0, below=1, why="null leaves the reading's own threshold")
-            if check.sound("rounds", "control") and self.rounds > 1 and self.control != "none":
-                check.add(f"{check.named('rounds')}, and a control ({check.named('control')}) has one round", "rounds", "control")
+from gapclose.training.config import TargetsConfig
 
 
 def confident(reading: np.ndarray, share: float) -> np.ndarray:

@@ -38,8 +38,8 @@ from gapclose.observe.extract import forward_batches
 from gapclose.observe.hidden_writer import fill_trunk
 from gapclose.observe.request import Wanted
 from gapclose.observe.store import Observations
-from gapclose.training.config import TrainConfig
-from gapclose.training.lora import LoraConfig, add_lora, load_adapter
+from gapclose.training.config import LoraConfig, TrainConfig
+from gapclose.training.lora import add_lora, load_adapter
 from gapclose.training.sampler import Example
 from gapclose.training.trainer import make_trainer
 

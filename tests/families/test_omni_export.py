@@ -22,7 +22,8 @@ from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import forward_batches
 from gapclose.observe.request import Wanted
 from gapclose.pipeline.cli import main
-from gapclose.training.lora import LoraConfig, add_lora
+from gapclose.training.config import LoraConfig
+from gapclose.training.lora import add_lora
 
 
 @dataclass(kw_only=True)

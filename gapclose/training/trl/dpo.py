@@ -18,30 +18,14 @@ from typing import Any
 import numpy as np
 import transformers
 
-from gapclose.core.config_checks import Checks
 from gapclose.core.logging import say
 from gapclose.data.items import Item
 from gapclose.data.media import Media
 from gapclose.models.chat_template import chat_text
 from gapclose.models.loading import LoadedModel
-from gapclose.training.config import TrainConfig
+from gapclose.training.config import DpoConfig, TrainConfig
 from gapclose.training.trainer import training_arguments, use_one_device
 from gapclose.training.trl.dataset import forget_reference, make_dataset
-
-
-@dataclass(kw_only=True)
-class DpoConfig:
-    """Of ``objective: dpo``."""
-
-    beta: float = 0.1
-    """how strongly the base model holds the adapted one back, > 0: larger stays nearer"""
-    anchors: bool = False
-    """also a pair for every train item on which reading and model agree: that option over the likeliest one of another concept. Without
-    them a model that never objects is only ever taught to object"""
-
-    def __post_init__(self) -> None:
-        with Checks(self, "dpo") as check:
-            check.number("beta", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)

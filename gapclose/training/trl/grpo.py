@@ -16,46 +16,14 @@ from typing import Any
 import numpy as np
 import transformers
 
-from gapclose.core.config_checks import Checks
 from gapclose.core.logging import say
 from gapclose.data.answer_matching import Matching
 from gapclose.data.items import Item
 from gapclose.data.media import Media
 from gapclose.models.loading import LoadedModel
-from gapclose.training.config import TrainConfig
+from gapclose.training.config import GrpoConfig, TrainConfig
 from gapclose.training.trainer import training_arguments, use_one_device
 from gapclose.training.trl.dataset import forget_reference, make_dataset
-
-
-@dataclass(kw_only=True)
-class GrpoConfig:
-    """Of ``objective: grpo``."""
-
-    num_generations: int = 8
-    """answers sampled to each prompt, at least 2; must divide train.global_batch_size, which counts answers"""
-    beta: float = 0.04
-    """weight of KL(adapted || base) per token, > 0"""
-    temperature: float = 1.0
-    """of sampling, > 0"""
-
-    def __post_init__(self) -> None:
-        with Checks(self, "grpo") as check:
-            check.number("num_generations", least=2, why="else answers cannot be compared")
-            check.number("beta", "temperature", above=0)
-
-    def prompts(self, train: TrainConfig) -> int:
-        """Prompts in a global batch.
-
-        Raises:
-            ValueError: when it does not hold whole groups of answers.
-        """
-        if train.global_batch_size % self.num_generations:
-            fitting = [n for n in range(2, train.global_batch_size + 1) if train.global_batch_size % n == 0]
-            raise ValueError(
-                f"train.global_batch_size {train.global_batch_size} counts answers and is no multiple of grpo.num_generations "
-                f"{self.num_generations}, which may be {fitting}"
-            )
-        return train.global_batch_size // self.num_generations
 
 
 @dataclass(frozen=True, kw_only=True)

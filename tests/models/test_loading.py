@@ -23,7 +23,8 @@ from gapclose.models.input_checks import check_options
 from gapclose.models.loading import LoadedModel, load_model
 from gapclose.models.processing import media_signature
 from gapclose.models.structure import decoder_layers, linear_names, train_adapters_alone, unwrap
-from gapclose.training.lora import LoraConfig, add_lora, enable_checkpointing, refuse_misplaced
+from gapclose.training.config import LoraConfig
+from gapclose.training.lora import add_lora, enable_checkpointing, refuse_misplaced
 
 
 @pytest.fixture

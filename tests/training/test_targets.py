@@ -8,7 +8,8 @@ from scipy.special import softmax
 from scipy.stats import binom
 
 from gapclose.probes.posterior import GIVEN_UP, Point, at_least, factors, jeffrey, operating_point, sharpen, shift_prior
-from gapclose.training.targets import Targets, TargetsConfig, build_targets, confident, shuffle_evenly
+from gapclose.training.config import TargetsConfig
+from gapclose.training.targets import Targets, build_targets, confident, shuffle_evenly
 
 TABLE = np.array([0, 0, 1, 2, 2])  # concept of every option
 

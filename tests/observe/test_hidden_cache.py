@@ -28,8 +28,8 @@ from gapclose.observe.hidden_writer import fill_trunk
 from gapclose.observe.request import Wanted
 from gapclose.pipeline.cli import main
 from gapclose.training.collator import Collator
-from gapclose.training.config import TrainConfig
-from gapclose.training.lora import LoraConfig, add_lora
+from gapclose.training.config import LoraConfig, TrainConfig
+from gapclose.training.lora import add_lora
 from gapclose.training.sampler import Example
 from gapclose.training.trainer import make_trainer
 

@@ -63,7 +63,7 @@ def test_what_the_estimate_knows_of_the_settings(tiny_checkpoint, digits_directo
 
 def test_experts_under_adapters_cost_a_copy_of_them(digits_directory, tmp_path):
     """PEFT adds them up into a weight that autograd keeps; the attention alone costs none."""
-    sizes = Path(__file__).parent.parent / "configs" / "architectures" / "qwen3_omni_30b_a3b"
+    sizes = Path(__file__).parents[2] / "configs" / "architectures" / "qwen3_omni_30b_a3b"
     config, _ = configured(sizes, digits_directory, tmp_path, **{"lora.experts": False})
     model = build_on_meta(read_architecture(config.model), config.model)
     experts = sum(p.nbytes for n, p in model.model.language_model.layers[-1].named_parameters() if "experts" in n)

@@ -16,10 +16,10 @@ from gapclose.evaluation.run_records import read_records
 from gapclose.observe.store import read_observations
 from gapclose.pipeline.config import parse_config
 from gapclose.probes.linear import FrozenProbe
-from gapclose.training.config import TrainConfig
+from gapclose.training.config import GrpoConfig, TrainConfig
 from gapclose.training.targets import Targets
 from gapclose.training.trl import factory as by_trl
-from gapclose.training.trl.grpo import GrpoConfig, Reward, never_sampled
+from gapclose.training.trl.grpo import Reward, never_sampled
 
 OPTIONS = [
     Option(text="odd", concept="standard"),

@@ -25,7 +25,7 @@ from gapclose.training.config import TrackingConfig
 from gapclose.training.tracking import MIRRORED, LossLines, NoTracker, WandbTracker, make_tracker, scalars, tracking_doubts
 from gapclose.training.wandb_service import LONGEST, artifact_name, run_name, within
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def stored(path: Path) -> Iterator:

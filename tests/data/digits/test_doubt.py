@@ -12,7 +12,7 @@ import torch
 
 from gapclose.data.digits import questions
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "recipes"))
 import digits_base
 
 sys.path.pop(0)

@@ -17,11 +17,11 @@ from gapclose.data.items import Item, ItemSet
 from gapclose.data.jsonl import read_items, write_items
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import LoadedModel, load_model
-from gapclose.training.config import TrainConfig
-from gapclose.training.lora import LoraConfig, add_lora, enable_checkpointing
+from gapclose.training.config import DpoConfig, GrpoConfig, LoraConfig, TrainConfig
+from gapclose.training.lora import add_lora, enable_checkpointing
 from gapclose.training.trl.dataset import OrderOfEpoch, check_taken, epoch_figures, messages_for_trl
-from gapclose.training.trl.dpo import DpoConfig, Pair, make_dpo_trainer
-from gapclose.training.trl.grpo import GrpoConfig, Reward, make_grpo_trainer
+from gapclose.training.trl.dpo import Pair, make_dpo_trainer
+from gapclose.training.trl.grpo import Reward, make_grpo_trainer
 
 TRAIN = TrainConfig(epochs=1, global_batch_size=8, micro_batch_size=4, learning_rate=0.01, warmup=0, logging_steps=1)
 

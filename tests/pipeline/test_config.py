@@ -9,7 +9,7 @@ import pytest
 from gapclose.pipeline.config import Config, known_keys, parse_config, save_config
 from gapclose.training.objectives import LOSS_TERMS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def complaint(*arguments: str) -> str:

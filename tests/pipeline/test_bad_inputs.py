@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 import test_config
-import test_films
 import test_items
 import test_media
+import test_video as test_films
 from PIL import Image
 from transformers import AutoTokenizer
 

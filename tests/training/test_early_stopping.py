@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_measure import measured
+from test_measurement import measured
 
 from gapclose.core.settings import read_settings
 from gapclose.evaluation.record import make_record
@@ -16,7 +16,8 @@ from gapclose.pipeline.cli import main
 from gapclose.pipeline.config import parse_config, save_config
 from gapclose.probes.posterior import STANDING
 from gapclose.training.checkpoint_selection import best_epoch, unimproved
-from gapclose.training.early_stopping import GuardsConfig, fired, objections
+from gapclose.training.config import GuardsConfig
+from gapclose.training.early_stopping import fired, objections
 
 GAP = GapConfig(replicates=100)
 

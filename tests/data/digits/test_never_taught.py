@@ -16,7 +16,7 @@ from digits_model.batches import QuestionDrawer, media_pool
 from gapclose.data.digits import media_bank as bank
 from gapclose.data.digits import questions
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "recipes"))
 import digits_base
 
 sys.path.pop(0)

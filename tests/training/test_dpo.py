@@ -17,9 +17,10 @@ from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import forward_batches
 from gapclose.observe.request import Wanted
 from gapclose.observe.store import read_observations
+from gapclose.training.config import DpoConfig
 from gapclose.training.lora import load_adapter
 from gapclose.training.targets import Targets
-from gapclose.training.trl.dpo import DpoConfig, count_by_concept, preference_pairs
+from gapclose.training.trl.dpo import count_by_concept, preference_pairs
 
 OPTIONS = [Option(text="odd", concept="standard"), Option(text="even", concept="standard"), Option(text="unseen", concept="false_vision")]
 TRAIN = {"global_batch_size": 8, "micro_batch_size": 4, "learning_rate": 0.02, "warmup": 0}

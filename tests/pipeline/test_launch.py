@@ -15,7 +15,7 @@ from gapclose.pipeline import cli, launch
 from gapclose.pipeline.config import Config
 from gapclose.pipeline.launch import Asked, asked_for, check_launch, find_request, refuse_under_engine
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DDP = str(ROOT / "launch" / "ddp.yaml")
 
 

@@ -16,7 +16,7 @@ from gapclose.data.digits import media_bank as bank
 from gapclose.data.digits import questions
 
 BASE = bank.HERE / "base"
-RECIPE = Path(__file__).parents[2] / "recipes" / "digits_base.py"
+RECIPE = Path(__file__).parents[3] / "recipes" / "digits_base.py"
 
 
 @pytest.fixture(scope="module")

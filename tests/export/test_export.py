@@ -36,7 +36,8 @@ from gapclose.observe.request import Wanted
 from gapclose.observe.store import read_observations
 from gapclose.pipeline.cli import main
 from gapclose.pipeline.config import parse_config
-from gapclose.training.lora import LoraConfig, adapter_fingerprint, add_lora, load_adapter
+from gapclose.training.config import LoraConfig
+from gapclose.training.lora import adapter_fingerprint, add_lora, load_adapter
 from gapclose.training.trainer import GapTrainer
 
 

@@ -25,8 +25,8 @@ from gapclose.observe.extract import forward_batches, observe
 from gapclose.observe.request import Wanted
 from gapclose.training import trainer
 from gapclose.training.collator import Collator
-from gapclose.training.config import TERMS, TrainConfig
-from gapclose.training.lora import LoraConfig, add_lora, enable_checkpointing
+from gapclose.training.config import TERMS, LoraConfig, TrainConfig
+from gapclose.training.lora import add_lora, enable_checkpointing
 from gapclose.training.resume import last_complete_checkpoint
 from gapclose.training.sampler import Example, MixedSampler, pairs
 from gapclose.training.trainer import make_trainer, term_sums

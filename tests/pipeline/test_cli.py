@@ -11,7 +11,7 @@ import pytest
 from gapclose.pipeline.cli import main
 from gapclose.pipeline.error_messages import guarded
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])

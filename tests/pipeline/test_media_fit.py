@@ -87,7 +87,7 @@ def family(name: str, directory: Path) -> Path:
 
     import torch
 
-    sys.path.insert(0, str(Path(__file__).parent / "families"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
     from tiny_families import ROWS
 
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ from gapclose.pipeline.cli import main
 from gapclose.pipeline.config import parse_config
 from gapclose.pipeline.model_summary import outline
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SIZES = {
     # class, parameters in billions (of a Qwen-Omni checkpoint the thinker's), layers, width
     "qwen2_5_omni_3b": ("Qwen2_5OmniThinkerForConditionalGeneration", "4.70 B", 36, 2048),
