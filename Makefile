@@ -17,7 +17,7 @@ help:
 	@echo "make demo       install, then measure, close and re-measure the gap of the tiny omni model (writes $(RUN))"
 	@echo "make test       install, then run the tests"
 	@echo "make test-slow  the tests that take minutes"
-	@echo "make lint       ruff and pyright"
+	@echo "make lint       ruff, pyright, and the direction of imports"
 	@echo "make clean      removes .venv and runs"
 
 # torch first and alone: it keeps pip from choosing a build of its own when other packages ask for it
@@ -44,6 +44,7 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports
 
 clean:
 	rm -rf $(VENV) runs

@@ -133,7 +133,7 @@ def flush(folder: Path) -> None:
             os.fsync(handle.fileno())
 
 
-def _replace(path: Path, write: Callable[[Path], object], size: int | None = None) -> None:
+def replace_file(path: Path, write: Callable[[Path], object], size: int | None = None) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     with writing(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write ``content``, whole or not at all."""
-    _replace(Path(path), lambda p: p.write_bytes(content), len(content))
+    replace_file(Path(path), lambda p: p.write_bytes(content), len(content))
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -176,7 +176,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadat
         save_file(ready, place, metadata={**(metadata or {}), **sums})
         as_others(place)
 
-    _replace(Path(path), write, size)
+    replace_file(Path(path), write, size)
 
 
 def write_in_place(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -186,7 +186,7 @@ def write_in_place(path: str | Path, write: Callable[[Path], object]) -> None:
         write(place)
         as_others(place)
 
-    _replace(Path(path), write_for_others)
+    replace_file(Path(path), write_for_others)
 
 
 @contextmanager
@@ -209,7 +209,7 @@ def link_files(paths: Iterable[Path], directory: Path) -> None:
     """Have these files in ``directory`` too: the same ones where the file system allows it, else copies."""
     directory.mkdir(parents=True, exist_ok=True)
     for path in paths:
-        _replace(directory / path.name, lambda p, path=path: _link(path, p))
+        replace_file(directory / path.name, lambda p, path=path: _link(path, p))
 
 
 def _link(path: Path, place: Path) -> None:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
 from gapclose.core.config_checks import Checks
 
 
@@ -40,6 +37,9 @@ class ExportConfig:
             if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push):
                 check.add(f"{check.named('push')}; write OWNER/NAME", "push")
                 return
+            from huggingface_hub.errors import HFValidationError  # only here: it takes a third of a second
+            from huggingface_hub.utils import validate_repo_id
+
             for kind in ("", *(f"-{kind}" for kind in ("merged", "omni") if getattr(self, kind) is True)):
                 try:
                     validate_repo_id(f"{self.push}{kind}")

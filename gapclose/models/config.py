@@ -9,16 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 from gapclose.core.config_checks import Checks
-from gapclose.models.quantization import BYTES
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
+"""names of torch's types that a model is loaded in"""
+QUANTISED = ("8bit", "4bit")
+"""kinds of quantised bases, see :mod:`gapclose.models.quantization`"""
 
-ATTENTION = ("eager", *sorted(n for n in transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS.valid_keys() if not n.startswith("paged|")))
-"""attention implementations that transformers has for a forward of whole prompts"""
+
+def attention_names() -> tuple[str, ...]:
+    """The attention implementations that transformers has for a forward of whole prompts."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # only here: it takes seconds
+
+    return ("eager", *sorted(n for n in ALL_ATTENTION_FUNCTIONS.valid_keys() if not n.startswith("paged|")))
+
 
 SHIPPED = {"digits": "base", "digits-never-taught": "never_taught"}
 """name of a tiny model -> its folder in gapclose/data/digits/assets"""
@@ -51,14 +55,20 @@ class ModelConfig:
     def __post_init__(self) -> None:
         with Checks(self, "model") as check:
             check.choice("dtype", ("auto", *DTYPES))
-            check.choice("quantisation", BYTES, null="none")
-            if check.sound("attention") and self.attention not in ATTENTION and not re.fullmatch(r"[\w.-]+/[\w.:@-]+", self.attention):
-                check.add(f"{check.named('attention')}; choose one of {list(ATTENTION)}, or a kernel on the hub, OWNER/NAME", "attention")
+            check.choice("quantisation", QUANTISED, null="none")
+            if check.sound("attention") and not self._attention_known():
+                check.add(
+                    f"{check.named('attention')}; choose one of {list(attention_names())}, or a kernel on the hub, OWNER/NAME", "attention"
+                )
             for name, value in (self.template or {}).items() if check.sound("template") else ():
                 plain = isinstance(value, str | int | bool | None) or (isinstance(value, float) and math.isfinite(value))
                 if not str(name).isidentifier() or not plain:
                     message = f"model.template has {name!r}: {value!r}; give names of variables with a text, number, true, false or null"
                     check.add(message, "template")
+
+    def _attention_known(self) -> bool:
+        usual = self.attention in ("sdpa", "eager") or re.fullmatch(r"[\w.-]+/[\w.:@-]+", self.attention)
+        return bool(usual) or self.attention in attention_names()
 
     @property
     def known(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from gapclose.data.media import Media
 from gapclose.models.architecture import attention_of, auto_class, build_on_meta, read_architecture, refuse_no_directory
 from gapclose.models.chat_template import answer_tokens, set_variables, tokenizer_of
 from gapclose.models.checkpoint import checkpoint_fingerprint, checkpoint_folder, refuse_incomplete, refuse_parts_apart, unreadable_weights
-from gapclose.models.config import DTYPES, ModelConfig, near_shipped
+from gapclose.models.config import ModelConfig, near_shipped
 from gapclose.models.families import mend, part_for
 from gapclose.models.processing import make_prompts, written_tokens
 from gapclose.models.quantization import quantised_loading, refuse_quantisation
@@ -94,7 +94,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     refuse_quantisation(config.quantisation)
     path = config.resolved_path
     architecture = read_architecture(config)
-    dtype = config.dtype if config.dtype == "auto" else DTYPES[config.dtype]
+    dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     attention = attention_of(config)
     loading: dict[str, Any] = {"config": architecture, "dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
     telling = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused here, by name
