@@ -9,15 +9,12 @@ import re
 import shutil
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -134,6 +131,7 @@ def flush(folder: Path) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], object], size: int | None = None) -> None:
+    """Have ``write`` fill a temporary file beside ``path``, flush it, and put it in the place of ``path``; ``size``: bytes that it will take."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     with writing(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,24 +157,6 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write strict JSON (NaN and infinity are refused: they would not read back elsewhere)."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-def checksum(tensor: torch.Tensor) -> int:
-    """CRC-32 of a tensor's bytes."""
-    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, whole or not at all, with the checksum of each (``crc32`` in the header)."""
-    ready = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    size = sum(v.nbytes for v in ready.values())
-    sums = {"crc32": json.dumps({name: checksum(tensor) for name, tensor in ready.items()})}
-
-    def write(place: Path) -> None:
-        save_file(ready, place, metadata={**(metadata or {}), **sums})
-        as_others(place)
-
-    replace_file(Path(path), write, size)
 
 
 def write_in_place(path: str | Path, write: Callable[[Path], object]) -> None:

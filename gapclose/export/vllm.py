@@ -12,7 +12,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from gapclose.core.files import read_json, write_json, write_tensors
+from gapclose.core.files import read_json, write_json
+from gapclose.core.tensor_files import write_tensors
 from gapclose.export.weight_names import module_on_disk
 from gapclose.models.families import LORA_IN_VLLM, InVllm
 from gapclose.models.loading import LoadedModel

@@ -121,9 +121,8 @@ class Trunk:
         for item in batch:
             laid.add_answers(item, [loaded.option_tokens(o.text) for o in item.options])
         prompt, length = self.batch(laid.rows)
-        part = {k: send_to_device(v, loaded.device) for k, v in {"prompt": prompt, **laid.tensors(length)}.items()} | {
-            "frozen": self.frozen
-        }
+        sent = {key: send_to_device(value, loaded.device) for key, value in {"prompt": prompt, **laid.tensors(length)}.items()}
+        part: dict[str, Any] = {**sent, "frozen": self.frozen}
         counts = [[len(loaded.option_tokens(o.text)) for o in item.options] for item in batch]
         begins = np.cumsum([0, *(sum(c) for c in counts[:-1])])  # of each item among the tokens of all options
         first = part["place"][torch.from_numpy(begins).to(loaded.device)]  # (B,) its answer position among all positions

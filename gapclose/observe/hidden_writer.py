@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from gapclose.core.checksums import Damaged, read_tensors
 from gapclose.core.distributed import main_alone, together
-from gapclose.core.files import appears, write_tensors
+from gapclose.core.files import appears
 from gapclose.core.logging import say, track
+from gapclose.core.tensor_files import Damaged, read_tensors, write_tensors
 from gapclose.core.versions import versions_now
 from gapclose.data.items import Item, ItemSet
 from gapclose.data.media import Media

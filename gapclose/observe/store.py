@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from gapclose.core.checksums import read_tensor, reading
-from gapclose.core.files import AGAIN, link_files, read_json, write_json, write_tensors
+from gapclose.core.files import AGAIN, link_files, read_json, write_json
 from gapclose.core.logging import say
+from gapclose.core.tensor_files import read_tensor, reading, write_tensors
 from gapclose.core.versions import REMEDY, differing
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from gapclose.core.checksums import read_tensors, refuse_damaged, seal
 from gapclose.core.distributed import main_alone
 from gapclose.core.errors import LossNotFinite
 from gapclose.core.files import read_json, write_json, write_text
 from gapclose.core.logging import say
+from gapclose.core.tensor_files import read_tensors, refuse_damaged, seal
 from gapclose.data.items import Item
 from gapclose.data.media import SUPPORTED
 from gapclose.evaluation.baselines.shift import after_shift

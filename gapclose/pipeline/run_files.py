@@ -8,8 +8,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from gapclose.core.checksums import reading
 from gapclose.core.files import read_json
+from gapclose.core.tensor_files import reading
 from gapclose.evaluation.run_records import read_records
 
 NEEDED: dict[str, tuple[str, ...]] = {

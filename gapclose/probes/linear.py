@@ -18,8 +18,8 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import nn
 
-from gapclose.core.checksums import read_tensors
-from gapclose.core.files import read_json, write_json, write_tensors
+from gapclose.core.files import read_json, write_json
+from gapclose.core.tensor_files import read_tensors, write_tensors
 from gapclose.probes.logistic import solve
 from gapclose.probes.standardize import varies
 

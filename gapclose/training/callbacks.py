@@ -8,9 +8,9 @@ from typing import Any
 
 import transformers
 
-from gapclose.core.checksums import seal
 from gapclose.core.distributed import main_alone, together
 from gapclose.core.files import flush
+from gapclose.core.tensor_files import seal
 from gapclose.training.sampler import MixedSampler
 
 

@@ -13,7 +13,7 @@ import transformers
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
-from gapclose.core.checksums import refuse_damaged
+from gapclose.core.tensor_files import refuse_damaged
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import LoadedModel, load_model
 from gapclose.models.structure import expert_names, linear_names, unwrap

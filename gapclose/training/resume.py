@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gapclose.core.checksums import WHOLE, Damaged, damage
 from gapclose.core.distributed import main_alone, together
 from gapclose.core.files import Unwritten, read_json, writing
 from gapclose.core.logging import is_main, say
+from gapclose.core.tensor_files import WHOLE, Damaged, damage
 from gapclose.models.sharding import is_wrapped
 
 

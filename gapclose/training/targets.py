@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from gapclose.core.checksums import read_tensor, reading
-from gapclose.core.files import write_tensors
+from gapclose.core.tensor_files import read_tensor, reading, write_tensors
 from gapclose.probes.posterior import Point, expressible, jeffrey, operating_point, restrict, sharpen, shift_prior
 from gapclose.training.config import TargetsConfig
 

@@ -14,7 +14,8 @@ from accelerate import PartialState
 from safetensors.torch import load_file
 from torch.multiprocessing.spawn import start_processes
 
-from gapclose.core.files import write_json, write_tensors
+from gapclose.core.files import write_json
+from gapclose.core.tensor_files import write_tensors
 from gapclose.observe.store import read_observations, shard_path, write_shard
 from gapclose.probes.config import ProbeConfig
 from gapclose.probes.nested_cv import nested_reading

@@ -18,7 +18,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from gapclose.core.files import write_tensors
+from gapclose.core.tensor_files import write_tensors
 from gapclose.data.jsonl import read_items
 from gapclose.evaluation.run_records import read_records, summarise
 from gapclose.evaluation.summary_text import show

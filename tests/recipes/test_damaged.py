@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from gapclose.core.checksums import Damaged, damage, read_tensors
+from gapclose.core.tensor_files import Damaged, damage, read_tensors
 from gapclose.evaluation.run_records import read_records
 from gapclose.pipeline.cli import main
 from gapclose.probes.linear import FrozenProbe

@@ -23,7 +23,8 @@ import torch
 from safetensors.torch import load_file
 from test_kill import assert_same_end, finish, observing, saved, unreadable
 
-from gapclose.core.files import Unwritten, new_folder, remove_leftovers, write_bytes, write_tensors, write_text, writing
+from gapclose.core.files import Unwritten, new_folder, remove_leftovers, write_bytes, write_text, writing
+from gapclose.core.tensor_files import write_tensors
 from gapclose.evaluation.run_records import read_records, summarise
 from gapclose.pipeline import launch
 from gapclose.pipeline import memory_estimate as estimate

@@ -25,10 +25,9 @@ import torch
 import transformers
 
 from gapclose import __version__
-from gapclose.core.checksums import read_tensors
 from gapclose.core.distributed import main_alone
-from gapclose.core.files import write_tensors
 from gapclose.core.logging import say
+from gapclose.core.tensor_files import read_tensors, write_tensors
 from gapclose.data.items import ItemSet
 from gapclose.evaluation.context import EvaluationContext
 from gapclose.evaluation.controls.scoring import Control

@@ -7,15 +7,35 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from gapclose.core.files import AGAIN, checksum, read_json, write_json
+from gapclose.core.files import AGAIN, as_others, read_json, replace_file, write_json
+
+
+def checksum(tensor: torch.Tensor) -> int:
+    """CRC-32 of a tensor's bytes."""
+    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors, whole or not at all, with the checksum of each (``crc32`` in the header)."""
+    ready = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    size = sum(v.nbytes for v in ready.values())
+    sums = {"crc32": json.dumps({name: checksum(tensor) for name, tensor in ready.items()})}
+
+    def write(place: Path) -> None:
+        save_file(ready, place, metadata={**(metadata or {}), **sums})
+        as_others(place)
+
+    replace_file(Path(path), write, size)
+
 
 CHUNK = 1 << 22
 """bytes of a file that are read at once"""
