@@ -1,0 +1,321 @@
+"""The gap from plain arrays: :func:`measure_gap`, for readings and scores that come from anywhere.
+
+Shapes: N items, C concepts, O options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import logsumexp
+
+from gapclose.metrics.bootstrap import Clips, Interval
+from gapclose.metrics.config import GapConfig
+from gapclose.metrics.gap import statistics
+from gapclose.metrics.labels import Action, Labels
+from gapclose.metrics.verdict import Verdict, judge, prove
+
+SUM_TOLERANCE = 1e-3
+"""by which the probabilities of an item may miss the sum of one, as half precision does"""
+PADDING = (-100, -1)
+"""values that token labels are padded with"""
+
+Array = Any
+"""numpy array, torch tensor, or nested lists of numbers"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GapFigures:
+    """Reading, action and the gaps between them on one group of items, each with its 95 % clip-bootstrap interval."""
+
+    n_items: int
+    n_clips: int
+    reading: Interval
+    """balanced accuracy of the reading"""
+    action: Interval
+    """balanced accuracy of the concept that the chosen option expresses"""
+    reading_auroc: Interval
+    action_auroc: Interval
+    gap: Interval
+    """reading - action, by balanced accuracy"""
+    gap_matched: Interval
+    """true-positive rate of the reading at the action's own false-alarm rate - that of the action"""
+    gap_auroc: Interval
+    """reading_auroc - action_auroc"""
+    standard_accuracy: Interval
+    """accuracy on the items whose right concept is no alarm"""
+    false_alarm: Interval
+    """share of those on which the action expresses an alarm"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: numbers, and ``{"value", "lower", "upper"}`` of every interval."""
+        return {name: value.as_dict() if isinstance(value, Interval) else value for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GapMeasurement(GapFigures):
+    """What :func:`measure_gap` found: the figures over all items, and those of every modality."""
+
+    by_modality: dict[str, GapFigures]
+    verdict: dict[str, Verdict]
+    """modality -> what may be claimed of its reading: a word of :data:`gapclose.metrics.verdict.VERDICTS` and the sentence that says why"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; verdicts as a word, a sentence and a p-value."""
+        plain = {name: value.as_dict() if isinstance(value, Interval) else value for name, value in vars(self).items()}
+        plain["by_modality"] = {name: of.to_dict() for name, of in self.by_modality.items()}
+        p = {name: of.p if np.isfinite(of.p) else None for name, of in self.verdict.items()}
+        plain["verdict"] = {name: {"word": of.word, "sentence": of.why, "p": p[name]} for name, of in self.verdict.items()}
+        return plain
+
+    def to_pandas(self) -> Any:
+        """A row for every figure of every modality: columns modality, figure, value, lower, upper.
+
+        Raises:
+            ImportError: where pandas is not installed.
+        """
+        import pandas
+
+        scopes = {"all": self, **self.by_modality}
+        rows = [
+            {"modality": scope, "figure": name, "value": value.value, "lower": value.lower, "upper": value.upper}
+            for scope, of in scopes.items()
+            for name, value in vars(of).items()
+            if isinstance(value, Interval)
+        ]
+        return pandas.DataFrame(rows)
+
+    def plot(self) -> Any:
+        """A matplotlib figure: reading and action of every modality with their intervals, one row each."""
+        from matplotlib.figure import Figure
+
+        scopes = {"all": self, **self.by_modality} if len(self.by_modality) > 1 else {"all": self}
+        figure = Figure(figsize=(6, 0.8 + 0.6 * len(scopes)), layout="constrained")
+        axes = figure.subplots()
+        for name, shift, colour in (("action", 0.12, "C3"), ("reading", -0.12, "C0")):
+            found = [getattr(of, name) for of in scopes.values()]
+            values = np.array([i.value for i in found])
+            errors = np.nan_to_num(np.array([[i.value - i.lower, i.upper - i.value] for i in found]).T)
+            axes.errorbar(values, np.arange(len(scopes)) + shift, xerr=np.maximum(errors, 0), fmt="o", color=colour, label=name, capsize=3)
+        axes.set_yticks(range(len(scopes)), [f"{name} ({of.n_clips} clips)" for name, of in scopes.items()])
+        axes.set_ylim(len(scopes) - 0.5, -0.5)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xlabel("balanced accuracy, 95 % clip-bootstrap interval")
+        axes.legend(loc="best", frameon=False)
+        return figure
+
+
+def measure_gap(
+    readings: Array,
+    scores: Array,
+    labels: Array,
+    *,
+    clips: Array | None = None,
+    modality: Array | None = None,
+    option_concept: Array | None = None,
+    gold: Array | None = None,
+    alarm: Sequence[int] = (),
+    controls: Mapping[str, Array] | None = None,
+    replicates: int = 2000,
+    seed: int = 0,
+) -> GapMeasurement:
+    """Measure the gap between what a probe predicts and what a model answers, on arrays.
+
+    Args:
+        readings: (N, C) the probe's probabilities of the concepts; predict items that the probe was not fitted on.
+        scores: (N, O) the model's scores of the options, most often log-probabilities; the largest is its answer. -inf where an item has
+            no such option.
+        labels: (N,) index of the right concept, 0 to C - 1.
+        clips: (N,) what questions share; resampling is by clip. None: every item is a clip of its own.
+        modality: (N,) names of groups that are measured apart. None: one group.
+        option_concept: (O,) or (N, O) the concept that each option expresses, -1 for none. None: option k expresses concept k.
+        gold: (N,) index of the right option; needed only where several options of an item express its right concept.
+        alarm: the concepts that object to the question, such as "the premise is false". Empty: every concept is detected against the rest.
+        controls: name -> (N, C) readings by something that knows less, such as the text alone. The verdict compares with the best of them; the
+            majority class is always one of them.
+        replicates: bootstrap replicates.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: naming every array whose shape or values are wrong, with the remedy.
+    """
+    faults = list[str]()
+    reading, score = (_numbers(name, value, faults) for name, value in (("readings", readings), ("scores", scores)))
+    concept = _whole("labels", labels, faults)
+    n, c = len(reading), reading.shape[1]
+    for name, array in (("scores", score), ("labels", concept)):
+        if len(array) != n:
+            faults.append(f"{name} has {len(array)} rows and readings {n}; give both the same items in the same order")
+    if faults:
+        raise ValueError("; ".join(faults))
+    faults += [*_probabilities("readings", reading), *_scores(score), *_labels(concept, c)]
+    others = {name: _numbers(f"controls[{name!r}]", value, faults) for name, value in (controls or {}).items()}
+    for name, other in others.items():
+        if other.shape != reading.shape:
+            faults.append(f"controls[{name!r}] has shape {other.shape} and readings {reading.shape}; they must be equal")
+        else:
+            faults += _probabilities(f"controls[{name!r}]", other)
+    groups = {name: np.asarray(of).astype(str) for name, of in (("clips", clips), ("modality", modality)) if of is not None}
+    faults += [f"{name} has shape {of.shape}; it must be ({n},)" for name, of in groups.items() if of.shape != (n,)]
+    table = _table(option_concept, score, c, faults)
+    if bad := [k for k in alarm if not 0 <= k < c]:
+        faults.append(f"alarm names concepts {bad}; readings have concepts 0 to {c - 1}")
+    if faults:
+        raise ValueError("; ".join(faults))
+    right = _gold(gold, concept, table, faults)
+    if faults:
+        raise ValueError("; ".join(faults))
+    known = Labels(
+        clip=groups.get("clips", np.arange(n).astype(str)),
+        modality=groups.get("modality", np.full(n, "items")),
+        concept=concept,
+        gold=right,
+        option_concept=table,
+        concepts=tuple(str(k) for k in range(c)),
+        alarm=tuple(str(k) for k in alarm),
+    )
+    score = np.where(table < 0, -np.inf, score)
+    action, config = Action(chosen=score.argmax(1), scores=score), GapConfig(replicates=replicates)
+    majority = np.full((n, c), 0.0)
+    for name in set(known.modality.tolist()):
+        keep = known.modality == name
+        majority[keep] = np.eye(c)[np.bincount(concept[keep], minlength=c).argmax()]
+    proofs = prove(known, reading, {"majority": majority, **others}, config, seed=seed)
+    everything = _figures(known, action, reading, np.ones(n, dtype=bool), replicates, seed)
+    return GapMeasurement(
+        **vars(everything),
+        by_modality={
+            m: _figures(known, action, reading, known.modality == m, replicates, seed) for m in sorted(set(known.modality.tolist()))
+        },
+        verdict=judge(proofs, config),
+    )
+
+
+def _figures(labels: Labels, action: Action, reading: np.ndarray, keep: np.ndarray, replicates: int, seed: int) -> GapFigures:
+    part, clips = labels.take(keep), Clips(labels.clip[keep], replicates, seed)
+    found = statistics(clips, part, Action(chosen=action.chosen[keep], scores=action.scores[keep]), reading[keep])
+    of = {name: Interval.of(values) for name, values in found.items()}
+    return GapFigures(
+        n_items=int(keep.sum()),
+        n_clips=clips.n,
+        reading=of["reading.balanced"],
+        action=of["action.balanced"],
+        reading_auroc=of["reading.auroc"],
+        action_auroc=of["action.auroc"],
+        gap=of["gap.balanced"],
+        gap_matched=of["gap.matched"],
+        gap_auroc=of["gap.auroc"],
+        standard_accuracy=of["action.standard_accuracy"],
+        false_alarm=of["action.false_alarm"],
+    )
+
+
+def _numbers(name: str, value: Array, faults: list[str]) -> np.ndarray:
+    """(N, K) float64, from whatever holds the numbers."""
+    if hasattr(value, "detach"):  # a torch tensor, which may be half precision or on a GPU
+        value = value.detach().cpu().double().numpy()
+    array = np.asarray(value, dtype=float)
+    if array.ndim != 2 or 0 in array.shape:
+        faults.append(
+            f"{name} has shape {array.shape}; it must be two-dimensional: items x {'options' if name == 'scores' else 'concepts'}"
+        )
+        return np.zeros((0, 1))
+    return array
+
+
+def _whole(name: str, value: Array, faults: list[str]) -> np.ndarray:
+    """(N,) int."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    array = np.asarray(value)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        faults.append(f"{name} has shape {array.shape} and type {array.dtype}; it must be one whole number for every item")
+        return np.zeros(0, dtype=int)
+    return array.astype(int)
+
+
+def _probabilities(name: str, array: np.ndarray) -> list[str]:
+    """What is wrong with (N, C) probabilities."""
+    if not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array).all(1))[0])
+        logs = " They look like log-probabilities; pass their exponentials" if np.nanmax(array) <= 0 else ""
+        return [f"{name} has values that are not finite, first in row {row}.{logs}"]
+    if (array <= 0).all() and np.allclose(logsumexp(array, axis=1), 0, atol=SUM_TOLERANCE):
+        return [f"{name} holds log-probabilities; pass their exponentials"]
+    if (array < 0).any() or (array > 1 + SUM_TOLERANCE).any():
+        row = int(np.flatnonzero(((array < 0) | (array > 1 + SUM_TOLERANCE)).any(1))[0])
+        return [f"{name} must lie between 0 and 1; row {row} is {array[row].round(4).tolist()}. Apply a softmax to logits"]
+    off = np.abs(array.sum(1) - 1)
+    if (off > SUM_TOLERANCE).any():
+        row = int(off.argmax())
+        return [f"{name} must sum to one over the concepts; row {row} sums to {array[row].sum():.4g}"]
+    return []
+
+
+def _scores(array: np.ndarray) -> list[str]:
+    """What is wrong with (N, O) scores."""
+    bad = np.isnan(array) | np.isposinf(array)
+    if bad.any():
+        return [f"scores has values that are nan or infinite, first in row {int(np.flatnonzero(bad.any(1))[0])}"]
+    empty = np.isneginf(array).all(1)
+    return [f"scores has no finite value in row {int(np.flatnonzero(empty)[0])}; every item needs an option"] if empty.any() else []
+
+
+def _labels(concept: np.ndarray, c: int) -> list[str]:
+    """What is wrong with (N,) labels."""
+    padded = np.isin(concept, PADDING)
+    if padded.any():
+        where = f"{concept[padded][0]} in {padded.sum()} rows, first in row {int(np.flatnonzero(padded)[0])}"
+        return [f"labels has {where}: that is padding, or an item without a label; leave such items out"]
+    bad = (concept < 0) | (concept >= c)
+    return (
+        [f"labels must lie in 0..{c - 1}, the columns of readings; row {int(np.flatnonzero(bad)[0])} is {concept[bad][0]}"]
+        if bad.any()
+        else []
+    )
+
+
+def _table(option_concept: Array | None, scores: np.ndarray, c: int, faults: list[str]) -> np.ndarray:
+    """(N, O) concept of every option, -1 where an item has no such option."""
+    if option_concept is None:
+        if scores.shape[1] != c:
+            faults.append(
+                f"scores has {scores.shape[1]} options and readings {c} concepts; pass option_concept, the concept of every option"
+            )
+            return np.zeros_like(scores, dtype=int)
+        found = np.broadcast_to(np.arange(c), scores.shape)
+    else:
+        found = np.asarray(option_concept)
+        if found.shape not in (scores.shape, scores.shape[1:]) or found.dtype.kind not in "iu":
+            faults.append(f"option_concept has shape {found.shape}; it must be {scores.shape[1:]} or {scores.shape}, whole numbers")
+            return np.zeros_like(scores, dtype=int)
+        if found.min() < -1 or found.max() >= c:
+            faults.append(f"option_concept must lie in -1..{c - 1}; it holds {found.min()} to {found.max()}")
+        found = np.broadcast_to(found, scores.shape)
+    return np.where(np.isneginf(scores), -1, found)
+
+
+def _gold(gold: Array | None, concept: np.ndarray, table: np.ndarray, faults: list[str]) -> np.ndarray:
+    """(N,) index of the right option."""
+    if gold is not None:
+        found = _whole("gold", gold, faults)
+        if len(found) != len(concept) or (found < 0).any() or (found >= table.shape[1]).any():
+            faults.append(f"gold must hold one index of an option, 0..{table.shape[1] - 1}, for each of {len(concept)} items")
+            return np.zeros(len(concept), dtype=int)
+        wrong = np.flatnonzero(table[np.arange(len(concept)), found] != concept)
+        if len(wrong):
+            faults.append(
+                f"gold of row {wrong[0]} is option {found[wrong[0]]}, which does not express the right concept {concept[wrong[0]]}"
+            )
+        return found
+    fitting = table == concept[:, None]
+    if (fitting.sum(1) == 0).any():
+        row = int(np.flatnonzero(fitting.sum(1) == 0)[0])
+        faults.append(f"no option of row {row} expresses its right concept {concept[row]}; leave the item out, or correct option_concept")
+    elif (fitting.sum(1) > 1).any():
+        row = int(np.flatnonzero(fitting.sum(1) > 1)[0])
+        faults.append(f"several options of row {row} express its right concept; pass gold, the index of the right option")
+    return fitting.argmax(1)
