@@ -173,7 +173,7 @@ def test_what_cannot_be_asked_is_refused_before_a_model_loads(digits_directory, 
 MATCHES = [  # options, answer, leading, index
     (("yes", "no"), "No.", True, 1),
     (("yes", "no"), "No, the man says yes to her.", True, 1),
-    (("yes", "no"), "No, the man says yes to her.", False, None),
+    (("yes", "no"), "No, the man says yes to her.", False, 1),
     (("yes", "no"), "I would say no", True, 1),
     (("yes", "no"), "nothing", True, None),
     (("a car", "a car and a dog"), "A car and a dog stand there.", True, 1),

@@ -36,7 +36,7 @@ def test_a_run_is_refused_before_its_items_are_read(tmp_path, monkeypatch):
     from gapclose.pipeline.cli import main
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("gapclose.pipeline.run.prepare_plain", lambda *args, **kwargs: pytest.fail("items were read"))
+    monkeypatch.setattr("gapclose.pipeline.context.prepare_plain", lambda *args, **kwargs: pytest.fail("items were read"))
     assert main(["measure", "--model.quantisation", "4bit", "--run_dir", str(tmp_path / "run")]) == 2
 
 

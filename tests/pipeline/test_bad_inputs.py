@@ -291,7 +291,7 @@ def test_options_that_a_model_cannot_tell_apart_or_say(whole, capsys, fault):
 def test_a_model_that_takes_no_such_media(whole, tiny_checkpoint, monkeypatch, capsys):
     """A tokenizer alone has no eyes and ears: nothing is dropped silently."""
     rows, directory, arguments = whole
-    monkeypatch.setattr("gapclose.pipeline.validate.load_processor", lambda config: AutoTokenizer.from_pretrained(tiny_checkpoint))
+    monkeypatch.setattr("gapclose.pipeline.items.load_processor", lambda config: AutoTokenizer.from_pretrained(tiny_checkpoint))
     test_items.put(directory, *rows)
     message = refused(capsys, *arguments)
     assert "item 'fit-0-odd': it has audio, and " in message and "takes text alone; remove it or choose a model that takes audio" in message

@@ -312,7 +312,7 @@ def test_a_second_start_is_refused_before_it_loads_or_writes_anything(monkeypatc
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert first.stdout is not None and first.stdout.readline() == "in\n"
-    monkeypatch.setattr("gapclose.pipeline.run.load_model", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("gapclose.pipeline.context.load_model", lambda *_: pytest.fail("a model was loaded"))
     there = sorted(p.name for p in (tmp_path / "run").iterdir())
     options = ["--model.path", str(tiny_checkpoint), "--run_dir", str(tmp_path / "run")]
     assert cli.main([command, *options]) == 2
@@ -321,14 +321,14 @@ def test_a_second_start_is_refused_before_it_loads_or_writes_anything(monkeypatc
     first.kill()
     first.wait()
     assert (tmp_path / "run" / ".holder").is_file()  # which keeps nobody out
-    monkeypatch.setattr("gapclose.pipeline.run.prepare_plain", lambda *_, **__: (_ for _ in ()).throw(ValueError("items are read")))
+    monkeypatch.setattr("gapclose.pipeline.context.prepare_plain", lambda *_, **__: (_ for _ in ()).throw(ValueError("items are read")))
     assert cli.main([command, *options]) == 2 and "items are read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("made", [True, False])
 def test_a_start_that_is_refused_leaves_a_directory_as_it_was(monkeypatch, tiny_checkpoint, tmp_path, made):
     """None where there was none; and it gives back the lock."""
-    monkeypatch.setattr("gapclose.pipeline.run.prepare_plain", lambda *_, **__: (_ for _ in ()).throw(ValueError("no items")))
+    monkeypatch.setattr("gapclose.pipeline.context.prepare_plain", lambda *_, **__: (_ for _ in ()).throw(ValueError("no items")))
     run = tmp_path / "run"
     if not made:
         run.mkdir()

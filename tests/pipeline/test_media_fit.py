@@ -149,7 +149,7 @@ def test_every_command_tells_before_a_model_loads_and_may_skip(command, digits_d
     """With file and item; `data.on_error skip` leaves the item out."""
     import shutil
 
-    monkeypatch.setattr("gapclose.pipeline.run.load_model", lambda config: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("gapclose.pipeline.context.load_model", lambda config: pytest.fail("a model was loaded"))
     directory = tmp_path / "set"
     shutil.copytree(digits_directory, directory)
     lines = [json.loads(line) for line in (directory / "items.jsonl").read_text().splitlines()]

@@ -89,7 +89,7 @@ def faulty(tmp_path):
 def test_all_faults_of_a_set_are_told_at_once_and_no_model_loads(command, faulty, tiny_checkpoint, tmp_path_factory, monkeypatch, capsys):
     """Exit status 2, one message with every fault, no traceback, no weights read, nothing left in the run directory."""
     directory, says = faulty
-    monkeypatch.setattr("gapclose.pipeline.run.load_model", lambda config: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("gapclose.pipeline.context.load_model", lambda config: pytest.fail("a model was loaded"))
     run = tmp_path_factory.mktemp("run")
     arguments = ["--data.path", str(directory), "--model.path", str(tiny_checkpoint), "--run_dir", str(run)]
     if command == "measure":  # which needs neither train nor val
@@ -116,7 +116,7 @@ def test_a_refused_start_does_not_bind_the_run_directory(faulty, digits_director
     def load_model(config):
         raise Reached
 
-    monkeypatch.setattr("gapclose.pipeline.run.load_model", load_model)
+    monkeypatch.setattr("gapclose.pipeline.context.load_model", load_model)
     with pytest.raises(Reached):
         main([*arguments, str(digits_directory)])
     assert list(run.iterdir()) == []  # nor does one that ends before the model is there

@@ -92,7 +92,7 @@ STATE = [
 @pytest.mark.parametrize("damage", [*JSON, other_keys], ids=lambda d: d.__name__)
 def test_all_files_of_a_runs_state_are_named_before_a_model_loads(tiny_config, run, monkeypatch, capsys, damage):
     """At once, a line each, with what to do; they stay as they are."""
-    monkeypatch.setattr("gapclose.pipeline.run.prepare_plain", lambda *_, **__: pytest.fail("went on"))
+    monkeypatch.setattr("gapclose.pipeline.context.prepare_plain", lambda *_, **__: pytest.fail("went on"))
     for name in STATE:
         spoil(run / name, damage)
     before = [(run / name).read_bytes() for name in STATE]
@@ -144,7 +144,7 @@ def test_a_damaged_shard_is_named_and_observed_again_when_it_is_deleted(tiny_con
     assert f"{shard} is damaged (" in told and told.endswith("; delete it and run the same command again\n")
     shard.unlink()
     others = {p: p.stat().st_mtime_ns for p in shard.parent.glob("shard-*")}
-    monkeypatch.setattr("gapclose.pipeline.run.choose_probe", lambda *_, **__: (_ for _ in ()).throw(ValueError("far enough")))
+    monkeypatch.setattr("gapclose.pipeline.context.choose_probe", lambda *_, **__: (_ for _ in ()).throw(ValueError("far enough")))
     assert start(tiny_config, run, capsys)[2] == "error: far enough\n"
     again = read_tensors(shard)[0]
     assert again.keys() == before.keys() and all(torch.equal(again[name], before[name]) for name in before)
@@ -288,7 +288,7 @@ def test_a_number_that_is_not_finite_is_the_loss_guards_only_where_it_is_a_loss(
 
 def test_what_was_observed_under_other_versions_is_refused_before_a_model_loads(tiny_config, run, monkeypatch, capsys):
     """All stages of the base model at once; those of adapters are made again, and any version goes where that is asked for."""
-    monkeypatch.setattr("gapclose.pipeline.run.prepare_plain", lambda *_, **__: (_ for _ in ()).throw(ValueError("went on")))
+    monkeypatch.setattr("gapclose.pipeline.context.prepare_plain", lambda *_, **__: (_ for _ in ()).throw(ValueError("went on")))
     requests = sorted(run.glob("observations/*/request.json"))
     for path in requests:
         asked = json.loads(path.read_text())

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import io
 import multiprocessing
 import os
 import random
@@ -172,11 +173,14 @@ def close(command: list[str], log: Path, at: str | None = None) -> int:
     """Run a command of ``close_command`` in a forked process, which spares it the imports; returns its exit status."""
 
     def child() -> None:
-        sys.stdout = sys.stderr = log.open("a")
+        sys.stdout = sys.stderr = io.TextIOWrapper(io.BytesIO(), write_through=True)  # the log may be larger than a file may then become
         if at:
             without_room_at(at)
-        status = main(["close", *command[2:]])
-        sys.stdout.close()
+        try:
+            status = main(["close", *command[2:]])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+            log.write_bytes(sys.stdout.buffer.getvalue())  # type: ignore[attr-defined]
         os._exit(status)
 
     log.write_text("")
@@ -189,11 +193,11 @@ def close(command: list[str], log: Path, at: str | None = None) -> int:
 
 FULL = {
     "gapclose.observe.extract:write_shard:5": "observations/base-fit/shard-00004.safetensors",
-    "gapclose.pipeline.run:draw_epochs:1": "figures/epochs.png",
+    "gapclose.pipeline.context:draw_epochs:1": "figures/epochs.png",
     "gapclose.training.trainer:save_adapter:2": "checkpoints",
     "transformers.trainer:Trainer._save_optimizer_and_scheduler:2": "checkpoints",
     "gapclose.pipeline.align_stage:save_adapter:1": "checkpoints",
-    "gapclose.pipeline.run:draw_epochs:2": "figures/epochs.png",
+    "gapclose.pipeline.context:draw_epochs:2": "figures/epochs.png",
     "gapclose.pipeline.align_stage:export_run:1": "adapter",
     "gapclose.pipeline.align_stage:write_page:1": "report.html",
 }

@@ -62,7 +62,7 @@ def test_train_items_with_sound_are_refused_by_name_before_anything_loads(
     command, objective, tiny_config, digits, digits_directory, tmp_path, monkeypatch, capsys
 ):
     """How many, the first of them, its line and the remedy; other splits may have sound."""
-    monkeypatch.setattr("gapclose.pipeline.run.load_model", lambda config: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("gapclose.pipeline.context.load_model", lambda config: pytest.fail("a model was loaded"))
     assert main([command, "--config", str(tiny_config), "--run_dir", str(tmp_path), "--objective", objective]) == 2
     first = next(i.id for i in digits if i.split == "train" and i.purpose == "gap")
     lines = (digits_directory / "items.jsonl").read_text().splitlines()
@@ -85,6 +85,6 @@ def test_measuring_asks_no_objective(tiny_config, tmp_path, monkeypatch):
     def load_model(config):
         raise Reached
 
-    monkeypatch.setattr("gapclose.pipeline.run.load_model", load_model)
+    monkeypatch.setattr("gapclose.pipeline.context.load_model", load_model)
     with pytest.raises(Reached):
         main(["measure", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--objective", "dpo"])

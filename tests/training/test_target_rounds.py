@@ -25,6 +25,7 @@ from gapclose.training.target_rounds import best_on_others
 
 def command(tiny_config, directory, *more: str) -> list[str]:
     settings = ["--train.epochs", "2", "--train.save_steps", "1", "--export.verify", "false", "--targets.rounds", "2"]
+    settings += ["--guards.off", "[over-rejection, retention, sentinel]"]  # which would stop a random model after its first round
     return ["close", "--config", str(tiny_config), "--run_dir", str(directory), *settings, *more]
 
 

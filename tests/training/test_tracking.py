@@ -135,7 +135,7 @@ def test_a_run_reads_back_from_its_own_file(offline, tiny_run, tmp_path):
     assert final["final/state"] == summary["state"] and final["final/base/balanced"] == summary["base"]["balanced"]["value"]
 
     logged = next(r.artifact for kind, r in kept if kind == "artifact" and r.artifact.type == "model")
-    assert logged.name == "tiny-adapter" and json.loads(logged.metadata) == {"state": summary["state"]}
+    assert logged.name == "mirror-adapter" and json.loads(logged.metadata) == {"state": summary["state"]}
     assert {e.path for e in logged.manifest.contents} == {p.name for p in adapter.iterdir()}
 
 
