@@ -48,11 +48,11 @@ from synthetic import (
 from gapclose.data.items import Item
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import _forward
-from gapclose.observe.hidden_cache import Trunk
-from gapclose.observe.hidden_capture import enter
+from gapclose.observe.hidden_cache import HiddenStateCache
+from gapclose.observe.hidden_capture import capture_hidden
 from gapclose.observe.hidden_writer import write_states
-from gapclose.observe.prefix_cache import SharedPrefix
-from gapclose.observe.request import Wanted
+from gapclose.observe.prefix_cache import PrefixCache
+from gapclose.observe.request import ObservationRequest
 from gapclose.training.config import TrainConfig
 
 EACH = 4  # questions a clip
@@ -91,20 +91,20 @@ def main() -> None:
     rows, file = [(item, list[int]()) for item in asked], Path(folder.name) / "measured.safetensors"
 
     def fill() -> None:
-        write_states(file, rows, enter(adapted, rows, adapted.media(asked), args.probe_layer, [args.probe_layer]))
+        write_states(file, rows, capture_hidden(adapted, rows, adapted.media(asked), args.probe_layer, [args.probe_layer]))
 
     fill()
     filling = timed(fill, device)[0]
     setting = describe(args, base, tokens=adapted.length, questions_a_clip=EACH)
-    reader, trunk = SharedPrefix(adapted), Trunk([file], args.probe_layer)
+    reader, trunk = PrefixCache(adapted), HiddenStateCache([file], args.probe_layer)
 
     def step(name: str) -> None:
         adapted.model.train()
         trained[name].step(batches[0])
 
-    def measured(shared: SharedPrefix | None, stored: Trunk | None, items: list[Item] = asked) -> None:
+    def measured(shared: PrefixCache | None, stored: HiddenStateCache | None, items: list[Item] = asked) -> None:
         adapted.model.eval()
-        wanted = Wanted(layers=(args.probe_layer,), generate=True, trunk=stored)
+        wanted = ObservationRequest(layers=(args.probe_layer,), generate=True, trunk=stored)
         _forward(adapted, items, adapted.media(items), ObserveConfig(max_new_tokens=args.tokens), wanted, shared)
 
     training = {"training, media read": "targets_after", "training, trunk stored": "targets_stored"}

@@ -43,11 +43,11 @@ from synthetic import (
     take_turns,
 )
 
-from gapclose.models.hooks import last_logits, passed_by
+from gapclose.models.hooks import last_logits, skip_layers
 from gapclose.observe.batching import plan_batches
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import observe
-from gapclose.observe.request import Wanted
+from gapclose.observe.request import ObservationRequest
 
 WANTED = 0.90
 DEFAULTS = {
@@ -78,11 +78,13 @@ def main() -> None:
                     base(**inputs, use_cache=False)
 
     def without_layers() -> None:
-        with passed_by(base, range(1, n_layers + 1)):
+        with skip_layers(base, range(1, n_layers + 1)):
             bare(True)
 
     def observed(layers: list[int]) -> None:
-        observe(clips, items, Path(folder.name) / str(next(number)), ObserveConfig(batch_size=args.batch), Wanted(layers=layers))
+        observe(
+            clips, items, Path(folder.name) / str(next(number)), ObserveConfig(batch_size=args.batch), ObservationRequest(layers=layers)
+        )
 
     ways = {
         "bare forward, last logits": lambda: bare(False),

@@ -50,7 +50,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import observe
-from gapclose.observe.request import Wanted
+from gapclose.observe.request import ObservationRequest
 from gapclose.training.config import TrainConfig
 
 DEFAULTS = {
@@ -96,7 +96,7 @@ def member(rank: int, size: int, port: int, folder: str, args: argparse.Namespac
 
     def observed() -> None:
         config = ObserveConfig(batch_size=args.batch, shard_batches=1)
-        observe(clips, items, Path(folder) / f"observed-{size}-{next(number)}", config, Wanted(layers=(args.probe_layer,)))
+        observe(clips, items, Path(folder) / f"observed-{size}-{next(number)}", config, ObservationRequest(layers=(args.probe_layer,)))
 
     works = {"observe": observed, "train": lambda: variant.step(batch)}
     pipe.send(describe(args, base, tokens=clips.length) if size == 1 else None)

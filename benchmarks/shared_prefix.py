@@ -33,8 +33,8 @@ from synthetic import LARGE, Clips, between, build_base, describe, make_parser, 
 from gapclose.data.items import Item
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import _forward
-from gapclose.observe.prefix_cache import SharedPrefix
-from gapclose.observe.request import Wanted
+from gapclose.observe.prefix_cache import PrefixCache
+from gapclose.observe.request import ObservationRequest
 
 ASKED = (1, 2, 4, 8)
 PROFILED, SHOWN = 4, 15
@@ -51,9 +51,9 @@ class Side:
     """Observing with shared or with whole prompts."""
 
     def __init__(self, clips: Clips, shared: bool, generate: bool) -> None:
-        self.clips, self.reader = clips, SharedPrefix(clips) if shared else None  # type: ignore[arg-type]
+        self.clips, self.reader = clips, PrefixCache(clips) if shared else None  # type: ignore[arg-type]
         self.config = ObserveConfig(share_prefix=shared)
-        self.wanted = Wanted(layers=(len(clips.layers) // 2,), generate=generate)
+        self.wanted = ObservationRequest(layers=(len(clips.layers) // 2,), generate=generate)
 
     def observe(self, batch: list[Item]) -> dict[str, Any]:
         return _forward(self.clips, batch, None, self.config, self.wanted, self.reader)  # type: ignore[arg-type]

@@ -59,8 +59,8 @@ from torch import nn
 from gapclose.data.items import Item, Option
 from gapclose.models.hooks import answer_logits
 from gapclose.models.structure import decoder_layers
-from gapclose.observe.hidden_cache import Trunk
-from gapclose.observe.hidden_capture import enter
+from gapclose.observe.hidden_cache import HiddenStateCache
+from gapclose.observe.hidden_capture import capture_hidden
 from gapclose.observe.hidden_writer import write_states
 from gapclose.training.collator import Collator
 from gapclose.training.config import TERMS, LoraConfig, TrainConfig
@@ -123,9 +123,9 @@ def make_batches(
             examples = [Example(item=i, term="retain", base_logps=p, base_tokens=t) for i, p, t in kept] + examples
         media: Any = argparse.Namespace()  # the prompts need none
         collated, file = Collator(fixed, media)(examples), folder / f"{b}.safetensors"
-        write_states(file, [(item, []) for item in items], enter(fixed, [(item, []) for item in items], media, frozen))
+        write_states(file, [(item, []) for item in items], capture_hidden(fixed, [(item, []) for item in items], media, frozen))
         start = time.perf_counter()
-        stored = Collator(fixed, None, Trunk([file], frozen))(examples)
+        stored = Collator(fixed, None, HiddenStateCache([file], frozen))(examples)
         read_seconds = time.perf_counter() - start
         answers = torch.tensor([synthetic.option_tokens(LETTERS[a]) for a in draw.integers(len(LETTERS), size=size)])
         ignored = torch.full_like(prompt["input_ids"], -100)

@@ -28,7 +28,7 @@ import yaml
 from comparison.tables import Row, write_results
 
 from gapclose.core.files import read_json, write_json
-from gapclose.core.logging import say, track
+from gapclose.core.logging import progress, say
 from gapclose.evaluation.baselines.compare import BUDGETS
 from gapclose.evaluation.run_records import record_of
 from gapclose.pipeline.config import parse_config, refuse_other_run
@@ -254,7 +254,7 @@ def main() -> int:
         waiting = [j for j in todo if not j.done]
         say(f"{len(todo)} runs, {len(todo) - len(waiting)} of them finished before")
         with ThreadPoolExecutor(args.workers) as pool:
-            failed = [j for j in track(pool.map(lambda j: run(of, j), waiting), len(waiting), "runs") if j is not None]
+            failed = [j for j in progress(pool.map(lambda j: run(of, j), waiting), len(waiting), "runs") if j is not None]
     for job in failed:
         print(f"failed: {job.directory}; its output is in {job.directory / 'output.txt'}", file=sys.stderr)
     part = args.quick or args.seeds or args.budgets or args.variants

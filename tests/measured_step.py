@@ -16,9 +16,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from gapclose.data.jsonl import read_items
 from gapclose.models.architecture import build_on_meta, read_architecture
-from gapclose.models.loading import joined, load_model, load_processor
+from gapclose.models.loading import assemble, load_model, load_processor
 from gapclose.observe.extract import forward_batches
-from gapclose.observe.request import Wanted
+from gapclose.observe.request import ObservationRequest
 from gapclose.pipeline.config import parse_config
 from gapclose.pipeline.memory_estimate import micro_batch, text_batch
 from gapclose.pipeline.model_summary import look_at
@@ -46,7 +46,7 @@ def configured(path, data, tmp_path, **more):
 def without_weights(config, first, items=None):
     """The model on meta with adapters from a layer on, and the micro-batch of its longest items, or one of text."""
     model = build_on_meta(read_architecture(config.model), config.model)
-    loaded = joined(model, load_processor(config.model), path="", fingerprint="")
+    loaded = assemble(model, load_processor(config.model), path="", fingerprint="")
     with torch.device("meta"):
         add_lora(loaded, config.lora, range(first, len(loaded.layers) + 1), 0)
     if items is None:
@@ -68,7 +68,7 @@ def main(path: str, first: int) -> None:
     config = parse_config(["--config", path])
     loaded, items = load_model(config.model), read_items(Path(config.data.path))
     if first == 0:
-        batch, wanted = [look_at(loaded, items).gap] * config.observe.batch_size, Wanted(generate=True)
+        batch, wanted = [look_at(loaded, items).gap] * config.observe.batch_size, ObservationRequest(generate=True)
         forward_batches(loaded, [batch[:1]], loaded.media(items), config.observe, wanted)  # what is made once and kept
         print(json.dumps({"peak": peak(loaded, lambda: forward_batches(loaded, [batch], loaded.media(items), config.observe, wanted))}))
         return

@@ -2,7 +2,7 @@
 
 All of the W processes must make the same calls in the same order. An error of any kind that one of them meets ends the work of all with the
 same words: the others would wait for it. A ``ValueError``, a ``FloatingPointError`` and an ``OSError`` with a number are raised elsewhere as such,
-any other error as :class:`MetElsewhere`.
+any other error as :class:`RemoteError`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import distributed
 
-from gapclose.core.files import Unwritten
-from gapclose.core.logging import track
+from gapclose.core.files import WriteError
+from gapclose.core.logging import progress
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,11 +30,11 @@ Told = tuple[str, tuple[Any, ...]]
 """the name of a kind and what an error of it is made of"""
 
 
-class MetElsewhere(RuntimeError):
+class RemoteError(RuntimeError):
     """An error that another process of this launch met, and whose kind cannot be raised here; that process shows its traceback."""
 
 
-def deal(pieces: Sequence[T], work: Callable[[T], R], label: str) -> list[R]:
+def map_across_ranks(pieces: Sequence[T], work: Callable[[T], R], label: str) -> list[R]:
     """What ``work`` makes of every piece, in the order of the pieces; each process does every W-th of them.
 
     Raises:
@@ -43,11 +43,11 @@ def deal(pieces: Sequence[T], work: Callable[[T], R], label: str) -> list[R]:
     state = PartialState()
     rank, processes = state.process_index, state.num_processes
     mine = pieces[rank::processes]
-    parts = together(lambda: [work(piece) for piece in track(mine, len(mine), label)])
+    parts = run_on_all_ranks(lambda: [work(piece) for piece in progress(mine, len(mine), label)])
     return [parts[n % processes][n // processes] for n in range(len(pieces))]
 
 
-def together(work: Callable[[], T], *, joint: bool = False) -> list[T]:
+def run_on_all_ranks(work: Callable[[], T], *, joint: bool = False) -> list[T]:
     """What ``work`` gives in every process, by rank.
 
     Args:
@@ -68,7 +68,7 @@ def together(work: Callable[[], T], *, joint: bool = False) -> list[T]:
     return [found for found, _ in told]
 
 
-def main_alone(work: Callable[[], T]) -> T:
+def run_on_main(work: Callable[[], T]) -> T:
     """What ``work`` gives in the main process, where alone it is done.
 
     Raises:
@@ -95,7 +95,7 @@ def _tried(work: Callable[[], Any], kinds: tuple[type[Exception], ...]) -> tuple
 def _words(fault: Exception) -> Told:
     """An error, in a form that every process can read."""
     if isinstance(fault, OSError) and fault.errno is not None:
-        return ("unwritten" if isinstance(fault, Unwritten) else "system"), (fault.errno, fault.strerror, _name(fault.filename))
+        return ("unwritten" if isinstance(fault, WriteError) else "system"), (fault.errno, fault.strerror, _name(fault.filename))
     for kind in SAME:
         if isinstance(fault, kind):
             return kind.__name__, (str(fault),)
@@ -108,7 +108,7 @@ def _name(file: Any) -> str | None:
 
 def _again(told: Told) -> Exception:
     """The error that another process has told."""
-    kinds: dict[str, type[Exception]] = {"unwritten": Unwritten, "system": OSError, "other": MetElsewhere}
+    kinds: dict[str, type[Exception]] = {"unwritten": WriteError, "system": OSError, "other": RemoteError}
     kinds |= {kind.__name__: kind for kind in SAME}
     kind, arguments = told
     return kinds[kind](*arguments)

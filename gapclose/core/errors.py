@@ -10,7 +10,7 @@ NAMES = re.compile(r"'[^']*'|\"[^\"]*\"|\S*/\S*|\d+(?:\.\d+)?")
 """what differs between two messages of one kind: names in quotes, paths, numbers"""
 
 
-class Problems:
+class ErrorCollector:
     """Collects messages; :meth:`raise_if_any` raises them together as one ``ValueError``."""
 
     def __init__(self, subject: str, most: int = 50, alike: int = 5) -> None:
@@ -40,7 +40,7 @@ class Problems:
         raise ValueError(f"{count} problem{'s' if count > 1 else ''} with {self.subject}:\n" + "\n".join(lines))
 
 
-class Fault(ValueError):
+class ItemError(ValueError):
     """What is wrong with one file, and the remedy; whoever catches it adds which file and which item."""
 
 

@@ -25,7 +25,7 @@ UMASK = os.umask(0)
 os.umask(UMASK)
 
 
-class Unwritten(OSError):
+class WriteError(OSError):
     """What could not be written (``filename``), and why (``strerror``)."""
 
 
@@ -41,7 +41,7 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except Unwritten:
+    except WriteError:
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
         number = _number(error)
@@ -50,9 +50,9 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
             raise
         reason = os.strerror(number) + (", it seems" if isinstance(error, RuntimeError) else "")
         if number in NO_ROOM:
-            needed = "" if size is None else f", {in_units(size)} needed"
-            reason += f" ({in_units(free_bytes(path))} free there{needed})"
-        raise Unwritten(number, reason, str(path)) from error
+            needed = "" if size is None else f", {format_bytes(size)} needed"
+            reason += f" ({format_bytes(free_bytes(path))} free there{needed})"
+        raise WriteError(number, reason, str(path)) from error
 
 
 def _belongs_to(found: Path, path: Path) -> bool:
@@ -82,7 +82,7 @@ def nearest(path: Path) -> Path:
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
 
 
-def appears(path: Path, seconds: float = 60) -> None:
+def wait_for_file(path: Path, seconds: float = 60) -> None:
     """Wait until a file that another process has written is seen here: a network file system may remember for a while that it was not there."""
     until = time.monotonic() + seconds
     while not path.is_file() and time.monotonic() < until:
@@ -103,7 +103,7 @@ def size_of(path: Path) -> int:
         return 0
 
 
-def in_units(n: float) -> str:
+def format_bytes(n: float) -> str:
     """Bytes, in KiB, MiB or GiB."""
     return f"{n / 2**30:,.1f} GiB" if n >= 2**30 else f"{n / 2**20:,.1f} MiB" if n >= 2**20 else f"{n / 2**10:,.1f} KiB"
 
@@ -117,7 +117,7 @@ def remove_leftovers(directory: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def as_others(*paths: Path) -> None:
+def apply_umask(*paths: Path) -> None:
     """Give files the rights that the user's other files get: safetensors makes its own for the user alone."""
     for path in paths:
         path.chmod(0o666 & ~UMASK)
@@ -164,7 +164,7 @@ def write_in_place(path: str | Path, write: Callable[[Path], object]) -> None:
 
     def write_for_others(place: Path) -> None:
         write(place)
-        as_others(place)
+        apply_umask(place)
 
     replace_file(Path(path), write_for_others)
 
@@ -178,7 +178,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         try:
             temporary.mkdir(parents=True)
             yield temporary
-            as_others(*temporary.rglob("*.safetensors"))
+            apply_umask(*temporary.rglob("*.safetensors"))
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
         finally:

@@ -33,7 +33,7 @@ def say(message: str) -> None:
         print(f"{message}\n", end="", flush=True)  # in one call: processes share the output
 
 
-def track(work: Iterable[T], total: int, label: str) -> Iterator[T]:
+def progress(work: Iterable[T], total: int, label: str) -> Iterator[T]:
     """Yield from ``work`` while showing how far it is."""
     if not is_main():
         yield from work

@@ -14,7 +14,7 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
-from gapclose.core.errors import Fault, shown
+from gapclose.core.errors import ItemError, shown
 
 DEEPEST = 50
 """levels of lists and objects inside each other; items and column maps need six"""
@@ -37,7 +37,7 @@ def read_text(path: Path) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         name = MARKS.get(content[:2])
         what = f"it is {name}" if name else f"byte 0x{content[error.start]:02x}"
-        raise Fault(f"not UTF-8 ({what}, line {line}); save it again in that encoding") from error
+        raise ItemError(f"not UTF-8 ({what}, line {line}); save it again in that encoding") from error
 
 
 def parse_json(text: str, remedy: str = "correct the syntax") -> Any:
@@ -53,16 +53,16 @@ def parse_json(text: str, remedy: str = "correct the syntax") -> Any:
     """
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_not_a_number, parse_float=_finite)
-    except Fault:
+    except ItemError:
         raise
     except json.JSONDecodeError as error:
-        raise Fault(f"not JSON ({error}); {remedy}") from error
+        raise ItemError(f"not JSON ({error}); {remedy}") from error
     except RecursionError as error:
-        raise Fault(DEEP) from error
+        raise ItemError(DEEP) from error
     except ValueError as error:  # Python converts no longer ones
         digits = re.search(r"\d{4301,}", text)
         start = f" ({digits[0][:40]}...)" if digits else ""
-        raise Fault(f"holds a whole number of more than 4,300 digits{start}; write it in quotes, or shorten it") from error
+        raise ItemError(f"holds a whole number of more than 4,300 digits{start}; write it in quotes, or shorten it") from error
     if ESCAPED.search(text) or text.count("[") + text.count("{") > DEEPEST:  # else there is nothing to find
         check_value(value)
     return value
@@ -76,17 +76,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise Fault(f"the key {shown(twice)} stands twice in one object; keep one of them")
+        raise ItemError(f"the key {shown(twice)} stands twice in one object; keep one of them")
     return found
 
 
 def _not_a_number(name: str) -> Any:
-    raise Fault(f"holds {name}, which JSON does not know; write null, or leave the key out")
+    raise ItemError(f"holds {name}, which JSON does not know; write null, or leave the key out")
 
 
 def _finite(digits: str) -> float:
     if not math.isfinite(number := float(digits)):
-        raise Fault(f"holds the number {digits[:40]}, which is beyond the range of floats; write it in quotes, or shorten it")
+        raise ItemError(f"holds the number {digits[:40]}, which is beyond the range of floats; write it in quotes, or shorten it")
     return number
 
 
@@ -98,11 +98,11 @@ def check_value(value: Any) -> None:
     """
     for path, found in _leaves(value):
         if "\0" in found:
-            raise Fault(f"{_place(path)} holds a NUL character ({shown(found)}); remove it")
+            raise ItemError(f"{_place(path)} holds a NUL character ({shown(found)}); remove it")
         try:
             found.encode()
         except UnicodeEncodeError as error:
-            raise Fault(
+            raise ItemError(
                 f"{_place(path)} holds half of a surrogate pair ({shown(found[error.start])} in {shown(found)}), which is no character; "
                 "write the whole pair, or remove it"
             ) from error
@@ -117,7 +117,7 @@ def _leaves(value: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
             yield path, found
         elif isinstance(found, dict | list):
             if len(path) >= DEEPEST:
-                raise Fault(DEEP)
+                raise ItemError(DEEP)
             for name, inside in found.items() if isinstance(found, dict) else enumerate(found):
                 if isinstance(name, str):
                     yield (*path, None), name
@@ -155,11 +155,13 @@ def parse_yaml(text: str, *, aliases: int = 0, settings: bool = False) -> Any:
         value = loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise Fault(f"{f'line {mark.line + 1}: ' if mark else ''}{error.problem or error.context}") from error
+        raise ItemError(f"{f'line {mark.line + 1}: ' if mark else ''}{error.problem or error.context}") from error
     except RecursionError as error:
-        raise Fault(DEEP) from error
+        raise ItemError(DEEP) from error
     except Exception as error:  # values that do not fit their tags lead PyYAML to errors of any kind: dates, !!bool x, thousands of digits
-        raise Fault(f"a value does not fit its tag ({(str(error).splitlines() or [type(error).__name__])[0]}); put it in quotes") from error
+        raise ItemError(
+            f"a value does not fit its tag ({(str(error).splitlines() or [type(error).__name__])[0]}); put it in quotes"
+        ) from error
     check_value(value)
     return value
 

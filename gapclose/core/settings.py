@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 # Untold: where and how a run was executed, which a comparison leaves out. Free: what may differ between two starts of one run.
-UNTOLD_KEYS = (
+EXECUTION_ONLY_KEYS = (
     "tracking",
     "wandb.",
     "export.",
@@ -23,7 +23,16 @@ UNTOLD_KEYS = (
     "train.micro_batch_size",
     "train.cache_trunk",
 )
-FREE_KEYS = (*UNTOLD_KEYS, "force", "observe.versions", "guards.off", "guards.patience", "controls.", "prompts.measured", "prompts.refit")
+RESUMABLE_KEYS = (
+    *EXECUTION_ONLY_KEYS,
+    "force",
+    "observe.versions",
+    "guards.off",
+    "guards.patience",
+    "controls.",
+    "prompts.measured",
+    "prompts.refit",
+)
 
 WHOLE_KEYS = ("model.template",)
 """keys whose value is a mapping with names of the user's own"""

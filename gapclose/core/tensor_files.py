@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from gapclose.core.files import AGAIN, as_others, read_json, replace_file, write_json
+from gapclose.core.files import AGAIN, apply_umask, read_json, replace_file, write_json
 
 
 def checksum(tensor: torch.Tensor) -> int:
@@ -32,7 +32,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadat
 
     def write(place: Path) -> None:
         save_file(ready, place, metadata={**(metadata or {}), **sums})
-        as_others(place)
+        apply_umask(place)
 
     replace_file(Path(path), write, size)
 

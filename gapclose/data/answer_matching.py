@@ -14,7 +14,7 @@ tumour", but "not visible" where that is the option; English and Chinese, in Jap
 affirm are no negation ("no doubt", "not only"). Where yes and no both occur, the one that begins the answer, up to a comma or another stop,
 wins ("Yes, there is no dog"), unless the other is an answer by itself, too ("Yes. No."). Negations of other languages are not known.
 
-:class:`Matching` adds what other prompts need: an answer that begins with its option and goes on, and a function of the user's own.
+:class:`AnswerMatcher` adds what other prompts need: an answer that begins with its option and goes on, and a function of the user's own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.answer_words import HANGUL, SPACELESS, Word, fold, plain_text, words
 from gapclose.data.items import Item, ItemSet
 
@@ -182,7 +182,7 @@ def same_to_the_matcher(options: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def check_told_apart(items: ItemSet, problems: Problems, prompt: str | None = None) -> None:
+def check_told_apart(items: ItemSet, problems: ErrorCollector, prompt: str | None = None) -> None:
     """Add to ``problems`` options of an item that the matching of generated answers takes for one, with file and item; one line a pair.
 
     Args:
@@ -224,7 +224,7 @@ def parse_leading(answer: str, item: Item) -> int | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matching:
+class AnswerMatcher:
     """How generated answers are matched to options: exactly, then normalised, then by ``judge``."""
 
     leading: bool = False

@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from gapclose.core.errors import Fault
+from gapclose.core.errors import ItemError
 from gapclose.data.audio_headers import Corrected, decoder, size_fields
 from gapclose.data.audio_mixing import Mix, refuse_levels, refuse_longer, refuse_rate
 from gapclose.data.audio_streams import read_compressed, read_track
@@ -30,7 +30,7 @@ HEADED = (".au", ".snd")
 """suffixes of files that libsndfile takes for raw u-law of 8,000 Hz where their header is damaged"""
 
 
-def read_sound(path: Path, rate: int | None) -> tuple[np.ndarray, int]:
+def read_audio(path: Path, rate: int | None) -> tuple[np.ndarray, int]:
     """A sound, or the sound track of a film, mixed to mono: (samples,) float32, and its sampling rate in Hz.
 
     Args:
@@ -50,7 +50,7 @@ def read_sound(path: Path, rate: int | None) -> tuple[np.ndarray, int]:
     if own != heard:
         refuse_longer(len(mono) * heard // own, heard)
         if len(mono) * heard < own:
-            raise Fault(f"the audio is too short: {len(mono)} samples at {own:,} Hz leave none at {heard:,} Hz; remove the item")
+            raise ItemError(f"the audio is too short: {len(mono)} samples at {own:,} Hz leave none at {heard:,} Hz; remove the item")
     if rate and own != rate:
         mono = soxr.resample(mono, own, rate)
     return mono.astype(np.float32, copy=False), rate or own
@@ -70,11 +70,11 @@ def _sound_file(path: Path) -> tuple[np.ndarray, int] | None:
         if sound.format in ("MP3", "MPEG", "FLAC") or sound.subtype == "MPEG_LAYER_III":
             return read_compressed(path)
         if sound.format == "RAW" and path.suffix.lower() in HEADED:
-            raise Fault(f"the audio has no header, which a {path.suffix} file begins with, so it is damaged; replace it")
+            raise ItemError(f"the audio has no header, which a {path.suffix} file begins with, so it is damaged; replace it")
         mix, rate, stated = Mix(), sound.samplerate, sound.frames
         blocks = [mix.add(block) for block in _blocks(sound)]
     if not mix.length:
-        raise Fault("the audio has no samples; replace it")
+        raise ItemError("the audio has no samples; replace it")
     refuse_short(mix.length / max(1, rate), stated / max(1, rate), "audio")
     mix.refuse()
     return np.concatenate(blocks), rate
@@ -89,12 +89,12 @@ def _blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
         yield block
 
 
-def _otherwise(path: Path, fault: Fault) -> None:
+def _otherwise(path: Path, fault: ItemError) -> None:
     """Whether PyAV opens what libsndfile does not know. Raises: the ``fault`` where it does not."""
     try:
         with opened(path, "audio") as container:
             if chosen(container, "audio") is not None:
                 return
-    except Fault as other:
+    except ItemError as other:
         raise (other if "PyAV" in str(other) else fault) from other
     raise fault

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from gapclose.core.errors import Fault
+from gapclose.core.errors import ItemError
 
 ROUNDING = 0.01
 """share of the stated bytes by which a header may be off, and :data:`TRAILER` bytes at least where more follows: what it means is not heard"""
@@ -192,7 +192,7 @@ def _held(start: int, stated: int, size: int, *, unknown: bool, whole: bool, fol
     missing, beyond = stated - there, there - stated
     if missing > 0:
         if not whole and missing > max(ROUNDING * stated, 64):
-            raise Fault(
+            raise ItemError(
                 f"the audio is truncated, or its header is wrong: it promises {missing} bytes more than the file holds; copy it again, or, "
                 "where it is whole, write its header anew"
             )
@@ -248,7 +248,7 @@ def _is_chained(path: Path) -> bool:
             lengths = handle.read(header[-1]) if len(header) == OGG_PAGE.size else b""
             position += OGG_PAGE.size + len(lengths) + sum(lengths)
             if len(header) < OGG_PAGE.size or len(lengths) < header[-1] or position > size:
-                raise Fault("the audio is truncated: it ends within a page of its stream; copy it again")
+                raise ItemError("the audio is truncated: it ends within a page of its stream; copy it again")
             begins = bool(header[5] & OGG_BEGINS)
             chained, begun = chained or (begins and begun), begun or not begins
     return chained

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gapclose.core.errors import Fault
+from gapclose.core.errors import ItemError
 
 SILENT = 1e-5
 """a sound that stays below it (full scale is 1; one step of 16 bits is 3e-5) says nothing"""
@@ -50,9 +50,9 @@ class Mix:
     def refuse(self) -> None:
         """Raises: Fault, when samples were not finite or the channels cancelled."""
         if self.bad:
-            raise Fault(f"the audio has {self.bad} samples that are not finite; write it again without NaN or infinity")
+            raise ItemError(f"the audio has {self.bad} samples that are not finite; write it again without NaN or infinity")
         if self.together < CANCELS / self.channels * self.apart:
-            raise Fault(
+            raise ItemError(
                 f"the {self.channels} channels of the audio cancel when they are mixed to one ({self.together / self.apart:.2%} of their power "
                 "is left), so that next to nothing would be heard; write one of them alone, or turn one over"
             )
@@ -62,19 +62,19 @@ def refuse_longer(samples: int, rate: int | None = None) -> None:
     """Raises: Fault, when a sound has more samples than are decoded."""
     if samples > MOST_SAMPLES:
         at = f" at {rate:,} Hz" if rate else ""
-        raise Fault(f"the audio has more than {MOST_SAMPLES:,} samples{at}, which are not held in memory; cut it")
+        raise ItemError(f"the audio has more than {MOST_SAMPLES:,} samples{at}, which are not held in memory; cut it")
 
 
 def refuse_rate(rate: int) -> None:
     """Raises: Fault, when a header states a sampling rate beyond :data:`RATES`, from which resampling takes minutes or memory."""
     if not RATES[0] <= rate <= RATES[1]:
-        raise Fault(f"the header of the audio states a sampling rate of {rate:,} Hz, so it is damaged; replace it")
+        raise ItemError(f"the header of the audio states a sampling rate of {rate:,} Hz, so it is damaged; replace it")
 
 
 def refuse_levels(mono: np.ndarray) -> None:
     """Raises: Fault, when (samples,) stays below :data:`SILENT`, or goes beyond :data:`LOUDEST`."""
     peak = max(mono.max(initial=0.0), -mono.min(initial=0.0))
     if not peak <= LOUDEST:  # also where channels of opposite infinities were mixed
-        raise Fault(f"the audio goes up to {peak:.3g} (full scale is 1), so it is damaged; replace it")
+        raise ItemError(f"the audio goes up to {peak:.3g} (full scale is 1), so it is damaged; replace it")
     if peak < SILENT:
-        raise Fault("the audio is silent throughout; replace it, or, where silence is meant, give it faint noise")
+        raise ItemError("the audio is silent throughout; replace it, or, where silence is meant, give it faint noise")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import soxr
 
-from gapclose.core.errors import Fault
+from gapclose.core.errors import ItemError
 from gapclose.data.audio_headers import states_mp3_length
 from gapclose.data.audio_mixing import Mix, refuse_longer, refuse_rate
 from gapclose.data.containers import chosen, opened, refuse_short
@@ -33,7 +33,7 @@ def read_track(path: Path, rate: int, what: str = "sound track") -> np.ndarray:
     with opened(path, "film" if what == "sound track" else what) as container:
         stream = chosen(container, "audio")
         if stream is None:
-            raise Fault("the film has no sound track; leave its audio part out, or replace it")
+            raise ItemError("the film has no sound track; leave its audio part out, or replace it")
         resampler, blocks, mix, begin, length = _Resampler(rate), list[np.ndarray](), Mix(), None, 0
         for frame, apart in _frames(container, stream):
             begin = frame.time if begin is None else begin
@@ -44,7 +44,7 @@ def read_track(path: Path, rate: int, what: str = "sound track") -> np.ndarray:
             refuse_longer(length)
         blocks += resampler.rest()
         if not any(map(len, blocks)):
-            raise Fault(f"the {what} has no samples; replace it")
+            raise ItemError(f"the {what} has no samples; replace it")
         sound = np.concatenate(blocks)
         stated = _stated(container, stream, path)
         sounding = chosen(container, "video") is not None
@@ -52,7 +52,7 @@ def read_track(path: Path, rate: int, what: str = "sound track") -> np.ndarray:
     refuse_short(len(sound) / rate, stated, what)
     mix.refuse()
     if len(sound) + late <= 0:
-        raise Fault("the sound track ends before the pictures begin; replace the film, or give sound and pictures apart")
+        raise ItemError("the sound track ends before the pictures begin; replace the film, or give sound and pictures apart")
     refuse_longer(len(sound) + late)
     return np.pad(sound, (max(0, late), 0))[max(0, -late) :]
 
@@ -66,20 +66,20 @@ def read_compressed(path: Path) -> tuple[np.ndarray, int] | None:
     with opened(path, "audio") as container:
         stream = chosen(container, "audio")
         if stream is None:
-            raise Fault("the file has no sound; replace it")
+            raise ItemError("the file has no sound; replace it")
         if chosen(container, "video") is not None:
             return None
         mix, blocks, rate = Mix(), list[np.ndarray](), None
         for frame, apart in _frames(container, stream):
             rate = rate or frame.sample_rate  # of HE-AAC, the container states half
             if frame.sample_rate != rate:
-                raise Fault(
+                raise ItemError(
                     f"the sampling rate changes within the audio ({rate} Hz, then {frame.sample_rate} Hz); encode it again with one"
                 )
             blocks += [mix.add(block) for block in apart]
         stated = _stated(container, stream, path)
     if not mix.length or not rate:
-        raise Fault("the audio has no samples; replace it")
+        raise ItemError("the audio has no samples; replace it")
     refuse_short(mix.length / rate, stated, "audio")
     mix.refuse()
     return np.concatenate(blocks), rate

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from gapclose.core.config_checks import Checks
 from gapclose.core.imports import FUNCTION, named_function
-from gapclose.data.answer_matching import Matching
+from gapclose.data.answer_matching import AnswerMatcher
 
 
 @dataclass(kw_only=True)
@@ -139,11 +139,11 @@ class PromptsConfig:
         """Length limit of generated answers, given that of the run's own prompt."""
         return max(tokens, self.max_new_tokens) if name != self.asked and (name in LONG or name not in WORDINGS) else tokens
 
-    def matching(self, name: str) -> Matching:
+    def matching(self, name: str) -> AnswerMatcher:
         """How answers to a prompt are matched to options.
 
         Raises:
             ValueError: when ``match`` names no function that can be imported.
         """
         judge = None if self.match is None else named_function(self.match, "prompts.match")
-        return Matching(leading=name.startswith("binary"), judge=judge)
+        return AnswerMatcher(leading=name.startswith("binary"), judge=judge)

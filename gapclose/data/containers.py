@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gapclose.core.errors import Fault
+from gapclose.core.errors import ItemError
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".m4a", ".aac")
 """files that PyAV opens, also where an audio part names one: then its sound track is meant"""
@@ -24,26 +24,26 @@ def is_film(path: str | Path) -> bool:
 
 @contextmanager
 def opened(path: Path, what: str = "film") -> Iterator[Any]:
-    """An open container; whatever goes wrong inside comes out as a :class:`Fault` about the ``what``."""
+    """An open container; whatever goes wrong inside comes out as a :class:`ItemError` about the ``what``."""
     try:
         import av
     except ImportError as error:
-        raise Fault(f"this {what} needs PyAV; `pip install av`") from error
+        raise ItemError(f"this {what} needs PyAV; `pip install av`") from error
     av.logging.set_level(None)  # pyright: ignore[reportArgumentType]  # its complaints are raised as well
     try:
         with av.open(str(path), metadata_errors="replace") as container:  # titles in other encodings say nothing of the film
             yield container
-    except Fault:
+    except ItemError:
         raise
     except Exception as error:  # damaged files lead PyAV to errors of any kind
         raise undecodable(what, error) from error
 
 
-def undecodable(what: str, error: Exception) -> Fault:
+def undecodable(what: str, error: Exception) -> ItemError:
     """What to say of a file on which a decoder fails."""
     reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     named = reason if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: {reason}"
-    return Fault(f"the {what} cannot be decoded ({named}); replace it")
+    return ItemError(f"the {what} cannot be decoded ({named}); replace it")
 
 
 def chosen(container: Any, kind: str) -> Any:
@@ -68,7 +68,7 @@ def chosen(container: Any, kind: str) -> Any:
 def refuse_short(seconds: float, stated: float, what: str) -> None:
     """Raises: Fault, when less is there than was stated, by more than rounding explains."""
     if seconds < stated - max(0.5, MISSING * stated):
-        raise Fault(
+        raise ItemError(
             f"the {what} is truncated, or its header is wrong: {seconds:.1f} s of {stated:.1f} s are there; copy it again, or, where it is "
             "whole, write it anew"
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from gapclose.core.errors import Fault
+from gapclose.core.errors import ItemError
 from gapclose.data.containers import undecodable
 
 DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -19,7 +19,7 @@ MOST_PIXELS = 120_000_000
 """of an image: 460 MiB in Pillow's memory, and up to four times as much while it is turned and laid on white"""
 
 
-def read_picture(path: Path) -> Image.Image:
+def read_image(path: Path) -> Image.Image:
     """RGB, turned as its EXIF note asks for; what shines through is laid on white.
 
     Raises:
@@ -35,7 +35,7 @@ def read_picture(path: Path) -> Image.Image:
             white = Image.new("RGBA", clear.size, "white")
             white.alpha_composite(clear)
             return white.convert("RGB")
-    except Fault:
+    except ItemError:
         raise
     except Exception as error:  # damaged files lead Pillow's many decoders to errors of any kind
         raise undecodable("image", error) from error
@@ -44,17 +44,17 @@ def read_picture(path: Path) -> Image.Image:
 def _refuse(image: Image.Image, path: Path) -> None:
     """Raises: Fault, when an opened image would not be shown as it is meant."""
     if image.format == "EPS":
-        raise Fault("an EPS is a program, which Ghostscript would run; write the picture as PNG")
+        raise ItemError("an EPS is a program, which Ghostscript would run; write the picture as PNG")
     width, height = image.size
     if width * height > MOST_PIXELS:
-        raise Fault(f"the image has {width:,} x {height:,} pixels, more than {MOST_PIXELS:,}; scale it down or cut it")
+        raise ItemError(f"the image has {width:,} x {height:,} pixels, more than {MOST_PIXELS:,}; scale it down or cut it")
     if image.mode in DEEP or (bits := _bits(image, path)) > 8:
         what = f"Pillow's mode {image.mode}" if image.mode in DEEP else f"{bits}, in {image.format}"
-        raise Fault(
+        raise ItemError(
             f"the image has more than 8 bits a channel ({what}), which would be cut off; write it as 8 bits, windowed as you want it seen"
         )
     if image.format not in ONE_PICTURE and (count := getattr(image, "n_frames", 1)) > 1:
-        raise Fault(f"the file holds {count} pictures, and only the first would be shown; give each a file of its own, or make a film")
+        raise ItemError(f"the file holds {count} pictures, and only the first would be shown; give each a file of its own, or make a film")
 
 
 def _bits(image: Image.Image, path: Path) -> int:

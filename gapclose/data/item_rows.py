@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gapclose.core.errors import Fault, Problems, shown
+from gapclose.core.errors import ErrorCollector, ItemError, shown
 from gapclose.core.parsing import parse_json
 from gapclose.data.items import CONTENT_TYPES, EVERYTHING, ORDER, PURPOSES, SPLITS, Item, Option, content_parts, leaves, path_fault
 from gapclose.data.keys import Spellings, key
@@ -15,7 +15,7 @@ IDENT = re.compile(r'"id"\s*:\s*"((?:[^"\\]|\\.)*)"')
 """the id on a line that cannot be read as a whole"""
 
 
-def read_item(line: str, where: str, concepts: tuple[str, ...], spelled: Spellings, problems: Problems) -> Item | None:
+def read_item(line: str, where: str, concepts: tuple[str, ...], spelled: Spellings, problems: ErrorCollector) -> Item | None:
     """The item on one line of ``items.jsonl``; None where it is faulty, and ``problems`` says why.
 
     Args:
@@ -24,7 +24,7 @@ def read_item(line: str, where: str, concepts: tuple[str, ...], spelled: Spellin
     """
     try:
         row = parse_json(line, "write one JSON object per line")
-    except Fault as fault:
+    except ItemError as fault:
         known = IDENT.search(line)
         label = "" if known is None or str(fault).startswith("not JSON") else f"item {shown(known[1])}: "
         problems.add(f"{where}: {label}{fault}")
@@ -70,11 +70,11 @@ def read_item(line: str, where: str, concepts: tuple[str, ...], spelled: Spellin
     )
 
 
-def _key(value: Any, label: str, name: str, problems: Problems) -> str:
+def _key(value: Any, label: str, name: str, problems: ErrorCollector) -> str:
     """The key of a value; a missing one, and one that can be none, go to ``problems``."""
     try:
         found = key(value)
-    except Fault as fault:
+    except ItemError as fault:
         problems.add(f"{label}: {name} {fault}")
         return ""
     if not found:
@@ -82,7 +82,7 @@ def _key(value: Any, label: str, name: str, problems: Problems) -> str:
     return found
 
 
-def _read_tags(tags: Any, label: str, spelled: Spellings, problems: Problems) -> dict[str, str]:
+def _read_tags(tags: Any, label: str, spelled: Spellings, problems: ErrorCollector) -> dict[str, str]:
     if not isinstance(tags, dict) or any(isinstance(v, dict | list) for v in tags.values()):
         problems.add(f"{label}: tags is {shown(tags)}; it must be an object of strings")
         return {}
@@ -99,7 +99,7 @@ def _read_tags(tags: Any, label: str, spelled: Spellings, problems: Problems) ->
     return found
 
 
-def _check_messages(messages: Any, label: str, problems: Problems) -> None:
+def _check_messages(messages: Any, label: str, problems: ErrorCollector) -> None:
     if not isinstance(messages, list) or not messages:
         problems.add(f"{label}: messages is {shown(messages)}; it must be a non-empty list of {{role, content}}")
         return
@@ -124,7 +124,7 @@ def _check_messages(messages: Any, label: str, problems: Problems) -> None:
                 problems.add(f"{label}: content part {shown(part)} has the keys {unknown}; nothing looks at them, take them out")
 
 
-def _read_options(row: dict, label: str, concepts: tuple[str, ...], problems: Problems) -> tuple[list[Option], int | None]:
+def _read_options(row: dict, label: str, concepts: tuple[str, ...], problems: ErrorCollector) -> tuple[list[Option], int | None]:
     raw = row.get("options")
     if not isinstance(raw, list) or len(raw) < 2:
         problems.add(f"{label}: options is {shown(raw)}; it must list at least two of {{text, concept}}")

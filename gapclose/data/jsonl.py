@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gapclose.core.errors import Fault, Problems, shown
+from gapclose.core.errors import ErrorCollector, ItemError, shown
 from gapclose.core.files import write_text
 from gapclose.core.parsing import parse_json, read_text
 from gapclose.data.item_rows import read_item
@@ -45,7 +45,7 @@ def _to_json(item: Item) -> dict[str, Any]:
     return row
 
 
-def read_items(directory: str | Path, problems: Problems | None = None) -> ItemSet:
+def read_items(directory: str | Path, problems: ErrorCollector | None = None) -> ItemSet:
     """Read and check an item set.
 
     Args:
@@ -57,7 +57,7 @@ def read_items(directory: str | Path, problems: Problems | None = None) -> ItemS
     """
     directory = Path(directory)
     collect = problems is not None
-    problems = Problems(f"the item set {directory}") if problems is None else problems
+    problems = ErrorCollector(f"the item set {directory}") if problems is None else problems
     header_file, items_file = directory / "set.json", directory / "items.jsonl"
     for path, remedy in ((header_file, "declare the concepts there"), (items_file, "put one item per line there")):
         if not path.is_file():
@@ -70,7 +70,7 @@ def read_items(directory: str | Path, problems: Problems | None = None) -> ItemS
     spelled = Spellings()
     try:
         lines = read_text(items_file).split("\n")  # splitlines() would also cut at U+2028 inside a text
-    except Fault as fault:
+    except ItemError as fault:
         problems.add(f"{items_file}: {fault}")
         lines = []
     for number, line in enumerate(lines, start=1):
@@ -92,10 +92,10 @@ def read_items(directory: str | Path, problems: Problems | None = None) -> ItemS
     return ItemSet(root=directory, name=name, concepts=concepts, alarm=alarm, items=tuple(items), notes=notes)
 
 
-def _read_header(path: Path, problems: Problems) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+def _read_header(path: Path, problems: ErrorCollector) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     try:
         header = parse_json(read_text(path), "mend the syntax")
-    except Fault as fault:
+    except ItemError as fault:
         problems.add(f"{path}: {fault}")
         return (), (), path.parent.name
     if not isinstance(header, dict):
@@ -127,14 +127,14 @@ def line_of(items_file: Path, ident: str) -> int | None:
     if not items_file.is_file():
         return None
     for number, line in enumerate(read_text(items_file).split("\n"), start=1):
-        with suppress(Fault):  # a broken line, which was told of when the set was read
+        with suppress(ItemError):  # a broken line, which was told of when the set was read
             row = parse_json(line)
             if isinstance(row, dict) and key(row.get("id")) == ident:
                 return number
     return None
 
 
-def _check_splits(items: Sequence[Item], path: Path, line_of: dict[str, int], problems: Problems) -> None:
+def _check_splits(items: Sequence[Item], path: Path, line_of: dict[str, int], problems: ErrorCollector) -> None:
     splits: dict[str, dict[str, str]] = defaultdict(dict)
     for item in items:
         splits[item.clip].setdefault(item.split, item.id)

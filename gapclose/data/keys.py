@@ -16,7 +16,7 @@ from uuid import UUID
 
 import numpy as np
 
-from gapclose.core.errors import Fault, shown
+from gapclose.core.errors import ItemError, shown
 
 MISSING = frozenset(("nan", "NaN", "NAN", "NaT", "None", "<NA>", "null", "NULL"))
 """texts that programs write for a missing value"""
@@ -51,12 +51,12 @@ def text_of(value: Any) -> str:
         try:
             return bytes(value).decode().strip()
         except UnicodeDecodeError as error:
-            raise Fault(f"is {shown(bytes(value))}, bytes that are no text in UTF-8; write a name") from error
+            raise ItemError(f"is {shown(bytes(value))}, bytes that are no text in UTF-8; write a name") from error
     if isinstance(value, datetime):
         return _moment(value)
     if isinstance(value, date | time):
         return value.isoformat()
-    raise Fault(f"is {shown(value)}, a {type(value).__name__}; write one text or number")
+    raise ItemError(f"is {shown(value)}, a {type(value).__name__}; write one text or number")
 
 
 def _is_missing(value: Any) -> bool:
@@ -70,11 +70,11 @@ def _is_missing(value: Any) -> bool:
 
 def _number(value: float | Decimal) -> str:
     if value in (float("inf"), float("-inf")):
-        raise Fault(f"is {value}; write a finite number, or a text")
+        raise ItemError(f"is {value}; write a finite number, or a text")
     if value != int(value):
         return format(value.normalize(), "f") if isinstance(value, Decimal) else repr(value)
     if isinstance(value, float) and abs(value) >= EXACT:
-        raise Fault(
+        raise ItemError(
             f"is {value!r}, a float that no longer tells neighbouring whole numbers apart; store the column as whole numbers or texts"
         )
     return str(int(value))
@@ -100,7 +100,7 @@ def fold(value: Any) -> str:
     text = unicodedata.normalize("NFC", text_of(value))
     text = " ".join(text.strip(UNSEEN).split()).strip(UNSEEN)
     if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
-        raise Fault(f"is {shown(text)}, which holds control characters; remove them")
+        raise ItemError(f"is {shown(text)}, which holds control characters; remove them")
     if whole := WHOLE.fullmatch(text):
         return whole[1] if whole[1] != "-0" else "0"
     if MOMENT.fullmatch(text):

@@ -5,24 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.config import WORDINGS, DataConfig, PromptsConfig
 from gapclose.data.formats import read_set
 from gapclose.data.interleave import interleave
 from gapclose.data.items import Decoding, Framing, ItemSet
 from gapclose.data.option_shuffle import shuffle_options
-from gapclose.data.splits import Dealing
+from gapclose.data.splits import SplitAssignment
 
 
-def read_data(directory: Path, data: DataConfig, problems: Problems) -> ItemSet:
+def read_data(directory: Path, data: DataConfig, problems: ErrorCollector) -> ItemSet:
     """The items in ``directory``, whatever its layout, framed as the configuration says."""
-    items = read_set(directory, problems, Dealing(shares=data.shares, seed=data.split_seed), columns=data.columns, about=data.about)
+    items = read_set(directory, problems, SplitAssignment(shares=data.shares, seed=data.split_seed), columns=data.columns, about=data.about)
     items = interleave(items) if data.interleave else items
     decoding = Decoding(workers=data.workers, cache=Path(data.cache) if data.cache else None, cache_gb=data.cache_gb)
     return replace(items, framing=Framing(frames=data.frames, side=data.side), decoding=decoding)
 
 
-def in_order(items: ItemSet, data: DataConfig, prompts: PromptsConfig, problems: Problems) -> ItemSet:
+def in_order(items: ItemSet, data: DataConfig, prompts: PromptsConfig, problems: ErrorCollector) -> ItemSet:
     """The items with their options in the order that the configuration asks for."""
     if not data.shuffle_options:
         return items

@@ -1,7 +1,7 @@
 """Media: checked before a model loads, decoded once per file, shared by all questions of a clip.
 
 Images come out as RGB :class:`PIL.Image.Image`, audio as float32 mono arrays ``(samples,)`` at the model's sampling rate, films as
-:class:`gapclose.data.video.Film`. An audio part that names a film means its sound track.
+:class:`gapclose.data.video.Video`. An audio part that names a film means its sound track.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gapclose.core.errors import Fault, Problems
-from gapclose.data.audio import read_sound
+from gapclose.core.errors import ErrorCollector, ItemError
+from gapclose.data.audio import read_audio
 from gapclose.data.containers import undecodable
-from gapclose.data.images import read_picture
+from gapclose.data.images import read_image
 from gapclose.data.items import Decoding, Framing, Item, ItemSet
 from gapclose.data.media_cache import MediaCache
-from gapclose.data.video import Film, read_film
+from gapclose.data.video import Video, read_video
 
 SUPPORTED = ("image", "audio", "video")
 MOST_SKIPPED = 0.01
@@ -49,7 +49,7 @@ def survey(items: ItemSet) -> Survey:
                 film = decode_once(kind, path, items.root, None, items.framing, cache)
                 return film.frames.shape[2], film.frames.shape[1]
             value, rate = _decode(kind, items.root / path, None, items.framing)
-        except Fault as error:
+        except ItemError as error:
             return str(error)
         return value.size if kind == "image" else (len(value) / rate,)
 
@@ -66,7 +66,7 @@ def faults(items: ItemSet) -> dict[tuple[str, str], str]:
     return survey(items).faults
 
 
-def tell(items: ItemSet, found: Mapping[tuple[str, str], str], problems: Problems) -> None:
+def report_faults(items: ItemSet, found: Mapping[tuple[str, str], str], problems: ErrorCollector) -> None:
     """Add what is wrong with media files to ``problems``: one line per file, naming the first item that uses it and the remedy."""
     gone: set[str] = set()
     for entry, fault in found.items():
@@ -77,7 +77,7 @@ def tell(items: ItemSet, found: Mapping[tuple[str, str], str], problems: Problem
         problems.add(f"{items.root / entry[1]}: item {user!r}: {fault}")
 
 
-def without(items: ItemSet, found: Mapping[tuple[str, str], str], problems: Problems) -> ItemSet:
+def drop_faulty(items: ItemSet, found: Mapping[tuple[str, str], str], problems: ErrorCollector) -> ItemSet:
     """The items whose media are whole; the others go to ``skipped``, each with its fault. More than 1 % of them is a problem."""
     skipped = {i.id: f"{items.root / e[1]}: {found[e]}" for i in items for e in reversed(i.media) if e in found}
     if len(skipped) > MOST_SKIPPED * len(items):
@@ -104,14 +104,14 @@ def decode(kind: str, path: Path, rate: int | None, framing: Framing) -> Any:
 def _decode(kind: str, path: Path, rate: int | None, framing: Framing) -> tuple[Any, int]:
     """:func:`decode`, and the sampling rate of a sound (0 of what is none)."""
     if not _is_file(path):
-        raise Fault(f"no such {kind} file; restore it or remove the item")
+        raise ItemError(f"no such {kind} file; restore it or remove the item")
     try:
         if path.stat().st_size == 0:
-            raise Fault(f"the {kind} file is empty; replace it")
+            raise ItemError(f"the {kind} file is empty; replace it")
         if kind == "audio":
-            return read_sound(path, rate)
-        return (read_picture(path) if kind == "image" else read_film(path, framing)), 0
-    except Fault:
+            return read_audio(path, rate)
+        return (read_image(path) if kind == "image" else read_video(path, framing)), 0
+    except ItemError:
         raise
     except Exception as error:  # whatever a damaged file leads a decoder to is a fault of that file
         raise undecodable("film" if kind == "video" else kind, error) from error
@@ -132,7 +132,7 @@ def decode_once(kind: str, path: str, root: Path, rate: int | None, framing: Fra
     try:
         place = cache.place(kind, file, rate, framing)
     except OSError as error:
-        raise Fault(f"the {kind} file cannot be read ({error.strerror or error}); restore it") from error
+        raise ItemError(f"the {kind} file cannot be read ({error.strerror or error}); restore it") from error
     value = cache.get(place)
     if value is None:
         value = decode(kind, file, rate, framing)
@@ -144,7 +144,7 @@ def _cache(decoding: Decoding) -> MediaCache | None:
     return MediaCache(decoding.cache, decoding.cache_gb) if decoding.cache else None
 
 
-class Media:
+class MediaLoader:
     """Decodes files on demand, or ahead in threads, and keeps the last ``limit`` of them, ``most_bytes`` at most.
 
     In threads, not processes: PyAV, Pillow, libsndfile and soxr let other threads run while they decode, nothing has to be copied between
@@ -202,7 +202,7 @@ class Media:
         try:
             begun = self._ahead.pop(key, None)
             value = begun.result() if begun else self._decode(kind, path)
-        except Fault as error:
+        except ItemError as error:
             user = f"item {self._users[path]!r}: " if path in self._users else ""
             raise ValueError(f"{self.root / path}: {user}{error}") from error
         if kind in self.blank:
@@ -216,8 +216,8 @@ class Media:
 
 def blanked(value: Any) -> Any:
     """Mid-grey of the same size, silence of the same length."""
-    if isinstance(value, Film):
-        return Film(frames=np.full_like(value.frames, 128), seconds=value.seconds)
+    if isinstance(value, Video):
+        return Video(frames=np.full_like(value.frames, 128), seconds=value.seconds)
     return Image.new("RGB", value.size, (128, 128, 128)) if isinstance(value, Image.Image) else np.zeros_like(value)
 
 

@@ -23,7 +23,7 @@ from gapclose.core.files import write_in_place
 from gapclose.core.hashing import content_digest
 from gapclose.data.containers import is_film
 from gapclose.data.items import Framing
-from gapclose.data.video import Film
+from gapclose.data.video import Video
 
 FORMAT = 4
 """of what is stored and how it is decoded here; another number makes older files strangers"""
@@ -69,7 +69,7 @@ class MediaCache:
 
     def put(self, place: Path, value: Any) -> None:
         """Store a decoded file, then remove what was not used for longest while there is too much; nothing where it alone is too much."""
-        if isinstance(value, Film):
+        if isinstance(value, Video):
             tensors = {"frames": value.frames, "seconds": np.array([value.seconds])}
         else:
             tensors = {"image": np.asarray(value)} if isinstance(value, Image.Image) else {"sound": value}
@@ -98,7 +98,7 @@ class MediaCache:
 def _value(tensors: dict[str, np.ndarray]) -> Any:
     """What was stored. Raises: KeyError, IndexError, TypeError or ValueError, when these are not the tensors of a decoded file."""
     if "frames" in tensors:
-        return Film(frames=tensors["frames"], seconds=float(tensors["seconds"][0]))
+        return Video(frames=tensors["frames"], seconds=float(tensors["seconds"][0]))
     return Image.fromarray(tensors["image"]) if "image" in tensors else tensors["sound"]
 
 

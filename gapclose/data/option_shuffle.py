@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from gapclose.core.errors import Fault, Problems
+from gapclose.core.errors import ErrorCollector, ItemError
 from gapclose.data.items import ORDER, Item, ItemSet, Option
 from gapclose.data.prompt_templates import tell_faults
 from gapclose.data.question_text import asking_text, either_prompt, lettered, letters_prompt, lists_options, with_text
@@ -17,7 +17,7 @@ LISTINGS = (letters_prompt, either_prompt)
 """texts that list options, and can be written again with the options in another order"""
 
 
-def shuffle_options(items: ItemSet, seed: int, problems: Problems, *, shown: bool = True) -> ItemSet:
+def shuffle_options(items: ItemSet, seed: int, problems: ErrorCollector, *, shown: bool = True) -> ItemSet:
     """The set with the options of every gap and transfer item in an order of its own; gold follows.
 
     The order depends on ``seed`` and the item's id alone; twins share theirs. Letters keep their places: what stands behind them moves, in
@@ -39,7 +39,7 @@ def shuffle_options(items: ItemSet, seed: int, problems: Problems, *, shown: boo
         order = np.random.default_rng([seed, number]).permutation(len(item.options)).tolist()
         try:
             made.append(item if item.purpose == "retain" else reordered(item, order, shown))
-        except Fault as fault:
+        except ItemError as fault:
             faults.setdefault(str(fault), []).append(item.id)
     tell_faults(faults, "data.shuffle_options", problems)
     return replace(items, items=tuple(made))
@@ -52,7 +52,7 @@ def reordered(item: Item, order: Sequence[int], shown: bool) -> Item:
         Fault: when the text lists the options and cannot be written again.
     """
     if lettered(item):
-        raise Fault(
+        raise ItemError(
             "its options are letters, and nothing says what they stand for; give every option its `meaning`, and the item its `stem`"
         )
     moved = [item.options[place] for place in order]
@@ -72,7 +72,7 @@ def _listed(item: Item, moved: Sequence[Option]) -> list[dict]:
         if item.stem is not None and text == listing(item.stem, [o.words for o in item.options]):
             return with_text(item, listing(item.stem, [o.words for o in moved]))
     if any(o.meaning is not None for o in item.options) or lists_options(text, item):
-        raise Fault(
+        raise ItemError(
             "its text names every option in a form that cannot be written again in another order; give the item its `stem` and ask another "
             "prompt than its own (prompts.asked: paper), or set data.shuffle_options to false"
         )

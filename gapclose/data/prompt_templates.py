@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gapclose.core.errors import Fault, Problems
+from gapclose.core.errors import ErrorCollector, ItemError
 from gapclose.core.imports import named_function
 from gapclose.data.config import WORDINGS, PromptsConfig
 from gapclose.data.items import ORDER, Item, ItemSet, Option
 from gapclose.data.question_text import LETTERS, either_prompt, letters_prompt, stem_of, with_text
 
 
-def reword(items: ItemSet, name: str, config: PromptsConfig, problems: Problems) -> ItemSet:
+def apply_template(items: ItemSet, name: str, config: PromptsConfig, problems: ErrorCollector) -> ItemSet:
     """The items under a prompt; those that must not change (purpose ``retain``) stay as they are.
 
     What cannot be asked so goes to ``problems``, a line for every reason, and is left out.
@@ -30,21 +30,21 @@ def reword(items: ItemSet, name: str, config: PromptsConfig, problems: Problems)
     if name == "own":
         return items
     try:
-        ask = _wording(items, name, config)
+        apply_prompt = _wording(items, name, config)
     except ValueError as error:
         problems.add(str(error) if name in str(error) else f"prompt {name!r}: {error}")
         return items
     made, faults = list[Item](), dict[str, list[str]]()
     for item in items:
         try:
-            made.append(item if item.purpose == "retain" else ask(item))
-        except Fault as fault:
+            made.append(item if item.purpose == "retain" else apply_prompt(item))
+        except ItemError as fault:
             faults.setdefault(str(fault), []).append(item.id)
     tell_faults(faults, f"prompt {name!r}", problems)
     return replace(items, items=tuple(made))
 
 
-def tell_faults(faults: dict[str, list[str]], where: str, problems: Problems) -> None:
+def tell_faults(faults: dict[str, list[str]], where: str, problems: ErrorCollector) -> None:
     """Add a line for every reason, with the first items that have it."""
     for reason, idents in faults.items():
         others = f" (and {len(idents) - 1} more items)" if len(idents) > 1 else ""
@@ -66,7 +66,7 @@ def _wording(items: ItemSet, name: str, config: PromptsConfig) -> Callable[[Item
 def paper(item: Item) -> Item:
     """Options lettered from A; what they say is kept as their meaning."""
     if len(item.options) > len(LETTERS):
-        raise Fault(f"it has {len(item.options)} options, more than there are letters; choose another prompt")
+        raise ItemError(f"it has {len(item.options)} options, more than there are letters; choose another prompt")
     text = letters_prompt(stem_of(item), [o.words for o in item.options])
     options = [Option(text=k, concept=o.concept, meaning=o.words) for k, o in zip(LETTERS, item.options, strict=False)]
     return replace(item, messages=with_text(item, text), options=options, stem=stem_of(item))
@@ -76,7 +76,7 @@ def free(item: Item) -> Item:
     """The question alone, and every option as its words."""
     words = [o.words for o in item.options]
     if len({w.strip() for w in words}) < len(words):
-        raise Fault(f"its options {words} say the same; an answer in words could not be told apart")
+        raise ItemError(f"its options {words} say the same; an answer in words could not be told apart")
     options = [Option(text=w, concept=o.concept) for w, o in zip(words, item.options, strict=True)]
     stem = stem_of(item)
     return replace(item, messages=with_text(item, f"Question:\n{stem}\n\nAnswer in a few words."), options=options, stem=stem)
@@ -89,10 +89,10 @@ def binary(item: Item, true: str, denied: dict[str, str], question: str, answers
         true: the concept of the first answer. denied: modality -> the concept of the second.
     """
     if item.modality not in denied:
-        raise Fault(f"no labelled test item about {item.modality!r} has an alarm, so nothing says what {answers[1]!r} means; label one")
+        raise ItemError(f"no labelled test item about {item.modality!r} has an alarm, so nothing says what {answers[1]!r} means; label one")
     concepts, stem = (true, denied[item.modality]), stem_of(item)
     if item.concept is not None and item.concept not in concepts:
-        raise Fault(f"its right concept is {item.concept!r}, and the two answers express {list(concepts)}; choose another prompt")
+        raise ItemError(f"its right concept is {item.concept!r}, and the two answers express {list(concepts)}; choose another prompt")
     text = either_prompt(f"Question:\n{stem}\n\n{question}", answers)
     text = f"{text[:-1]}, then explain why in one sentence." if explained else text
     options = [Option(text=a, concept=c) for a, c in zip(answers, concepts, strict=True)]
@@ -126,28 +126,28 @@ def _sides(items: ItemSet) -> tuple[str, dict[str, str]]:
 def _own_function(function: Callable[..., Any], name: str) -> Callable[[Item], Item]:
     kept = ("id", "clip", "split", "modality", "purpose", "concept", "media")
 
-    def ask(item: Item) -> Item:
+    def apply_prompt(item: Item) -> Item:
         try:
             made = function(item)
         except Exception as error:
-            raise Fault(f"{name} failed on it ({type(error).__name__}: {error}); mend the function") from error
+            raise ItemError(f"{name} failed on it ({type(error).__name__}: {error}); mend the function") from error
         if not isinstance(made, Item):
-            raise Fault(f"{name} gave {type(made).__name__}; it must give an Item")
+            raise ItemError(f"{name} gave {type(made).__name__}; it must give an Item")
         changed = [key for key in kept if getattr(made, key) != getattr(item, key)]
         if changed:
-            raise Fault(f"{name} changed its {' and '.join(changed)}; a prompt may change text, options and gold alone")
+            raise ItemError(f"{name} changed its {' and '.join(changed)}; a prompt may change text, options and gold alone")
         return made
 
-    return ask
+    return apply_prompt
 
 
-def ask(items: ItemSet, name: str, prompts: PromptsConfig) -> ItemSet:
+def apply_prompt(items: ItemSet, name: str, prompts: PromptsConfig) -> ItemSet:
     """The items in the words of a prompt.
 
     Raises:
         ValueError: when an item cannot be asked so.
     """
-    problems = Problems(f"the item set {items.root} in the prompt {name!r}")
-    worded = reword(items, name, prompts, problems)
+    problems = ErrorCollector(f"the item set {items.root} in the prompt {name!r}")
+    worded = apply_template(items, name, prompts, problems)
     problems.raise_if_any()
     return worded

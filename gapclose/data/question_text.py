@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gapclose.core.errors import Fault
+from gapclose.core.errors import ItemError
 from gapclose.data.answer_matching import unmentioned
 from gapclose.data.items import Item
 
@@ -49,7 +49,7 @@ def _place(item: Item) -> tuple[int, int | None, str]:
         return users[-1], None, content
     texts = [n for n, part in enumerate(content) if part["type"] == "text"]
     if not texts:
-        raise Fault("no user message has a text at its end that could be asked otherwise; add the question as a text part")
+        raise ItemError("no user message has a text at its end that could be asked otherwise; add the question as a text part")
     return users[-1], texts[-1], content[texts[-1]]["text"]
 
 
@@ -97,9 +97,9 @@ def stem_of(item: Item) -> str:
     if item.stem is not None:
         return item.stem
     if lettered(item):
-        raise Fault(
+        raise ItemError(
             "its options are letters, and nothing says what they stand for; give every option its `meaning`, and the item its `stem`"
         )
     if lists_options(asking_text(item), item):
-        raise Fault("its text names every option, so it cannot be asked without them; give the item its `stem`, the question by itself")
+        raise ItemError("its text names every option, so it cannot be asked without them; give the item its `stem`, the question by itself")
     return asking_text(item)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.core.hashing import content_digest
 from gapclose.data.formats.directory import OFFICIAL
 from gapclose.data.items import SPLITS, Item, ItemSet, content_parts
 
 
-def check_splits_filled(items: ItemSet, needs: dict[str, bool], folds: int, problems: Problems) -> None:
+def check_splits_filled(items: ItemSet, needs: dict[str, bool], folds: int, problems: ErrorCollector) -> None:
     """Check that every split in ``needs`` has gap items, and, where its value is True, a gold option on each and every concept,
     which occurs in at least ``folds`` clips: probes are fitted in so many folds of clips.
 
@@ -58,7 +58,7 @@ REMEDY = "give all that ask about it one clip and one split (in a table: name a 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dealing:
+class SplitAssignment:
     """How clips are dealt out to fit, train, val and test."""
 
     shares: Sequence[float] = (0.3, 0.3, 0.1, 0.3)
@@ -75,7 +75,7 @@ class Dealing:
 
 
 def deal_tables(
-    rows: Sequence[tuple[str, str]], dealing: Dealing, directory: Path, problems: Problems
+    rows: Sequence[tuple[str, str]], dealing: SplitAssignment, directory: Path, problems: ErrorCollector
 ) -> tuple[list[str], tuple[str, ...]]:
     """The split of every row, given its table and clip, and what to say of it.
 
@@ -105,7 +105,7 @@ def deal_tables(
     return [kept[table] if table in kept else dealt[clip] for table, clip in rows], tuple(notes)
 
 
-def check_apart(items: ItemSet, problems: Problems) -> None:
+def check_apart(items: ItemSet, problems: ErrorCollector) -> None:
     """Add to ``problems`` ids that occur twice, and clips in several splits, for sets that a reader made of tables."""
     seen: dict[str, int] = {}
     splits: dict[str, dict[str, str]] = defaultdict(dict)
@@ -121,7 +121,7 @@ def check_apart(items: ItemSet, problems: Problems) -> None:
             problems.add(f"{items.where}: clip {clip!r} is in several splits: {named}; keep all questions of a clip in one split")
 
 
-def check_media_apart(items: ItemSet, broken: Collection[tuple[str, str]], problems: Problems) -> None:
+def check_media_apart(items: ItemSet, broken: Collection[tuple[str, str]], problems: ErrorCollector) -> None:
     """Add to ``problems`` every media file that occurs in two splits, under one name or, byte for byte, under several, and every question
     without media that is asked word for word in two.
 
@@ -163,7 +163,7 @@ def check_media_apart(items: ItemSet, broken: Collection[tuple[str, str]], probl
     _check_questions_apart(items, problems)
 
 
-def check_clips_apart(items: ItemSet, broken: Collection[tuple[str, str]], problems: Problems) -> tuple[str, ...]:
+def check_clips_apart(items: ItemSet, broken: Collection[tuple[str, str]], problems: ErrorCollector) -> tuple[str, ...]:
     """Add to ``problems`` every labelled split in which items of different clips show and play just the same, byte for byte.
 
     Folds, intervals and verdicts count clips: 60 recordings under 240 names would pass for 240. What counts is everything that an item shows
@@ -212,7 +212,7 @@ def check_clips_apart(items: ItemSet, broken: Collection[tuple[str, str]], probl
     return tuple(notes)
 
 
-def _check_questions_apart(items: ItemSet, problems: Problems) -> None:
+def _check_questions_apart(items: ItemSet, problems: ErrorCollector) -> None:
     """The part of :func:`check_media_apart` about items without media; one that is all there is passes, as a file that all carry does."""
     asked: dict[str, dict[str, Item]] = defaultdict(dict)
     for item in items:
@@ -272,7 +272,7 @@ def _alike(one: Item, other: Item) -> float:
     return SequenceMatcher(None, *(((i.stem or i.text).split()) for i in (one, other)), autojunk=False).ratio()
 
 
-def check_twins(items: ItemSet, problems: Problems) -> None:
+def check_twins(items: ItemSet, problems: ErrorCollector) -> None:
     """Add to ``problems`` every twin that is not there, is about another clip (and may be in another split), or names somebody else."""
     by_id = {i.id: i for i in items}
     for item in items:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gapclose.core.errors import Fault
+from gapclose.core.errors import ItemError
 from gapclose.data.containers import chosen, opened, refuse_short
 from gapclose.data.items import Framing
 
@@ -26,7 +26,7 @@ WIDEST = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Film:
+class Video:
     """What is shown of a film."""
 
     frames: np.ndarray
@@ -39,7 +39,7 @@ class Film:
         return self.frames.nbytes
 
 
-def read_film(path: Path, framing: Framing) -> Film:
+def read_video(path: Path, framing: Framing) -> Video:
     """``framing.frames`` frames, evenly in time from the first to the last, no side longer than ``framing.side`` pixels.
 
     A film with fewer frames repeats some, so that all films are shown alike.
@@ -58,8 +58,8 @@ def read_film(path: Path, framing: Framing) -> Film:
         shown = _in_order(path, wanted, times, framing.side)
     sizes = {p.shape for p in shown.values()}
     if len(sizes) > 1:
-        raise Fault(f"the size of the pictures changes within the film ({sorted(s[:2] for s in sizes)}); encode it again in one size")
-    return Film(frames=np.stack([shown[n] for n in wanted]), seconds=step)
+        raise ItemError(f"the size of the pictures changes within the film ({sorted(s[:2] for s in sizes)}); encode it again in one size")
+    return Video(frames=np.stack([shown[n] for n in wanted]), seconds=step)
 
 
 def _pictures(container: Any) -> Any:
@@ -67,9 +67,9 @@ def _pictures(container: Any) -> Any:
     stream = chosen(container, "video")
     if stream is None:
         cover = " but a cover" if container.streams.video else ""
-        raise Fault(f"the film has no pictures{cover}; give it as audio, or replace it")
+        raise ItemError(f"the film has no pictures{cover}; give it as audio, or replace it")
     if (stream.width or 0) * (stream.height or 0) > MOST_PIXELS:
-        raise Fault(f"the film has pictures of {stream.width} x {stream.height} pixels, more than {MOST_PIXELS:,}; scale it down")
+        raise ItemError(f"the film has pictures of {stream.width} x {stream.height} pixels, more than {MOST_PIXELS:,}; scale it down")
     stream.thread_type = "SLICE"  # in threads for whole frames, FFmpeg's H.264 decoder loses by chance that a frame is damaged (8.0)
     return stream
 
@@ -91,9 +91,9 @@ def _packets(container: Any, stream: Any) -> tuple[list[int], list[int]]:
             if packet.is_keyframe:
                 keys.append(packet.pts)
     if not times or not keys:
-        raise Fault("the film has no frames; replace it")
+        raise ItemError("the film has no frames; replace it")
     if stream.frames and not stream.duration and len(times) < stream.frames:
-        raise Fault(f"the film is truncated: it holds {len(times)} of {stream.frames} frames; copy it again")
+        raise ItemError(f"the film is truncated: it holds {len(times)} of {stream.frames} frames; copy it again")
     if stream.duration:
         refuse_short(float((end - (stream.start_time or 0)) * stream.time_base), float(stream.duration * stream.time_base), "film")
     else:  # the length of the whole container, of which another stream may be the longest
@@ -150,7 +150,7 @@ def _in_order(path: Path, wanted: Sequence[int], times: Sequence[int], side: int
         lacking = [t for t in targets.values() if not rising or t not in timed]
         if lacking:
             at = float((lacking[0] - times[0]) * stream.time_base)
-            raise Fault(f"the film cannot be decoded at {at:.1f} s ({len(seen)} of {len(times)} frames come out); replace it")
+            raise ItemError(f"the film cannot be decoded at {at:.1f} s ({len(seen)} of {len(times)} frames come out); replace it")
     return {n: timed[t] for n, t in targets.items()}
 
 
@@ -165,7 +165,7 @@ def _from_first_key(container: Any, stream: Any) -> Iterator[Any]:
 
 def _undamaged(frame: Any, seconds: Any, side: int, shape: Fraction | None) -> np.ndarray:
     if frame.is_corrupt:
-        raise Fault(f"the film is corrupt at {float(seconds):.1f} s; replace it")
+        raise ItemError(f"the film is corrupt at {float(seconds):.1f} s; replace it")
     return _picture(frame, side, shape)
 
 
@@ -178,7 +178,7 @@ def _picture(frame: Any, side: int, shape: Fraction | None) -> np.ndarray:
     wide = max(Fraction(1), shape or 1)
     high = max(Fraction(1), 1 / shape if shape else 1)
     if max(wide, high) > WIDEST:
-        raise Fault(f"the film states pixels of {shape} times their height in width, so its header is damaged; encode it again")
+        raise ItemError(f"the film states pixels of {shape} times their height in width, so its header is damaged; encode it again")
     shown = frame.width * wide, frame.height * high
     scale = min(1.0, side / max(shown))
     width, height = (max(1, round(float(n) * scale)) for n in shown)

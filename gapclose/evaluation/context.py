@@ -13,7 +13,7 @@ from gapclose.data.config import PromptsConfig
 from gapclose.data.items import ItemSet
 from gapclose.evaluation.config import ControlsConfig
 from gapclose.evaluation.controls.features import Chosen
-from gapclose.evaluation.measurement import Measured
+from gapclose.evaluation.measurement import SplitMeasurement
 from gapclose.metrics.config import GapConfig
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import LoadedModel
@@ -43,7 +43,7 @@ class EvaluationSettings(Protocol):
 
 
 class EvaluationContext(Protocol):
-    """A run whose probes are fitted; :class:`gapclose.pipeline.context.Run` is one."""
+    """A run whose probes are fitted; :class:`gapclose.pipeline.context.RunContext` is one."""
 
     adapter: str
     """the weights beyond the checkpoint's: the fingerprint of an adapter, or the name of a random draw"""
@@ -81,7 +81,7 @@ class EvaluationContext(Protocol):
         ...
 
     @property
-    def measured(self) -> dict[str, Measured]:
+    def measured(self) -> dict[str, SplitMeasurement]:
         """The base model's measurement by split."""
         ...
 

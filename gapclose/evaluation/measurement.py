@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gapclose.data.answer_matching import Matching, parse_all
+from gapclose.data.answer_matching import AnswerMatcher, parse_all
 from gapclose.data.items import ItemSet
-from gapclose.metrics.bootstrap import Clips
+from gapclose.metrics.bootstrap import ClipBootstrap
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.gap import detection, statistics
-from gapclose.metrics.judgeable import Acting, acting, option_mass
+from gapclose.metrics.judgeable import ActionQuality, action_quality, option_mass
 from gapclose.metrics.labels import Action, Labels
 from gapclose.observe.store import Observations
 from gapclose.probes.cross_validation import fresh_reading
@@ -25,7 +25,7 @@ Statistics = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class SplitMeasurement:
     """The statistics of one split under one model; every array is (R + 1,), the estimate first."""
 
     n_items: int
@@ -45,7 +45,7 @@ class Measured:
     """(N,) bool, whether the action on a gap item expresses the right concept"""
     parse_rate: float
     """share of generated answers that parse leniently"""
-    acting: dict[str, Acting]
+    acting: dict[str, ActionQuality]
     """whether the model answers such questions: ``all`` and every modality"""
     residual: np.ndarray
     """(N, D) what the frozen probe sees of all items of the split"""
@@ -60,8 +60,8 @@ def measure(
     *,
     folds: int,
     seed: int,
-    match: Matching = Matching(),  # noqa: B008 (frozen)
-) -> Measured:
+    match: AnswerMatcher = AnswerMatcher(),  # noqa: B008 (frozen)
+) -> SplitMeasurement:
     """Measure the labelled items of one split.
 
     Args:
@@ -83,7 +83,7 @@ def measure(
         part = gap if scope == "all" else _of_modality(gap, scope)
         found[scope] = _scope(part, observed, probe, config, seed)
         found[scope] |= _generated({name: of[keep] for name, of in parsed.items()}, labels.take(keep), action.scores[keep], config, seed)
-    overall, clips = found.pop("all"), Clips(labels.clip, config.replicates, seed)
+    overall, clips = found.pop("all"), ClipBootstrap(labels.clip, config.replicates, seed)
     other = {
         "fresh_probe": fresh_reading(probe, probe.see(seen.residuals), labels.concept, labels.clip, folds, seed),
         "sentinel_probe": sentinel.read(sentinel.see(seen.residuals)),
@@ -92,7 +92,7 @@ def measure(
         overall[f"{name}.balanced"] = clips.balanced(reading.argmax(1) == labels.concept, labels)
         overall[f"{name}.auroc"] = detection(clips, labels, action, reading)["reading_auroc"]
     transfer, retain = items.select(purpose="transfer"), items.select(purpose="retain")
-    return Measured(
+    return SplitMeasurement(
         n_items=len(gap),
         n_clips=clips.n,
         overall=overall,
@@ -103,7 +103,9 @@ def measure(
         scores=action.scores,
         right=action.concept(labels) == labels.concept,
         parse_rate=float(overall["generated.parse_lenient"][0]),
-        acting={scope: acting(overall if scope == "all" else found[scope], labels.take(keep), config) for scope, keep in scopes.items()},
+        acting={
+            scope: action_quality(overall if scope == "all" else found[scope], labels.take(keep), config) for scope, keep in scopes.items()
+        },
         residual=probe.see(observed.residuals).float().numpy(),
     )
 
@@ -117,14 +119,18 @@ def _of_modality(items: ItemSet, modality: str) -> ItemSet:
 
 def _scope(items: ItemSet, observed: Observations, probe: FrozenProbe, config: GapConfig, seed: int) -> Statistics:
     labels, seen = Labels.of(items), observed.take([i.id for i in items])
-    clips, action, reading = Clips(labels.clip, config.replicates, seed), scored(labels, seen), probe.read(probe.see(seen.residuals))
+    clips, action, reading = (
+        ClipBootstrap(labels.clip, config.replicates, seed),
+        scored(labels, seen),
+        probe.read(probe.see(seen.residuals)),
+    )
     mass = clips.mean(option_mass(action.scores), np.ones(len(items), dtype=bool))
     return statistics(clips, labels, action, reading) | {"action.option_mass": mass}
 
 
 def _generated(parsed: Mapping[str, np.ndarray], labels: Labels, scores: np.ndarray, config: GapConfig, seed: int) -> Statistics:
     """Accuracy of the generated answers, and the share that matches an option, for every way of matching (N,) option indices."""
-    clips, everything, found = Clips(labels.clip, config.replicates, seed), np.ones(len(labels.clip), dtype=bool), {}
+    clips, everything, found = ClipBootstrap(labels.clip, config.replicates, seed), np.ones(len(labels.clip), dtype=bool), {}
     for name, chosen in parsed.items():
         concept = Action(chosen=chosen, scores=scores).concept(labels)
         found[f"generated.balanced_{name}"] = clips.balanced(concept == labels.concept, labels)
@@ -141,4 +147,4 @@ def scored(labels: Labels, seen: Observations) -> Action:
 def _retention(items: ItemSet, observed: Observations, config: GapConfig, seed: int) -> np.ndarray:
     labels = Labels.of(items)
     right = observed.take([i.id for i in items]).scores.argmax(1).numpy() == labels.gold
-    return Clips(labels.clip, config.replicates, seed).mean(right, np.ones(len(items), dtype=bool))
+    return ClipBootstrap(labels.clip, config.replicates, seed).mean(right, np.ones(len(items), dtype=bool))

@@ -16,16 +16,16 @@ from scipy.special import softmax
 
 from gapclose.data.items import ItemSet
 from gapclose.evaluation.controls.logit_lens import margins
-from gapclose.evaluation.controls.scoring import Judge
+from gapclose.evaluation.controls.scoring import ControlScorer
 from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.calibration import brier_score, calibration_bins, expected_calibration_error
 from gapclose.metrics.config import GapConfig
-from gapclose.metrics.judgeable import Acting
+from gapclose.metrics.judgeable import ActionQuality
 from gapclose.metrics.labels import Action, Labels, evidence_for
 from gapclose.metrics.power import minimum_detectable as detectable_difference
 from gapclose.metrics.power import paired_error
-from gapclose.metrics.verdict import Proof, Untrained, prove
-from gapclose.metrics.verdict import judge as judge_proofs
+from gapclose.metrics.verdict import Untrained, VerdictEvidence, collect_evidence
+from gapclose.metrics.verdict import decide as judge_proofs
 from gapclose.probes.linear import FrozenProbe
 
 POINTS = 200  # of a ROC curve
@@ -34,7 +34,7 @@ UNSAID = 20  # items shown
 
 def assemble(
     items: ItemSet,
-    judge: Judge,
+    judge: ControlScorer,
     action: Action,
     reading: np.ndarray,
     probe: FrozenProbe,
@@ -47,7 +47,7 @@ def assemble(
     controls: Sequence[Mapping[str, Any]],
     rivals: Mapping[str, np.ndarray],
     untrained: Mapping[str, Sequence[np.ndarray]] | None = None,
-    acting: Mapping[str, Acting] | None = None,
+    acting: Mapping[str, ActionQuality] | None = None,
     codelength: Mapping[str, float] | None = None,
     layers: Sequence[Mapping[str, Any]] = (),
     nested: Mapping[str, Any] | None = None,
@@ -60,11 +60,11 @@ def assemble(
     Args:
         items: the N gap items of test. judge: of the probe's ``reading`` (N, C) of them.
         data_root: what the media paths of the items are relative to.
-        controls: entries by :meth:`gapclose.evaluation.controls.scoring.Judge.entry`. rivals: readings (N, C) that a verdict compares with.
+        controls: entries by :meth:`gapclose.evaluation.controls.scoring.ControlScorer.entry`. rivals: readings (N, C) that a verdict compares with.
         untrained: kind of network with random weights -> draws (N, C). acting: scope -> whether the model answers such questions.
     """
     labels = judge.labels
-    proofs = prove(labels, reading, rivals, config, seed=seed, untrained=untrained)
+    proofs = collect_evidence(labels, reading, rivals, config, seed=seed, untrained=untrained)
     return {
         "version": 1,
         "thorough": thorough,
@@ -106,7 +106,7 @@ def data_root(root: Path, run_directory: Path) -> str:
     return root.relative_to(run_directory).as_posix() if root.is_relative_to(run_directory) else str(root)
 
 
-def cells(judge: Judge, action: Action, reading: np.ndarray) -> list[dict[str, Any]]:
+def cells(judge: ControlScorer, action: Action, reading: np.ndarray) -> list[dict[str, Any]]:
     """Accuracy of action (on the concept), option and reading in every cell modality x concept."""
     labels, clips = judge.labels, judge.clips["all"]
     index, names = labels.cells
@@ -125,7 +125,7 @@ def cells(judge: Judge, action: Action, reading: np.ndarray) -> list[dict[str, A
     return sorted(rows, key=lambda row: (row["modality"], labels.concepts.index(row["concept"])))
 
 
-def curves(judge: Judge, action: Action, reading: np.ndarray) -> dict[str, Any]:
+def curves(judge: ControlScorer, action: Action, reading: np.ndarray) -> dict[str, Any]:
     """ROC curves of the alarm concepts together, and the operating points of what is said and of what is most probable.
 
     Empty where no concept is an alarm: one curve cannot show one concept against the rest for all of them.
@@ -205,7 +205,9 @@ def known_but_unsaid(items: ItemSet, labels: Labels, action: Action, reading: np
     return rows
 
 
-def verdicts(proofs: Mapping[str, Proof], config: GapConfig, acting: Mapping[str, Acting] | None = None) -> dict[str, dict[str, Any]]:
+def verdicts(
+    proofs: Mapping[str, VerdictEvidence], config: GapConfig, acting: Mapping[str, ActionQuality] | None = None
+) -> dict[str, dict[str, Any]]:
     """Word and sentence for every modality, and the figures that they rest on."""
     return {
         name: {
@@ -234,7 +236,7 @@ def _finite(value: float) -> float | None:
 
 
 def minimum_detectable(
-    judge: Judge, reading: np.ndarray, rivals: Mapping[str, np.ndarray], proofs: Mapping[str, Proof]
+    judge: ControlScorer, reading: np.ndarray, rivals: Mapping[str, np.ndarray], proofs: Mapping[str, VerdictEvidence]
 ) -> dict[str, float | None]:
     """The smallest difference of reading and best control that so many clips find with power 0.8, by scope; None for one clip."""
     labels = judge.labels

@@ -18,10 +18,10 @@ import numpy as np
 from gapclose.core.logging import say
 from gapclose.data.answer_matching import parse_all
 from gapclose.data.items import ItemSet
-from gapclose.data.prompt_templates import ask
+from gapclose.data.prompt_templates import apply_prompt
 from gapclose.evaluation.context import EvaluationContext
 from gapclose.evaluation.measurement import Statistics, scored
-from gapclose.metrics.bootstrap import Clips, Interval
+from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.gap import closure, intervals, statistics
 from gapclose.metrics.labels import Action, Labels
 from gapclose.observe.store import Observations
@@ -33,7 +33,7 @@ Measures = dict[str, dict[str, Statistics]]
 """prompt -> scope (``all`` or a modality) -> statistics, each (R + 1,)"""
 
 
-def measure_prompts(run: EvaluationContext, stage: str, base: Measures | None = None) -> tuple[dict[str, Any], Measures]:
+def measure_prompt_variants(run: EvaluationContext, stage: str, base: Measures | None = None) -> tuple[dict[str, Any], Measures]:
     """Measure the test gap items under the run's prompt and every other that ``prompts.measured`` names, under the current model.
 
     Args:
@@ -54,7 +54,7 @@ def measure_prompts(run: EvaluationContext, stage: str, base: Measures | None = 
 def _measured(run: EvaluationContext, stage: str, name: str, *, fitting: bool) -> dict[str, Statistics]:
     """Statistics of the test gap items under one prompt, by scope; with ``fitting``, of a probe that is fitted under it, too."""
     config, probe = run.config, run.probe
-    items = ask(run.plain, name, config.prompts)
+    items = apply_prompt(run.plain, name, config.prompts)
     test = items.select(split="test", purpose="gap")
     if name == config.prompts.asked:
         seen = run.observe_measured(stage, "test").take([i.id for i in test])
@@ -100,7 +100,7 @@ def _statistics(
 ) -> Statistics:
     """All figures of the items where ``keep`` (N,) bool holds."""
     part, mine = labels.take(keep), Action(chosen=action.chosen[keep], scores=action.scores[keep])
-    clips = Clips(part.clip, run.config.gap.replicates, run.config.seed)
+    clips = ClipBootstrap(part.clip, run.config.gap.replicates, run.config.seed)
     found = statistics(clips, part, mine, reading[keep])
     if within is not None:
         other = statistics(clips, part, mine, within[keep])

@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from gapclose.evaluation.measurement import Measured
+from gapclose.evaluation.measurement import SplitMeasurement
 from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.config import GapConfig
-from gapclose.metrics.gap import closure, intervals, shown
+from gapclose.metrics.gap import closure, excludes_zero, intervals
 from gapclose.metrics.power import balance
 from gapclose.metrics.significance import holm, mcnemar, sign_flip
-from gapclose.metrics.status import Evidence, fell, state_of
+from gapclose.metrics.status import Evidence, dropped, state_of
 
 
-def make_record(stage: str, epoch: int, now: Measured, base: Measured | None, config: GapConfig, seed: int) -> dict[str, Any]:
+def make_record(
+    stage: str, epoch: int, now: SplitMeasurement, base: SplitMeasurement | None, config: GapConfig, seed: int
+) -> dict[str, Any]:
     """One line of ``gap.jsonl``: every figure with its interval, what changed since ``base`` on the same clips, and the state."""
     record: dict[str, Any] = {"stage": stage, "epoch": epoch, "seed": seed, "n_items": now.n_items, "n_clips": now.n_clips}
     record |= intervals(now.overall)
@@ -43,14 +45,14 @@ def make_record(stage: str, epoch: int, now: Measured, base: Measured | None, co
     return record
 
 
-def _base_state(base: Measured) -> str:
+def _base_state(base: SplitMeasurement) -> str:
     """Whether there is a gap to close, in one word of :data:`gapclose.metrics.status.STATES`."""
     if base.modality and all(base.acting[m].faults for m in base.modality):
         return "not judgeable"
-    return "open" if shown(base.overall["gap.balanced"]) else "no gap"
+    return "open" if excludes_zero(base.overall["gap.balanced"]) else "no gap"
 
 
-def significance(base: Measured, now: Measured, config: GapConfig, seed: int) -> dict[str, dict[str, float]]:
+def significance(base: SplitMeasurement, now: SplitMeasurement, config: GapConfig, seed: int) -> dict[str, dict[str, float]]:
     """Is the change of the action more than chance, per modality: p by sign flips of clips, and Holm-corrected over the modalities.
 
     Beside them exact McNemar, which takes items for independent and so claims too much where a clip has several.
@@ -65,15 +67,15 @@ def significance(base: Measured, now: Measured, config: GapConfig, seed: int) ->
     return {name: {**of, "p_holm": corrected[name]} for name, of in found.items()}
 
 
-def _evidence(changed: Mapping[str, np.ndarray], now: Measured, base: Measured, config: GapConfig) -> Evidence:
-    def dropped(name: str) -> bool:
-        return fell(now.overall[f"{name}.balanced"], base.overall[f"{name}.balanced"], config.reading_tolerance)
+def _evidence(changed: Mapping[str, np.ndarray], now: SplitMeasurement, base: SplitMeasurement, config: GapConfig) -> Evidence:
+    def below_base(name: str) -> bool:
+        return dropped(now.overall[f"{name}.balanced"], base.overall[f"{name}.balanced"], config.reading_tolerance)
 
     return Evidence(
         closure=Interval.of(changed["closure"]).as_dict(),
         standard_drop=Interval.of(changed["standard_drop"]).as_dict(),
-        frozen_fell=dropped("reading"),
-        fresh_fell=dropped("fresh_probe"),
+        frozen_fell=below_base("reading"),
+        fresh_fell=below_base("fresh_probe"),
         parse_rate=now.parse_rate,
         base_parse_rate=base.parse_rate,
     )

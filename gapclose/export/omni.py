@@ -19,11 +19,11 @@ from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.utils import cached_file
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.core.files import write_in_place
 from gapclose.export.weight_names import on_disk
 from gapclose.models.config import ModelConfig
-from gapclose.models.families import TRAVELS, part_name
+from gapclose.models.families import EXTRA_FILES, part_name
 from gapclose.models.loading import LoadedModel, load_processor
 from gapclose.models.structure import unwrap
 
@@ -50,7 +50,7 @@ def write_omni(loaded: LoadedModel, config: ModelConfig, folder: Path) -> None:
     weights, others = _files(config)
     owners = _owners(loaded.model)
     headers = {path: read_header(path) for path in weights}
-    problems = Problems(f"the checkpoint {config.path}")
+    problems = ErrorCollector(f"the checkpoint {config.path}")
     for name in sorted(set(owners) - {n for header in headers.values() for n in header}):
         problems.add(f"holds no tensor {name!r}, which the adapter changes; it is not the checkpoint that was adapted")
     for header in headers.values():
@@ -75,7 +75,7 @@ def compare_parts(config: ModelConfig, folder: Path) -> dict[str, int]:
         ValueError: when a tensor of another part, or a file that travels, differs, or the names of the tensors do.
     """
     weights, others = _files(config)
-    prefix, counts, problems = f"{_part(config)[0]}.", {"changed": 0, "same": 0}, Problems(f"the omni export {folder}")
+    prefix, counts, problems = f"{_part(config)[0]}.", {"changed": 0, "same": 0}, ErrorCollector(f"the omni export {folder}")
     for name, path in others.items():
         if not (folder / name).is_file() or (folder / name).read_bytes() != path.read_bytes():
             problems.add(f"{name} is not that of the base checkpoint")
@@ -137,7 +137,7 @@ def _files(config: ModelConfig) -> tuple[list[Path], dict[str, Path]]:
     index = _file(config, INDEX)
     names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index else [SINGLE]
     weights = {name: _file(config, name) for name in names}
-    needed = {name: _file(config, name) for name in TRAVELS.get(kind, ())}
+    needed = {name: _file(config, name) for name in EXTRA_FILES.get(kind, ())}
     missing = [name for name, path in (weights | needed).items() if path is None]
     if missing:
         raise ValueError(

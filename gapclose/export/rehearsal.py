@@ -14,7 +14,7 @@ import transformers
 from gapclose.core.logging import say
 from gapclose.models.architecture import build_on_meta, quiet, read_architecture
 from gapclose.models.config import ModelConfig
-from gapclose.models.loading import joined, load_processor
+from gapclose.models.loading import assemble, load_processor
 
 NAMED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
 """how transformers 5.23 names the settings that a strict check of a generation configuration refuses"""
@@ -35,7 +35,7 @@ def rehearse(config: ModelConfig, *, model: bool) -> None:
         try:
             if built is not None:
                 built.generation_config = read_generation(config, built)
-                joined(built, processor, path=config.path, fingerprint="")
+                assemble(built, processor, path=config.path, fingerprint="")
                 unset = fit_to_save(built.generation_config)
                 built.save_pretrained(place, state_dict={})
             load_processor(config).save_pretrained(place)
@@ -80,7 +80,7 @@ def fit_to_save(settings: Any) -> list[str]:
     """Unset, in place, the settings of a generation configuration that it is refused for when saved, and that change nothing; their names.
 
     Published checkpoints name a temperature beside ``do_sample: false``. Transformers saves such a file back only as it was read, and here
-    its end tokens may have changed (:func:`gapclose.models.loading.end_turns`).
+    its end tokens may have changed (:func:`gapclose.models.loading.add_eos_tokens`).
 
     Raises:
         ValueError: when more is wrong than that.

@@ -1,6 +1,6 @@
 """Resampling by clip: statistics as arrays of R + 1 values, the estimate on the data first, then R bootstrap replicates.
 
-Two statistics on the same :class:`Clips` are paired replicate by replicate, so differences and ratios get their intervals by plain
+Two statistics on the same :class:`ClipBootstrap` are paired replicate by replicate, so differences and ratios get their intervals by plain
 arithmetic. Memory is bounded by taking replicates in blocks: beside the weights (4 bytes x R x M), a ROC curve needs some tens of MB.
 
 Shapes: N items, M clips, R replicates, L distinct scores, r replicates of one block.
@@ -48,7 +48,7 @@ class Interval:
         return {k: float(v) if np.isfinite(v) else None for k, v in (("value", self.value), ("lower", self.lower), ("upper", self.upper))}
 
 
-class Clips:
+class ClipBootstrap:
     """Clip resampling: ``weights`` (R + 1, M) counts how often each clip is drawn; row 0 is the data themselves.
 
     One clip cannot be resampled: it has no replicates, and every interval is undefined rather than of width zero.

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from gapclose.metrics.bootstrap import Clips, Interval
+from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.labels import Action, Labels, concept_scores, evidence_for
 
 
-def detection(clips: Clips, labels: Labels, action: Action, reading: np.ndarray) -> dict[str, np.ndarray]:
+def detection(clips: ClipBootstrap, labels: Labels, action: Action, reading: np.ndarray) -> dict[str, np.ndarray]:
     """Operating points and threshold-free measures, averaged over the sets of concepts to detect; each (R + 1,).
 
     ``matched`` is TPR of the reading at the action's own false-alarm rate minus the action's TPR. d' and criterion use the
@@ -56,7 +56,7 @@ def detection(clips: Clips, labels: Labels, action: Action, reading: np.ndarray)
     return {k: np.mean([r[k] for r in rows], axis=0) if rows else nothing for k in keys}
 
 
-def reading_auroc(clips: Clips, labels: Labels, reading: np.ndarray) -> np.ndarray:
+def reading_auroc(clips: ClipBootstrap, labels: Labels, reading: np.ndarray) -> np.ndarray:
     """AUROC of the reading (N, C), averaged over the sets of concepts to detect, (R + 1,); nan where there is nothing to tell apart."""
     found = []
     for positives in labels.detections:
@@ -66,7 +66,7 @@ def reading_auroc(clips: Clips, labels: Labels, reading: np.ndarray) -> np.ndarr
     return np.mean(found, axis=0) if found else np.full(len(clips.weights), np.nan)
 
 
-def statistics(clips: Clips, labels: Labels, action: Action, reading: np.ndarray) -> dict[str, np.ndarray]:
+def statistics(clips: ClipBootstrap, labels: Labels, action: Action, reading: np.ndarray) -> dict[str, np.ndarray]:
     """Everything that is measured about one (model, probe) pair, each (R + 1,)."""
     said = action.concept(labels)
     action_balanced = clips.balanced(said == labels.concept, labels)
@@ -127,9 +127,9 @@ def closure(base: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) -> di
 
 def _some(gap: np.ndarray) -> np.ndarray:
     """The gap (R + 1,), nan throughout where it is not shown to be above zero."""
-    return gap if shown(gap) else np.full_like(gap, np.nan)
+    return gap if excludes_zero(gap) else np.full_like(gap, np.nan)
 
 
-def shown(gap: np.ndarray) -> bool:
+def excludes_zero(gap: np.ndarray) -> bool:
     """Whether the interval of a gap (R + 1,) lies above zero."""
     return Interval.of(gap).lower > 0

@@ -28,7 +28,7 @@ ADVICE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Acting:
+class ActionQuality:
     """Whether a model acts, in one scope."""
 
     option_mass: Interval
@@ -48,7 +48,7 @@ class Acting:
         return {**figures, "least_standard": self.least_standard, "faults": list(self.faults)}
 
 
-def acting(statistics: Mapping[str, np.ndarray], labels: Labels, config: GapConfig) -> Acting:
+def action_quality(statistics: Mapping[str, np.ndarray], labels: Labels, config: GapConfig) -> ActionQuality:
     """Judge the figures of one scope against the thresholds of the configuration (``gap.least_*``), by their estimates.
 
     Args:
@@ -75,7 +75,7 @@ def acting(statistics: Mapping[str, np.ndarray], labels: Labels, config: GapConf
             f"the accuracy on true premises is {_percent(standard)}, less than {100 * least:.1f} %, which is a share of "
             f"{config.least_standard_skill:g} of the way from guessing to certainty (gap.least_standard_skill)"
         )
-    return Acting(option_mass=mass, parse_rate=parses, standard_accuracy=standard, least_standard=least, faults=tuple(faults))
+    return ActionQuality(option_mass=mass, parse_rate=parses, standard_accuracy=standard, least_standard=least, faults=tuple(faults))
 
 
 def least_standard(labels: Labels, skill: float) -> float | None:

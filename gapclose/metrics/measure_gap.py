@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
-from gapclose.metrics.bootstrap import Clips, Interval
+from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.gap import statistics
 from gapclose.metrics.labels import Action, Labels
-from gapclose.metrics.verdict import Verdict, judge, prove
+from gapclose.metrics.verdict import Verdict, collect_evidence, decide
 
 SUM_TOLERANCE = 1e-3
 """by which the probabilities of an item may miss the sum of one, as half precision does"""
@@ -183,19 +183,19 @@ def measure_gap(
     for name in set(known.modality.tolist()):
         keep = known.modality == name
         majority[keep] = np.eye(c)[np.bincount(concept[keep], minlength=c).argmax()]
-    proofs = prove(known, reading, {"majority": majority, **others}, config, seed=seed)
+    proofs = collect_evidence(known, reading, {"majority": majority, **others}, config, seed=seed)
     everything = _figures(known, action, reading, np.ones(n, dtype=bool), replicates, seed)
     return GapMeasurement(
         **vars(everything),
         by_modality={
             m: _figures(known, action, reading, known.modality == m, replicates, seed) for m in sorted(set(known.modality.tolist()))
         },
-        verdict=judge(proofs, config),
+        verdict=decide(proofs, config),
     )
 
 
 def _figures(labels: Labels, action: Action, reading: np.ndarray, keep: np.ndarray, replicates: int, seed: int) -> GapFigures:
-    part, clips = labels.take(keep), Clips(labels.clip[keep], replicates, seed)
+    part, clips = labels.take(keep), ClipBootstrap(labels.clip[keep], replicates, seed)
     found = statistics(clips, part, Action(chosen=action.chosen[keep], scores=action.scores[keep]), reading[keep])
     of = {name: Interval.of(values) for name, values in found.items()}
     return GapFigures(
@@ -243,7 +243,7 @@ def _probabilities(name: str, array: np.ndarray) -> list[str]:
         row = int(np.flatnonzero(~np.isfinite(array).all(1))[0])
         logs = " They look like log-probabilities; pass their exponentials" if np.nanmax(array) <= 0 else ""
         return [f"{name} has values that are not finite, first in row {row}.{logs}"]
-    if (array <= 0).all() and np.allclose(logsumexp(array, axis=1), 0, atol=SUM_TOLERANCE):
+    if (array <= 0).all() and np.allclose(np.asarray(logsumexp(array, axis=1)), 0, atol=SUM_TOLERANCE):
         return [f"{name} holds log-probabilities; pass their exponentials"]
     if (array < 0).any() or (array > 1 + SUM_TOLERANCE).any():
         row = int(np.flatnonzero(((array < 0) | (array > 1 + SUM_TOLERANCE)).any(1))[0])

@@ -61,7 +61,7 @@ def within(fall: Ends, budget: float) -> bool:
     return fall["value"] is not None and fall["value"] <= budget
 
 
-def fell(now: np.ndarray, base: np.ndarray, tolerance: float) -> bool:
+def dropped(now: np.ndarray, base: np.ndarray, tolerance: float) -> bool:
     """:func:`beyond` of a statistic (R + 1,) on the same clips."""
     return beyond(Interval.of(base - now).as_dict(), tolerance)
 

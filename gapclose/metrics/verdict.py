@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from gapclose.metrics.bootstrap import Clips, Interval
+from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.gap import reading_auroc
-from gapclose.metrics.judgeable import ADVICE, Acting
+from gapclose.metrics.judgeable import ADVICE, ActionQuality
 from gapclose.metrics.labels import Labels
 from gapclose.metrics.power import balance, clips_needed, minimum_detectable, paired_error
 from gapclose.metrics.significance import holm, mcnemar, sign_flip
@@ -62,7 +62,7 @@ class Untrained:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proof:
+class VerdictEvidence:
     """What the verdict on one modality rests on."""
 
     n_clips: int
@@ -113,10 +113,10 @@ class Verdict:
     why: str
     p: float
     """of the difference, Holm-corrected over the modalities; nan where it could not be tested"""
-    proof: Proof
+    proof: VerdictEvidence
 
 
-def prove(
+def collect_evidence(
     labels: Labels,
     reading: np.ndarray,
     controls: Mapping[str, np.ndarray],
@@ -124,7 +124,7 @@ def prove(
     *,
     seed: int,
     untrained: Mapping[str, Sequence[np.ndarray]] | None = None,
-) -> dict[str, Proof]:
+) -> dict[str, VerdictEvidence]:
     """The evidence on every modality.
 
     The control is the one with the best balanced accuracy on these very items, which favours the control. Have the majority class among
@@ -156,9 +156,9 @@ def prove(
 
 def _proof(
     labels: Labels, reading: np.ndarray, controls: Mapping[str, np.ndarray], keep: np.ndarray, config: GapConfig, seed: int
-) -> Proof:
+) -> VerdictEvidence:
     part = labels.take(keep)
-    clips, (cell, cells) = Clips(part.clip, config.replicates, seed), part.cells
+    clips, (cell, cells) = ClipBootstrap(part.clip, config.replicates, seed), part.cells
     right = reading[keep].argmax(1) == part.concept
     others = {name: control[keep].argmax(1) == part.concept for name, control in controls.items()}
     accuracy = {name: clips.balanced(r, part) for name, r in others.items()}
@@ -167,7 +167,7 @@ def _proof(
     difference = right.astype(float) - others[best]
     area, area_error = _auroc(clips, part, reading[keep])
     p = sign_flip(difference * balance(cell), part.clip, replicates=config.replicates, seed=seed)
-    return Proof(
+    return VerdictEvidence(
         n_clips=clips.n,
         rarest=min(len(np.unique(part.clip[cell == k])) for k in range(len(cells))) if np.isfinite(area[0]) else 0,
         auroc=Interval.of(area),
@@ -191,7 +191,7 @@ def _untrained(
     beyond one more draw, whose error is ``s sqrt(1 + 1/K)`` with K - 1 degrees of freedom (the prediction interval of Student's t).
     """
     part = labels.take(keep)
-    clips, (cell, cells) = Clips(part.clip, config.replicates, seed), part.cells
+    clips, (cell, cells) = ClipBootstrap(part.clip, config.replicates, seed), part.cells
     rights = {kind: np.stack([draw[keep].argmax(1) == part.concept for draw in draws]) for kind, draws in untrained.items()}  # (K, N)
     balanced = {kind: np.stack([clips.balanced(r, part) for r in right]) for kind, right in rights.items()}  # (K, R + 1)
     kind = max(balanced, key=lambda k: balanced[k][:, 0].mean())
@@ -216,7 +216,7 @@ def _untrained(
     )
 
 
-def _auroc(clips: Clips, labels: Labels, reading: np.ndarray) -> tuple[np.ndarray, float]:
+def _auroc(clips: ClipBootstrap, labels: Labels, reading: np.ndarray) -> tuple[np.ndarray, float]:
     """AUROC of the reading (R + 1,), averaged over detections as in :func:`gapclose.metrics.gap.detection`, and its standard error.
 
     The error is no smaller than that of a reading by chance with independent items, ``sqrt((P + N + 1) / (12 P N))`` (Mann & Whitney 1947).
@@ -233,8 +233,8 @@ def _auroc(clips: Clips, labels: Labels, reading: np.ndarray) -> tuple[np.ndarra
     return area, max(spread, float(np.mean(floors)))
 
 
-def judge(
-    proofs: Mapping[str, Proof], config: GapConfig, *, alpha: float = 0.05, acting: Mapping[str, Acting] | None = None
+def decide(
+    proofs: Mapping[str, VerdictEvidence], config: GapConfig, *, alpha: float = 0.05, acting: Mapping[str, ActionQuality] | None = None
 ) -> dict[str, Verdict]:
     """A verdict on every modality, p-values corrected over them.
 
@@ -260,7 +260,7 @@ def judge(
     }
 
 
-def _verdict(name: str, proof: Proof, p: float, family: int, config: GapConfig, alpha: float, faults: Sequence[str]) -> Verdict:
+def _verdict(name: str, proof: VerdictEvidence, p: float, family: int, config: GapConfig, alpha: float, faults: Sequence[str]) -> Verdict:
     readable, random = proof.auroc.lower > 0.5, proof.untrained
     beyond_random = random is None or random.difference.lower > 0
     beats = proof.difference.lower > 0 and beyond_random and p <= alpha
@@ -309,7 +309,7 @@ def _verdict(name: str, proof: Proof, p: float, family: int, config: GapConfig, 
     return Verdict(word=word, why=why, p=p, proof=proof)
 
 
-def unproven(modalities: Sequence[str], verdicts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def not_established(modalities: Sequence[str], verdicts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Those of ``modalities`` that have no verdict ``real``, with the reason.
 
     Args:

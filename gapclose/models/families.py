@@ -13,7 +13,7 @@ PARTS = ("thinker_config",)
 """attribute of a checkpoint's config -> the config of the part to train: a full Qwen-Omni checkpoint holds a talker too, and the thinker
 is the part that reads and answers"""
 
-TRAVELS = {"qwen2_5_omni": ("spk_dict.pt",)}
+EXTRA_FILES = {"qwen2_5_omni": ("spk_dict.pt",)}
 """``model_type`` of a whole omni checkpoint -> files beside config and weights without which its class does not load; an export copies them,
 and nothing here opens them. Qwen3-Omni's speakers stand in its config"""
 
@@ -58,7 +58,7 @@ ARGUMENTS = {"image": "images", "audio": "audio", "video": "videos"}
 TAKES = {"image": ("image_processor",), "audio": ("feature_extractor", "audio_processor"), "video": ("video_processor",)}
 """kind of media -> attributes of which a processor has one when the model takes that kind (Phi-4-multimodal: ``audio_processor``)"""
 
-BARE = {
+NO_ADAPTER_MODULES = {
     # in training mode their weights are read without calling the modules, which an adapter on them would not notice
     "gemma3n_text": ("prediction_coefs", "correction_coefs", "modality_router"),
     # the fused Mamba kernel that trains on GPUs takes this weight, not the module
@@ -112,7 +112,7 @@ def part_name(config: Any) -> str | None:
     return next((name.removesuffix("_config") for name in PARTS if getattr(config, name, None) is not None), None)
 
 
-def mend(model: Any, processor: Any) -> None:
+def apply_family_fixes(model: Any, processor: Any) -> None:
     """Set right, in place, what :data:`NOT_CAUSAL` and :data:`SOUNDS` name."""
     for module in model.modules():
         if type(module).__name__ in NOT_CAUSAL:

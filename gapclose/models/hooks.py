@@ -21,7 +21,7 @@ def rotary_stores(model: Any) -> list[Any]:
     return [m for m in unwrap(model).modules() if getattr(m, "rope_deltas", None) is not None]
 
 
-def forget_offsets(model: Any) -> None:
+def reset_rope_deltas(model: Any) -> None:
     """Drop what :func:`rotary_stores` kept of another batch; a prompt without media, or without positions, would be given it."""
     for module in rotary_stores(model):
         module.rope_deltas = None
@@ -60,7 +60,7 @@ def last_logits(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def passed_by(model: Any, layers: Iterable[int], hidden: torch.Tensor | None = None) -> Iterator[None]:
+def skip_layers(model: Any, layers: Iterable[int], hidden: torch.Tensor | None = None) -> Iterator[None]:
     """Inside, decoder layers ``layers`` (counted from 1) compute nothing: each hands on what enters it, or ``hidden`` (B, T, D).
 
     Their modules are still called, so hooks on them fire and the count of layers stays the model's.
@@ -84,7 +84,7 @@ def passed_by(model: Any, layers: Iterable[int], hidden: torch.Tensor | None = N
 
 
 @contextmanager
-def residuals_at(model: Any, layers: Sequence[int], positions: torch.Tensor) -> Iterator[dict[int, torch.Tensor]]:
+def capture_residuals(model: Any, layers: Sequence[int], positions: torch.Tensor) -> Iterator[dict[int, torch.Tensor]]:
     """Inside, every forward fills the yielded dict: layer -> residual stream at ``positions``, (B, D).
 
     Layer *l* counts decoder blocks from 1 and is what leaves block *l*; 0 is what enters the first block (the embedding). Unlike

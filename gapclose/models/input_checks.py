@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.items import Item, ItemSet, content_parts
 from gapclose.data.media import survey
 from gapclose.models.chat_template import REFUSALS, answer_tokens, chat_text, tokenizer_of, within_template
@@ -31,7 +31,7 @@ def too_long(
     return found
 
 
-def check_kinds(items: ItemSet, processor: Any, problems: Problems) -> None:
+def check_kinds(items: ItemSet, processor: Any, problems: ErrorCollector) -> None:
     """Add to ``problems`` the media that the model does not take, and media and texts of which its chat template writes nothing: the model
     would answer without them, and nobody would notice. One line per form of messages, naming the first item; one per special token that
     stands in a text."""
@@ -93,7 +93,7 @@ def check_options(
     items: ItemSet,
     processor: Any,
     max_new_tokens: int,
-    problems: Problems,
+    problems: ErrorCollector,
     *,
     key: str = "observe.max_new_tokens",
     prompt: str | None = None,

@@ -12,9 +12,9 @@ import torch
 
 from gapclose.data.interleave import is_interleaved
 from gapclose.data.items import Item
-from gapclose.data.media import Media
+from gapclose.data.media import MediaLoader
 from gapclose.models.families import INTERLEAVES, PER_TOKEN
-from gapclose.models.video_inputs import film_inputs
+from gapclose.models.video_inputs import video_inputs
 
 TICKS = 1024
 """of a second: films' paces are rounded to them, so that processor and model, which each lay out frames and sound, round alike"""
@@ -33,7 +33,7 @@ def interleave_fault(processor: Any, item: Item) -> str | None:
 
 
 def interleaved_prompts(
-    processor: Any, items: Sequence[Item], texts: Sequence[str], media: Media, settings: dict[str, Any]
+    processor: Any, items: Sequence[Item], texts: Sequence[str], media: MediaLoader, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """Processor output for items that are all interleaved, ``input_ids`` (B, T), padded on the left; with what tells the model of it.
 
@@ -42,7 +42,7 @@ def interleaved_prompts(
     prompts = []
     for item, text in zip(items, texts, strict=True):
         loaded = {kind: [media.load(k, p) for k, p in item.media if k == kind] for kind in ("image", "video", "audio")}
-        inputs = film_inputs(loaded["video"], processor)
+        inputs = video_inputs(loaded["video"], processor)
         inputs["videos_kwargs"]["fps"] = _rate(loaded["video"][0].seconds, processor.video_processor.temporal_patch_size)
         images = {"images": [loaded["image"]]} if loaded["image"] else {}
         sound = {"audio": loaded["audio"], "audio_from_video_indices": [0], "audio_kwargs": {"sampling_rate": media.sampling_rate}}

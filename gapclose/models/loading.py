@@ -13,18 +13,18 @@ from safetensors import SafetensorError
 from torch import nn
 
 from gapclose.data.items import Item, ItemSet
-from gapclose.data.media import Media
+from gapclose.data.media import MediaLoader
 from gapclose.models.architecture import attention_of, auto_class, build_on_meta, read_architecture, refuse_no_directory
 from gapclose.models.chat_template import answer_tokens, set_variables, tokenizer_of
 from gapclose.models.checkpoint import checkpoint_fingerprint, checkpoint_folder, refuse_incomplete, refuse_parts_apart, unreadable_weights
 from gapclose.models.config import ModelConfig, near_shipped
-from gapclose.models.families import mend, part_for
+from gapclose.models.families import apply_family_fixes, part_for
 from gapclose.models.processing import make_prompts, written_tokens
 from gapclose.models.quantization import quantised_loading, refuse_quantisation
 from gapclose.models.structure import decoder_layers
 
 
-def end_turns(model: Any, tokenizer: Any) -> None:
+def add_eos_tokens(model: Any, tokenizer: Any) -> None:
     """Let generation end with the tokenizer's end token beside those that the checkpoint names: the thinker of a whole Qwen-Omni checkpoint
     has none of its own, and would go on with the user's next turn."""
     named = model.generation_config.eos_token_id
@@ -72,10 +72,10 @@ class LoadedModel:
             self.answers[text] = answer_tokens(self.processor, text)
         return self.answers[text]
 
-    def media(self, items: ItemSet, *, blank: Sequence[str] = ()) -> Media:
-        return Media(items.root, self.sampling_rate, framing=items.framing, decoding=items.decoding, blank=blank)
+    def media(self, items: ItemSet, *, blank: Sequence[str] = ()) -> MediaLoader:
+        return MediaLoader(items.root, self.sampling_rate, framing=items.framing, decoding=items.decoding, blank=blank)
 
-    def prompts(self, items: Sequence[Item], media: Media) -> dict[str, torch.Tensor]:
+    def prompts(self, items: Sequence[Item], media: MediaLoader) -> dict[str, torch.Tensor]:
         """Processor output for a batch of items that carry the same kinds of media: :func:`gapclose.models.processing.make_prompts`."""
         return make_prompts(self.processor, items, media)
 
@@ -113,21 +113,21 @@ def load_model(config: ModelConfig) -> LoadedModel:
     model, info = read
     refuse_incomplete(path, info)
     fingerprint = checkpoint_fingerprint(checkpoint_folder(path, config.revision), model)
-    return joined(model.eval(), processor, path=path, fingerprint=fingerprint, apart=config.apart)
+    return assemble(model.eval(), processor, path=path, fingerprint=fingerprint, apart=config.apart)
 
 
-def joined(model: Any, processor: Any, *, path: str, fingerprint: str, apart: dict[str, Any] | None = None) -> LoadedModel:
+def assemble(model: Any, processor: Any, *, path: str, fingerprint: str, apart: dict[str, Any] | None = None) -> LoadedModel:
     """Model and processor as everything else expects them: set right where a family needs it, padding on the left.
 
     Raises:
         ValueError: when the model has no decoder layers.
     """
-    mend(model, processor)
+    apply_family_fixes(model, processor)
     loaded = LoadedModel(model=model, processor=processor, path=path, fingerprint=fingerprint, apart=apart or {})
     loaded.tokenizer.padding_side = "left"
     if loaded.tokenizer.pad_token is None:  # Llama has none; what stands there is masked
         loaded.tokenizer.pad_token = loaded.tokenizer.eos_token
-    end_turns(model, loaded.tokenizer)
+    add_eos_tokens(model, loaded.tokenizer)
     decoder_layers(model)
     return loaded
 

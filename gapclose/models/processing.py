@@ -15,11 +15,11 @@ import torch
 
 from gapclose.data.interleave import is_interleaved
 from gapclose.data.items import Item
-from gapclose.data.media import Media
+from gapclose.data.media import MediaLoader
 from gapclose.models.chat_template import added_around, chat_text, tokenizer_of, within_template
 from gapclose.models.families import ARGUMENTS, part_for, whole_frames
 from gapclose.models.interleaved_inputs import interleave_fault, interleaved_prompts
-from gapclose.models.video_inputs import film_inputs, set_film_times
+from gapclose.models.video_inputs import set_video_times, video_inputs
 
 
 def media_signature(item: Item) -> tuple[str, ...]:
@@ -27,7 +27,7 @@ def media_signature(item: Item) -> tuple[str, ...]:
     return tuple(kind for kind, _ in item.media) + (("interleaved",) if is_interleaved(item) else ())
 
 
-def make_prompts(processor: Any, items: Sequence[Item], media: Media) -> dict[str, torch.Tensor]:
+def make_prompts(processor: Any, items: Sequence[Item], media: MediaLoader) -> dict[str, torch.Tensor]:
     """Processor output for a batch of items that carry the same kinds of media; ``input_ids`` is (B, T).
 
     Every row ends at its answer position: ``input_ids[:, -1]`` is the last prompt token.
@@ -57,9 +57,9 @@ def make_prompts(processor: Any, items: Sequence[Item], media: Media) -> dict[st
         prompt = interleaved_prompts(processor, items, texts, media, settings)
     else:
         films = [media.load(k, p) for i in items for k, p in i.media if k == "video"]
-        inputs = _media_inputs(processor, items, media) | film_inputs(films, processor)
+        inputs = _media_inputs(processor, items, media) | video_inputs(films, processor)
         prompt = dict(processor(text=texts, return_tensors="pt", text_kwargs=settings, **inputs))
-        set_film_times(prompt, films, processor)
+        set_video_times(prompt, films, processor)
     return _ending_as_written(processor, items, written, _on_the_left(processor, prompt))
 
 
@@ -98,7 +98,7 @@ def _on_the_left(processor: Any, prompt: dict[str, torch.Tensor]) -> dict[str, t
     return prompt
 
 
-def _with_sounds(item: Item, media: Media) -> list[dict[str, Any]]:
+def _with_sounds(item: Item, media: MediaLoader) -> list[dict[str, Any]]:
     """An item's messages with every sound as an encoded wav file, lossless, in place of its path."""
 
     def part(p: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _with_sounds(item: Item, media: Media) -> list[dict[str, Any]]:
     return [{**m, "content": lists.get(id(m), m["content"])} for m in item.messages]
 
 
-def _media_inputs(processor: Any, items: Sequence[Item], media: Media) -> dict[str, Any]:
+def _media_inputs(processor: Any, items: Sequence[Item], media: MediaLoader) -> dict[str, Any]:
     """The processor's arguments for images and sounds of a batch, decoded; empty where it carries none."""
     inputs: dict[str, Any] = {}
     images = [[media.load(k, p) for k, p in i.media if k == "image"] for i in items]

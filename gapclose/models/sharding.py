@@ -66,7 +66,7 @@ def shard(model: nn.Module) -> None:
 
 
 @contextmanager
-def outside_layers(model: nn.Module) -> Iterator[None]:
+def unsharded_root(model: nn.Module) -> Iterator[None]:
     """Inside, what lies outside of the decoder layers is whole, so that parts of the model can be called by themselves (FSDP2)."""
     if not isinstance(model, FSDPModule):
         yield
@@ -78,7 +78,7 @@ def outside_layers(model: nn.Module) -> Iterator[None]:
         model.reshard()
 
 
-def most(count: int) -> int:
+def all_reduce_max(count: int) -> int:
     """The largest ``count`` of all processes, which all have to ask for it."""
     if PartialState().num_processes == 1:
         return count

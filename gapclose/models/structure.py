@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from gapclose.models.families import BARE
+from gapclose.models.families import NO_ADAPTER_MODULES
 
 
 def unwrap(model: Any) -> Any:
@@ -86,7 +86,7 @@ def linear_names(model: Any, layers: Sequence[int]) -> list[str]:
 
     Full names, because leaf names such as ``q_proj`` also match the audio and vision towers of most families.
     """
-    bare = BARE.get(decoder(model).config.model_type, ())
+    bare = NO_ADAPTER_MODULES.get(decoder(model).config.model_type, ())
     return [n for n, m in _inside(model, layers) if isinstance(m, nn.Linear) and n.rpartition(".")[2] not in bare]
 
 

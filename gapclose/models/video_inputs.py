@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gapclose.data.video import Film
+from gapclose.data.video import Video
 
 
-def film_inputs(films: Sequence[Film], processor: Any = None) -> dict[str, Any]:
+def video_inputs(films: Sequence[Video], processor: Any = None) -> dict[str, Any]:
     """What a transformers processor is given for the films of a batch: frames as they are, and when they were; nothing for none."""
     if not films:
         return {}
@@ -41,7 +41,7 @@ def _smaller_size(processor: Any) -> dict[str, Any]:
     return {"size": {key: own[key] for key in ("shortest_edge", "longest_edge")}}
 
 
-def set_film_times(inputs: dict[str, Any], films: Sequence[Film], processor: Any) -> None:
+def set_video_times(inputs: dict[str, Any], films: Sequence[Video], processor: Any) -> None:
     """Put the films' own pace where a processor states one for all of them.
 
     Qwen2.5-Omni's says that every film was sampled twice a second (transformers 5.23); its model places frames in time by it. Remove when

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from gapclose.data.items import Item
-from gapclose.data.media import Media
+from gapclose.data.media import MediaLoader
 from gapclose.models.families import PER_TOKEN
 from gapclose.models.loading import LoadedModel
 
@@ -59,7 +59,9 @@ class AnswerRows:
         }
 
 
-def prompt_with_answers(loaded: LoadedModel, media: Media, rows: Sequence[tuple[Item, list[int]]]) -> tuple[dict[str, torch.Tensor], int]:
+def prompt_with_answers(
+    loaded: LoadedModel, media: MediaLoader, rows: Sequence[tuple[Item, list[int]]]
+) -> tuple[dict[str, torch.Tensor], int]:
     """A processor's output for items with answer tokens behind their prompts, and the length of the padded prompts."""
     prompt = loaded.prompts([item for item, _ in rows], media)
     length = prompt["input_ids"].shape[1]

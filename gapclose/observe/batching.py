@@ -15,7 +15,7 @@ from gapclose.models.processing import media_signature
 from gapclose.observe.prefix_prompts import lead
 
 
-def by_clip(items: Sequence[Item]) -> list[list[int]]:
+def group_by_media(items: Sequence[Item]) -> list[list[int]]:
     """Places of the items that share a reading, in the order of their first; items without media share none."""
     found: dict[Any, list[int]] = {}
     for n, item in enumerate(items):
@@ -24,10 +24,10 @@ def by_clip(items: Sequence[Item]) -> list[list[int]]:
     return list(found.values())
 
 
-def clips_together(items: Sequence[Item], size: int) -> list[list[Item]]:
+def batch_by_media(items: Sequence[Item], size: int) -> list[list[Item]]:
     """Batches of at most ``size`` items in which the questions of a clip stand together; only clips with more questions are cut."""
     batches: list[list[Item]] = []
-    for places in by_clip(items):
+    for places in group_by_media(items):
         for begin in range(0, len(places), size):
             asked = [items[n] for n in places[begin : begin + size]]
             if not batches or len(batches[-1]) + len(asked) > size:
@@ -43,5 +43,5 @@ def plan_batches(items: Sequence[Item], size: int, *, by_clip: bool = False) -> 
     for item in items:
         groups[media_signature(item)].append(item)
     if by_clip:
-        return [batch for group in groups.values() for batch in clips_together(group, size)]
+        return [batch for group in groups.values() for batch in batch_by_media(group, size)]
     return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]

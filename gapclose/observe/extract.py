@@ -17,30 +17,30 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from gapclose.core.distributed import main_alone, together
-from gapclose.core.files import appears, read_json, write_json
-from gapclose.core.logging import say, track
+from gapclose.core.distributed import run_on_all_ranks, run_on_main
+from gapclose.core.files import read_json, wait_for_file, write_json
+from gapclose.core.logging import progress, say
 from gapclose.core.versions import versions_now
 from gapclose.data.items import Item, ItemSet
-from gapclose.data.media import Media
-from gapclose.models.hooks import forget_offsets
+from gapclose.data.media import MediaLoader
+from gapclose.models.hooks import reset_rope_deltas
 from gapclose.models.loading import LoadedModel
 from gapclose.models.processing import media_signature
 from gapclose.models.sharding import is_sharded, unwrap_engine
 from gapclose.observe.batching import plan_batches
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.forward import generate, read_batch
-from gapclose.observe.prefix_cache import SharedPrefix, answer_on
-from gapclose.observe.request import Wanted, request_of
+from gapclose.observe.prefix_cache import PrefixCache, generate_from_cache
+from gapclose.observe.request import ObservationRequest, request_of
 from gapclose.observe.store import (
     Observations,
-    claim,
-    leave_shared,
+    claim_directory,
+    fetch_shared,
     pad_options,
+    publish_shared,
     read_observations,
     shard_path,
     shards_there,
-    take_shared,
     write_shard,
 )
 
@@ -50,7 +50,7 @@ def observe(
     items: ItemSet,
     directory: Path,
     config: ObserveConfig,
-    wanted: Wanted,
+    wanted: ObservationRequest,
     *,
     replace: bool = False,
     shared: Path | None = None,
@@ -78,15 +78,15 @@ def observe(
     def missing_shards() -> list[int] | None:
         """None of a finished observation; of one that has lost a shard since, that one."""
         there, manifest = shards_there(directory, len(shards)), directory / "manifest.json"
-        claim(directory, request, replace, versions=config.versions, finished=manifest.is_file() and len(there) == len(shards))
+        claim_directory(directory, request, replace, versions=config.versions, finished=manifest.is_file() and len(there) == len(shards))
         there = shards_there(directory, len(shards))
-        if left and not manifest.is_file() and take_shared(directory, left):
+        if left and not manifest.is_file() and fetch_shared(directory, left):
             say(f"{directory.name}: taken from {left}")
             there = shards_there(directory, len(shards))
         missing = [s for s in range(len(shards)) if s not in there]
         return None if manifest.is_file() and not missing else missing
 
-    missing = main_alone(missing_shards)  # one answer for all: another node's view of the directory may be older
+    missing = run_on_main(missing_shards)  # one answer for all: another node's view of the directory may be older
     if missing is not None:
         begun = time.process_time()
         mine = share_out(shards, missing, is_sharded(loaded.model))
@@ -95,7 +95,7 @@ def observe(
 
         def fill() -> None:
             following, fault = iter([*(batch for s, _ in mine for batch in shards[s])][1:]), None
-            for s, kept in track(mine, len(mine), f"observing {directory.parent.name}/{directory.name}"):
+            for s, kept in progress(mine, len(mine), f"observing {directory.parent.name}/{directory.name}"):
                 results = []
                 for batch in shards[s]:
                     media.ahead([*batch, *next(following, [])])  # decoded while the model works on this one
@@ -115,16 +115,16 @@ def observe(
             asked = read_json(directory / "request.json", "fingerprint")
             write_json(directory / "manifest.json", asked | found | ({"option_order": items.orders} if items.orders else {}))
             if left and "earlier_versions" not in asked:
-                leave_shared(directory, left)
+                publish_shared(directory, left)
 
-        together(fill, joint=is_sharded(loaded.model))
-        main_alone(finish)
-    appears(directory / "manifest.json")
+        run_on_all_ranks(fill, joint=is_sharded(loaded.model))
+        run_on_main(finish)
+    wait_for_file(directory / "manifest.json")
     return read_observations(directory, [i.id for i in items])
 
 
 def forward_batches(
-    loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: Media, config: ObserveConfig, wanted: Wanted
+    loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, config: ObserveConfig, wanted: ObservationRequest
 ) -> Observations:
     """Observe batches in memory, for checks; nothing is stored."""
     reader = _reader(loaded, batches, media, config, wanted)
@@ -139,17 +139,17 @@ def forward_batches(
 
 
 def _reader(
-    loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: Media, config: ObserveConfig, wanted: Wanted
-) -> SharedPrefix | None:
+    loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, config: ObserveConfig, wanted: ObservationRequest
+) -> PrefixCache | None:
     """What reads clips once for all of their questions, tried on the first of them; None where it is not asked for."""
     if not config.share_prefix or wanted.trunk is not None:
         return None
-    reader, tried = SharedPrefix(loaded), Wanted(layers=wanted.layers or (len(loaded.layers),))
+    reader, tried = PrefixCache(loaded), ObservationRequest(layers=wanted.layers or (len(loaded.layers),))
     reader.check(batches, lambda few, by: _forward(loaded, few, media, config, tried, by))
     return reader
 
 
-def share_out(shards: Sequence[Sequence[Sequence[Item]]], missing: Sequence[int], together: bool) -> list[tuple[int, bool]]:
+def share_out(shards: Sequence[Sequence[Sequence[Item]]], missing: Sequence[int], run_on_all_ranks: bool) -> list[tuple[int, bool]]:
     """What this process observes of the missing shards, and whether it keeps it.
 
     Every W-th one, where processes work by themselves. Where the model is sharded they go ``together`` through equally many batches of the same
@@ -157,7 +157,7 @@ def share_out(shards: Sequence[Sequence[Sequence[Item]]], missing: Sequence[int]
     """
     state = PartialState()
     rank, processes = state.process_index, state.num_processes
-    if not together:
+    if not run_on_all_ranks:
         return [(s, True) for s in missing if s % processes == rank]
     alike: dict[tuple[tuple[str, ...], ...], list[int]] = defaultdict(list)
     for s in missing:
@@ -170,15 +170,15 @@ def share_out(shards: Sequence[Sequence[Sequence[Item]]], missing: Sequence[int]
 def _forward(
     loaded: LoadedModel,
     batch: Sequence[Item],
-    media: Media,
+    media: MediaLoader,
     config: ObserveConfig,
-    wanted: Wanted,
-    reader: SharedPrefix | None = None,
+    wanted: ObservationRequest,
+    reader: PrefixCache | None = None,
 ) -> dict[str, Any]:
     """Run one batch, whole or behind what ``reader`` has read of its clips; every tensor comes back on the CPU."""
     model = unwrap_engine(loaded.model)
     asked, inputs = None, dict[str, torch.Tensor]()
-    forget_offsets(model)
+    reset_rope_deltas(model)
     if reader and not (wanted.patch and wanted.generate):  # the cache holds the donors, and answers are the model's own
         longest = max(len(loaded.option_tokens(o.text)) for item in batch for o in item.options)
         asked = reader.ask(model, batch, media, room=max(longest, config.max_new_tokens if wanted.generate else 0))
@@ -200,7 +200,7 @@ def _forward(
         result["top_logps"], result["top_tokens"] = top.values.cpu(), top.indices.int().cpu()
     result["answers"] = []
     if wanted.generate and asked:
-        result["answers"] = answer_on(loaded, model, asked, logp, config.max_new_tokens)
+        result["answers"] = generate_from_cache(loaded, model, asked, logp, config.max_new_tokens)
     elif wanted.generate:
         result["answers"] = generate(loaded, model, inputs, config.max_new_tokens)
     for key, value in result.items():

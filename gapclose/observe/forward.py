@@ -13,27 +13,27 @@ import torch
 import transformers
 
 from gapclose.data.items import Item
-from gapclose.models.hooks import answer_logits, forget_offsets, last_logits, passed_by, patched_at, residuals_at
+from gapclose.models.hooks import answer_logits, capture_residuals, last_logits, patched_at, reset_rope_deltas, skip_layers
 from gapclose.models.loading import LoadedModel
-from gapclose.models.sharding import is_sharded, most, outside_layers, unwrap_engine
+from gapclose.models.sharding import all_reduce_max, is_sharded, unsharded_root, unwrap_engine
 from gapclose.models.structure import unwrap
-from gapclose.observe.prefix_cache import later_positions
+from gapclose.observe.prefix_cache import continuation_positions
 
 if TYPE_CHECKING:
-    from gapclose.observe.request import Wanted
+    from gapclose.observe.request import ObservationRequest
 
 
 def read_batch(
-    loaded: LoadedModel, batch: Sequence[Item], inputs: dict[str, torch.Tensor], wanted: Wanted
+    loaded: LoadedModel, batch: Sequence[Item], inputs: dict[str, torch.Tensor], wanted: ObservationRequest
 ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
     """Log-probabilities of the next token (B, V), of the options (B, O), and residuals by layer (B, D), from one forward of the prompts."""
     model, rows = unwrap_engine(loaded.model), torch.arange(len(batch), device=loaded.device)
     last = torch.full_like(rows, inputs["input_ids"].shape[1] - 1)
     options = [[loaded.option_tokens(o.text) for o in item.options] for item in batch]
     longer = [o for o in range(max(map(len, options))) if any(len(tokens) > 1 for per_item in options for tokens in per_item[o : o + 1])]
-    rereads: list[int | None] = [*longer, *[None] * (most(len(longer)) - len(longer))] if is_sharded(model) else [*longer]
+    rereads: list[int | None] = [*longer, *[None] * (all_reduce_max(len(longer)) - len(longer))] if is_sharded(model) else [*longer]
     donors = {layer: torch.stack([of[i.id] for i in batch]) for layer, of in wanted.patch.items()}
-    with patched_at(model, last, donors), residuals_at(model, wanted.layers, last) as residuals, answer_logits(model, rows, last):
+    with patched_at(model, last, donors), capture_residuals(model, wanted.layers, last) as residuals, answer_logits(model, rows, last):
         output = model(**inputs, use_cache=bool(rereads) or "past_key_values" in inputs)
     logp = output.logits[0].float().log_softmax(-1)  # (B, V)
     return logp, _score(model, logp, options, rereads, inputs, output.past_key_values), residuals
@@ -62,7 +62,7 @@ def _score(
             fed[b, : len(tokens) - 1] = torch.tensor(tokens[:-1])
             mask[b, : len(tokens) - 1] = 1
         attention = torch.cat([inputs["attention_mask"], mask.to(logp.device)], 1)
-        positions = later_positions(model, attention, steps, counted="position_ids" in inputs)
+        positions = continuation_positions(model, attention, steps, counted="position_ids" in inputs)
         places = {"input_ids": fed.to(logp.device), "attention_mask": attention, "position_ids": positions}
         out = model(**places, past_key_values=copy.deepcopy(cache), use_cache=True)
         later = out.logits.float().log_softmax(-1)  # (B, steps, V)
@@ -81,7 +81,7 @@ def generate(loaded: LoadedModel, model: Any, inputs: dict[str, torch.Tensor], m
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     base.generation_config = transformers.GenerationConfig(**ends, pad_token_id=pad)
     try:
-        with last_logits(base), outside_layers(model):
+        with last_logits(base), unsharded_root(model):
             generated = base.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, synced_gpus=is_sharded(model))
     finally:
         base.generation_config = own
@@ -91,7 +91,7 @@ def generate(loaded: LoadedModel, model: Any, inputs: dict[str, torch.Tensor], m
 def forward_part(model: Any, part: dict[str, Any]) -> torch.Tensor:
     """Log-probabilities (P, V) at the positions of a part that :class:`gapclose.training.collator.Collator` made, from stored states or media."""
     prompt = part["prompt"]
-    forget_offsets(model)
-    below = passed_by(model, range(1, part.get("frozen", 0) + 1), prompt.get("inputs_embeds"))
+    reset_rope_deltas(model)
+    below = skip_layers(model, range(1, part.get("frozen", 0) + 1), prompt.get("inputs_embeds"))
     with below, answer_logits(model, part["rows"], part["positions"]):
         return model(**prompt, use_cache=False).logits[0].float().log_softmax(-1)

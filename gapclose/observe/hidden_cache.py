@@ -1,7 +1,7 @@
 """The frozen trunk: what enters the first adapted layer, stored once, so that training and re-measuring begin there.
 
 Media towers and the decoder layers below the first adapted one never change while adapters train. Their work lies here token by token, in
-the model's own dtype, and the model's own forward runs with the layers below passed by (:func:`gapclose.models.hooks.passed_by`): masks,
+the model's own dtype, and the model's own forward runs with the layers below passed by (:func:`gapclose.models.hooks.skip_layers`): masks,
 rotary embeddings, the final norm and the logits are its own, no tower runs, and no media are read.
 
 Files are ``batch-*.safetensors``, read through memory maps. Items lie in them without padding, so that any batch can be made of them. An
@@ -25,7 +25,7 @@ from accelerate.utils import send_to_device
 from safetensors import safe_open
 
 from gapclose.data.items import Item
-from gapclose.models.hooks import residuals_at
+from gapclose.models.hooks import capture_residuals
 from gapclose.models.loading import LoadedModel
 from gapclose.models.sharding import unwrap_engine
 from gapclose.observe.answer_rows import AnswerRows
@@ -60,7 +60,7 @@ class Place:
         raise AssertionError(f"{context} begins none of {self.contexts}")
 
 
-class Trunk:
+class HiddenStateCache:
     """Stored states, ready to make batches of."""
 
     def __init__(self, files: Sequence[Path], frozen: int) -> None:
@@ -130,7 +130,7 @@ class Trunk:
         answer = part["positions"][first[:1]].expand(len(part["prompt"]["attention_mask"]))
         above = [layer for layer in layers if layer > self.frozen]
         model = unwrap_engine(loaded.model)
-        with residuals_at(model, above, answer) as residuals:
+        with capture_residuals(model, above, answer) as residuals:
             logp = forward_part(model, part)  # (P, V)
         each = [of.sum() for of in logp[part["place"], part["token"]].split([n for c in counts for n in c])]
         scores = torch.full((len(batch), max(map(len, counts))), -torch.inf, device=logp.device)

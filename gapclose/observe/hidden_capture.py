@@ -16,8 +16,8 @@ import torch
 from accelerate.utils import send_to_device
 
 from gapclose.data.items import Item
-from gapclose.data.media import Media
-from gapclose.models.hooks import answer_logits, passed_by, residuals_at
+from gapclose.data.media import MediaLoader
+from gapclose.models.hooks import answer_logits, capture_residuals, skip_layers
 from gapclose.models.loading import LoadedModel
 from gapclose.models.processing import media_signature
 from gapclose.models.sharding import unwrap_engine
@@ -65,7 +65,7 @@ def answer_rows(loaded: LoadedModel, batch: Sequence[Item]) -> list[Row]:
 
 
 @torch.inference_mode()
-def enter(loaded: LoadedModel, rows: Sequence[Row], media: Media, frozen: int, layers: Sequence[int] = ()) -> Entered:
+def capture_hidden(loaded: LoadedModel, rows: Sequence[Row], media: MediaLoader, frozen: int, layers: Sequence[int] = ()) -> Entered:
     """Run towers and the first ``frozen`` decoder layers on a batch."""
     model, device = unwrap_engine(loaded.model), loaded.device
     inputs, length = prompt_with_answers(loaded, media, rows)
@@ -85,7 +85,7 @@ def enter(loaded: LoadedModel, rows: Sequence[Row], media: Media, frozen: int, l
     ]
     try:
         with (
-            passed_by(model, range(frozen + 1, len(blocks) + 1)), residuals_at(model, layers, last) as residuals,
+            skip_layers(model, range(frozen + 1, len(blocks) + 1)), capture_residuals(model, layers, last) as residuals,
             answer_logits(model, last[:1] * 0, last[:1]),
         ):  # fmt: skip
             model(**inputs, use_cache=False)
@@ -101,7 +101,7 @@ def enter(loaded: LoadedModel, rows: Sequence[Row], media: Media, frozen: int, l
     )
 
 
-def cannot(loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: Media, frozen: int) -> str | None:
+def unsupported_reason(loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, frozen: int) -> str | None:
     """Why the model cannot start from stored states, or None: what is known to keep it from that, and then a trial, the first batch of
     every combination of media by the model's own forward and from its states."""
     if frozen < 1:
@@ -111,11 +111,11 @@ def cannot(loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: Media,
     tolerance = TOLERANCE[next(unwrap(loaded.model).parameters()).dtype]
     for batch in first_of_each(batches):
         rows = answer_rows(loaded, batch)
-        entered = enter(loaded, rows, media, frozen)
+        entered = capture_hidden(loaded, rows, media, frozen)
         if reason := _not_all(entered, frozen):
             return reason
         try:
-            difference = trial(loaded, rows, media, entered, frozen)
+            difference = max_difference(loaded, rows, media, entered, frozen)
         except torch.OutOfMemoryError:
             raise
         except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
@@ -149,7 +149,7 @@ def _not_all(entered: Entered, frozen: int) -> str | None:
 
 
 @torch.inference_mode()
-def trial(loaded: LoadedModel, rows: Sequence[Row], media: Media, entered: Entered, frozen: int) -> float:
+def max_difference(loaded: LoadedModel, rows: Sequence[Row], media: MediaLoader, entered: Entered, frozen: int) -> float:
     """The largest difference of a log-probability at the answer positions between the model's own forward and one from ``entered``."""
     model = unwrap_engine(loaded.model)
     inputs, length = prompt_with_answers(loaded, media, rows)

@@ -1,4 +1,4 @@
-"""Fill a :class:`gapclose.observe.hidden_cache.Trunk`: every batch once, where the model can start from one and the disk holds it.
+"""Fill a :class:`gapclose.observe.hidden_cache.HiddenStateCache`: every batch once, where the model can start from one and the disk holds it.
 
 Every process fills every W-th batch, each file written whole; an interrupted fill goes on with the first missing one. Where the cache
 cannot be, the reason is said and everything is computed in every step, as without it.
@@ -18,20 +18,20 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from gapclose.core.distributed import main_alone, together
-from gapclose.core.files import appears
-from gapclose.core.logging import say, track
+from gapclose.core.distributed import run_on_all_ranks, run_on_main
+from gapclose.core.files import wait_for_file
+from gapclose.core.logging import progress, say
 from gapclose.core.tensor_files import Damaged, read_tensors, write_tensors
 from gapclose.core.versions import versions_now
 from gapclose.data.items import Item, ItemSet
-from gapclose.data.media import Media
+from gapclose.data.media import MediaLoader
 from gapclose.models.loading import LoadedModel
 from gapclose.models.processing import media_signature
 from gapclose.models.structure import unwrap
 from gapclose.observe.answer_rows import prompt_with_answers
 from gapclose.observe.batching import plan_batches
-from gapclose.observe.hidden_cache import Row, Trunk
-from gapclose.observe.hidden_capture import Entered, answer_rows, cannot, enter, first_of_each
+from gapclose.observe.hidden_cache import HiddenStateCache, Row
+from gapclose.observe.hidden_capture import Entered, answer_rows, capture_hidden, first_of_each, unsupported_reason
 
 RESERVE = 1 << 30
 """bytes of the disk that are left free"""
@@ -39,7 +39,7 @@ MARGIN = 1.1
 """of the estimate, since a few items have told how long all of them are"""
 
 
-def fill_trunk(
+def write_cache(
     loaded: LoadedModel,
     items: ItemSet,
     directory: Path,
@@ -48,7 +48,7 @@ def fill_trunk(
     batch_size: int,
     layers: Sequence[int] = (),
     blank: Sequence[str] = (),
-) -> Trunk | None:
+) -> HiddenStateCache | None:
     """The stored states of ``items`` that enter decoder layer ``frozen + 1``, filled where they are not there yet; None, and why, without.
 
     Args:
@@ -67,10 +67,10 @@ def fill_trunk(
         return does_not_fit(loaded, batches, media, directory, files)
 
     reason = (
-        _first(together(lambda: cannot(loaded, batches, media, frozen)))
-        or main_alone(look_at_disk)
-        or _first(together(lambda: _fill(loaded, batches, media, files, frozen, layers)))
-        or _first(together(lambda: _unseen(files)))
+        _first(run_on_all_ranks(lambda: unsupported_reason(loaded, batches, media, frozen)))
+        or run_on_main(look_at_disk)
+        or _first(run_on_all_ranks(lambda: _fill(loaded, batches, media, files, frozen, layers)))
+        or _first(run_on_all_ranks(lambda: _unseen(files)))
     )
     if reason is not None:
         if state.is_main_process:
@@ -79,7 +79,7 @@ def fill_trunk(
         return None
     size = sum(f.stat().st_size for f in files)
     say(f"frozen trunk of {len(items)} items ({directory.name.rpartition('-')[0]}): {size / 2**20:,.1f} MiB, decoder layers 1..{frozen}")
-    return Trunk(files, frozen)
+    return HiddenStateCache(files, frozen)
 
 
 def _first(reasons: Sequence[str | None]) -> str | None:
@@ -90,7 +90,7 @@ def _first(reasons: Sequence[str | None]) -> str | None:
 def _unseen(files: Sequence[Path]) -> str | None:
     """Which of the files, all of them written, this process does not see; it waits for them, as another node may have to."""
     for file in files:
-        appears(file)
+        wait_for_file(file)
         if not file.is_file():
             return f"a process does not see {file}, which another has written"
     return None
@@ -103,7 +103,7 @@ def _fingerprint(loaded: LoadedModel, items: ItemSet, batch_size: int, frozen: i
 
 
 def does_not_fit(
-    loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: Media, directory: Path, files: Sequence[Path]
+    loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, directory: Path, files: Sequence[Path]
 ) -> str | None:
     """Why the disk does not hold what is not stored yet, or None."""
     kinds: dict[tuple[str, ...], int] = {}
@@ -129,16 +129,16 @@ def trunk_bytes(tokens: float, width: int, itemsize: int) -> int:
 
 
 def _fill(
-    loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: Media, files: Sequence[Path], frozen: int, layers: Sequence[int]
+    loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, files: Sequence[Path], frozen: int, layers: Sequence[int]
 ) -> str | None:
     """Write this process's share of the files; the reason why one could not be written, or None."""
     state = PartialState()
     mine = [b for b in range(state.process_index, len(batches), state.num_processes) if not _is_whole(files[b])]
-    for n in track(range(len(mine)), len(mine), "computing the frozen trunk"):
+    for n in progress(range(len(mine)), len(mine), "computing the frozen trunk"):
         media.ahead([item for b in mine[n : n + 2] for item in batches[b]])  # the next while the model works on this one
         rows = answer_rows(loaded, batches[mine[n]])
         try:
-            write_states(files[mine[n]], rows, enter(loaded, rows, media, frozen, layers))
+            write_states(files[mine[n]], rows, capture_hidden(loaded, rows, media, frozen, layers))
         except OSError as error:
             return f"{files[mine[n]]}: {error.strerror or error}"
     return None

@@ -18,12 +18,12 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 
 from gapclose.core.logging import say
 from gapclose.data.items import Item
-from gapclose.data.media import Media
+from gapclose.data.media import MediaLoader
 from gapclose.models.hooks import answer_logits, rotary_stores
 from gapclose.models.loading import LoadedModel
 from gapclose.models.processing import media_signature
 from gapclose.models.structure import unwrap
-from gapclose.observe.batching import by_clip
+from gapclose.observe.batching import group_by_media
 from gapclose.observe.prefix_prompts import CannotShare, on_the_left, split_prompts
 
 CONTINUED = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
@@ -34,7 +34,7 @@ HALF_PRECISION = 0.05
 """the same in bfloat16 and float16, whose rounding differs with the shapes of a forward; a wrong mask or position is far beyond it"""
 
 
-class SharedPrefix:
+class PrefixCache:
     """Reads clips once for a model, where it can be done.
 
     Args:
@@ -54,7 +54,7 @@ class SharedPrefix:
             self.refusal = "processes hold parts of the model (observe under DDP or ZeRO-2 to share)"
         self.window = min((layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)), default=None)
 
-    def ask(self, model: Any, batch: Sequence[Item], media: Media, room: int) -> dict[str, Any] | None:
+    def ask(self, model: Any, batch: Sequence[Item], media: MediaLoader, room: int) -> dict[str, Any] | None:
         """Read the clips of a batch; what the model is then given for its questions (``input_ids`` (B, S), padded on the left, and the
         cache that they follow on), or None where prompts are to be run whole.
 
@@ -63,7 +63,7 @@ class SharedPrefix:
         Args:
             room: tokens that will follow on the questions: of options, or generated.
         """
-        clips = by_clip(batch)
+        clips = group_by_media(batch)
         if len(clips) == len(batch):
             return None
         try:
@@ -80,7 +80,7 @@ class SharedPrefix:
             return None
         return read_prefix(model, self.loaded, prefix, clip, suffixes)
 
-    def check(self, batches: Sequence[Sequence[Item]], forward: Callable[[Sequence[Item], SharedPrefix | None], dict[str, Any]]) -> None:
+    def check(self, batches: Sequence[Sequence[Item]], forward: Callable[[Sequence[Item], PrefixCache | None], dict[str, Any]]) -> None:
         """Refuse kinds of media for which the first questions get other scores or residuals than their whole prompts.
 
         Args:
@@ -88,7 +88,7 @@ class SharedPrefix:
         """
         tried: set[tuple[str, ...]] = set()
         for batch in batches if self.refusal is None else ():
-            several = [places for places in by_clip(batch) if len(places) > 1]
+            several = [places for places in group_by_media(batch) if len(places) > 1]
             kinds = media_signature(batch[0])
             if not several or kinds in tried:
                 continue
@@ -125,12 +125,12 @@ def read_prefix(model: Any, loaded: LoadedModel, prefix: Any, clip: torch.Tensor
     ids = on_the_left(suffixes, loaded.tokenizer.pad_token_id).to(loaded.device)
     mask = on_the_left([[1] * len(s) for s in suffixes], 0).to(attention)
     attention = torch.cat([attention[clip], mask], 1)
-    places = {"attention_mask": attention, "position_ids": later_positions(model, attention, ids.shape[1], counted=True)}
+    places = {"attention_mask": attention, "position_ids": continuation_positions(model, attention, ids.shape[1], counted=True)}
     return {"input_ids": ids, **places, "past_key_values": cache}
 
 
-def answer_on(loaded: LoadedModel, model: Any, asked: dict[str, Any], logits: torch.Tensor, max_new_tokens: int) -> list[str]:
-    """Greedy answers from the cache of :meth:`SharedPrefix.ask` after its forward, whose ``logits`` are those of the first token, (B, V)."""
+def generate_from_cache(loaded: LoadedModel, model: Any, asked: dict[str, Any], logits: torch.Tensor, max_new_tokens: int) -> list[str]:
+    """Greedy answers from the cache of :meth:`PrefixCache.ask` after its forward, whose ``logits`` are those of the first token, (B, V)."""
     tokenizer, ends = loaded.tokenizer, unwrap(model).generation_config.eos_token_id
     pad = tokenizer.pad_token_id
     stop = torch.tensor([ends] if isinstance(ends, int) else ends or [], device=logits.device)
@@ -141,11 +141,11 @@ def answer_on(loaded: LoadedModel, model: Any, asked: dict[str, Any], logits: to
         if len(said) == max_new_tokens or bool(done.all()):
             return tokenizer.batch_decode(torch.stack(said, 1), skip_special_tokens=True)
         attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)
-        places = {"attention_mask": attention, "position_ids": later_positions(model, attention, 1, counted=True)}
+        places = {"attention_mask": attention, "position_ids": continuation_positions(model, attention, 1, counted=True)}
         logits = model(input_ids=said[-1][:, None], **places, past_key_values=asked["past_key_values"], use_cache=True).logits[:, -1]
 
 
-def later_positions(model: Any, attention: torch.Tensor, steps: int, *, counted: bool) -> torch.Tensor | None:
+def continuation_positions(model: Any, attention: torch.Tensor, steps: int, *, counted: bool) -> torch.Tensor | None:
     """Positions of the last ``steps`` tokens behind a cache: (3, B, steps) where media have rotary positions of their own, else (B, steps)
     where all before were ``counted`` by the mask; None where the model counts by itself.
 

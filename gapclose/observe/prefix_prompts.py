@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gapclose.data.items import Item
-from gapclose.data.media import SUPPORTED, Media
+from gapclose.data.media import SUPPORTED, MediaLoader
 from gapclose.models.families import PER_TOKEN
 from gapclose.models.loading import LoadedModel
 
@@ -29,7 +29,7 @@ def lead(item: Item) -> str | None:
 
 
 def split_prompts(
-    loaded: LoadedModel, batch: Sequence[Item], clips: Sequence[Sequence[int]], media: Media
+    loaded: LoadedModel, batch: Sequence[Item], clips: Sequence[Sequence[int]], media: MediaLoader
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor, list[list[int]]]:
     """What a model is given of the clips, ``input_ids`` (C, P) padded on the left; the clip of every question (B,); the tokens behind it.
 
@@ -110,7 +110,7 @@ def _from_texts(loaded: LoadedModel, batch: Sequence[Item], clips: Any, marks: s
     return [found[n] for n in range(len(batch))]
 
 
-def _from_prompts(loaded: LoadedModel, batch: Any, clips: Any, marks: set[int], cuts: Any, media: Media) -> list[list[int]]:
+def _from_prompts(loaded: LoadedModel, batch: Any, clips: Any, marks: set[int], cuts: Any, media: MediaLoader) -> list[list[int]]:
     whole, found = [_cut(tokens, marks) for tokens in _unpadded(loaded.prompts(batch, media))], {}
     for places, (prefix, _) in zip(clips, cuts, strict=True):
         if not prefix or any(whole[n][0] != prefix for n in places):

@@ -36,7 +36,7 @@ class HiddenStates(Protocol):
 
 
 @dataclass(kw_only=True)
-class Wanted:
+class ObservationRequest:
     """What to observe beyond the scores."""
 
     layers: Sequence[int] = ()
@@ -53,7 +53,7 @@ class Wanted:
     """where what is frozen is stored of all items: scores and residuals come from there, answers are generated as ever"""
 
 
-def request_of(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted: Wanted) -> dict[str, Any]:
+def request_of(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted: ObservationRequest) -> dict[str, Any]:
     """All that identifies an observation, as one JSON object; ``fingerprint`` is the first 16 hex digits of its SHA-256."""
     request = {
         "items": items.fingerprint(),

@@ -171,7 +171,7 @@ def pad_options(scores: torch.Tensor, width: int) -> torch.Tensor:
     return torch.nn.functional.pad(scores, (0, width - scores.shape[1]), value=-torch.inf)
 
 
-def claim(directory: Path, request: dict[str, Any], replace: bool, *, versions: str = "same", finished: bool = False) -> None:
+def claim_directory(directory: Path, request: dict[str, Any], replace: bool, *, versions: str = "same", finished: bool = False) -> None:
     """Make the directory ours, or refuse when it belongs to another request, or to the same one under other versions.
 
     Args:
@@ -212,7 +212,7 @@ BESIDE = {"versions", "earlier_versions"}
 """what a request tells beside what was asked for"""
 
 
-def take_shared(directory: Path, shared: Path) -> bool:
+def fetch_shared(directory: Path, shared: Path) -> bool:
     """Take a finished observation from where another run left it; returns whether there was one."""
     if not (shared / "manifest.json").is_file():
         return False
@@ -221,7 +221,7 @@ def take_shared(directory: Path, shared: Path) -> bool:
     return True
 
 
-def leave_shared(directory: Path, shared: Path) -> None:
+def publish_shared(directory: Path, shared: Path) -> None:
     """Leave a finished observation for other runs; of two that leave the same at once, either is kept."""
     if not (shared / "manifest.json").is_file():
         link_files(sorted(directory.glob("shard-*.safetensors")), shared)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from gapclose.core.distributed import main_alone
+from gapclose.core.distributed import run_on_main
 from gapclose.core.errors import LossNotFinite
 from gapclose.core.files import read_json, write_json, write_text
 from gapclose.core.logging import say
@@ -19,25 +19,34 @@ from gapclose.core.tensor_files import read_tensors, refuse_damaged, seal
 from gapclose.data.items import Item
 from gapclose.data.media import SUPPORTED
 from gapclose.evaluation.baselines.shift import after_shift
-from gapclose.evaluation.measurement import Measured
-from gapclose.evaluation.prompt_variants import measure_prompts
+from gapclose.evaluation.measurement import SplitMeasurement
+from gapclose.evaluation.prompt_variants import measure_prompt_variants
 from gapclose.evaluation.record import make_record
 from gapclose.evaluation.run_records import read_records, record_of, round_words, summarise, target_words, unimproved_words
 from gapclose.export.run import export_run
 from gapclose.metrics.labels import Labels, option_concepts
-from gapclose.metrics.verdict import unproven
+from gapclose.metrics.verdict import not_established
 from gapclose.models.loading import LoadedModel
 from gapclose.models.sharding import is_sharded, is_wrapped, shard
-from gapclose.observe.hidden_cache import Trunk
-from gapclose.observe.hidden_writer import fill_trunk
+from gapclose.observe.hidden_cache import HiddenStateCache
+from gapclose.observe.hidden_writer import write_cache
 from gapclose.report.html import write_page
-from gapclose.training.adapter_io import put_adapter, save_adapter
-from gapclose.training.checkpoint_selection import Epochs
+from gapclose.training.adapter_io import load_adapter_tensors, save_adapter
+from gapclose.training.checkpoint_selection import EpochRecords
 from gapclose.training.lora import adapter_changed, adapter_fingerprint, add_lora, load_adapter
 from gapclose.training.objectives import BY_TRL, needs_reading
 from gapclose.training.resume import epochs_done, last_complete_checkpoint, whole_checkpoints
 from gapclose.training.sampler import Example
-from gapclose.training.target_rounds import Teacher, compared, first_teacher, next_teacher, search, sentinel_reading, train_items, val_items
+from gapclose.training.target_rounds import (
+    ProbeReadings,
+    compare_rounds,
+    first_teacher,
+    next_teacher,
+    search,
+    sentinel_reading,
+    train_items,
+    val_items,
+)
 from gapclose.training.targets import Targets, build_targets
 from gapclose.training.tracking import LossLines
 from gapclose.training.trainer import make_trainer
@@ -45,24 +54,24 @@ from gapclose.training.trl.dataset import epoch_figures
 from gapclose.training.trl.factory import make_trl_trainer
 
 if TYPE_CHECKING:
-    from gapclose.pipeline.context import Run
+    from gapclose.pipeline.context import RunContext
 
 
-def training_trunks(run: Run, items: Sequence[Item], *, frozen: int, blank: Sequence[str]) -> dict[str, Trunk | None]:
+def training_trunks(run: RunContext, items: Sequence[Item], *, frozen: int, blank: Sequence[str]) -> dict[str, HiddenStateCache | None]:
     """The stored states of what training sees (``train``) and of what is measured after every epoch (``val``), as far as they can be had.
 
     What is measured is generated for too, which reads the media whatever is stored; ``observe.share_prefix`` reads them once for all questions
     of a clip, scores included, and is quicker, so with it nothing is stored of ``val``.
     """
     seen, batch_size = run.items.holding([*{i.id: i for i in items}.values()]), run.config.observe.batch_size
-    train = fill_trunk(run.loaded, seen, run.directory / "trunk" / "train", frozen=frozen, batch_size=batch_size, blank=blank)
+    train = write_cache(run.loaded, seen, run.directory / "trunk" / "train", frozen=frozen, batch_size=batch_size, blank=blank)
     if train is None:
         return {}
     if run.config.observe.share_prefix:
         return {"train": train}
     below = [layer for layer in run.measured_layers if layer <= frozen]
     place, measured = run.directory / "trunk" / "val", run.measured_items("val")
-    return {"train": train, "val": fill_trunk(run.loaded, measured, place, frozen=frozen, batch_size=batch_size, layers=below)}
+    return {"train": train, "val": write_cache(run.loaded, measured, place, frozen=frozen, batch_size=batch_size, layers=below)}
 
 
 def _seed(seed: int, number: int) -> int:
@@ -70,12 +79,12 @@ def _seed(seed: int, number: int) -> int:
     return seed if number == 1 else int(np.random.SeedSequence([seed, number]).generate_state(1)[0] // 2)
 
 
-class Training:
+class AlignStage:
     """The second half of a run: its base model is measured and examined, and the gate is written."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunContext) -> None:
         self.run, self.forced, self.begun, self.frozen = run, dict[str, str](), 1, 0
-        self.epochs = Epochs(run.directory, run.config)
+        self.epochs = EpochRecords(run.directory, run.config)
         self.made = list[dict[str, Any]]()  # of the targets of every round, for the record
         self.base_scores: np.ndarray
 
@@ -86,11 +95,11 @@ class Training:
             ValueError: naming every modality of the train items whose verdict is not ``real``, and why.
         """
         path, config = self.run.directory / "gate.json", self.run.config
-        verdicts = main_alone(lambda: read_json(path, "verdicts")["verdicts"])
+        verdicts = run_on_main(lambda: read_json(path, "verdicts")["verdicts"])
         if not needs_reading(config.objective):
             return
         train = self.run.items.select(split="train", purpose="gap")
-        self.forced = unproven(sorted({i.modality for i in train}), verdicts)
+        self.forced = not_established(sorted({i.modality for i in train}), verdicts)
         if self.forced and not config.force:
             listed = "\n".join(f"  - {name}: {why}" for name, why in self.forced.items())
             raise ValueError(
@@ -125,7 +134,7 @@ class Training:
             examples += [Example(item=i, term="retain", base_logps=p, base_tokens=t) for i, p, t in kept]
         return examples
 
-    def build_targets(self, number: int, teacher: Teacher) -> Targets:
+    def build_targets(self, number: int, teacher: ProbeReadings) -> Targets:
         """Targets of the train items for a round, stored beside those of other rounds."""
         # always rebuilt: cheap, and a file from before a change of labels would be stale
         train, known = train_items(self.run), Labels.of(val_items(self.run))
@@ -154,7 +163,7 @@ class Training:
             say(f"  warning: {line}")
         return targets
 
-    def train(self, base: Measured) -> None:
+    def train(self, base: SplitMeasurement) -> None:
         """Train adapters round by round, measuring ``val`` after every epoch.
 
         An interrupted training goes on from its last whole checkpoint.
@@ -176,12 +185,12 @@ class Training:
         rounds, without = list[dict[str, Any]](), 0
         for number in range(2, config.targets.rounds + 1):
             assert teacher is not None
-            if objecting := self.epochs.fired(number - 1):
+            if objecting := self.epochs.triggered(number - 1):
                 say(f"no round {number}: {', '.join(objecting)} objected to the end of the one before")
                 break
             self.load_epoch(self.best()["epoch"])
             following = next_teacher(self.run, number)
-            rounds.append(compared(self.run, number, following, teacher, reference, sentinel))
+            rounds.append(compare_rounds(self.run, number, following, teacher, reference, sentinel))
             without = 0 if rounds[-1]["helps"] else without + 1
             rounds[-1]["ended"] = without >= config.targets.patience
             say(round_words(rounds)[-1])
@@ -215,7 +224,7 @@ class Training:
         write_text(self.run.directory / "gap.jsonl", "".join(json.dumps(r, allow_nan=False) + "\n" for r in kept))
         write_json(path, start)
 
-    def train_round(self, number: int, base: Measured, targets: Targets | None, others: list[Example]) -> None:
+    def train_round(self, number: int, base: SplitMeasurement, targets: Targets | None, others: list[Example]) -> None:
         """Train for ``train.epochs`` epochs from the adapter that the model has.
 
         Args:
@@ -233,7 +242,7 @@ class Training:
             weights = checkpoints / f"epoch-{epoch}" / "adapter_model.safetensors"
             return None if weights.is_file() else f"{weights} is not there"
 
-        resume = main_alone(lambda: last_complete_checkpoint(directory, lost))
+        resume = run_on_main(lambda: last_complete_checkpoint(directory, lost))
 
         def after_epoch(of_round: int) -> bool:
             epoch = past + of_round
@@ -248,11 +257,11 @@ class Training:
             record |= {"training": epoch_figures(trainer.state.log_history, of_round)} if by_trl else {}
             record["adapter_changed"] = adapter_changed(self.run.loaded.model)
             self.run.record(self.epochs.guarded(record))
-            return bool(self.epochs.fired(number))
+            return bool(self.epochs.triggered(number))
 
         by_trl, finite = config.objective in BY_TRL, "loss" not in config.guards.silent
         common: dict[str, Any] = {"after_epoch": after_epoch, "finite_only": finite, "callbacks": [LossLines(self.run.tracker, number)]}
-        media, trunks = self.run.loaded.media(self.run.items, blank=self.blanked), dict[str, Trunk | None]()
+        media, trunks = self.run.loaded.media(self.run.items, blank=self.blanked), dict[str, HiddenStateCache | None]()
         if by_trl:
             assert targets is not None
             if config.train.cache_trunk:
@@ -262,7 +271,7 @@ class Training:
             )
         else:
             examples = [*(self.aimed_at(targets) if targets else []), *others]
-            if config.train.cache_trunk and epochs_done(resume) < config.train.epochs and not self.epochs.fired(number):
+            if config.train.cache_trunk and epochs_done(resume) < config.train.epochs and not self.epochs.triggered(number):
                 trunks = training_trunks(self.run, [e.item for e in examples], frozen=self.frozen, blank=self.blanked)
             trainer = make_trainer(
                 self.run.loaded, examples, media, config.train, directory, n_train=len(train_items(self.run)),
@@ -271,7 +280,7 @@ class Training:
         if resume is not None:
             say(f"going on from {resume.name}")
         try:
-            if not self.epochs.fired(number):
+            if not self.epochs.triggered(number):
                 with whole_checkpoints(directory, trainer):
                     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except LossNotFinite as error:  # in all processes together
@@ -297,9 +306,9 @@ class Training:
         """
         folder = self.run.directory / "checkpoints" / f"epoch-{epoch}"
         remedy = f"delete {folder} and run the same command again, which trains that epoch again"
-        main_alone(lambda: refuse_damaged(folder, remedy))
+        run_on_main(lambda: refuse_damaged(folder, remedy))
         weights, _ = read_tensors(folder / "adapter_model.safetensors", remedy)
-        if lacking := put_adapter(self.run.loaded.model, weights):
+        if lacking := load_adapter_tensors(self.run.loaded.model, weights):
             raise ValueError(f"the adapter of epoch {epoch} does not fit this model: {lacking[:3]}")
         self.set_adapter_fingerprint()
 
@@ -310,24 +319,24 @@ class Training:
         unset_hf_deepspeed_config()  # else transformers would hand each process a part of what it reads
         return load_adapter(self.run.config.model, self.run.directory / "checkpoints" / f"epoch-{epoch}")
 
-    def finish(self, base: Measured) -> dict[str, Any]:
+    def finish(self, base: SplitMeasurement) -> dict[str, Any]:
         """Measure the best epoch's adapter on test, once; export it with its evidence if it may be (``export.unimproved``); close the tracker."""
         epoch, without = self.best()["epoch"], self.epochs.unimproved(range(1, self.begun + 1))
-        if main_alone(lambda: record_of(self.run.directory, "adapted/test")):
+        if run_on_main(lambda: record_of(self.run.directory, "adapted/test")):
             say("this run was finished before; its last measurement and its exports are written again")
         if self.run.config.model.sharded and not is_sharded(self.run.loaded.model):  # everything was trained before this start
             shard(self.run.loaded.model)
         self.load_epoch(epoch)
         now = self.run.measure("adapted", "test", replace=True)
         record = make_record("adapted/test", epoch, now, base, self.run.config.gap, self.run.config.seed)
-        prompts, _ = measure_prompts(self.run, "adapted", self.run.prompted)
+        prompts, _ = measure_prompt_variants(self.run, "adapted", self.run.prompted)
         record |= {"prompts": prompts} if prompts else {}
         record |= {"unimproved": without, "targets": self.made}
         self.run.record(
             record | {"forced": sorted(self.forced), "stopped": self.epochs.stopped(), "guards_off": self.run.config.guards.silent}
         )
         self.run.on_main(lambda: shutil.rmtree(self.run.directory / "trunk", ignore_errors=True))  # of no use any more
-        summary = main_alone(lambda: summarise(self.run.directory))
+        summary = run_on_main(lambda: summarise(self.run.directory))
         if exported := without is None or self.run.config.export.unimproved:
             self.run.on_main(lambda: export_run(self.run.directory, self.run.config, self.for_export(epoch), summary))
         for line in unimproved_words(without):

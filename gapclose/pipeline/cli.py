@@ -48,7 +48,7 @@ def validate(arguments: Sequence[str]) -> None:
     Raises:
         ValueError: all that is wrong, after all that can be shown.
     """
-    from gapclose.data.prompt_templates import ask
+    from gapclose.data.prompt_templates import apply_prompt
     from gapclose.evaluation.controls.text_leak import text_leak
     from gapclose.export.run import check_checkpoint
     from gapclose.models.architecture import why_absent
@@ -56,7 +56,7 @@ def validate(arguments: Sequence[str]) -> None:
     from gapclose.pipeline.config import parse_config
     from gapclose.pipeline.items import is_for_closing, prepare_plain
     from gapclose.pipeline.model_summary import print_outline
-    from gapclose.pipeline.validate import doubts, lacking_here, print_histogram, print_leak, unnamed
+    from gapclose.pipeline.validate import missing_on_this_machine, print_histogram, print_leak, unnamed, warnings_for
     from gapclose.training.tracking import tracking_doubts
 
     config = parse_config(arguments, prog="gapclose validate", starting=True)
@@ -67,7 +67,7 @@ def validate(arguments: Sequence[str]) -> None:
     try:
         closing = is_for_closing(config)
         plain = prepare_plain(config, closing=closing, without_model=absent is not None)
-        items = ask(plain, config.prompts.asked, config.prompts)
+        items = apply_prompt(plain, config.prompts.asked, config.prompts)
         print_histogram(items)
     except ValueError as error:
         faults.append(str(error))
@@ -83,7 +83,12 @@ def validate(arguments: Sequence[str]) -> None:
     if faults:
         raise ValueError("\n".join(faults))
     assert items is not None and plain is not None
-    for line in [*lacking_here(config), *tracking_doubts(config), *doubts(items), *print_leak(text_leak(items, folds=config.probe.folds))]:
+    for line in [
+        *missing_on_this_machine(config),
+        *tracking_doubts(config),
+        *warnings_for(items),
+        *print_leak(text_leak(items, folds=config.probe.folds)),
+    ]:
         print(f"warning: {line}")
     for line in unnamed(items, plain, config):
         print(line)
@@ -125,7 +130,7 @@ def export(arguments: Sequence[str]) -> None:
     from gapclose.export.run import check_export, export_run
     from gapclose.pipeline.config import parse_config, refuse_other_run
     from gapclose.pipeline.memory_estimate import refuse_small_disk_for_exports
-    from gapclose.pipeline.run_dir import take_directory
+    from gapclose.pipeline.run_dir import lock_run_dir
     from gapclose.training.lora import load_adapter
 
     config = parse_config(arguments, prog="gapclose export", starting=True)
@@ -141,7 +146,7 @@ def export(arguments: Sequence[str]) -> None:
         )
     if summary["unimproved"] and not config.export.unimproved:
         raise ValueError(f"{directory}: {summary['unimproved']['why']}; --export.unimproved true exports it all the same")
-    lock = take_directory(directory)
+    lock = lock_run_dir(directory)
     loaded = load_adapter(config.model, directory / "checkpoints" / f"epoch-{summary['epoch']}")
     refuse_small_disk_for_exports(loaded, config)
     export_run(directory, config, loaded, summary)

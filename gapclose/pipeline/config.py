@@ -16,9 +16,9 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from gapclose.core.config_checks import Checks
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.core.files import write_text
-from gapclose.core.settings import FREE_KEYS, flatten, read_settings
+from gapclose.core.settings import RESUMABLE_KEYS, flatten, read_settings
 from gapclose.data.config import DataConfig, LabellingConfig, PromptsConfig
 from gapclose.evaluation.config import ControlsConfig
 from gapclose.export.config import ExportConfig
@@ -29,7 +29,7 @@ from gapclose.pipeline.config_parsing import all_hints, build, read_given
 from gapclose.pipeline.paths import missing_places
 from gapclose.probes.config import ProbeConfig
 from gapclose.training.config import TERMS, DpoConfig, GrpoConfig, GuardsConfig, LoraConfig, TargetsConfig, TrackingConfig, TrainConfig
-from gapclose.training.objectives import LOSS_TERMS, OBJECTIVES, acting, idle_terms
+from gapclose.training.objectives import LOSS_TERMS, OBJECTIVES, active_terms, idle_terms
 
 
 @dataclass(kw_only=True)
@@ -85,7 +85,7 @@ class Config:
         if idle := idle_terms(self.objective, self.train):
             check.add(idle, "objective", *(f"train.{term}" for term in TERMS))
             return
-        self.train, self.guards = acting(self.objective, self.train), self.guards.under(self.objective)
+        self.train, self.guards = active_terms(self.objective, self.train), self.guards.under(self.objective)
         if self.targets.rounds > 1 and self.objective not in ("consistency", "consistency+gold"):
             message = f"targets.rounds {self.targets.rounds} needs objective consistency or consistency+gold, not {self.objective}"
             check.add(message, "targets.rounds", "objective")
@@ -127,7 +127,7 @@ def parse_config(arguments: Sequence[str], *, prog: str = "gapclose", starting: 
         parser.add_argument("--config", action="config", help="YAML file; options after it override its values")
         parser.add_class_arguments(Config)
         parser.parse_args(list(arguments))  # which ends the process
-    problems, hints = Problems("the configuration", most=1000, alike=1000), all_hints(Config)
+    problems, hints = ErrorCollector("the configuration", most=1000, alike=1000), all_hints(Config)
     config = build(Config, read_given(arguments, hints, problems), hints, problems)
     for fault in missing_places(config.run_dir, config.data, config.model, config.observe) if starting and config is not None else ():
         problems.add(fault)
@@ -148,7 +148,7 @@ def refuse_other_run(config: Config, path: Path) -> None:
         return
     before, now = read_settings(path.parent), flatten(yaml.safe_load(_dump(config)))
     before = flatten(dataclasses.asdict(Config())) | before
-    changed = {k: (before.get(k), v) for k, v in now.items() if before.get(k) != v and not k.startswith(FREE_KEYS)}
+    changed = {k: (before.get(k), v) for k, v in now.items() if before.get(k) != v and not k.startswith(RESUMABLE_KEYS)}
     if changed:
         listed = "\n".join(f"  - {k}: {a!r} there, {b!r} now" for k, (a, b) in changed.items())
         raise ValueError(

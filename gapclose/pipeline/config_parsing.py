@@ -13,7 +13,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from gapclose.core.config_checks import Complaint, Faults, hints_of, in_words
-from gapclose.core.errors import Fault, Problems, shown
+from gapclose.core.errors import ErrorCollector, ItemError, shown
 from gapclose.core.parsing import parse_yaml, read_text
 from gapclose.core.settings import WHOLE_KEYS
 
@@ -43,7 +43,7 @@ def all_hints(kind: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def read_given(arguments: Sequence[str], hints: dict[str, Any], problems: Problems) -> list[Given]:
+def read_given(arguments: Sequence[str], hints: dict[str, Any], problems: ErrorCollector) -> list[Given]:
     """The values of all files and of the command line, in their order; every key that does not exist goes to ``problems``."""
     found, words, place = list[Given](), list(arguments), 0
 
@@ -86,14 +86,14 @@ def _words(hints: dict[str, Any], key: str) -> str:
     return in_words(hints[key]) if key in hints else "a value"
 
 
-def _of_file(path: Path, hints: dict[str, Any], problems: Problems) -> list[Given]:
+def _of_file(path: Path, hints: dict[str, Any], problems: ErrorCollector) -> list[Given]:
     """The values of a YAML file; an outermost group that is unknown stands for all below it."""
     if not path.is_file():
         problems.add(f"{path}: no such configuration file")
         return []
     try:
         tree = parse_yaml(read_text(path), aliases=ALIASES, settings=True) or {}
-    except (OSError, Fault) as error:
+    except (OSError, ItemError) as error:
         problems.add(f"{path}: not YAML ({error})")
         return []
     if not isinstance(tree, dict):
@@ -132,7 +132,7 @@ def fitted(given: Given, hint: Any) -> Any:
         raise ValueError(f"{given.key} is {shown(given.value)}; it must be {in_words(hint)}") from error
 
 
-def build(kind: Any, given: Sequence[Given], hints: dict[str, Any], problems: Problems) -> Any:
+def build(kind: Any, given: Sequence[Given], hints: dict[str, Any], problems: ErrorCollector) -> Any:
     """The configuration, or None where anything is wrong with it.
 
     A fault that is about several keys is left out where one of them is at fault by itself.

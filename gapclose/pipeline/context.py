@@ -13,17 +13,17 @@ import numpy as np
 import transformers
 from filelock import BaseFileLock
 
-from gapclose.core.distributed import engine_given, main_alone
+from gapclose.core.distributed import engine_given, run_on_main
 from gapclose.core.files import read_json, remove_leftovers, write_json, write_text
 from gapclose.core.logging import say
 from gapclose.core.versions import refuse_other_versions, say_other_environment
 from gapclose.data.items import ItemSet
-from gapclose.data.prompt_templates import ask
+from gapclose.data.prompt_templates import apply_prompt
 from gapclose.evaluation.controls.features import Chosen
-from gapclose.evaluation.controls.run_controls import examine, gate
+from gapclose.evaluation.controls.run_controls import gate, run_controls
 from gapclose.evaluation.controls.text import read_text, text_control
-from gapclose.evaluation.measurement import Measured, measure
-from gapclose.evaluation.prompt_variants import Measures, measure_prompts
+from gapclose.evaluation.measurement import SplitMeasurement, measure
+from gapclose.evaluation.prompt_variants import Measures, measure_prompt_variants
 from gapclose.evaluation.record import make_record
 from gapclose.evaluation.run_records import layer_words, read_records
 from gapclose.export.run import check_export
@@ -34,14 +34,14 @@ from gapclose.models.loading import load_model
 from gapclose.models.quantization import refuse_quantisation
 from gapclose.models.sharding import shard
 from gapclose.observe.extract import observe
-from gapclose.observe.hidden_cache import Trunk
-from gapclose.observe.request import Wanted
+from gapclose.observe.hidden_cache import HiddenStateCache
+from gapclose.observe.request import ObservationRequest
 from gapclose.observe.store import Observations
 from gapclose.pipeline.config import Config, refuse_other_run, save_config
 from gapclose.pipeline.items import prepare_plain
 from gapclose.pipeline.launch import check_launch, refuse_under_engine
 from gapclose.pipeline.memory_estimate import refuse_small_disk
-from gapclose.pipeline.run_dir import bind_items, environment, leave_directory, refuse_other_items, take_directory
+from gapclose.pipeline.run_dir import bind_items, environment, lock_run_dir, refuse_other_items, unlock_run_dir
 from gapclose.pipeline.run_files import refuse_damaged_files
 from gapclose.probes.config import ProbeConfig
 from gapclose.probes.linear import FrozenProbe
@@ -54,7 +54,7 @@ from gapclose.training.tracking import NoTracker, make_tracker, tracking_doubts
 MEASURED = ("gap", "transfer", "retain")
 
 
-class Run:
+class RunContext:
     """The state of one run: what was loaded, chosen and measured so far."""
 
     def __init__(self, config: Config, *, closing: bool) -> None:
@@ -85,7 +85,7 @@ class Run:
             self._load(closing)
         except BaseException:
             if self.lock is not None:
-                leave_directory(self.directory, self.lock, made=made)
+                unlock_run_dir(self.directory, self.lock, made=made)
             raise
         self.adapter = ""
         """what the weights are beyond the checkpoint's: the fingerprint of an adapter, or the name of a random draw"""
@@ -95,12 +95,12 @@ class Run:
         self.fit_reading: np.ndarray
         self.text: Chosen
         self.prompted: Measures
-        self.measured = dict[str, Measured]()
+        self.measured = dict[str, SplitMeasurement]()
 
     def _take(self) -> None:
         """Lock the run directory before anything is written there or loaded, unless it holds a run with other settings."""
         refuse_other_run(self.config, self.directory / "config.yaml")
-        self.lock = take_directory(self.directory)
+        self.lock = lock_run_dir(self.directory)
 
     def _load(self, closing: bool) -> None:
         """Check items and media, load the model, and bind the directory, which is locked, to configuration and items."""
@@ -108,7 +108,7 @@ class Run:
         self.on_main(lambda: refuse_damaged_files(self.directory))
         self.on_main(lambda: refuse_other_versions(self.directory, config.observe.versions))
         self.plain = prepare_plain(config, closing=closing, alone=self.on_main)
-        self.items = ask(self.plain, config.prompts.asked, config.prompts)
+        self.items = apply_prompt(self.plain, config.prompts.asked, config.prompts)
         refuse_other_items(self.items, self.directory / "items.json")
         for line in tracking_doubts(config) if self.process.is_main_process else ():
             say(f"  warning: {line}")
@@ -157,7 +157,7 @@ class Run:
         def alone() -> None:
             write()
 
-        main_alone(alone)
+        run_on_main(alone)
 
     def observe(
         self, stage: str, items: ItemSet, *, replace: bool = False, max_new_tokens: int | None = None, **wanted: Any
@@ -168,7 +168,7 @@ class Run:
             how = dataclasses.replace(how, max_new_tokens=max_new_tokens)
         directory = self.directory / "observations" / stage
         shared = Path(how.shared) if how.shared and not self.adapter else None
-        return observe(self.loaded, items, directory, how, Wanted(**wanted, extra=extra), replace=replace, shared=shared)
+        return observe(self.loaded, items, directory, how, ObservationRequest(**wanted, extra=extra), replace=replace, shared=shared)
 
     # -- read ---------------------------------------------------------------------------------------------------------------
 
@@ -213,12 +213,12 @@ class Run:
         """The layers of both probes."""
         return sorted({*self.probe.layers, *self.sentinel.layers})
 
-    def observe_measured(self, stage: str, split: str, *, replace: bool = False, trunk: Trunk | None = None) -> Observations:
+    def observe_measured(self, stage: str, split: str, *, replace: bool = False, trunk: HiddenStateCache | None = None) -> Observations:
         """Observe what is measured on a split under the current model: scores, generated answers, residuals of both probes' layers."""
         wanted: dict[str, Any] = {"layers": self.measured_layers, "generate": True, "trunk": trunk}
         return self.observe(f"{stage}-{split}", self.measured_items(split), replace=replace, **wanted)
 
-    def measure(self, stage: str, split: str, *, replace: bool = False, trunk: Trunk | None = None) -> Measured:
+    def measure(self, stage: str, split: str, *, replace: bool = False, trunk: HiddenStateCache | None = None) -> SplitMeasurement:
         """Observe a split under the current model and measure it; ``trunk``: where what is frozen is stored of its items."""
         items, observed = self.measured_items(split), self.observe_measured(stage, split, replace=replace, trunk=trunk)
         how = {"folds": self.config.probe.folds, "seed": self.config.seed, "match": self.config.prompts.matching(self.config.prompts.asked)}
@@ -245,7 +245,7 @@ class Run:
         if record["state"] not in ("open", "closed"):
             say(f"  warning: {record['state']}: {STATES[record['state']]}")
 
-    def measure_base(self, splits: Sequence[str]) -> dict[str, Measured]:
+    def measure_base(self, splits: Sequence[str]) -> dict[str, SplitMeasurement]:
         """Measure the base model, with the text-only control on test."""
         found = {}
         for split in splits:
@@ -259,7 +259,7 @@ class Run:
                 record["controls"] = text_control(
                     fit, items, found[split], self.config.gap, reading=self.text.reading, seed=self.config.seed
                 )
-                prompts, self.prompted = measure_prompts(self, "base")
+                prompts, self.prompted = measure_prompt_variants(self, "base")
                 record |= {"prompts": prompts} if prompts else {}
             self.record(record)
         self.measured |= found
@@ -271,14 +271,14 @@ class Run:
         A thorough one is not replaced by one that is not.
         """
         path = self.directory / "measurement.json"
-        before = main_alone(lambda: read_json(path) if path.is_file() else {})
+        before = run_on_main(lambda: read_json(path) if path.is_file() else {})
         if thorough or not before.get("thorough"):
-            found = examine(self, thorough=thorough)
+            found = run_controls(self, thorough=thorough)
             gone = [key for key, value in before.items() if value and not found.get(key)]
             if gone:
                 say(f"measurement.json held {', '.join(gone)} and does not any more: the configuration asks for less")
             self.on_main(lambda: write_json(path, found))
-        for name, verdict in main_alone(lambda: read_json(path, "verdicts")["verdicts"]).items():
+        for name, verdict in run_on_main(lambda: read_json(path, "verdicts")["verdicts"]).items():
             say(f"{name} on test: {verdict['word']}")
 
     def gate(self) -> None:

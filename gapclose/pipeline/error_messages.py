@@ -32,14 +32,14 @@ def guarded(job) -> int:
 
 def _told(error: OSError | RuntimeError) -> str | None:
     """What befell a run that could not help it, in one line; None of any other error."""
-    from gapclose.core.distributed import MetElsewhere, peer_lost
-    from gapclose.core.files import FAILING, NO_ROOM, NOT_ALLOWED, Unwritten
+    from gapclose.core.distributed import RemoteError, peer_lost
+    from gapclose.core.files import FAILING, NO_ROOM, NOT_ALLOWED, WriteError
 
     again = "start the same command again: it goes on from what is there"
     if isinstance(error, OSError) and error.errno in NO_ROOM | NOT_ALLOWED | FAILING:
-        what = f"{error.filename or 'a file'}{' cannot be written' if isinstance(error, Unwritten) else ''}"
+        what = f"{error.filename or 'a file'}{' cannot be written' if isinstance(error, WriteError) else ''}"
         return f"{what}: {error.strerror}; {'make room' if error.errno in NO_ROOM else 'mend that'} and {again}"
-    if isinstance(error, MetElsewhere):
+    if isinstance(error, RemoteError):
         return str(error)
     if peer_lost(error):
         return f"another process of this run ended, for a reason that it or the launcher tells; {again}"

@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.core.logging import say
 from gapclose.data.answer_matching import check_told_apart
 from gapclose.data.config import WORDINGS, DataConfig, PromptsConfig
 from gapclose.data.items import ItemSet
 from gapclose.data.label_budget import relabel
 from gapclose.data.load import in_order, read_data
-from gapclose.data.media import survey, tell, without
-from gapclose.data.prompt_templates import ask, reword
+from gapclose.data.media import drop_faulty, report_faults, survey
+from gapclose.data.prompt_templates import apply_prompt, apply_template
 from gapclose.data.splits import check_clips_apart, check_media_apart, check_splits_filled, check_twins
 from gapclose.models.chat_template import left_out_of_prompts
 from gapclose.models.config import SHIPPED, ModelConfig
@@ -25,7 +25,7 @@ from gapclose.models.loading import load_processor
 from gapclose.pipeline.config import Config
 from gapclose.pipeline.media_fit import unfit
 from gapclose.training.objectives import BY_TRL, needs_reading
-from gapclose.training.trl.dataset import check_taken
+from gapclose.training.trl.dataset import check_supported_media
 
 MEASURE_SPLITS = {"fit": True, "test": True}
 CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
@@ -58,13 +58,13 @@ def load_items(
     Raises:
         ValueError: all problems of all checks together.
     """
-    problems, prompts = Problems(f"the item set {directory}"), prompts or PromptsConfig()
+    problems, prompts = ErrorCollector(f"the item set {directory}"), prompts or PromptsConfig()
     plain = read_data(directory, data, problems)
     items = in_order(plain, data, prompts, problems)
     if not len(problems):  # else a twin may be missing for no fault of its own
         check_twins(items, problems)
     check_prompts(prompts, model, problems)
-    asked = {name: reword(items, name, prompts, problems) for name in prompts.names}
+    asked = {name: apply_template(items, name, prompts, problems) for name in prompts.names}
     for name, worded in asked.items():
         check_told_apart(worded, problems, None if name == prompts.asked else name)
     seen = survey(items)
@@ -87,9 +87,9 @@ def load_items(
         if len(problems) == before:  # else no prompt can be made
             found |= unfit(items, model, processor, {entry: size for entry, size in seen.sizes.items() if entry not in found})
     if data.on_error == "skip":
-        items = without(items, found, problems)
+        items = drop_faulty(items, found, problems)
     else:
-        tell(items, found, problems)
+        report_faults(items, found, problems)
     check_splits_filled(items, splits, folds, problems)
     if retain and not items.select(split="train", purpose="retain").items:
         problems.add(
@@ -99,7 +99,7 @@ def load_items(
         check_expressible(items, problems)
     behind = None if processor is None else left_out_of_prompts(processor)
     if objective in BY_TRL:
-        check_taken(asked[prompts.asked], objective, BY_TRL[objective], problems)
+        check_supported_media(asked[prompts.asked], objective, BY_TRL[objective], problems)
         if behind:
             problems.add(f"objective {objective}: TRL makes its own prompts, and {behind}")
     problems.raise_if_any()
@@ -108,7 +108,7 @@ def load_items(
     return items
 
 
-def check_expressible(items: ItemSet, problems: Problems) -> None:
+def check_expressible(items: ItemSet, problems: ErrorCollector) -> None:
     """Add train items whose options all express one concept: whatever is read of them, no answer could tell."""
     lone = [i for i in items.select(split="train", purpose="gap") if len({o.concept for o in i.options}) < 2]
     if lone:
@@ -118,7 +118,7 @@ def check_expressible(items: ItemSet, problems: Problems) -> None:
         )
 
 
-def check_prompts(prompts: PromptsConfig, model: ModelConfig, problems: Problems) -> None:
+def check_prompts(prompts: PromptsConfig, model: ModelConfig, problems: ErrorCollector) -> None:
     """Add to ``problems`` a matching function that cannot be had, and prompts in words that a shipped model never saw."""
     try:
         prompts.matching("own")
@@ -136,13 +136,13 @@ def is_for_closing(config: Config) -> bool:
     """Whether a set has items to train on or to validate with; without either it is there to be measured."""
     if config.data.path == "digits":
         return True
-    items = read_data(Path(config.data.path), config.data, Problems("the item set"))
+    items = read_data(Path(config.data.path), config.data, ErrorCollector("the item set"))
     return not items.items or any(i.split in ("train", "val") for i in items)
 
 
 def prepare_items(config: Config, *, closing: bool, without_model: bool = False) -> ItemSet:
     """The items of a run in the words of its own prompt; as :func:`prepare_plain`, otherwise."""
-    return ask(prepare_plain(config, closing=closing, without_model=without_model), config.prompts.asked, config.prompts)
+    return apply_prompt(prepare_plain(config, closing=closing, without_model=without_model), config.prompts.asked, config.prompts)
 
 
 def prepare_plain(
@@ -176,7 +176,7 @@ def prepare_plain(
     objective = config.objective if closing else None
     loaded = load_items(directory, config.data, config.model, splits, **limits, retain=retain, objective=objective, prompts=config.prompts)
     items = relabel(loaded, config.labelling, config.seed)
-    problems = Problems(f"the item set {directory} with the labels that `labelling` leaves")
+    problems = ErrorCollector(f"the item set {directory} with the labels that `labelling` leaves")
     check_splits_filled(items, splits, config.probe.folds, problems)
     if closing:
         check_trainable(config, problems)
@@ -191,7 +191,7 @@ def prepare_plain(
     return items
 
 
-def check_trainable(config: Config, problems: Problems) -> None:
+def check_trainable(config: Config, problems: ErrorCollector) -> None:
     """Add to ``problems`` a precision that cannot be trained in."""
     if config.model.dtype == "float16":
         problems.add("model.dtype float16 cannot be trained without a loss scaler; choose bfloat16 or float32")

@@ -41,7 +41,7 @@ def refuse_under_engine(config: Config, engine: str, processes: int, *, closing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class LaunchRequest:
     """What the launch command asked for; None where it says nothing."""
 
     processes: int | None = None
@@ -60,7 +60,7 @@ def launch_arguments(command: list[str]) -> list[str] | None:
     return None
 
 
-def asked_for(command: list[str]) -> Asked | None:
+def parse_launch_command(command: list[str]) -> LaunchRequest | None:
     """What an ``accelerate launch`` command line asks for, or None when it is no such command.
 
     Read by accelerate's own parser, so flags, both spellings of options, and the script's own options are told apart as it does.
@@ -79,34 +79,34 @@ def asked_for(command: list[str]) -> Asked | None:
     processes, kind = options.num_processes or settings.get("num_processes"), settings.get("distributed_type")
     for flag, name in (("use_fsdp", "FSDP"), ("use_deepspeed", "DEEPSPEED"), ("multi_gpu", "MULTI_GPU")):
         kind = name if getattr(options, flag) else kind
-    return Asked(
+    return LaunchRequest(
         processes=int(processes) if processes else None,
         kind=kind_of(str(kind)) if kind is not None else None,
         source=f"the `accelerate launch` command{f' (with {file})' if file else ''}",
     )
 
 
-def find_request() -> Asked:
+def find_launch_request() -> LaunchRequest:
     """What was asked for, by the nearest `accelerate launch` among the parents, else by the environment of torchrun and Slurm."""
     for parent in psutil.Process().parents()[:4]:
         try:
-            asked = asked_for(parent.cmdline())
+            asked = parse_launch_command(parent.cmdline())
         except (psutil.AccessDenied, psutil.NoSuchProcess):
             continue
         if asked:
             return asked
     size = os.environ.get("WORLD_SIZE")
-    return Asked(processes=int(size) if size else None, source="WORLD_SIZE")
+    return LaunchRequest(processes=int(size) if size else None, source="WORLD_SIZE")
 
 
-def check_launch(asked: Asked | None = None) -> PartialState:
+def check_launch(asked: LaunchRequest | None = None) -> PartialState:
     """Start the process group, print what it is, and compare it with what was asked for.
 
     Raises:
         ValueError: when there are fewer (or more) processes, or another kind of distribution, than asked for,
             or an engine that is not supported or set up in a way that would go wrong, or when the launcher switched mixed precision on.
     """
-    asked = asked or find_request()
+    asked = asked or find_launch_request()
     state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true", timeout=PATIENCE)
     got = kind_given(state)
     remedy = (

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gapclose.core.errors import Fault
+from gapclose.core.errors import ItemError
 from gapclose.core.memory_meter import Meter
 from gapclose.data.items import Item, ItemSet, content_parts
-from gapclose.data.media import Media
-from gapclose.data.video import Film
+from gapclose.data.media import MediaLoader
+from gapclose.data.video import Video
 from gapclose.models.architecture import build_on_meta, read_architecture
 from gapclose.models.config import ModelConfig
 from gapclose.models.families import longest_sound, part_for
-from gapclose.models.loading import LoadedModel, joined
+from gapclose.models.loading import LoadedModel, assemble
 from gapclose.models.processing import untaken
 from gapclose.models.structure import decoder_layers
 from gapclose.pipeline.memory_estimate import sized
@@ -56,7 +56,7 @@ def unfit(items: ItemSet, config: ModelConfig, processor: Any, sizes: Mapping[En
         model = build_on_meta(read_architecture(config), config)
     except ValueError:  # told by whoever loads it
         return {}
-    trial, found = Trial(joined(model, processor, path=config.path, fingerprint=""), items), dict[Entry, str]()
+    trial, found = Trial(assemble(model, processor, path=config.path, fingerprint=""), items), dict[Entry, str]()
     for kind in ("image", "audio", "video"):
         files: dict[tuple[float, ...], list[Entry]] = {}
         for entry, size in tried.items():
@@ -108,7 +108,7 @@ class Trial:
         try:
             value = self.media.load(*entry)
         except ValueError as error:
-            return str(error.__cause__ if isinstance(error.__cause__, Fault) else error)
+            return str(error.__cause__ if isinstance(error.__cause__, ItemError) else error)
         found = self._try(item, self.media)
         if found is None:
             return None
@@ -150,14 +150,14 @@ class Trial:
         return None
 
 
-class Ordinary(Media):
+class Ordinary(MediaLoader):
     """Media of an ordinary size, whatever is asked for: three seconds of noise, grey pictures of 448 x 448 pixels."""
 
     def __init__(self, loaded: LoadedModel, frames: int) -> None:
         self.sampling_rate = loaded.sampling_rate
         samples = min(3 * self.sampling_rate, longest_sound(loaded.processor) or 3 * self.sampling_rate)
         noise = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
-        film = Film(frames=np.full((frames, 448, 448, 3), 128, np.uint8), seconds=0.5)
+        film = Video(frames=np.full((frames, 448, 448, 3), 128, np.uint8), seconds=0.5)
         self.values = {"audio": noise, "image": Image.new("RGB", (448, 448), (128, 128, 128)), "video": film}
 
     def ahead(self, items: Sequence[Item]) -> None:

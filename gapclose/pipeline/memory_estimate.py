@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gapclose.core.files import free_bytes, in_units, size_of
+from gapclose.core.files import format_bytes, free_bytes, size_of
 from gapclose.core.memory_meter import Meter
 from gapclose.data.items import Item, ItemSet
 from gapclose.models.hooks import answer_logits, last_logits
@@ -226,7 +226,7 @@ def refuse_small_disk(loaded: LoadedModel, items: ItemSet, config: Config, *, cl
     needed = stored["close" if closing else "measure"] + wholes - there
     if needed > (free := free_bytes(directory)):
         raise ValueError(
-            f"{directory}: {in_units(free)} are free there, and this run still writes {in_units(needed)} of observations"
+            f"{directory}: {format_bytes(free)} are free there, and this run still writes {format_bytes(needed)} of observations"
             f"{' and models' if wholes else ''}; make room, or name another place (--run_dir)"
         )
 
@@ -240,7 +240,7 @@ def refuse_small_disk_for_exports(loaded: LoadedModel, config: Config) -> None:
     directory, needed = Path(config.run_dir), exported_bytes(loaded, config)
     if needed > (free := free_bytes(directory)):
         raise ValueError(
-            f"{directory}: {in_units(free)} are free there, and the models that are exported take {in_units(needed)}; make room"
+            f"{directory}: {format_bytes(free)} are free there, and the models that are exported take {format_bytes(needed)}; make room"
         )
 
 

@@ -13,11 +13,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from rich.table import Table
 from torch import nn
 
-from gapclose.core.files import free_bytes, in_units, nearest
+from gapclose.core.files import format_bytes, free_bytes, nearest
 from gapclose.core.logging import say
 from gapclose.data.items import Item, ItemSet
 from gapclose.models.architecture import build_on_meta, quiet, read_architecture
-from gapclose.models.loading import LoadedModel, joined, load_processor
+from gapclose.models.loading import LoadedModel, assemble, load_processor
 from gapclose.models.quantization import outside
 from gapclose.models.structure import decoder, decoder_layers, output_embedding, unwrap
 from gapclose.observe.hidden_writer import RESERVE, trunk_bytes
@@ -99,7 +99,7 @@ def outline(config: Config, items: ItemSet | None, *, absent: bool) -> Iterator[
     seen = look_at(loaded, items) if items is not None and loaded.processor is not None else None
     yield "tokens of an item", _tokens(loaded, seen, items)
     quantised = f", {config.model.quantisation} (by formula)" if config.model.quantisation else ""
-    yield "weights", in_units(weight_bytes(model, config.model.quantisation)) + quantised
+    yield "weights", format_bytes(weight_bytes(model, config.model.quantisation)) + quantised
     yield from _stored(items, config, len(layers), loaded)
     yield from _cached(items, seen, config, loaded)
     yield from _observing(loaded, items, seen, config)
@@ -137,7 +137,7 @@ def _without_weights(config: Config, source: str | None) -> LoadedModel:
     if processor is None:
         decoder_layers(model)
         return LoadedModel(model=model, processor=None, path=config.model.path, fingerprint="")
-    return joined(model, processor, path=config.model.path, fingerprint="")
+    return assemble(model, processor, path=config.model.path, fingerprint="")
 
 
 def _towers(model: Any) -> dict[str, nn.Module]:
@@ -212,15 +212,13 @@ def _exporting(loaded: LoadedModel, config: Config) -> str:
     weights = weight_bytes(loaded.model, config.model.quantisation)
     if config.model.quantisation:
         return (
-            f"{in_units(2 * weights)} on the GPU: the model, and beside it the one that is verified"
+            f"{format_bytes(2 * weights)} on the GPU: the model, and beside it the one that is verified"
             if config.export.verify
             else "as trained"
         )
     if not (config.export.verify or config.export.merged):
-        return f"{in_units(weights)} of main memory"
-    return (
-        f"{in_units(2 * weights)} of main memory: the model, and beside it the one that is folded or verified; its GPU is empty until then"
-    )
+        return f"{format_bytes(weights)} of main memory"
+    return f"{format_bytes(2 * weights)} of main memory: the model, and beside it the one that is folded or verified; its GPU is empty until then"
 
 
 def _unknown(loaded: LoadedModel) -> str:
@@ -243,13 +241,13 @@ def _stored(items: ItemSet | None, config: Config, n_layers: int, loaded: Loaded
         each = layers * loaded.width * size
         yield (
             "observations on disk",
-            f"{in_units(each)} an item of fit ({layers} layers), {in_units(2 * loaded.width * size)} another each time",
+            f"{format_bytes(each)} an item of fit ({layers} layers), {format_bytes(2 * loaded.width * size)} another each time",
         )
         return
     found = observation_bytes(items, config, n_layers=n_layers, width=loaded.width, itemsize=size)
-    free, each = free_bytes(Path(config.run_dir)), ", ".join(f"{in_units(n)} by {job}" for job, n in found.items())
+    free, each = free_bytes(Path(config.run_dir)), ", ".join(f"{format_bytes(n)} by {job}" for job, n in found.items())
     short = ", which is too little" if found["measure"] > free else ""
-    yield "observations on disk", f"{each}; {in_units(free)} free at {nearest(Path(config.run_dir))}{short}"
+    yield "observations on disk", f"{each}; {format_bytes(free)} free at {nearest(Path(config.run_dir))}{short}"
 
 
 def _cached(items: ItemSet | None, seen: Seen | None, config: Config, loaded: LoadedModel) -> Iterator[tuple[str, str]]:
@@ -259,12 +257,15 @@ def _cached(items: ItemSet | None, seen: Seen | None, config: Config, loaded: Lo
     label, size = "frozen trunk on disk", (loaded.width, loaded.model.dtype.itemsize)
     asked = "" if config.train.cache_trunk else " (train.cache_trunk is off)"
     if items is None or seen is None:
-        yield label, f"{in_units(trunk_bytes(1000, *size))} for a thousand tokens{asked}"
+        yield label, f"{format_bytes(trunk_bytes(1000, *size))} for a thousand tokens{asked}"
         return
     needed = trunk_bytes(cached_items(items, config) * statistics.mean(seen.tokens), *size)
     free = free_bytes(Path(config.run_dir))
     short = ": it would be left off" if needed + RESERVE > free else ""
-    yield label, f"{in_units(needed)} at most, while training{asked}; {in_units(free)} free at {nearest(Path(config.run_dir))}{short}"
+    yield (
+        label,
+        f"{format_bytes(needed)} at most, while training{asked}; {format_bytes(free)} free at {nearest(Path(config.run_dir))}{short}",
+    )
 
 
 def _observing(loaded: LoadedModel, items: ItemSet | None, seen: Seen | None, config: Config) -> Iterator[tuple[str, str]]:
@@ -276,7 +277,7 @@ def _observing(loaded: LoadedModel, items: ItemSet | None, seen: Seen | None, co
         batches = {f"{n:,} tokens of text": text_batch(size, n)["prompt"] for n in lengths(loaded.model)}
     for what, prompt in batches.items():
         needed = observed_batch(loaded, prompt, config.model.quantisation, longer=longer)
-        yield f"observing, {size} x {what}", "not known: the model looks at values" if needed is None else in_units(needed)
+        yield f"observing, {size} x {what}", "not known: the model looks at values" if needed is None else format_bytes(needed)
 
 
 def _training(loaded: LoadedModel, items: ItemSet | None, seen: Seen | None, config: Config) -> Iterator[tuple[str, str]]:
@@ -293,8 +294,8 @@ def _training(loaded: LoadedModel, items: ItemSet | None, seen: Seen | None, con
 
 
 def _memory(found: Memory) -> str:
-    parts = f"weights {in_units(found.weights)}, adapters with gradients and AdamW {in_units(found.adapters)}"
-    return f"{in_units(found.peak)}: {parts}, activations {in_units(found.activations)}{' by formula' if found.by_formula else ''}"
+    parts = f"weights {format_bytes(found.weights)}, adapters with gradients and AdamW {format_bytes(found.adapters)}"
+    return f"{format_bytes(found.peak)}: {parts}, activations {format_bytes(found.activations)}{' by formula' if found.by_formula else ''}"
 
 
 def _span(layers: Sequence[int]) -> str:

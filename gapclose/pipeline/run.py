@@ -9,22 +9,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from gapclose.core.distributed import main_alone
+from gapclose.core.distributed import run_on_main
 from gapclose.evaluation.run_records import summarise
-from gapclose.pipeline.align_stage import Training
+from gapclose.pipeline.align_stage import AlignStage
 from gapclose.pipeline.config import Config
-from gapclose.pipeline.context import Run
+from gapclose.pipeline.context import RunContext
 from gapclose.report.html import write_page
 
 
 def run_measure(config: Config) -> dict[str, Any]:
     """Measure the gap of the base model on test, with every control that the configuration asks for, without training."""
-    run = Run(config, closing=False)
+    run = RunContext(config, closing=False)
     run.track()
     run.fit_probes()
     run.measure_base(["test"])
     run.examine(thorough=True)
-    summary = main_alone(lambda: summarise(run.directory))
+    summary = run_on_main(lambda: summarise(run.directory))
     run.on_main(lambda: write_page(run.directory))
     run.on_main(lambda: run.tracker.finish(summary, None))
     return summary
@@ -32,12 +32,12 @@ def run_measure(config: Config) -> dict[str, Any]:
 
 def run_close(config: Config) -> dict[str, Any]:
     """Measure, decide on val whether to train, train with re-measurement after every epoch, measure test again, export."""
-    run = Run(config, closing=True)
+    run = RunContext(config, closing=True)
     run.track()
     run.fit_probes()
     run.measure_base(["val"])
     run.gate()
-    training = Training(run)
+    training = AlignStage(run)
     training.refuse_unproven()
     run.measure_base(["test"])
     run.examine(thorough=False)

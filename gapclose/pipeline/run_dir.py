@@ -45,7 +45,7 @@ def environment(seed: int, process: Any) -> dict[str, Any]:
     }
 
 
-def take_directory(directory: Path) -> BaseFileLock | None:
+def lock_run_dir(directory: Path) -> BaseFileLock | None:
     """Keep a run directory to this process until it ends, however it ends; None where the file system has no locks.
 
     The kernel gives the lock of a process back when that ends. Of a node that was lost, the file server does so after a while: a lock that was
@@ -78,7 +78,7 @@ def take_directory(directory: Path) -> BaseFileLock | None:
     return lock
 
 
-def leave_directory(directory: Path, lock: BaseFileLock, *, made: bool) -> None:
+def unlock_run_dir(directory: Path, lock: BaseFileLock, *, made: bool) -> None:
     """Give a run directory back in which nothing was begun; ``made``: it was not there before, and goes where
     nothing else lies in it."""
     (directory / ".holder").unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from rich.table import Table
 
 from gapclose.data.items import ItemSet
-from gapclose.data.prompt_templates import ask
+from gapclose.data.prompt_templates import apply_prompt
 from gapclose.data.question_text import unnamed_options
 from gapclose.evaluation.controls.text_leak import Leak
 from gapclose.evaluation.summary_text import show
@@ -45,7 +45,7 @@ def unnamed(items: ItemSet, plain: ItemSet, config: Config) -> list[str]:
     """
     found, prompts = list[str](), config.prompts
     for name in prompts.names:
-        worded = items if name == prompts.asked else ask(plain.select(split="test", purpose="gap"), name, prompts)
+        worded = items if name == prompts.asked else apply_prompt(plain.select(split="test", purpose="gap"), name, prompts)
         found += unnamed_options([i for i in worded if i.purpose != "retain"], name)
     if config.model.path in SHIPPED and items.name == "digits":
         return [f"note: {line}; the shipped models were trained to answer so" for line in found]
@@ -53,7 +53,7 @@ def unnamed(items: ItemSet, plain: ItemSet, config: Config) -> list[str]:
     return [f"warning: {line}; a model that was not trained to answer so cannot know that it may: {remedy}" for line in found]
 
 
-def doubts(items: ItemSet) -> list[str]:
+def warnings_for(items: ItemSet) -> list[str]:
     """What is no mistake, and yet will leave a measurement without a verdict."""
     found, test = [], items.select(split="test", purpose="gap")
     if not items.alarm:
@@ -66,7 +66,7 @@ def doubts(items: ItemSet) -> list[str]:
     return found
 
 
-def lacking_here(config: Config) -> list[str]:
+def missing_on_this_machine(config: Config) -> list[str]:
     """What a run with this configuration needs and this machine lacks; a configuration may be checked where it will not run."""
     from gapclose.export.hub import check_push
 

@@ -33,7 +33,7 @@ def verify(directory: Path) -> dict[str, Any]:
 
     from gapclose.observe.batching import plan_batches
     from gapclose.observe.extract import forward_batches
-    from gapclose.observe.request import Wanted
+    from gapclose.observe.request import ObservationRequest
     from gapclose.pipeline.config import parse_config
     from gapclose.pipeline.items import prepare_items
 
@@ -61,7 +61,7 @@ def verify(directory: Path) -> dict[str, Any]:
         exact = loaded.model.dtype == torch.float32
         tolerance = config.export.tolerance * (1.0 if name == "adapter" else 10.0 if exact else 200.0)
         loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        seen = forward_batches(loaded, batches, loaded.media(items), config.observe, Wanted(generate=True))
+        seen = forward_batches(loaded, batches, loaded.media(items), config.observe, ObservationRequest(generate=True))
         before = stored.take(seen.ids)
         measured = before.scores[:, : seen.scores.shape[1]]  # as wide as the longest option list of the whole split
         difference = float((seen.scores - measured)[torch.isfinite(measured)].abs().max())

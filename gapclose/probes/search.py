@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from scipy.special import log_softmax
 
-from gapclose.core.distributed import deal, main_alone
-from gapclose.core.logging import track
+from gapclose.core.distributed import map_across_ranks, run_on_main
+from gapclose.core.logging import progress
 from gapclose.probes.config import ProbeConfig
 from gapclose.probes.cross_validation import fit_temperature, grouped_folds, out_of_fold
 from gapclose.probes.linear import FrozenProbe, fit_linear, side_by_side
 from gapclose.probes.logistic import held_out
 
 WRONG_LABELS = 0.2
-"""share of wrong labels, 0..1, up to which a concept that is not asked about in a modality is recognised (:func:`in_question`)"""
+"""share of wrong labels, 0..1, up to which a concept that is not asked about in a modality is recognised (:func:`possible_concepts`)"""
 
 
 def _searched(
@@ -43,7 +43,7 @@ def _searched(
         yield (family, strength), next(logistic) if family == "logistic" else out_of_fold(alone, y, folds, family, strength)
 
 
-def in_question(y: np.ndarray, modality: np.ndarray, concepts: int) -> np.ndarray:
+def possible_concepts(y: np.ndarray, modality: np.ndarray, concepts: int) -> np.ndarray:
     """Whether a concept (column) is asked about among the items of an item's modality (row): (N, C), bool.
 
     Of wrong labels alone a concept occurs where nobody asks about it. With a share w of them wrong, at most :data:`WRONG_LABELS`, drawn evenly
@@ -68,8 +68,8 @@ def in_question(y: np.ndarray, modality: np.ndarray, concepts: int) -> np.ndarra
 
 
 def not_asked(y: np.ndarray, modality: np.ndarray, concepts: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Modality -> concept -> labels that :func:`in_question` takes for mistakes; for the log and the probe's file, empty where there are none."""
-    possible, found = in_question(y, modality, len(concepts)), dict[str, dict[str, int]]()
+    """Modality -> concept -> labels that :func:`possible_concepts` takes for mistakes; for the log and the probe's file, empty where there are none."""
+    possible, found = possible_concepts(y, modality, len(concepts)), dict[str, dict[str, int]]()
     for name in np.unique(modality):
         there = modality == name
         lost = {c: int((there & (y == k) & ~possible[:, k]).sum()) for k, c in enumerate(concepts)}
@@ -92,7 +92,7 @@ def score(logits: np.ndarray, y: np.ndarray, possible: np.ndarray) -> dict[str, 
     """How well logits (N, C) tell the concepts ``y``.
 
     Args:
-        possible: (N, C), :func:`in_question`.
+        possible: (N, C), :func:`possible_concepts`.
 
     Returns:
         ``log_likelihood`` in nats at the best ``temperature`` (of the probe's reading), ``given_modality`` (the same among the possible concepts
@@ -162,7 +162,7 @@ def choose_probe(
         raise ValueError(f"no labelled item expresses {absent}; a probe for {list(concepts)} needs some of each")
     folds, settings = grouped_folds(y, clips, config.folds, seed), settings or config.settings()
     modality = np.zeros(len(y)) if modality is None else modality
-    possible = in_question(y, modality, len(concepts))
+    possible = possible_concepts(y, modality, len(concepts))
 
     def rows(stack: tuple[int, ...]) -> list[dict[str, Any]]:
         searched = _searched(side_by_side(residuals, stack), settings, y, folds)
@@ -172,7 +172,7 @@ def choose_probe(
         ]
 
     def search(stacks: Sequence[tuple[int, ...]], label: str) -> list[dict[str, Any]]:
-        found = deal(stacks, rows, label) if spread else [rows(stack) for stack in track(stacks, len(stacks), label)]
+        found = map_across_ranks(stacks, rows, label) if spread else [rows(stack) for stack in progress(stacks, len(stacks), label)]
         return [row for of in found for row in of]
 
     table = search([(layer,) for layer in layers], label)
@@ -194,4 +194,4 @@ def choose_probe(
         )  # fmt: skip
         return Choice(probe=probe, reading=np.exp(log_reading), table=table, not_asked=not_asked(y, modality, concepts))
 
-    return main_alone(fitted) if spread else fitted()
+    return run_on_main(fitted) if spread else fitted()

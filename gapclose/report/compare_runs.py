@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gapclose.core.settings import UNTOLD_KEYS, read_settings
+from gapclose.core.settings import EXECUTION_ONLY_KEYS, read_settings
 from gapclose.evaluation.run_records import skipped_words, summarise
 from gapclose.evaluation.summary_text import show
 from gapclose.metrics.significance import holm
@@ -44,7 +44,7 @@ def compare(directories: Sequence[Path]) -> list[dict[str, Any]]:
     if missing:
         raise ValueError("\n".join(missing))
     settings = [read_settings(d) for d in directories]
-    keys = [k for k in dict.fromkeys(k for s in settings for k in s) if k != "seed" and not k.startswith(UNTOLD_KEYS)]
+    keys = [k for k in dict.fromkeys(k for s in settings for k in s) if k != "seed" and not k.startswith(EXECUTION_ONLY_KEYS)]
     varied = [k for k in keys if any(s.get(k) != settings[0].get(k) for s in settings)]
     for run, own in zip(runs, settings, strict=True):
         run["differs"] = {k: own.get(k) for k in varied}

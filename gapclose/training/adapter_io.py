@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from gapclose.core.distributed import main_alone
+from gapclose.core.distributed import run_on_main
 from gapclose.core.errors import LossNotFinite
-from gapclose.core.files import as_others, writing
+from gapclose.core.files import apply_umask, writing
 from gapclose.models.sharding import is_partitioned
 
 
@@ -61,14 +61,14 @@ def save_adapter(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
     def write() -> None:
         with writing(folder.parent):
             model.save_pretrained(str(folder), state_dict=tensors)  # type: ignore[operator]
-            as_others(*folder.glob("*.safetensors"))
+            apply_umask(*folder.glob("*.safetensors"))
 
-    main_alone(write)
+    run_on_main(write)
     return tensors
 
 
 @torch.no_grad()
-def put_adapter(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[str]:
+def load_adapter_tensors(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[str]:
     """Write adapter weights, under the names that PEFT saves, into the model; all processes have to call it.
 
     Returns:

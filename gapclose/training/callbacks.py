@@ -8,19 +8,19 @@ from typing import Any
 
 import transformers
 
-from gapclose.core.distributed import main_alone, together
+from gapclose.core.distributed import run_on_all_ranks, run_on_main
 from gapclose.core.files import flush
 from gapclose.core.tensor_files import seal
 from gapclose.training.sampler import MixedSampler
 
 
-class Bar(transformers.ProgressCallback):
+class ProgressCallback(transformers.ProgressCallback):
     """The trainer's progress bar without its own printing of losses."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None: ...
 
 
-class OwnOrder(transformers.TrainerCallback):
+class SetSamplerEpoch(transformers.TrainerCallback):
     """Tells the sampler its epoch. Of several processes that go on from within an epoch, transformers 5.23 and accelerate 1.15 tell nobody
     (``SkipBatchSampler`` around ``BatchSamplerShard``), and the rest of the epoch would be in the order of the first."""
 
@@ -31,7 +31,7 @@ class OwnOrder(transformers.TrainerCallback):
         self.sampler.set_epoch(state.global_step // self.sampler.steps)
 
 
-class AfterEpoch(transformers.TrainerCallback):
+class EvaluateAfterEpoch(transformers.TrainerCallback):
     """Measures after every epoch, then saves a checkpoint; an interrupted measurement is repeated from the checkpoint before it.
 
     Training stops where ``measure`` says so.
@@ -54,5 +54,5 @@ class AfterEpoch(transformers.TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        together(lambda: flush(folder))  # by every process, since each node holds what it wrote itself
-        main_alone(lambda: seal(folder, epoch=state.epoch))
+        run_on_all_ranks(lambda: flush(folder))  # by every process, since each node holds what it wrote itself
+        run_on_main(lambda: seal(folder, epoch=state.epoch))

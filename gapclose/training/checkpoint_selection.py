@@ -9,17 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gapclose.core.distributed import main_alone
+from gapclose.core.distributed import run_on_main
 from gapclose.core.files import read_json, write_json
 from gapclose.core.logging import say
 from gapclose.evaluation.run_records import read_records, record_of
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.status import beyond, within
 from gapclose.training.context import TrainingSettings
-from gapclose.training.early_stopping import fired, objections
+from gapclose.training.early_stopping import check_guards, triggered
 
 
-class Epochs:
+class EpochRecords:
     """The measured epochs of the run in ``directory``; rounds count from 1, epochs go on through them.
 
     All processes ask together, and are told what the main one reads: another node may not see yet what was written.
@@ -36,7 +36,7 @@ class Epochs:
 
     def records(self, number: int) -> list[dict[str, Any]]:
         """The same, as the main process sees them."""
-        return main_alone(lambda: self.read(number))
+        return run_on_main(lambda: self.read(number))
 
     def best(self, rounds: Iterable[int]) -> dict[str, Any]:
         """The record of the best epoch of these rounds.
@@ -50,7 +50,7 @@ class Epochs:
             epoch = best_epoch(among, self.config.gap, self.config.guards.silent)
             return next(r for r in among if r["epoch"] == epoch)
 
-        return main_alone(choose)
+        return run_on_main(choose)
 
     def unimproved(self, rounds: Iterable[int]) -> dict[str, Any] | None:
         """Why none of these rounds' epochs is to be preferred to the base model; None where one is."""
@@ -60,19 +60,19 @@ class Epochs:
             assert base is not None
             return unimproved(among, self.config.gap, self.config.guards.silent, base)
 
-        return main_alone(judge)
+        return run_on_main(judge)
 
     def guarded(self, record: dict[str, Any]) -> dict[str, Any]:
         """The record of an epoch with what the guards have against it; a control of training has none."""
         if self.config.targets.control != "none":
             return record | {"objections": {}}
-        base = main_alone(lambda: record_of(self.directory, "base/val"))
+        base = run_on_main(lambda: record_of(self.directory, "base/val"))
         assert base is not None
-        return record | {"objections": objections(record, base, self.config.gap, self.config.guards)}
+        return record | {"objections": check_guards(record, base, self.config.gap, self.config.guards)}
 
-    def fired(self, number: int) -> dict[str, str]:
+    def triggered(self, number: int) -> dict[str, str]:
         """The guards that end a round, with their reasons."""
-        return main_alone(lambda: self._fired(number))
+        return run_on_main(lambda: self._fired(number))
 
     def stopped(self) -> dict[str, str]:
         """What kept a round from its last epoch; a guard that was turned off since may have been it."""
@@ -83,7 +83,7 @@ class Epochs:
                     return self._fired(number) or self._at_a_step(number)
             return {}
 
-        return main_alone(first)
+        return run_on_main(first)
 
     def stop(self, number: int, reason: str) -> None:
         """Keep that the guard of the loss ended a round between two measurements; for the main process."""
@@ -91,7 +91,7 @@ class Epochs:
 
     def _fired(self, number: int) -> dict[str, str]:
         off = self.config.guards.silent
-        of_epochs = fired(self.read(number), self.config.guards)
+        of_epochs = triggered(self.read(number), self.config.guards)
         return of_epochs | {name: why for name, why in self._at_a_step(number).items() if name not in off}
 
     def _at_a_step(self, number: int) -> dict[str, str]:

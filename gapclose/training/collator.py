@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import gather_object
 
 from gapclose.data.items import Item
-from gapclose.data.media import Media
+from gapclose.data.media import MediaLoader
 from gapclose.models.loading import LoadedModel
 from gapclose.models.processing import media_signature
 from gapclose.observe.answer_rows import AnswerRows, prompt_with_answers
@@ -31,7 +31,7 @@ class Collator:
     """
 
     def __init__(
-        self, loaded: LoadedModel, media: Media | None, trunk: HiddenStates | None = None, examples: Sequence[Example] = ()
+        self, loaded: LoadedModel, media: MediaLoader | None, trunk: HiddenStates | None = None, examples: Sequence[Example] = ()
     ) -> None:
         """``trunk``: take what is stored of the items, and read no media. ``examples``: all that batches are made of; needed where processes
         hold a model together."""

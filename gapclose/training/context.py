@@ -32,7 +32,7 @@ class TrainingSettings(EvaluationSettings, Protocol):
 
 
 class TrainingContext(EvaluationContext, Protocol):
-    """A run that trains; :class:`gapclose.pipeline.context.Run` is one."""
+    """A run that trains; :class:`gapclose.pipeline.context.RunContext` is one."""
 
     @property
     def config(self) -> TrainingSettings: ...

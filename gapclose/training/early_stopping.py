@@ -69,13 +69,13 @@ GUARDS: dict[str, Callable[[Record, Record, GapConfig, GuardsConfig], str | None
 """name -> the reason to object to a record, given the base's on the same split, or None; ``loss`` is the trainer's, which looks at every step"""
 
 
-def objections(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> dict[str, str]:
+def check_guards(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> dict[str, str]:
     """What every guard that is on has against a record, by name."""
     checks = {name: check for name, check in GUARDS.items() if name not in config.silent}
     return {name: reason for name, check in checks.items() if (reason := check(record, base, gap, config))}
 
 
-def fired(records: Sequence[Record], config: GuardsConfig) -> dict[str, str]:
+def triggered(records: Sequence[Record], config: GuardsConfig) -> dict[str, str]:
     """The guards that objected in each of the last ``patience`` epochs, with the latest reason.
 
     Args:

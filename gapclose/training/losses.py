@@ -20,7 +20,7 @@ def answer_nll(logp: torch.Tensor, place: torch.Tensor, token: torch.Tensor, wei
     return -torch.where(weight > 0, weight * logp[place, token], 0.0).sum()
 
 
-def retain_kl(logp: torch.Tensor, base_logps: torch.Tensor, base_tokens: torch.Tensor) -> torch.Tensor:
+def topk_kl(logp: torch.Tensor, base_logps: torch.Tensor, base_tokens: torch.Tensor) -> torch.Tensor:
     """Sum over positions of KL(base || adapted) on the partition {each kept token, all the rest}.
 
     With every token kept this is the exact KL; with the K most probable ones it is a lower bound (data processing inequality) that

@@ -33,7 +33,7 @@ def idle_terms(objective: str, train: TrainConfig) -> str:
     return words if named else ""
 
 
-def acting(objective: str, train: TrainConfig) -> TrainConfig:
+def active_terms(objective: str, train: TrainConfig) -> TrainConfig:
     """``train`` with the weight of every term that the objective does not have set to 0."""
     terms = LOSS_TERMS.get(objective, ())
     return replace(train, **{t: 0.0 for t in TERMS if t not in terms})

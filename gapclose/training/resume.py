@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gapclose.core.distributed import main_alone, together
-from gapclose.core.files import Unwritten, read_json, writing
+from gapclose.core.distributed import run_on_all_ranks, run_on_main
+from gapclose.core.files import WriteError, read_json, writing
 from gapclose.core.logging import is_main, say
 from gapclose.core.tensor_files import WHOLE, Damaged, damage
 from gapclose.models.sharding import is_wrapped
@@ -30,7 +30,7 @@ def whole_checkpoints(directory: Path, trainer: Any) -> Iterator[None]:
             with writing(directory):
                 save(*rest, **more)
 
-        together(part, joint=is_wrapped(trainer.model))  # an engine's processes communicate while they save
+        run_on_all_ranks(part, joint=is_wrapped(trainer.model))  # an engine's processes communicate while they save
 
     trainer._save_checkpoint = save_together
 
@@ -43,7 +43,7 @@ def whole_checkpoints(directory: Path, trainer: Any) -> Iterator[None]:
     try:
         with writing(directory):
             yield
-    except Unwritten:
+    except WriteError:
         clear()
         raise
 
@@ -85,4 +85,4 @@ def _epoch(checkpoint: Path) -> float:
 
 def epochs_done(checkpoint: Path | None) -> float:
     """Epochs that were trained and measured before a checkpoint; 0 without one."""
-    return 0.0 if checkpoint is None else main_alone(lambda: _epoch(checkpoint))
+    return 0.0 if checkpoint is None else run_on_main(lambda: _epoch(checkpoint))

@@ -50,7 +50,7 @@ class MixedSampler(Sampler[int]):
         if empty:
             raise ValueError(f"no items for the loss term(s) {empty}; set train.{empty[0]} to 0 or add such items")
         self.counts, self.seed, self.epoch, self.steps = {t: counts[t] for t in members}, seed, 0, steps
-        self.units = {t: pairs(examples, m) if twins else [[i] for i in m] for t, m in members.items()}
+        self.units = {t: pair_twins(examples, m) if twins else [[i] for i in m] for t, m in members.items()}
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer at the start of every epoch."""
@@ -83,7 +83,7 @@ class MixedSampler(Sampler[int]):
                 yield next(streams[term])
 
 
-def pairs(examples: Sequence[Example], members: Sequence[int]) -> list[list[int]]:
+def pair_twins(examples: Sequence[Example], members: Sequence[int]) -> list[list[int]]:
     """The members of one term, both of a pair of twins together."""
     waiting, units = dict[str, list[int]](), list[list[int]]()
     for index in members:

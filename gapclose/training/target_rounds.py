@@ -21,21 +21,21 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 
-from gapclose.core.distributed import deal
+from gapclose.core.distributed import map_across_ranks
 from gapclose.core.logging import say
 from gapclose.data.items import ItemSet
 from gapclose.data.media import SUPPORTED
-from gapclose.metrics.bootstrap import Clips, Interval
+from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.labels import Labels
 from gapclose.observe.store import read_observations
 from gapclose.probes.config import ProbeConfig
 from gapclose.probes.linear import FrozenProbe, fit_linear, linear_logits
-from gapclose.probes.search import in_question, not_asked, not_asked_words, score
+from gapclose.probes.search import not_asked, not_asked_words, possible_concepts, score
 from gapclose.training.context import TrainingContext
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teacher:
+class ProbeReadings:
     """One round's reading."""
 
     probe: FrozenProbe
@@ -55,13 +55,13 @@ def val_items(run: TrainingContext) -> ItemSet:
     return run.items.select(split="val", purpose="gap")
 
 
-def first_teacher(run: TrainingContext) -> tuple[Teacher, np.ndarray]:
+def first_teacher(run: TrainingContext) -> tuple[ProbeReadings, np.ndarray]:
     """The frozen probe's reading of the base model, and the base model's option scores of the train items (N, O)."""
     control = run.config.targets.control
     seen = run.observe("base-train", train_items(run), layers=run.probe.layers, blank=SUPPORTED if control.startswith("blank") else ())
     judged = read_observations(run.directory / "observations" / "base-val", [i.id for i in val_items(run)], layers=run.probe.layers)
     read = {name: run.probe.read(run.probe.see(of.residuals)) for name, of in (("train", seen), ("val", judged))}
-    return Teacher(probe=run.probe, **read), seen.scores.double().numpy()
+    return ProbeReadings(probe=run.probe, **read), seen.scores.double().numpy()
 
 
 def search(run: TrainingContext, number: int) -> tuple[FrozenProbe, np.ndarray]:
@@ -75,7 +75,7 @@ def search(run: TrainingContext, number: int) -> tuple[FrozenProbe, np.ndarray]:
         for part, items in (("fit", fit), ("val", val))
     }
     known, right = Labels.of(fit), Labels.of(val)
-    probe, table = best_on_others(
+    probe, table = choose_on_holdout(
         seen["fit"], known.concept, seen["val"], right.concept, fit.concepts, run.config.probe, f"choosing the probe of round {number}",
         modality=right.modality,
     )  # fmt: skip
@@ -87,7 +87,7 @@ def search(run: TrainingContext, number: int) -> tuple[FrozenProbe, np.ndarray]:
     return probe, probe.read(probe.see(seen["val"]))
 
 
-def best_on_others(
+def choose_on_holdout(
     fit: Mapping[int, torch.Tensor],
     known: np.ndarray,
     val: Mapping[int, torch.Tensor],
@@ -109,7 +109,7 @@ def best_on_others(
     Returns:
         The probe, and a row for every layer, family and strength.
     """
-    possible = in_question(right, modality, len(concepts))
+    possible = possible_concepts(right, modality, len(concepts))
 
     def tried(layer: int) -> list[tuple[dict[str, Any], tuple[np.ndarray, ...]]]:
         z, other = fit[layer].double().numpy(), val[layer].double().numpy()
@@ -119,7 +119,7 @@ def best_on_others(
             for family, strength, parts in fits
         ]
 
-    found = [one for of in deal(list(fit), tried, label) for one in of]
+    found = [one for of in map_across_ranks(list(fit), tried, label) for one in of]
     row, (mean, scale, weight, bias) = max(
         found, key=lambda one: one[0]["given_modality"]
     )  # of equals the lowest layer, then as configured
@@ -128,15 +128,15 @@ def best_on_others(
     return probe, [row for row, _ in found]
 
 
-def next_teacher(run: TrainingContext, number: int) -> Teacher:
+def next_teacher(run: TrainingContext, number: int) -> ProbeReadings:
     """The teacher of a later round: the best probe on what the model has become."""
     probe, val = search(run, number)
     found = run.observe(f"round-{number}-train", train_items(run), layers=probe.layers, replace=True)
-    return Teacher(probe=probe, train=probe.read(probe.see(found.residuals)), val=val)
+    return ProbeReadings(probe=probe, train=probe.read(probe.see(found.residuals)), val=val)
 
 
-def compared(
-    run: TrainingContext, number: int, now: Teacher, before: Teacher, reference: np.ndarray, sentinel: np.ndarray
+def compare_rounds(
+    run: TrainingContext, number: int, now: ProbeReadings, before: ProbeReadings, reference: np.ndarray, sentinel: np.ndarray
 ) -> dict[str, Any]:
     """What ``rounds.json`` holds of a later round: whether its teacher reads better than the one before, and whether the sentinel agrees.
 
@@ -151,7 +151,7 @@ def compared(
         ``shown``: whether its interval is, which few clips seldom let a single round reach. The main process decides.
     """
     labels, said, read = Labels.of(val_items(run)), now.train.argmax(1), before.train.argmax(1)
-    clips = Clips(labels.clip, run.config.gap.replicates, run.config.seed)
+    clips = ClipBootstrap(labels.clip, run.config.gap.replicates, run.config.seed)
     gain, counts = likelihood_gain(now.val, reference, labels)
     interval = Interval.of(clips.mean(gain, counts))
     found = {
@@ -174,7 +174,7 @@ def likelihood_gain(now: np.ndarray, before: np.ndarray, labels: Labels) -> tupl
 
     Items whose label is none of the possible concepts count for nothing.
     """
-    possible = in_question(labels.concept, labels.modality, len(labels.concepts))
+    possible = possible_concepts(labels.concept, labels.modality, len(labels.concepts))
     counts = possible[np.arange(len(now)), labels.concept]
     gain = np.zeros(len(now))
     gain[counts] = _log_right(now, labels, possible)[counts] - _log_right(before, labels, possible)[counts]

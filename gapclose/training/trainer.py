@@ -22,18 +22,18 @@ from accelerate.utils import DistributedType
 from gapclose.core.distributed import refuse_other_engine
 from gapclose.core.errors import LossNotFinite
 from gapclose.core.logging import is_main, say
-from gapclose.data.media import Media
+from gapclose.data.media import MediaLoader
 from gapclose.models.loading import LoadedModel
 from gapclose.models.sharding import is_sharded, is_zero3, wrap_layers
 from gapclose.models.structure import train_adapters_alone
 from gapclose.observe.forward import forward_part
-from gapclose.observe.hidden_cache import Trunk
+from gapclose.observe.hidden_cache import HiddenStateCache
 from gapclose.training.adapter_io import save_adapter
-from gapclose.training.callbacks import AfterEpoch, Bar, OwnOrder
+from gapclose.training.callbacks import EvaluateAfterEpoch, ProgressCallback, SetSamplerEpoch
 from gapclose.training.collator import Collator
 from gapclose.training.config import TERMS, TrainConfig
 from gapclose.training.lora import enable_checkpointing
-from gapclose.training.losses import answer_nll, retain_kl
+from gapclose.training.losses import answer_nll, topk_kl
 from gapclose.training.sampler import Example, MixedSampler
 
 FEW_STEPS = 10
@@ -121,7 +121,7 @@ def term_sums(model: Any, part: dict[str, Any]) -> torch.Tensor:
     """Sums of the three terms over one part, (3,), with gradient."""
     logp = forward_part(model, part)  # (P, V)
     sums = [answer_nll(logp, *(part[k][part["term"] == t] for k in ("place", "token", "weight"))) for t in (0, 1)]
-    retain = retain_kl(logp[part["retain_place"]], part["base_logps"], part["base_tokens"]) if "base_logps" in part else logp.new_zeros(())
+    retain = topk_kl(logp[part["retain_place"]], part["base_logps"], part["base_tokens"]) if "base_logps" in part else logp.new_zeros(())
     return torch.stack([*sums, retain])
 
 
@@ -168,7 +168,7 @@ def use_one_device(arguments: transformers.TrainingArguments) -> None:
 def make_trainer(
     loaded: LoadedModel,
     examples: Sequence[Example],
-    media: Media,
+    media: MediaLoader,
     config: TrainConfig,
     directory: Path,
     *,
@@ -177,7 +177,7 @@ def make_trainer(
     after_epoch: Callable[[int], bool | None],
     finite_only: bool = True,
     callbacks: Sequence[transformers.TrainerCallback] = (),
-    trunk: Trunk | None = None,
+    trunk: HiddenStateCache | None = None,
 ) -> GapTrainer:
     """A trainer over ``examples`` that writes checkpoints to ``directory`` and calls ``after_epoch(epoch)`` after every epoch.
 
@@ -193,10 +193,10 @@ def make_trainer(
     steps = sampler.steps * config.epochs
     arguments = transformers.TrainingArguments(**training_arguments(config, directory, seed=seed, steps=steps))
     use_one_device(arguments)
-    bar = [Bar()] if is_main() and sys.stderr.isatty() else []
+    bar = [ProgressCallback()] if is_main() and sys.stderr.isatty() else []
     trainer = GapTrainer(
         train=config, sampler=sampler, finite_only=finite_only, model=loaded.model, args=arguments, train_dataset=list(examples),
-        data_collator=Collator(loaded, media, trunk, examples), callbacks=[*bar, OwnOrder(sampler), *callbacks, AfterEpoch(after_epoch)],
+        data_collator=Collator(loaded, media, trunk, examples), callbacks=[*bar, SetSamplerEpoch(sampler), *callbacks, EvaluateAfterEpoch(after_epoch)],
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
     refuse_other_engine(trainer.accelerator)

@@ -20,16 +20,16 @@ import numpy as np
 from scipy.special import softmax
 from scipy.stats import t
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.core.files import read_json
 from gapclose.data.items import ItemSet
 from gapclose.data.load import in_order, read_data
-from gapclose.data.prompt_templates import reword
+from gapclose.data.prompt_templates import apply_template
 from gapclose.evaluation.baselines.compare import BUDGETS, pareto
 from gapclose.evaluation.baselines.operating_point import Scored, alarms
 from gapclose.evaluation.baselines.shift import best_shift, shifts
 from gapclose.evaluation.run_records import record_of
-from gapclose.metrics.bootstrap import Clips, Interval
+from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.calibration import expected_calibration_error
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.labels import Action, Labels
@@ -89,9 +89,9 @@ def asked_items(directory: Path) -> ItemSet:
     """The items of a run as it asked them: in its own prompt and order of options, without those that it left out because of their media."""
     path = directory / "items.json"
     bound, config = read_json(path), parse_config(["--config", str(directory / "config.yaml")])
-    problems = Problems(f"the item set {bound['root']} of the run {directory}")
+    problems = ErrorCollector(f"the item set {bound['root']} of the run {directory}")
     found = in_order(read_data(Path(bound["root"]), config.data, problems), config.data, config.prompts, problems)
-    found = reword(found, config.prompts.asked, config.prompts, problems)
+    found = apply_template(found, config.prompts.asked, config.prompts, problems)
     problems.raise_if_any()
     out = {s["item"] for s in bound.get("skipped", [])}
     return replace(found, items=tuple(i for i in found if i.id not in out))
@@ -216,8 +216,8 @@ def figures(answers: Answers, seed: int, where: np.ndarray | None = None) -> dic
 
 
 @lru_cache(maxsize=8)
-def _resamples(clip: tuple[Any, ...], seed: int) -> Clips:
-    return Clips(np.array(clip), REPLICATES, seed)
+def _resamples(clip: tuple[Any, ...], seed: int) -> ClipBootstrap:
+    return ClipBootstrap(np.array(clip), REPLICATES, seed)
 
 
 def on_degraded(answers: Answers) -> dict[str, np.ndarray]:

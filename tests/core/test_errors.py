@@ -2,7 +2,7 @@
 
 import pytest
 
-from gapclose.core.errors import Problems, shortened
+from gapclose.core.errors import ErrorCollector, shortened
 
 
 def test_a_long_message_keeps_place_and_remedy():
@@ -10,7 +10,7 @@ def test_a_long_message_keeps_place_and_remedy():
     said = shortened(message)
     assert len(said) < 1_600 and said.startswith("items.jsonl:3: item xxx") and said.endswith("xxx; give it a name")
     assert "characters more" in said and shortened("short") == "short"
-    problems = Problems("the items")
+    problems = ErrorCollector("the items")
     problems.add(message)
     with pytest.raises(ValueError, match="give it a name") as caught:
         problems.raise_if_any()

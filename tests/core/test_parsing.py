@@ -2,7 +2,7 @@
 
 import pytest
 
-from gapclose.core.errors import Fault
+from gapclose.core.errors import ItemError
 from gapclose.core.parsing import DEEPEST, parse_json, parse_yaml, read_text
 
 JSON = {
@@ -26,7 +26,7 @@ JSON = {
 @pytest.mark.parametrize("fault", JSON)
 def test_faulty_json(fault):
     text, says = JSON[fault]
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ItemError) as caught:
         parse_json(text)
     assert says in str(caught.value) and len(str(caught.value)) < 300
 
@@ -71,7 +71,7 @@ YAML = {
 @pytest.mark.parametrize("fault", YAML)
 def test_faulty_yaml(fault):
     text, says = YAML[fault]
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ItemError) as caught:
         parse_yaml(text)
     assert says in str(caught.value) and len(str(caught.value)) < 300
 
@@ -87,7 +87,7 @@ def test_right_yaml():
 def test_aliases_are_followed_where_few_are_allowed():
     assert parse_yaml("a: &a [1]\nb: *a\nc: *a", aliases=2) == {"a": [1], "b": [1], "c": [1]}
     for text in ("a: &a [1]\nb: *a\nc: *a\nd: *a", "a: &a {b: [*a]}"):
-        with pytest.raises(Fault, match="the alias .a is not followed"):
+        with pytest.raises(ItemError, match="the alias .a is not followed"):
             parse_yaml(text, aliases=2)
 
 
@@ -100,7 +100,7 @@ def test_aliases_are_followed_where_few_are_allowed():
 )
 def test_other_encodings_are_told_with_the_line(tmp_path, content, says):
     (tmp_path / "a").write_bytes(content)
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ItemError) as caught:
         read_text(tmp_path / "a")
     assert says in str(caught.value)
     (tmp_path / "a").write_bytes("b".encode("utf-8-sig"))

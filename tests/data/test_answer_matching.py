@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from gapclose.data.answer_matching import Matching, parse_all, parse_lenient, parse_strict, same_to_the_matcher, unmentioned
+from gapclose.data.answer_matching import AnswerMatcher, parse_all, parse_lenient, parse_strict, same_to_the_matcher, unmentioned
 from gapclose.data.answer_words import words
 from gapclose.data.items import Item, Option
 
@@ -293,8 +293,8 @@ def test_two_forms_of_an_accent_are_one_strictly():
 def test_the_rewards_matcher_is_the_same():
     """``Matching``, which GRPO's reward and the measured prompts use, reads numbers so, too; and where the answer leads."""
     items = [item(("5", "-5")), item(("5", "-5")), item(("C", "C++"))]
-    assert Matching()(["It is -5.", "5", "c++"], items).tolist() == [1, 0, 1]
-    assert Matching(leading=True)(["-5, since 5 is wrong", "5; not -5", "C++ is no C"], items).tolist() == [1, 0, 1]
+    assert AnswerMatcher()(["It is -5.", "5", "c++"], items).tolist() == [1, 0, 1]
+    assert AnswerMatcher(leading=True)(["-5, since 5 is wrong", "5; not -5", "C++ is no C"], items).tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize(

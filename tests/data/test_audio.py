@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from gapclose.core.errors import Fault
-from gapclose.data.audio import read_sound
+from gapclose.core.errors import ItemError
+from gapclose.data.audio import read_audio
 from gapclose.data.audio_headers import Corrected
 
 RATE = 16_000
@@ -25,7 +25,7 @@ def written(path: Path, form: str, samples: np.ndarray = SOUND) -> bytearray:
 
 def decoded(path: Path, content: bytes) -> np.ndarray:
     path.write_bytes(content)
-    return read_sound(path, None)[0]
+    return read_audio(path, None)[0]
 
 
 def put(data: bytearray, name: bytes, behind: int, *sizes: tuple[str, int]) -> None:
@@ -82,7 +82,7 @@ def test_a_cut_sound_is_refused_and_both_doubts_are_named(tmp_path, form, share)
     """Whoever knows that it is whole is told to mend its header."""
     data = written(tmp_path / "sound", form)
     with pytest.raises(
-        Fault, match=r"truncated, or its header is wrong: it promises \d+ bytes more .*copy it again, or, where it is whole"
+        ItemError, match=r"truncated, or its header is wrong: it promises \d+ bytes more .*copy it again, or, where it is whole"
     ):
         decoded(tmp_path / "sound", data[: int(share * len(data))])
 
@@ -94,7 +94,7 @@ def test_notes_behind_the_samples_are_not_heard(tmp_path, form, note):
     assert len(decoded(tmp_path / "sound", bytes(data) + note)) == N
     if note[:3] != b"TAG":
         nothing = written(tmp_path / "sound", form, SOUND[:0])
-        with pytest.raises(Fault, match="has no samples"):
+        with pytest.raises(ItemError, match="has no samples"):
             decoded(tmp_path / "sound", bytes(nothing) + note)
 
 
@@ -116,7 +116,7 @@ def test_a_flac_without_its_length_or_with_too_small_a_one_is_decoded(tmp_path, 
 def test_an_absurd_length_costs_no_memory(tmp_path):
     """A header that promises months is told; what it promises is not allocated."""
     pytest.importorskip("av", reason="flac needs PyAV")
-    with pytest.raises(Fault, match=r"header is wrong: 1\.0 s of 4294967\.3 s are there"):
+    with pytest.raises(ItemError, match=r"header is wrong: 1\.0 s of 4294967\.3 s are there"):
         decoded(tmp_path / "sound", flac(2**36 - 1, tmp_path / "sound"))
 
 
@@ -178,7 +178,7 @@ def test_a_bare_aac_stream_whose_bit_rate_rises_is_no_cut_one(tmp_path, name):
     (tmp_path / name).write_bytes(quiet + loud)
     with av.open(str(tmp_path / name)) as container:
         assert container.duration / 1e6 > 5.8
-    assert len(read_sound(tmp_path / name, RATE)[0]) / RATE == pytest.approx(5, abs=0.3)
+    assert len(read_audio(tmp_path / name, RATE)[0]) / RATE == pytest.approx(5, abs=0.3)
 
 
 def test_several_ogg_streams_one_after_another_are_all_heard(tmp_path):
@@ -196,7 +196,7 @@ def test_an_ogg_whose_last_page_is_whole_is_no_cut_one(tmp_path):
     data[last + 22 : last + 26] = bytes(4)
     data[last + 22 : last + 26] = struct.pack("<I", ogg_sum(bytes(data[last:])))
     assert len(decoded(tmp_path / "sound", data)) == pytest.approx(N, abs=256)
-    with pytest.raises(Fault, match="ends within a page"):
+    with pytest.raises(ItemError, match="ends within a page"):
         decoded(tmp_path / "sound", data[:-1])
 
 
@@ -224,10 +224,10 @@ def test_channels_that_cancel_are_told(tmp_path, form):
     ):
         soundfile.write(tmp_path / "sound", np.stack(channels, 1), RATE, format=form)
         if heard:
-            assert len(read_sound(tmp_path / "sound", None)[0]) == N
+            assert len(read_audio(tmp_path / "sound", None)[0]) == N
         else:
-            with pytest.raises(Fault, match="2 channels of the audio cancel .*write one of them alone, or turn one over"):
-                read_sound(tmp_path / "sound", None)
+            with pytest.raises(ItemError, match="2 channels of the audio cancel .*write one of them alone, or turn one over"):
+                read_audio(tmp_path / "sound", None)
 
 
 def test_the_format_is_known_by_its_content(tmp_path):
@@ -236,7 +236,7 @@ def test_the_format_is_known_by_its_content(tmp_path):
         if form in ("FLAC", "MP3") or name.endswith("m4a"):
             pytest.importorskip("av", reason=f"{form} needs PyAV")
         written(tmp_path / name, form)
-        assert len(read_sound(tmp_path / name, None)[0]) == pytest.approx(N, abs=1200), name
+        assert len(read_audio(tmp_path / name, None)[0]) == pytest.approx(N, abs=1200), name
 
 
 def test_what_libsndfile_does_not_know_goes_to_pyav(tmp_path):
@@ -249,10 +249,10 @@ def test_what_libsndfile_does_not_know_goes_to_pyav(tmp_path):
             frame.sample_rate = RATE
             target.mux(stream.encode(frame))
             target.mux(stream.encode())
-        assert len(read_sound(tmp_path / "sound.wav", 8_000)[0]) == pytest.approx(N / 2, abs=1500), container
+        assert len(read_audio(tmp_path / "sound.wav", 8_000)[0]) == pytest.approx(N / 2, abs=1500), container
     (tmp_path / "sound.wav").write_text("no sound at all, but long enough to look at")
-    with pytest.raises(Fault, match="cannot be decoded .*Format not recognised"):
-        read_sound(tmp_path / "sound.wav", None)
+    with pytest.raises(ItemError, match="cannot be decoded .*Format not recognised"):
+        read_audio(tmp_path / "sound.wav", None)
 
 
 @pytest.mark.parametrize(
@@ -263,23 +263,23 @@ def test_a_sound_of_which_nothing_is_left_is_told(tmp_path, rate, says):
     put(data, b"fmt ", 12, ("<I", rate), ("<I", min(2 * rate, 2**32 - 1)))
     (tmp_path / "sound").write_bytes(data)
     for known in (RATE, None):
-        with pytest.raises(Fault, match=says):
-            read_sound(tmp_path / "sound", known)
+        with pytest.raises(ItemError, match=says):
+            read_audio(tmp_path / "sound", known)
 
 
 def test_a_sound_too_loud_to_be_mixed_is_told(tmp_path):
     """Finite samples whose sum is not."""
     soundfile.write(tmp_path / "sound", np.full((N, 2), 3e38), RATE, format="WAV", subtype="FLOAT")
-    with pytest.raises(Fault, match="16000 samples that are not finite"):
-        read_sound(tmp_path / "sound", None)
+    with pytest.raises(ItemError, match="16000 samples that are not finite"):
+        read_audio(tmp_path / "sound", None)
 
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_sound_beyond_any_scale_is_told(tmp_path, channels):
     """Resampled, its largest samples would be infinite, though those of the file are not."""
     soundfile.write(tmp_path / "sound", np.full((N, channels), 1e38), RATE, format="WAV", subtype="FLOAT")
-    with pytest.raises(Fault, match="goes up to 1e\\+38 .full scale is 1., so it is damaged; replace it"):
-        read_sound(tmp_path / "sound", None)
+    with pytest.raises(ItemError, match="goes up to 1e\\+38 .full scale is 1., so it is damaged; replace it"):
+        read_audio(tmp_path / "sound", None)
 
 
 def test_samples_that_a_header_states_and_nobody_delivers_are_not_made_up(tmp_path):
@@ -294,7 +294,7 @@ def test_samples_that_a_header_states_and_nobody_delivers_are_not_made_up(tmp_pa
 @pytest.mark.parametrize("name", ["sound.au", "SOUND.SND"])
 def test_an_au_without_its_header_is_no_noise(tmp_path, name):
     """libsndfile takes it for raw u-law."""
-    with pytest.raises(Fault, match="no header, which a .* file begins with, so it is damaged"):
+    with pytest.raises(ItemError, match="no header, which a .* file begins with, so it is damaged"):
         decoded(tmp_path / name, written(tmp_path / "sound", "AU")[24:])
 
 
@@ -310,19 +310,19 @@ def test_a_sampling_rate_that_none_has_is_told_before_resampling(tmp_path):
     data = written(tmp_path / "sound", "WAV")
     put(data, b"fmt ", 12, ("<I", 536_878_912), ("<I", 1_073_757_824))
     (tmp_path / "sound.mp4").write_bytes(data)
-    with pytest.raises(Fault, match="sampling rate of 536,878,912 Hz, so it is damaged"):
-        read_sound(tmp_path / "sound.mp4", RATE)
+    with pytest.raises(ItemError, match="sampling rate of 536,878,912 Hz, so it is damaged"):
+        read_audio(tmp_path / "sound.mp4", RATE)
 
 
 def test_longer_sounds_than_memory_holds_are_refused_while_they_are_decoded(tmp_path, monkeypatch):
     """Also where only resampling makes them long."""
     monkeypatch.setattr("gapclose.data.audio_mixing.MOST_SAMPLES", N - 1)
     written(tmp_path / "sound", "WAV")
-    with pytest.raises(Fault, match="more than 15,999 samples, which are not held in memory; cut it"):
-        read_sound(tmp_path / "sound", None)
+    with pytest.raises(ItemError, match="more than 15,999 samples, which are not held in memory; cut it"):
+        read_audio(tmp_path / "sound", None)
     written(tmp_path / "sound", "WAV", SOUND[: N - 1])
-    with pytest.raises(Fault, match="more than 15,999 samples at 48,000 Hz"):
-        read_sound(tmp_path / "sound", 48_000)
+    with pytest.raises(ItemError, match="more than 15,999 samples at 48,000 Hz"):
+        read_audio(tmp_path / "sound", 48_000)
 
 
 def test_without_pyav_a_compressed_sound_names_the_remedy(tmp_path, monkeypatch):
@@ -330,7 +330,7 @@ def test_without_pyav_a_compressed_sound_names_the_remedy(tmp_path, monkeypatch)
 
     monkeypatch.setitem(sys.modules, "av", None)
     written(tmp_path / "sound", "FLAC")
-    with pytest.raises(Fault, match="this audio needs PyAV; `pip install av`"):
-        read_sound(tmp_path / "sound", None)
+    with pytest.raises(ItemError, match="this audio needs PyAV; `pip install av`"):
+        read_audio(tmp_path / "sound", None)
     written(tmp_path / "sound", "WAV")
-    assert len(read_sound(tmp_path / "sound", None)[0]) == N
+    assert len(read_audio(tmp_path / "sound", None)[0]) == N

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gapclose.core.errors import Fault, Problems
-from gapclose.data.images import read_picture
+from gapclose.core.errors import ErrorCollector, ItemError
+from gapclose.data.images import read_image
 from gapclose.data.items import Item, ItemSet, Option
-from gapclose.data.media import Media, faults, survey, tell, without
+from gapclose.data.media import MediaLoader, drop_faulty, faults, report_faults, survey
 
 
 def picture() -> Image.Image:
@@ -29,7 +29,7 @@ def test_every_orientation_is_followed_in_every_format(tmp_path, form, orientati
     note[0x0112] = orientation
     picture().save(tmp_path / "image", form, exif=note)
     upright = picture().transpose(Image.Transpose[TURNS[orientation]])
-    shown = read_picture(tmp_path / "image")
+    shown = read_image(tmp_path / "image")
     assert shown.size == upright.size and np.abs(np.asarray(shown, int) - np.asarray(upright, int)).mean() < 6
 
 
@@ -41,7 +41,7 @@ def test_every_mode_of_8_bits_is_shown(tmp_path, mode):
         Image.new("RGB", (8, 8), "white").convert(mode).save(tmp_path / "image", form)
     except (OSError, ValueError, KeyError):
         pytest.skip(f"Pillow writes no {mode}")
-    shown = read_picture(tmp_path / "image")
+    shown = read_image(tmp_path / "image")
     assert shown.mode == "RGB" and np.asarray(shown).min() > 240
 
 
@@ -49,32 +49,32 @@ def test_every_mode_of_8_bits_is_shown(tmp_path, mode):
 def test_several_pictures_in_one_file_are_told(tmp_path, form):
     others = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
     picture().resize((32, 32)).save(tmp_path / "image", form, save_all=True, append_images=others)
-    with pytest.raises(Fault, match="the file holds 3 pictures, and only the first would be shown"):
-        read_picture(tmp_path / "image")
+    with pytest.raises(ItemError, match="the file holds 3 pictures, and only the first would be shown"):
+        read_image(tmp_path / "image")
 
 
 def test_previews_and_sizes_of_one_picture_are_no_other_pictures(tmp_path):
     """A camera's JPEG with a second view (MPO), and icons in several sizes, of which the largest is shown."""
     picture().save(tmp_path / "camera.jpg", "MPO", save_all=True, append_images=[picture().resize((6, 4))])
-    assert read_picture(tmp_path / "camera.jpg").size == (60, 40)
+    assert read_image(tmp_path / "camera.jpg").size == (60, 40)
     Image.new("RGB", (64, 64), "red").save(tmp_path / "icon.ico", sizes=[(16, 16), (64, 64), (32, 32)])
-    assert read_picture(tmp_path / "icon.ico").size == (64, 64)
+    assert read_image(tmp_path / "icon.ico").size == (64, 64)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_picture_that_is_a_program_is_refused(tmp_path):
     """Pillow would have Ghostscript run it, where that is installed."""
     Image.new("RGB", (8, 8)).save(tmp_path / "drawn.eps")
-    with pytest.raises(Fault, match="an EPS is a program, which Ghostscript would run; write the picture as PNG"):
-        read_picture(tmp_path / "drawn.eps")
+    with pytest.raises(ItemError, match="an EPS is a program, which Ghostscript would run; write the picture as PNG"):
+        read_image(tmp_path / "drawn.eps")
 
 
 def test_absurd_sizes_allocate_nothing(tmp_path):
     """A header alone, of more pixels than are decoded."""
     for side in (12_000, 100_000):
         (tmp_path / "image.ppm").write_bytes(f"P6 {side} {side} 255\n".encode())
-        with pytest.raises(Fault, match="pixels"):
-            read_picture(tmp_path / "image.ppm")
+        with pytest.raises(ItemError, match="pixels"):
+            read_image(tmp_path / "image.ppm")
 
 
 def set_of(root, kind: str, *names: str) -> ItemSet:
@@ -112,16 +112,16 @@ def test_whatever_a_decoder_raises_is_one_line_with_file_and_item(tmp_path, monk
     monkeypatch.setattr(f"gapclose.data.media.{decoder}", fail)
     for n in range(101):
         (tmp_path / str(n)).write_bytes(b"media")
-    items, problems = set_of(tmp_path, kind, "0"), Problems("the set")
-    tell(items, faults(items), problems)
+    items, problems = set_of(tmp_path, kind, "0"), ErrorCollector("the set")
+    report_faults(items, faults(items), problems)
     (message,) = problems.messages
     noun = "film" if kind == "video" else kind
     assert message.startswith(f"{tmp_path / '0'}: item '0': the {noun} cannot be decoded (") and message.endswith("replace it")
     assert "\n" not in message and "()" not in message
     many = set_of(tmp_path, kind, *map(str, range(101)))
-    left = without(many, {(kind, "7"): faults(items)[kind, "0"]}, problems)
+    left = drop_faulty(many, {(kind, "7"): faults(items)[kind, "0"]}, problems)
     assert len(left) == 100 and left.skipped[0][0] == "7" and len(problems) == 1
-    media = Media(tmp_path, 16_000)
+    media = MediaLoader(tmp_path, 16_000)
     media.ahead(items)
     with pytest.raises(ValueError, match=f"item '0': the {noun} cannot be decoded"):
         media.load(kind, "0")
@@ -133,8 +133,8 @@ def test_a_name_that_no_file_can_have_is_a_missing_file(tmp_path, name):
     items = set_of(tmp_path, "image", name)
     (fault,) = faults(items).values()
     assert fault == "no such image file; restore it or remove the item"
-    problems = Problems("the set")
-    tell(items, {("image", name): fault}, problems)
+    problems = ErrorCollector("the set")
+    report_faults(items, {("image", name): fault}, problems)
     assert len(problems) == 1
 
 

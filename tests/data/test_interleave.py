@@ -17,7 +17,7 @@ from gapclose.observe import prefix_cache as shared_prefix
 from gapclose.observe.batching import plan_batches
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import forward_batches
-from gapclose.observe.request import Wanted
+from gapclose.observe.request import ObservationRequest
 from gapclose.pipeline.cli import main
 from gapclose.training.collator import Collator
 from gapclose.training.sampler import Example
@@ -77,7 +77,7 @@ def test_a_padded_batch_gives_what_its_items_give_alone(hearing, films):
     """Scores of options of one token and several, residuals of every layer and generated answers, as the whole prompt gives them."""
     loaded = hearing
     batch, config = list(films), ObserveConfig(max_new_tokens=3)
-    wanted = Wanted(layers=[0, 3, 5], generate=True)
+    wanted = ObservationRequest(layers=[0, 3, 5], generate=True)
     together = forward_batches(loaded, [batch], loaded.media(films), config, wanted)
     alone = forward_batches(loaded, [[i] for i in batch], loaded.media(films), config, wanted)
     for layer in wanted.layers:
@@ -103,7 +103,7 @@ def test_questions_about_one_film_follow_on_one_reading_of_it(hearing, films, mo
     monkeypatch.setattr(shared_prefix, "read_prefix", lambda *given: (read.append(len(given[-1])), real(*given))[1])
     batch = [interleave(films).items[0], *(replace(i, id=f"{i.id}-more") for i in interleave(films).items)]
     batch += [replace(i, id=f"{i.id}-other", messages=retold(i)) for i in batch[1:]]
-    config, wanted = ObserveConfig(batch_size=8, max_new_tokens=3), Wanted(layers=[0, 3, 5], generate=True)
+    config, wanted = ObserveConfig(batch_size=8, max_new_tokens=3), ObservationRequest(layers=[0, 3, 5], generate=True)
     shared, whole = (
         forward_batches(hearing, [batch], hearing.media(films), how, wanted) for how in (replace(config, share_prefix=True), config)
     )
@@ -186,7 +186,7 @@ def test_what_cannot_be_interleaved_is_said(loaded, films):
 
 def test_it_is_a_setting(tiny_checkpoint, tmp_path, capsys):
     """`gapclose validate` takes it of a set of films, and the set is another one to a run."""
-    from gapclose.core.errors import Problems
+    from gapclose.core.errors import ErrorCollector
     from gapclose.data.config import DataConfig
     from gapclose.data.digits import videos as world
     from gapclose.data.load import read_data
@@ -195,5 +195,5 @@ def test_it_is_a_setting(tiny_checkpoint, tmp_path, capsys):
     command = ["validate", "--data.path", str(tmp_path / "set"), "--model.path", str(tiny_checkpoint), "--data.shares", "[0.5,0,0,0.5]"]
     command += ["--probe.folds", "2", "--data.interleave", "true"]
     assert main(command) == 0, capsys.readouterr().err
-    plain, woven = (read_data(tmp_path / "set", DataConfig(interleave=on), Problems("it")) for on in (False, True))
+    plain, woven = (read_data(tmp_path / "set", DataConfig(interleave=on), ErrorCollector("it")) for on in (False, True))
     assert all(is_interleaved(i) for i in woven) and woven.fingerprint() != plain.fingerprint()

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.items import Item, ItemSet, Option
 from gapclose.data.jsonl import line_of, read_items, write_items
 from gapclose.data.splits import check_splits_filled
@@ -231,7 +231,7 @@ def test_selecting_and_hiding_labels(digits):
 
 def test_splits_that_a_job_needs(digits):
     """An empty split, a missing label and a missing concept are each named."""
-    problems = Problems("the set")
+    problems = ErrorCollector("the set")
     bare = [i.id for i in digits if i.clip in ("val-000", "val-001") and (i.clip == "val-000" or i.purpose == "retain")]
     items = [replace(i, gold=None) if i.id in bare else i for i in digits if i.split != "train"]
     items = [i for i in items if not (i.split == "fit" and i.concept == "false_audio")]

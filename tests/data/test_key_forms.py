@@ -7,7 +7,7 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from gapclose.core.errors import Fault
+from gapclose.core.errors import ItemError
 from gapclose.data.keys import Spellings, fold, key, text_of
 
 SAME = {
@@ -61,7 +61,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_can_be_no_name(fault):
     value, says = FAULTS[fault]
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ItemError) as caught:
         key(value)
     assert says in str(caught.value)
 

@@ -12,9 +12,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.items import Item, ItemSet, Option
-from gapclose.data.media import Media, faults, tell
+from gapclose.data.media import MediaLoader, faults, report_faults
 from gapclose.models.input_checks import too_long
 
 RATE = 16_000
@@ -115,12 +115,12 @@ FAULTS = {
 }
 
 
-def check_media(items: ItemSet, problems: Problems) -> None:
-    tell(items, faults(items), problems)
+def check_media(items: ItemSet, problems: ErrorCollector) -> None:
+    report_faults(items, faults(items), problems)
 
 
-def check_lengths(items: ItemSet, processor: SimpleNamespace, problems: Problems) -> None:
-    tell(items, too_long(items, processor), problems)
+def check_lengths(items: ItemSet, processor: SimpleNamespace, problems: ErrorCollector) -> None:
+    report_faults(items, too_long(items, processor), problems)
 
 
 def kind_of(name: str) -> str:
@@ -143,13 +143,13 @@ def test_a_broken_file_is_named_with_its_item_and_remedy(tmp_path, name):
     make, says = FAULTS[name]
     if make:
         make(tmp_path / name)
-    problems = Problems("the set")
+    problems = ErrorCollector("the set")
     check_media(as_set(tmp_path, item("first", name), item("second", name)), problems)
     assert len(problems) == 1
     for part in (str(tmp_path / name), "item 'first'", *says):
         assert part in problems.messages[0], problems.messages
     with pytest.raises(ValueError, match=re.escape(says[0])):
-        Media(tmp_path, RATE).load(kind_of(name), name)
+        MediaLoader(tmp_path, RATE).load(kind_of(name), name)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow comments on damaged TIFF tags
@@ -165,7 +165,7 @@ def test_damaged_images_never_escape_as_tracebacks(tmp_path, form):
         damaged[rng.integers(0, len(damaged), 4)] ^= 255
         names.append(f"{trial}.png")
         (tmp_path / names[-1]).write_bytes(damaged.tobytes())
-    problems = Problems("the set")
+    problems = ErrorCollector("the set")
     check_media(as_set(tmp_path, *(item(n, n) for n in names)), problems)
     assert problems.messages and all("cannot be decoded" in m for m in problems.messages)
 
@@ -175,10 +175,10 @@ def test_whole_files_pass_and_decode(tmp_path):
     Image.new("L", (6, 4), 200).save(tmp_path / "a.png")
     soundfile.write(tmp_path / "a.wav", np.full((8000, 2), [0.5, 0.1]), 8000, subtype="FLOAT")
     items = as_set(tmp_path, item("a", "a.png", "a.wav"))
-    problems = Problems("the set")
+    problems = ErrorCollector("the set")
     check_media(items, problems)
     assert not problems.messages
-    media = Media(tmp_path, RATE)
+    media = MediaLoader(tmp_path, RATE)
     image, sound = media.load("image", "a.png"), media.load("audio", "a.wav")
     assert image.mode == "RGB" and image.size == (6, 4) and image.getpixel((0, 0)) == (200, 200, 200)
     assert sound.shape == (16000,) and sound.dtype == np.float32
@@ -191,7 +191,7 @@ def test_whole_sounds_of_every_format_pass(tmp_path, form):
     name = f"whole.{form.lower()}"
     wav(tmp_path / name, noise(2), format=form)
     assert not faults(as_set(tmp_path, item("a", name)))
-    assert len(Media(tmp_path, RATE).load("audio", name)) == pytest.approx(2 * RATE, rel=0.05)
+    assert len(MediaLoader(tmp_path, RATE).load("audio", name)) == pytest.approx(2 * RATE, rel=0.05)
 
 
 def test_images_are_upright_and_clear_ones_lie_on_white(tmp_path):
@@ -205,7 +205,7 @@ def test_images_are_upright_and_clear_ones_lie_on_white(tmp_path):
     half_clear.save(tmp_path / "clear.png")
     palette = plain.convert("P")
     palette.save(tmp_path / "palette.png", transparency=palette.getpixel((0, 0)))
-    media = Media(tmp_path, RATE)
+    media = MediaLoader(tmp_path, RATE)
     assert media.load("image", "turned.png").size == (4, 6)
     clear = media.load("image", "clear.png")
     assert clear.mode == "RGB" and (clear.getpixel((0, 0)), clear.getpixel((5, 0))) == ((0, 0, 0), (255, 255, 255))
@@ -216,19 +216,19 @@ def test_blank_media_keep_size_and_length(tmp_path):
     """The control shows grey and plays silence of the same size."""
     Image.new("RGB", (6, 4), (9, 9, 9)).save(tmp_path / "a.png")
     wav(tmp_path / "a.wav", np.linspace(-0.5, 0.5, 100))
-    blank = Media(tmp_path, RATE, blank=("image", "audio"))
+    blank = MediaLoader(tmp_path, RATE, blank=("image", "audio"))
     assert set(blank.load("image", "a.png").get_flattened_data()) == {(128, 128, 128)} and blank.load("image", "a.png").size == (6, 4)
     assert not blank.load("audio", "a.wav").any() and blank.load("audio", "a.wav").shape == (100,)
-    deaf = Media(tmp_path, RATE, blank=("audio",))
+    deaf = MediaLoader(tmp_path, RATE, blank=("audio",))
     assert deaf.load("image", "a.png").getpixel((0, 0)) == (9, 9, 9) and not deaf.load("audio", "a.wav").any()
-    assert Media(tmp_path, RATE, blank=("image",)).load("audio", "a.wav").any()
+    assert MediaLoader(tmp_path, RATE, blank=("image",)).load("audio", "a.wav").any()
 
 
 def test_the_cache_forgets_the_oldest(tmp_path):
     """At most ``limit`` files are kept, the least recently used leaving first."""
     for name in "abc":
         Image.new("RGB", (2, 2)).save(tmp_path / f"{name}.png")
-    media = Media(tmp_path, RATE, limit=2)
+    media = MediaLoader(tmp_path, RATE, limit=2)
     a, b = media.load("image", "a.png"), media.load("image", "b.png")
     assert media.load("image", "a.png") is a
     media.load("image", "c.png")
@@ -237,7 +237,7 @@ def test_the_cache_forgets_the_oldest(tmp_path):
 
 def test_digits_media_are_whole(digits):
     """The embedded world passes its own check, and one missing file in it is found."""
-    problems = Problems("the set")
+    problems = ErrorCollector("the set")
     check_media(digits.select(split="test"), problems)
     assert not problems.messages
     lost = replace(digits.items[0], messages=[{"role": "user", "content": [{"type": "audio", "path": "media/lost.wav"}]}])
@@ -255,7 +255,7 @@ def test_a_sound_longer_than_the_model_hears_is_named(tmp_path):
     made = [Item(id=i, messages=[{"role": "user", "content": sounds}], **common) for i in ("one", "two")]
     items = ItemSet(root=tmp_path, name="n", concepts=("a", "b"), alarm=(), items=tuple(made))
     for extractor in (None, SimpleNamespace(sampling_rate=RATE), SimpleNamespace(sampling_rate=RATE, n_samples=3 * RATE)):
-        problems = Problems("sounds")
+        problems = ErrorCollector("sounds")
         check_lengths(items, SimpleNamespace(feature_extractor=extractor), problems)
         assert not problems.messages
     check_lengths(items, SimpleNamespace(feature_extractor=SimpleNamespace(sampling_rate=RATE, n_samples=RATE)), problems)

@@ -18,12 +18,12 @@ from gapclose.core.hashing import content_digest
 from gapclose.data import media as media_module
 from gapclose.data.config import DataConfig
 from gapclose.data.items import Decoding, Framing, Item, ItemSet, Option
-from gapclose.data.media import Media, decode, faults
+from gapclose.data.media import MediaLoader, decode, faults
 from gapclose.data.media_cache import MediaCache
-from gapclose.data.video import Film
+from gapclose.data.video import Video
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import observe
-from gapclose.observe.request import Wanted
+from gapclose.observe.request import ObservationRequest
 
 RATE = 16_000
 
@@ -60,7 +60,7 @@ def decoded(monkeypatch) -> list[str]:
 
 
 def same(one, other) -> bool:
-    if isinstance(one, Film):
+    if isinstance(one, Video):
         return np.array_equal(one.frames, other.frames) and one.seconds == other.seconds
     return np.array_equal(np.asarray(one), np.asarray(other))
 
@@ -68,7 +68,7 @@ def same(one, other) -> bool:
 def test_what_the_cache_gives_is_what_was_decoded(files):
     """Pictures, sounds and films, bit for bit and of the same types."""
     cache = MediaCache(files / "cache", 1)
-    film = Film(frames=np.random.default_rng(0).integers(0, 255, (3, 4, 5, 3), dtype=np.uint8), seconds=1 / 3)
+    film = Video(frames=np.random.default_rng(0).integers(0, 255, (3, 4, 5, 3), dtype=np.uint8), seconds=1 / 3)
     for number, value in enumerate(
         (decode("image", files / "a.png", None, Framing()), decode("audio", files / "a.wav", RATE, Framing()), film)
     ):
@@ -83,26 +83,26 @@ def test_what_the_cache_gives_is_what_was_decoded(files):
 def test_a_content_is_decoded_once_for_all(files, decoded):
     """For a copy under another name too, and for whoever comes later; other settings are another entry."""
     how = {"decoding": Decoding(workers=0, cache=files / "cache")}
-    first = Media(files, RATE, **how)
+    first = MediaLoader(files, RATE, **how)
     values = [first.load("image", "a.png"), first.load("audio", "a.wav"), first.load("image", "b.png"), first.load("audio", "b.wav")]
     assert decoded == ["a.png", "a.wav"]
-    later = Media(files, RATE, **how, blank=("image",))
+    later = MediaLoader(files, RATE, **how, blank=("image",))
     assert same(later.load("audio", "a.wav"), values[1]) and set(np.asarray(later.load("image", "a.png")).ravel().tolist()) == {128}
     assert len(decoded) == 2
-    Media(files, 2 * RATE, **how).load("audio", "a.wav")
+    MediaLoader(files, 2 * RATE, **how).load("audio", "a.wav")
     assert decoded == ["a.png", "a.wav", "a.wav"]
-    plain = Media(files, RATE)
+    plain = MediaLoader(files, RATE)
     assert all(same(plain.load(k, p), v) for (k, p), v in zip([("image", "a.png"), ("audio", "a.wav")], values, strict=False))
 
 
 def test_a_file_that_changed_is_another_content(files, decoded):
     how = {"decoding": Decoding(workers=0, cache=files / "cache")}
-    before = Media(files, RATE, **how).load("audio", "a.wav")
+    before = MediaLoader(files, RATE, **how).load("audio", "a.wav")
     digest = content_digest(files / "a.wav")
     soundfile.write(files / "a.wav", 0.2 * np.random.default_rng(2).standard_normal(4000), 8000)  # as many bytes
     os.utime(files / "a.wav", ns=(1, 1))
     assert content_digest(files / "a.wav") != digest
-    assert not same(Media(files, RATE, **how).load("audio", "a.wav"), before) and len(decoded) == 2
+    assert not same(MediaLoader(files, RATE, **how).load("audio", "a.wav"), before) and len(decoded) == 2
 
 
 def test_an_edit_in_the_midst_of_a_large_file_is_seen(tmp_path):
@@ -122,12 +122,12 @@ def test_an_edit_in_the_midst_of_a_large_file_is_seen(tmp_path):
 def test_a_damaged_entry_is_decoded_again(files, decoded, damage):
     """And mended; files under temporary names, left by a process that died, are nobody's entry."""
     how = {"decoding": Decoding(workers=0, cache=files / "cache")}
-    value = Media(files, RATE, **how).load("audio", "a.wav")
+    value = MediaLoader(files, RATE, **how).load("audio", "a.wav")
     (entry,) = (files / "cache").iterdir()
     whole = entry.read_bytes()
     entry.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "foreign": b"something else altogether"}[damage])
     (files / "cache" / f".{entry.name}.1-2.tmp").write_bytes(whole[:100])
-    assert same(Media(files, RATE, **how).load("audio", "a.wav"), value) and len(decoded) == 2
+    assert same(MediaLoader(files, RATE, **how).load("audio", "a.wav"), value) and len(decoded) == 2
     assert entry.read_bytes() == whole
 
 
@@ -138,10 +138,10 @@ def refuse(*_, **__):
 def test_an_entry_of_somebody_else_s_is_read_and_stays(files, decoded, monkeypatch):
     """A file of a shared directory whose times only its owner may set."""
     how = {"decoding": Decoding(workers=0, cache=files / "cache")}
-    value = Media(files, RATE, **how).load("audio", "a.wav")
+    value = MediaLoader(files, RATE, **how).load("audio", "a.wav")
     (entry,) = (files / "cache").iterdir()
     monkeypatch.setattr(os, "utime", refuse)
-    assert same(Media(files, RATE, **how).load("audio", "a.wav"), value) and decoded == ["a.wav"] and entry.is_file()
+    assert same(MediaLoader(files, RATE, **how).load("audio", "a.wav"), value) and decoded == ["a.wav"] and entry.is_file()
     monkeypatch.setattr("gapclose.data.media_cache.load_file", refuse)
     assert MediaCache(files / "cache", 1).get(entry) is None and entry.is_file()
 
@@ -168,11 +168,11 @@ def test_faults_are_not_kept(files):
     (files / "c.wav").write_bytes(b"")
     for _ in range(2):
         with pytest.raises(ValueError, match=r"c\.wav: the audio file is empty"):
-            Media(files, RATE, **how).load("audio", "c.wav")
+            MediaLoader(files, RATE, **how).load("audio", "c.wav")
     with pytest.raises(ValueError, match=r"gone\.wav: no such audio file"):
-        Media(files, RATE, **how).load("audio", "gone.wav")
+        MediaLoader(files, RATE, **how).load("audio", "gone.wav")
     (files / "c.wav").write_bytes((files / "a.wav").read_bytes())
-    assert len(Media(files, RATE, **how).load("audio", "c.wav")) == 8000
+    assert len(MediaLoader(files, RATE, **how).load("audio", "c.wav")) == 8000
 
 
 def test_the_directory_is_bounded_by_what_was_used_last(tmp_path):
@@ -225,7 +225,7 @@ def test_media_are_decoded_ahead_in_threads(files, monkeypatch):
         return decode(kind, path, rate, framing)
 
     monkeypatch.setattr(media_module, "decode", slow)
-    media = Media(files, RATE, decoding=Decoding(workers=2))
+    media = MediaLoader(files, RATE, decoding=Decoding(workers=2))
     items = [item("one", ("image", "a.png"), ("audio", "a.wav")), item("two", ("image", "a.png"), ("audio", "b.wav"))]
     media.ahead(items)
     media.ahead(items)
@@ -242,7 +242,7 @@ def test_media_are_decoded_ahead_in_threads(files, monkeypatch):
 def test_a_fault_names_the_item_that_asked(files, workers):
     """In a thread or not, when the item is loaded and not before."""
     (files / "c.wav").write_bytes(b"")
-    media = Media(files, RATE, decoding=Decoding(workers=workers))
+    media = MediaLoader(files, RATE, decoding=Decoding(workers=workers))
     media.ahead([item("one", ("audio", "c.wav")), item("two", ("audio", "c.wav"))])
     with pytest.raises(ValueError, match=r"c\.wav: item 'one': the audio file is empty; replace it"):
         media.load("audio", "c.wav")
@@ -261,7 +261,9 @@ def test_observations_do_not_depend_on_workers_or_cache(loaded, digits, tmp_path
     found, counts = {}, {}
     for name, decoding in ways.items():
         before = len(decoded)
-        found[name] = observe(loaded, replace(few, decoding=decoding), tmp_path / name, config, Wanted(layers=[3], generate=True))
+        found[name] = observe(
+            loaded, replace(few, decoding=decoding), tmp_path / name, config, ObservationRequest(layers=[3], generate=True)
+        )
         counts[name] = len(decoded) - before
     for name in ("two", "cold", "warm"):
         assert torch.equal(found[name].scores, found["none"].scores) and found[name].answers == found["none"].answers
@@ -289,7 +291,7 @@ def test_checking_films_leaves_them_in_the_cache(tmp_path, decoded):
         decoding=decoding,
     )
     assert not faults(items) and decoded == ["a.mp4"]
-    film = Media(tmp_path, RATE, framing=items.framing, decoding=decoding).load("video", "a.mp4")
+    film = MediaLoader(tmp_path, RATE, framing=items.framing, decoding=decoding).load("video", "a.mp4")
     assert decoded == ["a.mp4"] and same(film, decode("video", tmp_path / "a.mp4", None, items.framing))
 
 

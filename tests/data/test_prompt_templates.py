@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.config import PromptsConfig
 from gapclose.data.digits import prompts as of_digits
 from gapclose.data.items import Item, ItemSet, Option
 from gapclose.data.option_shuffle import shuffle_options
-from gapclose.data.prompt_templates import reword
+from gapclose.data.prompt_templates import apply_template
 from gapclose.data.question_text import asking_text, either_prompt, letters_prompt, with_text
 
 CONCEPTS = ("standard", "false_vision", "false_audio")
@@ -38,8 +38,8 @@ def labelled(*items: Item) -> ItemSet:
 
 
 def asked(name: str, *items: Item, **config) -> list[Item]:
-    problems = Problems("the set")
-    worded = reword(labelled(*items), name, PromptsConfig(**config), problems)
+    problems = ErrorCollector("the set")
+    worded = apply_template(labelled(*items), name, PromptsConfig(**config), problems)
     problems.raise_if_any()
     return list(worded.items[: len(items)])
 
@@ -52,7 +52,7 @@ def complaint(name: str, *items: Item) -> str:
 
 def test_its_own_words_are_left_alone():
     items = labelled(item())
-    assert reword(items, "own", PromptsConfig(), Problems("")) is items
+    assert apply_template(items, "own", PromptsConfig(), ErrorCollector("")) is items
 
 
 @pytest.mark.parametrize("source", [item, lettered])
@@ -105,8 +105,8 @@ def test_what_cannot_be_asked_is_told_with_item_and_remedy():
     assert "right concept is 'false_audio'" in complaint("binary", item(gold=3, split="fit"))
     assert "no user message has a text" in complaint("paper", item(messages=[{"role": "user", "content": []}]))
     ten = ItemSet(root=Path(), name="ten", concepts=("0", "1"), alarm=(), items=(item(),))
-    problems = Problems("the set")
-    reword(ten, "binary", PromptsConfig(), problems)
+    problems = ErrorCollector("the set")
+    apply_template(ten, "binary", PromptsConfig(), problems)
     assert "two answers need one concept that is no alarm" in problems.messages[0]
 
 
@@ -163,13 +163,13 @@ def test_the_embedded_world_in_words_it_knows(digits):
     gap = digits.select(split="test", purpose=("gap", "transfer"))
     known = set(all_texts())
     for name in ("check", "rephrased"):
-        problems = Problems("the set")
-        made = reword(gap, f"{of_digits.__name__}:{name}", PromptsConfig(), problems)
+        problems = ErrorCollector("the set")
+        made = apply_template(gap, f"{of_digits.__name__}:{name}", PromptsConfig(), problems)
         assert not problems.messages and len(made) == len(gap)
         assert all(i.text in known and i.text != j.text and i.concept == j.concept for i, j in zip(made, gap, strict=True))
         assert all(i.text.partition(". ")[0] == j.text.partition(". ")[0] for i, j in zip(made, gap, strict=True))
-    problems = Problems("the set")
-    reword(digits.holding([replace(gap.items[0], tags={})]), f"{of_digits.__name__}:check", PromptsConfig(), problems)
+    problems = ErrorCollector("the set")
+    apply_template(digits.holding([replace(gap.items[0], tags={})]), f"{of_digits.__name__}:check", PromptsConfig(), problems)
     assert "no premise question of the embedded world" in problems.messages[0]
 
 
@@ -177,7 +177,7 @@ def test_the_embedded_world_in_words_it_knows(digits):
 
 
 def shuffled(*items: Item, seed=0, shown=True) -> list[Item]:
-    problems = Problems("the set")
+    problems = ErrorCollector("the set")
     made = shuffle_options(labelled(*items), seed, problems, shown=shown)
     problems.raise_if_any()
     return list(made.items[: len(items)])
@@ -227,8 +227,8 @@ def test_a_listing_that_cannot_be_written_again_is_refused():
     for one in (listed, free_form):
         with pytest.raises(ValueError, match=r"data.shuffle_options: item 'a': its text names every option in a form that cannot"):
             shuffled(one)
-        problems = Problems("the set")
-        paper = reword(labelled(*shuffled(one, shown=False)), "paper", PromptsConfig(), problems).items[0]
+        problems = ErrorCollector("the set")
+        paper = apply_template(labelled(*shuffled(one, shown=False)), "paper", PromptsConfig(), problems).items[0]
         assert paper.text.endswith(letters_prompt(STEM, [o.meaning for o in paper.options])) and not problems.messages
     with pytest.raises(ValueError, match="its options are letters, and nothing says"):
         shuffled(replace(item(), options=[Option(text=k, concept="standard") for k in "AB"]))

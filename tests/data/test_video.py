@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.items import Framing, Item, ItemSet, Option
-from gapclose.data.media import Media, decode, faults, tell
+from gapclose.data.media import MediaLoader, decode, faults, report_faults
 from gapclose.models.input_checks import too_long
 
 av = pytest.importorskip("av", reason="films need PyAV")
@@ -18,8 +18,8 @@ av = pytest.importorskip("av", reason="films need PyAV")
 from gapclose.data.audio_streams import read_track  # noqa: E402
 from gapclose.data.containers import SUFFIXES  # noqa: E402
 from gapclose.data.digits.videos import write_film  # noqa: E402
-from gapclose.data.video import Film, read_film  # noqa: E402
-from gapclose.models.video_inputs import film_inputs, set_film_times  # noqa: E402
+from gapclose.data.video import Video, read_video  # noqa: E402
+from gapclose.models.video_inputs import set_video_times, video_inputs  # noqa: E402
 
 RATE = 16_000
 
@@ -102,20 +102,20 @@ def test_a_film_that_cannot_be_used_is_named_with_item_and_remedy(tmp_path, faul
     kind, make, says = FAULTS[fault]
     if make:
         make(tmp_path / "film.mp4")
-    items, problems = about(tmp_path, kind, "film.mp4"), Problems("the set")
-    tell(items, faults(items), problems)
+    items, problems = about(tmp_path, kind, "film.mp4"), ErrorCollector("the set")
+    report_faults(items, faults(items), problems)
     (message,) = problems.messages
     assert message.startswith(f"{tmp_path / 'film.mp4'}: item 'first': ") and all(part in message for part in says), message
     with pytest.raises(ValueError, match=says[0]):
-        Media(tmp_path, RATE).load(kind, "film.mp4")
+        MediaLoader(tmp_path, RATE).load(kind, "film.mp4")
 
 
 def test_a_film_that_is_not_there_is_told_once(tmp_path):
     """Its frames and its sound track are two parts of an item, and one file."""
     both = ({"type": "video", "path": "film.mp4"}, {"type": "audio", "path": "film.mp4"})
-    items, problems = about(tmp_path, "video", "film.mp4"), Problems("the set")
+    items, problems = about(tmp_path, "video", "film.mp4"), ErrorCollector("the set")
     items = replace(items, items=tuple(replace(i, messages=[{"role": "user", "content": list(both)}]) for i in items))
-    tell(items, faults(items), problems)
+    report_faults(items, faults(items), problems)
     assert len(problems) == 1
 
 
@@ -135,11 +135,11 @@ def test_damaged_films_never_escape_as_tracebacks(tmp_path):
 def test_frames_are_taken_evenly_whatever_the_key_frames(tmp_path):
     """First and last are among them; jumping between key frames gives what decoding from the beginning gives."""
     write_film(tmp_path / "long.mp4", ramp(600), None)  # longer than a group of pictures
-    film = read_film(tmp_path / "long.mp4", Framing(frames=5))
+    film = read_video(tmp_path / "long.mp4", Framing(frames=5))
     assert film.frames.shape == (5, 32, 48, 3) and film.frames.dtype == np.uint8
     assert np.allclose(film.frames.mean((1, 2, 3)), [0, 62.5, 125, 187.5, 250], atol=4)
     assert film.seconds == pytest.approx(59.9 / 4, rel=0.01)
-    all_of_it = read_film(tmp_path / "long.mp4", Framing(frames=600))
+    all_of_it = read_video(tmp_path / "long.mp4", Framing(frames=600))
     assert np.array_equal(film.frames[[0, 4]], all_of_it.frames[[0, 599]])
 
 
@@ -155,7 +155,7 @@ def numbered(path, count: int, codec: str, height: int = 32, width: int = 96) ->
         container.mux(stream.encode())
 
 
-def numbers(film: Film) -> list[int]:
+def numbers(film: Video) -> list[int]:
     bits = film.frames.mean((1, 3)).reshape(len(film.frames), -1, 8).mean(2) > 128
     return (bits << np.arange(bits.shape[1])).sum(1).tolist()
 
@@ -170,7 +170,7 @@ def test_the_frames_are_the_wanted_ones_in_every_container(tmp_path, suffix, cou
     """To the very frame, also where jumps land anywhere (.ts, .mpg), or frames carry wrong times (H.264 in .avi)."""
     path = tmp_path / f"film{suffix}"
     numbered(path, count, CODECS[suffix])
-    film = read_film(path, Framing(frames=6))
+    film = read_video(path, Framing(frames=6))
     assert numbers(film) == np.linspace(0, count - 1, 6).round().astype(int).tolist()
     assert film.seconds == pytest.approx((count - 1) / 10 / 5, rel=0.01)
 
@@ -183,7 +183,7 @@ def test_a_jump_that_lands_too_late_is_noticed(tmp_path, monkeypatch):
     """In whatever container: then the film is decoded from its start."""
     monkeypatch.setattr("gapclose.data.video.UNINDEXED", ())
     numbered(tmp_path / "film.ts", 400, "libx264")
-    assert numbers(read_film(tmp_path / "film.ts", Framing(frames=4))) == [0, 133, 266, 399]
+    assert numbers(read_video(tmp_path / "film.ts", Framing(frames=4))) == [0, 133, 266, 399]
 
 
 def test_a_stream_that_was_cut_within_a_group_of_pictures_begins_with_its_first_key_frame(tmp_path):
@@ -194,7 +194,7 @@ def test_a_stream_that_was_cut_within_a_group_of_pictures_begins_with_its_first_
     keys = [round(10 * (p.pts - packets[0].pts) * p.time_base) for p in packets if p.is_keyframe]
     data = (tmp_path / "film.ts").read_bytes()
     (tmp_path / "film.ts").write_bytes(data[188 * (len(data) // 188 // 3) :])
-    first, last = numbers(read_film(tmp_path / "film.ts", Framing(frames=2)))
+    first, last = numbers(read_video(tmp_path / "film.ts", Framing(frames=2)))
     assert first == min(k for k in keys if k > 400 / 3) and last == 399
 
 
@@ -245,7 +245,7 @@ def test_a_sound_whose_header_has_no_length_is_as_long_as_it_is(tmp_path, record
 def test_a_film_of_few_frames_is_no_cut_one(tmp_path):
     """The last of ten frames, one a second, is shown from the ninth to the tenth second."""
     write_film(tmp_path / "slow.mp4", ramp(10), None, frames_a_second=1)
-    film = read_film(tmp_path / "slow.mp4", Framing(frames=10))
+    film = read_video(tmp_path / "slow.mp4", Framing(frames=10))
     assert np.allclose(film.frames.mean((1, 2, 3)), np.linspace(0, 250, 10), atol=4) and film.seconds == pytest.approx(1)
 
 
@@ -261,7 +261,7 @@ def test_what_an_edit_list_hides_is_not_shown(tmp_path, start, shown):
     ticks = int.from_bytes(data[scale : scale + 4], "big")
     note = (played - 3100).to_bytes(4, "big") + (first + round(start * ticks)).to_bytes(4, "big")
     path.write_bytes(data[:place] + note + data[place + 8 :])
-    film = read_film(path, Framing(frames=2))
+    film = read_video(path, Framing(frames=2))
     assert np.allclose(film.frames.mean((1, 2, 3)), [n / 99 * 250 for n in shown], atol=4)
 
 
@@ -276,7 +276,7 @@ def test_frames_are_even_in_time_where_the_rate_varies(tmp_path):
         for packet in packets:
             packet.pts, packet.dts, packet.time_base, packet.stream = times[order[packet.pts]], None, Fraction(1, 40), copy
             target.mux(packet)
-    film = read_film(tmp_path / "uneven.mkv", Framing(frames=5))
+    film = read_video(tmp_path / "uneven.mkv", Framing(frames=5))
     expected = [times.index(min(times, key=lambda t: abs(t - even))) for even in np.linspace(0, times[-1], 5)]
     assert np.allclose(film.frames.mean((1, 2, 3)), [n / 44 * 250 for n in expected], atol=4)
     assert film.seconds == pytest.approx(times[-1] / 40 / 4, rel=0.01)
@@ -285,7 +285,7 @@ def test_frames_are_even_in_time_where_the_rate_varies(tmp_path):
 def test_short_films_repeat_frames_and_large_ones_are_scaled_down(tmp_path):
     """Every film gives as many frames; no side is longer than asked for, and the shape of the picture stays."""
     write_film(tmp_path / "short.mp4", ramp(2, 64, 128), None)
-    film = read_film(tmp_path / "short.mp4", Framing(frames=4, side=64))
+    film = read_video(tmp_path / "short.mp4", Framing(frames=4, side=64))
     assert film.frames.shape == (4, 32, 64, 3)
     assert np.array_equal(film.frames[0], film.frames[1]) and np.array_equal(film.frames[2], film.frames[3])
 
@@ -300,7 +300,7 @@ def test_a_film_that_is_to_be_turned_is_turned(tmp_path):
     turned = bytes(4) + one + bytes(4) + (-(1 << 16)).to_bytes(4, "big", signed=True) + bytes(4) * 2
     assert data[place : place + 4] == one
     (tmp_path / "film.mp4").write_bytes(data[:place] + turned + data[place + 24 :])
-    film = read_film(tmp_path / "film.mp4", Framing(frames=1))
+    film = read_video(tmp_path / "film.mp4", Framing(frames=1))
     assert film.frames.shape == (1, 48, 32, 3)
     assert film.frames[0, :, 20:].mean() > 240 and film.frames[0, :, :12].mean() < 20  # what was above is on the right
 
@@ -326,7 +326,7 @@ def test_a_track_longer_than_the_model_hears_is_named(tmp_path):
 def test_blank_films_are_grey_and_silent_in_the_same_shape(tmp_path):
     """Pictures and sound are blanked apart from each other, and pace and length stay."""
     whole(tmp_path / "film.mp4")
-    sight = {blank: Media(tmp_path, RATE, blank=blank) for blank in ((), ("video",), ("audio",), ("video", "audio"))}
+    sight = {blank: MediaLoader(tmp_path, RATE, blank=blank) for blank in ((), ("video",), ("audio",), ("video", "audio"))}
     plain, blind, deaf, both = (m.load("video", "film.mp4") for m in sight.values())
     assert (blind.frames == 128).all() and blind.frames.shape == plain.frames.shape and blind.seconds == plain.seconds
     assert np.array_equal(deaf.frames, plain.frames) and np.array_equal(both.frames, blind.frames)
@@ -339,7 +339,7 @@ def test_the_cache_is_bounded_by_bytes(tmp_path):
     for name in "abc":
         whole(tmp_path / f"{name}.mp4", 4, None)
     size = 8 * 32 * 48 * 3
-    media = Media(tmp_path, RATE, most_bytes=2 * size)
+    media = MediaLoader(tmp_path, RATE, most_bytes=2 * size)
     a = media.load("video", "a.mp4")
     media.load("video", "b.mp4")
     assert media.load("video", "a.mp4") is a
@@ -359,11 +359,11 @@ def test_other_framing_is_another_item_set(tmp_path):
 
 def test_a_processor_is_told_the_pace():
     """Seconds between frames reach the metadata, and stand in for a rate that is stated for all films alike."""
-    films = [Film(frames=ramp(4), seconds=s) for s in (0.5, 2.0)]
-    facts = film_inputs(films)["videos_kwargs"]["video_metadata"]
+    films = [Video(frames=ramp(4), seconds=s) for s in (0.5, 2.0)]
+    facts = video_inputs(films)["videos_kwargs"]["video_metadata"]
     assert [f.fps for f in facts] == [2.0, 0.5] and facts[1].timestamps == [0, 2, 4, 6]
     inputs = {"video_second_per_grid": [1.0, 1.0]}
-    set_film_times(inputs, films, SimpleNamespace(video_processor=SimpleNamespace(temporal_patch_size=2)))
+    set_video_times(inputs, films, SimpleNamespace(video_processor=SimpleNamespace(temporal_patch_size=2)))
     assert inputs["video_second_per_grid"].tolist() == [1.0, 4.0]
 
 

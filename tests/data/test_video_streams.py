@@ -10,8 +10,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-from gapclose.core.errors import Fault
-from gapclose.data.audio import read_sound
+from gapclose.core.errors import ItemError
+from gapclose.data.audio import read_audio
 from gapclose.data.items import Framing
 from gapclose.data.media import decode
 
@@ -20,7 +20,7 @@ av = pytest.importorskip("av", reason="films need PyAV")
 from gapclose.data.audio_streams import read_track  # noqa: E402
 from gapclose.data.containers import chosen  # noqa: E402
 from gapclose.data.digits.videos import write_film  # noqa: E402
-from gapclose.data.video import read_film  # noqa: E402
+from gapclose.data.video import read_video  # noqa: E402
 
 RATE = 16_000
 
@@ -71,7 +71,7 @@ def test_the_default_stream_is_shown_and_heard(tmp_path, suffix, default):
     mux(path, [pictures(), pictures(64, 96)], [tone(440), tone(880)], default=(default, 2 + default))
     with av.open(str(path)) as container:
         assert [bool(s.disposition & 1) for s in container.streams] == [default == 0, default == 1] * 2
-    assert read_film(path, Framing(frames=2)).frames.shape[1:3] == [(32, 48), (64, 96)][default]
+    assert read_video(path, Framing(frames=2)).frames.shape[1:3] == [(32, 48), (64, 96)][default]
     sound = read_track(path, RATE)[:RATE]
     assert np.abs(np.fft.rfft(sound)).argmax() / len(sound) * RATE == pytest.approx([440, 880][default], abs=2)
 
@@ -80,16 +80,16 @@ def test_of_streams_that_are_all_default_the_better_one_is_shown(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (20, 96, 128, 3), dtype=np.uint8)
     for films in ([pictures(count=20), noise], [noise, pictures(count=20)]):
         path = mux(tmp_path / "film.mp4", films, default=(0, 1))
-        assert read_film(path, Framing(frames=2)).frames.shape[1:3] == (96, 128)
+        assert read_video(path, Framing(frames=2)).frames.shape[1:3] == (96, 128)
 
 
 def test_a_cover_is_no_film(tmp_path):
     """Neither beside a film nor where it is all there is to see; the sound of a song with a cover is heard from its beginning."""
     path = mux(tmp_path / "film.mkv", [pictures()], [tone(440)], default=(0, 1), cover=True)
-    assert read_film(path, Framing(frames=2)).frames.shape == (2, 32, 48, 3)
+    assert read_video(path, Framing(frames=2)).frames.shape == (2, 32, 48, 3)
     song = mux(tmp_path / "song.mkv", [], [tone(440)], cover=True)
-    with pytest.raises(Fault, match="the film has no pictures but a cover; give it as audio"):
-        read_film(song, Framing(frames=2))
+    with pytest.raises(ItemError, match="the film has no pictures but a cover; give it as audio"):
+        read_video(song, Framing(frames=2))
     assert len(read_track(song, RATE)) / RATE == pytest.approx(1, abs=0.1)
 
 
@@ -125,7 +125,7 @@ def test_a_cover_that_is_listed_before_the_film_is_passed_over(tmp_path):
     path.write_bytes(b"".join(parts))
     with av.open(str(path)) as container:
         assert [s.width for s in container.streams.video] == [640, 48]
-    assert read_film(path, Framing(frames=2)).frames.shape == (2, 32, 48, 3)
+    assert read_video(path, Framing(frames=2)).frames.shape == (2, 32, 48, 3)
 
 
 @pytest.mark.parametrize("marked", [0, 1, 2])
@@ -154,7 +154,7 @@ def test_a_title_in_another_encoding_costs_no_film(tmp_path):
                 target.mux(packet)
     data = (tmp_path / "titled.mp4").read_bytes()
     (tmp_path / "titled.mp4").write_bytes(data.replace("ö".encode(), b"\xf6o").replace("ä".encode(), b"\xe4e"))
-    assert read_film(tmp_path / "titled.mp4", Framing(frames=2)).frames.shape == (2, 32, 48, 3)
+    assert read_video(tmp_path / "titled.mp4", Framing(frames=2)).frames.shape == (2, 32, 48, 3)
 
 
 def displayed(path: Path, a: int, b: int, c: int, d: int) -> None:
@@ -175,7 +175,7 @@ def test_a_film_is_turned_and_mirrored_as_its_matrix_says(tmp_path, matrix):
     write_film(tmp_path / "film.mp4", pictures(), None)
     displayed(tmp_path / "film.mp4", *matrix)
     a, b, c, d = matrix
-    frame = read_film(tmp_path / "film.mp4", Framing(frames=1)).frames[0].mean(2)
+    frame = read_video(tmp_path / "film.mp4", Framing(frames=1)).frames[0].mean(2)
     assert frame.shape == ((48, 32) if a == 0 else (32, 48))
     right, below = -a - c > 0, -b - d > 0
     corner = frame[:: -1 if below else 1, :: -1 if right else 1]
@@ -190,26 +190,26 @@ def test_a_film_is_turned_and_mirrored_as_its_matrix_says(tmp_path, matrix):
 def test_pixels_that_are_not_square_are_shown_as_meant(tmp_path, suffix, shape, shown):
     """Never smaller than they are stored, and within the longest side."""
     path = mux(tmp_path / f"film{suffix}", [pictures()], shape=shape)
-    assert read_film(path, Framing(frames=2)).frames.shape[1:3] == shown
-    assert max(read_film(path, Framing(frames=2, side=40)).frames.shape[1:3]) == 40
+    assert read_video(path, Framing(frames=2)).frames.shape[1:3] == shown
+    assert max(read_video(path, Framing(frames=2, side=40)).frames.shape[1:3]) == 40
 
 
 def test_pixels_that_are_not_square_are_turned_with_the_picture(tmp_path):
     path = mux(tmp_path / "film.mp4", [pictures()], shape=Fraction(2))
     displayed(path, 0, 1, -1, 0)
-    assert read_film(path, Framing(frames=1)).frames.shape[1:3] == (96, 32)
+    assert read_video(path, Framing(frames=1)).frames.shape[1:3] == (96, 32)
 
 
 def test_a_film_whose_sound_goes_on_longer_is_no_cut_one(tmp_path):
     """In mkv only the whole file states a length."""
     path = mux(tmp_path / "film.mkv", [pictures(count=10)], [tone(440, 4.0)], default=(0, 1))
-    assert read_film(path, Framing(frames=2)).seconds == pytest.approx(0.9, abs=0.1)
+    assert read_video(path, Framing(frames=2)).seconds == pytest.approx(0.9, abs=0.1)
 
 
 def test_a_track_whose_channels_cancel_is_told(tmp_path):
     """As in a sound file."""
     path = mux(tmp_path / "film.mp4", [pictures()], [np.stack([tone(440), -tone(440)])])
-    with pytest.raises(Fault, match="2 channels of the audio cancel"):
+    with pytest.raises(ItemError, match="2 channels of the audio cancel"):
         decode("audio", path, RATE, Framing())
     path = mux(tmp_path / "film.mp4", [pictures()], [np.stack([tone(440), tone(880)])])
     assert len(decode("audio", path, RATE, Framing())) > 0
@@ -245,9 +245,9 @@ def test_a_sound_has_one_level_in_every_container(tmp_path, samples, asked):
     found = {}
     for name in ("sound.wav", "sound.flac"):
         soundfile.write(tmp_path / name, samples, RATE, subtype="PCM_16")
-        found[name], _ = read_sound(tmp_path / name, asked)
+        found[name], _ = read_audio(tmp_path / name, asked)
     for name in ("film.mkv", "film.mov"):
-        found[name], _ = read_sound(filmed(tmp_path / name, samples), asked)
+        found[name], _ = read_audio(filmed(tmp_path / name, samples), asked)
     inner = slice(asked // 10, -asked // 10)
     expected = samples.mean(1).std()
     for name, sound in found.items():
@@ -279,5 +279,5 @@ def test_a_track_that_changes_its_rate_on_the_way_keeps_its_pace(tmp_path):
 def test_pictures_too_large_to_be_held_are_refused(tmp_path, monkeypatch):
     path = mux(tmp_path / "film.mp4", [pictures()])
     monkeypatch.setattr("gapclose.data.video.MOST_PIXELS", 32 * 48 - 1)
-    with pytest.raises(Fault, match="pictures of 48 x 32 pixels, more than 1,535; scale it down"):
-        read_film(path, Framing(frames=1))
+    with pytest.raises(ItemError, match="pictures of 48 x 32 pixels, more than 1,535; scale it down"):
+        read_video(path, Framing(frames=1))

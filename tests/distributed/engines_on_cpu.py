@@ -71,16 +71,16 @@ def report_shards(directory: Path) -> None:
 
 def stop_at(stage: str) -> None:
     """End this process, and not by an error that somebody catches, when ``stage`` is about to be measured."""
-    from gapclose.pipeline.context import Run
+    from gapclose.pipeline.context import RunContext
 
-    original = Run.measure
+    original = RunContext.measure
 
     def measure(self, name, *rest, **more):
         if name == stage:
             os._exit(9)
         return original(self, name, *rest, **more)
 
-    Run.measure = measure
+    RunContext.measure = measure
 
 
 def run(arguments: list[str]) -> int:

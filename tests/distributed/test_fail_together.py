@@ -16,12 +16,12 @@ import torch
 from accelerate import PartialState
 from torch.multiprocessing.spawn import start_processes
 
-from gapclose.core.distributed import MetElsewhere, main_alone, together
-from gapclose.core.errors import Fault
-from gapclose.core.files import Unwritten
-from gapclose.pipeline.context import Run
+from gapclose.core.distributed import RemoteError, run_on_all_ranks, run_on_main
+from gapclose.core.errors import ItemError
+from gapclose.core.files import WriteError
+from gapclose.pipeline.context import RunContext
 from gapclose.pipeline.error_messages import guarded
-from gapclose.training.callbacks import AfterEpoch
+from gapclose.training.callbacks import EvaluateAfterEpoch
 from gapclose.training.resume import whole_checkpoints
 
 
@@ -66,16 +66,16 @@ def raised(error: Exception) -> Callable[[], None]:
     return fail
 
 
-FULL = Unwritten(errno.ENOSPC, "No space left on device", "runs/x/gap.jsonl")
+FULL = WriteError(errno.ENOSPC, "No space left on device", "runs/x/gap.jsonl")
 CASES: list[tuple[Callable[[], None], type[Exception], str]] = [
-    (raised(FULL), Unwritten, "No space left on device: 'runs/x/gap.jsonl'"),
+    (raised(FULL), WriteError, "No space left on device: 'runs/x/gap.jsonl'"),
     (raised(PermissionError(errno.EACCES, "Permission denied", "runs/x")), PermissionError, "Permission denied: 'runs/x'"),
-    (raised(OSError("a server said no")), MetElsewhere, "ended with OSError: a server said no"),
-    (raised(Fault("half of it")), ValueError, "half of it"),
+    (raised(OSError("a server said no")), RemoteError, "ended with OSError: a server said no"),
+    (raised(ItemError("half of it")), ValueError, "half of it"),
     (broken_json, ValueError, "Expecting property name"),
     (not_text, ValueError, "can't decode byte 0xff"),
-    (raised(KeyError("fingerprint")), MetElsewhere, "ended with KeyError: 'fingerprint'"),
-    (raised(RuntimeError("out of memory")), MetElsewhere, "ended with RuntimeError: out of memory"),
+    (raised(KeyError("fingerprint")), RemoteError, "ended with KeyError: 'fingerprint'"),
+    (raised(RuntimeError("out of memory")), RemoteError, "ended with RuntimeError: out of memory"),
     (raised(FloatingPointError("item 3")), FloatingPointError, "item 3"),
 ]
 
@@ -84,15 +84,15 @@ def meet_each(rank: int) -> None:
     for failing in (0, 1):
         for fail, kind, words in CASES:
             with pytest.raises(Exception) as met:
-                together(lambda fail=fail, failing=failing: fail() if rank == failing else None)
+                run_on_all_ranks(lambda fail=fail, failing=failing: fail() if rank == failing else None)
             if rank != failing:
                 assert isinstance(met.value, kind) and words in str(met.value), met.value
     for fail, kind, words in CASES:
         with pytest.raises(Exception) as met:
-            main_alone(fail)
+            run_on_main(fail)
         if rank:
             assert isinstance(met.value, kind) and words in str(met.value), met.value
-    assert together(lambda: rank) == [0, 1] and main_alone(lambda: rank) == 0  # and they are still in step
+    assert run_on_all_ranks(lambda: rank) == [0, 1] and run_on_main(lambda: rank) == 0  # and they are still in step
 
 
 def test_an_error_of_any_kind_in_one_process_is_met_by_both():
@@ -108,14 +108,14 @@ def meet_as_runs_do(rank: int, place: str) -> None:
 
     run: Any = SimpleNamespace()
     with pytest.raises(OSError, match="No space left on device"):
-        Run.on_main(run, full)
+        RunContext.on_main(run, full)
     trainer = SimpleNamespace(model=torch.nn.Linear(1, 1), _save_checkpoint=full if rank == 1 else lambda *_: None)
-    with pytest.raises(Unwritten, match="No space left on device"), whole_checkpoints(Path(place), trainer):
+    with pytest.raises(WriteError, match="No space left on device"), whole_checkpoints(Path(place), trainer):
         trainer._save_checkpoint(None, None)
     state = SimpleNamespace(global_step=1, epoch=1.0)
     with pytest.raises(NotADirectoryError):  # the main process cannot mark it
-        AfterEpoch(lambda _: None).on_save(SimpleNamespace(output_dir=str(Path(place) / "file")), state, None)
-    assert together(lambda: rank) == [0, 1]
+        EvaluateAfterEpoch(lambda _: None).on_save(SimpleNamespace(output_dir=str(Path(place) / "file")), state, None)
+    assert run_on_all_ranks(lambda: rank) == [0, 1]
 
 
 def test_what_a_run_cannot_write_ends_both(tmp_path):
@@ -126,12 +126,12 @@ def test_what_a_run_cannot_write_ends_both(tmp_path):
 def end_as_a_command(rank: int, place: str) -> None:
     """What is printed goes to a file of the process."""
     with Path(place, str(rank)).open("w") as file, redirect_stderr(file):
-        assert guarded(lambda: main_alone(raised(FULL))) == 2
+        assert guarded(lambda: run_on_main(raised(FULL))) == 2
         if rank:
-            assert guarded(lambda: main_alone(raised(KeyError("x")))) == 2
+            assert guarded(lambda: run_on_main(raised(KeyError("x")))) == 2
         else:
             with pytest.raises(KeyError):  # its traceback is what there is to look at
-                guarded(lambda: main_alone(raised(KeyError("x"))))
+                guarded(lambda: run_on_main(raised(KeyError("x"))))
 
 
 def test_each_process_says_it_in_a_line(tmp_path):

@@ -16,7 +16,7 @@ from gapclose.data.items import Item, ItemSet, Option
 from gapclose.observe import extract as module
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import observe
-from gapclose.observe.request import Wanted
+from gapclose.observe.request import ObservationRequest
 
 BATCHES = 6
 
@@ -42,7 +42,7 @@ def child(rank: int, port: int, directory: str) -> None:
 
     module._forward, module._request = forward, lambda *_: {"fingerprint": "a"}
     loaded: Any = SimpleNamespace(model=nn.Linear(1, 1), media=lambda items, blank: SimpleNamespace(ahead=lambda batch: None))
-    asked = loaded, items(), Path(directory) / "o", ObserveConfig(batch_size=1, shard_batches=1), Wanted(layers=(1,))
+    asked = loaded, items(), Path(directory) / "o", ObserveConfig(batch_size=1, shard_batches=1), ObservationRequest(layers=(1,))
     with pytest.raises(FloatingPointError, match=r"^item '3': scores is not finite$"):
         observe(*asked)
     assert not (asked[2] / "manifest.json").exists()

@@ -20,7 +20,7 @@ from gapclose.observe.store import read_observations, shard_path, write_shard
 from gapclose.probes.config import ProbeConfig
 from gapclose.probes.nested_cv import nested_reading
 from gapclose.probes.search import choose_probe
-from gapclose.training.target_rounds import best_on_others
+from gapclose.training.target_rounds import choose_on_holdout
 
 CONCEPTS, N = ("a", "b", "c"), 120
 CONFIG = ProbeConfig(c=[0.01, 0.1], shrinkage=[0.5], folds=3, stack=3)
@@ -68,7 +68,7 @@ def found(directory: Path) -> dict[str, Any]:
     asked = list(seen.asked)
     nested = nested_reading(seen.residuals, Y, CLIPS, CONCEPTS, CONFIG, layers=[1, 2, 3], **given)
     few = {layer: seen[layer] for layer in (1, 2, 4)}
-    later, table = best_on_others(few, Y, few, Y, CONCEPTS, CONFIG, "", modality=np.zeros(N))
+    later, table = choose_on_holdout(few, Y, few, Y, CONCEPTS, CONFIG, "", modality=np.zeros(N))
     with pytest.raises(ValueError, match="not finite"):
         choose_probe(seen, Y, CLIPS, CONCEPTS, CONFIG, layers=[1, 6], **given)
     facts = [choice.table, choice.probe.layers, choice.probe.family, table, later.layers, nested.chosen]

@@ -18,7 +18,7 @@ from gapclose.evaluation.baselines.shift import best_shift, shift, shift_each, t
 from gapclose.evaluation.controls import features
 from gapclose.evaluation.controls.features import Chosen
 from gapclose.evaluation.controls.text import text_out_of_fold
-from gapclose.metrics.bootstrap import Clips
+from gapclose.metrics.bootstrap import ClipBootstrap
 from gapclose.metrics.labels import Labels
 from gapclose.probes.cross_validation import grouped_folds
 from gapclose.probes.posterior import factors, jeffrey
@@ -167,7 +167,7 @@ def test_val_chooses_and_test_does_not(split, val):
     fit, known, items, labels = split
     other, true = world(30, 9, known=0.0)
     cases = ((val, items, labels), (val, items, permuted(labels)), (val, other, true), ((val[0], permuted(val[1])), items, labels))
-    found = [compare(fit, known, *test, Clips(test[1].clip, 20, 0), val=of, folds=3, seed=0) for of, *test in cases]
+    found = [compare(fit, known, *test, ClipBootstrap(test[1].clip, 20, 0), val=of, folds=3, seed=0) for of, *test in cases]
     points, fronts = ([[[row["setting"] for row in m[part]] for m in f["methods"]] for f in found] for part in ("points", "front"))
     assert points[0] == points[1] == points[2] and fronts[0] == fronts[1] == fronts[2]
     # many settings of the published grid do the same here, and of equals the gentlest is taken under either labels
@@ -191,7 +191,7 @@ def test_nothing_is_fitted_on_val(split, val):
 def test_a_set_without_val_chooses_on_fit_out_of_fold(split):
     """What is chosen, and the rates that it was chosen by, are those of the scores without an item's own clip."""
     fit, known, items, labels = split
-    found = compare(fit, known, items, labels, Clips(labels.clip, 20, 0), val=None, folds=3, seed=0)
+    found = compare(fit, known, items, labels, ClipBootstrap(labels.clip, 20, 0), val=None, folds=3, seed=0)
     assert (found["chosen_on"], found["n_choice"]) == ("fit", 240)
     for of, method in zip(found["methods"], methods(fit, known, fit, folds=3, seed=0), strict=True):
         assert [p["setting"] for p in of["points"]] == on_fit(method, fit, known, BUDGETS)
@@ -255,7 +255,7 @@ def test_a_shift_reaches_the_best_threshold_and_changes_no_ranking():
     here = method.answers(items)
     best, mine = rates(here, dense, labels).balanced.max(), rates(here, [setting], labels).balanced[0]
     assert mine > best - 0.02 and best > rates(unchanged(items), [{}], labels).balanced[0] + 0.1
-    found = compare(fit, known, items, labels, Clips(labels.clip, 50, 0), val=None, folds=3, seed=0)
+    found = compare(fit, known, items, labels, ClipBootstrap(labels.clip, 50, 0), val=None, folds=3, seed=0)
     point = next(m for m in found["methods"] if m["name"] == "shift")["points"][0]
     assert point["auroc"] == found["base"]["auroc"] and point["gain"]["auroc"]["value"] == 0
 
@@ -299,10 +299,10 @@ def test_the_probe_answers_by_the_highest_target(split):
     concept = labels.option_concept[np.arange(len(scores)), scores.argmax(1)]
     sure = items.reading.max(1) > 0.75  # two contents share the belief in a true premise, so a doubtful one may lose its option
     np.testing.assert_array_equal(concept[sure], items.reading.argmax(1)[sure])
-    found = compare(fit, known, items, labels, Clips(labels.clip, 50, 0), val=None, folds=3, seed=0)
+    found = compare(fit, known, items, labels, ClipBootstrap(labels.clip, 50, 0), val=None, folds=3, seed=0)
     point = next(m for m in found["methods"] if m["name"] == "probe")["points"][0]
     evidence = np.log(items.reading[:, 1:].sum(1)) - np.log(items.reading[:, 0])
-    assert point["auroc"]["value"] == pytest.approx(Clips(labels.clip, 2, 0).auroc(evidence, labels.concept > 0)[0])
+    assert point["auroc"]["value"] == pytest.approx(ClipBootstrap(labels.clip, 2, 0).auroc(evidence, labels.concept > 0)[0])
 
 
 def test_a_concept_without_an_option_leaves_the_next_most_probable():
@@ -369,7 +369,7 @@ def test_the_text_is_read_out_of_fold(monkeypatch):
 def test_the_comparison_is_json_with_paired_differences(split, val):
     """Every method and budget; a row's gain is its figure minus the base's, and JSON holds no nan."""
     fit, known, items, labels = split
-    found = compare(fit, known, items, labels, Clips(labels.clip, 100, 0), val=val, folds=3, seed=0)
+    found = compare(fit, known, items, labels, ClipBootstrap(labels.clip, 100, 0), val=val, folds=3, seed=0)
     json.dumps(found, allow_nan=False)
     assert [m["name"] for m in found["methods"]] == ["pgla", "pgla_wide", "shift", "shift_each", "pgla_text", "text", "probe"]
     for method in found["methods"]:
@@ -419,7 +419,7 @@ def test_one_alarm_concept_has_one_shift_and_no_bias():
         return replace(seen, option_concept=table, reading=reading, text=text), labels
 
     (fit, known), (items, labels) = merged(fit, known), merged(items, labels)
-    found = compare(fit, known, items, labels, Clips(labels.clip, 20, 0), val=None, folds=3, seed=0)
+    found = compare(fit, known, items, labels, ClipBootstrap(labels.clip, 20, 0), val=None, folds=3, seed=0)
     assert [m["name"] for m in found["methods"]] == ["pgla", "pgla_wide", "shift", "pgla_text", "text", "probe"]
     assert rejection_bias(fit.scores, fit.option_concept, alarms(known)) == {1: 0.0}
 

@@ -17,7 +17,7 @@ from gapclose.evaluation.controls.features import action_features, feature_readi
 from gapclose.evaluation.controls.mdl import clip_blocks, codelength, online_bits
 from gapclose.evaluation.controls.random_labels import clip_labels, concept_shares, shuffled
 from gapclose.evaluation.controls.residualize import residualise  # fmt: skip
-from gapclose.evaluation.controls.scoring import Control, Judge, chance
+from gapclose.evaluation.controls.scoring import Control, ControlScorer, chance
 from gapclose.evaluation.controls.sentence_encoder import encode
 from gapclose.evaluation.controls.text import text_only
 from gapclose.metrics.labels import Labels
@@ -65,9 +65,9 @@ def world():
     return z_fit, fit, z, test, probe_of(z_fit, fit.concept)
 
 
-def judge_of(world) -> Judge:
+def judge_of(world) -> ControlScorer:
     _, _, z, test, probe = world
-    return Judge(test, probe.read(torch.tensor(z)), 200, 0)
+    return ControlScorer(test, probe.read(torch.tensor(z)), 200, 0)
 
 
 # -- text and options -----------------------------------------------------------------------------------------------------------------
@@ -188,9 +188,9 @@ def test_a_probe_on_planted_signal_beats_shuffled_labels(world):
     entry = judge.entry(control)
     scopes = ("all", "audio", "vision")
     assert entry["chance"] == dict.fromkeys(scopes, 0.5) and chance(test) == 0.5 and False not in entry["at_chance"].values()
-    loose = Judge(test, probe.read(torch.tensor(z)), 200, 0, detectable=0.5).entry(control)
+    loose = ControlScorer(test, probe.read(torch.tensor(z)), 200, 0, detectable=0.5).entry(control)
     assert loose["at_chance"] == dict.fromkeys(scopes, True)
-    strict = Judge(test, probe.read(torch.tensor(z)), 200, 0, detectable=1e-6).entry(control)
+    strict = ControlScorer(test, probe.read(torch.tensor(z)), 200, 0, detectable=1e-6).entry(control)
     assert strict["at_chance"] == dict.fromkeys(scopes)  # holds chance, and all that matters besides
     assert entry["difference"]["all"]["lower"] > 0.2 and entry["balanced"]["vision"]["value"] == pytest.approx(0.5, abs=0.12)
     both = entry["balanced"]["all"]["value"] + entry["difference"]["all"]["value"]
@@ -231,7 +231,7 @@ def test_a_clip_in_both_splits_shows_in_the_random_labels(world):
         drawn, truth = ([y[part] for y in both] for part in (slice(240), slice(240, None)))
         readings = [refit_within(probe, telling, y, fit.modality, telling, fit.modality) for y in drawn]
         control = Control(name="r", label="", question="", readings=readings, concepts=truth, at_chance=True)
-        found[name] = Judge(other, probe.read(torch.tensor(telling)), 200, 0).entry(control)["balanced"]["all"]["value"]
+        found[name] = ControlScorer(other, probe.read(torch.tensor(telling)), 200, 0).entry(control)["balanced"]["all"]["value"]
     assert found["by media"] > 0.95 and found["by name"] < 0.65
 
 
@@ -256,7 +256,7 @@ def test_residualising_takes_out_what_the_text_tells_and_leaves_the_rest():
         left = residualise(z_fit, texts, z, "words")
         assert np.linalg.matrix_rank(left.fit, tol=1e-6) == WIDTH - left.removed
         reading = refit_within(probe, left.fit, fit.concept, fit.modality, left.items, test.modality)
-        return float(Judge(test, reading, 100, 0).reading["all"].balanced[0]), left.removed
+        return float(ControlScorer(test, reading, 100, 0).reading["all"].balanced[0]), left.removed
 
     leaky, removed = read([f"{m} {words[c]}" for m, c in zip(fit.modality, fit.concept, strict=True)])
     assert leaky < 0.6 and 1 <= removed < WIDTH
@@ -271,7 +271,7 @@ def test_a_probe_for_each_modality_is_at_chance_where_one_for_all_is_not():
     for values, labels in ((z_fit, fit), (z, test)):
         values[labels.concept == 0, 0] = rng.normal(size=(labels.concept == 0).sum())
         values[labels.concept > 0, 0] += 3 * np.where(labels.concept[labels.concept > 0] == 1, 1, -4)
-    probe, judge = probe_of(z_fit, fit.concept), Judge(test, np.eye(3)[test.concept], 100, 0)
+    probe, judge = probe_of(z_fit, fit.concept), ControlScorer(test, np.eye(3)[test.concept], 100, 0)
     mixed = [shuffled(fit.concept, fit.modality, rng) for _ in range(20)]
     one = [refit(probe, z_fit, y, z) for y in mixed]
     each = [refit_within(probe, z_fit, y, fit.modality, z, test.modality) for y in mixed]
@@ -343,7 +343,7 @@ def test_chance_is_that_of_whoever_knows_the_modality_alone():
     uneven = labels.take((labels.modality == "vision") | (labels.concept == 0))
     assert chance(uneven) == pytest.approx(2 / 3)
     reading = np.eye(3)[labels.concept]
-    judge = Judge(labels, reading, 100, 0)
+    judge = ControlScorer(labels, reading, 100, 0)
     entry = judge.entry(Control(name="p", label="", question="", readings=[reading], at_chance=True))
     assert entry["at_chance"] == {"all": False, "audio": False, "vision": False} and entry["difference"]["all"]["value"] == 0
     assert judge.entry(Control(name="p", label="", question="", readings=[reading]))["at_chance"] is None
@@ -353,7 +353,7 @@ def test_the_interval_of_random_draws_covers_the_draws_as_well_as_the_clips():
     """Two draws of which one is always right and one never: clips alone would say nothing of their spread."""
     _, labels = planted(20, 0)
     right = np.eye(3)[labels.concept]
-    entry = Judge(labels, right, 400, 0).entry(Control(name="d", label="", question="", readings=[right, right[:, [1, 2, 0]]]))
+    entry = ControlScorer(labels, right, 400, 0).entry(Control(name="d", label="", question="", readings=[right, right[:, [1, 2, 0]]]))
     assert entry["balanced"]["all"] == {"value": 0.5, "lower": 0.0, "upper": 1.0}
 
 
@@ -362,7 +362,7 @@ def test_a_set_without_alarms_is_judged_one_against_the_rest():
     z, labels = planted(40, 0)
     plain = replace(labels, alarm=())
     probe = probe_of(z, plain.concept)
-    found = Judge(plain, probe.read(torch.tensor(z)), 100, 0).reading["all"]
+    found = ControlScorer(plain, probe.read(torch.tensor(z)), 100, 0).reading["all"]
     assert 0.8 < found.auroc[0] < 1 and np.isfinite(found.auroc).all()
 
 

@@ -11,7 +11,7 @@ import torch
 from gapclose.data.items import Option
 from gapclose.evaluation.controls.interchange import interchange, twins
 from gapclose.evaluation.controls.logit_lens import final_norm, first_tokens, layer_profile, lens_scores, make_lens
-from gapclose.evaluation.controls.scoring import Judge
+from gapclose.evaluation.controls.scoring import ControlScorer
 from gapclose.metrics.labels import Labels
 from gapclose.models.config import ModelConfig
 from gapclose.models.hooks import patched_at
@@ -19,7 +19,7 @@ from gapclose.models.loading import load_model
 from gapclose.observe.batching import plan_batches
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import forward_batches, observe
-from gapclose.observe.request import Wanted
+from gapclose.observe.request import ObservationRequest
 from gapclose.probes.linear import FrozenProbe, fit_linear
 
 CONFIG, LAYERS = ObserveConfig(batch_size=8, shard_batches=2), (0, 1, 2, 3, 4, 5)
@@ -38,7 +38,9 @@ def items(digits):
 
 def seen_of(model, items, **wanted):
     batches = plan_batches(items.items, CONFIG.batch_size)
-    return forward_batches(model, batches, model.media(items), CONFIG, Wanted(layers=LAYERS, **wanted)).take([i.id for i in items])
+    return forward_batches(model, batches, model.media(items), CONFIG, ObservationRequest(layers=LAYERS, **wanted)).take(
+        [i.id for i in items]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def test_every_layer_is_read_by_a_probe_of_its_own(digits):
     mean, scale, weight, bias = fit_linear(z, known.concept, "logistic", 0.1)
     facts = {"layers": [3], "family": "logistic", "strength": 0.1, "concepts": fit.concepts, "temperature": 1.0}
     probe = FrozenProbe(mean=mean, scale=scale, weight=weight, bias=bias, **facts)
-    judge = Judge(labels, probe.read(residual("test", 3)), 100, 0)
+    judge = ControlScorer(labels, probe.read(residual("test", 3)), 100, 0)
     asked.clear()
     option = np.where(labels.option_concept == 0, 1.0, 0.0)
     rows = layer_profile([0, 1, 2, 3], residual, known.concept, probe, judge, lambda z: option)
@@ -190,12 +192,12 @@ def test_a_patched_observation_is_stored_and_taken_for_no_other(model, items, se
     """Layer and content of the patch are part of what an observation is known by."""
     few = replace(items, items=items.items[:4])
     patch = {i: seen.residuals[2][n] for n, i in enumerate(seen.ids)}
-    observe(model, few, tmp_path / "o", CONFIG, Wanted(patch={2: patch}))
+    observe(model, few, tmp_path / "o", CONFIG, ObservationRequest(patch={2: patch}))
     with pytest.raises(ValueError, match=r"patch: \[2, '[0-9a-f]{16}'\] there, None now"):
-        observe(model, few, tmp_path / "o", CONFIG, Wanted())
+        observe(model, few, tmp_path / "o", CONFIG, ObservationRequest())
     other = {i: state + 1 for i, state in patch.items()}
     with pytest.raises(ValueError, match=r"patch: \[2, '[0-9a-f]{16}'\] there, \[2, '[0-9a-f]{16}'\] now"):
-        observe(model, few, tmp_path / "o", CONFIG, Wanted(patch={2: other}))
+        observe(model, few, tmp_path / "o", CONFIG, ObservationRequest(patch={2: other}))
     with pytest.raises(ValueError, match=r"layer 6 cannot be patched: this decoder has layers 1\.\.5"):
         seen_of(model, few, patch={6: patch})
 

@@ -14,10 +14,10 @@ from sklearn.preprocessing import StandardScaler
 
 from gapclose.evaluation.config import ControlsConfig
 from gapclose.evaluation.controls.residualize import text_directions
-from gapclose.evaluation.controls.scoring import Judge
+from gapclose.evaluation.controls.scoring import ControlScorer
 from gapclose.evaluation.protocols.compare import FIGURES, set_beside
 from gapclose.evaluation.protocols.imavb import Protocol, cross_validate, folds, standardised, without_text, words
-from gapclose.metrics.bootstrap import Clips
+from gapclose.metrics.bootstrap import ClipBootstrap
 from gapclose.metrics.labels import Action, Labels
 
 WIDTH, LAYERS = 10, (1, 2, 3)
@@ -46,7 +46,7 @@ class World:
 
     def protocol(self, keep: np.ndarray | None = None) -> Protocol:
         labels = self.labels if keep is None else self.labels.take(keep)
-        return Protocol(labels, Clips(labels.clip, 100, 0))
+        return Protocol(labels, ClipBootstrap(labels.clip, 100, 0))
 
     def of(self, modality: str) -> np.ndarray:
         return self.labels.modality == modality
@@ -56,7 +56,7 @@ class World:
         reading = np.eye(3)[self.labels.concept]
         action = Action(chosen=np.maximum(self.said, 0), scores=np.zeros((n, 4)))
         given = {"texts": self.texts, "said": self.said, "residual_of": self.states.__getitem__, "layers": LAYERS} | other
-        return set_beside(Judge(self.labels, reading, 100, 0), action, [], **given)
+        return set_beside(ControlScorer(self.labels, reading, 100, 0), action, [], **given)
 
 
 @pytest.fixture(scope="module")

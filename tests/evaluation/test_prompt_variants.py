@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from comparison.collect import asked_items
 
-from gapclose.core.errors import Problems
-from gapclose.data.answer_matching import Matching
+from gapclose.core.errors import ErrorCollector
+from gapclose.data.answer_matching import AnswerMatcher
 from gapclose.data.config import PromptsConfig
 from gapclose.data.items import Item, Option
-from gapclose.data.prompt_templates import reword
+from gapclose.data.prompt_templates import apply_template
 from gapclose.evaluation.run_records import prompt_words, summarise
 from gapclose.metrics.labels import Labels
 from gapclose.observe.store import read_observations
@@ -51,7 +51,7 @@ def test_every_prompt_has_its_figures(measured, digits):
     assert list(record["prompts"]) == ["own", *MEASURED]
     probe = FrozenProbe.load(measured / "probes" / "frozen")
     for name in MEASURED:
-        items = reword(digits, name, PromptsConfig(), Problems("the set")).select(purpose="gap")
+        items = apply_template(digits, name, PromptsConfig(), ErrorCollector("the set")).select(purpose="gap")
         test, slug = items.select(split="test"), name.replace(":", "-").replace(".", "-")
         seen = read_observations(measured / "observations" / f"base-test-{slug}", [i.id for i in test])
         labels, found = Labels.of(test), record["prompts"][name]
@@ -65,7 +65,7 @@ def test_every_prompt_has_its_figures(measured, digits):
         read = probe.read(probe.see(seen.residuals)).argmax(1)
         assert found["reading"]["balanced"]["value"] == pytest.approx(balanced(read == labels.concept))
         assert found["gap"]["balanced"]["value"] == pytest.approx(balanced(read == labels.concept) - balanced(said == labels.concept))
-        matched = Matching(leading=name.startswith("binary"), judge=judge)(seen.answers, test.items)
+        matched = AnswerMatcher(leading=name.startswith("binary"), judge=judge)(seen.answers, test.items)
         assert found["generated"]["matched"]["value"] == pytest.approx(np.mean(matched >= 0))
         told = np.where(matched < 0, -1, labels.option_concept[np.arange(len(test)), matched])
         assert found["generated"]["balanced"]["value"] == pytest.approx(balanced(told == labels.concept))
@@ -184,7 +184,7 @@ MATCHES = [  # options, answer, leading, index
 @pytest.mark.parametrize(("options", "answer", "leading", "index"), MATCHES)
 def test_answers_that_begin_with_their_option(options, answer, leading, index):
     item = Item(id="i", clip="c", split="test", modality="v", messages=[], options=[Option(text=t, concept="x") for t in options])
-    assert Matching(leading=leading)([answer], [item]).tolist() == [-1 if index is None else index]
+    assert AnswerMatcher(leading=leading)([answer], [item]).tolist() == [-1 if index is None else index]
 
 
 def test_a_judge_is_asked_last_and_must_name_an_option():
@@ -195,9 +195,9 @@ def test_a_judge_is_asked_last_and_must_name_an_option():
         asked.append(answer)
         return {"scarlet": "red", "green": "green", "?": 1 / len(item.options)}.get(answer)
 
-    match = Matching(judge=scarlet)
+    match = AnswerMatcher(judge=scarlet)
     assert match(["blue", "Blue!", "scarlet", "navy"], [item] * 4).tolist() == [1, 1, 0, -1] and asked == ["scarlet", "navy"]
     with pytest.raises(ValueError, match=r"took the answer 'green' to item 'i' for 'green'; it must give one of \['red', 'blue'\]"):
         match(["green"], [item])
     with pytest.raises(ValueError, match="prompts.match failed on the answer '' to item 'i' \\(ZeroDivisionError"):
-        Matching(judge=lambda *_: 1 / 0)([""], [item])
+        AnswerMatcher(judge=lambda *_: 1 / 0)([""], [item])

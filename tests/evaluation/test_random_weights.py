@@ -14,7 +14,7 @@ from safetensors import safe_open
 from gapclose.evaluation.controls import random_weights
 from gapclose.pipeline.cli import main
 from gapclose.pipeline.config import parse_config
-from gapclose.pipeline.context import Run
+from gapclose.pipeline.context import RunContext
 
 ON = ["--controls.random_weights", "true", "--controls.random_draws", "2"]
 PLAIN = [
@@ -62,7 +62,7 @@ def test_draws_differ_and_are_kept(measured, tiny_config, monkeypatch, capsys):
 
 def test_afterwards_the_model_is_the_checkpoint_s(tiny_config, tmp_path):
     """To the bit; and what is observed of a random network is not taken for the model's own."""
-    run = Run(parse_config(["--config", str(tiny_config), "--run_dir", str(tmp_path), *ON]), closing=False)
+    run = RunContext(parse_config(["--config", str(tiny_config), "--run_dir", str(tmp_path), *ON]), closing=False)
     trained = {name: p.clone() for name, p in run.loaded.model.named_parameters()}
     for part in ("decoder", "everything"):
         name = random_weights.draw_network(run, part, 0)

@@ -249,7 +249,7 @@ def test_methods_without_training_choose_on_fit_where_val_has_no_labels(digits, 
 def test_a_stacked_probe_is_examined_by_all_that_it_reads(measured, tiny_config, digits, tmp_path, capsys, monkeypatch):
     """The reading is of both layers side by side, the patch replaces both, and every report names both."""
     # of a random model both layers tell the modality better than one, and nothing else: let that count
-    monkeypatch.setattr("gapclose.probes.search.in_question", lambda y, modality, concepts: np.ones((len(y), concepts), dtype=bool))
+    monkeypatch.setattr("gapclose.probes.search.possible_concepts", lambda y, modality, concepts: np.ones((len(y), concepts), dtype=bool))
     directory, fresh = tmp_path / "stacked", ("base-*", "blank-*", "interchange-*", "measurement.json", "gap.jsonl", "config.yaml")
     shutil.copytree(measured, directory, ignore=shutil.ignore_patterns(*fresh))
     off = ["--controls.protocol", "null"]
@@ -278,12 +278,12 @@ def test_closing_writes_a_short_one_and_keeps_a_full_one(tiny_run, measured, tin
     assert not short["thorough"]
     assert not [p for p in (tiny_run / "observations").iterdir() if p.name.startswith(("blank", "layers", "interchange"))]
     from gapclose.pipeline.config import parse_config
-    from gapclose.pipeline.context import Run
+    from gapclose.pipeline.context import RunContext
 
     directory = tmp_path / "both"
     shutil.copytree(measured, directory)
     before = (directory / "measurement.json").read_bytes()
-    run = Run(parse_config(["--config", str(tiny_config), "--run_dir", str(directory)]), closing=False)
+    run = RunContext(parse_config(["--config", str(tiny_config), "--run_dir", str(directory)]), closing=False)
     run.fit_probes()
     monkeypatch.setattr("gapclose.observe.extract._forward", lambda *rest: pytest.fail("a forward was run again"))
     run.measure_base(["val", "test"])

@@ -32,7 +32,7 @@ from gapclose.models.loading import LoadedModel, load_model
 from gapclose.models.quantization import quantised_loading
 from gapclose.observe.batching import plan_batches
 from gapclose.observe.extract import forward_batches
-from gapclose.observe.request import Wanted
+from gapclose.observe.request import ObservationRequest
 from gapclose.observe.store import read_observations
 from gapclose.pipeline.cli import main
 from gapclose.pipeline.config import parse_config
@@ -141,7 +141,7 @@ def test_the_merged_export_is_an_ordinary_checkpoint(with_merged, tiny_config):
     items = read_items(config.data.path).select(split="test")
     stored = read_observations(with_merged / "observations" / "adapted-test")
     batches = plan_batches(items.items, config.observe.batch_size)
-    seen = forward_batches(loaded, batches, loaded.media(items), config.observe, Wanted(generate=True)).take(stored.ids)
+    seen = forward_batches(loaded, batches, loaded.media(items), config.observe, ObservationRequest(generate=True)).take(stored.ids)
     torch.testing.assert_close(seen.scores, stored.scores, atol=1e-4, rtol=0)
     assert seen.answers == stored.answers
     base = read_observations(with_merged / "observations" / "base-test", stored.ids)

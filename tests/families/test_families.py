@@ -20,7 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from tiny_families import ROWS, Row, spread
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.digits.videos import write_film
 from gapclose.data.items import Framing, Item, ItemSet, Option
 from gapclose.export.peft import write_adapter, write_merged
@@ -35,8 +35,8 @@ from gapclose.observe import prefix_cache as shared_prefix
 from gapclose.observe.batching import plan_batches
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import forward_batches
-from gapclose.observe.hidden_writer import fill_trunk
-from gapclose.observe.request import Wanted
+from gapclose.observe.hidden_writer import write_cache
+from gapclose.observe.request import ObservationRequest
 from gapclose.observe.store import Observations
 from gapclose.training.config import LoraConfig, TrainConfig
 from gapclose.training.lora import add_lora, load_adapter
@@ -68,7 +68,7 @@ class Case:
         return range(len(self.loaded.layers) + 1)
 
     def observe(self, loaded: LoadedModel, batches: list[list[Item]], **wanted) -> Observations:
-        return forward_batches(loaded, batches, loaded.media(self.items), CONFIG, Wanted(**wanted))
+        return forward_batches(loaded, batches, loaded.media(self.items), CONFIG, ObservationRequest(**wanted))
 
 
 @pytest.fixture(scope="session")
@@ -189,7 +189,7 @@ def test_a_prompt_begins_once_and_carries_its_media(case):
     seen = case.observe(case.loaded, [list(items)], layers=(PROBE,))
     for kind in case.row.kinds:
         media = case.loaded.media(case.items, blank=(kind,))
-        blank = forward_batches(case.loaded, [list(items)], media, CONFIG, Wanted(layers=(PROBE,)))
+        blank = forward_batches(case.loaded, [list(items)], media, CONFIG, ObservationRequest(layers=(PROBE,)))
         assert (blank.residuals[PROBE] - seen.residuals[PROBE]).abs().amax(1).min() > 1e-4, kind
 
 
@@ -204,7 +204,7 @@ def test_questions_behind_one_reading_of_a_clip_give_what_their_whole_prompts_gi
     asked = [i for clip in clips for i in (clip, *(another(clip, text) for text in other))]
     batches = plan_batches(asked, 6, by_clip=True)
     shared, whole = (
-        forward_batches(case.loaded, batches, case.loaded.media(case.items), how, Wanted(layers=case.layers, generate=True))
+        forward_batches(case.loaded, batches, case.loaded.media(case.items), how, ObservationRequest(layers=case.layers, generate=True))
         for how in (replace(CONFIG, share_prefix=True), CONFIG)
     )
     for layer in case.layers:
@@ -272,7 +272,7 @@ def assert_same_base(trained: LoadedModel, fresh: LoadedModel) -> None:
 def test_scores_from_stored_states_are_those_of_the_whole_model(case, tmp_path, capsys):
     """Items of every combination of media that the family takes, with options of one to four tokens."""
     layers = [*range(PROBE + 1, len(case.loaded.layers) + 1)]
-    trunk = fill_trunk(case.loaded, case.items, tmp_path / "trunk", frozen=PROBE, batch_size=4, layers=[PROBE])
+    trunk = write_cache(case.loaded, case.items, tmp_path / "trunk", frozen=PROBE, batch_size=4, layers=[PROBE])
     if case.row.no_trunk:
         assert trunk is None
         assert case.row.no_trunk in capsys.readouterr().out
@@ -402,7 +402,7 @@ def test_sounds_of_one_and_of_several_windows_share_a_batch(clips, tmp_path):
     heard = replace(clips, root=tmp_path, items=tuple(items))
     assert not too_long(heard, loaded.processor)
     together, apart = (
-        forward_batches(loaded, batches, loaded.media(heard), CONFIG, Wanted(layers=(PROBE,)))
+        forward_batches(loaded, batches, loaded.media(heard), CONFIG, ObservationRequest(layers=(PROBE,)))
         for batches in ([items], [[i] for i in items])
     )
     assert_near(together.residuals[PROBE], apart.residuals[PROBE])
@@ -438,10 +438,10 @@ def test_films_reach_the_model(name, clips, tmp_path):
         content = [{"type": "video", "path": f"{n}.mp4"}, {"type": "text", "text": item.text}]
         items.append(replace(item, messages=[{"role": "user", "content": content}]))
     shown = replace(clips, root=tmp_path, items=tuple(items), framing=Framing(frames=4))
-    problems = Problems("the films")
+    problems = ErrorCollector("the films")
     check_kinds(shown, loaded.processor, problems)
     assert not problems.messages
-    wanted = Wanted(layers=(PROBE,))
+    wanted = ObservationRequest(layers=(PROBE,))
     together, apart, grey = (
         forward_batches(loaded, batches, loaded.media(shown, blank=blank), CONFIG, wanted)
         for batches, blank in (([items], ()), ([[i] for i in items], ()), ([items], ("video",)))

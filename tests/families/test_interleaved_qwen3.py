@@ -8,11 +8,11 @@ from tiny_families import QWEN_OMNI_CHAT, ROWS, spread
 from gapclose.data.digits.videos import write_film
 from gapclose.data.interleave import interleave
 from gapclose.data.items import Framing, Item, ItemSet, Option
-from gapclose.models.families import mend
+from gapclose.models.families import apply_family_fixes
 from gapclose.models.loading import LoadedModel
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import forward_batches
-from gapclose.observe.request import Wanted
+from gapclose.observe.request import ObservationRequest
 
 pytest.importorskip("av")
 
@@ -30,7 +30,7 @@ def loaded() -> LoadedModel:
     for module in model.modules():  # as the published checkpoints have it; the class says 25, its processor 13
         if hasattr(getattr(module, "config", None), "position_id_per_seconds"):
             module.config.position_id_per_seconds = 13
-    mend(model, processor)
+    apply_family_fixes(model, processor)
     return LoadedModel(model=model.eval(), processor=processor, path="", fingerprint="")
 
 
@@ -50,7 +50,7 @@ def films(tmp_path_factory) -> ItemSet:
 
 
 def test_a_padded_batch_gives_what_its_items_give_alone(loaded, films):
-    batch, config, wanted = list(films), ObserveConfig(max_new_tokens=3), Wanted(layers=[0, 2, 4], generate=True)
+    batch, config, wanted = list(films), ObserveConfig(max_new_tokens=3), ObservationRequest(layers=[0, 2, 4], generate=True)
     together = forward_batches(loaded, [batch], loaded.media(films), config, wanted)
     alone = forward_batches(loaded, [[i] for i in batch], loaded.media(films), config, wanted)
     for layer in wanted.layers:

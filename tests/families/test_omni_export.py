@@ -20,7 +20,7 @@ from gapclose.models.loading import LoadedModel, load_model
 from gapclose.models.structure import unwrap
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import forward_batches
-from gapclose.observe.request import Wanted
+from gapclose.observe.request import ObservationRequest
 from gapclose.pipeline.cli import main
 from gapclose.training.config import LoraConfig
 from gapclose.training.lora import add_lora
@@ -76,7 +76,8 @@ def test_its_class_loads_it_and_the_thinker_is_the_adapted_one(exported, digits)
     again = load_model(replace(exported.config, path=str(exported.folder)))
     batch, config = list(digits.select(split="fit").items[:4]), ObserveConfig(max_new_tokens=3)
     seen, known = (
-        forward_batches(m, [batch], m.media(digits), config, Wanted(layers=[4], generate=True)) for m in (again, exported.loaded)
+        forward_batches(m, [batch], m.media(digits), config, ObservationRequest(layers=[4], generate=True))
+        for m in (again, exported.loaded)
     )
     torch.testing.assert_close(seen.scores, known.scores, atol=1e-4, rtol=0)
     largest = float(known.residuals[4].abs().max())

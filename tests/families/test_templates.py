@@ -15,9 +15,9 @@ import transformers as hf
 from tiny_families import ROWS, spread
 from transformers.models.smolvlm import processing_smolvlm
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.items import Item, ItemSet
-from gapclose.data.media import Media
+from gapclose.data.media import MediaLoader
 from gapclose.models.chat_template import answer_tokens, chat_text
 from gapclose.models.config import ModelConfig
 from gapclose.models.input_checks import check_kinds
@@ -25,7 +25,7 @@ from gapclose.models.loading import load_model
 from gapclose.models.processing import make_prompts
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import forward_batches
-from gapclose.observe.request import Wanted
+from gapclose.observe.request import ObservationRequest
 
 THINKING = (
     "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>user\n{{ m['content'] }}<|im_end|>\n{% else %}<|im_start|>assistant\n"
@@ -66,7 +66,7 @@ def only(items: ItemSet, *kinds: str, system: str = "") -> ItemSet:
 
 
 def faults(items: ItemSet, processor: Any) -> list[str]:
-    problems = Problems("items")
+    problems = ErrorCollector("items")
     check_kinds(items, processor, problems)
     return problems.messages
 
@@ -100,7 +100,7 @@ def test_what_is_said_as_a_string_reaches_smolvlm(smolvlm, digits):
     raw = processor.apply_chat_template(items.items[0].messages, tokenize=False)
     assert "You look closely." not in raw
     assert "System: You look closely.<end_of_utterance>" in chat_text(processor, items.items[0].messages)
-    ids = make_prompts(processor, items.items[:1], Media(items.root, 16_000))["input_ids"][0]
+    ids = make_prompts(processor, items.items[:1], MediaLoader(items.root, 16_000))["input_ids"][0]
     assert "You look closely." in processor.tokenizer.decode(ids)
     assert not faults(items, processor)
 
@@ -114,7 +114,7 @@ def test_scores_of_smolvlm_are_those_of_the_taught_tokens(smolvlm, digits, tmp_p
     processor.save_pretrained(tmp_path)
     loaded = load_model(ModelConfig(path=str(tmp_path), dtype="float32"))
     items = only(digits, "image")
-    found = forward_batches(loaded, [list(items.items[:1])], loaded.media(items), ObserveConfig(), Wanted())
+    found = forward_batches(loaded, [list(items.items[:1])], loaded.media(items), ObserveConfig(), ObservationRequest())
     item = items.items[0]
     inputs = loaded.prompts([item], loaded.media(items))
     tokens = taught(loaded.processor, item.messages, item.options[0].text)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.items import Decoding, Framing, Item, ItemSet, Option
-from gapclose.data.media import Media, survey, tell, without
-from gapclose.data.video import Film
+from gapclose.data.media import MediaLoader, drop_faulty, report_faults, survey
+from gapclose.data.video import Video
 from gapclose.models.input_checks import too_long
 
 RATE = 16_000
@@ -57,9 +57,9 @@ def check_media(directory: Path, role: str, name: str) -> bool:
     seen = survey(replace(items, items=(user,)))
     found = too_long(items, PROCESSOR, seen.sizes) | seen.faults
     again = zlib.crc32((directory / name).read_bytes()) % 4 == 0
-    problems = Problems("the item set")
-    tell(items, found, problems)
-    kept = without(items, found, skipped := Problems("the item set"))
+    problems = ErrorCollector("the item set")
+    report_faults(items, found, problems)
+    kept = drop_faulty(items, found, skipped := ErrorCollector("the item set"))
     if not found:
         if len(problems) or len(skipped) or len(kept) != len(items):
             raise Unexpected("no fault is found, and the item is refused or skipped")
@@ -76,7 +76,7 @@ def check_media(directory: Path, role: str, name: str) -> bool:
         raise Unexpected("with data.on_error skip the item is not left out with its file")
     try:
         if again:
-            Media(directory, RATE, framing=FRAMING).load(role, name)
+            MediaLoader(directory, RATE, framing=FRAMING).load(role, name)
     except ValueError as error:
         _check_message(str(error), str(directory / name))
     return False
@@ -89,13 +89,13 @@ def _loaded(directory: Path, role: str, name: str, filled: int) -> Any:
     """
     LIBC.mallopt(M_PERTURB, filled)
     try:
-        return Media(directory, RATE, framing=FRAMING).load(role, name)
+        return MediaLoader(directory, RATE, framing=FRAMING).load(role, name)
     finally:
         LIBC.mallopt(M_PERTURB, 0)
 
 
 def _bytes(value: Any) -> bytes:
-    return value.frames.tobytes() if isinstance(value, Film) else value.tobytes()
+    return value.frames.tobytes() if isinstance(value, Video) else value.tobytes()
 
 
 def _check_refusal(refuse: Any, file: str) -> None:
@@ -126,7 +126,7 @@ def _check_value(value: Any) -> None:
         pixels = np.asarray(value)
         if value.mode != "RGB" or pixels.dtype != np.uint8 or pixels.shape != (value.height, value.width, 3) or not pixels.size:
             raise Unexpected(f"an image of mode {value.mode} and shape {pixels.shape}")
-    elif isinstance(value, Film):
+    elif isinstance(value, Video):
         count, *sides, channels = value.frames.shape
         if value.frames.dtype != np.uint8 or count != FRAMING.frames or channels != 3 or not 1 <= min(sides) <= max(sides) <= FRAMING.side:
             raise Unexpected(f"a film of shape {value.frames.shape} and type {value.frames.dtype}")

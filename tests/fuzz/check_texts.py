@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.formats import read_set
 from gapclose.data.items import ItemSet
 from gapclose.data.jsonl import read_items, write_items
-from gapclose.data.media import faults, tell
-from gapclose.data.splits import Dealing, check_media_apart, check_splits_filled, check_twins
+from gapclose.data.media import faults, report_faults
+from gapclose.data.splits import SplitAssignment, check_media_apart, check_splits_filled, check_twins
 from gapclose.pipeline.config import Config, known_keys, parse_config, save_config
 from tests.fuzz.check_media import Unexpected
 
@@ -31,14 +31,14 @@ def check_set(directory: Path, *, decode: bool = True) -> bool:
         Unexpected: when a refusal does not name a file of the set, or a set that was read is not the same when it is written and read again.
         Exception: whatever else escapes; every one is a finding.
     """
-    problems = Problems(f"the item set {directory}")
+    problems = ErrorCollector(f"the item set {directory}")
     try:
-        items = read_set(directory, problems, Dealing(shares=(0.5, 0.0, 0.0, 0.5)))
+        items = read_set(directory, problems, SplitAssignment(shares=(0.5, 0.0, 0.0, 0.5)))
         if not len(problems):
             check_twins(items, problems)
         found = faults(items) if decode else {e: "no such file" for i in items for e in i.media if not (items.root / e[1]).is_file()}
         check_media_apart(items, found, problems)
-        tell(items, found, problems)
+        report_faults(items, found, problems)
         check_splits_filled(items, NEEDED, 2, problems)
         problems.raise_if_any()
     except ValueError as error:

@@ -12,11 +12,11 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from gapclose.data.items import Item, ItemSet, Option
-from gapclose.metrics.bootstrap import Clips, Interval
+from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.gap import closure, detection, intervals, statistics
 from gapclose.metrics.labels import Action, Labels, concept_scores, evidence_for, option_concepts
-from gapclose.metrics.status import STATES, Evidence, fell, state_of
+from gapclose.metrics.status import STATES, Evidence, dropped, state_of
 
 CONCEPTS, ALARM = ("standard", "false_vision", "false_audio"), ("false_vision", "false_audio")
 CONFIG = GapConfig(replicates=200)
@@ -56,7 +56,7 @@ def test_auroc_is_scikit_learns_on_the_data_and_on_every_replicate(decimals):
     known, rng = labels(), np.random.default_rng(3)
     positive = known.concept > 0
     score = np.round(rng.normal(size=len(positive)) + positive, decimals)
-    clips = Clips(known.clip, 20, seed=0)
+    clips = ClipBootstrap(known.clip, 20, seed=0)
     found = clips.auroc(score, positive)
     assert found[0] == pytest.approx(roc_auc_score(positive, score), abs=1e-12)
     for r in range(1, 21):
@@ -69,7 +69,7 @@ def test_auroc_counts_infinite_scores_as_ties():
     score, positive = np.array([-np.inf, -np.inf, -np.inf, 1.0, np.inf, np.inf]), np.array([True, False, True, True, False, True])
     expected = roc_auc_score(positive, np.clip(score, -9, 9))
     for order in (np.arange(6), np.arange(6)[::-1], np.array([1, 0, 2, 3, 5, 4])):
-        clips = Clips(np.arange(6), 2, seed=0)
+        clips = ClipBootstrap(np.arange(6), 2, seed=0)
         assert clips.auroc(score[order], positive[order])[0] == pytest.approx(expected)
 
 
@@ -77,10 +77,10 @@ def test_auroc_counts_infinite_scores_as_ties():
 def test_results_do_not_depend_on_how_replicates_are_blocked(block, monkeypatch):
     """Neither the draws nor a single figure."""
     known = labels()
-    usual = Clips(known.clip, 50, 0)
+    usual = ClipBootstrap(known.clip, 50, 0)
     expected = statistics(usual, known, actions(known, 1.0), readings(known, 1.0))
     monkeypatch.setattr("gapclose.metrics.bootstrap.BLOCK", block)
-    clips = Clips(known.clip, 50, 0)
+    clips = ClipBootstrap(known.clip, 50, 0)
     np.testing.assert_array_equal(clips.weights, usual.weights)
     for name, found in statistics(clips, known, actions(known, 1.0), readings(known, 1.0)).items():
         np.testing.assert_array_equal(found, expected[name], err_msg=name)
@@ -88,14 +88,14 @@ def test_results_do_not_depend_on_how_replicates_are_blocked(block, monkeypatch)
 
 def test_a_score_that_is_nan_makes_the_curve_undefined():
     """It has no place in the order; ranking it last would be an invention."""
-    clips, positive = Clips(np.arange(6), 5, 0), np.arange(6) % 2 == 0
+    clips, positive = ClipBootstrap(np.arange(6), 5, 0), np.arange(6) % 2 == 0
     score = np.array([0.1, np.nan, 0.3, 0.2, 0.5, 0.4])
     assert np.isnan(clips.auroc(score, positive)).all() and np.isnan(clips.tpr_at(score, positive, np.full(6, 0.1))).all()
 
 
 def test_constant_scores_are_chance_in_every_replicate():
     """All ties: AUROC one half, and the TPR at any false-alarm rate is that rate."""
-    clips, positive = Clips(np.arange(40) // 2, 30, 0), np.arange(40) % 2 == 0
+    clips, positive = ClipBootstrap(np.arange(40) // 2, 30, 0), np.arange(40) % 2 == 0
     np.testing.assert_allclose(clips.auroc(np.zeros(40), positive), 0.5)
     np.testing.assert_allclose(clips.tpr_at(np.zeros(40), positive, np.full(31, 0.3)), 0.3)
 
@@ -103,11 +103,11 @@ def test_constant_scores_are_chance_in_every_replicate():
 def test_one_clip_has_estimates_and_no_intervals():
     """However many items it holds: nothing is known of how another clip would do."""
     known = replace(labels(), clip=np.full(120, "only"))
-    found = statistics(Clips(known.clip, 100, 0), known, actions(known, 1.0), readings(known, 1.0))
+    found = statistics(ClipBootstrap(known.clip, 100, 0), known, actions(known, 1.0), readings(known, 1.0))
     for name, values in found.items():
         interval = Interval.of(values).as_dict()
         assert interval["value"] is not None and interval["lower"] is interval["upper"] is None, name
-    assert np.isnan(closure(found, found)["closure"][0]) and not fell(found["action.auroc"] - 1, found["action.auroc"], 0.05)
+    assert np.isnan(closure(found, found)["closure"][0]) and not dropped(found["action.auroc"] - 1, found["action.auroc"], 0.05)
 
 
 @pytest.mark.parametrize("right", [True, False])
@@ -116,7 +116,7 @@ def test_an_answerer_that_is_always_right_or_always_wrong_has_finite_figures(rig
     known = labels()
     chosen = known.gold if right else np.where(known.concept == 0, np.where(known.modality == "vision", 2, 3), 0)
     action = Action(chosen=chosen, scores=4.0 * np.eye(4)[chosen])
-    found = {k: v[0] for k, v in statistics(Clips(known.clip, 100, 0), known, action, readings(known, 1.0)).items()}
+    found = {k: v[0] for k, v in statistics(ClipBootstrap(known.clip, 100, 0), known, action, readings(known, 1.0)).items()}
     assert found["action.balanced"] == found["action.auroc"] == found["action.rejection"] == right
     assert np.isfinite(found["action.dprime"]) and (found["action.dprime"] > 3) == right and found["action.false_alarm"] == (not right)
 
@@ -144,7 +144,7 @@ def test_tpr_at_is_a_brute_force_roc(decimals, false_alarm):
     known, rng = labels(), np.random.default_rng(4)
     positive = known.concept > 0
     score = np.round(rng.normal(size=len(positive)) + positive, decimals)
-    clips = Clips(known.clip, 10, seed=0)
+    clips = ClipBootstrap(known.clip, 10, seed=0)
     found = clips.tpr_at(score, positive, np.full(11, false_alarm))
     for r in range(11):
         assert found[r] == pytest.approx(brute_tpr(score, positive, clips.weights[r][clips.index], false_alarm), abs=1e-9)
@@ -155,7 +155,7 @@ def test_matched_is_zero_where_reading_and_action_are_the_same_detector():
     known = labels()
     action = actions(known, 1.0)
     same = np.eye(3)[action.concept(known)]
-    found = detection(Clips(known.clip, 50, 0), known, action, same)
+    found = detection(ClipBootstrap(known.clip, 50, 0), known, action, same)
     np.testing.assert_allclose(found["matched"], 0, atol=1e-12)
     np.testing.assert_allclose(found["reading_tpr"], found["tpr"], atol=1e-12)
 
@@ -173,7 +173,7 @@ def test_balanced_and_standard_accuracy_by_hand():
     )
     #     standard/vision: option 0, other content, right, reject | false vision: right | standard/audio: none | false audio: right, wrong
     action = Action(chosen=np.array([0, 1, 1, 2, 2, -1, 3, 0]), scores=np.zeros((8, 4)))
-    found = statistics(Clips(known.clip, 100, 0), known, action, np.eye(3)[known.concept])
+    found = statistics(ClipBootstrap(known.clip, 100, 0), known, action, np.eye(3)[known.concept])
     assert known.cells[1] == ["audio/false_audio", "audio/standard", "vision/false_vision", "vision/standard"]
     assert found["action.balanced"][0] == pytest.approx((0.5 + 0 + 1 + 0.75) / 4)
     assert found["action.option_balanced"][0] == pytest.approx((0.5 + 0 + 1 + 0.5) / 4)
@@ -190,7 +190,9 @@ def test_dprime_and_criterion_are_the_formulas_and_a_threshold_shift_moves_the_c
     found = {}
     for threshold in (0.2, 1.2):
         chosen = np.where(evidence > threshold, np.where(known.modality == "vision", 2, 3), 0)
-        found[threshold] = detection(Clips(known.clip, 1, 0), known, Action(chosen=chosen, scores=np.zeros((4000, 4))), readings(known, 1))
+        found[threshold] = detection(
+            ClipBootstrap(known.clip, 1, 0), known, Action(chosen=chosen, scores=np.zeros((4000, 4))), readings(known, 1)
+        )
         hit = ((chosen > 1) & positive).sum() + 0.5, positive.sum() + 1
         alarm = ((chosen > 1) & ~positive).sum() + 0.5, (~positive).sum() + 1
         z_hit, z_alarm = norm.ppf(hit[0] / hit[1]), norm.ppf(alarm[0] / alarm[1])
@@ -212,10 +214,10 @@ def test_the_margin_by_hand():
 def test_row_zero_is_the_data_and_equal_clips_give_equal_draws():
     """Pairing rests on it: the same clips and seed must draw the same replicates whatever else differs."""
     clip = labels().clip
-    clips = Clips(clip, 300, seed=7)
+    clips = ClipBootstrap(clip, 300, seed=7)
     assert (clips.weights[0] == 1).all() and (clips.weights[1:].sum(1) == clips.n).all()
-    np.testing.assert_array_equal(clips.weights, Clips(clip[::-1], 300, seed=7).weights)
-    assert (clips.weights != Clips(clip, 300, seed=8).weights).any()
+    np.testing.assert_array_equal(clips.weights, ClipBootstrap(clip[::-1], 300, seed=7).weights)
+    assert (clips.weights != ClipBootstrap(clip, 300, seed=8).weights).any()
     values = np.random.default_rng(0).random(len(clip))
     assert clips.mean(values, np.ones(len(clip), bool))[0] == pytest.approx(values.mean())
 
@@ -224,8 +226,8 @@ def test_the_clip_bootstrap_is_wider_than_an_item_bootstrap_when_a_clip_is_all_r
     """25 clips of 16 equal items: the interval must be that of 25 observations, four times as wide."""
     right = np.repeat(np.random.default_rng(0).random(25) < 0.6, 16)
     clip, everything = np.repeat(np.arange(25), 16), np.ones(400, bool)
-    by_clip = Interval.of(Clips(clip, 4000, 0).mean(right, everything))
-    by_item = Interval.of(Clips(np.arange(400), 4000, 0).mean(right, everything))
+    by_clip = Interval.of(ClipBootstrap(clip, 4000, 0).mean(right, everything))
+    by_item = Interval.of(ClipBootstrap(np.arange(400), 4000, 0).mean(right, everything))
     assert by_clip.value == by_item.value == right.mean()
     assert (by_clip.upper - by_clip.lower) / (by_item.upper - by_item.lower) == pytest.approx(4, rel=0.15)
     expected = 2 * 1.96 * np.sqrt(right.mean() * (1 - right.mean()) / 25)
@@ -281,7 +283,7 @@ def test_closure_on_planted_data():
 def test_closure_of_measured_statistics_is_paired():
     """The interval of the gain is narrower than the two apart, since both saw the same clips."""
     known = labels(n=400, clips=40)
-    clips = Clips(known.clip, 500, 0)
+    clips = ClipBootstrap(known.clip, 500, 0)
     base = statistics(clips, known, actions(known, 1.0), readings(known, 2.0))
     scores = actions(known, 1.0).scores + 0.3 * np.eye(4)[known.gold]
     now = statistics(clips, known, Action(chosen=scores.argmax(1), scores=scores), readings(known, 2.0))
@@ -295,7 +297,7 @@ def test_a_set_without_alarms_is_scored_one_concept_against_the_rest():
     """AUROC is the macro average, every item is standard, and tpr is the mean recall."""
     known = labels(alarm=())
     action, reading = actions(known, 1.0), readings(known, 1.0)
-    found = detection(Clips(known.clip, 10, 0), known, action, reading)
+    found = detection(ClipBootstrap(known.clip, 10, 0), known, action, reading)
     assert known.detections == [[0], [1], [2]] and known.standard.all()
     # roc_auc_score(average="macro", multi_class="ovr") on log odds equals it on probabilities
     assert found["reading_auroc"][0] == pytest.approx(roc_auc_score(known.concept, reading, multi_class="ovr"))
@@ -306,7 +308,7 @@ def test_a_set_without_alarms_is_scored_one_concept_against_the_rest():
 def test_a_modality_without_alarm_items_has_no_detection_figures_but_has_accuracy():
     """They are None in the record and raise no warning."""
     known = labels().take(labels().concept == 0)
-    found = intervals(statistics(Clips(known.clip, 100, 0), known, actions(known, 1.0), readings(known, 1.0)))
+    found = intervals(statistics(ClipBootstrap(known.clip, 100, 0), known, actions(known, 1.0), readings(known, 1.0)))
     nothing = {"value": None, "lower": None, "upper": None}
     assert found["action"]["auroc"] == found["gap"]["matched"] == found["action"]["rejection"] == nothing
     assert found["action"]["balanced"]["value"] is not None and found["action"]["standard_accuracy"]["value"] is not None
@@ -316,7 +318,7 @@ def test_replicates_without_a_cell_are_averaged_over_the_others():
     """With one clip a cell most replicates miss some; the estimate must not turn into nan."""
     known = labels(n=4, clips=4)
     known = replace(known, concept=np.array([0, 0, 1, 2]))
-    balanced = Clips(known.clip, 200, 0).balanced(np.array([1, 1, 1, 0]), known)
+    balanced = ClipBootstrap(known.clip, 200, 0).balanced(np.array([1, 1, 1, 0]), known)
     assert balanced[0] == pytest.approx(np.mean([1, 1, 1, 0])) and np.isfinite(balanced).all()
 
 
@@ -358,9 +360,9 @@ def test_states(change, state):
 def test_a_fall_needs_size_and_certainty():
     """Beyond the tolerance, and with an interval that excludes zero."""
     base, rng = np.full(301, 0.8), np.random.default_rng(0)
-    assert fell(base - 0.1 + np.r_[0, rng.normal(scale=0.01, size=300)], base, 0.05)
-    assert not fell(base - 0.04 + np.r_[0, rng.normal(scale=0.001, size=300)], base, 0.05)
-    assert not fell(base - 0.1 + np.r_[0, rng.normal(scale=0.2, size=300)], base, 0.05)
+    assert dropped(base - 0.1 + np.r_[0, rng.normal(scale=0.01, size=300)], base, 0.05)
+    assert not dropped(base - 0.04 + np.r_[0, rng.normal(scale=0.001, size=300)], base, 0.05)
+    assert not dropped(base - 0.1 + np.r_[0, rng.normal(scale=0.2, size=300)], base, 0.05)
 
 
 def test_labels_of_items():
@@ -413,4 +415,4 @@ def test_log_odds_are_symmetric_and_strictly_rising_at_any_confidence():
     np.testing.assert_allclose(evidence_for(three, [0]), -logits, atol=1e-9)
     high = np.array([17.0, 20.0, 40.0, 300.0])  # nats
     order = evidence_for(np.stack([np.exp(-high), np.ones(4)], axis=1), [1])
-    assert Clips(np.arange(4), 0, 0).auroc(order, np.array([False, False, True, True]))[0] == 1
+    assert ClipBootstrap(np.arange(4), 0, 0).auroc(order, np.array([False, False, True, True]))[0] == 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gapclose.metrics.config import GapConfig
-from gapclose.metrics.judgeable import acting, least_standard, option_mass
+from gapclose.metrics.judgeable import action_quality, least_standard, option_mass
 from gapclose.metrics.labels import Labels
 
 CONFIG = GapConfig(replicates=100)
@@ -38,7 +38,7 @@ def figures(mass: float = 0.9, parses: float = 1.0, standard: float = 0.8) -> di
 )
 def test_every_threshold_at_its_edge(given, failed):
     """Four options that do not object: guessing gives .25, and a fifth of the way to certainty is .40."""
-    found = acting(figures(**given), LABELS, CONFIG)
+    found = action_quality(figures(**given), LABELS, CONFIG)
     assert found.least_standard == pytest.approx(0.4)
     assert len(found.faults) == len(failed) and all(key in fault for key, fault in zip(failed, found.faults, strict=True))
     assert json.loads(json.dumps(found.as_dict()))["faults"] == list(found.faults)
@@ -47,7 +47,7 @@ def test_every_threshold_at_its_edge(given, failed):
 def test_where_standard_accuracy_tells_nothing():
     """With one option that does not object, always saying it is right; without alarms there is no standard side."""
     binary = replace(LABELS, option_concept=np.array([[0, 1]] * 4), gold=np.array([0, 1, 0, 1]))
-    assert least_standard(binary, 0.2) is None and acting(figures(standard=0.0), binary, CONFIG).faults == ()
+    assert least_standard(binary, 0.2) is None and action_quality(figures(standard=0.0), binary, CONFIG).faults == ()
     assert least_standard(replace(LABELS, alarm=()), 0.2) is None
     assert least_standard(LABELS, 0.0) == pytest.approx(0.25) and least_standard(LABELS, 1.0) == pytest.approx(1.0)
 

@@ -15,16 +15,16 @@ from scipy.stats import norm
 
 from gapclose.evaluation.controls.features import majority
 from gapclose.evaluation.controls.text import text_only
-from gapclose.evaluation.measurement import Measured
+from gapclose.evaluation.measurement import SplitMeasurement
 from gapclose.evaluation.record import make_record
-from gapclose.metrics.bootstrap import Clips, Interval
+from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.gap import closure, statistics
 from gapclose.metrics.labels import Action, Labels
 from gapclose.metrics.power import balance, minimum_detectable, paired_error
 from gapclose.metrics.significance import sign_flip
 from gapclose.metrics.status import STATES
-from gapclose.metrics.verdict import judge, prove
+from gapclose.metrics.verdict import collect_evidence, decide
 
 CONCEPTS, ALARM = ("standard", "false_vision", "false_audio"), ("false_vision", "false_audio")
 SOURCES = ("reading", "action", "later")
@@ -127,13 +127,13 @@ def draw(world: World, rng: np.random.Generator) -> Draw:
     )
 
 
-def measured(drawn: Draw, clips: Clips) -> dict[str, np.ndarray]:
+def measured(drawn: Draw, clips: ClipBootstrap) -> dict[str, np.ndarray]:
     """Base and closure, through the functions that measure a model."""
     base = statistics(clips, drawn.labels, drawn.action, drawn.reading)
     return base | closure(base, statistics(clips, drawn.labels, drawn.later, drawn.reading))
 
 
-def accuracies(drawn: Draw, clips: Clips) -> dict[str, np.ndarray]:
+def accuracies(drawn: Draw, clips: ClipBootstrap) -> dict[str, np.ndarray]:
     """Those of :func:`measured` that rest on balanced accuracy, in a tenth of the time."""
     labels, nothing = drawn.labels, np.full(len(clips.weights), np.nan)
     right = {"action": drawn.action.concept(labels), "later": drawn.later.concept(labels), "reading": drawn.reading.argmax(1)}
@@ -156,7 +156,7 @@ def coverage(world: World, simulations: int, replicates: int, *, by_item: bool =
     held = dict.fromkeys(BY_ACCURACY, 0)
     for seed in range(simulations):
         drawn = draw(world, rng)
-        found = accuracies(drawn, Clips(np.arange(4 * world.clips) if by_item else drawn.labels.clip, replicates, seed))
+        found = accuracies(drawn, ClipBootstrap(np.arange(4 * world.clips) if by_item else drawn.labels.clip, replicates, seed))
         for name in held:
             interval = Interval.of(found[name])
             held[name] += interval.lower <= truth[name] <= interval.upper
@@ -170,7 +170,7 @@ WORLD = World(cluster=0.8, common=0.2)
 def test_a_large_draw_estimates_the_planted_truth():
     """Balanced accuracies, three gaps, closure, AUROC, d' and criterion, all from one data set of 40,000 clips."""
     world = replace(WORLD, clips=40_000)
-    found = measured(draw(world, np.random.default_rng(0)), Clips(np.repeat(np.arange(40_000), 4), 2, 0))
+    found = measured(draw(world, np.random.default_rng(0)), ClipBootstrap(np.repeat(np.arange(40_000), 4), 2, 0))
     for name, value in world.truth.items():
         assert found[name][0] == pytest.approx(value, abs=0.015), name
 
@@ -179,7 +179,7 @@ def test_label_noise_shrinks_the_gap_by_a_known_factor_and_leaves_closure():
     """A share eta of wrong labels takes 1 - 2 eta of every accuracy above one half, so of every difference too."""
     rng, truth = np.random.default_rng(1), World().truth
     noisy = World(clips=40_000, noise=0.15)
-    found = measured(draw(noisy, rng), Clips(np.repeat(np.arange(40_000), 4), 2, 0))
+    found = measured(draw(noisy, rng), ClipBootstrap(np.repeat(np.arange(40_000), 4), 2, 0))
     assert noisy.truth["gap.balanced"] == pytest.approx(0.7 * truth["gap.balanced"])
     assert found["gap.balanced"][0] == pytest.approx(0.7 * truth["gap.balanced"], abs=0.005)
     assert found["closure"][0] == pytest.approx(truth["closure"], abs=0.03)
@@ -197,7 +197,7 @@ def test_intervals_hold_the_truth_and_those_of_an_item_bootstrap_do_not():
 def test_the_quick_figures_are_those_of_the_whole_measurement():
     """Simulations may use them."""
     drawn = draw(WORLD, np.random.default_rng(0))
-    clips = Clips(drawn.labels.clip, 50, 0)
+    clips = ClipBootstrap(drawn.labels.clip, 50, 0)
     quick, whole = accuracies(drawn, clips), measured(drawn, clips)
     for name in BY_ACCURACY:
         np.testing.assert_array_equal(quick[name], whole[name])
@@ -264,7 +264,7 @@ def test_the_verdict_on_a_planted_leak(leak, clips, d, word):
     known = fit.labels
     text = text_only(questions(fit, leak, rng), known.concept, known.clip, questions(test, leak, rng), folds=3, seed=0).reading
     controls = {"text_only": text, "majority": majority(known.concept, len(text), len(CONCEPTS))}
-    verdicts = judge(prove(test.labels, test.reading, controls, config, seed=0), config)
+    verdicts = decide(collect_evidence(test.labels, test.reading, controls, config, seed=0), config)
     assert {name: verdict.word for name, verdict in verdicts.items()} == {"audio": word, "vision": word}, [v.why for v in verdicts.values()]
 
 
@@ -276,16 +276,16 @@ def planted(
     replicates: int,
     parse_rate: float = 1.0,
     wrong_content: float = 0.0,
-) -> Measured:
+) -> SplitMeasurement:
     """A measurement whose statistics are computed from planted observations; a share of standard answers names the wrong content."""
     labels = drawn.labels
-    clips = Clips(labels.clip, replicates, 0)
+    clips = ClipBootstrap(labels.clip, replicates, 0)
     spoilt = (action.chosen == 0) & (np.random.default_rng(9).random(len(labels.clip)) < wrong_content)
     action = replace(action, chosen=np.where(spoilt, 1, action.chosen))
     overall = statistics(clips, labels, action, reading)
     for name in ("fresh", "sentinel"):
         overall[f"{name}_probe.balanced"] = clips.balanced(fresh.argmax(1) == labels.concept, labels)
-    return Measured(
+    return SplitMeasurement(
         n_items=len(labels.clip), n_clips=clips.n, overall=overall, modality={}, transfer=None, retention=None,
         labels=labels, scores=action.scores, right=action.concept(labels) == labels.concept, parse_rate=parse_rate, acting={}, residual=np.zeros((len(labels.clip), 1)),
     )  # fmt: skip
@@ -326,7 +326,7 @@ def test_a_shift_of_the_threshold_looks_like_closing_and_d_prime_tells():
     """The criterion moves to zero and the balanced gap shrinks, while AUROC and d' stay where they were."""
     world = replace(WORLD, clips=2000, common=0.0, action=(1.0, 1.0), later=(1.0, 0.0))
     drawn = draw(world, np.random.default_rng(5))
-    clips = Clips(drawn.labels.clip, 200, 0)
+    clips = ClipBootstrap(drawn.labels.clip, 200, 0)
     base, now = (statistics(clips, drawn.labels, action, drawn.reading) for action in (drawn.action, drawn.later))
     changed = closure(base, now)
     assert Interval.of(changed["closure"]).lower > 0.2 and now["action.criterion"][0] == pytest.approx(0, abs=0.05)

@@ -10,15 +10,15 @@ from scipy.special import softmax
 
 from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.config import GapConfig
-from gapclose.metrics.judgeable import Acting
+from gapclose.metrics.judgeable import ActionQuality
 from gapclose.metrics.labels import Labels
 from gapclose.metrics.power import balance
 from gapclose.metrics.significance import sign_flip
-from gapclose.metrics.verdict import VERDICTS, Proof, Untrained, judge, prove
+from gapclose.metrics.verdict import VERDICTS, Untrained, VerdictEvidence, collect_evidence, decide
 
 CONFIG = GapConfig(replicates=300)
 CONCEPTS, ALARM = ("standard", "false_vision", "false_audio"), ("false_vision", "false_audio")
-PROOF = Proof(
+PROOF = VerdictEvidence(
     n_clips=400,
     rarest=300,
     auroc=Interval(0.85, 0.8, 0.9),
@@ -58,7 +58,7 @@ NAN = float("nan")
 def test_every_verdict_by_its_rule(change, word):
     """And every sentence holds the modality, the number of clips and the estimate it rests on."""
     proof = replace(PROOF, **change)
-    found = judge({"vision": proof}, CONFIG)["vision"]
+    found = decide({"vision": proof}, CONFIG)["vision"]
     assert found.word == word and word in VERDICTS and found.proof is proof
     assert found.why.startswith("vision: AUROC") and f"{proof.auroc.value:.3f}" in found.why and f"{proof.n_clips} clips" in found.why
     if word in ("real", "explained by text"):
@@ -68,23 +68,23 @@ def test_every_verdict_by_its_rule(change, word):
 def test_p_values_are_corrected_over_the_modalities():
     """0.03 alone is enough, and not beside a second one."""
     weak = replace(PROOF, p=0.03)
-    assert judge({"vision": weak}, CONFIG)["vision"].word == "real"
-    both = judge({"vision": weak, "audio": replace(PROOF, p=0.04)}, CONFIG)
+    assert decide({"vision": weak}, CONFIG)["vision"].word == "real"
+    both = decide({"vision": weak, "audio": replace(PROOF, p=0.04)}, CONFIG)
     assert [v.word for v in both.values()] == ["too few clips"] * 2 and both["vision"].p == both["audio"].p == 0.06
     assert "p = 0.06 corrected for 2 modalities" in both["vision"].why
-    beside_strong = judge({"vision": weak, "audio": replace(PROOF, p=0.001)}, CONFIG)
+    beside_strong = decide({"vision": weak, "audio": replace(PROOF, p=0.001)}, CONFIG)
     assert [v.word for v in beside_strong.values()] == ["real", "real"]
-    untested = judge({"vision": weak, "audio": replace(PROOF, p=NAN, rarest=0, auroc=Interval(NAN, NAN, NAN), auroc_error=NAN)}, CONFIG)
+    untested = decide({"vision": weak, "audio": replace(PROOF, p=NAN, rarest=0, auroc=Interval(NAN, NAN, NAN), auroc_error=NAN)}, CONFIG)
     assert untested["vision"].word == "real" and untested["vision"].p == 0.03
 
 
 def test_the_threshold_is_the_configs_and_the_sentence_says_how_many_clips_it_takes():
     """A coarser one accepts what a finer one calls too few."""
     nothing = replace(PROOF, difference=NO_BETTER, p=0.4)  # 400 clips at an error of 0.025 find 0.07
-    assert judge({"v": nothing}, GapConfig(detectable=0.08))["v"].word == "explained by text"
-    few = judge({"v": nothing}, GapConfig(detectable=0.05))["v"]
+    assert decide({"v": nothing}, GapConfig(detectable=0.08))["v"].word == "explained by text"
+    few = decide({"v": nothing}, GapConfig(detectable=0.05))["v"]
     assert few.word == "too few clips" and "find a difference of 0.070 or more; one of 0.050 (gap.detectable) takes about 78" in few.why
-    unread = judge({"v": replace(nothing, auroc=CHANCE, auroc_error=0.04)}, CONFIG)["v"]
+    unread = decide({"v": replace(nothing, auroc=CHANCE, auroc_error=0.04)}, CONFIG)["v"]
     assert unread.word == "too few clips" and "find a difference of 0.112 or more; one of 0.100" in unread.why
     with pytest.raises(ValueError, match=r"gap\.detectable is 0"):
         GapConfig(detectable=0)
@@ -111,7 +111,7 @@ def test_the_proof_is_the_paired_comparison_with_the_best_control_of_that_modali
     read = reading(known, 2.0, 1)
     text = reading(known, 1.0, 2)
     text[known.modality == "audio"] = np.eye(3)[(known.concept[known.modality == "audio"] + 1) % 3]
-    found = prove(known, read, {"text": text, "majority": np.tile([0.5, 0.25, 0.25], (240, 1))}, CONFIG, seed=0)
+    found = collect_evidence(known, read, {"text": text, "majority": np.tile([0.5, 0.25, 0.25], (240, 1))}, CONFIG, seed=0)
     assert list(found) == ["audio", "vision"] and found["vision"].control == "text" and found["audio"].control == "majority"
     keep = known.modality == "vision"
     right, other = (r[keep].argmax(1) == known.concept[keep] for r in (read, text))
@@ -129,7 +129,7 @@ def test_a_perfect_reading_of_a_handful_of_clips_is_too_few_clips(clips):
     """However wrong the control: no word stronger than that."""
     known = labels(clips)
     right, wrong = np.eye(3)[known.concept], np.eye(3)[(known.concept + 1) % 3]
-    verdicts = judge(prove(known, right, {"text": wrong}, CONFIG, seed=0), CONFIG)
+    verdicts = decide(collect_evidence(known, right, {"text": wrong}, CONFIG, seed=0), CONFIG)
     assert {v.word for v in verdicts.values()} == {"too few clips"}
 
 
@@ -138,7 +138,7 @@ def test_a_constant_reading_is_not_readable_once_there_are_clips_to_say_so(clips
     """Its AUROC is one half in every replicate, which is no certainty when clips are few."""
     known = labels(clips)
     constant = np.tile([0.5, 0.25, 0.25], (4 * clips, 1))
-    verdicts = judge(prove(known, constant, {"text": constant}, CONFIG, seed=0), CONFIG)
+    verdicts = decide(collect_evidence(known, constant, {"text": constant}, CONFIG, seed=0), CONFIG)
     assert {v.word for v in verdicts.values()} == {word}
 
 
@@ -146,7 +146,9 @@ def test_perfect_text_explains_a_perfect_reading():
     """No difference in any item, in plenty of clips."""
     known = labels(400)
     right = np.eye(3)[known.concept]
-    assert {v.word for v in judge(prove(known, right, {"text": right}, CONFIG, seed=0), CONFIG).values()} == {"explained by text"}
+    assert {v.word for v in decide(collect_evidence(known, right, {"text": right}, CONFIG, seed=0), CONFIG).values()} == {
+        "explained by text"
+    }
 
 
 def test_a_modality_of_one_concept_has_no_verdict_but_too_few():
@@ -154,11 +156,11 @@ def test_a_modality_of_one_concept_has_no_verdict_but_too_few():
     known = labels()
     keep = (known.modality == "vision") | (known.concept == 0)
     part = known.take(keep)
-    verdicts = judge(prove(part, reading(part, 3.0, 1), {"text": reading(part, 0.0, 2)}, CONFIG, seed=0), CONFIG)
+    verdicts = decide(collect_evidence(part, reading(part, 3.0, 1), {"text": reading(part, 0.0, 2)}, CONFIG, seed=0), CONFIG)
     assert verdicts["audio"].word == "too few clips" and np.isnan(verdicts["audio"].p) and verdicts["vision"].word == "real"
     keep[np.flatnonzero(known.concept == 2)[0]] = True
     single = known.take(keep)
-    verdicts = judge(prove(single, reading(single, 3.0, 1), {"text": reading(single, 0.0, 2)}, CONFIG, seed=0), CONFIG)
+    verdicts = decide(collect_evidence(single, reading(single, 3.0, 1), {"text": reading(single, 0.0, 2)}, CONFIG, seed=0), CONFIG)
     assert verdicts["audio"].word == "too few clips" and "its rarest concept occurs in 1 of them" in verdicts["audio"].why
 
 
@@ -166,9 +168,9 @@ def test_what_cannot_be_compared_is_refused():
     """No control, and readings of other items."""
     known = labels()
     with pytest.raises(ValueError, match="no control to compare"):
-        prove(known, reading(known, 1.0, 1), {}, CONFIG, seed=0)
+        collect_evidence(known, reading(known, 1.0, 1), {}, CONFIG, seed=0)
     with pytest.raises(ValueError, match=r"\{'text': \(3, 3\)\}; they must be \(240, 3\): items x concepts"):
-        prove(known, reading(known, 1.0, 1), {"text": np.ones((3, 3)) / 3}, CONFIG, seed=0)
+        collect_evidence(known, reading(known, 1.0, 1), {"text": np.ones((3, 3)) / 3}, CONFIG, seed=0)
 
 
 RANDOM = Untrained(
@@ -191,7 +193,7 @@ RANDOM = Untrained(
 def test_a_reading_must_beat_networks_that_learned_nothing(change, random, word):
     """Both differences must be shown, and the p that counts is the larger one."""
     proof = replace(PROOF, **change, untrained=replace(RANDOM, **random))
-    found = judge({"vision": proof}, CONFIG)["vision"]
+    found = decide({"vision": proof}, CONFIG)["vision"]
     assert found.word == word and found.p == max(proof.p, proof.untrained.p)
     if word in ("real", "readable without training"):
         assert (
@@ -202,8 +204,10 @@ def test_a_reading_must_beat_networks_that_learned_nothing(change, random, word)
 def test_no_verdict_on_a_model_that_does_not_act():
     """Whatever is read: there is no action to compare with, and the sentence names what failed and what may help."""
     whole = Interval(1.0, 1.0, 1.0)
-    acting = Acting(option_mass=whole, parse_rate=whole, standard_accuracy=whole, least_standard=0.4, faults=("its options hold 0.3 %",))
-    found = judge({"vision": PROOF, "audio": PROOF}, CONFIG, acting={"vision": acting, "audio": replace(acting, faults=())})
+    acting = ActionQuality(
+        option_mass=whole, parse_rate=whole, standard_accuracy=whole, least_standard=0.4, faults=("its options hold 0.3 %",)
+    )
+    found = decide({"vision": PROOF, "audio": PROOF}, CONFIG, acting={"vision": acting, "audio": replace(acting, faults=())})
     assert (
         found["vision"].word == "not judgeable"
         and "its options hold 0.3 %" in found["vision"].why
@@ -234,12 +238,13 @@ def test_the_spread_between_random_networks_counts():
     reading, text = with_accuracy(labels, 0.8, rng), {"text": with_accuracy(labels, 0.5, rng)}
     narrow, wide = ({"random_decoder": [with_accuracy(labels, a, rng) for a in of]} for of in ((0.6, 0.6, 0.6), (0.45, 0.6, 0.75)))
     found = {
-        name: prove(labels, reading, text, CONFIG, seed=0, untrained=of)["vision"] for name, of in (("narrow", narrow), ("wide", wide))
+        name: collect_evidence(labels, reading, text, CONFIG, seed=0, untrained=of)["vision"]
+        for name, of in (("narrow", narrow), ("wide", wide))
     }
     assert all(p.untrained.difference.value == pytest.approx(0.2, abs=0.03) for p in found.values())
     assert found["narrow"].untrained.difference.lower > 0.1 and found["narrow"].untrained.p < 0.02
     assert found["wide"].untrained.difference.lower < 0 and found["wide"].untrained.p > 0.1
-    words = {name: judge({"vision": proof}, CONFIG)["vision"].word for name, proof in found.items()}
+    words = {name: decide({"vision": proof}, CONFIG)["vision"].word for name, proof in found.items()}
     # that such networks are read above chance rests on three draws as well: of the wide ones it is not shown
     assert found["narrow"].untrained.accuracy.lower > 0.5 > found["wide"].untrained.accuracy.lower
     assert words == {"narrow": "real", "wide": "too few clips"}
@@ -250,8 +255,8 @@ def test_a_reading_that_random_networks_give_as_well():
     labels, rng = one_modality(400), np.random.default_rng(3)
     networks = {"random_decoder": [with_accuracy(labels, a, rng) for a in (0.74, 0.76, 0.78)]}
     text = {"text": with_accuracy(labels, 0.5, rng)}
-    proof = prove(labels, with_accuracy(labels, 0.77, rng), text, CONFIG, seed=0, untrained=networks)
-    assert judge(proof, CONFIG)["vision"].word == "readable without training"
+    proof = collect_evidence(labels, with_accuracy(labels, 0.77, rng), text, CONFIG, seed=0, untrained=networks)
+    assert decide(proof, CONFIG)["vision"].word == "readable without training"
 
 
 def test_one_more_random_network_seldom_beats_the_others():
@@ -261,8 +266,10 @@ def test_one_more_random_network_seldom_beats_the_others():
     for _ in range(300):
         levels = rng.normal(0.7, 0.08, size=4).clip(0.4, 1)
         draws = [with_accuracy(labels, a, rng) for a in levels]
-        proof = prove(labels, draws[0], {"text": with_accuracy(labels, 0.34, rng)}, config, seed=0, untrained={"random_decoder": draws[1:]})
-        real += judge(proof, config)["vision"].word == "real"
+        proof = collect_evidence(
+            labels, draws[0], {"text": with_accuracy(labels, 0.34, rng)}, config, seed=0, untrained={"random_decoder": draws[1:]}
+        )
+        real += decide(proof, config)["vision"].word == "real"
     assert real <= 22  # 5 % of 300, and two standard errors
 
 
@@ -270,10 +277,10 @@ def test_the_kind_of_network_that_is_read_best_counts():
     """Which favours the networks."""
     labels, rng = one_modality(100), np.random.default_rng(2)
     kinds = {kind: [with_accuracy(labels, a, rng) for _ in range(2)] for kind, a in (("random_everything", 0.5), ("random_decoder", 0.7))}
-    proof = prove(labels, with_accuracy(labels, 0.9, rng), {"text": with_accuracy(labels, 0.5, rng)}, CONFIG, seed=0, untrained=kinds)[
-        "vision"
-    ]
+    proof = collect_evidence(
+        labels, with_accuracy(labels, 0.9, rng), {"text": with_accuracy(labels, 0.5, rng)}, CONFIG, seed=0, untrained=kinds
+    )["vision"]
     assert proof.untrained.kind == "random_decoder" and proof.untrained.draws == 2 and proof.untrained.chance == 0.5
     with pytest.raises(ValueError, match="random_decoder, draw 1"):
-        prove(labels, with_accuracy(labels, 0.9, rng), {"text": kinds["random_decoder"][0]}, CONFIG, seed=0,
+        collect_evidence(labels, with_accuracy(labels, 0.9, rng), {"text": kinds["random_decoder"][0]}, CONFIG, seed=0,
               untrained={"random_decoder": [kinds["random_decoder"][0], np.ones((3, 3))]})  # fmt: skip

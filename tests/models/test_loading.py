@@ -14,11 +14,11 @@ import transformers
 from safetensors.torch import save_file
 from torch import nn
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.items import Item, ItemSet, Option
 from gapclose.models.checkpoint import checkpoint_fingerprint
 from gapclose.models.config import ModelConfig
-from gapclose.models.hooks import answer_logits, residuals_at
+from gapclose.models.hooks import answer_logits, capture_residuals
 from gapclose.models.input_checks import check_options
 from gapclose.models.loading import LoadedModel, load_model
 from gapclose.models.processing import media_signature
@@ -43,7 +43,7 @@ def test_residuals_are_hidden_states_of_every_layer_but_the_last_which_comes_bef
     """Layer 0 is the embedding (media included); hidden_states[-1] is the last layer after the norm."""
     n, last = len(loaded.layers), torch.full((3,), prompt["input_ids"].shape[1] - 1)
     assert n == 5 and loaded.width == 48
-    with residuals_at(loaded.model, range(n + 1), last) as found:
+    with capture_residuals(loaded.model, range(n + 1), last) as found:
         output = loaded.model(**prompt, output_hidden_states=True)
     for layer in range(n):
         assert torch.equal(found[layer], output.hidden_states[layer][:, -1]), layer
@@ -56,7 +56,7 @@ def test_residuals_are_hidden_states_of_every_layer_but_the_last_which_comes_bef
 def test_residuals_at_other_positions_and_gradients_stay_out(loaded, prompt):
     """One position a row; what is kept hangs on no graph."""
     positions = torch.tensor([3, 17, 29])
-    with residuals_at(loaded.model, [2], positions) as found, torch.enable_grad():
+    with capture_residuals(loaded.model, [2], positions) as found, torch.enable_grad():
         output = loaded.model(**prompt, output_hidden_states=True)
     assert output.hidden_states[2].requires_grad and not found[2].requires_grad
     assert torch.equal(found[2], output.hidden_states[2][torch.arange(3), positions])
@@ -81,7 +81,7 @@ def test_hooks_are_gone_after_an_exception(loaded):
     """Whatever happens inside."""
     before = hooks(loaded.model)
     zero = torch.zeros(1, dtype=torch.long)
-    for context in (residuals_at(loaded.model, [0, 1, 5], zero), answer_logits(loaded.model, zero, zero)):
+    for context in (capture_residuals(loaded.model, [0, 1, 5], zero), answer_logits(loaded.model, zero, zero)):
         with pytest.raises(RuntimeError, match="inside"), context:
             assert hooks(loaded.model) > before
             raise RuntimeError("inside")
@@ -111,7 +111,7 @@ def test_of_several_residual_streams_the_active_one_is_read():
     hidden = torch.arange(3 * 2 * 4 * 5.0).reshape(3, 2, 4, 5)
     positions = torch.tensor([1, 3])
     decoder = FakeDecoder()
-    with residuals_at(decoder, [0, 2], positions) as found:
+    with capture_residuals(decoder, [0, 2], positions) as found:
         decoder(hidden)
     assert torch.equal(found[0], hidden[0][torch.arange(2), positions])
     assert torch.equal(found[2], hidden[0][torch.arange(2), positions] + 2)
@@ -293,7 +293,7 @@ def test_options_that_could_not_be_told_apart_are_found():
         "has 9 tokens, but observe.max_new_tokens is 8": ("even", "otherwise"),
     }
     made = [item("fine", "yes", "no"), *(item(f"n{n}", *texts) for n, texts in enumerate(faults.values()))]
-    problems = Problems("options")
+    problems = ErrorCollector("options")
     check_options(ItemSet(root=None, name="", concepts=("a", "b"), alarm=(), items=tuple(made)), tokenizer, 8, problems)
     assert len(problems) == len(faults)
     for n, (message, fault) in enumerate(zip(problems.messages, faults, strict=True)):

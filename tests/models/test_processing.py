@@ -11,8 +11,8 @@ import transformers
 from digits_model import tiny_model
 from tokenizers.processors import TemplateProcessing
 
-from gapclose.core.errors import Problems
-from gapclose.data.media import Media
+from gapclose.core.errors import ErrorCollector
+from gapclose.data.media import MediaLoader
 from gapclose.models.chat_template import added_around, chat_text, left_out_of_prompts
 from gapclose.models.families import longest_sound, part_for
 from gapclose.models.input_checks import check_kinds
@@ -42,7 +42,7 @@ def text_items(digits):
 
 
 def faults(items, processor) -> list[str]:
-    problems = Problems("items")
+    problems = ErrorCollector("items")
     check_kinds(items, processor, problems)
     return problems.messages
 
@@ -52,7 +52,7 @@ def test_a_text_model_is_given_strings(tokenizer, text_items):
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     assert chat_text(tokenizer, [{"role": "user", "content": parts}]) == "user: one\ntwo\nassistant: "
     assert chat_text(tokenizer, [{"role": "user", "content": "one"}]) == "user: one\nassistant: "
-    prompt = make_prompts(tokenizer, text_items.items, Media(text_items.root, 16_000))
+    prompt = make_prompts(tokenizer, text_items.items, MediaLoader(text_items.root, 16_000))
     for row, item in zip(prompt["input_ids"], text_items, strict=True):
         assert tokenizer.decode(row, skip_special_tokens=True) == f"user: {item.text}\nassistant: "
     assert not faults(text_items, tokenizer)
@@ -64,7 +64,7 @@ def test_media_that_a_model_does_not_take_are_refused_with_item_and_remedy(token
     expected = f"item {digits.items[0].id!r}: it has audio, and {type(tokenizer).__name__} takes text alone; remove it or choose a model"
     assert message.startswith(expected)
     with pytest.raises(ValueError, match="it has audio, and .* takes text alone"):
-        make_prompts(tokenizer, digits.items[:1], Media(digits.root, 16_000))
+        make_prompts(tokenizer, digits.items[:1], MediaLoader(digits.root, 16_000))
     seeing = SimpleNamespace(image_processor=loaded.processor.image_processor, tokenizer=tokenizer)
     (message,) = faults(digits, seeing)
     assert "it has audio, and SimpleNamespace takes text and image; remove it or choose a model that takes audio" in message
@@ -131,7 +131,7 @@ def test_padding_on_the_right_is_refused(tokenizer, text_items):
     """Its answer positions would be padding."""
     tokenizer.padding_side = "right"
     with pytest.raises(ValueError, match="did not pad on the left"):
-        make_prompts(tokenizer, text_items.items, Media(text_items.root, 16_000))
+        make_prompts(tokenizer, text_items.items, MediaLoader(text_items.root, 16_000))
 
 
 def test_how_much_of_a_sound_is_taken():

@@ -12,13 +12,13 @@ import torch
 
 from gapclose.data.items import Item, ItemSet, Option
 from gapclose.models.config import ModelConfig
-from gapclose.models.hooks import residuals_at
+from gapclose.models.hooks import capture_residuals
 from gapclose.models.loading import load_model
 from gapclose.observe import extract as module
 from gapclose.observe.batching import plan_batches
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import forward_batches, observe
-from gapclose.observe.request import Wanted
+from gapclose.observe.request import ObservationRequest
 from gapclose.observe.store import read_observations
 
 CONFIG = ObserveConfig(batch_size=4, shard_batches=2, max_new_tokens=3)
@@ -76,7 +76,7 @@ def alone(loaded, items, item, tokens=()):
     more = torch.tensor([list(tokens)], dtype=torch.long)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], more], 1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    with residuals_at(loaded.model, LAYERS, torch.tensor([length - 1])) as residuals:
+    with capture_residuals(loaded.model, LAYERS, torch.tensor([length - 1])) as residuals:
         logits = loaded.model(**inputs, use_cache=False).logits
     return logits[0, length - 1 :].log_softmax(-1), residuals
 
@@ -86,7 +86,7 @@ def test_a_batch_gives_what_its_items_give_alone(model, mixed, tmp_path):
 
     The reference is one full forward of prompt and option, without cache, batch or padding.
     """
-    found = observe(model, mixed, tmp_path / "o", CONFIG, Wanted(layers=LAYERS))
+    found = observe(model, mixed, tmp_path / "o", CONFIG, ObservationRequest(layers=LAYERS))
     assert found.ids == [i.id for i in mixed] and found.answers is None and found.top_logps is None
     assert found.scores.shape == (len(mixed), 10) and found.scores.dtype == torch.float32
     several = 0
@@ -111,7 +111,7 @@ def test_long_options_go_on_where_the_media_end_in_rotary_positions(loaded, digi
     fit = digits.select(split="fit").items
     both = [replace(i, messages=[{"role": "user", "content": i.messages[0]["content"] + c}]) for i, c in zip(fit, content, strict=False)]
     items = replace(digits, items=tuple(replace(strip(i, "image"), options=options(*LONG), gold=0) for i in both))
-    found = observe(loaded, items, tmp_path / "o", CONFIG, Wanted())
+    found = observe(loaded, items, tmp_path / "o", CONFIG, ObservationRequest())
     prompt = loaded.prompts(items.items, loaded.media(items))
     assert (prompt["input_ids"] == loaded.model.config.image_token_id).sum() == 2 * 9
     for n, item in enumerate(items):
@@ -123,12 +123,12 @@ def test_long_options_go_on_where_the_media_end_in_rotary_positions(loaded, digi
 
 def test_scores_top_tokens_and_generated_answers_are_of_the_same_forward(model, mixed, tmp_path):
     """The whole vocabulary sums to one; a one-token score is its entry; the greedy answer starts with the first of the top tokens."""
-    found = observe(model, mixed, tmp_path / "o", CONFIG, Wanted(generate=True, top_tokens=100_000))
+    found = observe(model, mixed, tmp_path / "o", CONFIG, ObservationRequest(generate=True, top_tokens=100_000))
     vocabulary = model.model.config.get_text_config().vocab_size
     assert found.top_logps.shape == (len(mixed), vocabulary) and found.top_tokens.dtype == torch.int32
     torch.testing.assert_close(found.top_logps.exp().sum(1), torch.ones(len(mixed)))
     assert (found.top_logps.diff(dim=1) <= 0).all()
-    few = observe(model, mixed, tmp_path / "few", CONFIG, Wanted(top_tokens=3))
+    few = observe(model, mixed, tmp_path / "few", CONFIG, ObservationRequest(top_tokens=3))
     assert torch.equal(few.top_tokens, found.top_tokens[:, :3]) and torch.equal(few.top_logps, found.top_logps[:, :3])
     for n, item in enumerate(mixed):
         by_token = torch.zeros(vocabulary).scatter(0, found.top_tokens[n].long(), found.top_logps[n])
@@ -152,7 +152,7 @@ def test_batches_hold_one_kind_of_media_each_and_keep_their_order(mixed):
 
 def test_an_interrupted_observation_computes_only_what_is_missing(model, mixed, tmp_path, forwards):
     """Lost shards come back bit for bit; a finished one computes nothing."""
-    wanted, directory = Wanted(layers=(2,), generate=True, top_tokens=5), tmp_path / "o"
+    wanted, directory = ObservationRequest(layers=(2,), generate=True, top_tokens=5), tmp_path / "o"
     first = observe(model, mixed, directory, CONFIG, wanted)
     batches = [[i.id for i in b] for b in plan_batches(mixed.items, CONFIG.batch_size)]
     assert forwards == batches and len(batches) == 5
@@ -176,16 +176,16 @@ def test_an_interrupted_observation_computes_only_what_is_missing(model, mixed, 
 def test_observations_of_something_else_are_refused_with_both_fingerprints(model, mixed, tmp_path, forwards):
     """Other items, layers, batches, adapters or media; ``replace`` observes again instead."""
     few, directory = replace(mixed, items=mixed.items[:3]), tmp_path / "o"
-    observe(model, few, directory, CONFIG, Wanted(layers=(1,), extra={"adapter": "a"}))
+    observe(model, few, directory, CONFIG, ObservationRequest(layers=(1,), extra={"adapter": "a"}))
     old = json.loads((directory / "request.json").read_text())["fingerprint"]
     other_text = replace(few.items[0], messages=[{"role": "user", "content": "Another question?"}])
     changes = {
-        "items": (replace(few, items=(other_text, *few.items[1:])), CONFIG, Wanted(layers=(1,), extra={"adapter": "a"})),
-        "layers": (few, CONFIG, Wanted(layers=(2,), extra={"adapter": "a"})),
-        "batch_size": (few, replace(CONFIG, batch_size=2), Wanted(layers=(1,), extra={"adapter": "a"})),
-        "adapter": (few, CONFIG, Wanted(layers=(1,), extra={"adapter": "b"})),
-        "blank": (few, CONFIG, Wanted(layers=(1,), blank=("image", "audio"), extra={"adapter": "a"})),
-        "generate": (few, CONFIG, Wanted(layers=(1,), generate=True, extra={"adapter": "a"})),
+        "items": (replace(few, items=(other_text, *few.items[1:])), CONFIG, ObservationRequest(layers=(1,), extra={"adapter": "a"})),
+        "layers": (few, CONFIG, ObservationRequest(layers=(2,), extra={"adapter": "a"})),
+        "batch_size": (few, replace(CONFIG, batch_size=2), ObservationRequest(layers=(1,), extra={"adapter": "a"})),
+        "adapter": (few, CONFIG, ObservationRequest(layers=(1,), extra={"adapter": "b"})),
+        "blank": (few, CONFIG, ObservationRequest(layers=(1,), blank=("image", "audio"), extra={"adapter": "a"})),
+        "generate": (few, CONFIG, ObservationRequest(layers=(1,), generate=True, extra={"adapter": "a"})),
     }
     forwards.clear()
     for key, (items, config, wanted) in changes.items():
@@ -201,9 +201,9 @@ def test_observations_of_something_else_are_refused_with_both_fingerprints(model
 def test_labels_do_not_change_an_observation(model, mixed, tmp_path, forwards):
     """Unlabelled items are the same items."""
     few = replace(mixed, items=mixed.items[:2])
-    observe(model, few, tmp_path / "o", CONFIG, Wanted())
+    observe(model, few, tmp_path / "o", CONFIG, ObservationRequest())
     forwards.clear()
-    observe(model, few.unlabelled(), tmp_path / "o", CONFIG, Wanted())
+    observe(model, few.unlabelled(), tmp_path / "o", CONFIG, ObservationRequest())
     assert not forwards
 
 
@@ -215,8 +215,8 @@ def test_blanked_media_make_all_clips_alike(model, digits, tmp_path):
         content = [*item.messages[0]["content"][:1], *first.messages[0]["content"][2:]]  # its own image, the first's text
         swapped.append(replace(first, id=item.id, clip=item.clip, messages=[{"role": "user", "content": content}]))
     items = replace(digits, items=tuple(swapped))
-    seen = observe(model, items, tmp_path / "seen", CONFIG, Wanted(layers=(3,)))
-    blank = observe(model, items, tmp_path / "blank", CONFIG, Wanted(layers=(3,), blank=("image", "audio")))
+    seen = observe(model, items, tmp_path / "seen", CONFIG, ObservationRequest(layers=(3,)))
+    blank = observe(model, items, tmp_path / "blank", CONFIG, ObservationRequest(layers=(3,), blank=("image", "audio")))
     assert (blank.scores - blank.scores[0]).abs().max() < 1e-5
     assert (seen.scores[1:] - seen.scores[0]).abs().max(1).values.min() > 1e-4
     assert (seen.residuals[3] - blank.residuals[3]).abs().max() > 1e-3
@@ -225,15 +225,15 @@ def test_blanked_media_make_all_clips_alike(model, digits, tmp_path):
 def test_a_half_precision_model_stores_half_precision_residuals(tiny_checkpoint, model, mixed, tmp_path):
     """Scores stay float32, and near those of the float32 model."""
     half = load_model(ModelConfig(path=str(tiny_checkpoint), dtype="bfloat16"))
-    found = observe(half, mixed, tmp_path / "o", CONFIG, Wanted(layers=(2,), generate=True))
+    found = observe(half, mixed, tmp_path / "o", CONFIG, ObservationRequest(layers=(2,), generate=True))
     assert found.residuals[2].dtype == torch.bfloat16 and found.scores.dtype == torch.float32
-    full = forward_batches(model, plan_batches(mixed.items, 4), model.media(mixed), CONFIG, Wanted(layers=(2,))).take(found.ids)
+    full = forward_batches(model, plan_batches(mixed.items, 4), model.media(mixed), CONFIG, ObservationRequest(layers=(2,))).take(found.ids)
     finite = torch.isfinite(full.scores)
     assert torch.equal(finite, torch.isfinite(found.scores))
     assert (found.scores - full.scores)[finite].abs().max() < 0.3
     torch.testing.assert_close(found.residuals[2].float(), full.residuals[2], atol=0.05, rtol=0.05)
     with pytest.raises(ValueError, match=r"dtype: 'torch\.bfloat16' there, 'torch\.float32' now"):
-        observe(model, mixed, tmp_path / "o", CONFIG, Wanted(layers=(2,), generate=True))
+        observe(model, mixed, tmp_path / "o", CONFIG, ObservationRequest(layers=(2,), generate=True))
 
 
 def test_what_is_not_finite_is_refused_with_the_item(loaded, mixed, tmp_path):
@@ -241,13 +241,13 @@ def test_what_is_not_finite_is_refused_with_the_item(loaded, mixed, tmp_path):
     with torch.no_grad():
         loaded.layers[2].mlp.down_proj.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=f"item '{mixed.items[0].id}': .* is not finite; try model.dtype"):
-        observe(loaded, mixed, tmp_path / "o", CONFIG, Wanted(layers=(3,)))
+        observe(loaded, mixed, tmp_path / "o", CONFIG, ObservationRequest(layers=(3,)))
     assert not list((tmp_path / "o").glob("shard*"))
 
 
 def test_taking_items_keeps_everything_together(model, mixed, tmp_path):
     """In the order asked for; what was not observed is an error."""
-    found = observe(model, mixed, tmp_path / "o", CONFIG, Wanted(layers=(1,), generate=True, top_tokens=2))
+    found = observe(model, mixed, tmp_path / "o", CONFIG, ObservationRequest(layers=(1,), generate=True, top_tokens=2))
     ids = [found.ids[5], found.ids[0]]
     part = found.take(ids)
     assert part.ids == ids and part.answers == [found.answers[5], found.answers[0]]
@@ -269,7 +269,7 @@ def test_settings_that_cannot_work_are_refused(name):
 
 def test_runs_share_what_they_observe_of_the_base_model(model, mixed, tmp_path, forwards):
     """The second run computes nothing; another request finds nothing; what is unfinished is not taken."""
-    shared, wanted = tmp_path / "shared", Wanted(layers=LAYERS, generate=True)
+    shared, wanted = tmp_path / "shared", ObservationRequest(layers=LAYERS, generate=True)
     first = observe(model, mixed, tmp_path / "a" / "base", CONFIG, wanted, shared=shared)
     spent = len(forwards)
     second = observe(model, mixed, tmp_path / "b" / "base", CONFIG, wanted, shared=shared)
@@ -278,7 +278,7 @@ def test_runs_share_what_they_observe_of_the_base_model(model, mixed, tmp_path, 
     manifest = json.loads((tmp_path / "b" / "base" / "manifest.json").read_text())
     (place,) = shared.iterdir()
     assert manifest["taken_from"] == str(place) and manifest["cpu_seconds"] > 0
-    observe(model, mixed, tmp_path / "c" / "base", CONFIG, Wanted(layers=LAYERS), shared=shared)
+    observe(model, mixed, tmp_path / "c" / "base", CONFIG, ObservationRequest(layers=LAYERS), shared=shared)
     assert len(forwards) == 2 * spent and len(list(shared.iterdir())) == 2
     (place / "manifest.json").unlink()
     observe(model, mixed, tmp_path / "d" / "base", CONFIG, wanted, shared=shared)
@@ -288,7 +288,7 @@ def test_runs_share_what_they_observe_of_the_base_model(model, mixed, tmp_path, 
 
 def test_other_versions_are_other_code(model, mixed, tmp_path, forwards, monkeypatch):
     """Refused with both named; observed again where it is replaced; taken as it is where any will do."""
-    few, directory, wanted = replace(mixed, items=mixed.items[:3]), tmp_path / "o", Wanted(layers=(1,))
+    few, directory, wanted = replace(mixed, items=mixed.items[:3]), tmp_path / "o", ObservationRequest(layers=(1,))
     first = observe(model, few, directory, CONFIG, wanted)
     assert json.loads((directory / "manifest.json").read_text())["versions"] == module.versions_now()
     now = module.versions_now() | {"transformers": "9.9.9", "torch": "8.8.8"}
@@ -307,7 +307,7 @@ def test_other_versions_are_other_code(model, mixed, tmp_path, forwards, monkeyp
 
 
 def test_an_observation_of_two_versions_says_so_and_is_not_left_for_other_runs(model, mixed, tmp_path, monkeypatch):
-    few, directory, wanted, before = replace(mixed, items=mixed.items[:9]), tmp_path / "o", Wanted(), module.versions_now()
+    few, directory, wanted, before = replace(mixed, items=mixed.items[:9]), tmp_path / "o", ObservationRequest(), module.versions_now()
     small = replace(CONFIG, batch_size=2, shard_batches=1, versions="any")
     observe(model, few, directory, small, wanted)
     (directory / "manifest.json").unlink()

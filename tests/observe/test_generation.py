@@ -8,7 +8,7 @@ import gapclose.observe.forward
 from gapclose.models.structure import output_embedding
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import forward_batches
-from gapclose.observe.request import Wanted
+from gapclose.observe.request import ObservationRequest
 
 
 @pytest.mark.parametrize("tokens", [1, 4])
@@ -21,7 +21,7 @@ def test_generation_computes_logits_of_one_position_and_the_same_answers(tokens,
 
     def run():
         shapes.clear()
-        seen = forward_batches(loaded, [items], loaded.media(digits), config, Wanted(generate=True))
+        seen = forward_batches(loaded, [items], loaded.media(digits), config, ObservationRequest(generate=True))
         return seen, shapes[1:]  # the first is that of the scores
 
     seen, mine = run()

@@ -16,16 +16,16 @@ import torch
 from gapclose.data.items import ItemSet, Option
 from gapclose.evaluation.run_records import read_records
 from gapclose.models.config import ModelConfig
-from gapclose.models.hooks import passed_by
+from gapclose.models.hooks import skip_layers
 from gapclose.models.loading import LoadedModel, load_model
 from gapclose.models.structure import decoder_layers, unwrap
 from gapclose.observe import hidden_writer as trunk_fill
 from gapclose.observe.batching import plan_batches
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import forward_batches
-from gapclose.observe.hidden_cache import Trunk
-from gapclose.observe.hidden_writer import fill_trunk
-from gapclose.observe.request import Wanted
+from gapclose.observe.hidden_cache import HiddenStateCache
+from gapclose.observe.hidden_writer import write_cache
+from gapclose.observe.request import ObservationRequest
 from gapclose.pipeline.cli import main
 from gapclose.training.collator import Collator
 from gapclose.training.config import LoraConfig, TrainConfig
@@ -66,8 +66,8 @@ def examples(mixed) -> list[Example]:
     return made
 
 
-def filled(loaded: LoadedModel, items: ItemSet, directory: Path, **how) -> Trunk | None:
-    return fill_trunk(loaded, items, directory / "train", frozen=FROZEN, batch_size=BATCH, **how)
+def filled(loaded: LoadedModel, items: ItemSet, directory: Path, **how) -> HiddenStateCache | None:
+    return write_cache(loaded, items, directory / "train", frozen=FROZEN, batch_size=BATCH, **how)
 
 
 def trained(checkpoint: Path, items: ItemSet, examples: list[Example], directory: Path, *, cached: bool, **config) -> tuple[list, dict]:
@@ -109,8 +109,8 @@ def test_scores_residuals_and_answers_are_those_of_the_whole_model(loaded, mixed
     trunk = filled(loaded, mixed, tmp_path, layers=[2, 3])
     batches, media = plan_batches(mixed.items, 6), loaded.media(mixed)
     wanted = {"layers": layers, "generate": True}
-    plain = forward_batches(loaded, batches, media, config, Wanted(**wanted))
-    found = forward_batches(loaded, batches, media, config, Wanted(**wanted, trunk=trunk))
+    plain = forward_batches(loaded, batches, media, config, ObservationRequest(**wanted))
+    found = forward_batches(loaded, batches, media, config, ObservationRequest(**wanted, trunk=trunk))
     assert (found.ids, found.answers) == (plain.ids, plain.answers)
     finite = torch.isfinite(plain.scores)
     assert torch.equal(torch.isfinite(found.scores), finite)
@@ -123,7 +123,7 @@ def test_without_generation_a_measurement_reads_no_media(loaded, mixed, tmp_path
     trunk = filled(loaded, mixed, tmp_path)
     batches = plan_batches(mixed.items, 6)
     media = loaded.media(replace(mixed, root=tmp_path / "nowhere"))
-    found = forward_batches(loaded, batches, media, ObserveConfig(), Wanted(layers=[5], trunk=trunk))
+    found = forward_batches(loaded, batches, media, ObserveConfig(), ObservationRequest(layers=[5], trunk=trunk))
     assert len(found) == len(mixed)
 
 
@@ -196,7 +196,7 @@ def test_the_estimate_is_not_below_what_is_written(loaded, mixed, tmp_path):
 
 
 def test_nothing_below_the_first_adapted_layer_is_nothing_to_cache(loaded, mixed, tmp_path, capsys):
-    assert fill_trunk(loaded, mixed, tmp_path / "train", frozen=0, batch_size=BATCH) is None
+    assert write_cache(loaded, mixed, tmp_path / "train", frozen=0, batch_size=BATCH) is None
     assert "no decoder layer below" in capsys.readouterr().out
 
 
@@ -218,7 +218,7 @@ def test_a_model_whose_upper_layers_look_below_is_found_out_by_the_trial(loaded,
 def test_blocks_are_themselves_again_after_an_error(loaded, mixed):
     blocks = decoder_layers(loaded.model)
     own = [b.forward for b in blocks]
-    with pytest.raises(ZeroDivisionError), passed_by(loaded.model, [1, 2]):
+    with pytest.raises(ZeroDivisionError), skip_layers(loaded.model, [1, 2]):
         assert blocks[0].forward is not own[0] and blocks[0](torch.ones(1, 2, 3)).shape == (1, 2, 3)
         raise ZeroDivisionError
     assert [b.forward for b in blocks] == own

@@ -13,11 +13,11 @@ from gapclose.data.items import Item, ItemSet, Option
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import load_model
 from gapclose.observe import prefix_cache as module
-from gapclose.observe.batching import by_clip, clips_together, plan_batches
+from gapclose.observe.batching import batch_by_media, group_by_media, plan_batches
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import _forward, forward_batches, observe
-from gapclose.observe.prefix_cache import SharedPrefix
-from gapclose.observe.request import Wanted
+from gapclose.observe.prefix_cache import PrefixCache
+from gapclose.observe.request import ObservationRequest
 
 SHARED = ObserveConfig(batch_size=7, shard_batches=2, max_new_tokens=4, share_prefix=True)
 WHOLE = replace(SHARED, share_prefix=False)
@@ -72,7 +72,9 @@ def both(model, items: ItemSet, *, blank=(), **wanted):
     """Observations of all items, shared and whole."""
     batches = plan_batches(items.items, SHARED.batch_size, by_clip=True)
     return [
-        forward_batches(model, batches, model.media(items, blank=blank), how, Wanted(layers=LAYERS, **wanted)).take([i.id for i in items])
+        forward_batches(model, batches, model.media(items, blank=blank), how, ObservationRequest(layers=LAYERS, **wanted)).take(
+            [i.id for i in items]
+        )
         for how in (SHARED, WHOLE)
     ]
 
@@ -92,7 +94,7 @@ def test_questions_of_a_clip_give_what_their_whole_prompts_give(model, items, re
     assert_equal(shared, whole)
     assert len(set(whole.answers)) > 3
     batches = plan_batches(items.items, SHARED.batch_size, by_clip=True)
-    expected = [(len(by_clip(b)), len(b)) for b in batches if b[0].media]
+    expected = [(len(group_by_media(b)), len(b)) for b in batches if b[0].media]
     assert read[-len(expected) :] == expected and max(questions for _, questions in expected) > 4
 
 
@@ -109,9 +111,9 @@ def test_a_clip_goes_through_the_model_once(model, items):
     found = []
     try:
         for how in (SHARED, WHOLE):
-            reader = SharedPrefix(model) if how.share_prefix else None
+            reader = PrefixCache(model) if how.share_prefix else None
             tokens.clear(), pictures.clear()
-            _forward(model, [replace(i, options=items.items[0].options) for i in few], model.media(few), how, Wanted(), reader)
+            _forward(model, [replace(i, options=items.items[0].options) for i in few], model.media(few), how, ObservationRequest(), reader)
             found.append((sum(tokens), sum(pictures)))
     finally:
         for handle in handles:
@@ -167,20 +169,20 @@ def test_questions_of_a_clip_share_a_batch(items):
             for item in batch:
                 spread.setdefault(tuple(item.media) or item.id, set()).add(n)
         assert max(map(len, spread.values())) == (2 if size < 4 else 1)
-    assert [len(b) for b in clips_together(items.items[:3], 2)] == [2, 1]
+    assert [len(b) for b in batch_by_media(items.items[:3], 2)] == [2, 1]
 
 
 def test_observations_shared_and_whole_are_not_mixed(model, items, tmp_path):
     """Other batches, other rounding: the fingerprint tells; an interrupted observation comes back bit for bit."""
-    first = observe(model, items, tmp_path / "o", SHARED, Wanted(layers=(2,), generate=True))
-    whole = observe(model, items, tmp_path / "whole", WHOLE, Wanted(layers=(2,), generate=True))
+    first = observe(model, items, tmp_path / "o", SHARED, ObservationRequest(layers=(2,), generate=True))
+    whole = observe(model, items, tmp_path / "whole", WHOLE, ObservationRequest(layers=(2,), generate=True))
     assert_equal(first, whole)
     with pytest.raises(ValueError, match="share_prefix: True there, None now"):
-        observe(model, items, tmp_path / "o", WHOLE, Wanted(layers=(2,), generate=True))
+        observe(model, items, tmp_path / "o", WHOLE, ObservationRequest(layers=(2,), generate=True))
     assert "share_prefix" not in json.loads((tmp_path / "whole" / "request.json").read_text())
     (tmp_path / "o" / "manifest.json").unlink()
     (tmp_path / "o" / "shard-00001.safetensors").unlink()
-    again = observe(model, items, tmp_path / "o", SHARED, Wanted(layers=(2,), generate=True))
+    again = observe(model, items, tmp_path / "o", SHARED, ObservationRequest(layers=(2,), generate=True))
     assert torch.equal(again.scores, first.scores) and torch.equal(again.residuals[2], first.residuals[2])
     shutil.rmtree(tmp_path / "o")
 
@@ -221,8 +223,8 @@ def test_a_processor_that_writes_within_its_template_is_asked_for_whole_prompts(
 
 def test_a_first_try_that_goes_wrong_refuses_the_kind(model, items, monkeypatch, read, capsys):
     """Here by wrong positions: the figures are those of whole prompts, bit for bit, and the reason is said."""
-    real = module.later_positions
-    monkeypatch.setattr(module, "later_positions", lambda *a, **k: real(*a, **k) + 3)
+    real = module.continuation_positions
+    monkeypatch.setattr(module, "continuation_positions", lambda *a, **k: real(*a, **k) + 3)
     shared, whole = both(model, items)
     assert len(read) == 3 and torch.equal(shared.scores, whole.scores)
     said = [line for line in capsys.readouterr().out.splitlines() if "share_prefix" in line]
@@ -240,7 +242,7 @@ def test_what_cannot_be_continued_is_run_whole(loaded, items, read, capsys):
         config.update(change)
         if name == "parts":
             weight.ds_id = 0
-        reader = SharedPrefix(loaded)
+        reader = PrefixCache(loaded)
         config.layer_types = before
         if name == "parts":
             del weight.ds_id
@@ -248,7 +250,7 @@ def test_what_cannot_be_continued_is_run_whole(loaded, items, read, capsys):
             reader.window = 12 if name == "window" else None
         read.clear(), capsys.readouterr()
         for batch in plan_batches(items.items, SHARED.batch_size, by_clip=True):
-            found = _forward(loaded, batch, loaded.media(items), SHARED, Wanted(layers=LAYERS), reader)
+            found = _forward(loaded, batch, loaded.media(items), SHARED, ObservationRequest(layers=LAYERS), reader)
             assert torch.equal(found["layer.3"], whole.take([i.id for i in batch]).residuals[3])
         assert not read
         (reasons[name],) = capsys.readouterr().out.splitlines()

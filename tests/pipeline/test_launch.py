@@ -13,7 +13,7 @@ import pytest
 from gapclose.core.distributed import engine_faults, engine_given, kind_given, kind_of, refuse_other_engine
 from gapclose.pipeline import cli, launch
 from gapclose.pipeline.config import Config
-from gapclose.pipeline.launch import Asked, asked_for, check_launch, find_request, refuse_under_engine
+from gapclose.pipeline.launch import LaunchRequest, check_launch, find_launch_request, parse_launch_command, refuse_under_engine
 
 ROOT = Path(__file__).parents[2]
 DDP = str(ROOT / "launch" / "ddp.yaml")
@@ -72,7 +72,7 @@ PREFIXES = (
 def test_what_a_command_line_asks_for(options, fsdp, multi_cpu):
     """Flags without values, both spellings of options, and files; what follows the script is the script's."""
     words = options.format(ddp=DDP, fsdp=fsdp, multi_cpu=multi_cpu).split()
-    asked = asked_for(["accelerate", "launch", *words, *SCRIPT.split()])
+    asked = parse_launch_command(["accelerate", "launch", *words, *SCRIPT.split()])
     assert asked is not None and (asked.processes, asked.kind) == COMMANDS[options]
     assert asked.source.startswith("the `accelerate launch` command")
     assert ("(with /" in asked.source) == ("file" in options)
@@ -82,7 +82,7 @@ def test_what_a_command_line_asks_for(options, fsdp, multi_cpu):
 def test_every_way_to_start_the_launcher_is_known(prefix):
     """The script, its module and the older entry point, also with ``-m`` for the program itself."""
     for program in ("recipes/close.py", "-m gapclose.pipeline.cli"):
-        assert asked_for([*prefix.split(), "--num_processes", "2", *program.split(), "--cpu"]) == Asked(
+        assert parse_launch_command([*prefix.split(), "--num_processes", "2", *program.split(), "--cpu"]) == LaunchRequest(
             processes=2, source="the `accelerate launch` command"
         )
 
@@ -100,14 +100,14 @@ def test_every_way_to_start_the_launcher_is_known(prefix):
 )
 def test_other_commands_are_no_launch(command):
     """Words that only look alike are left alone."""
-    assert asked_for(command.split()) is None
+    assert parse_launch_command(command.split()) is None
 
 
 def test_the_default_file_of_accelerate_counts(monkeypatch, fsdp):
     """What `accelerate config` wrote is what a launch without a file asks for, except with --cpu, as accelerate has it."""
     monkeypatch.setattr("accelerate.commands.config.default_config_file", fsdp)
-    assert asked_for(["accelerate", "launch", "x.py"]).kind == "fsdp"
-    assert asked_for(["accelerate", "launch", "--cpu", "x.py"]) == Asked(source="the `accelerate launch` command")
+    assert parse_launch_command(["accelerate", "launch", "x.py"]).kind == "fsdp"
+    assert parse_launch_command(["accelerate", "launch", "--cpu", "x.py"]) == LaunchRequest(source="the `accelerate launch` command")
 
 
 def test_the_nearest_launch_among_the_parents_is_read(monkeypatch):
@@ -116,12 +116,12 @@ def test_the_nearest_launch_among_the_parents_is_read(monkeypatch):
     near, far = (SimpleNamespace(cmdline=lambda n=n: ["accelerate", "launch", "--num_processes", n, "x.py"]) for n in ("2", "3"))
     parents = [gone, shell, near, far]
     monkeypatch.setattr(launch.psutil, "Process", lambda: SimpleNamespace(parents=lambda: parents))
-    assert find_request().processes == 2
+    assert find_launch_request().processes == 2
     parents[:] = [shell]
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert find_request() == Asked(source="WORLD_SIZE")
+    assert find_launch_request() == LaunchRequest(source="WORLD_SIZE")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert find_request() == Asked(processes=4, source="WORLD_SIZE")
+    assert find_launch_request() == LaunchRequest(processes=4, source="WORLD_SIZE")
 
 
 def test_kinds():
@@ -143,8 +143,8 @@ def test_the_kind_that_the_launcher_gave(monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        (Asked(processes=2, source="launch/ddp.yaml"), ["launch/ddp.yaml asks for 2 processes, and this one sees 1"]),
-        (Asked(processes=1, kind="fsdp", source="fsdp.yaml"), ["fsdp.yaml asks for fsdp, and the launcher gave ddp"]),
+        (LaunchRequest(processes=2, source="launch/ddp.yaml"), ["launch/ddp.yaml asks for 2 processes, and this one sees 1"]),
+        (LaunchRequest(processes=1, kind="fsdp", source="fsdp.yaml"), ["fsdp.yaml asks for fsdp, and the launcher gave ddp"]),
     ],
 )
 def test_a_mis_launch_is_refused_with_the_remedy(asked, says):
@@ -157,7 +157,7 @@ def test_a_mis_launch_is_refused_with_the_remedy(asked, says):
 
 def test_a_launch_that_is_what_was_asked_for_passes(capsys):
     """And is printed."""
-    state = check_launch(Asked(processes=1, kind="ddp", source="x"))
+    state = check_launch(LaunchRequest(processes=1, kind="ddp", source="x"))
     assert state.num_processes == 1 and "running on 1 process (ddp, cpu)" in capsys.readouterr().out
 
 
@@ -283,9 +283,9 @@ def test_mixed_precision_of_the_launcher_is_refused(monkeypatch):
     """It would train in another precision than the base model was observed in."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(ValueError, match=r"mixed precision on \(bf16\).*--mixed_precision no"):
-        check_launch(Asked())
+        check_launch(LaunchRequest())
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    check_launch(Asked())
+    check_launch(LaunchRequest())
 
 
 def test_a_run_directory_is_one_process_own(tmp_path):

@@ -12,7 +12,7 @@ import gapclose.pipeline.memory_estimate
 from gapclose.core.memory_meter import Meter
 from gapclose.data.jsonl import read_items
 from gapclose.models.architecture import build_on_meta, read_architecture
-from gapclose.models.loading import LoadedModel, joined, load_processor
+from gapclose.models.loading import LoadedModel, assemble, load_processor
 from gapclose.observe.store import read_observations
 from gapclose.pipeline.config import parse_config
 from gapclose.pipeline.items import prepare_items
@@ -36,7 +36,7 @@ def test_the_estimate_of_observing_is_within_a_fifth_of_the_measured_peak(tiny_c
     data = digits_directory
     config, file = configured(tiny_checkpoint, data, tmp_path, **{"observe.batch_size": 32, "observe.max_new_tokens": 3})
     items = read_items(data)
-    loaded = joined(build_on_meta(read_architecture(config.model), config.model), load_processor(config.model), path="", fingerprint="")
+    loaded = assemble(build_on_meta(read_architecture(config.model), config.model), load_processor(config.model), path="", fingerprint="")
     gap = look_at(loaded, items).gap
     prompt = loaded.prompts([gap] * 32, loaded.media(items))
     found, with_longer = (observed_batch(loaded, prompt, None, longer=n) for n in (0, 2))
@@ -119,7 +119,7 @@ def test_shared_weights_count_once(tiny_checkpoint, digits_directory, tmp_path):
 def test_a_longer_prompt_takes_more_of_a_forward(tiny_checkpoint, digits_directory, tmp_path):
     """Weights and key-value cache included."""
     config, _ = configured(tiny_checkpoint, digits_directory, tmp_path)
-    model = joined(build_on_meta(read_architecture(config.model), config.model), load_processor(config.model), path="", fingerprint="")
+    model = assemble(build_on_meta(read_architecture(config.model), config.model), load_processor(config.model), path="", fingerprint="")
     short, long = (observed_batch(model, text_batch(4, n)["prompt"], None) for n in (32, 320))
     assert weight_bytes(model.model, None) < short < long
 

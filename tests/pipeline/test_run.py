@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gapclose.metrics.labels import Labels
-from gapclose.metrics.verdict import unproven
+from gapclose.metrics.verdict import not_established
 from gapclose.observe.store import read_observations
 from gapclose.pipeline.cli import main
 from gapclose.probes.linear import FrozenProbe
@@ -102,8 +102,8 @@ def test_no_training_on_a_reading_that_is_not_shown_to_be_real(tiny_config, tmp_
 def test_a_modality_without_a_verdict_is_unproven():
     """Nothing was measured there, so nothing is shown."""
     verdicts = {"vision": {"word": "real", "sentence": "it is."}, "audio": {"word": "not readable", "sentence": "it is not."}}
-    assert unproven(["vision"], verdicts) == {} and unproven(["audio"], verdicts) == {"audio": "not readable. it is not."}
-    assert unproven(["touch"], verdicts)["touch"].startswith("not measured. no labelled val item")
+    assert not_established(["vision"], verdicts) == {} and not_established(["audio"], verdicts) == {"audio": "not readable. it is not."}
+    assert not_established(["touch"], verdicts)["touch"].startswith("not measured. no labelled val item")
 
 
 @pytest.mark.parametrize("objective", ["gold", "consistency", "consistency+gold"])

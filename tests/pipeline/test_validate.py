@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.pipeline.cli import main
 from gapclose.pipeline.config import parse_config
 from gapclose.pipeline.items import check_expressible, prepare_items
@@ -228,11 +228,11 @@ def test_train_items_that_can_say_one_concept_alone_are_refused(digits):
     """What is read of them could change no answer; told before any model loads."""
     item = next(i for i in digits if i.split == "train" and i.purpose == "gap")
     lone = replace(item, options=[o for o in item.options if o.concept == "standard"], gold=None)
-    problems = Problems("the set")
+    problems = ErrorCollector("the set")
     check_expressible(replace(digits, items=tuple(lone if i is item else i for i in digits)), problems)
     with pytest.raises(ValueError, match=f"the options of 1 train items express one concept alone, e.g. '{item.id}': 'standard'"):
         problems.raise_if_any()
-    check_expressible(digits, quiet := Problems("the set"))
+    check_expressible(digits, quiet := ErrorCollector("the set"))
     assert len(quiet) == 0
 
 

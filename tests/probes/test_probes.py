@@ -20,7 +20,7 @@ from gapclose.probes import search as probe_search
 from gapclose.probes.config import ProbeConfig
 from gapclose.probes.cross_validation import fit_temperature, fresh_reading, grouped_folds, out_of_fold
 from gapclose.probes.linear import FrozenProbe, fit_linear
-from gapclose.probes.search import choose_probe, in_question, not_asked, not_asked_words, score
+from gapclose.probes.search import choose_probe, not_asked, not_asked_words, possible_concepts, score
 
 CONCEPTS = ("standard", "false_vision", "false_audio")
 
@@ -214,14 +214,14 @@ def held_out_likelihood(choice, residuals, y):
 def test_a_wrong_label_makes_no_question_of_a_concept():
     """Two modalities with a concept of their own each: a few labels of the other one's leave them what they are; a rare concept stays."""
     y, modality = np.array([0, 1] * 20 + [0, 2] * 20), np.repeat(["seen", "heard"], 40)
-    clean = in_question(y, modality, 3)
+    clean = possible_concepts(y, modality, 3)
     assert clean[:40].all(0).tolist() == [True, True, False] and clean[40:].all(0).tolist() == [True, False, True]
     wrong = y.copy()
     wrong[[1, 3, 41, 43]] = [2, 2, 1, 1]
-    assert (in_question(wrong, modality, 3) == clean).all()
+    assert (possible_concepts(wrong, modality, 3) == clean).all()
     logits = np.where(clean, np.eye(3)[wrong] * 4, 9.0)  # what tells the modality alone, and nothing of the wrong ones, is not rewarded
     assert score(logits, wrong, clean)["given_modality"] > -0.1
-    assert in_question(np.array([0] * 97 + [1] * 3), np.repeat("seen", 100), 2).all()
+    assert possible_concepts(np.array([0] * 97 + [1] * 3), np.repeat("seen", 100), 2).all()
 
 
 def test_a_modality_where_a_concept_is_rare_counts():
@@ -229,7 +229,7 @@ def test_a_modality_where_a_concept_is_rare_counts():
     rng, names = np.random.default_rng(0), ["yes", "no"]
     modality = np.repeat(["vision", "audio"], 150)
     y = (rng.random(300) < np.where(modality == "vision", 0.1, 0.6)).astype(int)
-    assert in_question(y, modality, 2).all() and not not_asked(y, modality, names)
+    assert possible_concepts(y, modality, 2).all() and not not_asked(y, modality, names)
     known = (2 * y - 1)[:, None] * np.eye(1, 6)
     sees = np.where((modality == "vision")[:, None], 4.0, 1.0) * known + rng.normal(size=(300, 6))
     blind = np.where((modality == "vision")[:, None], 0.0, 2.0) * known + rng.normal(size=(300, 6))
@@ -246,9 +246,9 @@ def test_a_modality_where_a_concept_is_rare_counts():
 def test_a_third_concept_counts_where_it_is_asked_about():
     """One in ten of the labels there is no mistake, even where another modality has most of it; what is rare everywhere stays."""
     y = np.repeat([0, 1, 2, 0, 1, 2], [100, 80, 20, 40, 40, 120])
-    assert in_question(y, np.repeat(["vision", "audio"], 200), 3).all()
+    assert possible_concepts(y, np.repeat(["vision", "audio"], 200), 3).all()
     rare = np.repeat([0, 1, 2, 0, 1, 2], [100, 95, 5, 100, 95, 5])
-    assert in_question(rare, np.repeat(["vision", "audio"], 200), 3).all()
+    assert possible_concepts(rare, np.repeat(["vision", "audio"], 200), 3).all()
 
 
 @pytest.mark.parametrize("clips", [50, 250])
@@ -264,7 +264,7 @@ def test_a_fifth_of_wrong_labels_asks_no_question(clips):
         wrong = rng.permutation(4 * clips) < round(0.2 * 4 * clips)
         option = np.where(wrong, (truth + rng.integers(1, 5, 4 * clips)) % 5, truth)
         y = np.array([0, 0, 0, 1, 2])[option]
-        possible, found = in_question(y, modality, 3), not_asked(y, modality, CONCEPTS)
+        possible, found = possible_concepts(y, modality, 3), not_asked(y, modality, CONCEPTS)
         lost += possible[modality == "vision", 2].any() or possible[modality == "audio", 1].any()
         assert possible[modality == "vision", :2].all() and possible[modality == "audio", ::2].all()
         left = int((y[modality == "vision"] == 2).sum())
@@ -276,7 +276,7 @@ def test_a_fifth_of_wrong_labels_asks_no_question(clips):
 def test_a_modality_with_one_concept_has_that_one():
     """And one with two has both, however rare the second."""
     y, modality = np.array([0] * 30 + [0] * 29 + [1] + [1, 2] * 20), np.repeat(["one", "two", "rest"], [30, 30, 40])
-    found = in_question(y, modality, 3)
+    found = possible_concepts(y, modality, 3)
     assert found[0].tolist() == [True, False, False] and found[30].tolist() == [True, True, False]
     assert found[60].tolist() == [False, True, True] and not_asked_words({}) == ""
 

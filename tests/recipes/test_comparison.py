@@ -174,7 +174,10 @@ def test_a_way_may_have_alternatives_of_which_val_chooses(recipe, tmp_path):
             "change": {"standard_drop": {"value": drop}},
             "action": {"balanced": {"value": balanced}},
         }
-        lines = [json.dumps(r) for r in (val, {"stage": "adapted/test", "epoch": 2, "state": "open", "action": {"balanced": {"value": 1 - balanced}}})]
+        lines = [
+            json.dumps(r)
+            for r in (val, {"stage": "adapted/test", "epoch": 2, "state": "open", "action": {"balanced": {"value": 1 - balanced}}})
+        ]
         (tmp_path / place / "gap.jsonl").write_text("\n".join(lines))
         return tmp_path / place
 

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 from test_kill import assert_same_end, finish, observing, saved, unreadable
 
-from gapclose.core.files import Unwritten, new_folder, remove_leftovers, write_bytes, write_text, writing
+from gapclose.core.files import WriteError, new_folder, remove_leftovers, write_bytes, write_text, writing
 from gapclose.core.tensor_files import write_tensors
 from gapclose.evaluation.run_records import read_records, summarise
 from gapclose.pipeline import launch
@@ -83,14 +83,14 @@ def save_by_torch(path: Path) -> None:
 )
 def test_a_file_that_finds_no_room_is_named_and_leaves_nothing(tmp_path, write, needed):
     """And what lay in its place still does."""
-    with pytest.raises(Unwritten) as caught, full_disk():
+    with pytest.raises(WriteError) as caught, full_disk():
         write(tmp_path / "file")
     assert Path(caught.value.filename).is_relative_to(tmp_path / "file") or ".file.tmp" in caught.value.filename
     assert caught.value.strerror and re.search(r"\(\d.* free there", caught.value.strerror)
     assert needed is None or f", {needed} needed)" in caught.value.strerror
     assert list(tmp_path.iterdir()) == []
     write_text(tmp_path / "old", "whole")
-    with pytest.raises(Unwritten), full_disk():
+    with pytest.raises(WriteError), full_disk():
         write_text(tmp_path / "old", "x" * 10_000)
     assert (tmp_path / "old").read_text() == "whole"
 
@@ -118,8 +118,8 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path):
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (Unwritten(errno.ENOSPC, "No space left on device (1.0 KiB free there)", "runs/x"), "runs/x cannot be written: No space left"),
-        (Unwritten(errno.EROFS, "Read-only file system", "runs/x"), "runs/x cannot be written: Read-only file system; mend that"),
+        (WriteError(errno.ENOSPC, "No space left on device (1.0 KiB free there)", "runs/x"), "runs/x cannot be written: No space left"),
+        (WriteError(errno.EROFS, "Read-only file system", "runs/x"), "runs/x cannot be written: Read-only file system; mend that"),
         (PermissionError(errno.EACCES, "Permission denied", "runs/x"), "runs/x: Permission denied; mend that"),
     ],
 )

@@ -14,7 +14,7 @@ from gapclose.data.items import Item, ItemSet, Option
 from gapclose.data.jsonl import write_items
 from gapclose.evaluation.baselines.compare import BUDGETS, compare
 from gapclose.evaluation.baselines.operating_point import Seen
-from gapclose.metrics.bootstrap import Clips
+from gapclose.metrics.bootstrap import ClipBootstrap
 from gapclose.metrics.labels import Labels
 from gapclose.observe.store import read_observations, shard_path, write_shard
 from gapclose.pipeline.config import parse_config, save_config
@@ -163,7 +163,7 @@ def measured(run: Path, permute: str = "") -> Path:
         ), labels
 
     (fit, known), val, (test, labels) = (seen(split) for split in ("fit", "val", "test"))
-    found = compare(fit, known, test, labels, Clips(labels.clip, 10, 0), val=val, folds=2, seed=0)
+    found = compare(fit, known, test, labels, ClipBootstrap(labels.clip, 10, 0), val=val, folds=2, seed=0)
     write_json(run / "measurement.json", {"baselines": found})
     return run
 

@@ -15,7 +15,7 @@ from gapclose.models.config import ModelConfig
 from gapclose.observe.batching import plan_batches
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import forward_batches
-from gapclose.observe.request import Wanted
+from gapclose.observe.request import ObservationRequest
 from gapclose.observe.store import read_observations
 from gapclose.training.config import DpoConfig
 from gapclose.training.lora import load_adapter
@@ -76,7 +76,7 @@ def test_a_run_learns_its_pairs(finished, images_directory, tiny_checkpoint):
     targets, base = Targets.load(finished / "targets.safetensors", ids), read_observations(finished / "observations" / "base-train", ids)
     pairs = preference_pairs(train.items, targets.target, base.scores.numpy(), targets.keep)
     loaded = load_adapter(ModelConfig(path=str(tiny_checkpoint), dtype="float32"), finished / "checkpoints" / "epoch-2")
-    seen = forward_batches(loaded, plan_batches([p.item for p in pairs], 16), loaded.media(train), ObserveConfig(), Wanted())
+    seen = forward_batches(loaded, plan_batches([p.item for p in pairs], 16), loaded.media(train), ObserveConfig(), ObservationRequest())
     now = dict(zip(seen.ids, seen.scores, strict=True))
     before = dict(zip(base.ids, base.scores, strict=True))
     gain = [float(s[p.item.id][p.chosen] - s[p.item.id][p.rejected]) for p in pairs for s in (now, before)]

@@ -17,7 +17,7 @@ from gapclose.pipeline.config import parse_config, save_config
 from gapclose.probes.posterior import STANDING
 from gapclose.training.checkpoint_selection import best_epoch, unimproved
 from gapclose.training.config import GuardsConfig
-from gapclose.training.early_stopping import fired, objections
+from gapclose.training.early_stopping import check_guards, triggered
 
 GAP = GapConfig(replicates=100)
 
@@ -42,9 +42,9 @@ def epoch(changed: bool = True, **planted) -> tuple[dict, dict]:
 def test_a_guard_objects_to_its_cause(planted, names, words):
     """And to nothing else; turned off by name it is silent."""
     record, base = epoch(**planted)
-    found = objections(record, base, GAP, GuardsConfig(off=[]))
+    found = check_guards(record, base, GAP, GuardsConfig(off=[]))
     assert set(found) == names and words in "; ".join(found.values())
-    assert objections(record, base, GAP, GuardsConfig(off=sorted(names))) == {}
+    assert check_guards(record, base, GAP, GuardsConfig(off=sorted(names))) == {}
 
 
 def test_a_loss_within_chance_is_no_objection():
@@ -56,7 +56,7 @@ def test_a_loss_within_chance_is_no_objection():
     chance = {**record, "change": {**record["change"], "standard_drop": {**drop, "lower": -0.01}}}
     for of, objects in ((record, True), (chance, False)):
         assert (
-            ("over-rejection" in objections(of, base, gap, GuardsConfig()))
+            ("over-rejection" in check_guards(of, base, gap, GuardsConfig()))
             == objects
             == beyond(of["change"]["standard_drop"], gap.standard_budget)
         )
@@ -71,7 +71,7 @@ def test_a_shift_that_will_keep_to_the_budget_leaves_nothing_to_object_to():
     """However far standard accuracy falls as the model is; the other guards look on."""
     record, base = epoch(honest=1.0, content=0.2)
     assert record["change"]["standard_drop"]["lower"] > 0.5
-    found = [objections(record, base, GapConfig(replicates=100, choose=choose), GuardsConfig(off=[])) for choose in ("own", "shifted")]
+    found = [check_guards(record, base, GapConfig(replicates=100, choose=choose), GuardsConfig(off=[])) for choose in ("own", "shifted")]
     assert set(found[0]) == {"over-rejection", "retention"} and set(found[1]) == {"retention"}
 
 
@@ -94,24 +94,24 @@ def test_a_reward_that_is_a_probe_is_watched_by_the_sentinel(settings, off, tmp_
     assert parse_config(["--config", str(tmp_path / "config.yaml")]).guards == config.guards
     record, base = epoch(honest=1.0, content=0.2, knows=0.0)
     wanted = {"over-rejection", "retention", "fresh", "sentinel"} - set(off)
-    assert set(objections(record, base, GAP, config.guards)) == wanted
-    assert set(fired([record | {"objections": dict.fromkeys(wanted, "why")}] * 2, config.guards)) == wanted
+    assert set(check_guards(record, base, GAP, config.guards)) == wanted
+    assert set(triggered([record | {"objections": dict.fromkeys(wanted, "why")}] * 2, config.guards)) == wanted
 
 
 def test_it_takes_as_many_epochs_in_a_row_as_patience_says():
     """Another guard in between starts anew."""
     a, b = {"objections": {"fresh": "old", "parsing": "x"}}, {"objections": {"fresh": "new"}}
     config = GuardsConfig()
-    assert fired([], config) == fired([a], config) == {} and fired([a, b], config) == {"fresh": "new"}
-    assert fired([b, {"objections": {}}, b], config) == {} and fired([a], GuardsConfig(patience=1)) == a["objections"]
-    assert fired([a, b], GuardsConfig(off=["fresh"])) == {}
+    assert triggered([], config) == triggered([a], config) == {} and triggered([a, b], config) == {"fresh": "new"}
+    assert triggered([b, {"objections": {}}, b], config) == {} and triggered([a], GuardsConfig(patience=1)) == a["objections"]
+    assert triggered([a, b], GuardsConfig(off=["fresh"])) == {}
 
 
 def after(
-    number: int, balanced: float, drop: float = 0.0, objections: tuple[str, ...] = (), state: str = "open", around: float = 0.01
+    number: int, balanced: float, drop: float = 0.0, check_guards: tuple[str, ...] = (), state: str = "open", around: float = 0.01
 ) -> dict:
     """The record of an epoch on val, as far as it is chosen by."""
-    found = {"epoch": number, "state": state, "objections": dict.fromkeys(objections, "why"), "shifted": None}
+    found = {"epoch": number, "state": state, "objections": dict.fromkeys(check_guards, "why"), "shifted": None}
     ends = {"value": drop, "lower": drop - around, "upper": drop + around}
     return found | {"action": {"balanced": {"value": balanced}, "option_balanced": {"value": balanced}}, "change": {"standard_drop": ends}}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gapclose.data.answer_matching import Matching
+from gapclose.data.answer_matching import AnswerMatcher
 from gapclose.data.digits.questions import answer_words
 from gapclose.data.items import Item, Option
 from gapclose.data.jsonl import read_items
@@ -50,7 +50,9 @@ def judge(answer: str, item: Item) -> str | None:
 def test_the_reward_matches_answers_as_the_run_does(digits, digits_directory, tmp_path, monkeypatch):
     """By the function of the user's, and under a binary prompt by what the answer says first."""
     items = [replace(digits.items[0], options=OPTIONS, gold=None)]
-    reward = Reward(items=items, reading=np.array([[0.7, 0.25, 0.05]]), concepts=digits.concepts, match=Matching(leading=True, judge=judge))
+    reward = Reward(
+        items=items, reading=np.array([[0.7, 0.25, 0.05]]), concepts=digits.concepts, match=AnswerMatcher(leading=True, judge=judge)
+    )
     answers = {"There is no digit.": 0.25, "Unseen, and not odd": 0.25, "seven": 0.0}
     assert {a: reward.of(0, a) for a in answers} == answers
 
@@ -63,7 +65,7 @@ def test_the_reward_matches_answers_as_the_run_does(digits, digits_directory, tm
     for asked in ("own", "binary"):
         config = parse_config([*wanted, "--prompts.asked", asked])
         by_trl.make_trl_trainer(None, targets, few, table, None, config, tmp_path, after_epoch=lambda _: None, callbacks=())
-    assert [reward.match for reward in made] == [Matching(judge=judge), Matching(leading=True, judge=judge)]
+    assert [reward.match for reward in made] == [AnswerMatcher(judge=judge), AnswerMatcher(leading=True, judge=judge)]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from gapclose.pipeline.cli import main
 from gapclose.pipeline.config import Config, parse_config
 from gapclose.training.config import TrainConfig
-from gapclose.training.objectives import BY_TRL, IN_WORDS, OBJECTIVES, acting, needs_reading, settings_in_words
+from gapclose.training.objectives import BY_TRL, IN_WORDS, OBJECTIVES, active_terms, needs_reading, settings_in_words
 
 
 @pytest.mark.parametrize(
@@ -21,16 +21,16 @@ from gapclose.training.objectives import BY_TRL, IN_WORDS, OBJECTIVES, acting, n
 def test_an_objective_leaves_out_the_terms_that_it_does_not_have(objective, weights):
     """And changes nothing else."""
     given = TrainConfig(gold=2.0, retain=0.5, epochs=7)
-    train = acting(objective, given)
+    train = active_terms(objective, given)
     assert (train.consistency, train.gold, train.retain) == weights and train.epochs == 7 and given.gold == 2.0
-    assert acting(objective, train) == train  # a stored configuration reads back as it is
+    assert active_terms(objective, train) == train  # a stored configuration reads back as it is
 
 
 def test_every_objective_has_its_words():
     """Model cards say which it was and what weighed."""
     assert list(IN_WORDS) == list(OBJECTIVES) and set(BY_TRL) < set(OBJECTIVES)
-    assert settings_in_words("gold", acting("gold", TrainConfig())) == "objective gold, weights gold 1, retain 1"
-    assert settings_in_words("dpo", acting("dpo", TrainConfig())) == "objective dpo"
+    assert settings_in_words("gold", active_terms("gold", TrainConfig())) == "objective gold, weights gold 1, retain 1"
+    assert settings_in_words("dpo", active_terms("dpo", TrainConfig())) == "objective dpo"
     assert [o for o in OBJECTIVES if not needs_reading(o)] == ["gold"]
 
 

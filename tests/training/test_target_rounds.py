@@ -20,7 +20,7 @@ from gapclose.probes.linear import FrozenProbe
 from gapclose.probes.posterior import shift_prior
 from gapclose.probes.search import choose_probe
 from gapclose.training import target_rounds as teacher
-from gapclose.training.target_rounds import best_on_others
+from gapclose.training.target_rounds import choose_on_holdout
 
 
 def command(tiny_config, directory, *more: str) -> list[str]:
@@ -31,7 +31,7 @@ def command(tiny_config, directory, *more: str) -> list[str]:
 
 def helping(*of):
     """A later teacher of a random model, taken for better."""
-    return teacher.compared(*of) | {"helps": True}
+    return teacher.compare_rounds(*of) | {"helps": True}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def two_rounds(tiny_config, tmp_path_factory):
     """A run of two rounds of two epochs; not to be changed."""
     directory = tmp_path_factory.mktemp("rounds") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(align, "compared", helping)
+        patch.setattr(align, "compare_rounds", helping)
         assert main(command(tiny_config, directory)) == 0
     return directory
 
@@ -79,7 +79,7 @@ def test_an_interrupted_second_round_ends_as_an_uninterrupted_one(two_rounds, ti
     shutil.rmtree(again / "adapter")
     gone = {"epoch-4/val", "adapted/test"} | ({"epoch-3/val"} if not middle else set())
     (again / "gap.jsonl").write_text("".join(json.dumps(r) + "\n" for r in read_records(again) if r["stage"] not in gone))
-    monkeypatch.setattr(align, "compared", helping)
+    monkeypatch.setattr(align, "compare_rounds", helping)
     assert main(command(tiny_config, again)) == 0
     before, after = (load_file(d / "checkpoints" / "epoch-4" / "adapter_model.safetensors") for d in (two_rounds, again))
     assert (
@@ -92,7 +92,7 @@ def test_an_interrupted_second_round_ends_as_an_uninterrupted_one(two_rounds, ti
 def test_teachers_that_read_no_better_end_the_training(two_rounds, tiny_config, tmp_path, monkeypatch, capsys, patience):
     """After as many in a row as patience says, the last of which is not trained with; the first round's epochs are what they were."""
     directory = tmp_path / "run"
-    monkeypatch.setattr(align, "compared", lambda *of: teacher.compared(*of) | {"helps": False})
+    monkeypatch.setattr(align, "compare_rounds", lambda *of: teacher.compare_rounds(*of) | {"helps": False})
     assert main(command(tiny_config, directory, "--targets.rounds", str(patience + 1), "--targets.patience", str(patience))) == 0
     assert capsys.readouterr().out.count("; no better reading, so training ended") == 1
     stages = [f"epoch-{n}/val" for n in range(1, 2 * patience + 1)]
@@ -131,7 +131,7 @@ def test_what_goes_wrong_in_or_before_a_later_round_leaves_the_first_ones_best(
     else:
         monkeypatch.setattr("gapclose.training.trainer.term_sums", lambda *of: torch.full((3,), torch.nan, requires_grad=True))
     (directory / "gap.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
-    monkeypatch.setattr(align, "compared", helping)
+    monkeypatch.setattr(align, "compare_rounds", helping)
     for _ in range(2):
         assert main(command(tiny_config, directory)) == 0
         told, last = capsys.readouterr().out, read_records(directory)[-1]
@@ -162,7 +162,7 @@ def test_labels_that_came_back_through_a_student_do_not_count_as_better_reading(
         return (reading.argmax(1) == y).mean()
 
     flattered = accuracy(again.reading, known) - accuracy(again.probe.read(student["new"]), truth)
-    second, table = best_on_others(
+    second, table = choose_on_holdout(
         {1: student["fit"]}, known, {1: student["val"]}, right, ("a", "b"), config, "", modality=np.zeros(len(right))
     )
     honest = accuracy(second.read(student["val"]), right) - accuracy(second.read(student["new"]), truth)

@@ -22,13 +22,13 @@ from gapclose.observe.answer_rows import append_tokens, longest_contexts
 from gapclose.observe.batching import plan_batches
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import forward_batches, observe
-from gapclose.observe.request import Wanted
+from gapclose.observe.request import ObservationRequest
 from gapclose.training import trainer
 from gapclose.training.collator import Collator
 from gapclose.training.config import TERMS, LoraConfig, TrainConfig
 from gapclose.training.lora import add_lora, enable_checkpointing
 from gapclose.training.resume import last_complete_checkpoint
-from gapclose.training.sampler import Example, MixedSampler, pairs
+from gapclose.training.sampler import Example, MixedSampler, pair_twins
 from gapclose.training.trainer import make_trainer, term_sums
 
 OBSERVE = ObserveConfig(batch_size=16)
@@ -57,7 +57,7 @@ def examples(tiny_checkpoint, digits, tmp_path_factory) -> list[Example]:
     for item in digits.select(split="fit", purpose="gap").items[:9]:
         made.append(Example(item=item, term="gold", weights=np.eye(len(item.options))[item.gold]))
     retain = replace(digits, items=digits.select(split="train", purpose="retain").items[:6])
-    seen = observe(fresh(tiny_checkpoint), retain, tmp_path_factory.mktemp("retain"), OBSERVE, Wanted(top_tokens=1000))
+    seen = observe(fresh(tiny_checkpoint), retain, tmp_path_factory.mktemp("retain"), OBSERVE, ObservationRequest(top_tokens=1000))
     for item, logps, tokens in zip(retain, seen.top_logps, seen.top_tokens, strict=True):
         made.append(Example(item=item, term="retain", base_logps=logps, base_tokens=tokens))
     return made
@@ -324,7 +324,7 @@ def test_what_the_probe_reads_stays_bit_for_bit_the_base_models(tiny_checkpoint,
     batches, layers = plan_batches(items, 16), [0, 1, 2, 3, 4, 5]
     base, whole_model = fresh(tiny_checkpoint), whole.loaded
     whole_model.model.eval()
-    before, after = (forward_batches(m, batches, m.media(digits), OBSERVE, Wanted(layers=layers)) for m in (base, whole_model))
+    before, after = (forward_batches(m, batches, m.media(digits), OBSERVE, ObservationRequest(layers=layers)) for m in (base, whole_model))
     changed = [not torch.equal(before.residuals[layer], after.residuals[layer]) for layer in layers]
     assert changed == [False, False, False, False, True, True]
     assert (before.scores - after.scores)[torch.isfinite(before.scores)].abs().max() > 0.1
@@ -440,8 +440,8 @@ def test_twins_stay_in_one_global_batch(number, single, count, most):
 def test_a_twin_that_is_not_there_leaves_the_other_single():
     """As where the gate left one out."""
     examples = twinned("gold", 3)
-    assert sorted(map(sorted, pairs(examples, range(6)))) == [[0, 1], [2, 3], [4, 5]]
-    assert sorted(map(len, pairs(examples, [0, 2, 3]))) == [1, 2]
+    assert sorted(map(sorted, pair_twins(examples, range(6)))) == [[0, 1], [2, 3], [4, 5]]
+    assert sorted(map(len, pair_twins(examples, [0, 2, 3]))) == [1, 2]
 
 
 def test_a_sampler_without_items_of_a_term_says_which():

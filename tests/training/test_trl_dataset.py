@@ -12,14 +12,14 @@ from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader, s
 from digits_model import tiny_model
 from torch.utils.data import DataLoader
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.items import Item, ItemSet
 from gapclose.data.jsonl import read_items, write_items
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import LoadedModel, load_model
 from gapclose.training.config import DpoConfig, GrpoConfig, LoraConfig, TrainConfig
 from gapclose.training.lora import add_lora, enable_checkpointing
-from gapclose.training.trl.dataset import OrderOfEpoch, check_taken, epoch_figures, messages_for_trl
+from gapclose.training.trl.dataset import OrderOfEpoch, check_supported_media, epoch_figures, messages_for_trl
 from gapclose.training.trl.dpo import Pair, make_dpo_trainer
 from gapclose.training.trl.grpo import Reward, make_grpo_trainer
 
@@ -124,10 +124,10 @@ def test_dpo_takes_items_without_an_image_among_those_with_one_and_grpo_says_tha
     """Which TRL would find out in the middle of a training."""
     some = replace(images, root=tmp_path, items=tuple(without_image(i) if n % 3 == 1 else i for n, i in enumerate(images.items[:8])))
     write_items(some, tmp_path)
-    problems = Problems("the items")
-    check_taken(some, "dpo", "DPOTrainer", problems)
+    problems = ErrorCollector("the items")
+    check_supported_media(some, "dpo", "DPOTrainer", problems)
     assert not problems and trained(load_model(ModelConfig(path=str(seeing))), "dpo", replace(some, root=images.root), tmp_path / "run")
-    check_taken(some, "grpo", "GRPOTrainer", problems)
+    check_supported_media(some, "grpo", "GRPOTrainer", problems)
     assert f"3 have none (first: {some.items[1].id!r}, {tmp_path / 'items.jsonl'}:2)" in problems.messages[0]
 
 

@@ -9,19 +9,21 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.formats.avhbench import is_yes_no, json_files, read_yes_no
 from gapclose.data.formats.directory import LAYOUTS, OWN, check_all_read, saved_datasets, table_files, table_names
 from gapclose.data.formats.generic_table import read_columns
 from gapclose.data.formats.imavb import read_imavb
 from gapclose.data.items import ItemSet
 from gapclose.data.jsonl import read_items
-from gapclose.data.splits import Dealing, by_clip, check_apart, find_twins
+from gapclose.data.splits import SplitAssignment, by_clip, check_apart, find_twins
 
 KNOWN = "name a directory with set.json and items.jsonl, one in the layout of IMAVB or AVHBench, or tables with a columns.yaml (docs/your-data.md)"
 
 
-def read_set(directory: Path, problems: Problems, dealing: Dealing, *, columns: str | None = None, about: str | None = None) -> ItemSet:
+def read_set(
+    directory: Path, problems: ErrorCollector, dealing: SplitAssignment, *, columns: str | None = None, about: str | None = None
+) -> ItemSet:
     """Read the item set in ``directory``.
 
     Args:
@@ -41,7 +43,7 @@ def read_set(directory: Path, problems: Problems, dealing: Dealing, *, columns: 
         _refuse_about(about, directory, problems)
         unread = check_all_read(directory, [directory / name for name in OWN], problems, every=False)
         found = replace(found, notes=(*found.notes, *unread))
-        if tuple(dealing.shares) != Dealing.shares:
+        if tuple(dealing.shares) != SplitAssignment.shares:
             note = f"{directory}: its items name their splits, so data.shares deals nothing out"
             found = replace(found, notes=(*found.notes, note))
         return found
@@ -51,12 +53,12 @@ def read_set(directory: Path, problems: Problems, dealing: Dealing, *, columns: 
     return replace(items, items=by_clip(items.items if told else find_twins(items.items)))
 
 
-def _refuse_about(about: str | None, directory: Path, problems: Problems) -> None:
+def _refuse_about(about: str | None, directory: Path, problems: ErrorCollector) -> None:
     if about is not None:
         problems.add(f"data.about is {about!r}, and {str(directory)!r} is not in the layout of IMAVB; leave the key out (null)")
 
 
-def _read_tables(directory: Path, problems: Problems, dealing: Dealing, columns: str | None, about: str | None) -> ItemSet:
+def _read_tables(directory: Path, problems: ErrorCollector, dealing: SplitAssignment, columns: str | None, about: str | None) -> ItemSet:
     column_map, names = Path(columns) if columns else directory / "columns.yaml", table_names(directory)
     mapped, files = bool(columns) or column_map.is_file(), table_files(directory)
     film_tables = set(names) & set(LAYOUTS)
@@ -78,7 +80,7 @@ def _read_tables(directory: Path, problems: Problems, dealing: Dealing, columns:
     return replace(found, notes=(*found.notes, *unread))
 
 
-def _refuse_unreadable(directory: Path, names: list[str], problems: Problems) -> None:
+def _refuse_unreadable(directory: Path, names: list[str], problems: ErrorCollector) -> None:
     """Raises: ValueError, with what is there, and what may be."""
     if names:
         few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gapclose.core.errors import Fault, Problems, shown
+from gapclose.core.errors import ErrorCollector, ItemError, shown
 from gapclose.data.formats.directory import table_files
 from gapclose.data.formats.imavb import check_clip, film_path
 from gapclose.data.formats.tables import Row, read_into
 from gapclose.data.items import Item, ItemSet, Option
 from gapclose.data.keys import key
 from gapclose.data.question_text import either_prompt
-from gapclose.data.splits import Dealing
+from gapclose.data.splits import SplitAssignment
 
 MODALITY = {"Video-driven Audio Hallucination": "audio", "Audio-driven Video Hallucination": "vision", "AV Matching": "matching"}
 """task -> what is asked about"""
@@ -41,11 +41,11 @@ def json_files(directory: Path) -> list[Path]:
 def is_yes_no(directory: Path) -> bool:
     """Whether the first file of questions has this layout's fields."""
     files = json_files(directory)
-    rows = read_into(Problems(""), "", files[0]) if files else []
+    rows = read_into(ErrorCollector(""), "", files[0]) if files else []
     return bool(rows) and set(rows[0].values) >= KEYS
 
 
-def read_yes_no(directory: Path, problems: Problems, dealing: Dealing) -> ItemSet:
+def read_yes_no(directory: Path, problems: ErrorCollector, dealing: SplitAssignment) -> ItemSet:
     """Items about a film and its sound track, with the concepts ``true`` and ``false``."""
     rows = [r for path in json_files(directory) for r in read_into(problems, path.stem, path)]
     asked = [r for r in rows if r.values.get("task") != CAPTIONS]
@@ -91,7 +91,7 @@ def _clip(row: Row) -> str:
     return key(row.values["video_id"]).removesuffix(SWAPPED)
 
 
-def _whole(row: Row, problems: Problems) -> bool:
+def _whole(row: Row, problems: ErrorCollector) -> bool:
     values, before = row.values, len(problems)
     label = f"{row.place}: item {shown(values.get('video_id'))}"
     for name in ("video_id", "text"):
@@ -101,7 +101,7 @@ def _whole(row: Row, problems: Problems) -> bool:
         try:
             if not key(values["video_id"]):
                 problems.add(f"{label}: video_id is {shown(values['video_id'])}; fill it in")
-        except Fault as fault:
+        except ItemError as fault:
             problems.add(f"{label}: video_id {fault}")
         check_clip(values["video_id"].strip(), label, problems)
     task = values.get("task")

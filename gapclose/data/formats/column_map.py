@@ -24,7 +24,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from gapclose.core.errors import Fault, Problems, shown
+from gapclose.core.errors import ErrorCollector, ItemError, shown
 from gapclose.core.parsing import parse_yaml, read_text
 from gapclose.data.keys import fold
 
@@ -53,12 +53,12 @@ class ColumnMap:
     """columns that become tags"""
 
 
-def read_map(path: Path, problems: Problems) -> ColumnMap | None:
+def read_map(path: Path, problems: ErrorCollector) -> ColumnMap | None:
     """The column map; None when it cannot be used, and ``problems`` says why."""
     before = len(problems)
     try:
         raw = parse_yaml(read_text(path))
-    except (OSError, Fault) as error:
+    except (OSError, ItemError) as error:
         problems.add(f"{path}: the column map cannot be read ({error}); write it in YAML (docs/your-data.md shows one)")
         return None
     if not isinstance(raw, dict):
@@ -94,7 +94,7 @@ def read_map(path: Path, problems: Problems) -> ColumnMap | None:
         _refuse_others([raw[key]] if raw.get(key) is not None else [], f"{path}: {key}", problems)
     try:
         modality = fold(raw.get("modality")) or None
-    except Fault as fault:
+    except ItemError as fault:
         problems.add(f"{path}: modality {fault}")
     if len(problems) > before:
         return None
@@ -118,7 +118,7 @@ def _stated(raw: dict[str, Any], key: str) -> bool:
     return raw.get(key) is not None and bool(str(raw[key]).strip())
 
 
-def _refuse_unknown(given: dict[str, Any], known: tuple[str, ...], where: Any, problems: Problems) -> None:
+def _refuse_unknown(given: dict[str, Any], known: tuple[str, ...], where: Any, problems: ErrorCollector) -> None:
     for key in given:
         if key not in known:
             problems.add(
@@ -131,7 +131,7 @@ def meant(near: list[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _names(raw: dict[str, Any], key: str, path: Path, problems: Problems) -> tuple[str, ...]:
+def _names(raw: dict[str, Any], key: str, path: Path, problems: ErrorCollector) -> tuple[str, ...]:
     value = [] if raw.get(key) is None else raw[key]
     if not isinstance(value, list):
         problems.add(f"{path}: {key} is {shown(value)}; it must be a list of names")
@@ -140,7 +140,7 @@ def _names(raw: dict[str, Any], key: str, path: Path, problems: Problems) -> tup
     return tuple(map(_word, value))
 
 
-def _refuse_others(words: Iterable[Any], where: str, problems: Problems) -> None:
+def _refuse_others(words: Iterable[Any], where: str, problems: ErrorCollector) -> None:
     """YAML takes yes, no, on, off and null for something else than words; and a name is no list, and holds no control characters."""
     for word in words:
         if word is None or isinstance(word, bool):
@@ -150,7 +150,7 @@ def _refuse_others(words: Iterable[Any], where: str, problems: Problems) -> None
         else:
             try:
                 fold(word)
-            except Fault as fault:
+            except ItemError as fault:
                 problems.add(f"{where}: a name {fault}")
 
 
@@ -158,11 +158,11 @@ def _word(value: Any) -> str:
     """A name as the file spells it; a number without a fraction as in a table (1.0 is 1)."""
     try:
         return value if isinstance(value, str) else fold(value) if isinstance(value, int | float | date) else str(value)
-    except Fault:  # told already
+    except ItemError:  # told already
         return str(value)
 
 
-def _mapping(raw: dict[str, Any], key: str, path: Path, problems: Problems) -> dict[str, str]:
+def _mapping(raw: dict[str, Any], key: str, path: Path, problems: ErrorCollector) -> dict[str, str]:
     value = {} if raw.get(key) is None else raw[key]
     if not isinstance(value, dict):
         problems.add(f"{path}: {key} is {shown(value)}; it must be a mapping, a name to a name")
@@ -179,14 +179,14 @@ def _mapping(raw: dict[str, Any], key: str, path: Path, problems: Problems) -> d
     return found
 
 
-def _gold_values(raw: dict[str, Any], path: Path, problems: Problems) -> dict[str, str]:
+def _gold_values(raw: dict[str, Any], path: Path, problems: ErrorCollector) -> dict[str, str]:
     """What the gold column holds, in the form of its cells -> option."""
     given = _mapping(raw, "gold_values", path, problems)
     found: dict[str, str] = {}
     for name, option in given.items():
         try:
             known = fold(name)
-        except Fault as fault:
+        except ItemError as fault:
             problems.add(f"{path}: gold_values {fault}")
             continue
         if found.setdefault(known, option) != option:

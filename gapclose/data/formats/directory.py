@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from gapclose.core.errors import Fault, Problems
+from gapclose.core.errors import ErrorCollector, ItemError
 from gapclose.core.parsing import parse_json, read_text
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -78,7 +78,7 @@ def table_names(directory: Path) -> list[str]:
     return sorted(saved_datasets(directory) or table_files(directory))
 
 
-def whole_tables(directory: Path, problems: Problems, only: Collection[str] | None = None) -> dict[str, list[Path]]:
+def whole_tables(directory: Path, problems: ErrorCollector, only: Collection[str] | None = None) -> dict[str, list[Path]]:
     """As :func:`table_files`, each table once. Adds to ``problems`` every table that is there twice or in part.
 
     Args:
@@ -97,7 +97,7 @@ def whole_tables(directory: Path, problems: Problems, only: Collection[str] | No
     return whole
 
 
-def _one_form(name: str, paths: list[Path], problems: Problems) -> list[Path]:
+def _one_form(name: str, paths: list[Path], problems: ErrorCollector) -> list[Path]:
     """The files of a table that are one form of it: one file, or one set of numbered shards in one format and folder."""
     forms: dict[tuple[Path, str, int | None], dict[int, Path]] = defaultdict(dict)
     for path in paths:
@@ -115,7 +115,7 @@ def _one_form(name: str, paths: list[Path], problems: Problems) -> list[Path]:
     return list(files.values())
 
 
-def whole_saved(directory: Path, problems: Problems) -> dict[str, Path]:
+def whole_saved(directory: Path, problems: ErrorCollector) -> dict[str, Path]:
     """As :func:`saved_datasets`. Adds to ``problems`` tables beside them, which would not be read, and parts that are named and not there."""
     saved = saved_datasets(directory)
     if saved:
@@ -125,7 +125,7 @@ def whole_saved(directory: Path, problems: Problems) -> dict[str, Path]:
     if named.is_file():
         try:
             content = parse_json(read_text(named))
-        except Fault as fault:
+        except ItemError as fault:
             problems.add(f"{named}: {fault}")
             return saved
         parts = content.get("splits") if isinstance(content, dict) else None
@@ -135,7 +135,7 @@ def whole_saved(directory: Path, problems: Problems) -> dict[str, Path]:
     return saved
 
 
-def check_all_read(directory: Path, read: Iterable[Path], problems: Problems, *, every: bool) -> tuple[str, ...]:
+def check_all_read(directory: Path, read: Iterable[Path], problems: ErrorCollector, *, every: bool) -> tuple[str, ...]:
     """What lies in a data directory, looks like a table and is not read: refused where it may be a part of the data, else returned as notes.
 
     Refused are tables beside those that are read that are named like a split, like those of IMAVB or ``items``, in whatever form. With

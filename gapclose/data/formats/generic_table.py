@@ -11,7 +11,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from gapclose.core.errors import Fault, Problems, shown
+from gapclose.core.errors import ErrorCollector, ItemError, shown
 from gapclose.core.files import write_bytes
 from gapclose.data.formats.column_map import MEDIA, ColumnMap, meant, read_map
 from gapclose.data.formats.directory import table_names
@@ -19,7 +19,7 @@ from gapclose.data.formats.tables import Row, read_tables
 from gapclose.data.items import EVERYTHING, SPLITS, Item, ItemSet, Option, leaves, path_fault
 from gapclose.data.keys import Spellings, fold, key, text_of
 from gapclose.data.question_text import LETTERS, letters_prompt
-from gapclose.data.splits import Dealing, deal_tables
+from gapclose.data.splits import SplitAssignment, deal_tables
 
 ASIDE = ".media"
 """folder beside the tables, for media that they hold as bytes"""
@@ -27,7 +27,7 @@ MOST = 80
 """characters of a text that names its clip"""
 
 
-def read_columns(directory: Path, path: Path, problems: Problems, dealing: Dealing) -> ItemSet:
+def read_columns(directory: Path, path: Path, problems: ErrorCollector, dealing: SplitAssignment) -> ItemSet:
     """Items of every row of every table in ``directory``, as the map at ``path`` says.
 
     Media that are stored as bytes are written to the folder ``.media`` beside the tables, once, under the digest of their content.
@@ -42,7 +42,7 @@ def read_columns(directory: Path, path: Path, problems: Problems, dealing: Deali
     rows: list[Row] = []
     try:
         rows = read_tables(directory, problems, lambda values: put_aside(values, media, directory))
-    except Fault as fault:
+    except ItemError as fault:
         problems.add(f"{directory / ASIDE}: {fault}")
     else:
         if not table_names(directory):
@@ -74,7 +74,7 @@ def read_columns(directory: Path, path: Path, problems: Problems, dealing: Deali
     return ItemSet(root=directory, name=known.name or directory.name, concepts=known.concepts, alarm=known.alarm, items=items, notes=notes)
 
 
-def tell_repeated(rows: list[Row], columns: set[str], problems: Problems) -> tuple[str, ...]:
+def tell_repeated(rows: list[Row], columns: set[str], problems: ErrorCollector) -> tuple[str, ...]:
     """Add to ``problems`` every table of which another one holds all rows, in these columns; notes about tables that share some."""
     said: dict[str, set[str]] = {}
     place = {row.table: row.file for row in reversed(rows)}
@@ -98,7 +98,7 @@ def _plain(value: Any) -> str:
     """A cell for comparing rows of tables with different types."""
     try:
         return text_of(value)
-    except Fault:
+    except ItemError:
         return repr(value)
 
 
@@ -127,7 +127,7 @@ def _stored(value: Any, kind: str | None, directory: Path) -> Any:
         if not (directory / path).is_file():
             write_bytes(directory / path, content)
     except OSError as error:
-        raise Fault(
+        raise ItemError(
             f"media inside the tables are written there, and it cannot be written ({error.strerror or error}); copy the tables, or link "
             "them, into a directory that can be written, and name that one"
         ) from error
@@ -146,7 +146,7 @@ class Names:
     tags: dict[str, str]
 
 
-def _names(row: Row, known: ColumnMap, spelled: Spellings, problems: Problems) -> Names | None:
+def _names(row: Row, known: ColumnMap, spelled: Spellings, problems: ErrorCollector) -> Names | None:
     """The keys of a row; None where one is missing or can be none, and ``problems`` says which."""
     at, before = known.columns, len(problems)
     label = f"{row.place}: item {_shown_id(row, known)!r}"
@@ -157,7 +157,7 @@ def _names(row: Row, known: ColumnMap, spelled: Spellings, problems: Problems) -
         value = row.values[column]
         try:
             found = key(value)
-        except Fault as fault:
+        except ItemError as fault:
             problems.add(f"{label}: {name} ({column}) {fault}")
             return ""
         if needed and not found:
@@ -174,7 +174,7 @@ def _names(row: Row, known: ColumnMap, spelled: Spellings, problems: Problems) -
     if "clip" not in at:
         try:
             clip = _clip(row, known)
-        except Fault as fault:
+        except ItemError as fault:
             problems.add(f"{label}: the question {fault}")
     if len(problems) > before:
         return None
@@ -205,7 +205,7 @@ def _short(text: str) -> str:
     return text if len(text) <= MOST else f"{text[: MOST - 20]}... {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _item(row: Row, known: ColumnMap, names: Names, split: str, problems: Problems, directory: Path) -> Item | None:
+def _item(row: Row, known: ColumnMap, names: Names, split: str, problems: ErrorCollector, directory: Path) -> Item | None:
     values, at, before = row.values, known.columns, len(problems)
     label = f"{row.place}: item {names.id!r}"
 
@@ -213,7 +213,7 @@ def _item(row: Row, known: ColumnMap, names: Names, split: str, problems: Proble
         try:
             check(values[column])
             return text_of(values[column])
-        except Fault as fault:
+        except ItemError as fault:
             problems.add(f"{label}: {column} {fault}")
             return ""
 
@@ -265,11 +265,11 @@ def _item(row: Row, known: ColumnMap, names: Names, split: str, problems: Proble
     )
 
 
-def _gold(value: Any, known: ColumnMap, texts: list[str], said: list[str], label: str, problems: Problems) -> int | None:
+def _gold(value: Any, known: ColumnMap, texts: list[str], said: list[str], label: str, problems: ErrorCollector) -> int | None:
     """Index of the right option, None where the row names none."""
     try:
         written, folded = text_of(value), fold(value)
-    except Fault as fault:
+    except ItemError as fault:
         problems.add(f"{label}: gold {fault}")
         return None
     if not written:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gapclose.core.errors import Fault, Problems, shown
+from gapclose.core.errors import ErrorCollector, ItemError, shown
 from gapclose.data.formats.directory import LAYOUTS, table_names
 from gapclose.data.formats.tables import Row, read_tables
 from gapclose.data.items import Item, ItemSet, Option, leaves, path_fault
 from gapclose.data.keys import key, text_of
 from gapclose.data.question_text import LETTERS, letters_prompt
-from gapclose.data.splits import Dealing, tag_twins
+from gapclose.data.splits import SplitAssignment, tag_twins
 
 CONCEPTS = ("standard", "false_vision", "false_audio")
 EXPRESSES = {"A": "standard", "B": "standard", "C": "standard", "D": "standard", "E": "false_vision", "F": "false_audio"}
@@ -26,7 +26,7 @@ SHOWN = {"vision": ("video",), "audio": ("audio",), None: ("video", "audio")}
 """what the questions are about -> what a model is given of a film"""
 
 
-def read_imavb(directory: Path, problems: Problems, dealing: Dealing, about: str | None = None) -> ItemSet:
+def read_imavb(directory: Path, problems: ErrorCollector, dealing: SplitAssignment, about: str | None = None) -> ItemSet:
     """Items of the four tables, each about a film and its sound track.
 
     Args:
@@ -68,7 +68,7 @@ def film_path(directory: Path, clip: str, stated: str | None) -> str:
     return next((p for p in (*usual, *named) if not leaves(p) and not path_fault(p) and (directory / p).is_file()), usual[0])
 
 
-def check_clip(clip: str, label: str, problems: Problems) -> None:
+def check_clip(clip: str, label: str, problems: ErrorCollector) -> None:
     """Add to ``problems`` the id of a clip by which its film would lie outside the data, or that can be no file's name."""
     if fault := path_fault(f"videos/{clip}.mp4"):
         problems.add(f"{label}: video_id is {shown(clip)}, {fault}")
@@ -82,7 +82,7 @@ def _stated(video: Any) -> str | None:
     return path if isinstance(path, str) and path else None
 
 
-def _whole(row: Row, problems: Problems) -> bool:
+def _whole(row: Row, problems: ErrorCollector) -> bool:
     """Whether a row has what an item needs; otherwise says what is missing."""
     values, before = row.values, len(problems)
     label = f"{row.place}: item {shown(values.get('video_id'))} of {row.table}"
@@ -90,7 +90,7 @@ def _whole(row: Row, problems: Problems) -> bool:
         try:
             if not (key if name == "video_id" else text_of)(values.get(name)):
                 problems.add(f"{label}: {name} is {shown(values.get(name))}; fill it in")
-        except Fault as fault:
+        except ItemError as fault:
             problems.add(f"{label}: {name} {fault}")
     if len(problems) == before:
         check_clip(text_of(values["video_id"]), label, problems)

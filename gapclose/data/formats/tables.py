@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gapclose.core.errors import Fault, Problems, shown
+from gapclose.core.errors import ErrorCollector, ItemError, shown
 from gapclose.core.parsing import parse_json, read_text
 from gapclose.data.formats.directory import whole_saved, whole_tables
 
@@ -40,7 +40,7 @@ CELL = 10_000_000
 
 def read_tables(
     directory: Path,
-    problems: Problems,
+    problems: ErrorCollector,
     each: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     only: Collection[str] | None = None,
 ) -> list[Row]:
@@ -66,7 +66,7 @@ def read_tables(
 
 
 def read_into(
-    problems: Problems,
+    problems: ErrorCollector,
     table: str,
     path: Path,
     reader: Callable[[Path], Content] | None = None,
@@ -105,7 +105,7 @@ def read_into(
 
 def _unreadable(path: Path, error: Exception) -> str:
     first = (str(error).splitlines() or [type(error).__name__])[0]
-    return f"{path}: cannot be read ({first})" + ("" if isinstance(error, Fault) else "; write it again")
+    return f"{path}: cannot be read ({first})" + ("" if isinstance(error, ItemError) else "; write it again")
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, int, Any]]:
@@ -113,8 +113,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, int, Any]]:
         if line.strip():
             try:
                 yield number, number, parse_json(line, "write one JSON object per line")
-            except Fault as fault:
-                raise Fault(f"line {number}: {fault}") from fault
+            except ItemError as fault:
+                raise ItemError(f"line {number}: {fault}") from fault
 
 
 def _json(path: Path) -> Content:
@@ -131,7 +131,7 @@ def _csv(path: Path) -> Iterator[tuple[int, int, Any]]:
         rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
         names = next(_numbered(rows), [])
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise Fault(f"line 1 names the column {shown(twice[0])} twice; rename one of them")
+            raise ItemError(f"line 1 names the column {shown(twice[0])} twice; rename one of them")
         number = 1
         for cells in _numbered(rows):
             if not cells:
@@ -139,11 +139,11 @@ def _csv(path: Path) -> Iterator[tuple[int, int, Any]]:
             number += 1
             line = rows.line_num
             if len(cells) != len(names):
-                raise Fault(
+                raise ItemError(
                     f"line {line} has {'more' if len(cells) > len(names) else 'fewer'} cells than the first line names columns; write it again"
                 )
             if torn := [name for name, cell in zip(names, cells, strict=True) if "\0" in cell]:
-                raise Fault(f"line {line} holds a NUL character in the column {shown(torn[0])}; write the file again")
+                raise ItemError(f"line {line} holds a NUL character in the column {shown(torn[0])}; write the file again")
             yield number, line, dict(zip(names, cells, strict=True))
     finally:
         csv.field_size_limit(before)
@@ -155,7 +155,7 @@ def _numbered(rows: Any) -> Iterator[list[str]]:
         try:
             cells = next(rows, None)
         except csv.Error as error:
-            raise Fault(f"line {rows.line_num}: {error}; correct it (a quote that is not closed goes on to the next one)") from error
+            raise ItemError(f"line {rows.line_num}: {error}; correct it (a quote that is not closed goes on to the next one)") from error
         if cells is None:
             return
         yield cells
@@ -197,7 +197,7 @@ def _from_arrow(batches: Iterable[Any]) -> Iterator[tuple[int, int, Any]]:
     for batch in batches:
         names = batch.schema.names
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise Fault(f"two columns are called {shown(twice[0])}; rename one of them")
+            raise ItemError(f"two columns are called {shown(twice[0])}; rename one of them")
         short = [f.name for f in batch.schema if pyarrow.types.is_float16(f.type) or pyarrow.types.is_float32(f.type)]
         for row in batch.to_pylist():
             for name in short:  # 0.1 as it was written, not as the float64 nearest to that float32

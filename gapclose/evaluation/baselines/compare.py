@@ -14,7 +14,7 @@ from gapclose.evaluation.baselines.operating_point import Method, Rates, Scores,
 from gapclose.evaluation.baselines.pgla import pgla, pgla_by_text
 from gapclose.evaluation.baselines.probe_answer import answer_by_probe, answer_by_text
 from gapclose.evaluation.baselines.shift import shift, shift_each
-from gapclose.metrics.bootstrap import Clips
+from gapclose.metrics.bootstrap import ClipBootstrap
 from gapclose.metrics.gap import intervals, statistics
 from gapclose.metrics.labels import Action, Labels
 
@@ -44,7 +44,7 @@ def methods(fit: Seen, known: Labels, choice: Seen, *, folds: int, seed: int) ->
 
 
 def compare(
-    fit: Seen, known: Labels, items: Seen, labels: Labels, clips: Clips, *, val: tuple[Seen, Labels] | None, folds: int, seed: int
+    fit: Seen, known: Labels, items: Seen, labels: Labels, clips: ClipBootstrap, *, val: tuple[Seen, Labels] | None, folds: int, seed: int
 ) -> dict[str, Any]:
     """What ``measurement.json`` holds under ``baselines``.
 
@@ -100,7 +100,7 @@ def pareto(settings: Sequence[Setting], there: Scores, choosing: Labels, here: S
     ]
 
 
-def _figures(clips: Clips, labels: Labels, scores: np.ndarray, reading: np.ndarray) -> dict[str, np.ndarray]:
+def _figures(clips: ClipBootstrap, labels: Labels, scores: np.ndarray, reading: np.ndarray) -> dict[str, np.ndarray]:
     """What :func:`gapclose.metrics.gap.statistics` finds about the action of scores (N, O), each (R + 1,)."""
     found = statistics(clips, labels, Action(chosen=scores.argmax(1), scores=scores), reading)
     return {name: found[f"action.{name}"] for name in FIGURES}

@@ -11,13 +11,13 @@ from typing import Any
 from gapclose.core.logging import say
 from gapclose.evaluation.baselines.compare import compare
 from gapclose.evaluation.baselines.operating_point import Seen
-from gapclose.evaluation.controls.suite import Examination
+from gapclose.evaluation.controls.suite import ControlSuite
 from gapclose.evaluation.controls.text import read_text, text_out_of_fold
 from gapclose.evaluation.measurement import scored
 from gapclose.metrics.labels import Labels
 
 
-def untrained(of: Examination) -> dict[str, Any] | None:
+def run_baselines(of: ControlSuite) -> dict[str, Any] | None:
     """The entry ``baselines`` of ``measurement.json``, or None, with a line that says so, where no concept is an alarm."""
     known, text, folds = of.known, of.text, of.folds
     if not known.alarm:
@@ -36,7 +36,7 @@ def untrained(of: Examination) -> dict[str, Any] | None:
     return compare(fit, known, test, of.labels, of.judge.clips["all"], val=val, **folds)
 
 
-def _validation(of: Examination) -> tuple[Seen, Labels] | None:
+def _validation(of: ControlSuite) -> tuple[Seen, Labels] | None:
     """The N labelled gap items of val, observed as ``gapclose close`` does, or None where they do not have every concept."""
     val = of.run.items.select(split="val", purpose="gap")
     val = replace(val, items=tuple(i for i in val if i.gold is not None))

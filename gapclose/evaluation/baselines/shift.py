@@ -15,11 +15,11 @@ from itertools import product
 import numpy as np
 
 from gapclose.evaluation.baselines.operating_point import Method, Scored, Scores, Seen, Setting, alarms, choose, rates, unchanged
-from gapclose.evaluation.measurement import Measured
+from gapclose.evaluation.measurement import SplitMeasurement
 from gapclose.metrics.labels import Labels
 
 
-def after_shift(now: Measured, base: Measured, budget: float) -> dict[str, float | None] | None:
+def after_shift(now: SplitMeasurement, base: SplitMeasurement, budget: float) -> dict[str, float | None] | None:
     """What an adapted model would answer after the best shift of its rejections (:func:`gapclose.evaluation.baselines.shift.best_shift`).
 
     Chosen and judged on the same items, so for val alone.

@@ -9,7 +9,7 @@ import numpy as np
 
 from gapclose.data.items import Item
 from gapclose.evaluation.controls.logit_lens import margins
-from gapclose.metrics.bootstrap import Clips, Interval
+from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.labels import Action, Labels
 
 # -- interchange --------------------------------------------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ def interchange(
         before, after: (N, O) option scores without and with the patch.
         layers: that were patched, rising.
     """
-    clips, everything = Clips(labels.clip, replicates, seed), np.ones(len(donor), dtype=bool)
+    clips, everything = ClipBootstrap(labels.clip, replicates, seed), np.ones(len(donor), dtype=bool)
     wanted = labels.concept[donor]
     unpatched, patched = (Action(chosen=s.argmax(1), scores=s).concept(labels) == wanted for s in (before, after))
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from gapclose.core.logging import say, track
+from gapclose.core.logging import progress, say
 from gapclose.evaluation.controls.interchange import interchange, twins
 from gapclose.evaluation.controls.logit_lens import layer_profile, make_lens
 from gapclose.evaluation.controls.scoring import Control
 from gapclose.evaluation.controls.sentence_encoder import encode
-from gapclose.evaluation.controls.suite import Examination
+from gapclose.evaluation.controls.suite import ControlSuite
 from gapclose.evaluation.protocols.compare import set_beside
 from gapclose.metrics.bootstrap import Interval
 from gapclose.models.families import SEVERAL_STREAMS
@@ -28,19 +28,19 @@ from gapclose.probes.nested_cv import nested_reading
 from gapclose.probes.refit import refit
 
 
-def _observe_layers(of: Examination, part: str) -> list[int]:
+def _observe_layers(of: ControlSuite, part: str) -> list[int]:
     """Store the residuals of all layers; returns these, the embedding first."""
     layers = list(range(len(of.run.loaded.layers) + 1))
     of.run.observe(f"layers-{part}", of.fit if part == "fit" else of.judged, layers=layers)
     return layers
 
 
-def _layer_residual(of: Examination, part: str, layer: int) -> torch.Tensor:
+def _layer_residual(of: ControlSuite, part: str, layer: int) -> torch.Tensor:
     items = of.fit if part == "fit" else of.judged
     return of.stored(f"layers-{part}", items, [layer]).residuals[layer]
 
 
-def layers(of: Examination) -> tuple[Control, list[dict[str, Any]]]:
+def layers(of: ControlSuite) -> tuple[Control, list[dict[str, Any]]]:
     """The embedding layer as a control, and reading and lens of every layer."""
     layers = [_observe_layers(of, part) for part in ("fit", "test")][-1]
     fit, test = (_layer_residual(of, part, 0).double().numpy() for part in ("fit", "test"))
@@ -60,7 +60,7 @@ def layers(of: Examination) -> tuple[Control, list[dict[str, Any]]]:
     return embedding, layer_profile(layers, partial(_layer_residual, of), of.known.concept, of.probe, of.judge, lens)
 
 
-def interchanged(of: Examination) -> dict[str, Any] | None:
+def interchanged(of: ControlSuite) -> dict[str, Any] | None:
     """Answers under the residual of the twin, or None where there are no twins, or the decoder keeps several residual streams.
 
     All that the probe reads is replaced: for a stacked probe the residuals of all its layers, so that under the patch it reads exactly
@@ -87,7 +87,7 @@ def interchanged(of: Examination) -> dict[str, Any] | None:
     return interchange(labels, donor, of.action.scores[paired], after, of.probe.layers, of.config.gap.replicates, of.config.seed)
 
 
-def nested(of: Examination) -> dict[str, Any] | None:
+def nested(of: ControlSuite) -> dict[str, Any] | None:
     """Accuracy on fit when layers, family and strength are chosen anew inside every outer fold: no choice sees what it is judged on.
 
     ``stacks`` are the layers that every fold's probe reads, ``layers`` the highest of them. None where the clips are too few for folds within folds.
@@ -108,10 +108,10 @@ def nested(of: Examination) -> dict[str, Any] | None:
     return {"balanced": Interval.of(judged.balanced).as_dict(), "layers": [layers[-1] for layers in stacks], "stacks": stacks}
 
 
-def protocol(of: Examination, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def protocol(of: ControlSuite, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The source paper's own figures on the test items, which nothing was chosen on, beside ours.
 
-    Which rule the paper took answers for options by is not published; here it is the run's (:class:`gapclose.data.answer_matching.Matching`).
+    Which rule the paper took answers for options by is not published; here it is the run's (:class:`gapclose.data.answer_matching.AnswerMatcher`).
     """
     _, *layers = _observe_layers(of, "test")
     texts, encoder = [i.text for i in of.judged], of.config.controls.text_encoder
@@ -124,6 +124,6 @@ def protocol(of: Examination, entries: Sequence[Mapping[str, Any]]) -> dict[str,
         texts=texts,
         said=match(of.seen.answers, of.judged.items),
         residual_of=lambda layer: _layer_residual(of, "test", layer).float().numpy(),
-        layers=track(layers, len(layers), "the paper's probe at every layer"),
+        layers=progress(layers, len(layers), "the paper's probe at every layer"),
         encoded=encode(encoder, texts, of.config.observe.batch_size) if encoder else None,
     )

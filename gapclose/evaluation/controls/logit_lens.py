@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from gapclose.core.logging import track
+from gapclose.core.logging import progress
 from gapclose.data.items import Item
-from gapclose.evaluation.controls.scoring import Judge
+from gapclose.evaluation.controls.scoring import ControlScorer
 from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.labels import Action, Labels, concept_scores
 from gapclose.models.loading import LoadedModel
-from gapclose.models.sharding import outside_layers
+from gapclose.models.sharding import unsharded_root
 from gapclose.models.structure import decoder, output_embedding, unwrap
 from gapclose.probes.linear import FrozenProbe
 from gapclose.probes.refit import refit
@@ -35,7 +35,7 @@ def layer_profile(
     residual: Callable[[str, int], torch.Tensor],
     y: np.ndarray,
     probe: FrozenProbe,
-    judge: Judge,
+    judge: ControlScorer,
     lens: Callable[[torch.Tensor], np.ndarray] | None,
 ) -> list[dict[str, Any]]:
     """Reading and lens of every layer with intervals, as they stand in ``measurement.json``.
@@ -49,7 +49,7 @@ def layer_profile(
         lens: residual (N, D) -> option scores (N, O); None: no lens.
     """
     rows = []
-    for layer in track(layers, len(layers), "reading every layer"):
+    for layer in progress(layers, len(layers), "reading every layer"):
         test = residual("test", layer)
         found = judge.judge("all", refit(probe, residual("fit", layer).double().numpy(), y, test.double().numpy()))
         reading = {k: Interval.of(getattr(found, k)).as_dict() for k in ("balanced", "auroc")}
@@ -57,7 +57,7 @@ def layer_profile(
     return rows
 
 
-def _lens_row(scores: np.ndarray, judge: Judge) -> dict[str, Any]:
+def _lens_row(scores: np.ndarray, judge: ControlScorer) -> dict[str, Any]:
     """Balanced accuracy of the concept that the best option expresses, as for the action, and AUROC of the concept marginals."""
     labels, clips = judge.labels, judge.clips["all"]
     said = Action(chosen=scores.argmax(1), scores=scores).concept(labels)
@@ -122,7 +122,7 @@ def lens_scores(loaded: LoadedModel, residual: torch.Tensor, tokens: Sequence[Se
     scores = np.full((len(tokens), max(len(t) for t in tokens)), -np.inf)
     for start in range(0, len(residual), batch_size):
         hidden = residual[start : start + batch_size].to(loaded.device, head.weight.dtype)
-        with outside_layers(loaded.model):
+        with unsharded_root(loaded.model):
             logits = head(norm(hidden)).float()  # (B, V)
         logp = (cap * torch.tanh(logits / cap) if cap else logits).log_softmax(-1).cpu()
         for n, mine in enumerate(tokens[start : start + batch_size]):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import softmax
 
-from gapclose.core.logging import track
+from gapclose.core.logging import progress
 from gapclose.evaluation.controls.random_labels import shuffled
 from gapclose.probes.cross_validation import fit_temperature
 from gapclose.probes.linear import FrozenProbe, fit_linear, linear_logits
@@ -80,7 +80,7 @@ def codelength(
     online = online_bits(residual, y, blocks, concepts, probe.family, probe.strength)
     mixed = [
         online_bits(residual, shuffled(y, modality, rng), blocks, concepts, probe.family, probe.strength)
-        for _ in track(range(draws), draws, "codelength of shuffled labels")
+        for _ in progress(range(draws), draws, "codelength of shuffled labels")
     ]
     return {
         "online_bits": online,

@@ -25,7 +25,7 @@ import torch
 import transformers
 
 from gapclose import __version__
-from gapclose.core.distributed import main_alone
+from gapclose.core.distributed import run_on_main
 from gapclose.core.logging import say
 from gapclose.core.tensor_files import read_tensors, write_tensors
 from gapclose.data.items import ItemSet
@@ -62,7 +62,7 @@ def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
         return {}
     splits, kinds = _splits(run), tuple(KINDS) if thorough else ("random_decoder",)
     key, paths = _fingerprint(run, splits), {kind: run.directory / "probes" / f"{kind}.safetensors" for kind in kinds}
-    found = {kind: main_alone(lambda kind=kind: _stored(paths[kind], key)) for kind in kinds}
+    found = {kind: run_on_main(lambda kind=kind: _stored(paths[kind], key)) for kind in kinds}
     missing = [kind for kind in kinds if found[kind] is None]
     for kind in missing:  # the decoder's first: its networks have the trained embeddings and towers
         found[kind] = _readings_of(run, kind, splits)

@@ -13,24 +13,24 @@ from __future__ import annotations
 from typing import Any
 
 from gapclose.core.logging import say
-from gapclose.evaluation.baselines.run_baselines import untrained
+from gapclose.evaluation.baselines.run_baselines import run_baselines
 from gapclose.evaluation.context import EvaluationContext
 from gapclose.evaluation.controls.layer_analysis import interchanged, layers, nested, protocol
 from gapclose.evaluation.controls.mdl import codelength
 from gapclose.evaluation.controls.random_weights import random_readings
 from gapclose.evaluation.controls.scoring import Control
-from gapclose.evaluation.controls.suite import Examination
+from gapclose.evaluation.controls.suite import ControlSuite
 from gapclose.evaluation.controls.text import read_text
 from gapclose.evaluation.measurement_file import assemble, data_root, verdicts
-from gapclose.metrics.verdict import prove
+from gapclose.metrics.verdict import collect_evidence
 
 RIVALS = ("majority", "text_only", "text_encoder", "options", "blank_all_refit")
 """the controls that a verdict compares with: what a reader without the media could know, and what the model makes of it"""
 
 
-def examine(run: EvaluationContext, *, thorough: bool) -> dict[str, Any]:
+def run_controls(run: EvaluationContext, *, thorough: bool) -> dict[str, Any]:
     """What ``measurement.json`` holds: with everything that the configuration asks for, or with the text and random weights alone."""
-    now, wanted = Examination(run, "test", run.text, random_readings(run, thorough=thorough)), run.config.controls
+    now, wanted = ControlSuite(run, "test", run.text, random_readings(run, thorough=thorough)), run.config.controls
     controls = now.wording_controls()
     entries = [now.judge.entry(c) for c in [*controls, *now.random_controls]]
     rest: dict[str, Any] = {}
@@ -54,7 +54,7 @@ def examine(run: EvaluationContext, *, thorough: bool) -> dict[str, Any]:
         rest["interchange"] = interchanged(now) if wanted.interchange else None
         rest["nested"] = nested(now) if wanted.nested else None
         rest["protocol"] = protocol(now, entries) if wanted.protocol else None
-        rest["baselines"] = untrained(now) if wanted.baselines else None
+        rest["baselines"] = run_baselines(now) if wanted.baselines else None
     return assemble(
         now.judged,
         now.judge,
@@ -81,9 +81,9 @@ def gate(run: EvaluationContext) -> dict[str, Any]:
     """
     fit, val = (run.items.select(split=split, purpose="gap") for split in ("fit", "val"))
     text = read_text(fit, val, folds=run.config.probe.folds, seed=run.config.seed)
-    now = Examination(run, "val", text, random_readings(run, thorough=False))
+    now = ControlSuite(run, "val", text, random_readings(run, thorough=False))
     rivals = {c.name: c.readings[0] for c in now.wording_controls()}
-    proofs = prove(now.labels, now.reading, rivals, run.config.gap, seed=run.config.seed, untrained=now.random)
+    proofs = collect_evidence(now.labels, now.reading, rivals, run.config.gap, seed=run.config.seed, untrained=now.random)
     return {
         "split": "val",
         "n_clips": now.judge.clips["all"].n,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gapclose.metrics.bootstrap import Clips, Interval
+from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.gap import reading_auroc
 from gapclose.metrics.labels import Labels
 
@@ -47,7 +47,7 @@ def chance(labels: Labels) -> float:
     return len(np.unique(labels.modality)) / len(labels.cells[1])
 
 
-class Judge:
+class ControlScorer:
     """Judges readings of one set of items against the probe's, in every scope, on the same resampled clips."""
 
     def __init__(self, labels: Labels, reading: np.ndarray, replicates: int, seed: int, detectable: float = 0.1) -> None:
@@ -55,7 +55,7 @@ class Judge:
         self.labels, self.seed, self.detectable = labels, seed, detectable
         names = ("all", *np.unique(labels.modality).tolist())
         self.keep = {s: np.ones(len(labels.clip), dtype=bool) if s == "all" else labels.modality == s for s in names}
-        self.clips = {s: Clips(labels.clip[keep], replicates, seed) for s, keep in self.keep.items()}
+        self.clips = {s: ClipBootstrap(labels.clip[keep], replicates, seed) for s, keep in self.keep.items()}
         self.reading = {s: self.judge(s, reading) for s in self.keep}
 
     def judge(self, scope: str, reading: np.ndarray, concept: np.ndarray | None = None) -> Judged:
@@ -108,7 +108,7 @@ class Judge:
             mean[1:] += error * np.random.default_rng(self.seed).standard_t(k - 1, size=len(mean) - 1)
         return mean.clip(0, 1)
 
-    def scopes(self) -> Iterator[tuple[str, np.ndarray, Labels, Clips]]:
+    def scopes(self) -> Iterator[tuple[str, np.ndarray, Labels, ClipBootstrap]]:
         """Name, (N,) bool, labels and clips of every scope."""
         for scope, keep in self.keep.items():
             yield scope, keep, self.labels.take(keep), self.clips[scope]

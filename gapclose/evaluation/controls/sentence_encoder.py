@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import transformers
 
-from gapclose.core.logging import track
+from gapclose.core.logging import progress
 
 LONGEST = 512  # tokens of a text that are read
 
@@ -29,7 +29,7 @@ def encode(path: str, texts: Sequence[str], batch_size: int) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise ValueError(f"controls.text_encoder {path!r} cannot be loaded as a model with its tokenizer: {error}") from error
     states, starts = [], range(0, len(texts), batch_size)
-    for start in track(starts, len(starts), "encoding the questions"):
+    for start in progress(starts, len(starts), "encoding the questions"):
         batch = list(texts[start : start + batch_size])
         inputs = tokenizer(batch, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
         hidden = model(**inputs).last_hidden_state  # (B, T, D)

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
-from gapclose.core.logging import track
+from gapclose.core.logging import progress
 from gapclose.evaluation.context import EvaluationContext
 from gapclose.evaluation.controls.blank_media import blank_controls, blank_sets, blank_stage
 from gapclose.evaluation.controls.features import Chosen, action_features, feature_reading, majority, option_features
 from gapclose.evaluation.controls.random_labels import clip_labels, concept_shares, shuffled
 from gapclose.evaluation.controls.random_weights import Readings, random_controls
 from gapclose.evaluation.controls.residualize import residualise
-from gapclose.evaluation.controls.scoring import Control, Judge
+from gapclose.evaluation.controls.scoring import Control, ControlScorer
 from gapclose.evaluation.controls.sentence_encoder import encode
 from gapclose.evaluation.measurement import scored
 from gapclose.metrics.labels import Labels
@@ -28,7 +28,7 @@ from gapclose.observe.store import Observations, read_observations
 from gapclose.probes.refit import refit_within
 
 
-class Examination:
+class ControlSuite:
     """The base model's fit items and those of the split that is judged, with what was observed of them, and the controls on them."""
 
     def __init__(self, run: EvaluationContext, split: str, text: Chosen, random: Readings) -> None:
@@ -51,8 +51,8 @@ class Examination:
         self.within = (self.known.modality, self.labels.modality)
         self.folds = {"folds": self.config.probe.folds, "seed": self.config.seed}
 
-    def judge_of(self, labels: Labels, reading: np.ndarray) -> Judge:
-        return Judge(labels, reading, self.config.gap.replicates, self.config.seed, self.config.gap.detectable)
+    def judge_of(self, labels: Labels, reading: np.ndarray) -> ControlScorer:
+        return ControlScorer(labels, reading, self.config.gap.replicates, self.config.seed, self.config.gap.detectable)
 
     def stored(self, stage: str, items: Any, layers: Sequence[int]) -> Observations:
         return read_observations(self.run.directory / "observations" / stage, [i.id for i in items], layers=layers)
@@ -135,7 +135,7 @@ class Examination:
         aimless, across = ([refit_within(self.probe, self.z_fit, y, known.modality, *groups) for y in ys] for ys in (mixed, drawn))
         folds = StratifiedKFold(self.config.probe.folds, shuffle=True, random_state=self.config.seed)
         inside = []
-        for y in track(drawn, draws, "random labels across folds over items"):
+        for y in progress(drawn, draws, "random labels across folds over items"):
             reading = np.zeros((len(y), len(known.concepts)))
             for train, held in folds.split(self.z_fit, known.concept):
                 part = (known.modality[train], self.z_fit[held], known.modality[held])

@@ -10,8 +10,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from gapclose.data.items import ItemSet
 from gapclose.evaluation.controls.features import Chosen, Within, chosen_reading, majority, read_features
-from gapclose.evaluation.measurement import Measured
-from gapclose.metrics.bootstrap import Clips, Interval
+from gapclose.evaluation.measurement import SplitMeasurement
+from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.labels import Labels
 from gapclose.probes.cross_validation import grouped_folds
@@ -26,7 +26,7 @@ def read_text(fit: ItemSet, measured_items: ItemSet, *, folds: int, seed: int) -
 
 
 def text_control(
-    fit: ItemSet, measured_items: ItemSet, measured: Measured, config: GapConfig, *, reading: np.ndarray, seed: int
+    fit: ItemSet, measured_items: ItemSet, measured: SplitMeasurement, config: GapConfig, *, reading: np.ndarray, seed: int
 ) -> dict[str, Any]:
     """What the questions alone give away, and by how much the reading beats it, overall and per modality.
 
@@ -42,7 +42,7 @@ def text_control(
     for scope in ("all", *sorted(set(labels.modality))):
         keep = np.ones(len(gap), dtype=bool) if scope == "all" else labels.modality == scope
         part = labels.take(keep)
-        clips = Clips(part.clip, config.replicates, seed)
+        clips = ClipBootstrap(part.clip, config.replicates, seed)
         text = clips.balanced(reading[keep].argmax(1) == part.concept, part)
         found = measured.overall if scope == "all" else measured.modality[scope]
         difference = Interval.of(found["reading.balanced"] - text)

@@ -9,7 +9,7 @@ import numpy as np
 from gapclose.data.items import ItemSet
 from gapclose.evaluation.controls.scoring import chance
 from gapclose.evaluation.controls.text import text_only, text_out_of_fold
-from gapclose.metrics.bootstrap import Clips, Interval
+from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.labels import Labels
 
 MOST = 2_000
@@ -55,7 +55,7 @@ def text_leak(items: ItemSet, *, folds: int, seed: int = 0) -> list[Leak]:
     for modality in sorted({i.modality for i in chosen}):
         keep = labels.modality == modality
         part = labels.take(keep)
-        clips = Clips(part.clip, REPLICATES, seed)
+        clips = ClipBootstrap(part.clip, REPLICATES, seed)
         found.append(Leak(modality, int(keep.sum()), clips.n, Interval.of(clips.balanced(right[keep], part)), chance(part)))
     return found
 

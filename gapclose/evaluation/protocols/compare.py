@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from gapclose.evaluation.controls.scoring import Judge
+from gapclose.evaluation.controls.scoring import ControlScorer
 from gapclose.evaluation.protocols.imavb import FOLDS, Protocol, standardised, without_text, words
-from gapclose.metrics.bootstrap import Clips, Interval
+from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.labels import Action, Labels
 
 FIGURES = {
@@ -65,7 +65,7 @@ ACCURACIES = ("global", "probe", "text", "encoder", "own", "residualised")
 
 
 def set_beside(
-    judge: Judge,
+    judge: ControlScorer,
     action: Action,
     entries: Sequence[Mapping[str, Any]],
     *,
@@ -122,7 +122,7 @@ def set_beside(
     return found
 
 
-def ours(judge: Judge, action: Action, entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, float | None]]:
+def ours(judge: ControlScorer, action: Action, entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, float | None]]:
     """(figure, scope) -> our interval of what the figure is about, where there is one."""
     found: dict[tuple[str, str], np.ndarray] = {}
     for scope, _, labels, clips in judge.scopes():
@@ -142,7 +142,7 @@ def ours(judge: Judge, action: Action, entries: Sequence[Mapping[str, Any]]) -> 
     return intervals
 
 
-def half_means(clips: Clips, labels: Labels, right: np.ndarray) -> dict[str, np.ndarray]:
+def half_means(clips: ClipBootstrap, labels: Labels, right: np.ndarray) -> dict[str, np.ndarray]:
     """Mean accuracy over the cells without an alarm (``standard``) and with one (``rejection``), each (R + 1,), where there are such."""
     cells = clips.cell_means(right, labels)
     alarmed = np.isin([name.rsplit("/", 1)[1] for name in labels.cells[1]], labels.alarm)

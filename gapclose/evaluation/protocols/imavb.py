@@ -23,7 +23,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from gapclose.evaluation.controls.residualize import text_directions
-from gapclose.metrics.bootstrap import Clips
+from gapclose.metrics.bootstrap import ClipBootstrap
 from gapclose.metrics.labels import Labels
 
 FOLDS, SEED, WORDS = 4, 42, 5000
@@ -136,7 +136,7 @@ def cross_validate(features: Features, keep: np.ndarray, misleading: np.ndarray,
     return Held(right, fold)
 
 
-def fold_mean(clips: Clips, held: Held) -> np.ndarray:
+def fold_mean(clips: ClipBootstrap, held: Held) -> np.ndarray:
     """Mean of the folds' accuracies, (R + 1,): the paper's figure, then replicates of clips with the probes as they are."""
     parts = np.stack([clips.mean(held.right, held.fold == k) for k in range(FOLDS)])
     there = np.isfinite(parts)  # a replicate may lack a fold
@@ -165,7 +165,7 @@ class Figure:
 class Protocol:
     """The paper's figures on one set of items; one that cannot be had is skipped, with the reason."""
 
-    def __init__(self, labels: Labels, clips: Clips) -> None:
+    def __init__(self, labels: Labels, clips: ClipBootstrap) -> None:
         """``clips`` resamples the clips of the items."""
         self.labels, self.clips, self.misleading = labels, clips, ~labels.standard
         self.modalities = {m: labels.modality == m for m in np.unique(labels.modality).tolist()}

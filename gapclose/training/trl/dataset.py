@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import transformers
 
-from gapclose.core.errors import LossNotFinite, Problems
+from gapclose.core.errors import ErrorCollector, LossNotFinite
 from gapclose.data.items import Item, ItemSet
 from gapclose.data.jsonl import line_of
-from gapclose.data.media import Media
+from gapclose.data.media import MediaLoader
 from gapclose.models.loading import LoadedModel
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ EPOCH_FIGURES = ("loss", "reward", "kl", "entropy", "logps/", "completions/mean_
 """beginnings of the names, among all that TRL logs, that an epoch's record keeps"""
 
 
-def check_taken(items: ItemSet, objective: str, trainer: str, problems: Problems) -> None:
+def check_supported_media(items: ItemSet, objective: str, trainer: str, problems: ErrorCollector) -> None:
     """Add to ``problems`` what TRL's trainer cannot take, with the first train item concerned: kinds of media, and for GRPO text alone
     among images (TRL 1.16 hands the processor a None for them, and it fails)."""
     train, file = items.select(split="train", purpose="gap"), items.root / "items.jsonl"
@@ -61,7 +61,7 @@ def _plain(content: str | list[dict[str, Any]]) -> str:
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
-def make_dataset(loaded: LoadedModel, items: Sequence[Item], media: Media, columns: Callable[[int], Mapping[str, Any]]) -> Dataset:
+def make_dataset(loaded: LoadedModel, items: Sequence[Item], media: MediaLoader, columns: Callable[[int], Mapping[str, Any]]) -> Dataset:
     """One row per item: its messages as ``prompt``, its images (decoded when the row is read), and what ``columns(n)`` gives for item n."""
     from datasets import Dataset
 
@@ -96,7 +96,7 @@ class EpochFigures(transformers.TrainerCallback):
 
 
 class OrderOfEpoch(transformers.TrainerCallback):
-    """Tells the innermost sampler of TRL's data loader its epoch, as :class:`gapclose.training.callbacks.OwnOrder` does for the own trainer: of several
+    """Tells the innermost sampler of TRL's data loader its epoch, as :class:`gapclose.training.callbacks.SetSamplerEpoch` does for the own trainer: of several
     processes that go on from within an epoch, transformers 5.23 and accelerate 1.15 tell nobody. Remove when they do."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:

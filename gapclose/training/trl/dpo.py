@@ -20,7 +20,7 @@ import transformers
 
 from gapclose.core.logging import say
 from gapclose.data.items import Item
-from gapclose.data.media import Media
+from gapclose.data.media import MediaLoader
 from gapclose.models.chat_template import chat_text
 from gapclose.models.loading import LoadedModel
 from gapclose.training.config import DpoConfig, TrainConfig
@@ -96,7 +96,7 @@ def in_messages(loaded: LoadedModel, pair: Pair) -> dict[str, Any]:
 def make_dpo_trainer(
     loaded: LoadedModel,
     pairs: Sequence[Pair],
-    media: Media,
+    media: MediaLoader,
     train: TrainConfig,
     config: DpoConfig,
     directory: Path,

@@ -10,10 +10,10 @@ import numpy as np
 import transformers
 
 from gapclose.data.items import ItemSet
-from gapclose.data.media import Media
+from gapclose.data.media import MediaLoader
 from gapclose.models.loading import LoadedModel
 from gapclose.probes.posterior import sharpen
-from gapclose.training.callbacks import AfterEpoch
+from gapclose.training.callbacks import EvaluateAfterEpoch
 from gapclose.training.context import TrainingSettings
 from gapclose.training.lora import enable_checkpointing
 from gapclose.training.targets import Targets
@@ -27,7 +27,7 @@ def make_trl_trainer(
     targets: Targets,
     items: ItemSet,
     scores: np.ndarray,
-    media: Media,
+    media: MediaLoader,
     config: TrainingSettings,
     directory: Path,
     *,
@@ -44,7 +44,7 @@ def make_trl_trainer(
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     if config.train.gradient_checkpointing:
         enable_checkpointing(loaded)
-    common = {"seed": config.seed, "callbacks": [OrderOfEpoch(), EpochFigures(finite_only), *callbacks, AfterEpoch(after_epoch)]}
+    common = {"seed": config.seed, "callbacks": [OrderOfEpoch(), EpochFigures(finite_only), *callbacks, EvaluateAfterEpoch(after_epoch)]}
     if config.objective == "dpo":
         pairs = preference_pairs(items.items, targets.target, scores, targets.keep, anchors=config.dpo.anchors)
         return make_dpo_trainer(loaded, pairs, media, config.train, config.dpo, directory, **common)

@@ -17,9 +17,9 @@ import numpy as np
 import transformers
 
 from gapclose.core.logging import say
-from gapclose.data.answer_matching import Matching
+from gapclose.data.answer_matching import AnswerMatcher
 from gapclose.data.items import Item
-from gapclose.data.media import Media
+from gapclose.data.media import MediaLoader
 from gapclose.models.loading import LoadedModel
 from gapclose.training.config import GrpoConfig, TrainConfig
 from gapclose.training.trainer import training_arguments, use_one_device
@@ -34,7 +34,7 @@ class Reward:
     reading: np.ndarray
     """(N, C) of the base model's residuals, fixed before training: no gradient, and no residual of the adapted model, ever enters"""
     concepts: tuple[str, ...]
-    match: Matching = Matching()  # noqa: RUF009 (frozen)
+    match: AnswerMatcher = AnswerMatcher()  # noqa: RUF009 (frozen)
     """how answers are matched to options; ``make_trl_trainer`` gives the run's own"""
 
     def of(self, place: int, answer: str) -> float:
@@ -58,7 +58,7 @@ def never_sampled(loaded: LoadedModel) -> list[int]:
 def make_grpo_trainer(
     loaded: LoadedModel,
     reward: Reward,
-    media: Media,
+    media: MediaLoader,
     train: TrainConfig,
     config: GrpoConfig,
     directory: Path,

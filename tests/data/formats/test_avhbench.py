@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.formats import read_set
 from gapclose.data.option_shuffle import shuffle_options
-from gapclose.data.splits import Dealing
+from gapclose.data.splits import SplitAssignment
 from gapclose.pipeline.cli import main
 
 pytest.importorskip("av", reason="films need PyAV")
@@ -42,8 +42,8 @@ def directory(tmp_path_factory):
 
 def test_questions_become_items_about_what_is_seen_and_heard(directory):
     """Agreeing is standard, no is the alarm; a copy with another sound stays with its film; captions are told."""
-    problems = Problems("the set")
-    items = read_set(directory, problems, Dealing())
+    problems = ErrorCollector("the set")
+    items = read_set(directory, problems, SplitAssignment())
     problems.raise_if_any()
     assert len(items) == 120 and items.concepts == ("true", "false") and items.alarm == ("false",)
     item = next(i for i in items if i.id == "00003_swap/2")
@@ -58,7 +58,9 @@ def test_questions_become_items_about_what_is_seen_and_heard(directory):
     captions, swapped = items.notes
     assert captions == f"24 rows of {directory} are left out: they ask for a caption (AV Captioning) and have no options"
     assert swapped.startswith(f"12 films of {directory} carry another clip's sound (_swap), and nothing says whose")
-    assert read_set(directory, problems, Dealing(shares=(0, 0, 0, 1))).notes == (captions,)  # one split, which nothing can lead out of
+    assert read_set(directory, problems, SplitAssignment(shares=(0, 0, 0, 1))).notes == (
+        captions,
+    )  # one split, which nothing can lead out of
 
 
 def test_a_film_outside_the_data_is_refused(directory, tmp_path):
@@ -66,8 +68,8 @@ def test_a_film_outside_the_data_is_refused(directory, tmp_path):
     path = tmp_path / "data" / "json" / "00000.json"
     rows = json.loads(path.read_text())
     path.write_text(json.dumps([rows[0] | {"video_id": "../../00000"}, *rows[1:]]))
-    problems = Problems("the set")
-    read_set(tmp_path / "data", problems, Dealing())
+    problems = ErrorCollector("the set")
+    read_set(tmp_path / "data", problems, SplitAssignment())
     (message,) = problems.messages
     assert message == f"{path}:1: item '../../00000': video_id leads out of the data; name a film in them"
 
@@ -76,7 +78,7 @@ def test_one_list_beside_the_films_reads_alike(directory, tmp_path):
     rows = [row for path in sorted((directory / "json").glob("*.json")) for row in json.loads(path.read_text())]
     (tmp_path / "qa.json").write_text(json.dumps(rows))
     shutil.copytree(directory / "video", tmp_path / "videos")
-    one, two = (read_set(d, Problems("the set"), Dealing()) for d in (directory, tmp_path))
+    one, two = (read_set(d, ErrorCollector("the set"), SplitAssignment()) for d in (directory, tmp_path))
     assert [i.id for i in one] == [i.id for i in two] and two.items[0].media[0][1].startswith("videos/")
 
 

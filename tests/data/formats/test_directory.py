@@ -6,10 +6,10 @@ import json
 import pytest
 import yaml
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.formats import read_set
 from gapclose.data.formats.directory import SHARD, table_files
-from gapclose.data.splits import Dealing
+from gapclose.data.splits import SplitAssignment
 
 MAP = {
     "concepts": ["normal", "crackle"],
@@ -43,8 +43,8 @@ def put(directory, files: dict[str, str | bytes]):
 
 
 def read(directory, dealing=None):
-    problems = Problems("the set")
-    items = read_set(directory, problems, dealing or Dealing(shares=(0.5, 0, 0, 0.5)))
+    problems = ErrorCollector("the set")
+    items = read_set(directory, problems, dealing or SplitAssignment(shares=(0.5, 0, 0, 0.5)))
     problems.raise_if_any()
     return items
 
@@ -116,7 +116,7 @@ def test_what_is_no_data_is_passed_over(tmp_path):
 
 def test_suffixes_and_names_of_splits_in_capitals_are_read(tmp_path):
     """The clips of test stay test; nothing is dealt out of train for it."""
-    items = read(put(tmp_path, {"TRAIN.Jsonl": lines(), "Test.CSV": csv(8), "VALIDATION.JSON": json.dumps(rows(16, 4))}), Dealing())
+    items = read(put(tmp_path, {"TRAIN.Jsonl": lines(), "Test.CSV": csv(8), "VALIDATION.JSON": json.dumps(rows(16, 4))}), SplitAssignment())
     assert {i.clip for i in items if i.split == "test"} == {f"p{n}" for n in range(8, 16)}
     assert {i.clip for i in items if i.split == "val"} == {f"p{n}" for n in range(16, 20)} and len(items) == 20
 

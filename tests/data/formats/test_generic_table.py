@@ -8,10 +8,10 @@ import datasets
 import pytest
 import yaml
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.digits import generate as world
 from gapclose.data.formats import read_set
-from gapclose.data.splits import Dealing
+from gapclose.data.splits import SplitAssignment
 from gapclose.pipeline.cli import main
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -29,8 +29,8 @@ DIGITS = {
 
 
 def read(directory, **how):
-    problems = Problems("the set")
-    items = read_set(directory, problems, Dealing(shares=(0.5, 0, 0, 0.5)), **how)
+    problems = ErrorCollector("the set")
+    items = read_set(directory, problems, SplitAssignment(shares=(0.5, 0, 0, 0.5)), **how)
     problems.raise_if_any()
     return items
 
@@ -201,7 +201,7 @@ def test_official_splits_stay(said, rows):
     parts = {"train": rows[:60], "validation": rows[60:70], "test": rows[70:]}
     for name, part in parts.items():
         (said / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part))
-    items = read_set(said, Problems("the set"), Dealing())
+    items = read_set(said, ErrorCollector("the set"), SplitAssignment())
     names = {split: {i.clip for i in items.select(split=split)} for split in ("fit", "train", "val", "test")}
     assert names["test"] == {r["recording"] for r in parts["test"]} and names["val"] == {r["recording"] for r in parts["validation"]}
     assert (len(names["fit"]), len(names["train"])) == (30, 30)
@@ -218,8 +218,8 @@ def test_official_splits_stay(said, rows):
     (said / "test.jsonl").rename(said / "more.jsonl")
     assert "the clips of ['more', 'other'] are dealt out together, by data.shares" in read(said).notes[0]
     (said / "other.jsonl").rename(said / "test.jsonl")
-    problems = Problems("the set")
-    read_set(said, problems, Dealing(shares=(0, 0, 0, 1)))
+    problems = ErrorCollector("the set")
+    read_set(said, problems, SplitAssignment(shares=(0, 0, 0, 1)))
     assert "data.shares gives nothing to any split but ['test']" in problems.messages[0]
 
 
@@ -229,7 +229,7 @@ def test_val_stays_where_there_is_no_test(said, rows):
     (said / "validation.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[60:]))
     for name in ("train", "fit"):
         (said / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[:60]))
-        items = read_set(said, Problems("the set"), Dealing())
+        items = read_set(said, ErrorCollector("the set"), SplitAssignment())
         assert {i.clip for i in items.select(split="val")} == {r["recording"] for r in rows[60:]}
         assert [len(items.select(split=s)) for s in ("fit", "train", "test")] == [20, 20, 20]
         (note,) = items.notes

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.config import PromptsConfig
 from gapclose.data.formats import read_set
 from gapclose.data.option_shuffle import shuffle_options
-from gapclose.data.prompt_templates import reword
-from gapclose.data.splits import Dealing
+from gapclose.data.prompt_templates import apply_template
+from gapclose.data.splits import SplitAssignment
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import load_model
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import forward_batches
-from gapclose.observe.request import Wanted
+from gapclose.observe.request import ObservationRequest
 
 pytest.importorskip("av", reason="films need PyAV")
 
@@ -35,8 +35,8 @@ def directory(tmp_path_factory):
 
 
 def read(path, dealing=None):
-    problems = Problems("the set")
-    items = read_set(path, problems, dealing or Dealing())
+    problems = ErrorCollector("the set")
+    items = read_set(path, problems, dealing or SplitAssignment())
     problems.raise_if_any()
     return items
 
@@ -74,17 +74,17 @@ def test_a_film_outside_the_data_is_refused(directory, tmp_path, stated):
         lines = [json.loads(line) for line in (tmp_path / "data" / f"{table}.jsonl").read_text().splitlines()]
         changed = [line | ({"video": stated} if line["video_id"] == clip else {}) for line in lines]
         (tmp_path / "data" / f"{table}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
-    problems = Problems("the set")
-    read_set(tmp_path / "data", problems, Dealing())
+    problems = ErrorCollector("the set")
+    read_set(tmp_path / "data", problems, SplitAssignment())
     (message,) = problems.messages
     assert film and f"video is {stated!r}, which leaves" in message and f"move or link the film to videos/{clip}.mp4" in message
 
 
 def test_its_own_prompt_is_the_paper_s_and_there_are_others(directory):
     """The same text and options come out of `paper`; `binary` and `free` have none of the letters; a drawn order is written out again."""
-    items, problems, config = read(directory), Problems("the set"), PromptsConfig()
-    assert reword(items, "paper", config, problems).items == items.items
-    binary, free = (reword(items, name, config, problems) for name in ("binary", "free"))
+    items, problems, config = read(directory), ErrorCollector("the set"), PromptsConfig()
+    assert apply_template(items, "paper", config, problems).items == items.items
+    binary, free = (apply_template(items, name, config, problems) for name in ("binary", "free"))
     shuffled = shuffle_options(items, 0, problems)
     assert not problems.messages
     for item, asked, freely, mixed in zip(items, binary, free, shuffled, strict=True):
@@ -106,7 +106,7 @@ def test_a_film_is_decoded_once_for_all_its_questions(directory, tiny_checkpoint
     decode = media.decode
     monkeypatch.setattr(media, "decode", lambda kind, path, *how: decoded.append((kind, path)) or decode(kind, path, *how))
     items, loaded = read(directory), load_model(ModelConfig(path=str(tiny_checkpoint), dtype="float32"))
-    shown = media.Media(items.root, loaded.sampling_rate, framing=items.framing, limit=2)
+    shown = media.MediaLoader(items.root, loaded.sampling_rate, framing=items.framing, limit=2)
     for item in items.items[:16]:
         loaded.prompts([item], shown)
     assert len(decoded) == len(set(decoded)) == 8
@@ -118,8 +118,10 @@ def test_clips_are_dealt_out_by_shares_and_seed(directory):
     counts = {s: len({i.clip for i in items.select(split=s)}) for s in ("fit", "train", "val", "test")}
     assert counts == {"fit": 10, "train": 9, "val": 3, "test": 10}
     names = [f"clip-{n}" for n in range(40)]
-    dealt = Dealing(shares=[0.5, 0, 0, 0.5], seed=1).deal(names)
-    assert dealt == Dealing(shares=[0.5, 0, 0, 0.5], seed=1).deal(names[::-1]) != Dealing(shares=[0.5, 0, 0, 0.5]).deal(names)
+    dealt = SplitAssignment(shares=[0.5, 0, 0, 0.5], seed=1).deal(names)
+    assert (
+        dealt == SplitAssignment(shares=[0.5, 0, 0, 0.5], seed=1).deal(names[::-1]) != SplitAssignment(shares=[0.5, 0, 0, 0.5]).deal(names)
+    )
     assert sorted(dealt.values()) == ["fit"] * 20 + ["test"] * 20
 
 
@@ -204,7 +206,7 @@ def test_the_tiny_model_sees_and_hears_films(directory, tiny_checkpoint):
     loaded = load_model(ModelConfig(path=str(tiny_checkpoint), dtype="float32"))
     items = read(directory)
     batch, config = list(items.items[:6]), ObserveConfig(max_new_tokens=3)
-    wanted = Wanted(layers=[0, 3, 5], generate=True)
+    wanted = ObservationRequest(layers=[0, 3, 5], generate=True)
     together = forward_batches(loaded, [batch], loaded.media(items), config, wanted)
     alone = forward_batches(loaded, [[i] for i in batch], loaded.media(items), config, wanted)
     for layer in wanted.layers:
@@ -254,8 +256,8 @@ def test_films_go_through_close(directory, tiny_checkpoint, tmp_path):
 @pytest.mark.parametrize(("about", "kind", "letters"), [("vision", "video", "ABCDE"), ("audio", "audio", "ABCDE")])
 def test_questions_about_one_half_of_the_films_alone(directory, about, kind, letters):
     """For models that only see or only hear: neither the other half of a film, nor the option that it was wrong."""
-    problems = Problems("the set")
-    items = read_set(directory, problems, Dealing(), about=about)
+    problems = ErrorCollector("the set")
+    items = read_set(directory, problems, SplitAssignment(), about=about)
     assert not problems and len(items) == 64 and items.concepts == ("standard", f"false_{about}") and items.alarm == items.concepts[1:]
     assert {k for i in items for k, _ in i.media} == {kind} and {i.modality for i in items} == {about}
     false = next(i for i in items if i.concept == f"false_{about}")
@@ -265,6 +267,6 @@ def test_questions_about_one_half_of_the_films_alone(directory, about, kind, let
 
 def test_other_layouts_have_no_halves(digits_directory):
     """A key that would do nothing is refused."""
-    problems = Problems("the set")
-    read_set(digits_directory, problems, Dealing(), about="vision")
+    problems = ErrorCollector("the set")
+    read_set(digits_directory, problems, SplitAssignment(), about="vision")
     assert "not in the layout of IMAVB" in problems.messages[0]

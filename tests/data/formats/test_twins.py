@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from gapclose.core.errors import Problems
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.formats import read_set
 from gapclose.data.items import Item, ItemSet, Option
-from gapclose.data.splits import Dealing, check_twins, find_twins
+from gapclose.data.splits import SplitAssignment, check_twins, find_twins
 from gapclose.pipeline.cli import main
 
 
@@ -48,8 +48,8 @@ def test_twins_of_a_table_are_found_unless_it_names_them(tmp_path):
     def read(columns: dict, rows: list[dict]) -> ItemSet:
         (tmp_path / "columns.yaml").write_text(json.dumps(columns))
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-        problems = Problems("the set")
-        items = read_set(tmp_path, problems, Dealing(shares=(1, 0, 0, 0)))
+        problems = ErrorCollector("the set")
+        items = read_set(tmp_path, problems, SplitAssignment(shares=(1, 0, 0, 0)))
         check_twins(items, problems)
         problems.raise_if_any()
         return items
