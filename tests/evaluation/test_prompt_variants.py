@@ -155,6 +155,7 @@ def test_closing_is_measured_under_the_other_prompts_as_well(tiny_config, tmp_pa
     assert "trained under the first" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_outline")
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -67,6 +67,7 @@ def test_where_nothing_can_be_told(capsys):
     assert leak.print_leak([]) == [] and capsys.readouterr().out == ""
 
 
+@pytest.mark.usefixtures("no_outline")
 def test_validate_prints_it_before_a_model_loads(digits_directory, tiny_checkpoint, capsys, monkeypatch):
     """The embedded world's text tells nothing of the verdict: no warning."""
     monkeypatch.setattr("gapclose.models.loading.load_model", lambda *_: pytest.fail("a model was loaded"))
