@@ -99,6 +99,14 @@ train: {{epochs: 2, global_batch_size: 24, micro_batch_size: 12, learning_rate: 
 
 
 @pytest.fixture(scope="session")
+def quick_config(tiny_config, tmp_path_factory) -> Path:
+    """The same, for runs that may take the observations of the base model that other tests' runs have left."""
+    path, left = tmp_path_factory.mktemp("config") / "quick.yaml", tmp_path_factory.mktemp("left")
+    path.write_text(tiny_config.read_text().replace("observe: {", f"observe: {{shared: {left}, "))
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_run(tiny_config, tmp_path_factory) -> Path:
     """The directory of one finished ``gapclose close`` on the tiny model; tests that change it copy it first."""
     directory = tmp_path_factory.mktemp("runs") / "tiny"
