@@ -22,7 +22,6 @@ from gapclose.core.tensor_files import write_tensors
 from gapclose.data.jsonl import read_items
 from gapclose.evaluation.run_records import read_records, summarise
 from gapclose.evaluation.summary_text import show
-from gapclose.export import verify
 from gapclose.export.model_card import model_card, title
 from gapclose.export.peft import write_adapter, write_merged
 from gapclose.export.run import check_export, leave_gpu
@@ -36,6 +35,7 @@ from gapclose.observe.request import ObservationRequest
 from gapclose.observe.store import read_observations
 from gapclose.pipeline.cli import main
 from gapclose.pipeline.config import parse_config
+from gapclose.pipeline.verify_export import verify
 from gapclose.training.config import LoraConfig
 from gapclose.training.lora import adapter_fingerprint, add_lora, load_adapter
 from gapclose.training.trainer import GapTrainer
@@ -220,7 +220,7 @@ def test_a_merged_model_may_answer_otherwise_where_options_were_near(copied, wit
             seen.answers[int(row)] = "something else"
             return seen
 
-        monkeypatch.setattr(sys.modules["gapclose.export.verify"], "read_observations", read)
+        monkeypatch.setattr(sys.modules["gapclose.pipeline.verify_export"], "read_observations", read)
 
     answered_otherwise(margins.argmin())
     with pytest.raises(ValueError, match="adapter: 1 generated answers differ"):
