@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
 
 from gapclose.core.files import write_json
-from gapclose.export import hub as push
 from gapclose.export.config import ExportConfig
+from gapclose.export.hub import push
 from gapclose.pipeline.cli import main
 
 

@@ -15,7 +15,6 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import StandardScaler
 
 from gapclose.metrics.labels import evidence_for
-from gapclose.probes import linear as probes
 from gapclose.probes import search as probe_search
 from gapclose.probes.config import ProbeConfig
 from gapclose.probes.cross_validation import fit_temperature, fresh_reading, grouped_folds, out_of_fold

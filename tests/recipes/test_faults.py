@@ -28,8 +28,8 @@ from gapclose.core import distributed
 from gapclose.core.files import WriteError, new_folder, remove_leftovers, write_bytes, write_text, writing
 from gapclose.core.tensor_files import write_tensors
 from gapclose.evaluation.run_records import read_records, summarise
-from gapclose.pipeline import run_dir
 from gapclose.pipeline import memory_estimate as estimate
+from gapclose.pipeline import run_dir
 from gapclose.pipeline.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
