@@ -24,6 +24,7 @@ from gapclose.data.jsonl import read_items
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import LoadedModel, load_model
 from gapclose.pipeline.cli import main
+from gapclose.pipeline.media_fit import unfit
 
 CLIPS = {"fit": 24, "train": 24, "val": 24, "test": 24}
 ROOT = Path(__file__).parent.parent
@@ -38,6 +39,23 @@ def _one_thread():
 def _nothing_is_drawn() -> Iterator[None]:
     """To draw its figures takes a third of a run on the tiny model; tests of the report have them drawn."""
     with sketched():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _sizes_are_tried_once() -> Iterator[None]:
+    """Sizes of media that a model has been found to take are not tried by the next command again; tests of the trial call it themselves."""
+    fitting = set()
+
+    def tried_once(items, config, processor, sizes):
+        asked = (repr(config), type(processor), frozenset((kind, size) for (kind, _), size in sizes.items()))
+        found = {} if asked in fitting else unfit(items, config, processor, sizes)
+        if not found:
+            fitting.add(asked)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gapclose.pipeline.items.unfit", tried_once)
         yield
 
 

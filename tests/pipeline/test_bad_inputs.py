@@ -18,7 +18,6 @@ from transformers import AutoTokenizer
 
 from gapclose.data.question_text import letters_prompt
 from gapclose.pipeline.cli import main
-from gapclose.pipeline.media_fit import unfit
 
 pytestmark = pytest.mark.usefixtures("no_outline")
 
@@ -92,23 +91,6 @@ def refused(capsys, *arguments) -> str:
     message = capsys.readouterr().err
     assert message.startswith("error: ") and message.count("error: ") == 1 and "Traceback" not in message
     return message
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _sizes_are_tried_once():
-    """Sizes of media that the tiny model has been found to take are not tried by every test again."""
-    fitting = set()
-
-    def tried_once(items, config, processor, sizes):
-        asked = frozenset((kind, size) for (kind, _), size in sizes.items())
-        found = {} if asked in fitting else unfit(items, config, processor, sizes)
-        if not found:
-            fitting.add(asked)
-        return found
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gapclose.pipeline.items.unfit", tried_once)
-        yield
 
 
 @pytest.fixture

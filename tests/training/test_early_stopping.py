@@ -163,8 +163,8 @@ def test_settings_that_make_no_sense(change, message):
 
 
 def test_a_training_that_changes_nothing_is_stopped_and_stays_stopped(quick_config, tmp_path, capsys):
-    """After two epochs of four; the run ends with its figures, the reason is in the evidence, and the same command does not go on."""
-    command = ["close", "--config", str(quick_config), "--run_dir", str(tmp_path), "--train.epochs", "4", "--train.learning_rate", "0"]
+    """After two epochs of three; the run ends with its figures, the reason is in the evidence, and the same command does not go on."""
+    command = ["close", "--config", str(quick_config), "--run_dir", str(tmp_path), "--train.epochs", "3", "--train.learning_rate", "0"]
     command += ["--train.warmup", "0", "--export.verify", "false"]
     assert main(command) == 0
     told = capsys.readouterr().out
@@ -177,7 +177,7 @@ def test_a_training_that_changes_nothing_is_stopped_and_stays_stopped(quick_conf
     assert (tmp_path / "gap.jsonl").read_text() == before
     capsys.readouterr()
     assert main([*command, "--guards.off", "[adapter, sentinel]"]) == 0  # as the warning says
-    assert {"epoch-3/val", "epoch-4/val"} <= {r["stage"] for r in read_records(tmp_path)}
+    assert "epoch-3/val" in {r["stage"] for r in read_records(tmp_path)}
     assert summarise(tmp_path)["stopped"] == {} and "stopped by" not in capsys.readouterr().out
 
 

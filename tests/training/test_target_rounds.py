@@ -68,7 +68,7 @@ def test_a_second_round_aims_for_what_is_read_of_the_adapted_model(two_rounds, d
     )
 
 
-@pytest.mark.parametrize("where", ["in the middle of the second round", "before the second round"])
+@pytest.mark.parametrize("where", ["in the middle of the second round", pytest.param("before the second round", marks=pytest.mark.slow)])
 def test_an_interrupted_second_round_ends_as_an_uninterrupted_one(two_rounds, quick_config, tmp_path, monkeypatch, where):
     """From its last whole checkpoint, or from the best adapter of the first."""
     again, middle = tmp_path / "run", where.startswith("in")
