@@ -117,7 +117,7 @@ def test_a_gain_counts_items_whose_label_is_possible_alone():
     assert teacher.likelihood_gain(now, now, labels)[0].tolist() == [0] * 80
 
 
-@pytest.mark.parametrize("cause", ["a guard", "the loss"])
+@pytest.mark.parametrize("cause", ["a guard", pytest.param("the loss", marks=pytest.mark.slow)])
 def test_what_goes_wrong_in_or_before_a_later_round_leaves_the_first_ones_best(
     two_rounds, quick_config, tmp_path, monkeypatch, capsys, cause
 ):
