@@ -75,14 +75,17 @@ def test_tables_and_verdict(capsys, tiny_run):
     assert [r[:2] for r in parts] == [["audio", "not judgeable"], ["vision", "not judgeable"]]
     for line in verdict(summary):
         assert line in " ".join(text.split())
-    assert text.splitlines()[-2:] == [f"state: {summary['state']} ({STATES[summary['state']]})", f"page: {tiny_run / 'report.html'}"]
+    silent = "; ".join(f"{of}: the model does not answer such questions" for of in ("audio", "vision"))
+    state = f"state: {summary['state']} ({STATES[summary['state']]}); {silent}"
+    assert text.splitlines()[-2:] == [state, f"page: {tiny_run / 'report.html'}"]
 
 
 def test_narrow_terminals_fold_and_cut_nothing(tiny_run):
-    """At 80 columns headings and stages are folded, never abbreviated."""
+    """At 80 columns headings and stages are folded, never abbreviated; sentences are left to the terminal, so that they can be searched."""
     out = StringIO()
     print_report(tiny_run, Console(file=out, width=80))
-    assert "…" not in out.getvalue() and max(map(len, out.getvalue().splitlines())) <= 80
+    tables = [line for line in out.getvalue().splitlines() if line[:1] in "┏┃┡│├└"]
+    assert "…" not in out.getvalue() and len(tables) > 10 and max(map(len, tables)) <= 80
 
 
 def test_width_follows_terminal_and_columns(monkeypatch):
@@ -127,7 +130,7 @@ def test_a_run_that_only_measured(capsys, measured_run):
         assert deep(summary, path) is None, path
     assert summary["state"] == "not judgeable" and summary["epoch"] == 0 and summary["base"]["balanced"]["value"] > 0
     text = shown(capsys, str(measured_run))
-    assert "closure:" not in text and "state: open" in text and "-" in [c.strip() for c in text.split("│")]
+    assert "closure:" not in text and "state: not judgeable" in text and "-" in [c.strip() for c in text.split("│")]
 
 
 def test_a_missing_run_is_an_error_with_the_remedy(capsys, tmp_path):
