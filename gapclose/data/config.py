@@ -16,6 +16,8 @@ class DataConfig:
     path: str = "digits"
     """directory with set.json and items.jsonl, in the layout of IMAVB or AVHBench, or with tables and a column map (docs/your-data.md);
     ``digits`` makes the embedded world inside the run directory"""
+    format: str | None = None
+    """reader of the directory: a registered one, or ``package.module:function``; null: what lies there decides"""
     columns: str | None = None
     """column map in YAML for tables; null: columns.yaml in the directory, where there is one"""
     shares: list[float] = field(default_factory=lambda: [0.3, 0.3, 0.1, 0.3])

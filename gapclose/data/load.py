@@ -16,7 +16,14 @@ from gapclose.data.splits import SplitAssignment
 
 def read_data(directory: Path, data: DataConfig, problems: ErrorCollector) -> ItemSet:
     """The items in ``directory``, whatever its layout, framed as the configuration says."""
-    items = read_set(directory, problems, SplitAssignment(shares=data.shares, seed=data.split_seed), columns=data.columns, about=data.about)
+    items = read_set(
+        directory,
+        problems,
+        SplitAssignment(shares=data.shares, seed=data.split_seed),
+        columns=data.columns,
+        about=data.about,
+        reader=data.format,
+    )
     items = interleave(items) if data.interleave else items
     decoding = Decoding(workers=data.workers, cache=Path(data.cache) if data.cache else None, cache_gb=data.cache_gb)
     return replace(items, framing=Framing(frames=data.frames, side=data.side), decoding=decoding)

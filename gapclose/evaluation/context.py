@@ -99,6 +99,10 @@ class EvaluationContext(Protocol):
         """Let the main process write while the others wait."""
         ...
 
+    def reload(self) -> None:
+        """Give the run's model its own weights again, after a control has drawn others. After an error nobody does: the run ends."""
+        ...
+
     def place(self, model: Any) -> None:
         """Make a model that was read on the CPU the run's model, on its device."""
         ...

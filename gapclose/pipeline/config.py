@@ -29,7 +29,7 @@ from gapclose.pipeline.config_parsing import all_hints, build, read_given
 from gapclose.pipeline.paths import missing_places
 from gapclose.probes.config import ProbeConfig
 from gapclose.training.config import TERMS, DpoConfig, GrpoConfig, GuardsConfig, LoraConfig, TargetsConfig, TrackingConfig, TrainConfig
-from gapclose.training.objectives import LOSS_TERMS, OBJECTIVES, active_terms, idle_terms
+from gapclose.training.objectives import CUSTOM, active_terms, idle_terms, loss_terms
 
 
 @dataclass(kw_only=True)
@@ -66,7 +66,8 @@ class Config:
     def __post_init__(self) -> None:
         with Checks(self) as check:
             check.choice("tracking", ("none", "wandb"))
-            check.choice("objective", OBJECTIVES)
+            if check.sound("objective") and not CUSTOM.known(self.objective):
+                check.add(f"{check.named('objective')}; choose one of {list(CUSTOM.names)}, or package.module:function", "objective")
             check.number("seed", least=0, most=2**32 - 1)
             if not check.sound(*(f.name for f in dataclasses.fields(self) if dataclasses.is_dataclass(f.default_factory))):
                 return
@@ -92,7 +93,7 @@ class Config:
         batch, shares = ("train.global_batch_size", "train.micro_batch_size"), ("train.retain_share", "train.gold_share")
         weights, group = [f"train.{term}" for term in TERMS], "grpo.num_generations"
         checks: list[tuple[Callable[[], object], list[str]]] = [(lambda: self.train.accumulation(1), [*batch])]
-        if self.objective in LOSS_TERMS:
+        if loss_terms(self.objective):
             checks.append((self.train.counts, [batch[0], *shares, *weights, "objective"]))
         if self.objective == "grpo":
             checks.append((lambda: self.grpo.prompts(self.train), [batch[0], group, "objective"]))

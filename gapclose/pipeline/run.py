@@ -14,12 +14,13 @@ from gapclose.evaluation.run_records import summarise
 from gapclose.pipeline.align_stage import AlignStage
 from gapclose.pipeline.config import Config
 from gapclose.pipeline.context import RunContext
+from gapclose.pipeline.items import Given
 from gapclose.report.html import write_page
 
 
-def run_measure(config: Config) -> dict[str, Any]:
+def run_measure(config: Config, given: Given | None = None) -> dict[str, Any]:
     """Measure the gap of the base model on test, with every control that the configuration asks for, without training."""
-    run = RunContext(config, closing=False)
+    run = RunContext(config, closing=False, given=given)
     run.track()
     run.fit_probes()
     run.measure_base(["test"])
@@ -30,9 +31,9 @@ def run_measure(config: Config) -> dict[str, Any]:
     return summary
 
 
-def run_close(config: Config) -> dict[str, Any]:
+def run_close(config: Config, given: Given | None = None) -> dict[str, Any]:
     """Measure, decide on val whether to train, train with re-measurement after every epoch, measure test again, export."""
-    run = RunContext(config, closing=True)
+    run = RunContext(config, closing=True, given=given)
     run.track()
     run.fit_probes()
     run.measure_base(["val"])

@@ -20,6 +20,7 @@ from torch import nn
 
 from gapclose.core.files import read_json, write_json
 from gapclose.core.tensor_files import read_tensors, write_tensors
+from gapclose.probes.config import FAMILIES, PROBE_FAMILIES
 from gapclose.probes.logistic import solve
 from gapclose.probes.standardize import varies
 
@@ -131,6 +132,14 @@ def fit_linear(z: np.ndarray, y: np.ndarray, family: str, strength: float) -> tu
     x = z - mean
     x /= scale
     x[:, ~kept] = 0
+    if family not in FAMILIES:
+        weight, bias = PROBE_FAMILIES.get(family)(x, index, strength)
+        if weight.shape != (len(classes), x.shape[1]) or bias.shape != (len(classes),):
+            raise ValueError(
+                f"probe family {family!r} returned a weight {weight.shape} and a bias {bias.shape}; they must be ({len(classes)}, "
+                f"{x.shape[1]}) and ({len(classes)},)"
+            )
+        return mean, scale, np.asarray(weight), np.asarray(bias)
     if family == "mean_difference":
         weight = np.stack([x[y == c].mean(0) for c in classes])
         priors = np.array([(y == c).mean() for c in classes])

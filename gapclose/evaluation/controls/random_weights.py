@@ -68,7 +68,7 @@ def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
         found[kind] = _readings_of(run, kind, splits)
         run.on_main(lambda kind=kind: _store(paths[kind], key, found[kind] or {}))
     if missing:
-        restore(run)
+        run.reload()
     return {kind: readings for kind, readings in found.items() if readings is not None}
 
 
@@ -123,12 +123,6 @@ def draw_network(run: EvaluationContext, part: str, draw: int) -> str:
         run.place(run.loaded.model)
     run.adapter = f"{name}-of-seed-{run.config.seed}"  # what the weights are, beyond the checkpoint's
     return name
-
-
-def restore(run: EvaluationContext) -> None:
-    """Give the run's model the checkpoint's weights again. After an error nobody does: the run ends."""
-    run.adapter, run.loaded.model = "", None
-    run.place(load_model(run.config.model).model)
 
 
 def _read(run: EvaluationContext, name: str, splits: dict[str, ItemSet]) -> dict[str, np.ndarray]:
