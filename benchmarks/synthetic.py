@@ -20,7 +20,8 @@ import transformers
 from digits_model import tiny_model
 from torch import nn
 
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.models.architecture import read_architecture
 from gapclose.models.config import ModelConfig
 from gapclose.models.structure import decoder_layers

@@ -18,7 +18,7 @@ import torch
 from digits_model import tiny_model
 
 from gapclose.data.digits import generate as world
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.data.jsonl import read_items
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import LoadedModel, load_model

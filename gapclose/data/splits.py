@@ -14,7 +14,8 @@ import numpy as np
 from gapclose.core.errors import ErrorCollector
 from gapclose.core.hashing import content_digest
 from gapclose.data.formats.directory import OFFICIAL
-from gapclose.data.items import SPLITS, Item, ItemSet, content_parts
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import SPLITS, Item, content_parts
 
 
 def check_splits_filled(items: ItemSet, needs: dict[str, bool], folds: int, problems: ErrorCollector) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from accelerate import PartialState
 
 from gapclose.data.config import PromptsConfig
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.evaluation.config import ControlsConfig
 from gapclose.evaluation.controls.features import Chosen
 from gapclose.evaluation.measurement import SplitMeasurement

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gapclose.data.answer_matching import AnswerMatcher, parse_all
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.metrics.bootstrap import ClipBootstrap
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.gap import detection, statistics

@@ -17,7 +17,7 @@ import numpy as np
 
 from gapclose.core.logging import say
 from gapclose.data.answer_matching import parse_all
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.data.prompt_templates import apply_prompt
 from gapclose.evaluation.context import EvaluationContext
 from gapclose.evaluation.measurement import Statistics, scored

@@ -343,7 +343,7 @@ class AlignStage:
         unset_hf_deepspeed_config()  # else transformers would hand each process a part of what it reads
         return load_adapter(self.run.config.model, self.run.directory / "checkpoints" / f"epoch-{epoch}")
 
-    def finish(self, base: SplitMeasurement) -> dict[str, Any]:
+    def finish(self, base: SplitMeasurement) -> None:
         """Measure the best epoch's adapter on test, once; export it with its evidence if it may be (``export.unimproved``); close the tracker."""
         epoch, without = self.best()["epoch"], self.epochs.unimproved(range(1, self.begun + 1))
         if run_on_main(lambda: record_of(self.run.directory, "adapted/test")):
@@ -368,4 +368,3 @@ class AlignStage:
             say(f"  warning: {line}{told}")
         self.run.on_main(lambda: write_page(self.run.directory))
         self.run.on_main(lambda: self.run.tracker.finish(summary, self.run.directory / "adapter" if exported else None))
-        return summary

@@ -17,7 +17,7 @@ from gapclose.core.distributed import engine_given, run_on_main
 from gapclose.core.files import read_json, remove_leftovers, write_json, write_text
 from gapclose.core.logging import say
 from gapclose.core.versions import refuse_other_versions, say_other_environment
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.data.prompt_templates import apply_prompt
 from gapclose.evaluation.controls.features import Chosen
 from gapclose.evaluation.controls.run_controls import gate, run_controls
@@ -135,10 +135,9 @@ class RunContext:
     def _from_memory(self, given: Given) -> LoadedModel:
         """The user's own model, and a copy of its weights where a control will draw them anew."""
         model = given.model.eval()
-        facts = {"path": self.config.model.path, "fingerprint": weights_fingerprint(model)}
         if self.config.controls.random_weights:
             self.weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-        return assemble(model, given.processor, **facts)
+        return assemble(model, given.processor, path=self.config.model.path, fingerprint=weights_fingerprint(model))
 
     def reload(self) -> None:
         """Give the run's model its own weights again, after a control has drawn others."""

@@ -12,7 +12,7 @@ from gapclose.core.errors import ErrorCollector
 from gapclose.core.logging import say
 from gapclose.data.answer_matching import check_told_apart
 from gapclose.data.config import WORDINGS, DataConfig, PromptsConfig
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.data.label_budget import relabel
 from gapclose.data.load import in_order, read_data
 from gapclose.data.media import drop_faulty, report_faults, survey

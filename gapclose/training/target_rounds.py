@@ -23,7 +23,7 @@ from accelerate.utils import broadcast_object_list
 
 from gapclose.core.distributed import map_across_ranks
 from gapclose.core.logging import say
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.data.media import SUPPORTED
 from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.labels import Labels

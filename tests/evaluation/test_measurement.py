@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.evaluation.controls.text import read_text, text_control
 from gapclose.evaluation.measurement import measure
 from gapclose.evaluation.record import make_record

@@ -15,7 +15,8 @@ import torch
 
 from gapclose.data.answer_matching import parse_lenient
 from gapclose.data.config import PromptsConfig
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.evaluation.controls import layer_analysis as inside
 from gapclose.evaluation.measurement_file import confusion, curve, data_root
 from gapclose.metrics.labels import Action, Labels

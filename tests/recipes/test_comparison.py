@@ -16,7 +16,8 @@ from comparison.collect import Answers, against, chosen_on_val, cpu_minutes, fig
 from comparison.figures import mean_front
 from comparison.tables import BY_VAL, Row, pairs
 
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.evaluation.run_records import record_of
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.labels import Labels

@@ -16,7 +16,7 @@ from gapclose.data.formats.avhbench import is_yes_no, json_files, read_yes_no
 from gapclose.data.formats.directory import LAYOUTS, OWN, check_all_read, saved_datasets, table_files, table_names
 from gapclose.data.formats.generic_table import read_columns
 from gapclose.data.formats.imavb import read_imavb
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.data.jsonl import read_items
 from gapclose.data.splits import SplitAssignment, by_clip, check_apart, find_twins
 

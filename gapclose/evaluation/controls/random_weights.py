@@ -24,11 +24,11 @@ import numpy as np
 import torch
 import transformers
 
-from gapclose import __version__
 from gapclose.core.distributed import run_on_main
 from gapclose.core.logging import say
 from gapclose.core.tensor_files import read_tensors, write_tensors
-from gapclose.data.items import ItemSet
+from gapclose.core.version import __version__
+from gapclose.data.item_set import ItemSet
 from gapclose.evaluation.context import EvaluationContext
 from gapclose.evaluation.controls.scoring import Control
 from gapclose.metrics.labels import Labels
