@@ -139,7 +139,7 @@ def _read(run: EvaluationContext, name: str, splits: dict[str, ItemSet]) -> dict
     for split, items in splits.items():
         if split != "fit":
             seen = run.observe(f"{name}-{split}", items, layers=probe.layers, replace=True)
-            found[split] = probe.read(probe.see(seen.residuals))
+            found[split] = probe.predict_proba(probe.features(seen.residuals))
     run.process.wait_for_everyone()
     run.on_main(lambda: [shutil.rmtree(run.directory / "observations" / f"{name}-{split}") for split in splits])
     return found
