@@ -12,7 +12,7 @@ from gapclose.core.torchvision_import import install
 from gapclose.core.version import __version__
 
 if TYPE_CHECKING:
-    from gapclose.data.formats import register_reader
+    from gapclose.data.config import register_reader
     from gapclose.data.item_set import ItemSet
     from gapclose.data.items import Item, Option
     from gapclose.data.load import load_items
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gapclose.training.trainer import GapTrainer
 
 EXPORTS = {
-    "data.formats": ["register_reader"],
+    "data.config": ["register_reader"],
     "data.item_set": ["ItemSet"],
     "data.items": ["Item", "Option"],
     "data.load": ["load_items"],

@@ -19,15 +19,15 @@ from gapclose.core.config_checks import Checks
 from gapclose.core.errors import ErrorCollector
 from gapclose.core.files import write_text
 from gapclose.core.settings import RESUMABLE_KEYS, flatten, read_settings
-from gapclose.data.config import DataConfig, LabellingConfig, PromptsConfig
-from gapclose.evaluation.config import ControlsConfig
+from gapclose.data.config import READERS, DataConfig, LabellingConfig, PromptsConfig
+from gapclose.evaluation.config import CONTROLS, ControlsConfig
 from gapclose.export.config import ExportConfig
 from gapclose.metrics.config import GapConfig
 from gapclose.models.config import ModelConfig
 from gapclose.observe.config import ObserveConfig
 from gapclose.pipeline.config_parsing import all_hints, build, read_given
 from gapclose.pipeline.paths import missing_places
-from gapclose.probes.config import ProbeConfig
+from gapclose.probes.config import PROBE_FAMILIES, ProbeConfig
 from gapclose.training.config import TERMS, DpoConfig, GrpoConfig, GuardsConfig, LoraConfig, TargetsConfig, TrackingConfig, TrainConfig
 from gapclose.training.objectives import CUSTOM, active_terms, idle_terms, loss_terms
 
@@ -113,11 +113,23 @@ def known_keys(kind: Any = Config, prefix: str = "") -> Iterator[str]:
             yield from known_keys(factory, f"{prefix}{f.name}.")
 
 
+def missing_functions(config: Config) -> Iterator[str]:
+    """What is wrong with each function of the user's own that the configuration names."""
+    named = [(CUSTOM, [config.objective]), (PROBE_FAMILIES, config.probe.families), (CONTROLS, config.controls.extra)]
+    named.append((READERS, [] if config.data.format is None else [config.data.format]))
+    for registry, names in named:
+        for name in set(names) - set(registry.built_in):
+            try:
+                registry.get(name)
+            except ValueError as error:
+                yield str(error)
+
+
 def parse_config(arguments: Sequence[str], *, prog: str = "gapclose", starting: bool = False) -> Config:
     """Build the configuration from command-line arguments (``--config FILE --any.key value``).
 
     Args:
-        starting: also check the places that a start needs: directories that it writes to, and files that it reads.
+        starting: also check what a start needs: directories that it writes to, files that it reads, and functions of the user's own.
 
     Raises:
         ValueError: naming everything that is wrong: unknown keys with the nearest valid one, values that do not fit, with what would.
@@ -130,8 +142,9 @@ def parse_config(arguments: Sequence[str], *, prog: str = "gapclose", starting: 
         parser.parse_args(list(arguments))  # which ends the process
     problems, hints = ErrorCollector("the configuration", most=1000, alike=1000), all_hints(Config)
     config = build(Config, read_given(arguments, hints, problems), hints, problems)
-    for fault in missing_places(config.run_dir, config.data, config.model, config.observe) if starting and config is not None else ():
-        problems.add(fault)
+    if starting and config is not None:
+        for fault in (*missing_places(config.run_dir, config.data, config.model, config.observe), *missing_functions(config)):
+            problems.add(fault)
     problems.raise_if_any()
     assert config is not None
     return config

@@ -6,12 +6,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from gapclose.core.errors import ErrorCollector
-from gapclose.core.registry import Registry
+from gapclose.data.config import READERS
 from gapclose.data.formats.avhbench import is_yes_no, json_files, read_yes_no
 from gapclose.data.formats.directory import LAYOUTS, OWN, check_all_read, saved_datasets, table_files, table_names
 from gapclose.data.formats.generic_table import read_columns
@@ -19,24 +18,6 @@ from gapclose.data.formats.imavb import read_imavb
 from gapclose.data.item_set import ItemSet
 from gapclose.data.jsonl import read_items
 from gapclose.data.splits import SplitAssignment, by_clip, check_apart, find_twins
-
-Reader = Callable[[Path, ErrorCollector], ItemSet]
-"""(directory, where to add faults) -> the items in it"""
-READERS: Registry[Reader] = Registry("data.format", "reader")
-
-
-def register_reader(name: str, reader: Reader) -> Reader:
-    """Add a reader of item sets, to be named in ``data.format``.
-
-    Args:
-        reader: takes the directory, and an :class:`gapclose.core.errors.ErrorCollector` to add faults to; returns the items. Splits, twins
-            and media are checked afterwards as for every other set.
-
-    Raises:
-        ValueError: when the name is taken.
-    """
-    return READERS.register(name, reader)
-
 
 KNOWN = "name a directory with set.json and items.jsonl, one in the layout of IMAVB or AVHBench, or tables with a columns.yaml (docs/your-data.md)"
 
