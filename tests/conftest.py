@@ -10,12 +10,13 @@ os.environ.pop("COLUMNS", None)  # tables are as wide as into a file, whoever ru
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from digits_model import tiny_model
+from sketches import drawn, sketched
 
 from gapclose.data.digits import generate as world
 from gapclose.data.item_set import ItemSet
@@ -23,6 +24,7 @@ from gapclose.data.jsonl import read_items
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import LoadedModel, load_model
 from gapclose.pipeline.cli import main
+from gapclose.pipeline.media_fit import unfit
 
 CLIPS = {"fit": 24, "train": 24, "val": 24, "test": 24}
 ROOT = Path(__file__).parent.parent
@@ -31,6 +33,30 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_is_drawn() -> Iterator[None]:
+    """To draw its figures takes a third of a run on the tiny model; tests of the report have them drawn."""
+    with sketched():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _sizes_are_tried_once() -> Iterator[None]:
+    """Sizes of media that a model has been found to take are not tried by the next command again; tests of the trial call it themselves."""
+    fitting = set()
+
+    def tried_once(items, config, processor, sizes):
+        asked = (repr(config), type(processor), frozenset((kind, size) for (kind, _), size in sizes.items()))
+        found = {} if asked in fitting else unfit(items, config, processor, sizes)
+        if not found:
+            fitting.add(asked)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gapclose.pipeline.items.unfit", tried_once)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +74,12 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 def loaded(tiny_checkpoint) -> LoadedModel:
     """The tiny model, loaded by the code path of every other model; fresh for each test."""
     return load_model(ModelConfig(path=str(tiny_checkpoint), dtype="float32"))
+
+
+@pytest.fixture
+def no_outline(monkeypatch) -> None:
+    """``gapclose validate`` does not outline the model, for tests that look at what it says of the items."""
+    monkeypatch.setattr("gapclose.pipeline.model_summary.print_outline", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="session")
@@ -71,11 +103,11 @@ def tiny_config(tiny_checkpoint, digits_directory, tmp_path_factory) -> Path:
         f"""
 data: {{path: {digits_directory}}}
 model: {{path: {tiny_checkpoint}, dtype: float32}}
-observe: {{batch_size: 16, shard_batches: 2, max_new_tokens: 3}}
+observe: {{batch_size: 32, shard_batches: 1, max_new_tokens: 3}}
 probe: {{families: [logistic, mean_difference], c: [0.01], folds: 2}}
 gap: {{replicates: 100}}
 force: true  # of a random model nothing is real
-export: {{unimproved: true}}  # nor has it to improve
+export: {{unimproved: true, verify: false}}  # nor has it to improve; tests of the fresh process turn it on
 controls: {{draws: 2, protocol: imavb, random_weights: false}}  # tests of that control turn it on
 targets: {{gate: 0.8}}
 train: {{epochs: 2, global_batch_size: 24, micro_batch_size: 12, learning_rate: 0.01, logging_steps: 1}}
@@ -85,10 +117,19 @@ train: {{epochs: 2, global_batch_size: 24, micro_batch_size: 12, learning_rate: 
 
 
 @pytest.fixture(scope="session")
+def quick_config(tiny_config, tmp_path_factory) -> Path:
+    """The same, for runs that may take the observations of the base model that other tests' runs have left."""
+    path, left = tmp_path_factory.mktemp("config") / "quick.yaml", tmp_path_factory.mktemp("left")
+    path.write_text(tiny_config.read_text().replace("observe: {", f"observe: {{shared: {left}, "))
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_run(tiny_config, tmp_path_factory) -> Path:
     """The directory of one finished ``gapclose close`` on the tiny model; tests that change it copy it first."""
     directory = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main(["close", "--config", str(tiny_config), "--run_dir", str(directory)]) == 0
+    with drawn():
+        assert main(["close", "--config", str(tiny_config), "--run_dir", str(directory)]) == 0
     return directory
 
 
@@ -97,8 +138,8 @@ def close_command(tiny_config) -> Callable[..., list[str]]:
     """``(run_dir, *launcher)`` -> the command line of ``recipes/close.py``: small shards, a learning rate that forgives rounding."""
 
     def command(directory: Path, *launcher: str) -> list[str]:
-        small = {"observe.shard_batches": 1, "observe.max_new_tokens": 1}
-        settings = {**small, "train.learning_rate": 0.001, "export.verify": "false", "run_dir": directory}
+        small = {"observe.batch_size": 16, "observe.shard_batches": 1, "observe.max_new_tokens": 1}
+        settings = {**small, "train.learning_rate": 0.001, "run_dir": directory}
         options = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
         return [*(launcher or [sys.executable]), str(ROOT / "recipes" / "close.py"), "--config", str(tiny_config), *options]
 

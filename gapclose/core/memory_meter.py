@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 aten = torch.ops.aten
 ATTENTION = F.scaled_dot_product_attention
@@ -70,10 +70,20 @@ class Meter(TorchDispatchMode):
         return forget
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
-        output = _run(func, args, kwargs or {}, before)
-        self.count(*(t for t in tree_flatten(output)[0] if isinstance(t, torch.Tensor)))
+        output = _run(func, args, kwargs or {}, list(_within((args, kwargs))))
+        self.count(*_within(output))
         return output
+
+
+def _within(tree: Any) -> Iterator[torch.Tensor]:
+    """The tensors among the arguments of an operation, or among what it returns."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for part in tree:
+            yield from _within(part)
+    elif isinstance(tree, dict):
+        yield from _within(list(tree.values()))
 
 
 def _run(func: Any, args: tuple, kwargs: dict[str, Any], tensors: list[torch.Tensor]) -> Any:
@@ -86,10 +96,11 @@ def _run(func: Any, args: tuple, kwargs: dict[str, Any], tensors: list[torch.Ten
         raise NotImplementedError(f"{func} writes what is not known into what is")
     if func is aten._to_copy.default and "device" in kwargs:  # to where what is known lies, which this is not
         kwargs = {**kwargs, "device": torch.device("meta")}
-    moved = tree_map_only(torch.Tensor, _size_of, (args, kwargs))
+    if not all(t.is_meta for t in _within((args, kwargs))):
+        args, kwargs = tree_map_only(torch.Tensor, _size_of, (args, kwargs))
     if func is aten._grouped_mm.default:
-        return _grouped(*moved[0])
-    output = func(*moved[0], **moved[1])
+        return _grouped(*args)
+    output = func(*args, **kwargs)
     if func in CHOICES:
         return tree_map_only(torch.Tensor, lambda t: t if t.is_floating_point() else _spread(func, t, args), output)
     return output
@@ -113,7 +124,7 @@ def _too_large(func: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
         sized = func(*tree_map_only(torch.Tensor, _size_of, args), **tree_map_only(torch.Tensor, _size_of, kwargs))
     except (NotImplementedError, RuntimeError):
         return False
-    return any(isinstance(t, torch.Tensor) and t.numel() > LARGEST_REAL for t in tree_flatten(sized)[0])
+    return any(t.numel() > LARGEST_REAL for t in _within(sized))
 
 
 def _autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:

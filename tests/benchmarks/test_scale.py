@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 
 
+@pytest.mark.slow
 def test_two_processes_choose_what_one_chooses_and_read_half_of_the_layers(tmp_path):
     command = [
         sys.executable,

@@ -103,7 +103,7 @@ ERRORS += [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
-@pytest.mark.parametrize(("kind", "decoder"), [("image", "read_picture"), ("audio", "read_sound"), ("video", "read_film")])
+@pytest.mark.parametrize(("kind", "decoder"), [("image", "read_image"), ("audio", "read_audio"), ("video", "read_video")])
 def test_whatever_a_decoder_raises_is_one_line_with_file_and_item(tmp_path, monkeypatch, kind, decoder, error):
     """When a set is checked as when a file is loaded, and `data.on_error skip` leaves the item out."""
 

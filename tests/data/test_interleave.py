@@ -23,6 +23,8 @@ from gapclose.pipeline.cli import main
 from gapclose.training.collator import Collator
 from gapclose.training.sampler import Example
 
+pytestmark = pytest.mark.usefixtures("no_outline")
+
 pytest.importorskip("av")
 RATE = 16_000
 LONG = {"a": (5.2, 10), "b": (2.6, 10), "c": (4.4, 25)}

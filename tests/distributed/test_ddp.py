@@ -103,10 +103,24 @@ def files(tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("file", "options", "on_cpu", "says"),
     [
-        pytest.param("MULTI_CPU", ["--cpu", "--num_processes", "2"], None, "asks for 2 processes, and this one sees 1", id="multi-cpu"),
-        pytest.param("ddp.yaml", ["--num_processes", "2"], None, "asks for 2 processes, and this one sees 1", id="two-unrelated-ones"),
+        pytest.param(
+            "MULTI_CPU",
+            ["--cpu", "--num_processes", "2"],
+            None,
+            "asks for 2 processes, and this one sees 1",
+            id="multi-cpu",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "ddp.yaml",
+            ["--num_processes", "2"],
+            None,
+            "asks for 2 processes, and this one sees 1",
+            id="two-unrelated-ones",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("FSDP", ["--num_processes", "2"], "true", "asks for fsdp, and the launcher gave ddp", id="fsdp-on-cpu-is-ddp"),
-        pytest.param("NO", [], None, "asks for 2 processes, and this one sees 1", id="a-file-that-starts-one"),
+        pytest.param("NO", [], None, "asks for 2 processes, and this one sees 1", id="a-file-that-starts-one", marks=pytest.mark.slow),
     ],
 )
 def test_a_mis_launch_is_refused_before_anything_is_written(close_command, files, tmp_path, file, options, on_cpu, says):

@@ -41,7 +41,7 @@ def child(rank: int, port: int, directory: str) -> None:
             raise FloatingPointError(f"item {batch[0].id!r}: scores is not finite")
         return {"ids": [i.id for i in batch], "answers": [], "scores": torch.zeros(1, 1), "layer.1": torch.full((1, 2), float(batch[0].id))}
 
-    module._forward, module._request = forward, lambda *_: {"fingerprint": "a"}
+    module._forward, module.request_of = forward, lambda *_: {"fingerprint": "a"}
     loaded: Any = SimpleNamespace(model=nn.Linear(1, 1), media=lambda items, blank: SimpleNamespace(ahead=lambda batch: None))
     asked = loaded, items(), Path(directory) / "o", ObserveConfig(batch_size=1, shard_batches=1), ObservationRequest(layers=(1,))
     with pytest.raises(FloatingPointError, match=r"^item '3': scores is not finite$"):

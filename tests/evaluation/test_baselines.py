@@ -15,9 +15,8 @@ from gapclose.evaluation.baselines.operating_point import Method, Rates, Scored,
 from gapclose.evaluation.baselines.pgla import GRID, WIDE, Gate, adjust, pgla, pgla_by_text, rejection_bias, settings
 from gapclose.evaluation.baselines.probe_answer import answer_by_probe, answer_by_text, answer_scores
 from gapclose.evaluation.baselines.shift import best_shift, shift, shift_each, thresholds
-from gapclose.evaluation.controls import features
 from gapclose.evaluation.controls.features import Chosen
-from gapclose.evaluation.controls.text import text_out_of_fold
+from gapclose.evaluation.controls.text import TEXT_MAKERS, text_out_of_fold
 from gapclose.metrics.bootstrap import ClipBootstrap
 from gapclose.metrics.labels import Labels
 from gapclose.probes.cross_validation import grouped_folds
@@ -346,14 +345,14 @@ def test_text_that_tells_nothing_answers_at_chance(split):
 def test_the_text_is_read_out_of_fold(monkeypatch):
     """Words, too, are weighted without the items that are read; a word that only one item has teaches nothing, a word that tells does."""
     seen: list[int] = []
-    words = features.TEXT_MAKERS["words"]
+    words = TEXT_MAKERS["words"]
 
     def spying():
         maker = words()
         monkeypatch.setattr(maker, "fit", lambda texts: seen.append(len(texts)) or type(maker).fit(maker, texts))
         return maker
 
-    monkeypatch.setitem(features.TEXT_MAKERS, "words", spying)
+    monkeypatch.setitem(TEXT_MAKERS, "words", spying)
     y, clips = np.tile([0, 1], 40), np.repeat(np.arange(40), 2)
     own = [f"item{n}" for n in range(80)]
     told = [f"item{n} {'good' if k else 'bad'}" for n, k in enumerate(y)]

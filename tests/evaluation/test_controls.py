@@ -11,7 +11,6 @@ from sklearn.metrics import balanced_accuracy_score
 
 from gapclose.data.items import Item, Option
 from gapclose.evaluation.config import ControlsConfig
-from gapclose.evaluation.controls import features as module
 from gapclose.evaluation.controls.blank_media import blank_controls, blank_sets, blank_stage
 from gapclose.evaluation.controls.features import action_features, feature_reading, majority, option_features
 from gapclose.evaluation.controls.mdl import clip_blocks, codelength, online_bits
@@ -19,7 +18,7 @@ from gapclose.evaluation.controls.random_labels import clip_labels, concept_shar
 from gapclose.evaluation.controls.residualize import residualise  # fmt: skip
 from gapclose.evaluation.controls.scoring import Control, ControlScorer, chance
 from gapclose.evaluation.controls.sentence_encoder import encode
-from gapclose.evaluation.controls.text import text_only
+from gapclose.evaluation.controls.text import TEXT_MAKERS, text_only
 from gapclose.metrics.labels import Labels
 from gapclose.probes.linear import FrozenProbe, fit_linear
 from gapclose.probes.refit import refit, refit_within
@@ -132,7 +131,7 @@ def test_nothing_is_fitted_on_the_items_that_are_read(monkeypatch):
         def transform(self, values):
             return np.array([[len(v)] for v in values], dtype=float)
 
-    monkeypatch.setattr(module, "TEXT_MAKERS", {"spy": Spy})
+    monkeypatch.setattr("gapclose.evaluation.controls.text.TEXT_MAKERS", {"spy": Spy})
     texts, y, clips = questions(30, 0, True)
     text_only(texts, y, clips, ["never fitted"] * 4, folds=3, seed=0)
     assert len(seen) == 4 and sum(seen[:3]) == 2 * 30 and seen[3] == 30
@@ -288,7 +287,7 @@ def test_residualising_with_more_features_than_items_is_the_same_projection():
     z = rng.normal(size=(20, 30))
     left = residualise(z, texts, z, "characters")
     h = (z - z.mean(0)) / z.std(0)
-    text = module.TEXT_MAKERS["characters"]().fit_transform(texts).toarray()
+    text = TEXT_MAKERS["characters"]().fit_transform(texts).toarray()
     assert text.shape[1] > 20
     weight = np.linalg.solve(h.T @ h + np.eye(30), h.T @ text).T  # (F, D)
     _, sizes, right = np.linalg.svd(weight, full_matrices=False)

@@ -135,9 +135,9 @@ def test_a_run_may_be_asked_in_another_prompt(tiny_config, digits, tmp_path):
         )
 
 
-def test_closing_is_measured_under_the_other_prompts_as_well(tiny_config, tmp_path, capsys):
+def test_closing_is_measured_under_the_other_prompts_as_well(quick_config, tmp_path, capsys):
     """What training under one prompt did to another: from the base model before, and from the adapter after."""
-    command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--train.epochs", "1", "--export.verify", "false"]
+    command = ["close", "--config", str(quick_config), "--run_dir", str(tmp_path), "--train.epochs", "1", "--export.verify", "false"]
     assert main([*command, "--prompts.measured", "[gapclose.data.digits.prompts:check]", "--prompts.refit", "false"]) == 0
     base, adapted = (r for r in map(json.loads, (tmp_path / "gap.jsonl").read_text().splitlines()) if r["stage"].endswith("/test"))
     name = "gapclose.data.digits.prompts:check"
@@ -147,7 +147,7 @@ def test_closing_is_measured_under_the_other_prompts_as_well(tiny_config, tmp_pa
     assert adapted["prompts"]["own"]["change"]["action_gain"] == adapted["change"]["action_gain"]
     assert after["reading"] == before["reading"]  # LoRA sits after the probe
     requests = [
-        json.loads((tmp_path / "observations" / f"{s}-test-gapclose-digits-wordings-check" / "request.json").read_text())
+        json.loads((tmp_path / "observations" / f"{s}-test-gapclose-data-digits-prompts-check" / "request.json").read_text())
         for s in ("base", "adapted")
     ]
     assert requests[0]["adapter"] == "" != requests[1]["adapter"]
@@ -155,6 +155,7 @@ def test_closing_is_measured_under_the_other_prompts_as_well(tiny_config, tmp_pa
     assert "trained under the first" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_outline")
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -9,6 +9,7 @@ from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item, Option
 from gapclose.evaluation.controls import text_leak as leak
 from gapclose.pipeline.cli import main
+from gapclose.pipeline.validate import print_leak
 
 
 def asked(clip: int, modality: str, false: bool, text: str, split: str = "fit", gold: bool = True) -> Item:
@@ -44,7 +45,7 @@ def test_telling_words_are_found_by_modality(leaky, capsys):
     assert (vision.modality, vision.n_items, vision.n_clips, vision.chance) == ("vision", 120, 60, 0.5)
     assert vision.balanced.value > 0.95 and vision.above
     assert audio.balanced.lower < 0.5 and not audio.above and audio.n_items == 120
-    warnings = leak.print_leak([audio, vision])
+    warnings = print_leak([audio, vision])
     assert len(warnings) == 1 and warnings[0].startswith("the text alone gives the right concept of vision away: ")
     shown = capsys.readouterr().out
     assert "vision" in shown and "0.500" in shown
@@ -65,9 +66,10 @@ def test_where_nothing_can_be_told(capsys):
     alike = [asked(n, "vision", False, "Odd?") for n in range(9)]
     one = [asked(0, "vision", f, "Odd?") for f in (False, True)]
     assert [leak.text_leak(a_set(*items), folds=4) for items in ([], unlabelled, silent, alike, one)] == [[]] * 5
-    assert leak.print_leak([]) == [] and capsys.readouterr().out == ""
+    assert print_leak([]) == [] and capsys.readouterr().out == ""
 
 
+@pytest.mark.usefixtures("no_outline")
 def test_validate_prints_it_before_a_model_loads(digits_directory, tiny_checkpoint, capsys, monkeypatch):
     """The embedded world's text tells nothing of the verdict: no warning."""
     monkeypatch.setattr("gapclose.models.loading.load_model", lambda *_: pytest.fail("a model was loaded"))

@@ -22,7 +22,6 @@ from gapclose.core.tensor_files import write_tensors
 from gapclose.data.jsonl import read_items
 from gapclose.evaluation.run_records import read_records, summarise
 from gapclose.evaluation.summary_text import show
-from gapclose.export import verify
 from gapclose.export.model_card import model_card, title
 from gapclose.export.peft import write_adapter, write_merged
 from gapclose.export.run import check_export, leave_gpu
@@ -36,6 +35,7 @@ from gapclose.observe.request import ObservationRequest
 from gapclose.observe.store import read_observations
 from gapclose.pipeline.cli import main
 from gapclose.pipeline.config import parse_config
+from gapclose.pipeline.verify_export import verify
 from gapclose.training.config import LoraConfig
 from gapclose.training.lora import adapter_fingerprint, add_lora, load_adapter
 from gapclose.training.trainer import GapTrainer
@@ -68,6 +68,7 @@ def published(tiny_checkpoint, tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("no_outline")
 def test_settings_of_generation_that_change_nothing_do_not_keep_a_merged_model_from_being_saved(
     published, digits_directory, tmp_path, capsys
 ):
@@ -118,9 +119,12 @@ def test_a_generation_configuration_that_means_nothing_is_refused(published, tmp
         check_export(parse_config(["--model.path", str(published), "--run_dir", str(tmp_path / "run"), "--export.merged", "true"]))
 
 
-def test_the_run_has_verified_its_adapter_in_a_fresh_process(tiny_run):
+def test_the_run_verifies_its_adapter_in_a_fresh_process(tiny_run, tiny_config, tmp_path):
     """On whole batches, with no difference on the machine that measured."""
-    verified = json.loads((tiny_run / "adapter" / "verified.json").read_text())
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    shutil.rmtree(run / "adapter")
+    assert main(["close", "--config", str(tiny_config), "--run_dir", str(run), "--export.verify", "true"]) == 0
+    verified = json.loads((run / "adapter" / "verified.json").read_text())
     assert verified["adapter"]["items"] == 64 and verified["adapter"]["largest_difference"] < 1e-4
 
 
@@ -216,7 +220,7 @@ def test_a_merged_model_may_answer_otherwise_where_options_were_near(copied, wit
             seen.answers[int(row)] = "something else"
             return seen
 
-        monkeypatch.setattr(sys.modules["gapclose.export.verify"], "read_observations", read)
+        monkeypatch.setattr(sys.modules["gapclose.pipeline.verify_export"], "read_observations", read)
 
     answered_otherwise(margins.argmin())
     with pytest.raises(ValueError, match="adapter: 1 generated answers differ"):

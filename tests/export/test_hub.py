@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
 
 from gapclose.core.files import write_json
-from gapclose.export import hub as push
 from gapclose.export.config import ExportConfig
+from gapclose.export.hub import push
 from gapclose.pipeline.cli import main
 
 
@@ -129,6 +129,7 @@ def test_the_command_uploads_after_it_has_verified(hub, tiny_run, tiny_config, t
         write_json(where / "adapter" / "verified.json", {"adapter": {}})
 
     command = ["export", "--config", str(tiny_config), "--run_dir", str(directory), "--export.push", "me/mine"]
+    command += ["--export.verify", "true"]
     monkeypatch.setattr(gapclose.export.run, "verify_in_fresh_process", verified)
     assert main(command) == 0 and order == ["verified"] and hub.uploaded == {"me/mine": directory / "adapter"}
     hub.uploaded.clear()

@@ -164,6 +164,7 @@ def test_the_whole_way_with_all_exports(tiny_config, tmp_path):
     """Trained on the thinker of a whole checkpoint, written three times over, and each verified in a fresh process."""
     save_whole("Qwen2.5-Omni", tmp_path / "base")
     less = ["--train.epochs", "1", "--probe.families", "[mean_difference]", "--export.merged", "true", "--export.omni", "true"]
+    less += ["--export.verify", "true"]
     where = ["--run_dir", str(tmp_path / "run"), "--model.path", str(tmp_path / "base")]
     assert main(["close", "--config", str(tiny_config), *where, *less]) == 0
     verified = read_json(tmp_path / "run" / "adapter" / "verified.json")

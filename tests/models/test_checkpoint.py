@@ -22,6 +22,8 @@ from gapclose.observe.request import ObservationRequest
 from gapclose.pipeline.cli import main
 from gapclose.pipeline.config import parse_config, save_config
 
+pytestmark = pytest.mark.usefixtures("no_outline")
+
 
 @pytest.fixture
 def copy(tiny_checkpoint, tmp_path):

@@ -238,9 +238,9 @@ def test_rows_of_a_batch_are_padded_as_prompts_are(loaded, mixed, tmp_path):
         assert torch.equal(stored[key], plain[key]), key
 
 
-def test_a_whole_run_has_the_same_figures(tiny_config, tiny_run, tmp_path, capsys):
+def test_a_whole_run_has_the_same_figures(quick_config, tiny_run, tmp_path, capsys):
     directory = tmp_path / "cached"
-    command = ["close", "--config", str(tiny_config), "--run_dir", str(directory), "--train.cache_trunk", "true"]
+    command = ["close", "--config", str(quick_config), "--run_dir", str(directory), "--train.cache_trunk", "true"]
     assert main(command) == 0
     assert "frozen trunk of" in capsys.readouterr().out
     assert not (directory / "trunk").exists()

@@ -19,6 +19,8 @@ from transformers import AutoTokenizer
 from gapclose.data.question_text import letters_prompt
 from gapclose.pipeline.cli import main
 
+pytestmark = pytest.mark.usefixtures("no_outline")
+
 CONTENT, LIE = test_items.ODD, test_items.LIE
 
 

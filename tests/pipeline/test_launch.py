@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from gapclose.core.distributed import engine_faults, engine_given, kind_given, kind_of, refuse_other_engine
-from gapclose.pipeline import cli, launch
+from gapclose.pipeline import cli, launch, run_dir
 from gapclose.pipeline.config import Config
 from gapclose.pipeline.launch import LaunchRequest, check_launch, find_launch_request, parse_launch_command, refuse_under_engine
 
@@ -172,7 +172,7 @@ def test_processes_wait_for_one_that_works_alone():
         "ACCELERATE_USE_CPU": "true",
     }
     code = (
-        "import torch, torch.distributed as d; from gapclose.pipeline.launch import *; check_launch(Asked()); "
+        "import torch, torch.distributed as d; from gapclose.pipeline.launch import *; check_launch(LaunchRequest()); "
         "print(d.group.WORLD._get_backend(torch.device('cpu')).options._timeout == PATIENCE)"
     )
     result = subprocess.run([sys.executable, "-c", code], env=os.environ | alone, capture_output=True, text=True, check=False)
@@ -238,7 +238,7 @@ def test_the_stage_and_offloading_of_a_deepspeed_file(monkeypatch, tmp_path):
 
 def test_a_trainer_that_falls_back_is_refused(monkeypatch):
     """accelerate drops sharding where it takes the processes for CPU ones."""
-    monkeypatch.setattr(launch, "kind_given", lambda state: "fsdp")
+    monkeypatch.setattr("gapclose.core.distributed.kind_given", lambda state: "fsdp")
     with pytest.raises(ValueError, match="gave fsdp, and the trainer would train under ddp"):
         refuse_other_engine(SimpleNamespace(distributed_type="DistributedType.MULTI_GPU"))
 
@@ -270,7 +270,7 @@ def test_a_stored_trunk_goes_with_every_engine_that_held_whole_models_before(eng
 
 def test_a_real_launch_of_one_process_where_two_were_asked_for_is_refused(tmp_path):
     """`accelerate launch --cpu --num_processes 2` starts one process without a word; ours says it."""
-    (tmp_path / "job.py").write_text("import sys; from gapclose import cli, launch; sys.exit(cli.guarded(launch.check_launch))")
+    (tmp_path / "job.py").write_text("import sys; from gapclose.pipeline import cli, launch; sys.exit(cli.guarded(launch.check_launch))")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", str(tmp_path / "job.py")]
     result = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=300
@@ -290,23 +290,23 @@ def test_mixed_precision_of_the_launcher_is_refused(monkeypatch):
 
 def test_a_run_directory_is_one_process_own(tmp_path):
     """A second start is refused while the first lives, not after it was killed; the same process may come again."""
-    code = "import sys, pathlib; from gapclose.pipeline.launch import take_directory; lock = take_directory(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib; from gapclose.pipeline.run_dir import lock_run_dir; lock = lock_run_dir(pathlib.Path(sys.argv[1]))"
     first = subprocess.Popen(
         [sys.executable, "-c", f"{code}; print('in', flush=True); sys.stdin.read()", str(tmp_path)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert first.stdout is not None and first.stdout.readline() == "in\n"
     with pytest.raises(ValueError, match="another process works in this run directory"):
-        launch.take_directory(tmp_path)
+        run_dir.lock_run_dir(tmp_path)
     first.kill()
     first.wait()
-    assert launch.take_directory(tmp_path) is launch.take_directory(tmp_path)
+    assert run_dir.lock_run_dir(tmp_path) is run_dir.lock_run_dir(tmp_path)
 
 
 @pytest.mark.parametrize("command", ["close", "measure"])
 def test_a_second_start_is_refused_before_it_loads_or_writes_anything(monkeypatch, tiny_checkpoint, tmp_path, capsys, command):
     """With the embedded world, which is written into the run directory; the line names who works there."""
-    code = "import sys, pathlib; from gapclose.pipeline.launch import take_directory; lock = take_directory(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib; from gapclose.pipeline.run_dir import lock_run_dir; lock = lock_run_dir(pathlib.Path(sys.argv[1]))"
     first = subprocess.Popen(
         [sys.executable, "-c", f"{code}; print('in', flush=True); sys.stdin.read()", str(tmp_path / "run")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -335,5 +335,5 @@ def test_a_start_that_is_refused_leaves_a_directory_as_it_was(monkeypatch, tiny_
         (run / "notes.txt").write_text("mine")
     assert cli.main(["measure", "--model.path", str(tiny_checkpoint), "--run_dir", str(run)]) == 2
     assert sorted(p.name for p in run.iterdir() if p.name != ".lock") == ["notes.txt"] if not made else not run.exists()
-    code = "import sys, pathlib; from gapclose.pipeline.launch import take_directory; take_directory(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib; from gapclose.pipeline.run_dir import lock_run_dir; lock_run_dir(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, str(run)], check=True)

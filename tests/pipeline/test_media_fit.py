@@ -18,6 +18,8 @@ from gapclose.pipeline import media_fit
 from gapclose.pipeline.cli import main
 from gapclose.pipeline.media_fit import PASSES, Trial, only, unfit
 
+pytestmark = pytest.mark.usefixtures("no_outline")
+
 RATE = 16_000
 
 

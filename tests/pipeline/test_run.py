@@ -22,7 +22,7 @@ class Reached(Exception):
     ("control", "targets", "training"),
     [("none", [], []), ("blank_targets", ["audio", "image"], []), ("blank_media", ["audio", "image"], ["audio", "image"])],
 )
-def test_what_a_control_blanks(tiny_config, tmp_path, monkeypatch, control, targets, training):
+def test_what_a_control_blanks(quick_config, tmp_path, monkeypatch, control, targets, training):
     """Targets come from blanked media in both, training sees them in one; what must not change is observed as training sees it."""
     seen = {}
 
@@ -32,12 +32,12 @@ def test_what_a_control_blanks(tiny_config, tmp_path, monkeypatch, control, targ
 
     monkeypatch.setattr("gapclose.pipeline.align_stage.make_trainer", make_trainer)
     with pytest.raises(Reached):
-        main(["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--targets.control", control])
+        main(["close", "--config", str(quick_config), "--run_dir", str(tmp_path), "--targets.control", control])
     stored = {s: json.loads((tmp_path / "observations" / s / "request.json").read_text())["blank"] for s in ("base-train", "base-retain")}
     assert stored == {"base-train": targets, "base-retain": training} and seen["training"] == training
 
 
-def test_the_operating_point_is_chosen_on_what_is_read_of_val(tiny_config, tmp_path, monkeypatch, digits):
+def test_the_operating_point_is_chosen_on_what_is_read_of_val(quick_config, tmp_path, monkeypatch, digits):
     """By the frozen probe, with val's labels; no label of fit enters."""
     given = {}
 
@@ -47,7 +47,7 @@ def test_the_operating_point_is_chosen_on_what_is_read_of_val(tiny_config, tmp_p
 
     monkeypatch.setattr("gapclose.pipeline.align_stage.build_targets", build_targets)
     with pytest.raises(Reached):
-        main(["close", "--config", str(tiny_config), "--run_dir", str(tmp_path)])
+        main(["close", "--config", str(quick_config), "--run_dir", str(tmp_path)])
     val, probe = digits.select(split="val", purpose="gap"), FrozenProbe.load(tmp_path / "probes" / "frozen")
     seen = read_observations(tmp_path / "observations" / "base-val", [i.id for i in val], layers=probe.layers)
     np.testing.assert_array_equal(given["val_reading"], probe.predict_proba(probe.features(seen.residuals)))
@@ -55,7 +55,7 @@ def test_the_operating_point_is_chosen_on_what_is_read_of_val(tiny_config, tmp_p
 
 
 @pytest.mark.parametrize(("key", "value"), [("dropout", "0.1"), ("use_dora", "true")])
-def test_experts_that_cannot_be_adapted_so_are_refused_before_anything_costly(tiny_config, tmp_path, monkeypatch, capsys, key, value):
+def test_experts_that_cannot_be_adapted_so_are_refused_before_anything_costly(quick_config, tmp_path, monkeypatch, capsys, key, value):
     """Right after the model has loaded, of every layer that may get adapters; nothing is observed, and no directory is bound."""
     asked = []
 
@@ -64,28 +64,28 @@ def test_experts_that_cannot_be_adapted_so_are_refused_before_anything_costly(ti
         return ["model.layers.3.mlp.experts.gate_up_proj"]
 
     monkeypatch.setattr("gapclose.training.lora.expert_names", experts)
-    monkeypatch.setattr("gapclose.pipeline.run.observe", lambda *args, **kwargs: pytest.fail("observed"))
-    assert main(["close", "--config", str(tiny_config), "--run_dir", str(tmp_path / "run"), f"--lora.{key}", value]) == 2
+    monkeypatch.setattr("gapclose.pipeline.context.observe", lambda *args, **kwargs: pytest.fail("observed"))
+    assert main(["close", "--config", str(quick_config), "--run_dir", str(tmp_path / "run"), f"--lora.{key}", value]) == 2
     assert f"lora.{key} is" in (message := capsys.readouterr().err) and "lora.experts to false" in message
     assert asked == [[2, 3, 4, 5]] and not (tmp_path / "run" / "config.yaml").exists()
 
 
 @pytest.mark.parametrize(("least", "times"), [(1.0, 2), (0.0, 0)])
-def test_options_that_the_model_would_not_say_are_warned_of(tiny_config, tmp_path, monkeypatch, capsys, least, times):
+def test_options_that_the_model_would_not_say_are_warned_of(quick_config, tmp_path, monkeypatch, capsys, least, times):
     """After the base is measured, once a split, with what may be done."""
     monkeypatch.setattr("gapclose.pipeline.align_stage.build_targets", lambda *a, **k: (_ for _ in ()).throw(Reached))
     with pytest.raises(Reached):
-        main(["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--gap.least_option_mass", str(least)])
+        main(["close", "--config", str(quick_config), "--run_dir", str(tmp_path), "--gap.least_option_mass", str(least)])
     warned = [
         line for line in capsys.readouterr().out.splitlines() if line.startswith("  warning: on ") and "gap.least_option_mass" in line
     ]
     assert len(warned) == times and all("set the variables of the chat template (model.template)" in line for line in warned)
 
 
-def test_no_training_on_a_reading_that_is_not_shown_to_be_real(tiny_config, tmp_path, monkeypatch, capsys):
+def test_no_training_on_a_reading_that_is_not_shown_to_be_real(quick_config, tmp_path, monkeypatch, capsys):
     """Every modality of the train items is named with its reason; --force goes on in the same directory, and leaves a trace."""
     monkeypatch.setattr("gapclose.pipeline.align_stage.make_trainer", lambda *a, **k: (_ for _ in ()).throw(Reached))
-    command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path)]
+    command = ["close", "--config", str(quick_config), "--run_dir", str(tmp_path)]
     assert main([*command, "--force", "false"]) == 2
     told = capsys.readouterr().err
     assert (
@@ -107,7 +107,7 @@ def test_a_modality_without_a_verdict_is_unproven():
 
 
 @pytest.mark.parametrize("objective", ["gold", "consistency", "consistency+gold"])
-def test_every_objective_takes_as_many_steps(tiny_config, tmp_path, monkeypatch, objective):
+def test_every_objective_takes_as_many_steps(quick_config, tmp_path, monkeypatch, objective):
     """Those of a pass over the 96 train items, however many labels there are: objectives are compared at equal steps."""
     seen = {}
 
@@ -117,7 +117,7 @@ def test_every_objective_takes_as_many_steps(tiny_config, tmp_path, monkeypatch,
             raise Reached
 
     monkeypatch.setattr("gapclose.training.trainer.GapTrainer", Stopped)
-    command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--objective", objective, "--labelling.budget", "48"]
+    command = ["close", "--config", str(quick_config), "--run_dir", str(tmp_path), "--objective", objective, "--labelling.budget", "48"]
     with pytest.raises(Reached):
         main([*command, "--train.global_batch_size", "16", "--train.micro_batch_size", "8", "--train.retain_share", "0.25"])
     assert seen["steps"] == (96 // 12, 16)

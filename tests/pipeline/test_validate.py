@@ -141,6 +141,7 @@ def test_a_whole_set_is_counted(digits_directory, tiny_checkpoint, tmp_path, cap
     assert "…" not in shown and not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("no_outline")
 def test_what_the_machine_lacks_is_a_warning(digits_directory, tiny_checkpoint, tmp_path, monkeypatch, capsys):
     """A configuration may be checked where it cannot run: no GPU for a quantised base, no network for an upload."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -157,6 +158,7 @@ def test_what_the_machine_lacks_is_a_warning(digits_directory, tiny_checkpoint, 
     assert "cannot run it" not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_outline")
 def test_shares_of_a_set_that_names_its_splits_are_told_to_do_nothing(digits_directory, tiny_checkpoint, tmp_path, capsys):
     arguments = ["--data.path", str(digits_directory), "--model.path", str(tiny_checkpoint), "--run_dir", str(tmp_path / "run")]
     assert main(["validate", *arguments, "--data.shares", "[0.5, 0, 0, 0.5]"]) == 0
@@ -178,6 +180,7 @@ def test_worlds_of_two_seeds_in_one_run_directory_are_two(monkeypatch, tmp_path)
     assert images.concepts == ("standard", "false_vision") and {k for i in images for k, _ in i.media} == {"image"}
 
 
+@pytest.mark.usefixtures("no_outline")
 @pytest.mark.parametrize("broken", [1, 2])
 def test_items_with_broken_media_may_be_skipped_up_to_one_in_a_hundred(broken, digits_directory, tiny_checkpoint, tmp_path, capsys):
     """Those that are left out are told and remembered; more than 1 % of them stop the run; without the option every one does."""
@@ -246,6 +249,7 @@ def altered(digits_directory, directory, change) -> Path:
     return directory
 
 
+@pytest.mark.usefixtures("no_outline")
 def test_options_that_no_answer_tells_apart_are_named(digits_directory, tiny_checkpoint, tmp_path, capsys):
     """With file, item and both options, before anything costly."""
 
@@ -260,6 +264,7 @@ def test_options_that_no_answer_tells_apart_are_named(digits_directory, tiny_che
     assert re.search(r"no generated answer could tell option '([A-Z]+)' from option '([a-z]+)'", told)
 
 
+@pytest.mark.usefixtures("no_outline")
 def test_options_that_a_prompt_does_not_name_are_a_warning(digits_directory, tiny_checkpoint, tmp_path, capsys):
     """By question, with counts, an example and the remedy; of a shipped model a note. Listed options, letters too, are named."""
     where = ["--run_dir", str(tmp_path / "run"), "--data.path"]

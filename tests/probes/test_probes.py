@@ -15,7 +15,6 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import StandardScaler
 
 from gapclose.metrics.labels import evidence_for
-from gapclose.probes import linear as probes
 from gapclose.probes import search as probe_search
 from gapclose.probes.config import ProbeConfig
 from gapclose.probes.cross_validation import fit_temperature, fresh_reading, grouped_folds, out_of_fold
@@ -148,13 +147,13 @@ def test_out_of_fold_never_sees_the_clip_it_reads(monkeypatch):
     y = rng.permutation(label)[clips]
     z = np.eye(60)[clips] + 0.01 * rng.normal(size=(240, 60))
     seen: list[set] = []
-    real = probes.fit_linear
+    real = fit_linear
 
     def spy(part, *rest):
         seen.append(set(part.argmax(1).tolist()))
         return real(part, *rest)
 
-    monkeypatch.setattr(probes, "fit_linear", spy)
+    monkeypatch.setattr("gapclose.probes.cross_validation.fit_linear", spy)
     folds = grouped_folds(y, clips, 4, 0)
     logits = out_of_fold(z, y, folds, "logistic", 1.0)
     assert (real(z, y, "logistic", 1.0)[2] @ ((z - z.mean(0)) / z.std(0)).T).argmax(0) == pytest.approx(y)  # in sample: perfect

@@ -5,8 +5,11 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +18,14 @@ from comparison import tables as compared
 from comparison.collect import Answers, against, chosen_on_val, cpu_minutes, figures, mean_over_seeds, on_degraded, trained
 from comparison.figures import mean_front
 from comparison.tables import BY_VAL, Row, pairs
+from sketches import drawn, sketched
 
 from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item, Option
 from gapclose.evaluation.run_records import record_of
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.labels import Labels
+from gapclose.pipeline.cli import main
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "compare.py"
@@ -68,10 +73,46 @@ def comparison(tiny_config, tmp_path_factory) -> Path:
     return path
 
 
-def test_a_comparison_runs_goes_on_and_is_collected(comparison, refused):
+class Forked:
+    """In place of ``subprocess.Popen``: a run in a forked process, which spares it the imports."""
+
+    def __init__(self, command: list[str], *, stdout: Any, stderr: int) -> None:
+        assert stderr == subprocess.STDOUT
+        first = command.index("--config")
+        job = "close" if command[first - 1].endswith("close.py") else command[first - 1]
+        self.pid = os.fork()
+        if self.pid:
+            return
+        try:
+            sys.stdout = sys.stderr = stdout
+            with sketched():
+                status = main([job, *command[first:]])
+            stdout.flush()
+        except BaseException:
+            traceback.print_exc(file=stdout)
+            stdout.flush()
+            status = 1
+        os._exit(status)
+
+
+@pytest.fixture
+def compared_here(recipe, monkeypatch, capsys):
+    """``(config, *arguments)`` -> what the recipe prints, which must succeed."""
+
+    def call(path: Path, *arguments: str) -> str:
+        monkeypatch.setattr(recipe, "subprocess", SimpleNamespace(Popen=Forked, STDOUT=subprocess.STDOUT))
+        monkeypatch.setattr(sys, "argv", ["compare.py", "--config", str(path), *arguments])
+        status, told = recipe.main(), capsys.readouterr()
+        assert status == 0, told.out + told.err
+        return told.out
+
+    return call
+
+
+def test_a_comparison_runs_goes_on_and_is_collected(comparison, compared_here, refused):
     """Three runs, their tables and figures; the same command again runs nothing; a seed's figures are those of its records."""
-    done = start(comparison, "--quick")
-    assert done.returncode == 0, done.stdout + done.stderr
+    with drawn():
+        compared_here(comparison, "--quick")
     runs = comparison.parent / "runs"
     text = (runs / "results-part.md").read_text()
     assert "3 of 3 runs (all by one commit), seeds 0" in text and "| 48 | consistency | 1 | " in text and "| 48 | pgla_wide | 1 | " in text
@@ -91,8 +132,9 @@ def test_a_comparison_runs_goes_on_and_is_collected(comparison, refused):
     assert np.isnan(on_degraded(found["adapted"])["ece"])
     before = (directory / "output.txt").read_text()
     assert "--variants names ['none']" in refused(comparison, "--variants", "none")
-    again = start(comparison, "--seeds", "0", "--variants", "plain")
-    assert "3 runs, 3 of them finished before" in again.stdout and (directory / "output.txt").read_text() == before
+    with drawn():
+        again = compared_here(comparison, "--seeds", "0", "--variants", "plain")
+    assert "3 runs, 3 of them finished before" in again and (directory / "output.txt").read_text() == before
     assert (runs / "results-part.md").read_text() == text
 
 

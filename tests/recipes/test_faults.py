@@ -24,11 +24,12 @@ import torch
 from safetensors.torch import load_file
 from test_kill import assert_same_end, finish, observing, saved, unreadable
 
+from gapclose.core import distributed
 from gapclose.core.files import WriteError, new_folder, remove_leftovers, write_bytes, write_text, writing
 from gapclose.core.tensor_files import write_tensors
 from gapclose.evaluation.run_records import read_records, summarise
-from gapclose.pipeline import launch
 from gapclose.pipeline import memory_estimate as estimate
+from gapclose.pipeline import run_dir
 from gapclose.pipeline.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
@@ -380,7 +381,7 @@ def test_a_collective_that_fails_for_another_process_is_told_in_a_line(monkeypat
     monkeypatch.setattr("gapclose.pipeline.cli.report", fails)
     with pytest.raises(RuntimeError):  # there is no other process
         main(["report"])
-    monkeypatch.setattr(launch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.distributed, "is_initialized", lambda: True)
     assert main(["report"]) == 2
     assert capsys.readouterr().err.startswith("error: another process of this run ended, for a reason that it or the launcher tells; start")
     words = "mat1 and mat2 shapes cannot be multiplied"
@@ -443,23 +444,23 @@ def test_a_loss_that_is_not_finite_in_one_process_keeps_the_epoch_before_it(clos
 
 def test_who_holds_a_run_directory_is_named_and_a_lost_node_is_waited_for(monkeypatch, tmp_path, capsys):
     """A holder on this machine is refused at once; of another machine the lock may lapse."""
-    code = "import sys, pathlib; from gapclose.pipeline.launch import take_directory; lock = take_directory(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib; from gapclose.pipeline.run_dir import lock_run_dir; lock = lock_run_dir(pathlib.Path(sys.argv[1]))"
     first = subprocess.Popen(
         [sys.executable, "-c", f"{code}; print('in', flush=True); sys.stdin.read()", str(tmp_path)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert first.stdout is not None and first.stdout.readline() == "in\n"
     with pytest.raises(ValueError, match=rf"another process works in this run directory \(process {first.pid} on \S+\)"):
-        launch.take_directory(tmp_path)
+        run_dir.lock_run_dir(tmp_path)
     assert "waiting" not in capsys.readouterr().out
     (tmp_path / ".holder").write_text("process 7 on another-node")
-    monkeypatch.setattr(launch, "LAPSE", 0.2)
+    monkeypatch.setattr(run_dir, "LAPSE", 0.2)
     with pytest.raises(ValueError, match="process 7 on another-node"):
-        launch.take_directory(tmp_path)
+        run_dir.lock_run_dir(tmp_path)
     assert "locked (process 7 on another-node); waiting" in capsys.readouterr().out
-    monkeypatch.setattr(launch, "LAPSE", 60)
-    monkeypatch.setattr(launch, "say", lambda line: first.kill())  # the file server's part
-    lock = launch.take_directory(tmp_path)
+    monkeypatch.setattr(run_dir, "LAPSE", 60)
+    monkeypatch.setattr(run_dir, "say", lambda line: first.kill())  # the file server's part
+    lock = run_dir.lock_run_dir(tmp_path)
     assert lock is not None and lock.is_locked
     assert (tmp_path / ".holder").read_text() == f"process {os.getpid()} on {os.uname().nodename}"
     lock.release()
@@ -474,6 +475,6 @@ def test_where_there_are_no_locks_no_marker_is_left_in_their_place(monkeypatch, 
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    assert launch.take_directory(tmp_path) is None
+    assert run_dir.lock_run_dir(tmp_path) is None
     assert "cannot be locked" in capsys.readouterr().out
-    assert launch.take_directory(tmp_path) is None
+    assert run_dir.lock_run_dir(tmp_path) is None

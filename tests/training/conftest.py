@@ -18,13 +18,13 @@ def images_directory(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def close_images(tiny_config, images_directory) -> Callable[..., int]:
+def close_images(quick_config, images_directory) -> Callable[..., int]:
     """``(run_dir, *options)`` -> exit status of a two-epoch ``gapclose close`` on the tiny model and those items."""
 
     def close(directory: Path, *options: str) -> int:
         fixed = [
             "--config",
-            str(tiny_config),
+            str(quick_config),
             "--data.path",
             str(images_directory),
             "--run_dir",

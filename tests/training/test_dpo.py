@@ -107,6 +107,7 @@ def test_the_adapter_alone_is_saved(finished):
     assert {r["frozen_probe_shift"] for r in read_records(finished) if "frozen_probe_shift" in r} == {0.0}
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_adapter(finished, close_images, tmp_path, monkeypatch):
     """Killed in its second epoch, it starts from the checkpoint of the first."""
     from trl import DPOTrainer

@@ -108,10 +108,10 @@ def test_it_takes_as_many_epochs_in_a_row_as_patience_says():
 
 
 def after(
-    number: int, balanced: float, drop: float = 0.0, check_guards: tuple[str, ...] = (), state: str = "open", around: float = 0.01
+    number: int, balanced: float, drop: float = 0.0, objections: tuple[str, ...] = (), state: str = "open", around: float = 0.01
 ) -> dict:
     """The record of an epoch on val, as far as it is chosen by."""
-    found = {"epoch": number, "state": state, "objections": dict.fromkeys(check_guards, "why"), "shifted": None}
+    found = {"epoch": number, "state": state, "objections": dict.fromkeys(objections, "why"), "shifted": None}
     ends = {"value": drop, "lower": drop - around, "upper": drop + around}
     return found | {"action": {"balanced": {"value": balanced}, "option_balanced": {"value": balanced}}, "change": {"standard_drop": ends}}
 
@@ -162,9 +162,9 @@ def test_settings_that_make_no_sense(change, message):
         GuardsConfig(**change)
 
 
-def test_a_training_that_changes_nothing_is_stopped_and_stays_stopped(tiny_config, tmp_path, capsys):
-    """After two epochs of four; the run ends with its figures, the reason is in the evidence, and the same command does not go on."""
-    command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--train.epochs", "4", "--train.learning_rate", "0"]
+def test_a_training_that_changes_nothing_is_stopped_and_stays_stopped(quick_config, tmp_path, capsys):
+    """After two epochs of three; the run ends with its figures, the reason is in the evidence, and the same command does not go on."""
+    command = ["close", "--config", str(quick_config), "--run_dir", str(tmp_path), "--train.epochs", "3", "--train.learning_rate", "0"]
     command += ["--train.warmup", "0", "--export.verify", "false"]
     assert main(command) == 0
     told = capsys.readouterr().out
@@ -177,11 +177,11 @@ def test_a_training_that_changes_nothing_is_stopped_and_stays_stopped(tiny_confi
     assert (tmp_path / "gap.jsonl").read_text() == before
     capsys.readouterr()
     assert main([*command, "--guards.off", "[adapter, sentinel]"]) == 0  # as the warning says
-    assert {"epoch-3/val", "epoch-4/val"} <= {r["stage"] for r in read_records(tmp_path)}
+    assert "epoch-3/val" in {r["stage"] for r in read_records(tmp_path)}
     assert summarise(tmp_path)["stopped"] == {} and "stopped by" not in capsys.readouterr().out
 
 
-def test_a_loss_that_is_not_finite_keeps_the_epochs_before_it(tiny_config, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_keeps_the_epochs_before_it(quick_config, tmp_path, monkeypatch):
     """Once an epoch is measured the run ends with it; before that there is nothing to keep."""
     from gapclose.training import trainer
 
@@ -192,7 +192,7 @@ def test_a_loss_that_is_not_finite_keeps_the_epochs_before_it(tiny_config, tmp_p
         return true(model, part) * (torch.nan if len(calls) > limit else 1.0)
 
     monkeypatch.setattr(trainer, "term_sums", spoilt)
-    command = ["close", "--config", str(tiny_config), "--export.verify", "false", "--train.max_grad_norm", "0"]
+    command = ["close", "--config", str(quick_config), "--export.verify", "false", "--train.max_grad_norm", "0"]
     limit = 0
     assert main([*command, "--run_dir", str(tmp_path / "first")]) == 2
     calls.clear()
@@ -209,16 +209,17 @@ def test_a_loss_that_is_not_finite_keeps_the_epochs_before_it(tiny_config, tmp_p
     assert (tmp_path / "second" / "gap.jsonl").read_text() == before
 
 
-def test_a_guard_that_objects_at_the_end_has_stopped_nothing(tiny_config, tmp_path):
+@pytest.mark.slow
+def test_a_guard_that_objects_at_the_end_has_stopped_nothing(quick_config, tmp_path):
     """Two epochs of two: the objection is in the record, the run is whole."""
-    command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--train.learning_rate", "0", "--train.warmup", "0"]
+    command = ["close", "--config", str(quick_config), "--run_dir", str(tmp_path), "--train.learning_rate", "0", "--train.warmup", "0"]
     assert main([*command, "--export.verify", "false"]) == 0
     assert summarise(tmp_path)["stopped"] == {} and "adapter" in read_records(tmp_path)[-2]["objections"]
 
 
-def test_a_run_that_does_not_beat_its_base_exports_nothing_unless_told_to(tiny_config, tmp_path, capsys):
+def test_a_run_that_does_not_beat_its_base_exports_nothing_unless_told_to(quick_config, tmp_path, capsys):
     """Log, record, report and summary say so; another start trains nothing again, and exports where the key asks for it."""
-    command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--train.learning_rate", "0", "--train.warmup", "0"]
+    command = ["close", "--config", str(quick_config), "--run_dir", str(tmp_path), "--train.learning_rate", "0", "--train.warmup", "0"]
     command += ["--train.epochs", "1", "--export.verify", "false"]
     for _ in range(2):
         assert main([*command, "--export.unimproved", "false"]) == 0

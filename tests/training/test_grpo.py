@@ -132,6 +132,7 @@ def test_the_adapter_alone_is_saved(finished):
     assert weights and not any("ref" in k.split(".") for k in weights) and not list(finished.rglob("ref"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_adapter(finished, close_images, tmp_path, monkeypatch):
     """Killed in its second epoch, it starts from the checkpoint of the first, with the prompts and the draws it would have had."""
     from trl import GRPOTrainer

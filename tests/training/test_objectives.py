@@ -7,6 +7,8 @@ from gapclose.pipeline.config import Config, parse_config
 from gapclose.training.config import TrainConfig
 from gapclose.training.objectives import BY_TRL, IN_WORDS, OBJECTIVES, active_terms, needs_reading, settings_in_words
 
+pytestmark = pytest.mark.usefixtures("no_outline")
+
 
 @pytest.mark.parametrize(
     ("objective", "weights"),

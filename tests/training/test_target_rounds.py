@@ -23,10 +23,10 @@ from gapclose.training import target_rounds as teacher
 from gapclose.training.target_rounds import choose_on_holdout
 
 
-def command(tiny_config, directory, *more: str) -> list[str]:
+def command(quick_config, directory, *more: str) -> list[str]:
     settings = ["--train.epochs", "2", "--train.save_steps", "1", "--export.verify", "false", "--targets.rounds", "2"]
     settings += ["--guards.off", "[over-rejection, retention, sentinel]"]  # which would stop a random model after its first round
-    return ["close", "--config", str(tiny_config), "--run_dir", str(directory), *settings, *more]
+    return ["close", "--config", str(quick_config), "--run_dir", str(directory), *settings, *more]
 
 
 def helping(*of):
@@ -35,12 +35,12 @@ def helping(*of):
 
 
 @pytest.fixture(scope="module")
-def two_rounds(tiny_config, tmp_path_factory):
+def two_rounds(quick_config, tmp_path_factory):
     """A run of two rounds of two epochs; not to be changed."""
     directory = tmp_path_factory.mktemp("rounds") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(align, "compare_rounds", helping)
-        assert main(command(tiny_config, directory)) == 0
+        assert main(command(quick_config, directory)) == 0
     return directory
 
 
@@ -70,8 +70,8 @@ def test_a_second_round_aims_for_what_is_read_of_the_adapted_model(two_rounds, d
     )
 
 
-@pytest.mark.parametrize("where", ["in the middle of the second round", "before the second round"])
-def test_an_interrupted_second_round_ends_as_an_uninterrupted_one(two_rounds, tiny_config, tmp_path, monkeypatch, where):
+@pytest.mark.parametrize("where", ["in the middle of the second round", pytest.param("before the second round", marks=pytest.mark.slow)])
+def test_an_interrupted_second_round_ends_as_an_uninterrupted_one(two_rounds, quick_config, tmp_path, monkeypatch, where):
     """From its last whole checkpoint, or from the best adapter of the first."""
     again, middle = tmp_path / "run", where.startswith("in")
     shutil.copytree(two_rounds, again)
@@ -82,7 +82,7 @@ def test_an_interrupted_second_round_ends_as_an_uninterrupted_one(two_rounds, ti
     gone = {"epoch-4/val", "adapted/test"} | ({"epoch-3/val"} if not middle else set())
     (again / "gap.jsonl").write_text("".join(json.dumps(r) + "\n" for r in read_records(again) if r["stage"] not in gone))
     monkeypatch.setattr(align, "compare_rounds", helping)
-    assert main(command(tiny_config, again)) == 0
+    assert main(command(quick_config, again)) == 0
     before, after = (load_file(d / "checkpoints" / "epoch-4" / "adapter_model.safetensors") for d in (two_rounds, again))
     assert (
         all(torch.equal(before[k], after[k]) for k in before)
@@ -90,12 +90,12 @@ def test_an_interrupted_second_round_ends_as_an_uninterrupted_one(two_rounds, ti
     )
 
 
-@pytest.mark.parametrize("patience", [1, 2])
-def test_teachers_that_read_no_better_end_the_training(two_rounds, tiny_config, tmp_path, monkeypatch, capsys, patience):
+@pytest.mark.parametrize("patience", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_teachers_that_read_no_better_end_the_training(two_rounds, quick_config, tmp_path, monkeypatch, capsys, patience):
     """After as many in a row as patience says, the last of which is not trained with; the first round's epochs are what they were."""
     directory = tmp_path / "run"
     monkeypatch.setattr(align, "compare_rounds", lambda *of: teacher.compare_rounds(*of) | {"helps": False})
-    assert main(command(tiny_config, directory, "--targets.rounds", str(patience + 1), "--targets.patience", str(patience))) == 0
+    assert main(command(quick_config, directory, "--targets.rounds", str(patience + 1), "--targets.patience", str(patience))) == 0
     assert capsys.readouterr().out.count("; no better reading, so training ended") == 1
     stages = [f"epoch-{n}/val" for n in range(1, 2 * patience + 1)]
     assert [r["stage"] for r in read_records(directory)] == ["base/val", "base/test", *stages, "adapted/test"]
@@ -120,7 +120,7 @@ def test_a_gain_counts_items_whose_label_is_possible_alone():
 
 @pytest.mark.parametrize("cause", ["a guard", "the loss"])
 def test_what_goes_wrong_in_or_before_a_later_round_leaves_the_first_ones_best(
-    two_rounds, tiny_config, tmp_path, monkeypatch, capsys, cause
+    two_rounds, quick_config, tmp_path, monkeypatch, capsys, cause
 ):
     """A guard that objects to the end of the first round: no second. A loss that is not finite in the second: the run still finishes, twice."""
     directory = tmp_path / "run"
@@ -135,7 +135,7 @@ def test_what_goes_wrong_in_or_before_a_later_round_leaves_the_first_ones_best(
     (directory / "gap.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
     monkeypatch.setattr(align, "compare_rounds", helping)
     for _ in range(2):
-        assert main(command(tiny_config, directory)) == 0
+        assert main(command(quick_config, directory)) == 0
         told, last = capsys.readouterr().out, read_records(directory)[-1]
         assert last["stage"] == "adapted/test" and last["epoch"] in (1, 2)
         assert (
@@ -173,9 +173,9 @@ def test_labels_that_came_back_through_a_student_do_not_count_as_better_reading(
     assert flattered > 0.1 and abs(honest) < 0.05 and len(table) == 1
 
 
-def test_rounds_need_a_reading_and_are_no_control(tiny_config, tmp_path):
+def test_rounds_need_a_reading_and_are_no_control(quick_config, tmp_path):
     """Labels alone have no targets; a control has one round."""
     for more, says in ((["--objective", "gold"], "needs objective consistency"), (["--targets.control", "shuffled"], "has one round")):
         with pytest.raises(ValueError, match=says):
-            parse_config(command(tiny_config, tmp_path, *more)[1:])
-    assert parse_config(command(tiny_config, tmp_path, "--objective", "consistency+gold")[1:]).targets.rounds == 2
+            parse_config(command(quick_config, tmp_path, *more)[1:])
+    assert parse_config(command(quick_config, tmp_path, "--objective", "consistency+gold")[1:]).targets.rounds == 2

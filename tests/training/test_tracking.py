@@ -157,6 +157,8 @@ def test_nothing_else_differs_when_it_is_off(offline, tiny_run, tiny_config, tmp
     """
     tracked = tmp_path / "tracked (1), lr=2e-4"
     command = ["measure", "--config", str(tiny_config), "--run_dir", str(tracked), "--tracking", "wandb"]
+    off = ("labels", "residualise", "codelength", "blank", "layers", "interchange", "nested", "baselines")
+    command += [f"--controls.{name}=false" for name in off] + ["--controls.protocol", "null"]
     assert main(command) == 0
     assert [r for r in read_records(tiny_run) if r["stage"] == "base/test"] == read_records(tracked)
     assert stages(tracked) == [("test", 0)]
@@ -219,7 +221,7 @@ def stages(directory: Path) -> list[tuple[str, int]]:
     return [(next(k.split("/")[1] for k in row if k.endswith("/state")), row["epoch"]) for row in rows]
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.slow)])
 def test_what_a_kill_kept_back_is_sent_by_the_next_start(offline, tmp_path, when):
     """Killed between the file of truth and the tracker, or right after the tracker's client was handed the record, which may not have written
     it: every stage arrives once, in order; the finished run sends nothing again."""

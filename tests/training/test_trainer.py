@@ -25,6 +25,7 @@ from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import forward_batches, observe
 from gapclose.observe.request import ObservationRequest
 from gapclose.training import trainer
+from gapclose.training.callbacks import SetSamplerEpoch
 from gapclose.training.collator import Collator
 from gapclose.training.config import TERMS, LoraConfig, TrainConfig
 from gapclose.training.lora import add_lora, enable_checkpointing
@@ -191,13 +192,13 @@ def test_the_step_does_not_depend_on_how_it_is_cut(tiny_checkpoint, digits, exam
 def test_the_sampler_is_told_its_epoch_where_a_training_goes_on_within_it(examples, step, epoch):
     """Whatever the data loaders of several processes forget to tell."""
     sampler = MixedSampler(examples, CONFIG.counts(), 0, steps=6)
-    trainer.OwnOrder(sampler).on_epoch_begin(None, SimpleNamespace(global_step=step), None)
+    SetSamplerEpoch(sampler).on_epoch_begin(None, SimpleNamespace(global_step=step), None)
     assert sampler.epoch == epoch
 
 
 def test_every_training_tells_its_sampler(whole):
     """By the sampler that the data loader draws from."""
-    (told,) = (c.sampler for c in whole.trainer.callback_handler.callbacks if isinstance(c, trainer.OwnOrder))
+    (told,) = (c.sampler for c in whole.trainer.callback_handler.callbacks if isinstance(c, SetSamplerEpoch))
     assert told is whole.trainer.sampler and told.steps * CONFIG.epochs == whole.trainer.state.global_step
 
 

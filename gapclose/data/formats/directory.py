@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gapclose.core.errors import ErrorCollector, ItemError
 from gapclose.core.parsing import parse_json, read_text
+from gapclose.data.splits import OFFICIAL
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 FOREIGN = (
@@ -28,8 +29,6 @@ OTHER = ("dataset_info.json", "dataset_dict.json", "state.json", "dataset_infos.
 OWN = ("set.json", "items.jsonl")
 SHARD = re.compile(r"-(\d+)-of-(\d+)(-[0-9a-f]{8,})?$")
 """what follows a table's name in that of a shard"""
-OFFICIAL = {"test": "test", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
-"""name of a table -> the split that it is"""
 PARTS = (*OFFICIAL, "fit", "train")
 LAYOUTS = ("standard_vision", "misleading_vision", "standard_audio", "misleading_audio")
 """tables of IMAVB"""

@@ -15,6 +15,8 @@ pytest.importorskip("av", reason="films need PyAV")
 
 from gapclose.data.digits import videos as films
 
+pytestmark = pytest.mark.usefixtures("no_outline")
+
 HEAR, SEE, MATCH = "Video-driven Audio Hallucination", "Audio-driven Video Hallucination", "AV Matching"
 
 

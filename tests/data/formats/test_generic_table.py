@@ -14,6 +14,8 @@ from gapclose.data.formats import read_set
 from gapclose.data.splits import SplitAssignment
 from gapclose.pipeline.cli import main
 
+pytestmark = pytest.mark.usefixtures("no_outline")
+
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGITS = {
     "name": "said",

@@ -25,6 +25,8 @@ from gapclose.data.digits import videos as films
 from gapclose.evaluation.controls.interchange import twins
 from gapclose.pipeline.cli import main
 
+pytestmark = pytest.mark.usefixtures("no_outline")
+
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):

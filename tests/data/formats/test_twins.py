@@ -11,6 +11,8 @@ from gapclose.data.items import Item, Option
 from gapclose.data.splits import SplitAssignment, check_twins, find_twins
 from gapclose.pipeline.cli import main
 
+pytestmark = pytest.mark.usefixtures("no_outline")
+
 
 def item(ident: str, text: str, gold: int | None, *, clip: str = "c", media: str = "c.png", twin: str | None = None, **more) -> Item:
     content = [{"type": "image", "path": media}, {"type": "text", "text": text}]
