@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from digits_model import tiny_model
 from torch import nn
 
 from gapclose.data.item_set import ItemSet
@@ -25,6 +25,9 @@ from gapclose.data.items import Item, Option
 from gapclose.models.architecture import read_architecture
 from gapclose.models.config import ModelConfig
 from gapclose.models.structure import decoder_layers
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
+from digits_model import tiny_model
 
 LETTERS = "ABCDEF"  # six options, as in IMAVB
 ARCHITECTURES = Path(__file__).parent.parent / "configs" / "architectures"

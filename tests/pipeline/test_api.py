@@ -12,7 +12,7 @@ from gapclose.evaluation.run_records import read_records
 from gapclose.pipeline.cli import main
 
 SETTINGS = {
-    "observe": {"batch_size": 16, "shard_batches": 2, "max_new_tokens": 3},
+    "observe": {"batch_size": 32, "shard_batches": 1, "max_new_tokens": 3},
     "probe": {"families": ["logistic", "mean_difference"], "c": [0.01], "folds": 2},
     "gap": {"replicates": 100},
 }
