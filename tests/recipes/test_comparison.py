@@ -214,7 +214,7 @@ def test_a_way_may_have_alternatives_of_which_val_chooses(recipe, tmp_path):
             "state": "open",
             "objections": {},
             "shifted": {"option_balanced": 1 - balanced},
-            "change": {"standard_drop": {"value": drop}},
+            "change": {"standard_drop": {"value": drop, "lower": drop - 0.01, "upper": drop + 0.01}},
             "action": {"balanced": {"value": balanced}},
         }
         lines = [
