@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,13 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from digits_model import tiny_model
 from torch import nn
 
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.models.architecture import read_architecture
 from gapclose.models.config import ModelConfig
 from gapclose.models.structure import decoder_layers
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
+from digits_model import tiny_model
 
 LETTERS = "ABCDEF"  # six options, as in IMAVB
 ARCHITECTURES = Path(__file__).parent.parent / "configs" / "architectures"

@@ -19,7 +19,7 @@ from digits_model import tiny_model
 from sketches import drawn, sketched
 
 from gapclose.data.digits import generate as world
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.data.jsonl import read_items
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import LoadedModel, load_model

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import transformers
 
-import gapclose
 from gapclose.core.files import read_json
 from gapclose.core.logging import say
+from gapclose.core.version import __version__
 
 REMEDY = (
     "Install those versions again, or give --observe.versions any to go on with what is there (environment.json keeps what each start ran "
@@ -21,7 +21,7 @@ REMEDY = (
 
 def versions_now() -> dict[str, str]:
     """Package -> version, of what decides an observation's numbers."""
-    return {"gapclose": gapclose.__version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
+    return {"gapclose": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
 
 
 def differing(there: Mapping[str, str] | None, now: Mapping[str, str]) -> list[str]:

@@ -30,7 +30,8 @@ import numpy as np
 
 from gapclose.core.errors import ErrorCollector
 from gapclose.data.answer_words import HANGUL, SPACELESS, Word, fold, plain_text, words
-from gapclose.data.items import Item, ItemSet
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item
 
 PHRASE = re.compile(
     r"['\u2019-]\w|[ \t]+(?!\w\b|(?:or|and|nor|not|is|because|since|as)\b)\w"

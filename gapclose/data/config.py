@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from gapclose.core.config_checks import Checks
+from gapclose.core.errors import ErrorCollector
 from gapclose.core.imports import FUNCTION, named_function
+from gapclose.core.registry import Registry
 from gapclose.data.answer_matching import AnswerMatcher
+from gapclose.data.item_set import ItemSet
+
+Reader = Callable[[Path, ErrorCollector], ItemSet]
+"""(directory, where to add faults) -> the items in it"""
+READERS: Registry[Reader] = Registry("data.format", "reader")
+
+
+def register_reader(name: str, reader: Reader) -> Reader:
+    """Add a reader of item sets, to be named in ``data.format``.
+
+    Args:
+        reader: takes the directory, and an :class:`gapclose.core.errors.ErrorCollector` to add faults to; returns the items. Splits, twins
+            and media are checked afterwards as for every other set.
+
+    Raises:
+        ValueError: when the name is taken.
+    """
+    return READERS.register(name, reader)
 
 
 @dataclass(kw_only=True)
@@ -16,6 +38,8 @@ class DataConfig:
     path: str = "digits"
     """directory with set.json and items.jsonl, in the layout of IMAVB or AVHBench, or with tables and a column map (docs/your-data.md);
     ``digits`` makes the embedded world inside the run directory"""
+    format: str | None = None
+    """reader of the directory: a registered one, or ``package.module:function``; null: what lies there decides"""
     columns: str | None = None
     """column map in YAML for tables; null: columns.yaml in the directory, where there is one"""
     shares: list[float] = field(default_factory=lambda: [0.3, 0.3, 0.1, 0.3])

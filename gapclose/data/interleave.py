@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from gapclose.data.items import Item, ItemSet, content_parts
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, content_parts
 
 
 def interleave(items: ItemSet) -> ItemSet:

@@ -5,18 +5,12 @@ How a set lies on disk, and how it is checked: :mod:`gapclose.data.jsonl`.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-
-from gapclose.core.hashing import content_digest
 
 SPLITS = ("fit", "train", "val", "test")
 PURPOSES = ("gap", "transfer", "retain")
@@ -91,107 +85,6 @@ class Item:
         """``(type, path)`` of every media part in prompt order; a film with ``sound`` is both, video and audio."""
         parts = [p for p in content_parts(self.messages) if p["type"] != "text"]
         return [(kind, p["path"]) for p in parts for kind in (p["type"], *(("audio",) if p.get("sound") else ()))]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Framing:
-    """How films are shown."""
-
-    frames: int = 8
-    """taken evenly in time, from the first to the last"""
-    side: int = 448
-    """longest side in pixels; larger pictures are scaled down"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decoding:
-    """How media are decoded; it changes no result."""
-
-    workers: int = 2
-    """threads that decode beside the model; 0: none, everything is decoded when it is asked for"""
-    cache: Path | None = None
-    """directory of decoded media"""
-    cache_gb: float = 20.0
-    """what that may take, in 10^9 bytes"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ItemSet:
-    """Items with the concepts they are about. Selecting keeps the order."""
-
-    root: Path
-    name: str
-    concepts: tuple[str, ...]
-    alarm: tuple[str, ...]
-    items: tuple[Item, ...]
-    framing: Framing = Framing()
-    decoding: Decoding = Decoding()
-    skipped: tuple[tuple[str, str], ...] = ()
-    """id and fault of every item that was left out because of its media"""
-    notes: tuple[str, ...] = ()
-    """what a reader did that the data do not say, in words: rows left out on purpose, clips dealt out"""
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self):
-        return iter(self.items)
-
-    def select(self, *, split: str | None = None, purpose: str | Sequence[str] | None = None) -> ItemSet:
-        """The items of one split and/or one or more purposes."""
-        purposes = (purpose,) if isinstance(purpose, str) else purpose
-        keep = [i for i in self.items if (split is None or i.split == split) and (purposes is None or i.purpose in purposes)]
-        return replace(self, items=tuple(keep))
-
-    def holding(self, items: Sequence[Item]) -> ItemSet:
-        """The set with these items in place of its own."""
-        return replace(self, items=tuple(items))
-
-    @property
-    def where(self) -> Path:
-        """What to name in a complaint: the file with the items, or the directory where another format keeps them in several."""
-        path = self.root / "items.jsonl"
-        return path if path.is_file() else self.root
-
-    @property
-    def modalities(self) -> np.ndarray:
-        """(N,) str"""
-        return np.array([i.modality for i in self.items])
-
-    def media_keys(self) -> np.ndarray:
-        """(N,) str, what an item shows and plays: equal where the media are equal byte for byte; an item without media has its clip's name."""
-        digests = {path: content_digest(self.root / path).hex() for path in {p for i in self.items for _, p in i.media}}
-        return np.array([" ".join(digests[p] for _, p in i.media) or i.clip for i in self.items])
-
-    def unlabelled(self) -> ItemSet:
-        """The same items without their gold options, so that code downstream cannot look."""
-        return replace(self, items=tuple(replace(i, gold=None) for i in self.items))
-
-    @property
-    def orders(self) -> dict[str, list[int]]:
-        """Item id -> :attr:`Item.order`, of the items whose options were shuffled."""
-        return {i.id: order for i in self.items if (order := i.order) is not None}
-
-    def fingerprint(self, *, labels: bool = False) -> str:
-        """Hash of everything a model is shown or asked, in order, media included; with ``labels``, of all that a measurement is judged by.
-
-        Labels are left out by default: they change no observation.
-        """
-        digest, seen = hashlib.sha256(), set()
-        if labels:
-            digest.update(json.dumps([self.concepts, self.alarm]).encode())
-        if any(kind == "video" for item in self.items for kind, _ in item.media):
-            digest.update(json.dumps([self.framing.frames, self.framing.side]).encode())
-        for item in self.items:
-            row: list[Any] = [item.id, item.clip, item.messages, [o.text for o in item.options]]
-            if labels:
-                row += [item.split, item.purpose, item.modality, item.gold, [o.concept for o in item.options]]
-            digest.update(json.dumps(row, sort_keys=True).encode())
-            for _, path in item.media:
-                if path not in seen:
-                    seen.add(path)
-                    digest.update(content_digest(self.root / path))
-        return digest.hexdigest()[:16]
 
 
 def leaves(path: str) -> bool:

@@ -21,7 +21,8 @@ from gapclose.core.errors import ErrorCollector, ItemError, shown
 from gapclose.core.files import write_text
 from gapclose.core.parsing import parse_json, read_text
 from gapclose.data.item_rows import read_item
-from gapclose.data.items import Item, ItemSet
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item
 from gapclose.data.keys import Spellings, key
 
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 import numpy as np
 
 from gapclose.data.config import LabellingConfig
-from gapclose.data.items import Item, ItemSet
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item
 from gapclose.data.keys import fold
 
 

@@ -4,19 +4,43 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gapclose.core.errors import ErrorCollector
 from gapclose.data.config import WORDINGS, DataConfig, PromptsConfig
 from gapclose.data.formats import read_set
 from gapclose.data.interleave import interleave
-from gapclose.data.items import Decoding, Framing, ItemSet
+from gapclose.data.item_set import Decoding, Framing, ItemSet
 from gapclose.data.option_shuffle import shuffle_options
 from gapclose.data.splits import SplitAssignment
 
 
+def load_items(path: str | Path, **settings: Any) -> ItemSet:
+    """The items in a directory of any known layout, checked by themselves; media and prompts are checked where a model is known.
+
+    Args:
+        path: directory with ``set.json`` and ``items.jsonl``, in the layout of IMAVB or AVHBench, or with tables and a column map.
+        settings: of :class:`gapclose.data.config.DataConfig`, e.g. ``columns="map.yaml"``.
+
+    Raises:
+        ValueError: everything that is wrong with the set, all at once.
+    """
+    problems = ErrorCollector(f"the item set {path}")
+    items = read_data(Path(path), DataConfig(path=str(path), **settings), problems)
+    problems.raise_if_any()
+    return items
+
+
 def read_data(directory: Path, data: DataConfig, problems: ErrorCollector) -> ItemSet:
     """The items in ``directory``, whatever its layout, framed as the configuration says."""
-    items = read_set(directory, problems, SplitAssignment(shares=data.shares, seed=data.split_seed), columns=data.columns, about=data.about)
+    items = read_set(
+        directory,
+        problems,
+        SplitAssignment(shares=data.shares, seed=data.split_seed),
+        columns=data.columns,
+        about=data.about,
+        reader=data.format,
+    )
     items = interleave(items) if data.interleave else items
     decoding = Decoding(workers=data.workers, cache=Path(data.cache) if data.cache else None, cache_gb=data.cache_gb)
     return replace(items, framing=Framing(frames=data.frames, side=data.side), decoding=decoding)

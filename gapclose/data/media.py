@@ -20,7 +20,8 @@ from gapclose.core.errors import ErrorCollector, ItemError
 from gapclose.data.audio import read_audio
 from gapclose.data.containers import undecodable
 from gapclose.data.images import read_image
-from gapclose.data.items import Decoding, Framing, Item, ItemSet
+from gapclose.data.item_set import Decoding, Framing, ItemSet
+from gapclose.data.items import Item
 from gapclose.data.media_cache import MediaCache
 from gapclose.data.video import Video, read_video
 

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from gapclose.core.files import write_in_place
 from gapclose.core.hashing import content_digest
 from gapclose.data.containers import is_film
-from gapclose.data.items import Framing
+from gapclose.data.item_set import Framing
 from gapclose.data.video import Video
 
 FORMAT = 4

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from gapclose.core.errors import ErrorCollector, ItemError
-from gapclose.data.items import ORDER, Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import ORDER, Item, Option
 from gapclose.data.prompt_templates import tell_faults
 from gapclose.data.question_text import asking_text, either_prompt, lettered, letters_prompt, lists_options, with_text
 

@@ -18,7 +18,8 @@ from typing import Any
 from gapclose.core.errors import ErrorCollector, ItemError
 from gapclose.core.imports import named_function
 from gapclose.data.config import WORDINGS, PromptsConfig
-from gapclose.data.items import ORDER, Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import ORDER, Item, Option
 from gapclose.data.question_text import LETTERS, either_prompt, letters_prompt, stem_of, with_text
 
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from gapclose.core.errors import ErrorCollector
 from gapclose.core.hashing import content_digest
-from gapclose.data.items import SPLITS, Item, ItemSet, content_parts
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import SPLITS, Item, content_parts
 
 OFFICIAL = {"test": "test", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
 """name of a table -> the split that it is"""

@@ -15,7 +15,7 @@ import numpy as np
 
 from gapclose.core.errors import ItemError
 from gapclose.data.containers import chosen, opened, refuse_short
-from gapclose.data.items import Framing
+from gapclose.data.item_set import Framing
 
 UNINDEXED = ("avi", "mpeg", "mpegts")
 """PyAV's names of containers where a jump lands anywhere, or frames do not carry their own times: decoded from the start"""

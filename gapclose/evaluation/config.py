@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gapclose.core.config_checks import Checks
+from gapclose.core.registry import Registry
 
 PROTOCOLS = ("imavb",)
+ControlFunction = Callable[[Any], Any]
+"""(:class:`gapclose.evaluation.controls.suite.ControlSuite`) -> :class:`gapclose.evaluation.controls.scoring.Control`"""
+CONTROLS: Registry[ControlFunction] = Registry("controls.extra", "control")
+
+
+def register_control(name: str, control: ControlFunction) -> ControlFunction:
+    """Add a control, to be named in ``controls.extra``.
+
+    Args:
+        control: takes the :class:`gapclose.evaluation.controls.suite.ControlSuite` of the test split, which holds its fit and judged items, their
+            labels and their residuals; returns a :class:`gapclose.evaluation.controls.scoring.Control` with readings of the judged items.
+
+    Raises:
+        ValueError: when the name is taken.
+    """
+    return CONTROLS.register(name, control)
 
 
 @dataclass(kw_only=True)
@@ -40,6 +59,8 @@ class ControlsConfig:
     baselines: bool = True
     """what can be had without training (PGLA, bias shifts, the text, the probe as answerer); costs ``probe.folds`` + 1 small perceptrons,
     and where val has labels, which then choose the settings, the observation of it that ``gapclose close`` uses again"""
+    extra: list[str] = field(default_factory=list)
+    """controls of your own: registered ones, or ``package.module:function``; each is judged beside the reading like the others"""
     draws: int = 10
     """how often random labels are drawn"""
     seed: int = 0
@@ -53,6 +74,9 @@ class ControlsConfig:
             check.number("random_draws", least=2, why="their spread counts; controls.random_weights: false for none")
             check.number("seed", least=0)
             check.choice("protocol", PROTOCOLS, null="none")
+            for name in self.extra if check.sound("extra") else ():
+                if not CONTROLS.known(name):
+                    check.add(f"controls.extra {name!r} is no control; register it first, or write package.module:function", "extra")
             if self.text_encoder is not None and check.sound("text_encoder") and not (Path(self.text_encoder) / "config.json").is_file():
                 check.add(
                     f"controls.text_encoder {self.text_encoder!r} is no directory with a config.json; save a sentence encoder there with "

@@ -10,7 +10,7 @@ import numpy as np
 from accelerate import PartialState
 
 from gapclose.data.config import PromptsConfig
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.evaluation.config import ControlsConfig
 from gapclose.evaluation.controls.features import Chosen
 from gapclose.evaluation.measurement import SplitMeasurement
@@ -97,6 +97,10 @@ class EvaluationContext(Protocol):
 
     def on_main(self, write: Callable[[], object]) -> None:
         """Let the main process write while the others wait."""
+        ...
+
+    def reload(self) -> None:
+        """Give the run's model its own weights again, after a control has drawn others. After an error nobody does: the run ends."""
         ...
 
     def place(self, model: Any) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gapclose.data.answer_matching import AnswerMatcher, parse_all
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.metrics.bootstrap import ClipBootstrap
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.gap import detection, statistics
@@ -85,8 +85,8 @@ def measure(
         found[scope] |= _generated({name: of[keep] for name, of in parsed.items()}, labels.take(keep), action.scores[keep], config, seed)
     overall, clips = found.pop("all"), ClipBootstrap(labels.clip, config.replicates, seed)
     other = {
-        "fresh_probe": fresh_reading(probe, probe.see(seen.residuals), labels.concept, labels.clip, folds, seed),
-        "sentinel_probe": sentinel.read(sentinel.see(seen.residuals)),
+        "fresh_probe": fresh_reading(probe, probe.features(seen.residuals), labels.concept, labels.clip, folds, seed),
+        "sentinel_probe": sentinel.predict_proba(sentinel.features(seen.residuals)),
     }
     for name, reading in other.items():
         overall[f"{name}.balanced"] = clips.balanced(reading.argmax(1) == labels.concept, labels)
@@ -106,7 +106,7 @@ def measure(
         acting={
             scope: action_quality(overall if scope == "all" else found[scope], labels.take(keep), config) for scope, keep in scopes.items()
         },
-        residual=probe.see(observed.residuals).float().numpy(),
+        residual=probe.features(observed.residuals).float().numpy(),
     )
 
 
@@ -122,7 +122,7 @@ def _scope(items: ItemSet, observed: Observations, probe: FrozenProbe, config: G
     clips, action, reading = (
         ClipBootstrap(labels.clip, config.replicates, seed),
         scored(labels, seen),
-        probe.read(probe.see(seen.residuals)),
+        probe.predict_proba(probe.features(seen.residuals)),
     )
     mass = clips.mean(option_mass(action.scores), np.ones(len(items), dtype=bool))
     return statistics(clips, labels, action, reading) | {"action.option_mass": mass}

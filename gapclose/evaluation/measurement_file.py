@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.evaluation.controls.logit_lens import margins
 from gapclose.evaluation.controls.scoring import ControlScorer
 from gapclose.metrics.bootstrap import Interval

@@ -17,7 +17,7 @@ import numpy as np
 
 from gapclose.core.logging import say
 from gapclose.data.answer_matching import parse_all
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.data.prompt_templates import apply_prompt
 from gapclose.evaluation.context import EvaluationContext
 from gapclose.evaluation.measurement import Statistics, scored
@@ -64,7 +64,7 @@ def _measured(run: EvaluationContext, stage: str, name: str, *, fitting: bool) -
         seen = run.observe(
             f"{stage}-test-{_slug(name)}", test, layers=probe.layers, generate=True, replace=stage != "base", max_new_tokens=limit
         )
-    reading = probe.read(probe.see(seen.residuals))
+    reading = probe.predict_proba(probe.features(seen.residuals))
     within = None
     if fitting and config.prompts.refit:
         within = reading if name == config.prompts.asked else _refitted(run, name, items, seen)
@@ -78,7 +78,7 @@ def _refitted(run: EvaluationContext, name: str, items: ItemSet, seen: Observati
     """Reading (N, C) by a probe that was fitted under this prompt."""
     fit = items.select(split="fit", purpose="gap")
     known = run.observe(f"base-fit-{_slug(name)}", fit, layers=run.probe.layers)
-    z_fit, z = (run.probe.see(of.residuals).double().numpy() for of in (known, seen))
+    z_fit, z = (run.probe.features(of.residuals).double().numpy() for of in (known, seen))
     return refit(run.probe, z_fit, Labels.of(fit).concept, z)
 
 

@@ -20,7 +20,7 @@ from gapclose.models.architecture import auto_class
 from gapclose.models.loading import LoadedModel
 from gapclose.models.quantization import quantised_settings
 from gapclose.models.structure import decoder_layers, unwrap
-from gapclose.training.objectives import IN_WORDS, settings_in_words
+from gapclose.training.objectives import in_words, settings_in_words
 
 MADE = {
     "adapter": "Adapter",
@@ -155,7 +155,7 @@ def model_card(
 
 # {title(summary, config, kind)}
 
-Trained with gapclose: {IN_WORDS[config.objective]}{again}
+Trained with gapclose: {in_words(config.objective)}{again}
 ({settings_in_words(config.objective, config.train)};
 LoRA on `{config.lora.layers}`, targets control `{config.targets.control}`, seed {config.seed}).
 Base model: `{base_name(loaded)}`{revision}.

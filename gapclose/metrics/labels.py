@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
-from gapclose.data.items import Item, ItemSet
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item
 
 
 @dataclass(frozen=True, kw_only=True)

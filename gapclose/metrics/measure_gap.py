@@ -158,7 +158,7 @@ def measure_gap(
             faults.append(f"controls[{name!r}] has shape {other.shape} and readings {reading.shape}; they must be equal")
         else:
             faults += _probabilities(f"controls[{name!r}]", other)
-    groups = {name: np.asarray(of).astype(str) for name, of in (("clips", clips), ("modality", modality)) if of is not None}
+    groups = {name: _names(of) for name, of in (("clips", clips), ("modality", modality)) if of is not None}
     faults += [f"{name} has shape {of.shape}; it must be ({n},)" for name, of in groups.items() if of.shape != (n,)]
     table = _table(option_concept, score, c, faults)
     if bad := [k for k in alarm if not 0 <= k < c]:
@@ -169,8 +169,8 @@ def measure_gap(
     if faults:
         raise ValueError("; ".join(faults))
     known = Labels(
-        clip=groups.get("clips", np.arange(n).astype(str)),
-        modality=groups.get("modality", np.full(n, "items")),
+        clip=groups.get("clips", np.arange(n)),
+        modality=groups.get("modality", np.full(n, "items")).astype(str),
         concept=concept,
         gold=right,
         option_concept=table,
@@ -235,6 +235,12 @@ def _whole(name: str, value: Array, faults: list[str]) -> np.ndarray:
         faults.append(f"{name} has shape {array.shape} and type {array.dtype}; it must be one whole number for every item")
         return np.zeros(0, dtype=int)
     return array.astype(int)
+
+
+def _names(value: Array) -> np.ndarray:
+    """(N,) names or numbers, whatever holds them."""
+    array = np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+    return array.astype(str) if array.dtype == object else array
 
 
 def _probabilities(name: str, array: np.ndarray) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
@@ -57,6 +58,18 @@ def checkpoint_fingerprint(folder: Path, model: Any) -> str:
     for pattern in HASHED:
         for file in sorted(f for f in folder.glob(pattern) if f.is_file()):
             digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def weights_fingerprint(model: Any) -> str:
+    """Hash that tells models in memory apart: the config, and of every parameter and buffer the blocks that
+    :func:`checkpoint_fingerprint` reads of a file."""
+    digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        for place, size in _blocks(len(raw)):
+            digest.update(raw[place : place + size].cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

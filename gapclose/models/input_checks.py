@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gapclose.core.errors import ErrorCollector
-from gapclose.data.items import Item, ItemSet, content_parts
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, content_parts
 from gapclose.data.media import survey
 from gapclose.models.chat_template import REFUSALS, answer_tokens, chat_text, tokenizer_of, within_template
 from gapclose.models.families import longest_sound, part_for

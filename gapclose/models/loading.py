@@ -12,7 +12,8 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 
-from gapclose.data.items import Item, ItemSet
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item
 from gapclose.data.media import MediaLoader
 from gapclose.models.architecture import attention_of, auto_class, build_on_meta, read_architecture, refuse_no_directory
 from gapclose.models.chat_template import answer_tokens, set_variables, tokenizer_of

@@ -21,7 +21,8 @@ from gapclose.core.distributed import run_on_all_ranks, run_on_main
 from gapclose.core.files import read_json, wait_for_file, write_json
 from gapclose.core.logging import progress, say
 from gapclose.core.versions import versions_now
-from gapclose.data.items import Item, ItemSet
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item
 from gapclose.data.media import MediaLoader
 from gapclose.models.hooks import reset_rope_deltas
 from gapclose.models.loading import LoadedModel

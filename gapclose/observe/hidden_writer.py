@@ -23,7 +23,8 @@ from gapclose.core.files import wait_for_file
 from gapclose.core.logging import progress, say
 from gapclose.core.tensor_files import Damaged, read_tensors, write_tensors
 from gapclose.core.versions import versions_now
-from gapclose.data.items import Item, ItemSet
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item
 from gapclose.data.media import MediaLoader
 from gapclose.models.loading import LoadedModel
 from gapclose.models.processing import media_signature

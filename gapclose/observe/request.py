@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
-from gapclose.data.items import Item, ItemSet
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item
 from gapclose.models.loading import LoadedModel
 from gapclose.models.structure import unwrap
 from gapclose.observe.config import ObserveConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -34,7 +35,7 @@ from gapclose.report.html import write_page
 from gapclose.training.adapter_io import load_adapter_tensors, save_adapter
 from gapclose.training.checkpoint_selection import EpochRecords
 from gapclose.training.lora import adapter_changed, adapter_fingerprint, add_lora, load_adapter
-from gapclose.training.objectives import BY_TRL, needs_reading
+from gapclose.training.objectives import BY_TRL, CUSTOM, OBJECTIVES, needs_reading
 from gapclose.training.resume import epochs_done, last_complete_checkpoint, whole_checkpoints
 from gapclose.training.sampler import Example
 from gapclose.training.target_rounds import (
@@ -136,6 +137,7 @@ class AlignStage:
 
     def build_targets(self, number: int, teacher: ProbeReadings) -> Targets:
         """Targets of the train items for a round, stored beside those of other rounds."""
+        config = self.run.config
         # always rebuilt: cheap, and a file from before a change of labels would be stale
         train, known = train_items(self.run), Labels.of(val_items(self.run))
         targets = build_targets(
@@ -152,6 +154,8 @@ class AlignStage:
             alarm=np.isin(train.concepts, train.alarm),
             seed=self.run.config.seed,
         )
+        if config.objective not in OBJECTIVES:
+            targets = dataclasses.replace(targets, target=self._custom_target(targets))
         name = "targets" if number == 1 else f"targets-round-{number}"
         self.run.on_main(lambda: targets.save(self.run.directory / f"{name}.safetensors"))
         facts = targets.summary(train.concepts)
@@ -162,6 +166,26 @@ class AlignStage:
         for line in target_words(self.made[-1:]):
             say(f"  warning: {line}")
         return targets
+
+    def _custom_target(self, targets: Targets) -> np.ndarray:
+        """(N, O) of the objective that the user added, checked.
+
+        Raises:
+            ValueError: when it is no distribution over the options.
+        """
+        objective = self.run.config.objective
+        aim = np.asarray(CUSTOM.get(objective)(targets, train_items(self.run)), dtype=float)
+        if aim.shape != targets.target.shape:
+            raise ValueError(
+                f"objective {objective!r} returned targets of shape {aim.shape}; they must be {targets.target.shape}, items x options"
+            )
+        bad = np.flatnonzero((aim < 0).any(1) | (np.abs(aim.sum(1) - 1) > 1e-6) | ~np.isfinite(aim).all(1))
+        if len(bad):
+            raise ValueError(
+                f"objective {objective!r} returned no distribution for item {targets.ids[bad[0]]!r}: {aim[bad[0]].tolist()}; give shares of its "
+                "options that sum to one"
+            )
+        return aim
 
     def train(self, base: SplitMeasurement) -> None:
         """Train adapters round by round, measuring ``val`` after every epoch.
@@ -319,7 +343,7 @@ class AlignStage:
         unset_hf_deepspeed_config()  # else transformers would hand each process a part of what it reads
         return load_adapter(self.run.config.model, self.run.directory / "checkpoints" / f"epoch-{epoch}")
 
-    def finish(self, base: SplitMeasurement) -> dict[str, Any]:
+    def finish(self, base: SplitMeasurement) -> None:
         """Measure the best epoch's adapter on test, once; export it with its evidence if it may be (``export.unimproved``); close the tracker."""
         epoch, without = self.best()["epoch"], self.epochs.unimproved(range(1, self.begun + 1))
         if run_on_main(lambda: record_of(self.run.directory, "adapted/test")):
@@ -344,4 +368,3 @@ class AlignStage:
             say(f"  warning: {line}{told}")
         self.run.on_main(lambda: write_page(self.run.directory))
         self.run.on_main(lambda: self.run.tracker.finish(summary, self.run.directory / "adapter" if exported else None))
-        return summary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -34,10 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if arguments else 2
+    if arguments[0] in ("--version", "version"):
+        from gapclose.core.version import __version__
+
+        print(f"gapclose {__version__}")
+        return 0
     command, rest = arguments[0], arguments[1:]
     commands = {"validate": validate, "measure": measure, "close": close, "report": report, "export": export}
     if command not in commands:
-        print(f"unknown command {command!r}\n\n{USAGE}", file=sys.stderr)
+        near = difflib.get_close_matches(command, commands, n=1)
+        print(f"unknown command {command!r}{f'; did you mean {near[0]!r}?' if near else ''}\n\n{USAGE}", file=sys.stderr)
         return 2
     return guarded(lambda: commands[command](rest))
 
@@ -48,18 +55,20 @@ def validate(arguments: Sequence[str]) -> None:
     Raises:
         ValueError: all that is wrong, after all that can be shown.
     """
+    from gapclose.pipeline.config import parse_config
+
+    config = parse_config(arguments, prog="gapclose validate", starting=True)
+
     from gapclose.data.prompt_templates import apply_prompt
     from gapclose.evaluation.controls.text_leak import text_leak
     from gapclose.export.run import check_checkpoint
     from gapclose.models.architecture import why_absent
     from gapclose.models.config import SHIPPED
-    from gapclose.pipeline.config import parse_config
     from gapclose.pipeline.items import is_for_closing, prepare_plain
     from gapclose.pipeline.model_summary import print_outline
     from gapclose.pipeline.validate import missing_on_this_machine, print_histogram, print_leak, unnamed, warnings_for
     from gapclose.training.tracking import tracking_doubts
 
-    config = parse_config(arguments, prog="gapclose validate", starting=True)
     closing, absent, items, plain, faults = True, why_absent(config.model), None, None, list[str]()
     shipped = [f"{key} {path}" for key, path in (("data.path", config.data.path), ("model.path", config.model.path)) if path in SHIPPED]
     if shipped:
@@ -98,12 +107,14 @@ def validate(arguments: Sequence[str]) -> None:
 
 def measure(arguments: Sequence[str]) -> None:
     """Measure the base model."""
-    from gapclose.core.logging import is_main
     from gapclose.pipeline.config import parse_config
+
+    config = parse_config(arguments, prog="gapclose measure", starting=True)
+
+    from gapclose.core.logging import is_main
     from gapclose.pipeline.run import run_measure
     from gapclose.report.console import print_report
 
-    config = parse_config(arguments, prog="gapclose measure", starting=True)
     run_measure(config)
     if is_main():
         print_report(Path(config.run_dir))
@@ -112,12 +123,14 @@ def measure(arguments: Sequence[str]) -> None:
 
 def close(arguments: Sequence[str]) -> None:
     """The whole loop."""
-    from gapclose.core.logging import is_main
     from gapclose.pipeline.config import parse_config
+
+    config = parse_config(arguments, prog="gapclose close", starting=True)
+
+    from gapclose.core.logging import is_main
     from gapclose.pipeline.run import run_close
     from gapclose.report.console import print_report
 
-    config = parse_config(arguments, prog="gapclose close", starting=True)
     run_close(config)
     if is_main():
         print_report(Path(config.run_dir))
@@ -126,14 +139,17 @@ def close(arguments: Sequence[str]) -> None:
 
 def export(arguments: Sequence[str]) -> None:
     """Write the exports of a finished run again."""
+    from gapclose.pipeline.config import parse_config
+
+    config = parse_config(arguments, prog="gapclose export", starting=True)
+
     from gapclose.evaluation.run_records import summarise
     from gapclose.export.run import check_export, export_run
-    from gapclose.pipeline.config import parse_config, refuse_other_run
+    from gapclose.pipeline.config import refuse_other_run
     from gapclose.pipeline.memory_estimate import refuse_small_disk_for_exports
     from gapclose.pipeline.run_dir import lock_run_dir
     from gapclose.training.lora import load_adapter
 
-    config = parse_config(arguments, prog="gapclose export", starting=True)
     directory = Path(config.run_dir)
     if not (directory / "config.yaml").is_file():
         raise ValueError(f"{directory}: no run there (no config.yaml); run `gapclose close` first")

@@ -19,17 +19,17 @@ from gapclose.core.config_checks import Checks
 from gapclose.core.errors import ErrorCollector
 from gapclose.core.files import write_text
 from gapclose.core.settings import RESUMABLE_KEYS, flatten, read_settings
-from gapclose.data.config import DataConfig, LabellingConfig, PromptsConfig
-from gapclose.evaluation.config import ControlsConfig
+from gapclose.data.config import READERS, DataConfig, LabellingConfig, PromptsConfig
+from gapclose.evaluation.config import CONTROLS, ControlsConfig
 from gapclose.export.config import ExportConfig
 from gapclose.metrics.config import GapConfig
 from gapclose.models.config import ModelConfig
 from gapclose.observe.config import ObserveConfig
 from gapclose.pipeline.config_parsing import all_hints, build, read_given
 from gapclose.pipeline.paths import missing_places
-from gapclose.probes.config import ProbeConfig
+from gapclose.probes.config import PROBE_FAMILIES, ProbeConfig
 from gapclose.training.config import TERMS, DpoConfig, GrpoConfig, GuardsConfig, LoraConfig, TargetsConfig, TrackingConfig, TrainConfig
-from gapclose.training.objectives import LOSS_TERMS, OBJECTIVES, active_terms, idle_terms
+from gapclose.training.objectives import CUSTOM, active_terms, idle_terms, loss_terms
 
 
 @dataclass(kw_only=True)
@@ -66,7 +66,8 @@ class Config:
     def __post_init__(self) -> None:
         with Checks(self) as check:
             check.choice("tracking", ("none", "wandb"))
-            check.choice("objective", OBJECTIVES)
+            if check.sound("objective") and not CUSTOM.known(self.objective):
+                check.add(f"{check.named('objective')}; choose one of {list(CUSTOM.names)}, or package.module:function", "objective")
             check.number("seed", least=0, most=2**32 - 1)
             if not check.sound(*(f.name for f in dataclasses.fields(self) if dataclasses.is_dataclass(f.default_factory))):
                 return
@@ -92,7 +93,7 @@ class Config:
         batch, shares = ("train.global_batch_size", "train.micro_batch_size"), ("train.retain_share", "train.gold_share")
         weights, group = [f"train.{term}" for term in TERMS], "grpo.num_generations"
         checks: list[tuple[Callable[[], object], list[str]]] = [(lambda: self.train.accumulation(1), [*batch])]
-        if self.objective in LOSS_TERMS:
+        if loss_terms(self.objective):
             checks.append((self.train.counts, [batch[0], *shares, *weights, "objective"]))
         if self.objective == "grpo":
             checks.append((lambda: self.grpo.prompts(self.train), [batch[0], group, "objective"]))
@@ -112,11 +113,23 @@ def known_keys(kind: Any = Config, prefix: str = "") -> Iterator[str]:
             yield from known_keys(factory, f"{prefix}{f.name}.")
 
 
+def missing_functions(config: Config) -> Iterator[str]:
+    """What is wrong with each function of the user's own that the configuration names."""
+    named = [(CUSTOM, [config.objective]), (PROBE_FAMILIES, config.probe.families), (CONTROLS, config.controls.extra)]
+    named.append((READERS, [] if config.data.format is None else [config.data.format]))
+    for registry, names in named:
+        for name in set(names) - set(registry.built_in):
+            try:
+                registry.get(name)
+            except ValueError as error:
+                yield str(error)
+
+
 def parse_config(arguments: Sequence[str], *, prog: str = "gapclose", starting: bool = False) -> Config:
     """Build the configuration from command-line arguments (``--config FILE --any.key value``).
 
     Args:
-        starting: also check the places that a start needs: directories that it writes to, and files that it reads.
+        starting: also check what a start needs: directories that it writes to, files that it reads, and functions of the user's own.
 
     Raises:
         ValueError: naming everything that is wrong: unknown keys with the nearest valid one, values that do not fit, with what would.
@@ -129,8 +142,9 @@ def parse_config(arguments: Sequence[str], *, prog: str = "gapclose", starting: 
         parser.parse_args(list(arguments))  # which ends the process
     problems, hints = ErrorCollector("the configuration", most=1000, alike=1000), all_hints(Config)
     config = build(Config, read_given(arguments, hints, problems), hints, problems)
-    for fault in missing_places(config.run_dir, config.data, config.model, config.observe) if starting and config is not None else ():
-        problems.add(fault)
+    if starting and config is not None:
+        for fault in (*missing_places(config.run_dir, config.data, config.model, config.observe), *missing_functions(config)):
+            problems.add(fault)
     problems.raise_if_any()
     assert config is not None
     return config

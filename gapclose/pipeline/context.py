@@ -17,7 +17,7 @@ from gapclose.core.distributed import engine_given, run_on_main
 from gapclose.core.files import read_json, remove_leftovers, write_json, write_text
 from gapclose.core.logging import say
 from gapclose.core.versions import refuse_other_versions, say_other_environment
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.data.prompt_templates import apply_prompt
 from gapclose.evaluation.controls.features import Chosen
 from gapclose.evaluation.controls.run_controls import gate, run_controls
@@ -30,7 +30,8 @@ from gapclose.export.run import check_export
 from gapclose.metrics.judgeable import ADVICE
 from gapclose.metrics.labels import Labels
 from gapclose.metrics.status import STATES
-from gapclose.models.loading import load_model
+from gapclose.models.checkpoint import weights_fingerprint
+from gapclose.models.loading import LoadedModel, assemble, load_model
 from gapclose.models.quantization import refuse_quantisation
 from gapclose.models.sharding import shard
 from gapclose.observe.extract import observe
@@ -38,7 +39,7 @@ from gapclose.observe.hidden_cache import HiddenStateCache
 from gapclose.observe.request import ObservationRequest
 from gapclose.observe.store import Observations
 from gapclose.pipeline.config import Config, refuse_other_run, save_config
-from gapclose.pipeline.items import prepare_plain
+from gapclose.pipeline.items import Given, prepare_plain
 from gapclose.pipeline.launch import check_launch, refuse_under_engine
 from gapclose.pipeline.memory_estimate import refuse_small_disk
 from gapclose.pipeline.run_dir import bind_items, environment, lock_run_dir, refuse_other_items, unlock_run_dir
@@ -48,7 +49,7 @@ from gapclose.probes.linear import FrozenProbe
 from gapclose.probes.search import choose_probe, not_asked_words
 from gapclose.report.figures import draw_epochs
 from gapclose.training.lora import adapted_experts
-from gapclose.training.objectives import LOSS_TERMS
+from gapclose.training.objectives import loss_terms
 from gapclose.training.tracking import NoTracker, make_tracker, tracking_doubts
 
 MEASURED = ("gap", "transfer", "retain")
@@ -57,8 +58,11 @@ MEASURED = ("gap", "transfer", "retain")
 class RunContext:
     """The state of one run: what was loaded, chosen and measured so far."""
 
-    def __init__(self, config: Config, *, closing: bool) -> None:
+    def __init__(self, config: Config, *, closing: bool, given: Given | None = None) -> None:
         """Check launch, configuration, items and media, then load the model.
+
+        Args:
+            given: items and model that are in memory already.
 
         Raises:
             ValueError: for everything that is wrong with them, before the model loads; for layers that it lacks, or experts that
@@ -67,7 +71,7 @@ class RunContext:
         transformers.logging.set_verbosity_error()
         if not sys.stderr.isatty():
             transformers.logging.disable_progress_bar()
-        self.config, self.directory = config, Path(config.run_dir)
+        self.config, self.directory, self.given = config, Path(config.run_dir), given
         refuse_quantisation(config.model.quantisation)
         self.process = check_launch()
         refuse_under_engine(config, engine_given(self.process), self.process.num_processes, closing=closing)
@@ -76,7 +80,7 @@ class RunContext:
                 raise ValueError("model.dtype float16 cannot be trained without a loss scaler; choose bfloat16 or float32")
             check_export(config)
             config.train.accumulation(self.process.num_processes)
-            if config.objective in LOSS_TERMS:
+            if loss_terms(config.objective):
                 config.train.counts()
         self.lock: BaseFileLock | None = None
         made = not self.directory.exists()
@@ -107,12 +111,12 @@ class RunContext:
         config = self.config
         self.on_main(lambda: refuse_damaged_files(self.directory))
         self.on_main(lambda: refuse_other_versions(self.directory, config.observe.versions))
-        self.plain = prepare_plain(config, closing=closing, alone=self.on_main)
+        self.plain = prepare_plain(config, closing=closing, alone=self.on_main, given=self.given)
         self.items = apply_prompt(self.plain, config.prompts.asked, config.prompts)
         refuse_other_items(self.items, self.directory / "items.json")
         for line in tracking_doubts(config) if self.process.is_main_process else ():
             say(f"  warning: {line}")
-        self.loaded = load_model(config.model)
+        self.loaded = self._from_memory(self.given) if self.given else load_model(config.model)
         batch = f", global batch {config.train.global_batch_size} in micro-batches of {config.train.micro_batch_size}" if closing else ""
         say(f"precision {str(self.loaded.model.dtype).removeprefix('torch.')}{batch}")
         n_layers = len(self.loaded.layers)
@@ -127,6 +131,22 @@ class RunContext:
         self.on_main(lambda: bind_items(self.items, self.directory / "items.json"))
         self.on_main(self._keep_environment)
         self.place(self.loaded.model)
+
+    def _from_memory(self, given: Given) -> LoadedModel:
+        """The user's own model, and a copy of its weights where a control will draw them anew."""
+        model = given.model.eval()
+        if self.config.controls.random_weights:
+            self.weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        return assemble(model, given.processor, path=self.config.model.path, fingerprint=weights_fingerprint(model))
+
+    def reload(self) -> None:
+        """Give the run's model its own weights again, after a control has drawn others."""
+        self.adapter = ""
+        if self.given:
+            self.loaded.model.load_state_dict(self.weights)
+            return
+        self.loaded.model = None  # one model in memory at a time
+        self.place(load_model(self.config.model).model)
 
     def _keep_environment(self) -> None:
         """Write what this start runs on; what earlier starts ran on, where it was something else, stays below ``earlier``."""

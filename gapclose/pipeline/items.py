@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from gapclose.core.errors import ErrorCollector
 from gapclose.core.logging import say
 from gapclose.data.answer_matching import check_told_apart
 from gapclose.data.config import WORDINGS, DataConfig, PromptsConfig
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.data.label_budget import relabel
 from gapclose.data.load import in_order, read_data
 from gapclose.data.media import drop_faulty, report_faults, survey
@@ -31,7 +31,18 @@ MEASURE_SPLITS = {"fit": True, "test": True}
 CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
 
 
-def load_items(
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a run takes from memory in place of ``data.path`` and ``model.path``."""
+
+    items: ItemSet
+    model: Any
+    """a transformers model"""
+    processor: Any
+    """its processor, or the tokenizer of a model that only reads text"""
+
+
+def read_checked_items(
     directory: Path,
     data: DataConfig,
     model: ModelConfig,
@@ -43,6 +54,7 @@ def load_items(
     objective: str | None = None,
     prompts: PromptsConfig | None = None,
     without_model: bool = False,
+    given: Given | None = None,
 ) -> ItemSet:
     """Read an item set and check items, media, options and splits; the items are not yet in the words of a prompt.
 
@@ -54,12 +66,13 @@ def load_items(
         objective: what the train items are for, or None.
         prompts: the prompts that the items must be askable in; None: their own.
         without_model: leave out what only the model's processor can tell, which is not there.
+        given: items and processor that are in memory already; ``directory`` and ``model`` are not read then.
 
     Raises:
         ValueError: all problems of all checks together.
     """
-    problems, prompts = ErrorCollector(f"the item set {directory}"), prompts or PromptsConfig()
-    plain = read_data(directory, data, problems)
+    problems, prompts = ErrorCollector(f"the item set {given.items.name if given else directory}"), prompts or PromptsConfig()
+    plain = given.items if given else read_data(directory, data, problems)
     items = in_order(plain, data, prompts, problems)
     if not len(problems):  # else a twin may be missing for no fault of its own
         check_twins(items, problems)
@@ -72,7 +85,7 @@ def load_items(
     check_media_apart(plain, found, problems)  # shuffled options would hide a question that is asked twice
     items = replace(items, notes=(*items.notes, *check_clips_apart(plain, found, problems)))
     try:
-        processor = None if without_model else load_processor(model)
+        processor = None if without_model else given.processor if given else load_processor(model)
     except ValueError as error:
         problems.add(str(error))
         processor = None
@@ -84,7 +97,7 @@ def load_items(
         before = len(problems)
         check_kinds(items, processor, problems)
         found = too_long(items, processor, seen.sizes) | found
-        if len(problems) == before:  # else no prompt can be made
+        if len(problems) == before and not given:  # else no prompt can be made, or the model is there and will say so itself
             found |= unfit(items, model, processor, {entry: size for entry, size in seen.sizes.items() if entry not in found})
     if data.on_error == "skip":
         items = drop_faulty(items, found, problems)
@@ -146,19 +159,25 @@ def prepare_items(config: Config, *, closing: bool, without_model: bool = False)
 
 
 def prepare_plain(
-    config: Config, *, closing: bool, alone: Callable[[Callable[[], None]], None] = lambda write: write(), without_model: bool = False
+    config: Config,
+    *,
+    closing: bool,
+    alone: Callable[[Callable[[], None]], None] = lambda write: write(),
+    without_model: bool = False,
+    given: Given | None = None,
 ) -> ItemSet:
     """Make the embedded world when it is asked for, then read and check the items, which stay in the data's own words.
 
     Args:
         alone: has one process of a launch write while the others wait.
         without_model: leave out what only the model's processor can tell, which is not there.
+        given: items and processor that are in memory already.
 
     Raises:
         ValueError: with every problem of the set.
     """
     directory = Path(config.data.path)
-    if config.data.path == "digits":
+    if config.data.path == "digits" and not given:
         from gapclose.data.digits.generate import write
 
         kind = ("" if config.data.sound else "-images") + (f"-degraded{config.data.degraded:g}" if config.data.degraded else "")
@@ -172,9 +191,16 @@ def prepare_plain(
         alone(make)
     splits = CLOSE_SPLITS if closing else MEASURE_SPLITS
     retain = closing and config.train.retain > 0
-    limits: dict[str, Any] = {"without_model": without_model, "max_new_tokens": config.observe.max_new_tokens, "folds": config.probe.folds}
+    limits: dict[str, Any] = {
+        "without_model": without_model,
+        "given": given,
+        "max_new_tokens": config.observe.max_new_tokens,
+        "folds": config.probe.folds,
+    }
     objective = config.objective if closing else None
-    loaded = load_items(directory, config.data, config.model, splits, **limits, retain=retain, objective=objective, prompts=config.prompts)
+    loaded = read_checked_items(
+        directory, config.data, config.model, splits, **limits, retain=retain, objective=objective, prompts=config.prompts
+    )
     items = relabel(loaded, config.labelling, config.seed)
     problems = ErrorCollector(f"the item set {directory} with the labels that `labelling` leaves")
     check_splits_filled(items, splits, config.probe.folds, problems)

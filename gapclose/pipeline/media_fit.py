@@ -18,7 +18,8 @@ from PIL import Image
 
 from gapclose.core.errors import ItemError
 from gapclose.core.memory_meter import Meter
-from gapclose.data.items import Item, ItemSet, content_parts
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, content_parts
 from gapclose.data.media import MediaLoader
 from gapclose.data.video import Video
 from gapclose.models.architecture import build_on_meta, read_architecture

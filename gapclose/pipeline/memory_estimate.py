@@ -22,7 +22,8 @@ import torch
 
 from gapclose.core.files import format_bytes, free_bytes, size_of
 from gapclose.core.memory_meter import Meter
-from gapclose.data.items import Item, ItemSet
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item
 from gapclose.models.hooks import answer_logits, last_logits
 from gapclose.models.loading import LoadedModel
 from gapclose.models.quantization import bytes_saved

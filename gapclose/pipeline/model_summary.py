@@ -15,7 +15,8 @@ from torch import nn
 
 from gapclose.core.files import format_bytes, free_bytes, nearest
 from gapclose.core.logging import say
-from gapclose.data.items import Item, ItemSet
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item
 from gapclose.models.architecture import build_on_meta, quiet, read_architecture
 from gapclose.models.loading import LoadedModel, assemble, load_processor
 from gapclose.models.quantization import outside

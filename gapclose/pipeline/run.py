@@ -7,19 +7,21 @@ Every process of a launch executes every stage; files are written by the main pr
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 from gapclose.core.distributed import run_on_main
 from gapclose.evaluation.run_records import summarise
+from gapclose.evaluation.run_result import RunResult, load_run
 from gapclose.pipeline.align_stage import AlignStage
 from gapclose.pipeline.config import Config
 from gapclose.pipeline.context import RunContext
+from gapclose.pipeline.items import Given
 from gapclose.report.html import write_page
 
 
-def run_measure(config: Config) -> dict[str, Any]:
+def run_measure(config: Config, given: Given | None = None) -> RunResult:
     """Measure the gap of the base model on test, with every control that the configuration asks for, without training."""
-    run = RunContext(config, closing=False)
+    run = RunContext(config, closing=False, given=given)
     run.track()
     run.fit_probes()
     run.measure_base(["test"])
@@ -27,12 +29,12 @@ def run_measure(config: Config) -> dict[str, Any]:
     summary = run_on_main(lambda: summarise(run.directory))
     run.on_main(lambda: write_page(run.directory))
     run.on_main(lambda: run.tracker.finish(summary, None))
-    return summary
+    return run_on_main(lambda: load_run(run.directory))
 
 
-def run_close(config: Config) -> dict[str, Any]:
+def run_close(config: Config, given: Given | None = None) -> RunResult:
     """Measure, decide on val whether to train, train with re-measurement after every epoch, measure test again, export."""
-    run = RunContext(config, closing=True)
+    run = RunContext(config, closing=True, given=given)
     run.track()
     run.fit_probes()
     run.measure_base(["val"])
@@ -43,4 +45,5 @@ def run_close(config: Config) -> dict[str, Any]:
     run.examine(thorough=False)
     run.on_main(lambda: write_page(run.directory))
     training.train(run.measured["val"])
-    return training.finish(run.measured["test"])
+    training.finish(run.measured["test"])
+    return replace(run_on_main(lambda: load_run(run.directory)), model=run.loaded.model)

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
 
-from gapclose import __version__
 from gapclose.core.distributed import engine_given
 from gapclose.core.files import read_json, write_json, write_text, writing
 from gapclose.core.logging import say
-from gapclose.data.items import ItemSet
+from gapclose.core.version import __version__
+from gapclose.data.item_set import ItemSet
 
 SETTLE = 1.0
 """seconds in which a process that has just taken a lock has written who it is"""

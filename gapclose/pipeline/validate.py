@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from rich.table import Table
 
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.data.prompt_templates import apply_prompt
 from gapclose.data.question_text import unnamed_options
 from gapclose.evaluation.controls.text_leak import Leak

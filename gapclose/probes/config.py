@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from gapclose.core.config_checks import Checks
+from gapclose.core.registry import Registry
 
 FAMILIES = ("logistic", "lda", "mean_difference")
+FitFunction = Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, np.ndarray]]
+"""(standardised residuals (N, D), classes (N,) from 0 to C - 1, strength) -> weight (C, D), bias (C,)"""
+PROBE_FAMILIES: Registry[FitFunction] = Registry("probe.families", "probe family", FAMILIES)
+
+
+def register_probe_family(name: str, fit: FitFunction) -> FitFunction:
+    """Add a family of linear probes, to be named in ``probe.families``; its strengths are those of ``probe.strengths``.
+
+    Args:
+        fit: takes standardised residuals (N, D), classes (N,) from 0 to C - 1, and a strength; returns weight (C, D) and bias (C,), of which
+            the softmax is the posterior. It must depend on nothing else.
+
+    Raises:
+        ValueError: when the name is taken.
+    """
+    return PROBE_FAMILIES.register(name, fit)
 
 
 @dataclass(kw_only=True)
@@ -14,11 +34,14 @@ class ProbeConfig:
     """How probes are fitted and chosen."""
 
     families: list[str] = field(default_factory=lambda: list(FAMILIES))
-    """logistic (C is ``strength``), lda (shrinkage is ``strength``), mean_difference (nearest class mean)"""
+    """logistic (C is ``strength``), lda (shrinkage is ``strength``), mean_difference (nearest class mean), a registered family, or
+    ``package.module:function``"""
     c: list[float] = field(default_factory=lambda: [0.001, 0.01, 0.1, 1.0])
     """inverse regularisation of the logistic family, on standardised residuals"""
     shrinkage: list[float] = field(default_factory=lambda: [0.1, 0.5])
     """covariance shrinkage of the lda family, 0..1"""
+    strengths: list[float] = field(default_factory=lambda: [1.0])
+    """of the families that are not the package's own"""
     folds: int = 4
     """grouped cross-validation folds inside fit"""
     layers: list[int] | None = None
@@ -31,14 +54,15 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         with Checks(self, "probe") as check:
-            check.choice("families", FAMILIES)
-            if check.sound("families") and not self.families:
-                check.add(f"{check.named('families')}; choose some of {list(FAMILIES)}", "families")
+            if check.sound("families") and (not self.families or not all(map(PROBE_FAMILIES.known, self.families))):
+                names = f"{list(PROBE_FAMILIES.names)}, or package.module:function"
+                check.add(f"{check.named('families')}; choose some of {names}", "families")
             check.number("folds", least=2)
             check.number("layers_above", least=1, why="LoRA needs a layer above the probe")
             check.number("stack", least=1, why="1 tries single layers only")
             check.number("layers", least=1, why="the first decoder layer is 1")
             check.number("c", above=0)
+            check.number("strengths")
             check.number("shrinkage", least=0, most=1)
             for family, name in (("logistic", "c"), ("lda", "shrinkage")):
                 if check.sound(name, "families") and not getattr(self, name) and family in self.families:
@@ -67,4 +91,4 @@ class ProbeConfig:
     def settings(self) -> list[tuple[str, float]]:
         """All (family, strength) pairs."""
         strengths = {"logistic": self.c, "lda": self.shrinkage, "mean_difference": [1.0]}
-        return [(family, s) for family in self.families for s in strengths[family]]
+        return [(family, s) for family in self.families for s in strengths.get(family, self.strengths)]

@@ -20,6 +20,7 @@ from torch import nn
 
 from gapclose.core.files import read_json, write_json
 from gapclose.core.tensor_files import read_tensors, write_tensors
+from gapclose.probes.config import FAMILIES, PROBE_FAMILIES
 from gapclose.probes.logistic import solve
 from gapclose.probes.standardize import varies
 
@@ -35,7 +36,7 @@ def side_by_side(residuals: Mapping[int, torch.Tensor], layers: Sequence[int]) -
 class FrozenProbe(nn.Module):
     """A fitted probe that cannot be trained: buffers only, and its input is detached.
 
-    ``forward`` maps what :meth:`see` gives, (..., D), to log r(c|x), (..., C), in float32.
+    ``forward`` maps what :meth:`features` gives, (..., D), to log r(c|x), (..., C), in float32.
     """
 
     mean: torch.Tensor
@@ -67,7 +68,7 @@ class FrozenProbe(nn.Module):
         """The highest of ``layers``, which rise: what changes above it does not reach the probe."""
         return self.layers[-1]
 
-    def see(self, residuals: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    def features(self, residuals: Mapping[int, torch.Tensor]) -> torch.Tensor:
         """What the probe reads of an observation's residuals: those of its layers side by side, (N, D)."""
         return side_by_side(residuals, self.layers)
 
@@ -77,7 +78,7 @@ class FrozenProbe(nn.Module):
         return ((z @ self.weight.T + self.bias) / self.temperature).log_softmax(-1)
 
     @torch.no_grad()
-    def read_log(self, residual: torch.Tensor) -> np.ndarray:
+    def predict_log_proba(self, residual: torch.Tensor) -> np.ndarray:
         """log r(c|x) as a float64 array (N, C), computed in float64, so that of a certain reading the doubt that is left keeps its digits."""
         mean, scale, weight, bias, temperature = (
             part.cpu().double() for part in (self.mean, self.scale, self.weight, self.bias, self.temperature)
@@ -89,9 +90,9 @@ class FrozenProbe(nn.Module):
         log = torch.cat(rows) if rows else flat.new_zeros((0, len(self.concepts)), dtype=torch.float64)
         return log.reshape(*residual.shape[:-1], len(self.concepts)).numpy()
 
-    def read(self, residual: torch.Tensor) -> np.ndarray:
+    def predict_proba(self, residual: torch.Tensor) -> np.ndarray:
         """The reading r(c|x) as a float64 array (N, C); what is below 1e-323 is 0."""
-        return np.exp(self.read_log(residual))
+        return np.exp(self.predict_log_proba(residual))
 
     def save(self, path: Path, evidence: Mapping[str, Any] | None = None) -> None:
         """Write ``path``.safetensors and ``path``.json (layers and the highest of them, family, concepts, and how it was chosen)."""
@@ -131,6 +132,14 @@ def fit_linear(z: np.ndarray, y: np.ndarray, family: str, strength: float) -> tu
     x = z - mean
     x /= scale
     x[:, ~kept] = 0
+    if family not in FAMILIES:
+        weight, bias = PROBE_FAMILIES.get(family)(x, index, strength)
+        if weight.shape != (len(classes), x.shape[1]) or bias.shape != (len(classes),):
+            raise ValueError(
+                f"probe family {family!r} returned a weight {weight.shape} and a bias {bias.shape}; they must be ({len(classes)}, "
+                f"{x.shape[1]}) and ({len(classes)},)"
+            )
+        return mean, scale, np.asarray(weight), np.asarray(bias)
     if family == "mean_difference":
         weight = np.stack([x[y == c].mean(0) for c in classes])
         priors = np.array([(y == c).mean() for c in classes])

@@ -66,6 +66,6 @@ def nested_reading(
             layers=layers, modality=None if modality is None else modality[train], settings=settings, seed=seed, spread=spread,
             label=f"choosing in outer fold {fold} of {len(outer)}",
         ).probe  # fmt: skip
-        reading[test] = probe.read(probe.see(residuals)[test])
+        reading[test] = probe.predict_proba(probe.features(residuals)[test])
         chosen.append((probe.layers, probe.family, probe.strength))
     return Nested(reading=reading, chosen=chosen)

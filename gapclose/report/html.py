@@ -13,9 +13,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from gapclose import __version__
 from gapclose.core.files import read_json, write_text
 from gapclose.core.settings import read_settings
+from gapclose.core.version import __version__
 from gapclose.evaluation.run_records import (
     layer_words,
     layers_of,

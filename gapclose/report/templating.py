@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from gapclose import __version__
+from gapclose.core.version import __version__
 from gapclose.evaluation.run_records import layer_words, layers_of
 
 

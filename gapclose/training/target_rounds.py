@@ -23,7 +23,7 @@ from accelerate.utils import broadcast_object_list
 
 from gapclose.core.distributed import map_across_ranks
 from gapclose.core.logging import say
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.data.media import SUPPORTED
 from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.labels import Labels
@@ -60,7 +60,7 @@ def first_teacher(run: TrainingContext) -> tuple[ProbeReadings, np.ndarray]:
     control = run.config.targets.control
     seen = run.observe("base-train", train_items(run), layers=run.probe.layers, blank=SUPPORTED if control.startswith("blank") else ())
     judged = read_observations(run.directory / "observations" / "base-val", [i.id for i in val_items(run)], layers=run.probe.layers)
-    read = {name: run.probe.read(run.probe.see(of.residuals)) for name, of in (("train", seen), ("val", judged))}
+    read = {name: run.probe.predict_proba(run.probe.features(of.residuals)) for name, of in (("train", seen), ("val", judged))}
     return ProbeReadings(probe=run.probe, **read), seen.scores.double().numpy()
 
 
@@ -84,7 +84,7 @@ def search(run: TrainingContext, number: int) -> tuple[FrozenProbe, np.ndarray]:
         say(f"  warning: round {number}: {not_asked_words(lost)}")
     evidence = {"chosen_from": table, "n_fit": len(fit), "n_val": len(val), "seed": run.config.seed, "round": number, "not_asked": lost}
     run.on_main(lambda: probe.save(run.directory / "probes" / f"round-{number}", evidence))
-    return probe, probe.read(probe.see(seen["val"]))
+    return probe, probe.predict_proba(probe.features(seen["val"]))
 
 
 def choose_on_holdout(
@@ -132,7 +132,7 @@ def next_teacher(run: TrainingContext, number: int) -> ProbeReadings:
     """The teacher of a later round: the best probe on what the model has become."""
     probe, val = search(run, number)
     found = run.observe(f"round-{number}-train", train_items(run), layers=probe.layers, replace=True)
-    return ProbeReadings(probe=probe, train=probe.read(probe.see(found.residuals)), val=val)
+    return ProbeReadings(probe=probe, train=probe.predict_proba(probe.features(found.residuals)), val=val)
 
 
 def compare_rounds(
@@ -197,4 +197,4 @@ def _balanced(reading: np.ndarray, labels: Labels) -> float:
 def sentinel_reading(run: TrainingContext) -> np.ndarray:
     """What the sentinel reads of the train items in the base model, (N, C)."""
     found: Mapping[int, torch.Tensor] = run.observe("round-1-train", train_items(run), layers=run.sentinel.layers).residuals
-    return run.sentinel.read(run.sentinel.see(found))
+    return run.sentinel.predict_proba(run.sentinel.features(found))

@@ -22,7 +22,7 @@ from scipy.stats import t
 
 from gapclose.core.errors import ErrorCollector
 from gapclose.core.files import read_json
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.data.load import in_order, read_data
 from gapclose.data.prompt_templates import apply_template
 from gapclose.evaluation.baselines.compare import BUDGETS, pareto

@@ -6,7 +6,8 @@ from PIL import Image
 
 from gapclose.core.errors import ErrorCollector, ItemError
 from gapclose.data.images import read_image
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.data.media import MediaLoader, drop_faulty, faults, report_faults, survey
 
 

@@ -9,7 +9,8 @@ import torch
 
 from gapclose.data.digits.videos import write_film
 from gapclose.data.interleave import interleave, is_interleaved
-from gapclose.data.items import Framing, Item, ItemSet, Option
+from gapclose.data.item_set import Framing, ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.models.interleaved_inputs import _rate, _together, interleave_fault
 from gapclose.models.loading import LoadedModel
 from gapclose.models.processing import media_signature

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from gapclose.core.errors import ErrorCollector
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.data.jsonl import line_of, read_items, write_items
 from gapclose.data.splits import check_splits_filled
 

@@ -13,7 +13,8 @@ import soundfile
 from PIL import Image
 
 from gapclose.core.errors import ErrorCollector
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.data.media import MediaLoader, faults, report_faults
 from gapclose.models.input_checks import too_long
 

@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 from gapclose.core.hashing import content_digest
 from gapclose.data import media as media_module
 from gapclose.data.config import DataConfig
-from gapclose.data.items import Decoding, Framing, Item, ItemSet, Option
+from gapclose.data.item_set import Decoding, Framing, ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.data.media import MediaLoader, decode, faults
 from gapclose.data.media_cache import MediaCache
 from gapclose.data.video import Video

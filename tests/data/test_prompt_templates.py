@@ -9,7 +9,8 @@ import pytest
 from gapclose.core.errors import ErrorCollector
 from gapclose.data.config import PromptsConfig
 from gapclose.data.digits import prompts as of_digits
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.data.option_shuffle import shuffle_options
 from gapclose.data.prompt_templates import apply_template
 from gapclose.data.question_text import asking_text, either_prompt, letters_prompt, with_text

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from gapclose.core.errors import ErrorCollector
-from gapclose.data.items import Framing, Item, ItemSet, Option
+from gapclose.data.item_set import Framing, ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.data.media import MediaLoader, decode, faults, report_faults
 from gapclose.models.input_checks import too_long
 

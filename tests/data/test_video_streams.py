@@ -12,7 +12,7 @@ from PIL import Image
 
 from gapclose.core.errors import ItemError
 from gapclose.data.audio import read_audio
-from gapclose.data.items import Framing
+from gapclose.data.item_set import Framing
 from gapclose.data.media import decode
 
 av = pytest.importorskip("av", reason="films need PyAV")

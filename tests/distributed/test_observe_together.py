@@ -12,7 +12,8 @@ from accelerate import PartialState
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
 
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.observe import extract as module
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import observe

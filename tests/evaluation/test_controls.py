@@ -66,7 +66,7 @@ def world():
 
 def judge_of(world) -> ControlScorer:
     _, _, z, test, probe = world
-    return ControlScorer(test, probe.read(torch.tensor(z)), 200, 0)
+    return ControlScorer(test, probe.predict_proba(torch.tensor(z)), 200, 0)
 
 
 # -- text and options -----------------------------------------------------------------------------------------------------------------
@@ -187,9 +187,9 @@ def test_a_probe_on_planted_signal_beats_shuffled_labels(world):
     entry = judge.entry(control)
     scopes = ("all", "audio", "vision")
     assert entry["chance"] == dict.fromkeys(scopes, 0.5) and chance(test) == 0.5 and False not in entry["at_chance"].values()
-    loose = ControlScorer(test, probe.read(torch.tensor(z)), 200, 0, detectable=0.5).entry(control)
+    loose = ControlScorer(test, probe.predict_proba(torch.tensor(z)), 200, 0, detectable=0.5).entry(control)
     assert loose["at_chance"] == dict.fromkeys(scopes, True)
-    strict = ControlScorer(test, probe.read(torch.tensor(z)), 200, 0, detectable=1e-6).entry(control)
+    strict = ControlScorer(test, probe.predict_proba(torch.tensor(z)), 200, 0, detectable=1e-6).entry(control)
     assert strict["at_chance"] == dict.fromkeys(scopes)  # holds chance, and all that matters besides
     assert entry["difference"]["all"]["lower"] > 0.2 and entry["balanced"]["vision"]["value"] == pytest.approx(0.5, abs=0.12)
     both = entry["balanced"]["all"]["value"] + entry["difference"]["all"]["value"]
@@ -230,7 +230,7 @@ def test_a_clip_in_both_splits_shows_in_the_random_labels(world):
         drawn, truth = ([y[part] for y in both] for part in (slice(240), slice(240, None)))
         readings = [refit_within(probe, telling, y, fit.modality, telling, fit.modality) for y in drawn]
         control = Control(name="r", label="", question="", readings=readings, concepts=truth, at_chance=True)
-        found[name] = ControlScorer(other, probe.read(torch.tensor(telling)), 200, 0).entry(control)["balanced"]["all"]["value"]
+        found[name] = ControlScorer(other, probe.predict_proba(torch.tensor(telling)), 200, 0).entry(control)["balanced"]["all"]["value"]
     assert found["by media"] > 0.95 and found["by name"] < 0.65
 
 
@@ -240,7 +240,7 @@ def test_a_probe_of_another_label_gives_every_concept_a_place(world):
     reading = refit(probe, z_fit, np.where(fit.concept == 2, 0, fit.concept), z)
     assert reading.shape == (len(z), 3) and not reading[:, 2].any()
     np.testing.assert_allclose(reading.sum(1), 1)
-    np.testing.assert_allclose(refit(probe, z_fit, fit.concept, z), probe.read(torch.tensor(z)), atol=1e-6)
+    np.testing.assert_allclose(refit(probe, z_fit, fit.concept, z), probe.predict_proba(torch.tensor(z)), atol=1e-6)
     np.testing.assert_array_equal(refit(probe, z_fit, np.ones_like(fit.concept), z[:2]), [[0, 1, 0]] * 2)  # nothing to fit
 
 
@@ -361,7 +361,7 @@ def test_a_set_without_alarms_is_judged_one_against_the_rest():
     z, labels = planted(40, 0)
     plain = replace(labels, alarm=())
     probe = probe_of(z, plain.concept)
-    found = ControlScorer(plain, probe.read(torch.tensor(z)), 100, 0).reading["all"]
+    found = ControlScorer(plain, probe.predict_proba(torch.tensor(z)), 100, 0).reading["all"]
     assert 0.8 < found.auroc[0] < 1 and np.isfinite(found.auroc).all()
 
 

@@ -115,7 +115,7 @@ def test_every_layer_is_read_by_a_probe_of_its_own(digits):
     mean, scale, weight, bias = fit_linear(z, known.concept, "logistic", 0.1)
     facts = {"layers": [3], "family": "logistic", "strength": 0.1, "concepts": fit.concepts, "temperature": 1.0}
     probe = FrozenProbe(mean=mean, scale=scale, weight=weight, bias=bias, **facts)
-    judge = ControlScorer(labels, probe.read(residual("test", 3)), 100, 0)
+    judge = ControlScorer(labels, probe.predict_proba(residual("test", 3)), 100, 0)
     asked.clear()
     option = np.where(labels.option_concept == 0, 1.0, 0.0)
     rows = layer_profile([0, 1, 2, 3], residual, known.concept, probe, judge, lambda z: option)

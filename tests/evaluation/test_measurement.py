@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.evaluation.controls.text import read_text, text_control
 from gapclose.evaluation.measurement import measure
 from gapclose.evaluation.record import make_record
@@ -100,7 +101,7 @@ def test_every_figure_comes_from_its_own_items(base):
     assert base.overall["generated.balanced_strict"][0] == pytest.approx(0.25) and base.overall["generated.parse_strict"][0] == 0.5
     assert base.retention is not None and base.retention[0] == 1
     assert base.transfer is not None and base.transfer["action.balanced"][0] == pytest.approx(0.5)
-    reading = probe(2).read(observed(honest=0.0).residuals[2])
+    reading = probe(2).predict_proba(observed(honest=0.0).residuals[2])
     right = {c: reading.argmax(1) == k for k, c in enumerate(CONCEPTS)}
     for scope, found in base.modality.items():
         mine = [(n, i.concept) for n, i in enumerate(ITEMS) if i.purpose == "gap" and i.modality == scope]

@@ -62,7 +62,7 @@ def test_every_prompt_has_its_figures(measured, digits):
 
         said = labels.option_concept[np.arange(len(test)), seen.scores.numpy().argmax(1)]
         assert found["action"]["balanced"]["value"] == pytest.approx(balanced(said == labels.concept))
-        read = probe.read(probe.see(seen.residuals)).argmax(1)
+        read = probe.predict_proba(probe.features(seen.residuals)).argmax(1)
         assert found["reading"]["balanced"]["value"] == pytest.approx(balanced(read == labels.concept))
         assert found["gap"]["balanced"]["value"] == pytest.approx(balanced(read == labels.concept) - balanced(said == labels.concept))
         matched = AnswerMatcher(leading=name.startswith("binary"), judge=judge)(seen.answers, test.items)

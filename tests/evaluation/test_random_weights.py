@@ -69,7 +69,7 @@ def test_afterwards_the_model_is_the_checkpoint_s(tiny_config, tmp_path):
         drawn = dict(run.loaded.model.named_parameters())
         assert name == f"random-{part}-0" and run.adapter.startswith(name)
         assert any(not torch.equal(p, trained[n]) for n, p in drawn.items())
-    random_weights.restore(run)
+    run.reload()
     assert run.adapter == "" and all(torch.equal(p, trained[n]) for n, p in run.loaded.model.named_parameters())
 
 

@@ -15,7 +15,8 @@ import torch
 
 from gapclose.data.answer_matching import parse_lenient
 from gapclose.data.config import PromptsConfig
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.evaluation.controls import layer_analysis as inside
 from gapclose.evaluation.measurement_file import confusion, curve, data_root
 from gapclose.metrics.labels import Action, Labels
@@ -263,7 +264,7 @@ def test_a_stacked_probe_is_examined_by_all_that_it_reads(measured, tiny_config,
     assert patched[::2] == [2, 3] and patched[1] != patched[3]
     probe, ids = FrozenProbe.load(directory / "probes" / "frozen"), [i.id for i in digits.select(split="test", purpose="gap")]
     seen = read_observations(directory / "observations" / "base-test", ids, layers=[2, 3]).residuals
-    read = np.bincount(probe.read(torch.cat([seen[2], seen[3]], dim=1)).argmax(1), minlength=3)
+    read = np.bincount(probe.predict_proba(torch.cat([seen[2], seen[3]], dim=1)).argmax(1), minlength=3)
     assert np.array(found["confusion"]["reading"])[:, :3].sum(0).tolist() == read.tolist()
     page, told = (directory / "report.html").read_text(), capsys.readouterr().out
     assert "probe: layers 2, 3 of 5" in told and "from layers 2, 3 (" in told and "the probe's layers (2, 3)" in unescape(page)

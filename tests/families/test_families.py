@@ -22,7 +22,8 @@ from tiny_families import ROWS, Row, spread
 
 from gapclose.core.errors import ErrorCollector
 from gapclose.data.digits.videos import write_film
-from gapclose.data.items import Framing, Item, ItemSet, Option
+from gapclose.data.item_set import Framing, ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.export.peft import write_adapter, write_merged
 from gapclose.models.config import ModelConfig
 from gapclose.models.families import whole_frames

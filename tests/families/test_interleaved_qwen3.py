@@ -7,7 +7,8 @@ from tiny_families import QWEN_OMNI_CHAT, ROWS, spread
 
 from gapclose.data.digits.videos import write_film
 from gapclose.data.interleave import interleave
-from gapclose.data.items import Framing, Item, ItemSet, Option
+from gapclose.data.item_set import Framing, ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.models.families import apply_family_fixes
 from gapclose.models.loading import LoadedModel
 from gapclose.observe.config import ObserveConfig

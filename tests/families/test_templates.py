@@ -16,7 +16,8 @@ from tiny_families import ROWS, spread
 from transformers.models.smolvlm import processing_smolvlm
 
 from gapclose.core.errors import ErrorCollector
-from gapclose.data.items import Item, ItemSet
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item
 from gapclose.data.media import MediaLoader
 from gapclose.models.chat_template import answer_tokens, chat_text
 from gapclose.models.config import ModelConfig

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from gapclose.core.errors import ErrorCollector
-from gapclose.data.items import Decoding, Framing, Item, ItemSet, Option
+from gapclose.data.item_set import Decoding, Framing, ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.data.media import MediaLoader, drop_faulty, report_faults, survey
 from gapclose.data.video import Video
 from gapclose.models.input_checks import too_long

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gapclose.core.errors import ErrorCollector
 from gapclose.data.formats import read_set
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.data.jsonl import read_items, write_items
 from gapclose.data.media import faults, report_faults
 from gapclose.data.splits import SplitAssignment, check_media_apart, check_splits_filled, check_twins

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gapclose.core.errors import ErrorCollector
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.models.checkpoint import checkpoint_fingerprint
 from gapclose.models.config import ModelConfig
 from gapclose.models.hooks import answer_logits, capture_residuals

@@ -10,7 +10,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.models.config import ModelConfig
 from gapclose.models.hooks import capture_residuals
 from gapclose.models.loading import load_model

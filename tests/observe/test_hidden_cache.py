@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from gapclose.data.items import ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Option
 from gapclose.evaluation.run_records import read_records
 from gapclose.models.config import ModelConfig
 from gapclose.models.hooks import skip_layers

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import load_model
 from gapclose.observe import prefix_cache as module

@@ -9,7 +9,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.data.media import survey
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import load_processor

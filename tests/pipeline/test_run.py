@@ -50,7 +50,7 @@ def test_the_operating_point_is_chosen_on_what_is_read_of_val(quick_config, tmp_
         main(["close", "--config", str(quick_config), "--run_dir", str(tmp_path)])
     val, probe = digits.select(split="val", purpose="gap"), FrozenProbe.load(tmp_path / "probes" / "frozen")
     seen = read_observations(tmp_path / "observations" / "base-val", [i.id for i in val], layers=probe.layers)
-    np.testing.assert_array_equal(given["val_reading"], probe.read(probe.see(seen.residuals)))
+    np.testing.assert_array_equal(given["val_reading"], probe.predict_proba(probe.features(seen.residuals)))
     np.testing.assert_array_equal(given["val_concept"], Labels.of(val).concept)
 
 

@@ -54,7 +54,7 @@ def test_a_frozen_probe_reads_what_scikit_learn_predicts(classes, family, streng
     z, y, _ = data(classes)
     scaler = StandardScaler().fit(z[:160])
     expected = reference.fit(scaler.transform(z[:160]), y[:160]).predict_proba(scaler.transform(z[160:]))
-    found = frozen(z[:160], y[:160], family, strength).read(torch.tensor(z[160:]))
+    found = frozen(z[:160], y[:160], family, strength).predict_proba(torch.tensor(z[160:]))
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
@@ -64,14 +64,14 @@ def test_mean_difference_is_the_nearest_centroid_when_classes_are_equal():
     z, y, _ = data(3)
     scaler = StandardScaler().fit(z)
     expected = NearestCentroid().fit(scaler.transform(z), y).predict(scaler.transform(z))
-    assert (frozen(z, y, "mean_difference", 1.0).read(torch.tensor(z)).argmax(1) == expected).mean() == 1
+    assert (frozen(z, y, "mean_difference", 1.0).predict_proba(torch.tensor(z)).argmax(1) == expected).mean() == 1
 
 
 def test_a_dimension_that_never_varies_is_harmless():
     """Its scale would be zero."""
     z, y, _ = data(3)
     z[:, 5] = 7.0
-    assert np.isfinite(frozen(z, y, "logistic", 0.1).read(torch.tensor(z))).all()
+    assert np.isfinite(frozen(z, y, "logistic", 0.1).predict_proba(torch.tensor(z))).all()
 
 
 @pytest.mark.parametrize("family", ["logistic", "mean_difference", "lda"])
@@ -90,7 +90,7 @@ def test_rounding_around_a_large_constant_is_no_reading(family, dtype):
 def test_temperature_divides_the_logits():
     """r = softmax((W z + b) / T)."""
     z, y, _ = data(3)
-    one, four = (frozen(z, y, "logistic", 0.1, t).read(torch.tensor(z)) for t in (1.0, 4.0))
+    one, four = (frozen(z, y, "logistic", 0.1, t).predict_proba(torch.tensor(z)) for t in (1.0, 4.0))
     np.testing.assert_allclose(four, softmax(np.log(one) / 4, axis=1), atol=1e-5)
 
 
@@ -201,13 +201,13 @@ def test_the_planted_layer_is_chosen_and_its_likelihood_is_out_of_fold(layer):
     z = residuals[layer].double().numpy()
     logits = out_of_fold(z, y, grouped_folds(y, clips, 3, 0), best["family"], best["strength"])
     np.testing.assert_allclose(choice.reading, softmax(logits / best["temperature"], axis=1), atol=1e-9)
-    in_sample = np.log(choice.probe.read(residuals[layer])[np.arange(len(y)), y]).mean()
+    in_sample = np.log(choice.probe.predict_proba(residuals[layer])[np.arange(len(y)), y]).mean()
     assert in_sample > best["log_likelihood"]
 
 
 def held_out_likelihood(choice, residuals, y):
     """Mean log-likelihood in nats."""
-    return np.log(choice.probe.read(choice.probe.see(residuals))[np.arange(len(y)), y]).mean()
+    return np.log(choice.probe.predict_proba(choice.probe.features(residuals))[np.arange(len(y)), y]).mean()
 
 
 def test_a_wrong_label_makes_no_question_of_a_concept():
@@ -287,11 +287,11 @@ def test_a_certain_probe_keeps_the_digits_of_its_doubt():
         strength=0.1, concepts=["a", "b"],
     )  # fmt: skip
     z = torch.linspace(-30, 30, 61)[:, None]
-    log, read = probe.read_log(z), probe.read(z)
+    log, read = probe.predict_log_proba(z), probe.predict_proba(z)
     np.testing.assert_allclose(log[:, 1] - log[:, 0], 2 * z[:, 0].double().numpy())
     np.testing.assert_allclose(evidence_for(read, [1]), 2 * z[:, 0].double().numpy(), atol=1e-9)
     np.testing.assert_allclose(log, probe(z).double().numpy(), atol=1e-4)
-    assert probe.read(z[:0]).shape == (0, 2)
+    assert probe.predict_proba(z[:0]).shape == (0, 2)
 
 
 def test_layers_that_each_hold_half_of_the_evidence_are_read_side_by_side():
@@ -306,7 +306,7 @@ def test_layers_that_each_hold_half_of_the_evidence_are_read_side_by_side():
     assert len(choice.table) == 4 * 3 + 2 * 3 and [row["layers"] for row in choice.table[::3]][4] == [2, 4]
     assert {2, 4} < set(choice.table[-1]["layers"]) and all(row["layer"] == row["layers"][-1] for row in choice.table)
     z = torch.cat([residuals[2], residuals[4]], dim=1)
-    assert torch.equal(choice.probe.see(residuals), z)
+    assert torch.equal(choice.probe.features(residuals), z)
     best = max(choice.table, key=lambda row: row["log_likelihood"])
     logits = out_of_fold(z.double().numpy(), y, grouped_folds(y, clips, 3, 0), best["family"], best["strength"])
     np.testing.assert_allclose(choice.reading, softmax(logits / best["temperature"], axis=1), atol=1e-9)
@@ -374,7 +374,7 @@ def test_a_fresh_probe_follows_a_change_of_basis_that_the_frozen_one_cannot():
     probe = frozen(z, y, "logistic", 0.1)
     turned = torch.tensor(z[:, ::-1].copy())
     fresh = fresh_reading(probe, turned, y, clips, 4, 0)
-    assert (fresh.argmax(1) == y).mean() > 0.85 > 0.6 > (probe.read(turned).argmax(1) == y).mean()
+    assert (fresh.argmax(1) == y).mean() > 0.85 > 0.6 > (probe.predict_proba(turned).argmax(1) == y).mean()
     lost = fresh_reading(probe, torch.randn(z.shape, generator=torch.Generator().manual_seed(0)), y, clips, 4, 0)
     assert (lost.argmax(1) == y).mean() < 0.45
 

@@ -20,7 +20,8 @@ from comparison.figures import mean_front
 from comparison.tables import BY_VAL, Row, pairs
 from sketches import drawn, sketched
 
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.evaluation.run_records import record_of
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.labels import Labels

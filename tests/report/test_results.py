@@ -10,7 +10,8 @@ import torch
 from comparison.collect import Answers, adapted_points, untrained, untrained_front
 
 from gapclose.core.files import read_json, write_json, write_text
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.data.jsonl import write_items
 from gapclose.evaluation.baselines.compare import BUDGETS, compare
 from gapclose.evaluation.baselines.operating_point import Seen

@@ -122,7 +122,7 @@ def test_the_reading_that_rewards_is_the_base_models(finished, images_directory)
     base = read_observations(finished / "observations" / "base-train", ids)
     targets = Targets.load(finished / "targets.safetensors", ids)
     weight = np.where(np.isin(train.concepts, train.alarm), targets.factor, 1.0)
-    read = probe.read(base.residuals[probe.layer]) * weight
+    read = probe.predict_proba(base.residuals[probe.layer]) * weight
     np.testing.assert_allclose(targets.reading, read / read.sum(1, keepdims=True), atol=1e-6)
 
 

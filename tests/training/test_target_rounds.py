@@ -57,7 +57,9 @@ def test_a_second_round_aims_for_what_is_read_of_the_adapted_model(two_rounds, d
     assert requests["round-2-fit"]["layers"] == [1, 2, 3, 4, 5]
     probe, ids = FrozenProbe.load(two_rounds / "probes" / "round-2"), [i.id for i in digits.select(split="train", purpose="gap")]
     assert list(probe.layers) == rounds[0]["layers"] == requests["round-2-train"]["layers"]
-    read = probe.read(probe.see(read_observations(two_rounds / "observations" / "round-2-train", ids, layers=probe.layers).residuals))
+    read = probe.predict_proba(
+        probe.features(read_observations(two_rounds / "observations" / "round-2-train", ids, layers=probe.layers).residuals)
+    )
     stored = load_file(two_rounds / "targets-round-2.safetensors")
     alarm = np.isin(digits.concepts, digits.alarm)
     np.testing.assert_allclose(stored["reading"].numpy(), shift_prior(read, alarm, float(stored["factor"])), atol=1e-12)
@@ -156,17 +158,19 @@ def test_labels_that_came_back_through_a_student_do_not_count_as_better_reading(
     (fit, known), (val, right), (new, truth) = draw(120), draw(400), draw(4000)
     config = ProbeConfig(families=["logistic"], c=[0.1], folds=4)
     first = choose_probe({1: fit}, known, np.arange(120), ("a", "b"), config, layers=[1], seed=0)
-    student = {name: torch.cat([x, 3 * torch.as_tensor(first.probe.read(x))], 1) for name, x in (("fit", fit), ("val", val), ("new", new))}
+    student = {
+        name: torch.cat([x, 3 * torch.as_tensor(first.probe.predict_proba(x))], 1) for name, x in (("fit", fit), ("val", val), ("new", new))
+    }
     again = choose_probe({1: student["fit"]}, known, np.arange(120), ("a", "b"), config, layers=[1], seed=0)
 
     def accuracy(reading, y):
         return (reading.argmax(1) == y).mean()
 
-    flattered = accuracy(again.reading, known) - accuracy(again.probe.read(student["new"]), truth)
+    flattered = accuracy(again.reading, known) - accuracy(again.probe.predict_proba(student["new"]), truth)
     second, table = choose_on_holdout(
         {1: student["fit"]}, known, {1: student["val"]}, right, ("a", "b"), config, "", modality=np.zeros(len(right))
     )
-    honest = accuracy(second.read(student["val"]), right) - accuracy(second.read(student["new"]), truth)
+    honest = accuracy(second.predict_proba(student["val"]), right) - accuracy(second.predict_proba(student["new"]), truth)
     assert flattered > 0.1 and abs(honest) < 0.05 and len(table) == 1
 
 

@@ -15,7 +15,8 @@ import transformers
 from accelerate.state import GradientState
 from transformers.training_args import OptimizerNames
 
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import LoadedModel, load_model
 from gapclose.observe.answer_rows import append_tokens, longest_contexts

@@ -13,7 +13,8 @@ from digits_model import tiny_model
 from torch.utils.data import DataLoader
 
 from gapclose.core.errors import ErrorCollector
-from gapclose.data.items import Item, ItemSet
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item
 from gapclose.data.jsonl import read_items, write_items
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import LoadedModel, load_model

@@ -26,7 +26,8 @@ from PIL import Image
 from gapclose.core.files import writing
 from gapclose.data.digits import questions
 from gapclose.data.digits.media_bank import NAMES, RATE, Utterance, scan_image, scan_partition, scans, utterances, waveform
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.data.jsonl import write_items
 
 CLIPS = {"fit": 220, "train": 400, "val": 110, "test": 260}

@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from gapclose.core.errors import ErrorCollector
+from gapclose.data.config import READERS
 from gapclose.data.formats.avhbench import is_yes_no, json_files, read_yes_no
 from gapclose.data.formats.directory import LAYOUTS, OWN, check_all_read, saved_datasets, table_files, table_names
 from gapclose.data.formats.generic_table import read_columns
 from gapclose.data.formats.imavb import read_imavb
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.data.jsonl import read_items
 from gapclose.data.splits import SplitAssignment, by_clip, check_apart, find_twins
 
@@ -22,7 +23,13 @@ KNOWN = "name a directory with set.json and items.jsonl, one in the layout of IM
 
 
 def read_set(
-    directory: Path, problems: ErrorCollector, dealing: SplitAssignment, *, columns: str | None = None, about: str | None = None
+    directory: Path,
+    problems: ErrorCollector,
+    dealing: SplitAssignment,
+    *,
+    columns: str | None = None,
+    about: str | None = None,
+    reader: str | None = None,
 ) -> ItemSet:
     """Read the item set in ``directory``.
 
@@ -30,6 +37,7 @@ def read_set(
         columns: a column map in YAML; with it, or with a ``columns.yaml`` in the directory, that map says what the columns mean.
         dealing: how clips are dealt out where the set does not say.
         about: of IMAVB, only the questions about this (vision or audio).
+        reader: a registered reader, or ``package.module:function``; None: what lies in the directory decides.
 
     Raises:
         ValueError: when there is nothing that can be read; all other faults go to ``problems``.
@@ -38,6 +46,8 @@ def read_set(
         fault = "is a file; name the directory that it lies in" if directory.is_file() else f"no such directory; {KNOWN}"
         problems.add(f"data.path {str(directory)!r}: {fault}")
         problems.raise_if_any()
+    if reader is not None:
+        return READERS.get(reader)(directory, problems)
     if not columns and any((directory / name).is_file() for name in OWN):
         found = read_items(directory, problems)
         _refuse_about(about, directory, problems)

@@ -14,7 +14,8 @@ from gapclose.core.errors import ErrorCollector, ItemError, shown
 from gapclose.data.formats.directory import table_files
 from gapclose.data.formats.imavb import check_clip, film_path
 from gapclose.data.formats.tables import Row, read_into
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.data.keys import key
 from gapclose.data.question_text import either_prompt
 from gapclose.data.splits import SplitAssignment

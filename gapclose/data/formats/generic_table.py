@@ -16,7 +16,8 @@ from gapclose.core.files import write_bytes
 from gapclose.data.formats.column_map import MEDIA, ColumnMap, meant, read_map
 from gapclose.data.formats.directory import table_names
 from gapclose.data.formats.tables import Row, read_tables
-from gapclose.data.items import EVERYTHING, SPLITS, Item, ItemSet, Option, leaves, path_fault
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import EVERYTHING, SPLITS, Item, Option, leaves, path_fault
 from gapclose.data.keys import Spellings, fold, key, text_of
 from gapclose.data.question_text import LETTERS, letters_prompt
 from gapclose.data.splits import SplitAssignment, deal_tables

@@ -13,7 +13,8 @@ from typing import Any
 from gapclose.core.errors import ErrorCollector, ItemError, shown
 from gapclose.data.formats.directory import LAYOUTS, table_names
 from gapclose.data.formats.tables import Row, read_tables
-from gapclose.data.items import Item, ItemSet, Option, leaves, path_fault
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option, leaves, path_fault
 from gapclose.data.keys import key, text_of
 from gapclose.data.question_text import LETTERS, letters_prompt
 from gapclose.data.splits import SplitAssignment, tag_twins

@@ -43,12 +43,12 @@ def _validation(of: ControlSuite) -> tuple[Seen, Labels] | None:
     if {i.concept for i in val} != set(val.concepts):
         return None
     labels, seen = Labels.of(val), of.run.observe_measured("base", "val").take([i.id for i in val])
-    z = of.probe.see(seen.residuals)
+    z = of.probe.features(seen.residuals)
     found = Seen(
         scores=scored(labels, seen).scores,
         option_concept=labels.option_concept,
         residual=z.double().numpy(),
-        reading=of.probe.read(z),
+        reading=of.probe.predict_proba(z),
         text=read_text(of.fit, val, **of.folds).reading,
     )
     return found, labels

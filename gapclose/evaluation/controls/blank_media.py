@@ -60,7 +60,7 @@ def blank_controls(
             name=f"blank_{name}_frozen",
             label=f"{what}, the frozen probe",
             question="does the probe say the same when there is nothing to see or hear?",
-            readings=[probe.read(items)],
+            readings=[probe.predict_proba(items)],
         ),
         Control(
             name=f"blank_{name}_refit",

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 import transformers
 
-from gapclose import __version__
 from gapclose.core.distributed import run_on_main
 from gapclose.core.logging import say
 from gapclose.core.tensor_files import read_tensors, write_tensors
-from gapclose.data.items import ItemSet
+from gapclose.core.version import __version__
+from gapclose.data.item_set import ItemSet
 from gapclose.evaluation.context import EvaluationContext
 from gapclose.evaluation.controls.scoring import Control
 from gapclose.metrics.labels import Labels
@@ -68,7 +68,7 @@ def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
         found[kind] = _readings_of(run, kind, splits)
         run.on_main(lambda kind=kind: _store(paths[kind], key, found[kind] or {}))
     if missing:
-        restore(run)
+        run.reload()
     return {kind: readings for kind, readings in found.items() if readings is not None}
 
 
@@ -125,12 +125,6 @@ def draw_network(run: EvaluationContext, part: str, draw: int) -> str:
     return name
 
 
-def restore(run: EvaluationContext) -> None:
-    """Give the run's model the checkpoint's weights again. After an error nobody does: the run ends."""
-    run.adapter, run.loaded.model = "", None
-    run.place(load_model(run.config.model).model)
-
-
 def _read(run: EvaluationContext, name: str, splits: dict[str, ItemSet]) -> dict[str, np.ndarray]:
     """split -> reading (N, C) of the probe that the run's own search chooses on ``fit`` in the network as it is now."""
     fit = splits["fit"]
@@ -145,7 +139,7 @@ def _read(run: EvaluationContext, name: str, splits: dict[str, ItemSet]) -> dict
     for split, items in splits.items():
         if split != "fit":
             seen = run.observe(f"{name}-{split}", items, layers=probe.layers, replace=True)
-            found[split] = probe.read(probe.see(seen.residuals))
+            found[split] = probe.predict_proba(probe.features(seen.residuals))
     run.process.wait_for_everyone()
     run.on_main(lambda: [shutil.rmtree(run.directory / "observations" / f"{name}-{split}") for split in splits])
     return found

@@ -14,6 +14,7 @@ from typing import Any
 
 from gapclose.core.logging import say
 from gapclose.evaluation.baselines.run_baselines import run_baselines
+from gapclose.evaluation.config import CONTROLS
 from gapclose.evaluation.context import EvaluationContext
 from gapclose.evaluation.controls.layer_analysis import interchanged, layers, nested, protocol
 from gapclose.evaluation.controls.mdl import codelength
@@ -44,6 +45,7 @@ def run_controls(run: EvaluationContext, *, thorough: bool) -> dict[str, Any]:
             more.append(now.residualised())
         if wanted.blank:
             more += now.blanked()
+        more += [CONTROLS.get(name)(now) for name in wanted.extra]
         entries += [now.judge.entry(c) for c in more]
         entries += now.label_controls() if wanted.labels else []
         if wanted.codelength:

@@ -44,8 +44,8 @@ class ControlSuite:
         self.random_controls = random_controls(random, split)
         self.seen_fit = self.stored("base-fit", self.fit, self.probe.layers)
         self.seen = self.stored(f"base-{split}", self.judged, self.probe.layers)
-        self.z_fit, self.z = (self.probe.see(seen.residuals).double().numpy() for seen in (self.seen_fit, self.seen))
-        self.reading = self.probe.read(self.probe.see(self.seen.residuals))  # (N, C)
+        self.z_fit, self.z = (self.probe.features(seen.residuals).double().numpy() for seen in (self.seen_fit, self.seen))
+        self.reading = self.probe.predict_proba(self.probe.features(self.seen.residuals))  # (N, C)
         self.action = scored(self.labels, self.seen)
         self.judge = self.judge_of(self.labels, self.reading)
         self.within = (self.known.modality, self.labels.modality)
@@ -192,7 +192,7 @@ class ControlSuite:
         found, sets = [], blank_sets([*self.fit, *self.judged])
         for kinds in sets:
             fit, test = (
-                self.probe.see(self.run.observe(blank_stage(kinds, part), items, layers=self.probe.layers, blank=kinds).residuals)
+                self.probe.features(self.run.observe(blank_stage(kinds, part), items, layers=self.probe.layers, blank=kinds).residuals)
                 for part, items in (("fit", self.fit), ("test", self.judged))
             )
             found += blank_controls(kinds, kinds == sets[-1], self.probe, fit, self.known.concept, test, self.within)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.evaluation.controls.features import Chosen, Within, chosen_reading, majority, read_features
 from gapclose.evaluation.measurement import SplitMeasurement
 from gapclose.metrics.bootstrap import ClipBootstrap, Interval

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.evaluation.controls.scoring import chance
 from gapclose.evaluation.controls.text import text_only, text_out_of_fold
 from gapclose.metrics.bootstrap import ClipBootstrap, Interval

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import transformers
 
 from gapclose.core.errors import ErrorCollector, LossNotFinite
-from gapclose.data.items import Item, ItemSet
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item
 from gapclose.data.jsonl import line_of
 from gapclose.data.media import MediaLoader
 from gapclose.models.loading import LoadedModel

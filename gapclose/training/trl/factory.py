@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import transformers
 
-from gapclose.data.items import ItemSet
+from gapclose.data.item_set import ItemSet
 from gapclose.data.media import MediaLoader
 from gapclose.models.loading import LoadedModel
 from gapclose.probes.posterior import sharpen

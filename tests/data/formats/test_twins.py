@@ -6,7 +6,8 @@ import pytest
 
 from gapclose.core.errors import ErrorCollector
 from gapclose.data.formats import read_set
-from gapclose.data.items import Item, ItemSet, Option
+from gapclose.data.item_set import ItemSet
+from gapclose.data.items import Item, Option
 from gapclose.data.splits import SplitAssignment, check_twins, find_twins
 from gapclose.pipeline.cli import main
 

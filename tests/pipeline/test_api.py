@@ -1,0 +1,87 @@
+"""Runs on a model in memory give what the commands give; the import stays light."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import gapclose
+from gapclose import close, load_run, measure
+from gapclose.evaluation.run_records import read_records
+from gapclose.pipeline.cli import main
+
+SETTINGS = {
+    "observe": {"batch_size": 32, "shard_batches": 1, "max_new_tokens": 3},
+    "probe": {"families": ["logistic", "mean_difference"], "c": [0.01], "folds": 2},
+    "gap": {"replicates": 100},
+}
+OFF = {"layers": False, "blank": False, "nested": False, "codelength": False, "labels": False, "interchange": False, "baselines": False}
+
+
+def test_measure_gives_the_figures_of_the_command_and_leaves_the_model_alone(loaded, digits, tiny_run, tmp_path):
+    """Random networks are drawn in the user's own model, whose weights are the same afterwards."""
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    result = measure(loaded.model, loaded.processor, digits, run_dir=tmp_path / "run", **SETTINGS, controls=OFF | {"random_draws": 2})
+    assert all(torch.equal(before[name], tensor) for name, tensor in loaded.model.state_dict().items())
+    by_command = next(r for r in read_records(tiny_run) if r["stage"] == "base/test")
+    assert result.base.record["action"] == by_command["action"] and result.base.record["reading"] == by_command["reading"]
+    assert result.adapted is None and result.closure is None and set(result.verdict) == {"audio", "vision"}
+    assert load_run(tmp_path / "run").to_dict() == result.to_dict()
+    assert (tmp_path / "run" / "report.html").is_file() and result.probe.concepts == digits.concepts
+
+
+def test_close_trains_as_the_command_does(loaded, digits, tiny_run, tmp_path):
+    training = {"epochs": 2, "global_batch_size": 24, "micro_batch_size": 12, "learning_rate": 0.01, "logging_steps": 1}
+    result = close(
+        loaded.model, loaded.processor, digits, run_dir=tmp_path / "run", force=True, **SETTINGS, train=training, targets={"gate": 0.8},
+        export={"unimproved": True}, controls={"draws": 2, "random_weights": False},
+    )  # fmt: skip
+    by_command = {r["stage"]: r for r in read_records(tiny_run)}
+    assert [r.stage for r in result.records] == list(by_command)
+    for record in result.records:
+        assert record.record["action"] == by_command[record.stage]["action"]
+    assert result.adapted is not None and result.closure == result.adapted.closure
+    assert hasattr(result.model, "peft_config") and (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"gab": {}}, r"unknown settings \['gab'\]"),
+        ({"gap": {"replicate": 3}}, r"unknown keys \['replicate'\] in gap"),
+        ({"data": {"path": "x"}}, r"unknown settings \['data'\]"),
+        ({"export": {"merged": True}}, "export.merged needs a checkpoint on disk"),
+        ({"gap": {"replicates": 3}}, "gap.replicates is 3"),
+    ],
+)
+def test_settings_that_do_not_exist_or_do_not_fit_are_refused(loaded, digits, tmp_path, settings, says):
+    with pytest.raises(ValueError, match=says):
+        measure(loaded.model, loaded.processor, digits, run_dir=tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_public_name_is_there_and_the_import_is_light():
+    for name in gapclose.__all__:
+        assert getattr(gapclose, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = gapclose.nothing
+    code = "import sys, gapclose; print([m for m in ('torch', 'transformers', 'numpy', 'peft', 'wandb') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys\nfrom gapclose.pipeline.cli import main\ntry:\n    main(['close', '--help'])\nexcept SystemExit:\n"
+        "    print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip().endswith("[]")
+
+
+def test_runs_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no such run directory"):
+        load_run(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no measurement of the base model"):
+        load_run(tmp_path)
+
+
+def test_version_and_near_commands(capsys):
+    assert main(["--version"]) == 0 and capsys.readouterr().out.strip() == f"gapclose {gapclose.__version__}"
+    assert main(["mesure"]) == 2 and "did you mean 'measure'?" in capsys.readouterr().err

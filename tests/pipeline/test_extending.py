@@ -1,0 +1,96 @@
+"""A reader, a control, an objective and a probe family from outside the package, by name and as ``package.module:function``."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gapclose import FrozenProbe, register_control, register_objective, register_probe_family, register_reader
+from gapclose.core.registry import Registry
+from gapclose.data.jsonl import read_items
+from gapclose.evaluation.config import CONTROLS
+from gapclose.evaluation.controls.scoring import Control
+from gapclose.pipeline.cli import main
+
+
+def read_under_another_name(directory, problems):
+    """A reader: the project's own format in files of another name."""
+    inner = directory / "inner"
+    if not inner.is_dir():
+        problems.add(f"{directory}: no directory `inner`")
+        problems.raise_if_any()
+    return read_items(inner, problems)
+
+
+def coin(suite):
+    """A control: a fixed reading for all items."""
+    return Control(name="coin", label="a coin", question="does a coin do as well?", readings=[np.full((len(suite.judged), 3), 1 / 3)])
+
+
+def likeliest(targets, items):
+    """An objective: the whole weight on the best option of the target by Jeffrey's rule."""
+    return np.eye(targets.target.shape[1])[targets.target.argmax(1)]
+
+
+def nearest_mean(z, y, strength):
+    """A probe family: nearest class mean, scaled by the strength."""
+    means = np.stack([z[y == c].mean(0) for c in range(y.max() + 1)])
+    return strength * means, -0.5 * strength * (means**2).sum(1)
+
+
+def test_one_of_each_takes_part_in_a_run(digits_directory, tiny_config, tmp_path):
+    """By their names where they were registered, by module and function where not."""
+    register_reader("renamed", read_under_another_name)
+    register_probe_family("nearest_mean", nearest_mean)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "inner").symlink_to(digits_directory)
+    own = [
+        "--data.path",
+        str(data),
+        "--data.format",
+        "renamed",
+        "--objective",
+        "test_extending:likeliest",
+        "--controls.extra",
+        "[test_extending:coin]",
+    ]
+    run = ["--config", str(tiny_config), "--run_dir", str(tmp_path / "run"), "--train.epochs", "1", "--export.verify", "false"]
+    assert main(["close", *run, *own, "--probe.families", "[nearest_mean]", "--probe.strengths", "[0.5]"]) == 0
+    assert FrozenProbe.load(tmp_path / "run" / "probes" / "frozen").family == "nearest_mean"
+    assert "targets of test_extending:likeliest" in (tmp_path / "run" / "adapter" / "README.md").read_text()
+    off = [f"--controls.{name}=false" for name in ("layers", "blank", "nested", "codelength", "labels", "interchange", "baselines")]
+    assert main(["measure", *run[:2], "--run_dir", str(tmp_path / "run"), *own[:4], *own[4:], "--probe.families", "[nearest_mean]",
+                 "--probe.strengths", "[0.5]", "--train.epochs", "1", "--export.verify", "false", *off]) == 0  # fmt: skip
+    controls = json.loads((tmp_path / "run" / "measurement.json").read_text())["controls"]
+    assert [c["label"] for c in controls if c["name"] == "coin"] == ["a coin"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        (("--data.format", "nowhere"), "data.format 'nowhere' is no reader"),
+        (("--objective", "consistancy"), "objective is 'consistancy'; choose one of"),
+        (("--controls.extra", "[nothing]"), "controls.extra 'nothing' is no control"),
+        (("--probe.families", "[forest]"), "probe.families is ['forest']; choose some of"),
+        (("--objective", "nowhere_at_all:f"), "objective 'nowhere_at_all:f' cannot be imported"),
+        (("--probe.families", "[nowhere_at_all:f]"), "probe.families 'nowhere_at_all:f' cannot be imported"),
+        (("--controls.extra", "[nowhere_at_all:f]"), "controls.extra 'nowhere_at_all:f' cannot be imported"),
+    ],
+)
+def test_what_is_not_there_is_refused_by_validate(tiny_config, tmp_path, capsys, setting, says):
+    assert main(["validate", "--config", str(tiny_config), "--run_dir", str(tmp_path / "run"), *setting]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_names_are_taken_once():
+    register_control("coin_of_a_test", coin)
+    assert register_control("coin_of_a_test", coin) is coin and "coin_of_a_test" in CONTROLS.names
+    with pytest.raises(ValueError, match="is there already"):
+        register_control("coin_of_a_test", likeliest)
+    with pytest.raises(ValueError, match="is there already"):
+        register_objective("gold", likeliest)
+    with pytest.raises(ValueError, match="letters, digits and underscores"):
+        register_objective("a name", likeliest)
+    with pytest.raises(ValueError, match="did you mean 'logistic'"):
+        Registry("probe.families", "probe family", ["logistic"]).get("logistik")
