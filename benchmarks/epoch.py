@@ -48,9 +48,9 @@ from synthetic import (
 from gapclose.data.items import Item
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import _forward
-from gapclose.observe.hidden_cache import HiddenStateCache
-from gapclose.observe.hidden_capture import capture_hidden
-from gapclose.observe.hidden_writer import write_states
+from gapclose.observe.frozen_cache import HiddenStateCache
+from gapclose.observe.frozen_capture import capture_hidden
+from gapclose.observe.frozen_writer import write_states
 from gapclose.observe.prefix_cache import PrefixCache
 from gapclose.observe.request import ObservationRequest
 from gapclose.training.config import TrainConfig

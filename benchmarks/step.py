@@ -59,9 +59,9 @@ from torch import nn
 from gapclose.data.items import Item, Option
 from gapclose.models.hooks import answer_logits
 from gapclose.models.structure import decoder_layers
-from gapclose.observe.hidden_cache import HiddenStateCache
-from gapclose.observe.hidden_capture import capture_hidden
-from gapclose.observe.hidden_writer import write_states
+from gapclose.observe.frozen_cache import HiddenStateCache
+from gapclose.observe.frozen_capture import capture_hidden
+from gapclose.observe.frozen_writer import write_states
 from gapclose.training.collator import Collator
 from gapclose.training.config import TERMS, LoraConfig, TrainConfig
 from gapclose.training.lora import add_lora, enable_checkpointing

@@ -37,7 +37,7 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
         size: bytes to be written, where they are known.
 
     Raises:
-        Unwritten: where the disk, or the right to write, is lacking.
+        WriteError: where the disk, or the right to write, is lacking.
     """
     try:
         yield

@@ -28,7 +28,7 @@ def read_text(path: Path) -> str:
     """The text of a UTF-8 file, without the mark (BOM) that some programs put in front.
 
     Raises:
-        Fault: when the file is in another encoding, with the line of the first byte that does not fit.
+        ItemError: when the file is in another encoding, with the line of the first byte that does not fit.
     """
     content = path.read_bytes()
     try:
@@ -47,7 +47,7 @@ def parse_json(text: str, remedy: str = "correct the syntax") -> Any:
         remedy: for text that is not JSON at all.
 
     Raises:
-        Fault: also for what :func:`json.loads` accepts or fails on otherwise: a key that stands twice in an object, NaN, infinity and
+        ItemError: also for what :func:`json.loads` accepts or fails on otherwise: a key that stands twice in an object, NaN, infinity and
             numbers beyond the range of a float, whole numbers of thousands of digits, nesting deeper than :data:`DEEPEST`, halves of
             surrogate pairs, and NUL characters.
     """
@@ -94,7 +94,7 @@ def check_value(value: Any) -> None:
     """Check what a parser made.
 
     Raises:
-        Fault: with the path of a text that cannot be written as UTF-8 or holds a NUL character, or for nesting deeper than :data:`DEEPEST`.
+        ItemError: with the path of a text that cannot be written as UTF-8 or holds a NUL character, or for nesting deeper than :data:`DEEPEST`.
     """
     for path, found in _leaves(value):
         if "\0" in found:
@@ -146,7 +146,7 @@ def parse_yaml(text: str, *, aliases: int = 0, settings: bool = False) -> Any:
         settings: keys are names as they are written (YAML reads ``off:`` as false), and numbers may have any form, infinity too.
 
     Raises:
-        Fault: also for what that loader accepts: a key that stands twice, more aliases, nesting deeper than :data:`DEEPEST`, halves of surrogate
+        ItemError: also for what that loader accepts: a key that stands twice, more aliases, nesting deeper than :data:`DEEPEST`, halves of surrogate
             pairs, and unquoted numbers that YAML reads as others (007 is 7, 010 is 8, 1:30 is 90).
     """
     try:

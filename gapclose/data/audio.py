@@ -37,7 +37,7 @@ def read_audio(path: Path, rate: int | None) -> tuple[np.ndarray, int]:
         rate: in Hz, what it is resampled to; None leaves a sound file as it is.
 
     Raises:
-        Fault: what is wrong with it, and the remedy.
+        ItemError: what is wrong with it, and the remedy.
     """
     found = None if is_film(path) else _sound_file(path)
     if found is None:

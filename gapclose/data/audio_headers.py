@@ -85,7 +85,7 @@ def decoder(path: Path) -> str:
     ``container`` (mp4, mkv) or ``libsndfile``.
 
     Raises:
-        Fault: when an ogg file ends within a page.
+        ItemError: when an ogg file ends within a page.
     """
     with path.open("rb") as handle:
         head = handle.read(12)
@@ -110,7 +110,7 @@ def size_fields(path: Path) -> dict[int, bytes]:
     are right, and for other formats.
 
     Raises:
-        Fault: when the headers agree on more samples than the file holds.
+        ItemError: when the headers agree on more samples than the file holds.
     """
     size = path.stat().st_size
     with path.open("rb") as handle:
@@ -184,7 +184,7 @@ def _held(start: int, stated: int, size: int, *, unknown: bool, whole: bool, fol
         unknown: the header does not say. whole: it says rightly how long the file is. followed: chunks come behind the stated samples.
 
     Raises:
-        Fault: when they are fewer than stated, and nothing says that the statement is wrong.
+        ItemError: when they are fewer than stated, and nothing says that the statement is wrong.
     """
     there = size - start
     if unknown:
@@ -236,7 +236,7 @@ def _is_chained(path: Path) -> bool:
     last was only closed abruptly.
 
     Raises:
-        Fault: when it ends within a page.
+        ItemError: when it ends within a page.
     """
     size, position, begun, chained = path.stat().st_size, 0, False, False
     with path.open("rb") as handle:

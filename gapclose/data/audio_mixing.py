@@ -33,7 +33,7 @@ class Mix:
         """(n, C) -> (n,) float32.
 
         Raises:
-            Fault: when the sound grows beyond :data:`MOST_SAMPLES`.
+            ItemError: when the sound grows beyond :data:`MOST_SAMPLES`.
         """
         self.length += len(block)
         refuse_longer(self.length)
@@ -48,7 +48,7 @@ class Mix:
         return mono
 
     def refuse(self) -> None:
-        """Raises: Fault, when samples were not finite or the channels cancelled."""
+        """Raises: ItemError, when samples were not finite or the channels cancelled."""
         if self.bad:
             raise ItemError(f"the audio has {self.bad} samples that are not finite; write it again without NaN or infinity")
         if self.together < CANCELS / self.channels * self.apart:
@@ -59,20 +59,20 @@ class Mix:
 
 
 def refuse_longer(samples: int, rate: int | None = None) -> None:
-    """Raises: Fault, when a sound has more samples than are decoded."""
+    """Raises: ItemError, when a sound has more samples than are decoded."""
     if samples > MOST_SAMPLES:
         at = f" at {rate:,} Hz" if rate else ""
         raise ItemError(f"the audio has more than {MOST_SAMPLES:,} samples{at}, which are not held in memory; cut it")
 
 
 def refuse_rate(rate: int) -> None:
-    """Raises: Fault, when a header states a sampling rate beyond :data:`RATES`, from which resampling takes minutes or memory."""
+    """Raises: ItemError, when a header states a sampling rate beyond :data:`RATES`, from which resampling takes minutes or memory."""
     if not RATES[0] <= rate <= RATES[1]:
         raise ItemError(f"the header of the audio states a sampling rate of {rate:,} Hz, so it is damaged; replace it")
 
 
 def refuse_levels(mono: np.ndarray) -> None:
-    """Raises: Fault, when (samples,) stays below :data:`SILENT`, or goes beyond :data:`LOUDEST`."""
+    """Raises: ItemError, when (samples,) stays below :data:`SILENT`, or goes beyond :data:`LOUDEST`."""
     peak = max(mono.max(initial=0.0), -mono.min(initial=0.0))
     if not peak <= LOUDEST:  # also where channels of opposite infinities were mixed
         raise ItemError(f"the audio goes up to {peak:.3g} (full scale is 1), so it is damaged; replace it")

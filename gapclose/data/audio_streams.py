@@ -28,7 +28,7 @@ def read_track(path: Path, rate: int, what: str = "sound track") -> np.ndarray:
     A track that starts later has silence before it; what sounds before the first picture is left out.
 
     Raises:
-        Fault: when there is none, it is cut short or empty, its channels cancel, or it cannot be decoded.
+        ItemError: when there is none, it is cut short or empty, its channels cancel, or it cannot be decoded.
     """
     with opened(path, "film" if what == "sound track" else what) as container:
         stream = chosen(container, "audio")
@@ -61,7 +61,7 @@ def read_compressed(path: Path) -> tuple[np.ndarray, int] | None:
     """A compressed sound file mixed to mono, (samples,) float32, and its sampling rate in Hz; None where the file holds a film.
 
     Raises:
-        Fault: when it is cut short or empty, its channels cancel, or it cannot be decoded.
+        ItemError: when it is cut short or empty, its channels cancel, or it cannot be decoded.
     """
     with opened(path, "audio") as container:
         stream = chosen(container, "audio")

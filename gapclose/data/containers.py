@@ -66,7 +66,7 @@ def chosen(container: Any, kind: str) -> Any:
 
 
 def refuse_short(seconds: float, stated: float, what: str) -> None:
-    """Raises: Fault, when less is there than was stated, by more than rounding explains."""
+    """Raises: ItemError, when less is there than was stated, by more than rounding explains."""
     if seconds < stated - max(0.5, MISSING * stated):
         raise ItemError(
             f"the {what} is truncated, or its header is wrong: {seconds:.1f} s of {stated:.1f} s are there; copy it again, or, where it is "

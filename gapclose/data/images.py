@@ -23,7 +23,7 @@ def read_image(path: Path) -> Image.Image:
     """RGB, turned as its EXIF note asks for; what shines through is laid on white.
 
     Raises:
-        Fault: what is wrong with the file, and the remedy.
+        ItemError: what is wrong with the file, and the remedy.
     """
     try:
         with Image.open(path) as image:
@@ -42,7 +42,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def _refuse(image: Image.Image, path: Path) -> None:
-    """Raises: Fault, when an opened image would not be shown as it is meant."""
+    """Raises: ItemError, when an opened image would not be shown as it is meant."""
     if image.format == "EPS":
         raise ItemError("an EPS is a program, which Ghostscript would run; write the picture as PNG")
     width, height = image.size

@@ -34,7 +34,7 @@ def text_of(value: Any) -> str:
     Texts keep their form but for white space around them. Numbers without a fraction are written without one.
 
     Raises:
-        Fault: for a list, an object, bytes that are no text, infinity, and a float too large to be exact.
+        ItemError: for a list, an object, bytes that are no text, infinity, and a float too large to be exact.
     """
     value = value.item() if isinstance(value, np.generic) and not isinstance(value, np.datetime64) else value
     if isinstance(value, np.datetime64):
@@ -95,7 +95,7 @@ def fold(value: Any) -> str:
     time is written as ISO 8601.
 
     Raises:
-        Fault: as :func:`text_of`, and for control characters inside a text.
+        ItemError: as :func:`text_of`, and for control characters inside a text.
     """
     text = unicodedata.normalize("NFC", text_of(value))
     text = " ".join(text.strip(UNSEEN).split()).strip(UNSEEN)
@@ -115,7 +115,7 @@ def key(value: Any) -> str:
     """The key of a cell: :func:`fold`, and empty for a missing value, also where that is spelled out (:data:`MISSING`).
 
     Raises:
-        Fault: as :func:`fold`.
+        ItemError: as :func:`fold`.
     """
     found = fold(value)
     return "" if found in MISSING else found

@@ -97,7 +97,7 @@ def decode(kind: str, path: Path, rate: int | None, framing: Framing) -> Any:
         rate: in Hz, what a sound is resampled to; None leaves it.
 
     Raises:
-        Fault: what is wrong with the file, and the remedy.
+        ItemError: what is wrong with the file, and the remedy.
     """
     return _decode(kind, path, rate, framing)[0]
 

@@ -50,7 +50,7 @@ def reordered(item: Item, order: Sequence[int], shown: bool) -> Item:
     """The item with its option ``order[k]`` at place k.
 
     Raises:
-        Fault: when the text lists the options and cannot be written again.
+        ItemError: when the text lists the options and cannot be written again.
     """
     if lettered(item):
         raise ItemError(

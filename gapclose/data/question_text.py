@@ -28,7 +28,7 @@ def asking_text(item: Item) -> str:
     """The last text of the last user message: what a wording replaces.
 
     Raises:
-        Fault: when there is none.
+        ItemError: when there is none.
     """
     return _place(item)[2]
 
@@ -92,7 +92,7 @@ def stem_of(item: Item) -> str:
     """The question without its options.
 
     Raises:
-        Fault: when the text cannot be told from the options.
+        ItemError: when the text cannot be told from the options.
     """
     if item.stem is not None:
         return item.stem

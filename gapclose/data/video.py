@@ -45,7 +45,7 @@ def read_video(path: Path, framing: Framing) -> Video:
     A film with fewer frames repeats some, so that all films are shown alike.
 
     Raises:
-        Fault: when the file is no film, has no pictures, is cut short, or a frame that is shown cannot be decoded.
+        ItemError: when the file is no film, has no pictures, is cut short, or a frame that is shown cannot be decoded.
     """
     with opened(path) as container:
         stream = _pictures(container)
@@ -63,7 +63,7 @@ def read_video(path: Path, framing: Framing) -> Video:
 
 
 def _pictures(container: Any) -> Any:
-    """The stream that is shown, ready to be decoded. Raises: Fault, when there is none, or its pictures are too large."""
+    """The stream that is shown, ready to be decoded. Raises: ItemError, when there is none, or its pictures are too large."""
     stream = chosen(container, "video")
     if stream is None:
         cover = " but a cover" if container.streams.video else ""

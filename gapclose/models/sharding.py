@@ -15,8 +15,23 @@ import torch
 from accelerate import PartialState
 from torch import distributed, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 from gapclose.models.structure import decoder_layers
+
+
+@contextmanager
+def gathered(parameter: nn.Parameter, *, write: bool = False) -> Iterator[torch.Tensor]:
+    """Inside, the whole tensor; what is written into it stays, except of a DTensor."""
+    if isinstance(parameter, DTensor):
+        yield parameter.full_tensor()
+    elif is_partitioned(parameter):
+        import deepspeed  # pyright: ignore[reportMissingImports]
+
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if write else None):
+            yield parameter.data
+    else:
+        yield parameter.data
 
 
 def is_sharded(model: nn.Module) -> bool:

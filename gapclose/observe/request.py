@@ -18,7 +18,7 @@ from gapclose.observe.config import ObserveConfig
 
 
 class HiddenStates(Protocol):
-    """What a cache of hidden states offers to a forward that starts above the frozen layers; see :mod:`gapclose.observe.hidden_cache`."""
+    """What a cache of hidden states offers to a forward that starts above the frozen layers; see :mod:`gapclose.observe.frozen_cache`."""
 
     @property
     def frozen(self) -> int:

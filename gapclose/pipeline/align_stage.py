@@ -29,8 +29,8 @@ from gapclose.metrics.labels import Labels, option_concepts
 from gapclose.metrics.verdict import not_established
 from gapclose.models.loading import LoadedModel
 from gapclose.models.sharding import is_sharded, is_wrapped, shard
-from gapclose.observe.hidden_cache import HiddenStateCache
-from gapclose.observe.hidden_writer import write_cache
+from gapclose.observe.frozen_cache import HiddenStateCache
+from gapclose.observe.frozen_writer import write_cache
 from gapclose.report.html import write_page
 from gapclose.training.adapter_io import load_adapter_tensors, save_adapter
 from gapclose.training.checkpoint_selection import EpochRecords

@@ -35,7 +35,7 @@ from gapclose.models.loading import LoadedModel, assemble, load_model
 from gapclose.models.quantization import refuse_quantisation
 from gapclose.models.sharding import shard
 from gapclose.observe.extract import observe
-from gapclose.observe.hidden_cache import HiddenStateCache
+from gapclose.observe.frozen_cache import HiddenStateCache
 from gapclose.observe.request import ObservationRequest
 from gapclose.observe.store import Observations
 from gapclose.pipeline.config import Config, refuse_other_run, save_config

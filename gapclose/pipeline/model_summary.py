@@ -21,7 +21,7 @@ from gapclose.models.architecture import build_on_meta, quiet, read_architecture
 from gapclose.models.loading import LoadedModel, assemble, load_processor
 from gapclose.models.quantization import outside
 from gapclose.models.structure import decoder, decoder_layers, output_embedding, unwrap
-from gapclose.observe.hidden_writer import RESERVE, trunk_bytes
+from gapclose.observe.frozen_writer import RESERVE, trunk_bytes
 from gapclose.pipeline.config import Config
 from gapclose.pipeline.memory_estimate import (
     Memory,

@@ -53,7 +53,7 @@ def lock_run_dir(directory: Path) -> BaseFileLock | None:
 
     Raises:
         ValueError: when another process works in it, with where that runs.
-        Unwritten: when there can be no such directory.
+        WriteError: when there can be no such directory.
     """
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)

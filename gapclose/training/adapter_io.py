@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import peft
@@ -14,7 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from gapclose.core.distributed import run_on_main
 from gapclose.core.errors import LossNotFinite
 from gapclose.core.files import apply_umask, writing
-from gapclose.models.sharding import is_partitioned
+from gapclose.models.sharding import gathered
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -22,23 +21,9 @@ def adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     found = dict[str, torch.Tensor]()
     for name, parameter in sorted(model.named_parameters()):
         if "lora_" in name:
-            with _whole(parameter) as tensor:
+            with gathered(parameter) as tensor:
                 found[name] = tensor.detach().cpu().clone()
     return found
-
-
-@contextmanager
-def _whole(parameter: nn.Parameter, *, write: bool = False) -> Iterator[torch.Tensor]:
-    """Inside, the whole tensor; what is written into it stays, except of a DTensor."""
-    if isinstance(parameter, DTensor):
-        yield parameter.full_tensor()
-    elif is_partitioned(parameter):
-        import deepspeed  # pyright: ignore[reportMissingImports]
-
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if write else None):
-            yield parameter.data
-    else:
-        yield parameter.data
 
 
 def save_adapter(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
@@ -48,7 +33,7 @@ def save_adapter(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
         The tensors, as :func:`adapter_tensors`.
 
     Raises:
-        Unwritten: in all processes, when the main one cannot write.
+        WriteError: in all processes, when the main one cannot write.
         RuntimeError: when a tensor is empty, which is what ZeRO-3 leaves of a parameter that was not gathered.
         LossNotFinite: when a weight is not finite.
     """
@@ -86,6 +71,6 @@ def load_adapter_tensors(model: nn.Module, weights: Mapping[str, torch.Tensor]) 
             whole = weights[key].to(parameter.device, parameter.dtype)
             parameter.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements))
             continue
-        with _whole(parameter, write=True) as tensor:
+        with gathered(parameter, write=True) as tensor:
             tensor.copy_(weights[key])
     return []

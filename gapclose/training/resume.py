@@ -21,7 +21,7 @@ def whole_checkpoints(directory: Path, trainer: Any) -> Iterator[None]:
     start was killed, and when the disk fills up.
 
     Raises:
-        Unwritten: in all processes, when one of them cannot write its part of a checkpoint.
+        WriteError: in all processes, when one of them cannot write its part of a checkpoint.
     """
     save = trainer._save_checkpoint
 

@@ -27,7 +27,7 @@ from gapclose.models.loading import LoadedModel
 from gapclose.models.sharding import is_sharded, is_zero3, wrap_layers
 from gapclose.models.structure import train_adapters_alone
 from gapclose.observe.forward import forward_part
-from gapclose.observe.hidden_cache import HiddenStateCache
+from gapclose.observe.frozen_cache import HiddenStateCache
 from gapclose.training.adapter_io import save_adapter
 from gapclose.training.callbacks import EvaluateAfterEpoch, ProgressCallback, SetSamplerEpoch
 from gapclose.training.collator import Collator

@@ -36,7 +36,7 @@ from gapclose.observe import prefix_cache as shared_prefix
 from gapclose.observe.batching import plan_batches
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import forward_batches
-from gapclose.observe.hidden_writer import write_cache
+from gapclose.observe.frozen_writer import write_cache
 from gapclose.observe.request import ObservationRequest
 from gapclose.observe.store import Observations
 from gapclose.training.config import LoraConfig, TrainConfig

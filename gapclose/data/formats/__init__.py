@@ -1,7 +1,8 @@
 """Readers of data sets that are laid out in other ways than the project's own; each is a function directory -> :class:`ItemSet`.
 
-``layout`` says which files are tables, ``tables`` reads rows whatever file holds them, ``splits`` deals clips out to the splits; ``imavb``, ``yes_no`` and ``columns`` (by a
-``column_map``) make items of the rows. :func:`read_set` picks the reader by what lies in the directory.
+``directory`` says which files are tables, ``tables`` reads their rows whatever file holds them, :mod:`gapclose.data.splits` assigns clips to splits.
+``imavb``, ``avhbench`` and ``generic_table`` (by a ``column_map``) make items of the rows. :func:`read_set` picks the reader by what lies in
+the directory; a user's own is added with :func:`gapclose.data.config.register_reader`.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def put_aside(values: dict[str, Any], media: dict[str, str], directory: Path) ->
         media: column -> kind.
 
     Raises:
-        Fault: when that folder cannot be written.
+        ItemError: when that folder cannot be written.
     """
     return {column: _stored(value, media.get(column), directory) for column, value in values.items()}
 

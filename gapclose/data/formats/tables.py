@@ -51,7 +51,7 @@ def read_tables(
         only: names of the tables that are wanted; None: all.
 
     Raises:
-        Fault: as ``each`` does; it is none of the file's.
+        ItemError: as ``each`` does; it is none of the file's.
     """
     saved = whole_saved(directory, problems)
     files = {name: [folder] for name, folder in saved.items()} or whole_tables(directory, problems, only)
@@ -76,7 +76,7 @@ def read_into(
     """The rows of one file, read by ``reader`` (default: as JSON), numbered from ``before`` on; ``each`` as in :func:`read_tables`.
 
     Raises:
-        Fault: as ``each`` does.
+        ItemError: as ``each`` does.
     """
     rows: list[Row] = []
     empty = True
@@ -188,7 +188,7 @@ def _from_arrow(batches: Iterable[Any]) -> Iterator[tuple[int, int, Any]]:
     """Rows of batches of an Arrow table.
 
     Raises:
-        Fault: when two columns have one name, of which a row could keep only one.
+        ItemError: when two columns have one name, of which a row could keep only one.
     """
     import numpy as np
     import pyarrow

@@ -78,7 +78,7 @@ def set_beside(
     """What ``measurement.json`` holds under ``protocol``.
 
     Args:
-        judge: of the reading of the N items. action: what was scored of them. entries: our controls, as ``Judge.entry`` makes them.
+        judge: of the reading of the N items. action: what was scored of them. entries: our controls, as ``ControlScorer.entry`` makes them.
         texts: (N,) questions. said: (N,) index of the option that each generated answer names, -1 for none.
         residual_of: layer -> (N, D) residuals of it, asked for one layer at a time.
         encoded: (N, F) states of a sentence encoder. Without it, residuals are freed of what predicts TF-IDF features instead.

@@ -1,4 +1,4 @@
-"""Fill a :class:`gapclose.observe.hidden_cache.HiddenStateCache`: every batch once, where the model can start from one and the disk holds it.
+"""Fill a :class:`gapclose.observe.frozen_cache.HiddenStateCache`: every batch once, where the model can start from one and the disk holds it.
 
 Every process fills every W-th batch, each file written whole; an interrupted fill goes on with the first missing one. Where the cache
 cannot be, the reason is said and everything is computed in every step, as without it.
@@ -31,8 +31,8 @@ from gapclose.models.processing import media_signature
 from gapclose.models.structure import unwrap
 from gapclose.observe.answer_rows import prompt_with_answers
 from gapclose.observe.batching import plan_batches
-from gapclose.observe.hidden_cache import HiddenStateCache, Row
-from gapclose.observe.hidden_capture import Entered, answer_rows, capture_hidden, first_of_each, unsupported_reason
+from gapclose.observe.frozen_cache import HiddenStateCache, Row
+from gapclose.observe.frozen_capture import Entered, answer_rows, capture_hidden, first_of_each, unsupported_reason
 
 RESERVE = 1 << 30
 """bytes of the disk that are left free"""

@@ -24,7 +24,7 @@ from gapclose.models.sharding import unwrap_engine
 from gapclose.models.structure import decoder, decoder_layers, unwrap
 from gapclose.observe.answer_rows import longest_contexts, prompt_with_answers
 from gapclose.observe.forward import forward_part
-from gapclose.observe.hidden_cache import Row
+from gapclose.observe.frozen_cache import Row
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 """by which a log-probability from stored states may differ from the model's own in the same batch, before the cache is left off"""

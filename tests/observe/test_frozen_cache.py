@@ -20,12 +20,12 @@ from gapclose.models.config import ModelConfig
 from gapclose.models.hooks import skip_layers
 from gapclose.models.loading import LoadedModel, load_model
 from gapclose.models.structure import decoder_layers, unwrap
-from gapclose.observe import hidden_writer as trunk_fill
+from gapclose.observe import frozen_writer as trunk_fill
 from gapclose.observe.batching import plan_batches
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import forward_batches
-from gapclose.observe.hidden_cache import HiddenStateCache
-from gapclose.observe.hidden_writer import write_cache
+from gapclose.observe.frozen_cache import HiddenStateCache
+from gapclose.observe.frozen_writer import write_cache
 from gapclose.observe.request import ObservationRequest
 from gapclose.pipeline.cli import main
 from gapclose.training.collator import Collator
