@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gapclose.metrics.measure_gap import GapMeasurement, measure_gap
     from gapclose.models.config import ModelConfig
     from gapclose.models.loading import LoadedModel, load_model
-    from gapclose.observe.extract import observe
+    from gapclose.observe.extract import observe_items
     from gapclose.observe.store import Observations
     from gapclose.pipeline.api import close, measure
     from gapclose.pipeline.config import Config, parse_config
@@ -44,7 +44,7 @@ EXPORTS = {
     "metrics.measure_gap": ["GapMeasurement", "measure_gap"],
     "models.config": ["ModelConfig"],
     "models.loading": ["LoadedModel", "load_model"],
-    "observe.extract": ["observe"],
+    "observe.extract": ["observe_items"],
     "observe.store": ["Observations"],
     "pipeline.api": ["close", "measure"],
     "pipeline.config": ["Config", "parse_config"],
@@ -81,7 +81,7 @@ __all__ = [
     "load_run",
     "measure",
     "measure_gap",
-    "observe",
+    "observe_items",
     "parse_config",
     "register_control",
     "register_objective",

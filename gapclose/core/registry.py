@@ -11,6 +11,11 @@ from gapclose.core.imports import FUNCTION, named_function
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _same(one: Any, other: Any) -> bool:
+    """Whether two functions are one, or one was defined again, as a notebook's cell does that is run twice."""
+    return one is other or all(getattr(one, key, one) == getattr(other, key, other) for key in ("__module__", "__qualname__"))
+
+
 class Registry(Generic[F]):
     """Functions of one kind by name."""
 
@@ -37,7 +42,7 @@ class Registry(Generic[F]):
         """
         if not name.isidentifier():
             raise ValueError(f"{self.kind} {name!r}: give it a name of letters, digits and underscores")
-        if name in self.built_in or self.added.get(name, function) is not function:
+        if name in self.built_in or not _same(self.added.get(name, function), function):
             raise ValueError(f"{self.kind} {name!r} is there already; choose another name than {list(self.names)}")
         if not callable(function):
             raise ValueError(f"{self.kind} {name!r} is {type(function).__name__}, not a function")

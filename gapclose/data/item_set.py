@@ -40,6 +40,15 @@ class Decoding:
     """what that may take, in 10^9 bytes"""
 
 
+def _plain(value: Any) -> Any:
+    """A value of a row as JSON has it. Raises: TypeError, with the remedy, for what JSON does not have."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"holds a {type(value).__name__}; save media as files and give their paths, and write arrays as lists")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ItemSet:
     """Items with the concepts they are about. Selecting keeps the order."""
@@ -86,7 +95,12 @@ class ItemSet:
             problems.raise_if_any()
         splits, seen = dict[str, str](), set[str]()
         for number, row in enumerate(rows):
-            item = read_item(json.dumps(dict(row), default=str), f"row {number}", names, spelled, problems)
+            try:
+                line = json.dumps(dict(row), default=_plain)
+            except (TypeError, ValueError) as error:
+                problems.add(f"row {number}: {error}")
+                continue
+            item = read_item(line, f"row {number}", names, spelled, problems)
             if item is None:
                 continue
             if item.id in seen:

@@ -20,13 +20,15 @@ def load_items(path: str | Path, **settings: Any) -> ItemSet:
 
     Args:
         path: directory with ``set.json`` and ``items.jsonl``, in the layout of IMAVB or AVHBench, or with tables and a column map.
-        settings: of :class:`gapclose.data.config.DataConfig`, e.g. ``columns="map.yaml"``.
+        settings: of :class:`gapclose.data.config.DataConfig`, e.g. ``columns="map.yaml"``; not those that only a run heeds.
 
     Raises:
         ValueError: everything that is wrong with the set, all at once.
     """
-    problems = ErrorCollector(f"the item set {path}")
-    items = read_data(Path(path), DataConfig(path=str(path), **settings), problems)
+    if only := sorted(set(settings) & {"path", "on_error", "degraded", "sound"}):
+        raise ValueError(f"load_items does not take {only}; they are settings of a run")
+    problems, data = ErrorCollector(f"the item set {path}"), DataConfig(path=str(path), **settings)
+    items = in_order(read_data(Path(path), data, problems), data, PromptsConfig(), problems)
     problems.raise_if_any()
     return items
 

@@ -60,7 +60,8 @@ class ControlsConfig:
     """what can be had without training (PGLA, bias shifts, the text, the probe as answerer); costs ``probe.folds`` + 1 small perceptrons,
     and where val has labels, which then choose the settings, the observation of it that ``gapclose close`` uses again"""
     extra: list[str] = field(default_factory=list)
-    """controls of your own: registered ones, or ``package.module:function``; each is judged beside the reading like the others"""
+    """controls of your own: registered ones, or ``package.module:function``; `gapclose measure` judges each beside the reading, and no verdict
+    uses it"""
     draws: int = 10
     """how often random labels are drawn"""
     seed: int = 0

@@ -100,7 +100,12 @@ class EvaluationContext(Protocol):
         ...
 
     def reload(self) -> None:
-        """Give the run's model its own weights again, after a control has drawn others. After an error nobody does: the run ends."""
+        """Give the run's model its own weights again, after a control has drawn others."""
+        ...
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the model is the user's own object, not one that was read from a checkpoint."""
         ...
 
     def place(self, model: Any) -> None:

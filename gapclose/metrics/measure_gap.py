@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
+from gapclose.data.items import EVERYTHING
 from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.gap import statistics
@@ -46,9 +47,9 @@ class GapFigures:
     gap_auroc: Interval
     """reading_auroc - action_auroc"""
     standard_accuracy: Interval
-    """accuracy on the items whose right concept is no alarm"""
+    """share of the items whose right concept is no alarm on which the right option is chosen"""
     false_alarm: Interval
-    """share of those on which the action expresses an alarm"""
+    """share of those on which the action expresses an alarm; without alarms the mean over concepts of one against the rest"""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: numbers, and ``{"value", "lower", "upper"}`` of every interval."""
@@ -131,11 +132,12 @@ def measure_gap(
         labels: (N,) index of the right concept, 0 to C - 1.
         clips: (N,) what questions share; resampling is by clip. None: every item is a clip of its own.
         modality: (N,) names of groups that are measured apart. None: one group.
-        option_concept: (O,) or (N, O) the concept that each option expresses, -1 for none. None: option k expresses concept k.
+        option_concept: (O,) or (N, O) the concept that each option expresses, -1 for none: to choose such an option is wrong. None: option k
+            expresses concept k.
         gold: (N,) index of the right option; needed only where several options of an item express its right concept.
         alarm: the concepts that object to the question, such as "the premise is false". Empty: every concept is detected against the rest.
-        controls: name -> (N, C) readings by something that knows less, such as the text alone. The verdict compares with the best of them; the
-            majority class is always one of them.
+        controls: name -> (N, C) readings by something that knows less, such as the text alone. The verdict compares with the best of them and
+            of the majority class, which is always there.
         replicates: bootstrap replicates.
         seed: of the resampling.
 
@@ -160,9 +162,16 @@ def measure_gap(
             faults += _probabilities(f"controls[{name!r}]", other)
     groups = {name: _names(of) for name, of in (("clips", clips), ("modality", modality)) if of is not None}
     faults += [f"{name} has shape {of.shape}; it must be ({n},)" for name, of in groups.items() if of.shape != (n,)]
+    faults += [f"{name} has no value in row {row}; give every item one" for name, of in groups.items() for row in _absent(of)[:1]]
     table = _table(option_concept, score, c, faults)
-    if bad := [k for k in alarm if not 0 <= k < c]:
+    if bad := [k for k in alarm if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 0 <= k < c]:
         faults.append(f"alarm names concepts {bad}; readings have concepts 0 to {c - 1}")
+    elif len(set(alarm)) == c:
+        faults.append("alarm names every concept; leave at least one that does not object")
+    if "majority" in others:
+        faults.append("controls['majority'] is there already; give the control another name")
+    if "modality" in groups and EVERYTHING in groups["modality"].tolist():
+        faults.append(f"modality has {EVERYTHING!r}, which stands for all items; rename it")
     if faults:
         raise ValueError("; ".join(faults))
     right = _gold(gold, concept, table, faults)
@@ -177,7 +186,6 @@ def measure_gap(
         concepts=tuple(str(k) for k in range(c)),
         alarm=tuple(str(k) for k in alarm),
     )
-    score = np.where(table < 0, -np.inf, score)
     action, config = Action(chosen=score.argmax(1), scores=score), GapConfig(replicates=replicates)
     majority = np.full((n, c), 0.0)
     for name in set(known.modality.tolist()):
@@ -240,7 +248,15 @@ def _whole(name: str, value: Array, faults: list[str]) -> np.ndarray:
 def _names(value: Array) -> np.ndarray:
     """(N,) names or numbers, whatever holds them."""
     array = np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
-    return array.astype(str) if array.dtype == object else array
+    if array.dtype == object:
+        return np.array(["" if v is None or v != v else str(v) for v in array.tolist()])
+    return array
+
+
+def _absent(names: np.ndarray) -> list[int]:
+    """Rows without a name: None, nan or an empty text."""
+    absent = np.isnan(names) if names.dtype.kind == "f" else names == "" if names.dtype.kind == "U" else np.zeros(len(names), dtype=bool)
+    return np.flatnonzero(absent).tolist()
 
 
 def _probabilities(name: str, array: np.ndarray) -> list[str]:

@@ -124,6 +124,10 @@ def observe(
     return read_observations(directory, [i.id for i in items])
 
 
+observe_items = observe
+"""the public name: ``gapclose.observe`` is this room"""
+
+
 def forward_batches(
     loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, config: ObserveConfig, wanted: ObservationRequest
 ) -> Observations:

@@ -30,7 +30,7 @@ from gapclose.export.run import check_export
 from gapclose.metrics.judgeable import ADVICE
 from gapclose.metrics.labels import Labels
 from gapclose.metrics.status import STATES
-from gapclose.models.checkpoint import weights_fingerprint
+from gapclose.models.checkpoint import memory_fingerprint
 from gapclose.models.loading import LoadedModel, assemble, load_model
 from gapclose.models.quantization import refuse_quantisation
 from gapclose.models.sharding import shard
@@ -72,9 +72,14 @@ class RunContext:
         if not sys.stderr.isatty():
             transformers.logging.disable_progress_bar()
         self.config, self.directory, self.given = config, Path(config.run_dir), given
+        self.weights = dict[str, Any]()
+        """of a model in memory, while a control may draw others"""
         refuse_quantisation(config.model.quantisation)
         self.process = check_launch()
-        refuse_under_engine(config, engine_given(self.process), self.process.num_processes, closing=closing)
+        engine = engine_given(self.process)
+        refuse_under_engine(config, engine, self.process.num_processes, closing=closing)
+        if given and engine != "ddp":
+            raise ValueError(f"a model in memory runs on one process or under DDP, not under {engine}; save it, and use the command")
         if closing:
             if config.model.dtype == "float16":
                 raise ValueError("model.dtype float16 cannot be trained without a loss scaler; choose bfloat16 or float32")
@@ -137,7 +142,12 @@ class RunContext:
         model = given.model.eval()
         if self.config.controls.random_weights:
             self.weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-        return assemble(model, given.processor, path=self.config.model.path, fingerprint=weights_fingerprint(model))
+        return assemble(model, given.processor, path=self.config.model.path, fingerprint=memory_fingerprint(model, given.processor))
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the model is the user's own object, not one that was read from a checkpoint."""
+        return self.given is not None
 
     def reload(self) -> None:
         """Give the run's model its own weights again, after a control has drawn others."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from peft import PeftModel
+
 from gapclose.core.distributed import run_on_main
 from gapclose.evaluation.run_records import summarise
 from gapclose.evaluation.run_result import RunResult, load_run
@@ -26,6 +28,7 @@ def run_measure(config: Config, given: Given | None = None) -> RunResult:
     run.fit_probes()
     run.measure_base(["test"])
     run.examine(thorough=True)
+    run.weights.clear()
     summary = run_on_main(lambda: summarise(run.directory))
     run.on_main(lambda: write_page(run.directory))
     run.on_main(lambda: run.tracker.finish(summary, None))
@@ -35,6 +38,15 @@ def run_measure(config: Config, given: Given | None = None) -> RunResult:
 def run_close(config: Config, given: Given | None = None) -> RunResult:
     """Measure, decide on val whether to train, train with re-measurement after every epoch, measure test again, export."""
     run = RunContext(config, closing=True, given=given)
+    try:
+        return _close(run)
+    except BaseException:
+        if run.in_memory and isinstance(run.loaded.model, PeftModel):
+            run.loaded.model = run.loaded.model.unload()  # the user's model as it was: the same call goes on from the run directory
+        raise
+
+
+def _close(run: RunContext) -> RunResult:
     run.track()
     run.fit_probes()
     run.measure_base(["val"])
@@ -43,7 +55,10 @@ def run_close(config: Config, given: Given | None = None) -> RunResult:
     training.refuse_unproven()
     run.measure_base(["test"])
     run.examine(thorough=False)
+    run.weights.clear()  # nothing is drawn any more
     run.on_main(lambda: write_page(run.directory))
     training.train(run.measured["val"])
     training.finish(run.measured["test"])
+    if run.in_memory:
+        run.loaded.model.to("cpu")
     return replace(run_on_main(lambda: load_run(run.directory)), model=run.loaded.model)

@@ -64,6 +64,10 @@ class ProbeConfig:
             check.number("c", above=0)
             check.number("strengths")
             check.number("shrinkage", least=0, most=1)
+            if check.sound("families", "strengths") and not self.strengths and set(self.families) - set(FAMILIES):
+                check.add(
+                    f"{check.named('strengths')}, and probe.families has others than {list(FAMILIES)}; give them a strength", "strengths"
+                )
             for family, name in (("logistic", "c"), ("lda", "shrinkage")):
                 if check.sound(name, "families") and not getattr(self, name) and family in self.families:
                     check.add(f"{check.named(name)}, and probe.families has {family}; give it a strength, or leave the family out", name)

@@ -64,9 +64,14 @@ def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
     key, paths = _fingerprint(run, splits), {kind: run.directory / "probes" / f"{kind}.safetensors" for kind in kinds}
     found = {kind: run_on_main(lambda kind=kind: _stored(paths[kind], key)) for kind in kinds}
     missing = [kind for kind in kinds if found[kind] is None]
-    for kind in missing:  # the decoder's first: its networks have the trained embeddings and towers
-        found[kind] = _readings_of(run, kind, splits)
-        run.on_main(lambda kind=kind: _store(paths[kind], key, found[kind] or {}))
+    try:
+        for kind in missing:  # the decoder's first: its networks have the trained embeddings and towers
+            found[kind] = _readings_of(run, kind, splits)
+            run.on_main(lambda kind=kind: _store(paths[kind], key, found[kind] or {}))
+    except BaseException:
+        if run.in_memory:  # the user's own model; one from a checkpoint ends with the run
+            run.reload()
+        raise
     if missing:
         run.reload()
     return {kind: readings for kind, readings in found.items() if readings is not None}

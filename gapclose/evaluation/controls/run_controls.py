@@ -10,7 +10,10 @@ Shapes: M fit items, N test items, D width, L decoder layers, C concepts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from gapclose.core.logging import say
 from gapclose.evaluation.baselines.run_baselines import run_baselines
@@ -29,6 +32,27 @@ RIVALS = ("majority", "text_only", "text_encoder", "options", "blank_all_refit")
 """the controls that a verdict compares with: what a reader without the media could know, and what the model makes of it"""
 
 
+def extra_control(name: str, suite: ControlSuite, others: Sequence[Control]) -> Control:
+    """A control that the user added, checked. It stands beside the reading; verdicts do not use it.
+
+    Raises:
+        ValueError: when it is no control, takes the name of another, or a reading is no (N, C) array of probabilities.
+    """
+    control, shape = CONTROLS.get(name)(suite), suite.reading.shape
+    if not isinstance(control, Control):
+        raise ValueError(
+            f"controls.extra {name!r} returned {type(control).__name__}; return a gapclose.evaluation.controls.scoring.Control"
+        )
+    if control.name in {*RIVALS, *(c.name for c in others)}:
+        raise ValueError(f"controls.extra {name!r} is named {control.name!r}, as another control is; give it another name")
+    for reading in control.readings:
+        if np.shape(reading) != shape or not np.isfinite(reading).all() or (np.abs(np.sum(reading, axis=1) - 1) > 1e-3).any():
+            raise ValueError(
+                f"controls.extra {name!r}: its readings must be probabilities of shape {shape}, items x concepts, rows that sum to one"
+            )
+    return control
+
+
 def run_controls(run: EvaluationContext, *, thorough: bool) -> dict[str, Any]:
     """What ``measurement.json`` holds: with everything that the configuration asks for, or with the text and random weights alone."""
     now, wanted = ControlSuite(run, "test", run.text, random_readings(run, thorough=thorough)), run.config.controls
@@ -45,7 +69,7 @@ def run_controls(run: EvaluationContext, *, thorough: bool) -> dict[str, Any]:
             more.append(now.residualised())
         if wanted.blank:
             more += now.blanked()
-        more += [CONTROLS.get(name)(now) for name in wanted.extra]
+        more += [extra_control(name, now, [*controls, *more]) for name in wanted.extra]
         entries += [now.judge.entry(c) for c in more]
         entries += now.label_controls() if wanted.labels else []
         if wanted.codelength:
