@@ -48,7 +48,7 @@ def test_the_examples_run(path, tiny_run, tiny_checkpoint, digits_directory, tmp
             "runs/digits/data-seed0", str(digits_directory)
         )
         block = block.replace('"runs/digits"', f'"{tiny_run}"')
-        block = re.sub(r'run_dir="runs/memory".*\)\n', f'run_dir="runs/memory", {SMALL})\n', block)
+        block = re.sub(r'run_dir="(runs/memory[^"]*)".*\)\n', rf'run_dir="\1", {SMALL})\n', block)
         exec(compile(block, path, "exec"), space)
     assert "adapted/test" in capsys.readouterr().out if path.startswith("docs") else "state" in str(space["run"].to_dict())  # type: ignore[attr-defined]
 

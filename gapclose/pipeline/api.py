@@ -79,12 +79,15 @@ def _prepared(
                 raise ValueError(f"unknown keys {wrong} in {name}; choose some of {sorted(keys)}")
             value = group(**value)
         values[name] = value
-    config = Config(run_dir="" if run_dir is None else str(run_dir), **values)
+    config = Config(**({} if run_dir is None else {"run_dir": str(run_dir)}), **values)
     for key in ("merged", "omni", "push"):
         if getattr(config.export, key):
             raise ValueError(f"export.{key} needs a checkpoint on disk; save the model, and use the command `gapclose close`")
     _refuse_model(model, closing)
-    faults = [*missing_functions(config), *missing_places((run_dir and str(run_dir)) or ".", config.data, config.model, config.observe)]
+    faults = [
+        *missing_functions(config),
+        *missing_places("." if run_dir is None else str(run_dir), config.data, config.model, config.observe),
+    ]
     if faults:
         raise ValueError("; ".join(faults))
     if run_dir is None:

@@ -59,6 +59,14 @@ def test_torch_tensors_and_several_options_of_a_concept():
         measure_gap(readings, np.concatenate([scores, scores[:, 1:]], 1), label, option_concept=concept)
 
 
+def test_an_option_without_a_concept_is_a_wrong_answer():
+    """A model that always chooses it is never right; an option that is not there cannot be chosen."""
+    readings, scores, label, *_ = world(3)
+    third = np.concatenate([scores, np.full((N, 1), 50.0)], 1)
+    found = measure_gap(readings, third, label, option_concept=[0, 1, -1], alarm=[1], replicates=100)
+    assert found.action.value == 0 and found.standard_accuracy.value == 0
+
+
 def test_a_control_that_knows_as_much_takes_the_verdict_away():
     readings, scores, label, clips, _ = world(4)
     found = measure_gap(readings, scores, label, clips=clips, alarm=[1], controls={"text": readings}, replicates=500)
@@ -81,6 +89,12 @@ def test_a_control_that_knows_as_much_takes_the_verdict_away():
         ({"labels": lambda a: a["labels"] * 1.0}, "type float64; it must be one whole number"),
         ({"clips": lambda a: np.arange(3)}, r"clips has shape \(3,\)"),
         ({"alarm": lambda a: [2]}, r"alarm names concepts \[2\]"),
+        ({"alarm": lambda a: [True]}, r"alarm names concepts \[True\]"),
+        ({"alarm": lambda a: [0, 1]}, "alarm names every concept"),
+        ({"clips": lambda a: np.where(np.arange(N) == 3, np.nan, np.arange(N))}, "clips has no value in row 3"),
+        ({"clips": lambda a: [None, *map(str, range(N - 1))]}, "clips has no value in row 0"),
+        ({"modality": lambda a: ["all"] * N}, "which stands for all items"),
+        ({"controls": lambda a: {"majority": a["readings"]}}, r"controls\['majority'\] is there already"),
         ({"controls": lambda a: {"text": np.zeros((N, 3))}}, r"controls\['text'\] has shape"),
         ({"gold": lambda a: 1 - a["labels"]}, "does not express the right concept"),
     ],

@@ -1,5 +1,6 @@
 """Runs on a model in memory give what the commands give; the import stays light."""
 
+import importlib
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import torch
 import gapclose
 from gapclose import close, load_run, measure
 from gapclose.evaluation.run_records import read_records
+from gapclose.models.checkpoint import memory_fingerprint
 from gapclose.pipeline.cli import main
 
 SETTINGS = {
@@ -53,6 +55,7 @@ def test_close_trains_as_the_command_does(loaded, digits, tiny_run, tmp_path):
         ({"data": {"path": "x"}}, r"unknown settings \['data'\]"),
         ({"export": {"merged": True}}, "export.merged needs a checkpoint on disk"),
         ({"gap": {"replicates": 3}}, "gap.replicates is 3"),
+        ({"objective": "nowhere_at_all:f"}, "cannot be imported"),
     ],
 )
 def test_settings_that_do_not_exist_or_do_not_fit_are_refused(loaded, digits, tmp_path, settings, says):
@@ -61,9 +64,49 @@ def test_settings_that_do_not_exist_or_do_not_fit_are_refused(loaded, digits, tm
     assert not (tmp_path / "run").exists()
 
 
+def test_after_an_interruption_the_model_is_the_user_s_own_and_the_same_call_goes_on(loaded, digits, tmp_path, monkeypatch):
+    """In training: the adapters are gone. In the draws of random networks: the weights are back."""
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    how = SETTINGS | {"force": True, "export": {"unimproved": True}, "controls": OFF | {"random_weights": False}}
+    how["train"] = {"epochs": 1, "global_batch_size": 24, "micro_batch_size": 12, "learning_rate": 0.01}
+    given = (loaded.model, loaded.processor, digits)
+
+    def stopped(*of, **more):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gapclose.training.trainer.term_sums", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            close(*given, run_dir=tmp_path / "run", **how)
+    assert all(torch.equal(before[name], tensor) for name, tensor in loaded.model.state_dict().items())
+    with monkeypatch.context() as patch:
+        patch.setattr("gapclose.evaluation.controls.random_weights._read", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            measure(*given, run_dir=tmp_path / "drawn", **SETTINGS, controls=OFF | {"random_draws": 2})
+    assert all(torch.equal(before[name], tensor) for name, tensor in loaded.model.state_dict().items())
+    result = close(*given, run_dir=tmp_path / "run", **how)
+    assert result.adapted is not None
+    with pytest.raises(ValueError, match="the model has adapters already"):
+        measure(result.model, loaded.processor, digits, **SETTINGS)
+
+
+def test_a_change_of_processor_or_weights_is_another_model(loaded):
+    first = memory_fingerprint(loaded.model, loaded.processor)
+    assert memory_fingerprint(loaded.model, loaded.processor) == first
+    template = loaded.processor.chat_template
+    loaded.processor.chat_template = template + " "
+    assert memory_fingerprint(loaded.model, loaded.processor) != first
+    loaded.processor.chat_template = template
+    with torch.no_grad():
+        next(loaded.model.parameters()).view(-1)[0] += 1
+    assert memory_fingerprint(loaded.model, loaded.processor) != first
+
+
 def test_every_public_name_is_there_and_the_import_is_light():
-    for name in gapclose.__all__:
-        assert getattr(gapclose, name) is not None
+    for module, names in gapclose.EXPORTS.items():
+        found = importlib.import_module(f"gapclose.{module}")
+        assert all(getattr(gapclose, name) is getattr(found, name) for name in names)
+    assert sorted(gapclose.__all__) == sorted([*(n for names in gapclose.EXPORTS.values() for n in names), "__version__"])
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = gapclose.nothing
     code = "import sys, gapclose; print([m for m in ('torch', 'transformers', 'numpy', 'peft', 'wandb') if m in sys.modules])"

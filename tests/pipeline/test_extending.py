@@ -1,6 +1,7 @@
 """A reader, a control, an objective and a probe family from outside the package, by name and as ``package.module:function``."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from gapclose import FrozenProbe, register_control, register_objective, register
 from gapclose.core.registry import Registry
 from gapclose.data.jsonl import read_items
 from gapclose.evaluation.config import CONTROLS
+from gapclose.evaluation.controls.run_controls import extra_control
 from gapclose.evaluation.controls.scoring import Control
 from gapclose.pipeline.cli import main
 
@@ -81,6 +83,19 @@ def test_one_of_each_takes_part_in_a_run(digits_directory, tiny_config, tmp_path
 def test_what_is_not_there_is_refused_by_validate(tiny_config, tmp_path, capsys, setting, says):
     assert main(["validate", "--config", str(tiny_config), "--run_dir", str(tmp_path / "run"), *setting]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_control_must_be_probabilities_under_a_name_of_its_own():
+    suite = SimpleNamespace(reading=np.full((4, 2), 0.5))
+    for readings, name, says in (
+        ([np.ones((4, 1))], "mine", "shape"),
+        ([np.ones((4, 2))], "mine", "sum to one"),
+        ([], "text_only", "named 'text_only'"),
+    ):
+        CONTROLS.added["made_by_a_test"] = lambda suite, r=readings, n=name: Control(name=n, label="", question="", readings=r)
+        with pytest.raises(ValueError, match=says):
+            extra_control("made_by_a_test", suite, [])
+    del CONTROLS.added["made_by_a_test"]
 
 
 def test_names_are_taken_once():
