@@ -38,6 +38,10 @@ WHOLE_KEYS = ("model.template",)
 """keys whose value is a mapping with names of the user's own"""
 
 
+LAST_GROUP = "wandb"
+"""the group that a stored configuration ends with"""
+
+
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested configuration as dotted key -> value."""
     flat: dict[str, Any] = {}
@@ -64,6 +68,6 @@ def read_settings(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not YAML ({' '.join(f'{error}'.split())}); {remedy}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: holds {type(tree).__name__}, not keys and values; {remedy}")
-    if not text.endswith("\n"):  # as every file of a run does
-        raise ValueError(f"{path}: its last line is cut off; {remedy}")
+    if not text.endswith("\n") or ("run_dir" in tree and LAST_GROUP not in tree):  # as every file of a run has
+        raise ValueError(f"{path}: its end is cut off; {remedy}")
     return flatten(tree)

@@ -54,9 +54,10 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         with Checks(self, "probe") as check:
-            if check.sound("families") and (not self.families or not all(map(PROBE_FAMILIES.known, self.families))):
+            twice = len(set(self.families)) < len(self.families) if check.sound("families") else False
+            if check.sound("families") and (twice or not self.families or not all(map(PROBE_FAMILIES.known, self.families))):
                 names = f"{list(PROBE_FAMILIES.names)}, or package.module:function"
-                check.add(f"{check.named('families')}; choose some of {names}", "families")
+                check.add(f"{check.named('families')}; choose some of {names}, each once", "families")
             check.number("folds", least=2)
             check.number("layers_above", least=1, why="LoRA needs a layer above the probe")
             check.number("stack", least=1, why="1 tries single layers only")

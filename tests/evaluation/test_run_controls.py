@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from sketches import drawn
 
 from gapclose.data.answer_matching import parse_lenient
 from gapclose.data.config import PromptsConfig
@@ -256,7 +257,8 @@ def test_a_stacked_probe_is_examined_by_all_that_it_reads(measured, tiny_config,
     off = ["--controls.protocol", "null"]
     off += [w for key in ("labels", "residualise", "codelength", "baselines") for w in (f"--controls.{key}", "false")]
     stack = ["--probe.layers", "[2, 3]", "--probe.stack", "2"]
-    assert main(["measure", "--config", str(tiny_config), "--run_dir", str(directory), *off, *stack]) == 0
+    with drawn():
+        assert main(["measure", "--config", str(tiny_config), "--run_dir", str(directory), *off, *stack]) == 0
     found = json.loads((directory / "measurement.json").read_text())
     assert found["probe"]["layers"] == found["interchange"]["layers"] == [2, 3] and found["probe"]["layer"] == 3
     assert [layers[-1] for layers in found["nested"]["stacks"]] == found["nested"]["layers"]
