@@ -49,8 +49,18 @@ def summarise(directory: Path) -> dict[str, Any]:
     """The figures of a run on test clips as one JSON object; what was not measured (yet) is None.
 
     Raises:
-        ValueError: when the run has not measured its base model.
+        ValueError: when the run has not measured its base model, or a record lacks what every run writes.
     """
+    try:
+        return _summary(directory)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{directory / 'gap.jsonl'}: a record lacks what every run writes ({error}); put a copy of the file in its place, or delete it and run "
+            "the same command again"
+        ) from error
+
+
+def _summary(directory: Path) -> dict[str, Any]:
     base, adapted = record_of(directory, "base/test"), record_of(directory, "adapted/test")
     if base is None:
         raise ValueError(

@@ -1,6 +1,8 @@
 """Runs on a model in memory give what the commands give; the import stays light."""
 
 import importlib
+import json
+import shutil
 import subprocess
 import sys
 
@@ -123,6 +125,16 @@ def test_runs_that_are_not_there_are_named(tmp_path):
         load_run(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no measurement of the base model"):
         load_run(tmp_path)
+
+
+def test_records_that_lack_figures_are_damaged(tiny_run, tmp_path, capsys):
+    """Valid JSON that no run wrote: one line, no traceback."""
+    shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns(".lock"))
+    path = tmp_path / "run" / "gap.jsonl"
+    path.write_text("".join(json.dumps({k: r[k] for k in ("stage", "epoch", "state")}) + "\n" for r in read_records(tiny_run)))
+    with pytest.raises(ValueError, match="gap.jsonl: a record lacks what every run writes"):
+        load_run(tmp_path / "run")
+    assert main(["report", str(tmp_path / "run")]) == 2 and capsys.readouterr().err.startswith(f"error: {path}: a record lacks")
 
 
 def test_version_and_near_commands(capsys):
