@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,17 +62,17 @@ def checkpoint_fingerprint(folder: Path, model: Any) -> str:
 
 
 def memory_fingerprint(model: Any, processor: Any) -> str:
-    """Hash that tells models in memory apart: config, attention and generation settings, the processor's files, and of every parameter and
+    """Hash that tells models in memory apart: config, attention and generation settings, the processor's settings and vocabulary, and of every parameter and
     buffer the blocks that :func:`checkpoint_fingerprint` reads of a file."""
     digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode())
     generation = getattr(model, "generation_config", None)
     digest.update(json.dumps(generation.to_diff_dict() if generation else {}, sort_keys=True, default=str).encode())
     digest.update(str(getattr(model.config, "_attn_implementation", "")).encode())
-    with tempfile.TemporaryDirectory() as folder:
-        processor.save_pretrained(folder)
-        for pattern in HASHED:
-            for file in sorted(f for f in Path(folder).glob(pattern) if f.is_file()):
-                digest.update(file.name.encode() + file.read_bytes())
+    parts = {name: getattr(processor, name, None) for name in ("image_processor", "video_processor", "feature_extractor")}
+    settings = {name: part.to_dict() for name, part in parts.items() if part is not None}
+    tokenizer = getattr(processor, "tokenizer", processor)  # not its files: they hold how the last batch was padded
+    settings |= {"template": getattr(processor, "chat_template", None), "vocabulary": sorted(tokenizer.get_vocab().items())}
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -142,7 +142,9 @@ class RunContext:
         model = given.model.eval()
         if self.config.controls.random_weights:
             self.weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-        return assemble(model, given.processor, path=self.config.model.path, fingerprint=memory_fingerprint(model, given.processor))
+        loaded = assemble(model, given.processor, path=self.config.model.path, fingerprint="")
+        loaded.fingerprint = memory_fingerprint(model, given.processor)  # of what it is now: a second call finds it so
+        return loaded
 
     @property
     def in_memory(self) -> bool:
