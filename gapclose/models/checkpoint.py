@@ -64,9 +64,9 @@ def checkpoint_fingerprint(folder: Path, model: Any) -> str:
 def memory_fingerprint(model: Any, processor: Any) -> str:
     """Hash that tells models in memory apart: config, attention and generation settings, the processor's settings and vocabulary, and of every parameter and
     buffer the blocks that :func:`checkpoint_fingerprint` reads of a file."""
-    digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode())
     generation = getattr(model, "generation_config", None)
-    digest.update(json.dumps(generation.to_diff_dict() if generation else {}, sort_keys=True, default=str).encode())
+    stated = [_lasting(of.to_diff_dict()) for of in (model.config, generation) if of is not None]
+    digest = hashlib.sha256(json.dumps(stated, sort_keys=True, default=str).encode())
     digest.update(str(getattr(model.config, "_attn_implementation", "")).encode())
     parts = {name: getattr(processor, name, None) for name in ("image_processor", "video_processor", "feature_extractor")}
     settings = {name: part.to_dict() for name, part in parts.items() if part is not None}
@@ -79,6 +79,12 @@ def memory_fingerprint(model: Any, processor: Any) -> str:
         for place, size in _blocks(len(raw)):
             digest.update(raw[place : place + size].cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that a training sets: transformers' Trainer aligns ids of special tokens with the tokenizer's."""
+    kept = {k: v for k, v in settings.items() if not k.endswith("_token_id") and k != "use_cache"}
+    return {k: _lasting(v) if isinstance(v, dict) else v for k, v in kept.items()}
 
 
 def _blocks(size: int) -> list[tuple[int, int]]:

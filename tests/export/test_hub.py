@@ -111,7 +111,9 @@ def test_offline_it_is_refused_before_anything_costly(command, tiny_run, tiny_co
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
     monkeypatch.setattr(gapclose.export.run, "write_adapter", lambda *_: pytest.fail("written"))
     where = tmp_path / "run" if command == "close" else tiny_run
-    assert main([command, "--config", str(tiny_config), "--run_dir", str(where), "--export.push", "me/mine", "--export.verify", "true"]) == 2
+    assert (
+        main([command, "--config", str(tiny_config), "--run_dir", str(where), "--export.push", "me/mine", "--export.verify", "true"]) == 2
+    )
     message = capsys.readouterr().err
     assert message.startswith("error: export.push needs the network, and HF_HUB_OFFLINE") and not (tmp_path / "run").exists()
 
