@@ -18,13 +18,17 @@ import torch
 from digits_model import tiny_model
 from sketches import drawn, sketched
 
+from gapclose.data.config import READERS
 from gapclose.data.digits import generate as world
 from gapclose.data.item_set import ItemSet
 from gapclose.data.jsonl import read_items
+from gapclose.evaluation.config import CONTROLS
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import LoadedModel, load_model
 from gapclose.pipeline.cli import main
 from gapclose.pipeline.media_fit import unfit
+from gapclose.probes.config import PROBE_FAMILIES
+from gapclose.training.objectives import CUSTOM
 
 CLIPS = {"fit": 24, "train": 24, "val": 24, "test": 24}
 ROOT = Path(__file__).parent.parent
@@ -74,6 +78,17 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 def loaded(tiny_checkpoint) -> LoadedModel:
     """The tiny model, loaded by the code path of every other model; fresh for each test."""
     return load_model(ModelConfig(path=str(tiny_checkpoint), dtype="float32"))
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    every = (CONTROLS, CUSTOM, PROBE_FAMILIES, READERS)
+    before = [dict(registry.added) for registry in every]
+    yield
+    for registry, added in zip(every, before, strict=True):
+        registry.added.clear()
+        registry.added.update(added)
 
 
 @pytest.fixture

@@ -5,23 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gapclose.data.config import READERS
-from gapclose.evaluation.config import CONTROLS
-from gapclose.probes.config import PROBE_FAMILIES
-from gapclose.training.objectives import CUSTOM
-
 ROOT = Path(__file__).parent.parent
 
-
-@pytest.fixture(autouse=True)
-def _registries_as_before():
-    """What a test registers is gone after it."""
-    registries = (CONTROLS, CUSTOM, PROBE_FAMILIES, READERS)
-    before = [dict(registry.added) for registry in registries]
-    yield
-    for registry, added in zip(registries, before, strict=True):
-        registry.added.clear()
-        registry.added.update(added)
+pytestmark = pytest.mark.usefixtures("registries")
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def read_items(directory: str | Path, problems: ErrorCollector | None = None) ->
 
 def _read_header(path: Path, problems: ErrorCollector) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     try:
-        header = parse_json(read_text(path), "mend the syntax")
+        header = parse_json(read_text(path), "fix the syntax")
     except ItemError as fault:
         problems.add(f"{path}: {fault}")
         return (), (), path.parent.name

@@ -85,7 +85,7 @@ def drop_faulty(items: ItemSet, found: Mapping[tuple[str, str], str], problems: 
         ident, fault = next(iter(skipped.items()))
         problems.add(
             f"{len(skipped)} of {len(items)} items have media that cannot be used, and data.on_error skip leaves out {MOST_SKIPPED:.0%} at "
-            f"most (first: item {ident!r}: {fault}); mend them; data.on_error raise lists all"
+            f"most (first: item {ident!r}: {fault}); fix them; data.on_error raise lists all"
         )
     return replace(items, items=tuple(i for i in items if i.id not in skipped), skipped=tuple(skipped.items()))
 

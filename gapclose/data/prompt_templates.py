@@ -131,7 +131,7 @@ def _own_function(function: Callable[..., Any], name: str) -> Callable[[Item], I
         try:
             made = function(item)
         except Exception as error:
-            raise ItemError(f"{name} failed on it ({type(error).__name__}: {error}); mend the function") from error
+            raise ItemError(f"{name} failed on it ({type(error).__name__}: {error}); fix the function") from error
         if not isinstance(made, Item):
             raise ItemError(f"{name} gave {type(made).__name__}; it must give an Item")
         changed = [key for key in kept if getattr(made, key) != getattr(item, key)]

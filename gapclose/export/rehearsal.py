@@ -42,7 +42,7 @@ def rehearse(config: ModelConfig, *, model: bool) -> None:
             transformers.AutoProcessor.from_pretrained(place, trust_remote_code=config.trust_remote_code)
         except Exception as error:  # whatever it is, it would end the run after its training
             raise ValueError(
-                f"model.path {config.path!r} could not be exported after the training ({type(error).__name__}: {error}); mend that file of "
+                f"model.path {config.path!r} could not be exported after the training ({type(error).__name__}: {error}); fix that file of "
                 "the checkpoint, or set export.merged and export.omni to false, which leaves the adapter"
             ) from error
     if unset:

@@ -73,13 +73,15 @@ def _unwritten(processor: Any, item: Item) -> str | None:
         kinds = sorted({p["type"] for p in content_parts(item.messages)} - {"text"})
         silent = [k for k in kinds if chat_text(processor, _without(item.messages, k)) == whole]
     except REFUSALS as error:
-        return f"the model's chat template cannot write its messages ({error}); change their roles or mend the checkpoint's chat_template.jinja"
+        return (
+            f"the model's chat template cannot write its messages ({error}); change their roles or fix the checkpoint's chat_template.jinja"
+        )
     lost = [t for t in all_texts(item) if t.strip() not in whole]
     if silent or lost:
         what = " and ".join([*silent, *(f"the text {t[:60]!r}" for t in lost)])
-        return f"the model's chat template writes nothing for {what}, so it would answer without; mend the checkpoint's chat_template.jinja"
+        return f"the model's chat template writes nothing for {what}, so it would answer without; fix the checkpoint's chat_template.jinja"
     if "'type': 'text'" in whole:
-        return "the model's chat template writes lists of content parts as Python would; mend the checkpoint's chat_template.jinja"
+        return "the model's chat template writes lists of content parts as Python would; fix the checkpoint's chat_template.jinja"
     return None
 
 

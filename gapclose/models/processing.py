@@ -77,7 +77,7 @@ def _ending_as_written(
         if last != end:
             raise ValueError(
                 f"item {item.id!r}: {type(processor).__name__} ends its prompt with {tokenizer.convert_ids_to_tokens(last)!r}, and the chat "
-                f"template with {tokenizer.convert_ids_to_tokens(end)!r}, behind which the answer begins; mend the checkpoint's processor or "
+                f"template with {tokenizer.convert_ids_to_tokens(end)!r}, behind which the answer begins; fix the checkpoint's processor or "
                 "tokenizer.json (post_processor)"
             )
     return prompt

@@ -27,7 +27,7 @@ usage: gapclose COMMAND [--config FILE] [--any.key value ...]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; errors a user can mend are printed without a traceback, with exit status 2."""
+    """Run one command; errors a user can fix are printed without a traceback, with exit status 2."""
     from gapclose.core.logging import spell_out
 
     spell_out()
@@ -111,14 +111,10 @@ def measure(arguments: Sequence[str]) -> None:
 
     config = parse_config(arguments, prog="gapclose measure", starting=True)
 
-    from gapclose.core.logging import is_main
     from gapclose.pipeline.run import run_measure
-    from gapclose.report.console import print_report
 
     run_measure(config)
-    if is_main():
-        print_report(Path(config.run_dir))
-        print(f"page: {Path(config.run_dir) / 'report.html'}")
+    _show(Path(config.run_dir))
 
 
 def close(arguments: Sequence[str]) -> None:
@@ -127,14 +123,20 @@ def close(arguments: Sequence[str]) -> None:
 
     config = parse_config(arguments, prog="gapclose close", starting=True)
 
-    from gapclose.core.logging import is_main
     from gapclose.pipeline.run import run_close
-    from gapclose.report.console import print_report
 
     run_close(config)
+    _show(Path(config.run_dir))
+
+
+def _show(run_dir: Path) -> None:
+    """Print the report of a run that has ended, from the main process."""
+    from gapclose.core.logging import is_main
+    from gapclose.report.console import print_report
+
     if is_main():
-        print_report(Path(config.run_dir))
-        print(f"page: {Path(config.run_dir) / 'report.html'}")
+        print_report(run_dir)
+        print(f"page: {run_dir / 'report.html'}")
 
 
 def export(arguments: Sequence[str]) -> None:

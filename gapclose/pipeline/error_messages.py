@@ -12,7 +12,7 @@ def _plainly(message: Warning | str, *_: object, **__: object) -> str:
 
 
 def guarded(job) -> int:
-    """Run ``job()``; what a user can mend is told plainly, unless GAPCLOSE_DEBUG asks for the traceback."""
+    """Run ``job()``; what a user can fix is told plainly, unless GAPCLOSE_DEBUG asks for the traceback."""
     warnings.formatwarning = _plainly  # no source lines for users
     try:
         job()
@@ -38,7 +38,7 @@ def _told(error: OSError | RuntimeError) -> str | None:
     again = "start the same command again: it goes on from what is there"
     if isinstance(error, OSError) and error.errno in NO_ROOM | NOT_ALLOWED | FAILING:
         what = f"{error.filename or 'a file'}{' cannot be written' if isinstance(error, WriteError) else ''}"
-        return f"{what}: {error.strerror}; {'make room' if error.errno in NO_ROOM else 'mend that'} and {again}"
+        return f"{what}: {error.strerror}; {'make room' if error.errno in NO_ROOM else 'fix that'} and {again}"
     if isinstance(error, RemoteError):
         return str(error)
     if peer_lost(error):

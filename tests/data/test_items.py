@@ -147,7 +147,7 @@ def test_a_faulty_set_is_named(tmp_path, fault):
 
 
 HEADER_FAULTS = {
-    "not JSON": ("{", ["set.json: not JSON", "mend the syntax"]),
+    "not JSON": ("{", ["set.json: not JSON", "fix the syntax"]),
     "a list": ([], ["set.json: holds list"]),
     "one concept": ({"concepts": ["standard"]}, ["concepts ['standard'] must be two or more"]),
     "a string": ({"concepts": "standard"}, ["concepts is 'standard'", "list of names"]),

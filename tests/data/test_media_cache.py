@@ -121,7 +121,7 @@ def test_an_edit_in_the_midst_of_a_large_file_is_seen(tmp_path):
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "foreign"])
 def test_a_damaged_entry_is_decoded_again(files, decoded, damage):
-    """And mended; files under temporary names, left by a process that died, are nobody's entry."""
+    """And fixed; files under temporary names, left by a process that died, are nobody's entry."""
     how = {"decoding": Decoding(workers=0, cache=files / "cache")}
     value = MediaLoader(files, RATE, **how).load("audio", "a.wav")
     (entry,) = (files / "cache").iterdir()
@@ -164,7 +164,7 @@ def test_what_is_no_entry_goes_where_it_may(tmp_path, monkeypatch, tensors):
 
 
 def test_faults_are_not_kept(files):
-    """A file that is mended is decoded; a fault is told each time."""
+    """A file that is fixed is decoded; a fault is told each time."""
     how = {"decoding": Decoding(workers=0, cache=files / "cache")}
     (files / "c.wav").write_bytes(b"")
     for _ in range(2):

@@ -260,7 +260,7 @@ def test_a_shift_reaches_the_best_threshold_and_changes_no_ranking():
 
 
 def test_a_shift_for_each_rejection_finds_a_bias_of_one():
-    """One of the two is 3 nats too low, which no common shift mends; it never does worse on fit than a common one."""
+    """One of the two is 3 nats too low, which no common shift fixes; it never does worse on fit than a common one."""
     (fit, known), (items, labels) = world(100, 5, says=1.5), world(100, 6, says=1.5)
     lame = np.array([0, 0, 0, -3.0])
     fit, items = (replace(seen, scores=seen.scores + lame) for seen in (fit, items))

@@ -1,4 +1,4 @@
-"""The command itself: usage, exit statuses, and errors that a user can mend without a traceback."""
+"""The command itself: usage, exit statuses, and errors that a user can fix without a traceback."""
 
 import os
 import shutil
@@ -90,7 +90,7 @@ def test_a_run_with_other_settings_is_refused(tiny_run, tiny_config, capsys):
 
 
 def test_errors_to_mend_and_errors_of_ours(monkeypatch, capsys):
-    """What a user can mend is printed plainly, unless GAPCLOSE_DEBUG is set; anything else keeps its traceback."""
+    """What a user can fix is printed plainly, unless GAPCLOSE_DEBUG is set; anything else keeps its traceback."""
 
     def fail(kind):
         raise kind("told")

@@ -8,25 +8,13 @@ import pytest
 
 from gapclose import FrozenProbe, register_control, register_objective, register_probe_family, register_reader
 from gapclose.core.registry import Registry
-from gapclose.data.config import READERS
 from gapclose.data.jsonl import read_items
 from gapclose.evaluation.config import CONTROLS
 from gapclose.evaluation.controls.run_controls import extra_control
 from gapclose.evaluation.controls.scoring import Control
 from gapclose.pipeline.cli import main
-from gapclose.probes.config import PROBE_FAMILIES
-from gapclose.training.objectives import CUSTOM
 
-
-@pytest.fixture(autouse=True)
-def _registries_as_before():
-    """What a test registers is gone after it."""
-    registries = (CONTROLS, CUSTOM, PROBE_FAMILIES, READERS)
-    before = [dict(registry.added) for registry in registries]
-    yield
-    for registry, added in zip(registries, before, strict=True):
-        registry.added.clear()
-        registry.added.update(added)
+pytestmark = pytest.mark.usefixtures("registries")
 
 
 def read_under_another_name(directory, problems):

@@ -105,7 +105,7 @@ def test_all_faults_of_a_set_are_told_at_once_and_no_model_loads(command, faulty
 
 
 def test_a_refused_start_does_not_bind_the_run_directory(faulty, digits_directory, tiny_checkpoint, tmp_path_factory, monkeypatch):
-    """After the path of the data is mended, the same run directory may be used."""
+    """After the path of the data is fixed, the same run directory may be used."""
     run = tmp_path_factory.mktemp("run")
     arguments = ["close", "--model.path", str(tiny_checkpoint), "--run_dir", str(run), "--data.path"]
     assert main([*arguments, str(faulty[0])]) == 2

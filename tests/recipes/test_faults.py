@@ -120,8 +120,8 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path):
     ("error", "says"),
     [
         (WriteError(errno.ENOSPC, "No space left on device (1.0 KiB free there)", "runs/x"), "runs/x cannot be written: No space left"),
-        (WriteError(errno.EROFS, "Read-only file system", "runs/x"), "runs/x cannot be written: Read-only file system; mend that"),
-        (PermissionError(errno.EACCES, "Permission denied", "runs/x"), "runs/x: Permission denied; mend that"),
+        (WriteError(errno.EROFS, "Read-only file system", "runs/x"), "runs/x cannot be written: Read-only file system; fix that"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/x"), "runs/x: Permission denied; fix that"),
     ],
 )
 def test_what_befell_a_run_is_said_in_a_line(monkeypatch, capsys, error, says):

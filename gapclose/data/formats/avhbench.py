@@ -107,7 +107,7 @@ def _whole(row: Row, problems: ErrorCollector) -> bool:
         check_clip(values["video_id"].strip(), label, problems)
     task = values.get("task")
     if not isinstance(task, str) or task not in MODALITY:
-        problems.add(f"{label}: task {shown(task)} is not one of {[*MODALITY, CAPTIONS]}; mend it")
+        problems.add(f"{label}: task {shown(task)} is not one of {[*MODALITY, CAPTIONS]}; fix it")
     if str(values.get("label")).strip().lower() not in ("yes", "no"):
         problems.add(f"{label}: label is {shown(values.get('label'))}; it must be Yes or No")
     return len(problems) == before

@@ -81,7 +81,7 @@ def read_map(path: Path, problems: ErrorCollector) -> ColumnMap | None:
     for kind, names in (("alarm", alarm), *((f"option {text!r}", (concept,)) for text, concept in options.items())):
         for name in set(names) - set(concepts):
             problems.add(
-                f"{path}: {kind} names the concept {name!r}, which is not among the concepts {list(concepts)}; add it or mend the name"
+                f"{path}: {kind} names the concept {name!r}, which is not among the concepts {list(concepts)}; add it or fix the name"
             )
     for key in ("question", "modality"):
         if _stated(raw, key) == (key in columns):

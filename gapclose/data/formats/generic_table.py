@@ -230,7 +230,7 @@ def _item(row: Row, known: ColumnMap, names: Names, split: str, problems: ErrorC
     gold = _gold(values[at["gold"]] if "gold" in at else None, known, texts, said, label, problems)
     if split not in SPLITS:
         problems.add(
-            f"{label}: split {split!r} is not one of {list(SPLITS)}; mend it, or leave the split column out to have clips dealt out"
+            f"{label}: split {split!r} is not one of {list(SPLITS)}; fix it, or leave the split column out to have clips dealt out"
         )
     content = []
     for kind in (k for k in at if k in MEDIA):
@@ -280,5 +280,5 @@ def _gold(value: Any, known: ColumnMap, texts: list[str], said: list[str], label
         for name in (named, folded if named == written else fold(named)):
             if name in choices:
                 return choices.index(name)
-    problems.add(f"{label}: gold {shown(value)} is not among the options {texts}; mend it, or translate it with gold_values")
+    problems.add(f"{label}: gold {shown(value)} is not among the options {texts}; fix it, or translate it with gold_values")
     return None

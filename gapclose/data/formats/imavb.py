@@ -102,7 +102,7 @@ def _whole(row: Row, problems: ErrorCollector) -> bool:
         problems.add(f"{label}: correct_answer is {answer!r}; it must be a letter from A to F")
     elif found != wanted:
         problems.add(
-            f"{label}: correct_answer {answer!r} means {found}, but the table's items are {wanted}; move the row or mend the letter"
+            f"{label}: correct_answer {answer!r} means {found}, but the table's items are {wanted}; move the row or fix the letter"
         )
     return len(problems) == before
 

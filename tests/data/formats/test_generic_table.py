@@ -422,7 +422,7 @@ FAULTS = {
     "no question": ({"question": None}, ["question must be given once, as a text or as a column"]),
     "two modalities": ({"columns": DIGITS["columns"] | {"modality": "voice"}}, ["modality must be given once"]),
     "untranslated gold": ({"gold_values": None}, ["gold ", " is not among the options ['zero'", "translate it with gold_values"]),
-    "no such split": ({"columns": DIGITS["columns"] | {"split": "voice"}}, ["is not one of ['fit', 'train', 'val', 'test']; mend it"]),
+    "no such split": ({"columns": DIGITS["columns"] | {"split": "voice"}}, ["is not one of ['fit', 'train', 'val', 'test']; fix it"]),
     "no path": ({"columns": DIGITS["columns"] | {"image": "digit"}}, ["clips/1': digit is ", ", no image; give a path relative to"]),
     "repeated ids": ({"columns": DIGITS["columns"] | {"id": "voice"}}, ["item id ", "was already used", "give every item its own id"]),
     "a clip in two splits": (
