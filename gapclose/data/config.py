@@ -11,6 +11,7 @@ from gapclose.core.errors import ErrorCollector
 from gapclose.core.imports import FUNCTION, named_function
 from gapclose.core.registry import Registry
 from gapclose.data.answer_matching import AnswerMatcher
+from gapclose.data.generated import GENERATED
 from gapclose.data.item_set import ItemSet
 
 Reader = Callable[[Path, ErrorCollector], ItemSet]
@@ -37,7 +38,9 @@ class DataConfig:
 
     path: str = "digits"
     """directory with set.json and items.jsonl, in the layout of IMAVB or AVHBench, or with tables and a column map (docs/your-data.md);
-    ``digits`` makes the embedded world inside the run directory"""
+    ``digits``, ``people`` and ``places`` are made inside the run directory (docs/pretrained.md)"""
+    clips: list[int] | None = None
+    """of a set that is made: numbers of clips for fit, train, val and test; null: the set's own"""
     format: str | None = None
     """reader of the directory: a registered one, or ``package.module:function``; null: what lies there decides"""
     columns: str | None = None
@@ -85,6 +88,11 @@ class DataConfig:
             check.choice("on_error", ("raise", "skip"))
             if check.sound("shares") and (len(self.shares) != 4 or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6):
                 check.add(f"{check.named('shares')}; give four shares that add up to 1: of fit, train, val and test", "shares")
+            if self.clips is not None and check.sound("clips"):
+                if self.path not in GENERATED:
+                    check.add(f"{check.named('clips')}, which is for sets that are made ({', '.join(GENERATED)}); leave it out", "clips", "path")
+                elif len(self.clips) != 4 or min(self.clips) < 0:
+                    check.add(f"{check.named('clips')}; give four numbers of clips, for fit, train, val and test", "clips")
             if self.path != "digits":
                 for name, plain in (("degraded", 0.0), ("sound", True)):
                     if getattr(self, name) != plain:

@@ -12,6 +12,7 @@ from gapclose.core.errors import ErrorCollector
 from gapclose.core.logging import say
 from gapclose.data.answer_matching import check_told_apart
 from gapclose.data.config import WORDINGS, DataConfig, PromptsConfig
+from gapclose.data.generated import GENERATED, write_generated
 from gapclose.data.item_set import ItemSet
 from gapclose.data.label_budget import relabel
 from gapclose.data.load import in_order, read_data
@@ -147,10 +148,27 @@ def check_prompts(prompts: PromptsConfig, model: ModelConfig, problems: ErrorCol
 
 def is_for_closing(config: Config) -> bool:
     """Whether a set has items to train on or to validate with; without either it is there to be measured."""
-    if config.data.path == "digits":
+    if config.data.path in GENERATED:
         return True
     items = read_data(Path(config.data.path), config.data, ErrorCollector("the item set"))
     return not items.items or any(i.split in ("train", "val") for i in items)
+
+
+def generated_directory(config: Config) -> Path:
+    """Where a run keeps the set that is made for it: other settings of the set have another directory."""
+    data = config.data
+    kind = ("" if data.sound else "-images") + (f"-degraded{data.degraded:g}" if data.degraded else "")
+    kind += "" if data.clips is None else "-clips" + "-".join(map(str, data.clips))
+    return Path(config.run_dir) / f"data-seed{config.seed}{kind}"
+
+
+def make_generated(data: DataConfig, directory: Path, seed: int) -> None:
+    """Write the set that ``data.path`` names, unless it is there; what an interrupted start left is written again."""
+    if (directory / "set.json").is_file():
+        return
+    shutil.rmtree(directory, ignore_errors=True)
+    options = {"degraded": data.degraded, "sound": data.sound} if data.path == "digits" else {}
+    write_generated(data.path, directory, seed, clips=data.clips, **options)
 
 
 def prepare_items(config: Config, *, closing: bool, without_model: bool = False) -> ItemSet:
@@ -166,7 +184,7 @@ def prepare_plain(
     without_model: bool = False,
     given: Given | None = None,
 ) -> ItemSet:
-    """Make the embedded world when it is asked for, then read and check the items, which stay in the data's own words.
+    """Make a set that is asked for by name, then read and check the items, which stay in the data's own words.
 
     Args:
         alone: has one process of a launch write while the others wait.
@@ -177,18 +195,9 @@ def prepare_plain(
         ValueError: with every problem of the set.
     """
     directory = Path(config.data.path)
-    if config.data.path == "digits" and not given:
-        from gapclose.data.digits.generate import write
-
-        kind = ("" if config.data.sound else "-images") + (f"-degraded{config.data.degraded:g}" if config.data.degraded else "")
-        directory = Path(config.run_dir) / f"data-seed{config.seed}{kind}"
-
-        def make() -> None:
-            if not (directory / "set.json").is_file():
-                shutil.rmtree(directory, ignore_errors=True)
-                write(directory, seed=config.seed, degraded=config.data.degraded, sound=config.data.sound)
-
-        alone(make)
+    if config.data.path in GENERATED and not given:
+        directory = generated_directory(config)
+        alone(lambda: make_generated(config.data, directory, config.seed))
     splits = CLOSE_SPLITS if closing else MEASURE_SPLITS
     retain = closing and config.train.retain > 0
     limits: dict[str, Any] = {

@@ -189,7 +189,7 @@ def without_sound(item: Item) -> Item:
     return replace(item, messages=[{"role": "user", "content": content}], options=options)
 
 
-def _wav(wave: np.ndarray) -> bytes:
+def wav_bytes(wave: np.ndarray) -> bytes:
     """A sound as a file holds it; libsndfile would not say that a disk is full."""
     file = io.BytesIO()
     soundfile.write(file, wave, RATE, format="WAV", subtype="PCM_16")
@@ -228,7 +228,7 @@ def write(
             picture, wave = media(clip)
             picture.save(directory / "media" / f"{clip.name}.png")
             if sound:
-                (directory / "media" / f"{clip.name}.wav").write_bytes(_wav(wave))
+                (directory / "media" / f"{clip.name}.wav").write_bytes(wav_bytes(wave))
     concepts, alarm = (tuple(c for c in known if c not in absent) for known in (questions.CONCEPTS, questions.ALARM))
     made = ItemSet(root=directory, name=name, concepts=concepts, alarm=alarm, items=items)
     write_items(made, directory)
