@@ -1,6 +1,7 @@
-"""gapclose: measure, close and re-measure the gap between what a multimodal model represents and what it answers.
+"""gapclose: measure, close and re-measure the representation-action gap of a multimodal model.
 
-Everything below is imported when it is first used; ``import gapclose`` loads neither torch nor transformers.
+The gap is the balanced accuracy of a probe's reading minus that of the model's answers. Public
+names are imported on first use: ``import gapclose`` loads neither torch nor transformers.
 """
 
 from __future__ import annotations

@@ -33,7 +33,9 @@ LEAST = 0.95
 """accuracy on held-out media below which the recipe ends with an error"""
 
 
-def graft(model: str, out: Path, table: Table, *, steps: dict[str, int], copies: dict[str, int], seconds: int, dtype: str, seed: int) -> dict:
+def graft(
+    model: str, out: Path, table: Table, *, steps: dict[str, int], copies: dict[str, int], seconds: int, dtype: str, seed: int
+) -> dict:
     """Write the grafted model to ``out``.
 
     Returns:
@@ -83,9 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         table = digits_table() if given.media is None else read_table(given.media)
         steps = {"vision": given.vision_steps, "audio": given.audio_steps}
         copies = dict.fromkeys(steps, given.copies)
-        found = graft(
-            given.model, given.out, table, steps=steps, copies=copies, seconds=given.seconds, dtype=given.dtype, seed=given.seed
-        )
+        found = graft(given.model, given.out, table, steps=steps, copies=copies, seconds=given.seconds, dtype=given.dtype, seed=given.seed)
     except (ValueError, OSError) as error:
         print(f"graft: {error}", file=sys.stderr)
         return 1

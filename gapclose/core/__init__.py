@@ -1,1 +1,4 @@
-"""CORE: what every room uses and nothing of gapclose is imported by: files, parsing, logging, errors, distributed work."""
+"""CORE: files, parsing, logging, errors and distributed work.
+
+Every room uses it; it imports no other room.
+"""

@@ -1,4 +1,7 @@
-"""How a group of the configuration checks its own values: every fault names the key, the value and what is right, and all are raised together."""
+"""Checks of one group of the configuration.
+
+An error names the key, the value and the allowed values; all are raised together.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ PLURAL = {int: "whole numbers", float: "numbers", str: "texts"}
 
 @dataclasses.dataclass(frozen=True)
 class Complaint:
-    """One thing that is wrong, and the keys that it is about."""
+    """One error and the keys that it concerns."""
 
     message: str
     keys: frozenset[str]
-    """in full, such as train.epochs"""
+    """full keys, such as train.epochs"""
 
 
 class Faults(ValueError):
-    """Everything that is wrong with a group of the configuration, one line each."""
+    """All errors of a group of the configuration, one line each."""
 
     def __init__(self, found: Sequence[Complaint]) -> None:
         super().__init__("\n".join(fault.message for fault in found))
@@ -32,9 +35,10 @@ class Faults(ValueError):
 
 
 class Checks:
-    """Collects the faults of one group. As a context manager it raises them at its end.
+    """Collects the errors of one group. As a context manager it raises them at its end.
 
-    The type of every field is checked first: a number is finite, a text is not blank. A value of a wrong type is not checked any further.
+    The constructor checks the type of every field, that numbers are finite and that texts are not
+    blank. A field that fails gets no further checks.
 
     Raises:
         Faults: at the end of the ``with`` block.
@@ -64,16 +68,19 @@ class Checks:
             raise Faults(self.found)
 
     def named(self, name: str) -> str:
-        """``group.key is VALUE``."""
+        """Return ``group.key is VALUE``."""
         return f"{self.prefix}{name} is {getattr(self.config, name)!r}"
 
     def add(self, message: str, *names: str) -> None:
-        """A fault about these fields; of several, it is left out where one of them has a fault of its own."""
+        """Add an error about these fields.
+
+        An error about several fields is left out if one of them has an error of its own.
+        """
         if len(names) < 2 or self.sound(*names):
             self.found.append(Complaint(message, frozenset(f"{self.prefix}{name}" for name in names)))
 
     def sound(self, *names: str) -> bool:
-        """Whether none of these fields has a fault of its own so far."""
+        """Whether none of these fields has an error of its own so far."""
         bad = {key for fault in self.found if len(fault.keys) == 1 for key in fault.keys}
         return not bad & {f"{self.prefix}{name}" for name in names}
 
@@ -86,7 +93,7 @@ class Checks:
         below: float | None = None,
         why: str = "",
     ) -> None:
-        """Numbers, and lists of numbers, that must lie in an interval; null passes."""
+        """Check that numbers, and the numbers of lists, lie in an interval; null passes."""
         for name in names:
             value = getattr(self.config, name)
             numbers = value if isinstance(value, list) else [] if value is None else [value]
@@ -95,7 +102,11 @@ class Checks:
                 self.add(f"{self.named(name)}; {each} must {_interval(least, above, most, below)}{why and f' ({why})'}", name)
 
     def choice(self, name: str, allowed: Iterable[str], *, null: str = "") -> None:
-        """A text, or a list of different texts, of a few; ``null``: what null stands for, where it may be given."""
+        """Check that a text is one of ``allowed``, or that a list holds different ones.
+
+        Args:
+            null: the meaning of null, where null is allowed.
+        """
         allowed, value = list(allowed), getattr(self.config, name)
         given = value if isinstance(value, list) else [] if value is None else [value]
         if not self.sound(name):
@@ -109,18 +120,21 @@ class Checks:
 
 @lru_cache(maxsize=64)
 def hints_of(kind: type) -> dict[str, Any]:
-    """Field -> type of a dataclass."""
+    """Return field -> type of a dataclass."""
     hints = typing.get_type_hints(kind)
     return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of a union; a type by itself otherwise."""
+    """Return the alternatives of a union, or the type itself."""
     return typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type of the configuration. A truth value is no number; a whole number is a number."""
+    """Whether a value has a type of the configuration.
+
+    A boolean is not a number; an integer fits a float.
+    """
     for option in _options(hint):
         origin, arguments = typing.get_origin(option), typing.get_args(option)
         if origin is list:
@@ -137,7 +151,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def in_words(hint: Any) -> str:
-    """A type of the configuration as a user writes it."""
+    """Describe a type of the configuration for users."""
     words = []
     for option in _options(hint):
         origin, arguments = typing.get_origin(option), typing.get_args(option)
@@ -149,7 +163,7 @@ def in_words(hint: Any) -> str:
 
 
 def unusable(text: str) -> str:
-    """Why a text can be no value of the configuration; empty where it can."""
+    """Explain why the configuration refuses a text; empty if it is accepted."""
     if not text.strip():
         return "it is empty; write a text, or leave the key out"
     if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):

@@ -1,8 +1,9 @@
-"""Work that the processes of a launch share out, and what each of them found or met told to all.
+"""Work across the W processes of a launch, whose results and errors every process receives.
 
-All of the W processes must make the same calls in the same order. An error of any kind that one of them meets ends the work of all with the
-same words: the others would wait for it. A ``ValueError``, a ``FloatingPointError`` and an ``OSError`` with a number are raised elsewhere as such,
-any other error as :class:`RemoteError`.
+All processes must make the same calls in the same order. An error in one process is raised in all
+with the same message, because the others would wait for it. A ``ValueError``, a
+``FloatingPointError`` and an ``OSError`` with a number keep these types in the other processes; any
+other error becomes a :class:`RemoteError`.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 SAME: tuple[type[Exception], ...] = (ValueError, FloatingPointError)
-"""kinds of errors that are made again of their words alone"""
+"""error types that can be created again from their message"""
 Told = tuple[str, tuple[Any, ...]]
-"""the name of a kind and what an error of it is made of"""
+"""name of an error type and the arguments of the error"""
 
 
 class RemoteError(RuntimeError):
-    """An error that another process of this launch met, and whose kind cannot be raised here; that process shows its traceback."""
+    """An error of another process, whose type is lost here. That process shows its traceback."""
 
 
 def map_across_ranks(pieces: Sequence[T], work: Callable[[T], R], label: str) -> list[R]:
-    """What ``work`` makes of every piece, in the order of the pieces; each process does every W-th of them.
+    """Apply ``work`` to every piece and return the results in order; each process does every W-th.
 
     Raises:
-        Exception: in all processes, when it is raised in one.
+        Exception: in all processes, when one raises it.
     """
     state = PartialState()
     rank, processes = state.process_index, state.num_processes
@@ -48,15 +49,16 @@ def map_across_ranks(pieces: Sequence[T], work: Callable[[T], R], label: str) ->
 
 
 def run_on_all_ranks(work: Callable[[], T], *, joint: bool = False) -> list[T]:
-    """What ``work`` gives in every process, by rank.
+    """Run ``work`` in every process and return the results by rank.
 
     Args:
-        joint: the processes also communicate within ``work``. An error in the middle of it then ends its own process at once, and the launcher
-            ends the rest: no word can reach processes that wait for something else. Only a ``FloatingPointError`` is told, which such work
-            raises after the last communication.
+        joint: the processes also communicate within ``work``. An error in the middle then ends its
+            own process at once, and the launcher ends the others: no message can reach processes
+            that wait for something else. Only a ``FloatingPointError`` is shared, which such work
+            raises after its last communication.
 
     Raises:
-        Exception: in all processes, when it is raised in one.
+        Exception: in all processes, when one raises it.
     """
     found, fault = _tried(work, (FloatingPointError,) if joint else (Exception,))
     told = gather_object([(found, fault and _words(fault))])
@@ -69,10 +71,10 @@ def run_on_all_ranks(work: Callable[[], T], *, joint: bool = False) -> list[T]:
 
 
 def run_on_main(work: Callable[[], T]) -> T:
-    """What ``work`` gives in the main process, where alone it is done.
+    """Run ``work`` in the main process only, and return its result in all processes.
 
     Raises:
-        Exception: in all processes, when it is raised in the main one.
+        Exception: in all processes, when the main process raises it.
     """
     found, fault = _tried(work, (Exception,)) if PartialState().is_main_process else (None, None)
     (found, other) = broadcast_object_list([found, fault and _words(fault)])
@@ -87,13 +89,13 @@ def _tried(work: Callable[[], Any], kinds: tuple[type[Exception], ...]) -> tuple
     try:
         return work(), None
     except kinds as fault:
-        if peer_lost(fault):  # nobody is left to be told
+        if peer_lost(fault):  # the other process is gone and cannot receive the error
             raise
         return None, fault
 
 
 def _words(fault: Exception) -> Told:
-    """An error, in a form that every process can read."""
+    """Return an error in a form that every process can read."""
     if isinstance(fault, OSError) and fault.errno is not None:
         return ("unwritten" if isinstance(fault, WriteError) else "system"), (fault.errno, fault.strerror, _name(fault.filename))
     for kind in SAME:
@@ -107,30 +109,33 @@ def _name(file: Any) -> str | None:
 
 
 def _again(told: Told) -> Exception:
-    """The error that another process has told."""
+    """Create the error that another process has shared."""
     kinds: dict[str, type[Exception]] = {"unwritten": WriteError, "system": OSError, "other": RemoteError}
     kinds |= {kind.__name__: kind for kind in SAME}
     kind, arguments = told
     return kinds[kind](*arguments)
 
 
-# accelerate's names for plain data parallelism over several processes, or none
+# accelerate's names for one process, or several with plain data parallelism
 DATA_PARALLEL = {"NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_MLU", "MULTI_MUSA", "MULTI_SDAA", "MULTI_HPU"}
 
 PATIENCE = timedelta(days=1)
-"""how long processes wait for one that works alone, fitting probes, exporting, uploading; NCCL's own ten minutes would end them. Where one
-of them fails, the launcher ends the rest"""
+"""how long processes wait for one that works alone (fitting probes, exporting, uploading); NCCL's
+default of ten minutes is too short. If one fails, the launcher ends the others"""
 
 
 def kind_of(distributed_type: str) -> str:
-    """ddp, or accelerate's own lower-case name (fsdp, deepspeed, ...)."""
+    """Return ddp, or accelerate's lower-case name (fsdp, deepspeed, ...)."""
     name = distributed_type.upper().removeprefix("DISTRIBUTEDTYPE.")
     return "ddp" if name in DATA_PARALLEL else name.lower()
 
 
 def kind_given(state: PartialState) -> str:
-    """The kind of distribution that accelerate will use. ``PartialState`` calls sharded launches plain data parallel, and the trainer
-    finds out later from the environment; on CPUs accelerate drops sharding without a word."""
+    """Return the kind of distribution that accelerate will use.
+
+    ``PartialState`` reports sharded launches as plain data parallel; the trainer reads the
+    environment later. On CPUs accelerate drops sharding silently.
+    """
     if str(state.distributed_type).removeprefix("DistributedType.") not in ("NO", "MULTI_CPU"):
         for kind in ("fsdp", "deepspeed", "megatron_lm"):
             if os.environ.get(f"ACCELERATE_USE_{kind.upper()}", "").lower() == "true":
@@ -139,10 +144,10 @@ def kind_given(state: PartialState) -> str:
 
 
 def engine_given(state: PartialState) -> str:
-    """ddp, fsdp2, zero2 or zero3.
+    """Return ddp, fsdp2, zero2 or zero3.
 
     Raises:
-        ValueError: for everything else, with what to set.
+        ValueError: for any other kind, with what to set.
     """
     kind = kind_given(state)
     if kind == "ddp":
@@ -161,7 +166,7 @@ def engine_given(state: PartialState) -> str:
 
 
 def _deepspeed_settings() -> dict[str, Any]:
-    """The JSON file that a launch file names, if it does."""
+    """Return the content of the JSON file that the launch file names; empty if it names none."""
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     return json.loads(Path(file).read_text(encoding="utf-8")) if file.lower() != "none" else {}
 
@@ -176,7 +181,7 @@ def _is_on(name: str) -> bool:
 
 
 def engine_faults(engine: str) -> list[str]:
-    """What a launch file switches on under an engine that would go wrong without a word, or that nobody has tried."""
+    """List settings of the launch that fail silently under ``engine``, or that are untested."""
     found = []
     if engine == "fsdp2" and _is_on("FSDP_CPU_RAM_EFFICIENT_LOADING"):
         found.append(
@@ -194,10 +199,12 @@ def engine_faults(engine: str) -> list[str]:
 
 
 def refuse_other_engine(accelerator: Any) -> None:
-    """Compare what a trainer's accelerator does with the launch: it can fall back to plain data parallelism without a word.
+    """Compare a trainer's accelerator with the launch.
+
+    The trainer can fall back to plain data parallelism silently.
 
     Raises:
-        ValueError: naming both.
+        ValueError: when they differ; names both.
     """
     launched, got = kind_given(PartialState()), kind_of(str(accelerator.distributed_type))
     if got != launched:
@@ -205,7 +212,7 @@ def refuse_other_engine(accelerator: Any) -> None:
 
 
 def peer_lost(error: Exception) -> bool:
-    """Whether it is another process of this launch that is gone, by what gloo and NCCL say of it."""
+    """Whether another process of this launch is gone, judged by the messages of gloo and NCCL."""
     said = str(error)
     theirs = isinstance(error, RuntimeError) and any(mark in said for mark in ("gloo", "Gloo", "NCCL"))
     return (

@@ -1,4 +1,4 @@
-"""One way to tell a user everything that is wrong, at once, before costly work starts."""
+"""Collect everything that is wrong and report it at once, before costly work starts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import Any
 
 NAMES = re.compile(r"'[^']*'|\"[^\"]*\"|\S*/\S*|\d+(?:\.\d+)?")
-"""what differs between two messages of one kind: names in quotes, paths, numbers"""
+"""the parts in which two messages of one kind differ: names in quotes, paths, numbers"""
 
 
 class ErrorCollector:
@@ -24,7 +24,12 @@ class ErrorCollector:
         return len(self.messages)
 
     def raise_if_any(self) -> None:
-        """Raises: ValueError, one line per problem: the first ``alike`` of a kind and the first ``most`` kinds, with counts of the rest."""
+        """Raise all messages as one error.
+
+        Raises:
+            ValueError: one line per problem. It shows the first ``alike`` of each kind and the
+                first ``most`` kinds, and counts the rest.
+        """
         if not self.messages:
             return
         count, kinds = len(self.messages), defaultdict[str, list[str]](list)
@@ -41,18 +46,18 @@ class ErrorCollector:
 
 
 class ItemError(ValueError):
-    """What is wrong with one file, and the remedy; whoever catches it adds which file and which item."""
+    """An error in one file, with the remedy. The caller adds the names of the file and the item."""
 
 
 def shortened(message: str, most: int = 1_500) -> str:
-    """A message with its middle left out where it is long, as one is that lists long names: the place stands first, the remedy last."""
+    """Cut the middle out of a long message: the place comes first, the remedy last."""
     if len(message) <= most:
         return message
     return f"{message[: most - 500]} ... ({len(message) - most:,} characters more) ... {message[-500:]}"
 
 
 def shown(value: Any, most: int = 60) -> str:
-    """A value for a message: its ``repr``, cut to its start where it is long, on one line."""
+    """Format a value for a message: its ``repr`` on one line, cut to its start where it is long."""
     if isinstance(value, str | bytes) and len(value) > most:
         return f"{value[:most]!r}... ({len(value):,} {'characters' if isinstance(value, str) else 'bytes'})"
     try:
@@ -64,5 +69,7 @@ def shown(value: Any, most: int = 60) -> str:
 
 
 class LossNotFinite(FloatingPointError):
-    """What the guard of the loss stops a training for: a loss, or an adapter's weight, that is not finite. Any other number that is not finite
-    is an error of its own."""
+    """The loss or a weight of the adapter is not finite, so the guard stops training.
+
+    Other numbers that are not finite raise errors of their own.
+    """

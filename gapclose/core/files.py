@@ -1,4 +1,4 @@
-"""Whole files or none: write under a temporary name, flush, rename; and what is said where a file cannot be written."""
+"""Write files completely or not at all (temporary name, flush, rename). Explain failed writes."""
 
 from __future__ import annotations
 
@@ -20,24 +20,27 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
 FAILING = {errno.EIO, errno.ESTALE}
 AGAIN = "delete it and run the same command again"
-"""the remedy for a file that a run makes anew"""
+"""the remedy for a file that a run can create again"""
 UMASK = os.umask(0)
 os.umask(UMASK)
 
 
 class WriteError(OSError):
-    """What could not be written (``filename``), and why (``strerror``)."""
+    """A file (``filename``) could not be written, and why (``strerror``)."""
 
 
 @contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[None]:
-    """Inside, ``path`` is written, whoever does it: safetensors and torch have errors of their own for a disk that is full.
+    """Translate errors in writing ``path`` inside this context into one type.
+
+    safetensors and torch have error types of their own for a full disk.
 
     Args:
-        size: bytes to be written, where they are known.
+        size: bytes to be written, where known.
 
     Raises:
-        WriteError: where the disk, or the right to write, is lacking.
+        WriteError: when the disk is full or fails, or writing is not permitted. Other errors pass
+            unchanged.
     """
     try:
         yield
@@ -56,7 +59,7 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def _belongs_to(found: Path, path: Path) -> bool:
-    """Whether ``found`` is what is written, lies below it or, under a temporary name, beside it, or is a directory that it needs."""
+    """Whether ``found`` is ``path``, below it, its temporary file, or a directory above it."""
     found, path = found.absolute(), path.absolute()
     if path.is_relative_to(found):
         return True
@@ -67,36 +70,39 @@ def _belongs_to(found: Path, path: Path) -> bool:
 
 
 def _number(error: Exception) -> int:
-    """The ``errno`` of a failed write; 0 where it is another error."""
+    """Return the ``errno`` of a failed write; 0 for another error."""
     if isinstance(error, OSError):
         return error.errno or 0
     if isinstance(error, SafetensorError):
         found = re.search(r"\(os error (\d+)\)", str(error))
         return int(found[1]) if found else 0
-    # torch tells how far it came, not why it came no further
+    # torch reports how many bytes it wrote, but not why it stopped
     return errno.ENOSPC if "unexpected pos" in str(error) or "PytorchStreamWriter" in str(error) else 0
 
 
 def nearest(path: Path) -> Path:
-    """The path, or the lowest directory above it that exists."""
+    """Return the path, or the lowest existing directory above it."""
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
 
 
 def wait_for_file(path: Path, seconds: float = 60) -> None:
-    """Wait until a file that another process has written is seen here: a network file system may remember for a while that it was not there."""
+    """Wait until a file that another process has written is visible here.
+
+    A network file system may cache for a while that the file did not exist.
+    """
     until = time.monotonic() + seconds
     while not path.is_file() and time.monotonic() < until:
         time.sleep(0.1)
-        list(path.parent.iterdir())  # which makes most of them look again
+        list(path.parent.iterdir())  # makes most network file systems look again
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes that may still be written where ``path`` lies, or would lie."""
+    """Return the free bytes on the disk of ``path``, which need not exist."""
     return shutil.disk_usage(nearest(path)).free
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file; 0 of what is none, or gone meanwhile."""
+    """Return the bytes of a file; 0 if there is no such file."""
     try:
         return path.stat().st_size if path.is_file() else 0
     except FileNotFoundError:
@@ -104,12 +110,12 @@ def size_of(path: Path) -> int:
 
 
 def format_bytes(n: float) -> str:
-    """Bytes, in KiB, MiB or GiB."""
+    """Format a number of bytes in KiB, MiB or GiB."""
     return f"{n / 2**30:,.1f} GiB" if n >= 2**30 else f"{n / 2**20:,.1f} MiB" if n >= 2**20 else f"{n / 2**10:,.1f} KiB"
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Remove what a process that was killed was just writing; nobody else may be writing there."""
+    """Remove unfinished files of a killed process; no other process may be writing there."""
     for path in directory.rglob(".*.tmp"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -118,20 +124,25 @@ def remove_leftovers(directory: Path) -> None:
 
 
 def apply_umask(*paths: Path) -> None:
-    """Give files the rights that the user's other files get: safetensors makes its own for the user alone."""
+    """Give files the user's default permissions; safetensors lets only the user read its files."""
     for path in paths:
         path.chmod(0o666 & ~UMASK)
 
 
 def flush(folder: Path) -> None:
-    """Have the files below a folder on the disk: a node that is lost takes along what was not."""
+    """Flush the files below a folder to disk: a lost node loses data that was not flushed."""
     for path in (p for p in folder.rglob("*") if p.is_file()):
-        with suppress(FileNotFoundError), path.open("rb") as handle:  # another process may be giving it its name
+        # another process may be renaming a file
+        with suppress(FileNotFoundError), path.open("rb") as handle:
             os.fsync(handle.fileno())
 
 
 def replace_file(path: Path, write: Callable[[Path], object], size: int | None = None) -> None:
-    """Have ``write`` fill a temporary file beside ``path``, flush it, and put it in the place of ``path``; ``size``: bytes that it will take."""
+    """Have ``write`` fill a temporary file beside ``path``, flush it, and move it to ``path``.
+
+    Args:
+        size: bytes to be written, where known.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     with writing(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,22 +156,22 @@ def replace_file(path: Path, write: Callable[[Path], object], size: int | None =
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` as UTF-8; a reader sees the old file or the new one, never half of it."""
+    """Write ``text`` as UTF-8; a reader sees the old file or the new one, never a part."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write ``content``, whole or not at all."""
+    """Write ``content`` completely or not at all."""
     replace_file(Path(path), lambda p: p.write_bytes(content), len(content))
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write strict JSON (NaN and infinity are refused: they would not read back elsewhere)."""
+    """Write strict JSON; NaN and infinity are refused, because other programs cannot read them."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def write_in_place(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` make a file under a temporary name and put it in its place, whole or not at all."""
+    """Have ``write`` fill a temporary file and move it to ``path``, completely or not at all."""
 
     def write_for_others(place: Path) -> None:
         write(place)
@@ -171,7 +182,10 @@ def write_in_place(path: str | Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A directory to fill, which takes the place of ``folder`` once it is left without an error; a start that was killed leaves it hidden."""
+    """Yield a temporary directory that replaces ``folder`` when the context ends without an error.
+
+    After a killed process, it remains as a hidden directory.
+    """
     temporary = folder.with_name(f".{folder.name}.tmp")
     with writing(folder):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -186,7 +200,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def link_files(paths: Iterable[Path], directory: Path) -> None:
-    """Have these files in ``directory`` too: the same ones where the file system allows it, else copies."""
+    """Hard-link these files into ``directory``, or copy them where that is impossible."""
     directory.mkdir(parents=True, exist_ok=True)
     for path in paths:
         replace_file(directory / path.name, lambda p, path=path: _link(path, p))
@@ -203,16 +217,17 @@ def read_json(path: str | Path, *needs: str, kind: type = dict) -> Any:
     """Read one JSON file.
 
     Args:
-        needs: keys that it must have. kind: of the value, dict or list.
+        needs: required keys. kind: required type of the value, dict or list.
 
     Raises:
-        ValueError: when the file is not there, not JSON or something else than is looked for, with the way out.
+        ValueError: when the file is missing, is not JSON, or has another type or misses a key. The
+            message names the remedy.
     """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path} is not there; run the command again that writes it") from error
-    except (ValueError, RecursionError) as error:  # of JSON and of UTF-8
+    except (ValueError, RecursionError) as error:  # errors of JSON and of UTF-8
         raise ValueError(f"{path}: not JSON ({error}); {AGAIN}") from error
     if not isinstance(value, kind):
         raise ValueError(f"{path}: holds {type(value).__name__}, not {kind.__name__}; {AGAIN}")

@@ -1,4 +1,4 @@
-"""Digests of files, read once per file."""
+"""Digests of files; each file is read once."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import hashlib
 from pathlib import Path
 
 _digests: dict[tuple[str, int, int], bytes] = {}
-"""path, size and time of the last change of a file -> digest of its content"""
+"""(path, size, modification time) of a file -> digest of its content"""
 
 
 def content_digest(path: Path) -> bytes:
-    """SHA-256 of a file's whole content, read once a process for as long as size and time of change stay."""
+    """Return the SHA-256 of a file's content.
+
+    Each process reads a file once, and again only if its size or modification time changes.
+    """
     facts = path.stat()
     key = (str(path.resolve()), facts.st_size, facts.st_mtime_ns)
     if key not in _digests:

@@ -1,4 +1,4 @@
-"""A function that a configuration names as ``package.module:function``."""
+"""Functions that a configuration names as ``package.module:function``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ FUNCTION = re.compile(r"[\w.]+:\w+")
 
 
 def named_function(name: str, key: str) -> Callable[..., Any]:
-    """The function that ``package.module:function`` names.
+    """Return the function that ``package.module:function`` names.
 
     Raises:
-        ValueError: naming ``key`` when there is none.
+        ValueError: when it cannot be imported or called; the message names ``key``.
     """
     module, _, attribute = name.partition(":")
     try:

@@ -1,4 +1,4 @@
-"""Progress on long work: a bar on a terminal, plain lines elsewhere, nothing off the main process."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere; only on the main process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def is_main() -> bool:
 
 
 def spell_out() -> None:
-    """Have standard output and error print what their encoding lacks as an escape (``\\u8996``) instead of ending the command."""
+    """Make standard output and error escape characters outside their encoding (``\\u8996``).
+
+    By default such a character ends the command.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
@@ -30,11 +33,11 @@ def say(message: str) -> None:
     """Print one line on the main process."""
     if is_main():
         spell_out()
-        print(f"{message}\n", end="", flush=True)  # in one call: processes share the output
+        print(f"{message}\n", end="", flush=True)  # one call, because processes share the output
 
 
 def progress(work: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """Yield from ``work`` while showing how far it is."""
+    """Yield from ``work`` and show the progress."""
     if not is_main():
         yield from work
         return

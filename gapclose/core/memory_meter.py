@@ -1,8 +1,10 @@
-"""How much memory a computation takes, found by running it on tensors that have sizes and no values.
+"""The memory that a computation takes, measured by running it on tensors without values.
 
-Inside :class:`Meter`, floating-point tensors live on torch's meta device. Whole numbers and truth values (token ids, masks, grids of patches)
-stay real, on the CPU, since models compute shapes from them. Every storage that comes into being is counted until it is freed, as an
-allocator would, in the forward and in the backward pass; what is not seen is what a kernel takes for itself while it runs.
+Inside :class:`Meter`, floating-point tensors live on torch's meta device: they have sizes only.
+Integers and booleans (token ids, masks, grids of patches) stay real, on the CPU, because models
+compute shapes from them. Every storage is counted from its creation until it is freed, as an
+allocator would, in the forward and the backward pass. Temporary memory inside a kernel is not
+counted.
 """
 
 from __future__ import annotations
@@ -23,15 +25,17 @@ aten = torch.ops.aten
 ATTENTION = F.scaled_dot_product_attention
 
 LARGEST_REAL = 1 << 24
-"""elements up to which whole numbers and truth values are real; a mask of long prompts against themselves would fill the memory"""
+"""elements up to which integer and boolean tensors stay real; a (T, T) mask of a long prompt would
+fill the memory"""
 CHOICES = (aten.topk.default, aten.sort.default, aten.sort.stable, aten.argsort.default, aten.max.dim, aten.min.dim, aten.argmax.default)
-"""what returns places of values: taken as evenly spread, e.g. tokens over experts"""
+"""operations that return indices, which are taken as evenly spread, e.g. tokens over experts"""
 
 
 class Meter(TorchDispatchMode):
-    """Counts the bytes that are alive; ``peak`` is the most there were at once, in bytes.
+    """Counts the bytes that are alive; ``peak`` is their maximum so far.
 
-    What a computation would do by the values of floating-point tensors cannot be known; it raises NotImplementedError or RuntimeError.
+    The values of floating-point tensors are unknown. A computation that depends on them raises
+    NotImplementedError or RuntimeError.
     """
 
     def __init__(self) -> None:
@@ -41,9 +45,9 @@ class Meter(TorchDispatchMode):
         self._around = contextlib.ExitStack()
 
     def __enter__(self) -> Meter:
-        # without values torch would write out the matrix of attention weights, which fused kernels do not
+        # on meta tensors torch would allocate the attention weights, which fused kernels do not
         self._around.enter_context(mock.patch.object(F, "scaled_dot_product_attention", _attend))
-        # torch 2.13 knows no autocast for meta tensors, not even to switch it off, which PEFT does around adapters of experts
+        # torch 2.13 has no autocast for meta tensors; PEFT turns it off around adapters of experts
         self._around.enter_context(mock.patch.object(torch, "autocast", _autocast))
         return super().__enter__()
 
@@ -52,7 +56,7 @@ class Meter(TorchDispatchMode):
         self._around.close()
 
     def count(self, *tensors: torch.Tensor) -> None:
-        """Begin to count the storages of tensors."""
+        """Start to count the storages of tensors."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             key, size = storage._cdata, storage.nbytes()
@@ -76,7 +80,7 @@ class Meter(TorchDispatchMode):
 
 
 def _within(tree: Any) -> Iterator[torch.Tensor]:
-    """The tensors among the arguments of an operation, or among what it returns."""
+    """Yield the tensors among the arguments or results of an operation."""
     if isinstance(tree, torch.Tensor):
         yield tree
     elif isinstance(tree, list | tuple):
@@ -87,14 +91,15 @@ def _within(tree: Any) -> Iterator[torch.Tensor]:
 
 
 def _run(func: Any, args: tuple, kwargs: dict[str, Any], tensors: list[torch.Tensor]) -> Any:
-    """``func`` on real tensors where all are, else on sizes alone."""
+    """Run ``func`` on real tensors where all are real, else on sizes alone."""
     if not any(t.is_meta for t in tensors):
         return _real(func, args, kwargs, tensors)
     if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._unsafe_index.Tensor):
         args = (args[0], _by_place(args[1]), *args[2:])
     if func._schema.is_mutable and not args[0].is_meta:
         raise NotImplementedError(f"{func} writes what is not known into what is")
-    if func is aten._to_copy.default and "device" in kwargs:  # to where what is known lies, which this is not
+    # a tensor without values stays on the meta device
+    if func is aten._to_copy.default and "device" in kwargs:
         kwargs = {**kwargs, "device": torch.device("meta")}
     if not all(t.is_meta for t in _within((args, kwargs))):
         args, kwargs = tree_map_only(torch.Tensor, _size_of, (args, kwargs))
@@ -107,7 +112,8 @@ def _run(func: Any, args: tuple, kwargs: dict[str, Any], tensors: list[torch.Ten
 
 
 def _real(func: Any, args: tuple, kwargs: dict[str, Any], tensors: list[torch.Tensor]) -> Any:
-    if func is aten.histc.default and not tensors[0].is_floating_point():  # for whole numbers there is a kernel on GPUs alone
+    # the CPU has no kernel for integers
+    if func is aten.histc.default and not tensors[0].is_floating_point():
         return func(args[0].float(), *args[1:], **kwargs).to(args[0].dtype)
     if not _is_meta(kwargs.get("device")):
         if any(t.numel() > 4096 for t in tensors) and not func.is_view and _too_large(func, args, kwargs):
@@ -119,7 +125,7 @@ def _real(func: Any, args: tuple, kwargs: dict[str, Any], tensors: list[torch.Te
 
 
 def _too_large(func: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Whether the result would be larger than what may be real; a function of values (a count, a choice) is not asked."""
+    """Whether the result is too large for a real tensor; False if its size depends on values."""
     try:
         sized = func(*tree_map_only(torch.Tensor, _size_of, args), **tree_map_only(torch.Tensor, _size_of, kwargs))
     except (NotImplementedError, RuntimeError):
@@ -136,12 +142,15 @@ def _is_meta(device: Any) -> bool:
 
 
 def _size_of(tensor: torch.Tensor) -> torch.Tensor:
-    """The same tensor without values."""
+    """Return the same tensor without values."""
     return tensor if tensor.is_meta else torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def _by_place(indices: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    """Indices with every real mask replaced by the places where it is true, whose number is known."""
+    """Replace real masks among the indices by the positions where they are true.
+
+    The number of these positions is known, unlike that of a mask without values.
+    """
     found: list[torch.Tensor | None] = []
     for index in indices:
         known = index is not None and index.dtype in (torch.bool, torch.uint8) and not index.is_meta
@@ -150,7 +159,7 @@ def _by_place(indices: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
 
 
 def _spread(func: Any, places: torch.Tensor, args: tuple) -> torch.Tensor:
-    """Places that are chosen evenly along the dimension that ``func`` looks along."""
+    """Return indices that are spread evenly along the dimension in which ``func`` chooses."""
     if places.numel() > LARGEST_REAL:
         return places
     choices = args[0].shape[args[2] if func is aten.topk.default and len(args) > 2 else -1] if args[0].dim() else 1
@@ -158,13 +167,19 @@ def _spread(func: Any, places: torch.Tensor, args: tuple) -> torch.Tensor:
 
 
 def _grouped(a: torch.Tensor, b: torch.Tensor, ends: torch.Tensor | None = None, *_: Any) -> torch.Tensor:
-    """The size of a product by groups, of rows (M, K) with (G, K, N), or of both sides (M, K) with (K, N); torch 2.13 has it for bfloat16 only."""
+    """Return the size of a grouped product: rows (M, K) with (G, K, N), or (M, K) with (K, N).
+
+    torch 2.13 has it for bfloat16 only.
+    """
     groups = [len(ends)] if a.dim() == b.dim() == 2 and ends is not None else []
     return a.new_empty(*groups, a.shape[-2], b.shape[-1])
 
 
 def _attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-    """As :func:`torch.nn.functional.scaled_dot_product_attention`, (B, heads, T, head width), by a fused kernel's sizes."""
+    """Replace ``scaled_dot_product_attention`` by an operation with a fused kernel's memory.
+
+    Shapes: (B, heads, T, head width).
+    """
     if not query.is_meta:
         return ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if attn_mask is not None and attn_mask.dtype == torch.bool:

@@ -1,4 +1,8 @@
-"""Text, JSON and YAML, read strictly: a value that a lenient parser drops, changes or fails on is a fault that says where it is."""
+"""Strict reading of text, JSON and YAML.
+
+A lenient parser drops or changes some values, or crashes on them; here they are errors that name
+their place.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +21,18 @@ from yaml.constructor import ConstructorError
 from gapclose.core.errors import ItemError, shown
 
 DEEPEST = 50
-"""levels of lists and objects inside each other; items and column maps need six"""
+"""levels of nested lists and objects; items and column maps need six"""
 ESCAPED = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
-"""how JSON writes halves of surrogate pairs, and NUL"""
+"""JSON escapes of surrogate halves, and of NUL"""
 MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-"""first bytes of a file in another encoding -> its name"""
+"""first bytes of a file -> name of its encoding"""
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without the mark (BOM) that some programs put in front.
+    """Return the text of a UTF-8 file, without a byte order mark (BOM) at its start.
 
     Raises:
-        ItemError: when the file is in another encoding, with the line of the first byte that does not fit.
+        ItemError: when the file has another encoding, with the line of the first invalid byte.
     """
     content = path.read_bytes()
     try:
@@ -41,15 +45,16 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str, remedy: str = "correct the syntax") -> Any:
-    """The value of a JSON text.
+    """Return the value of a JSON text.
 
     Args:
-        remedy: for text that is not JSON at all.
+        remedy: for text that is not JSON.
 
     Raises:
-        ItemError: also for what :func:`json.loads` accepts or fails on otherwise: a key that stands twice in an object, NaN, infinity and
-            numbers beyond the range of a float, whole numbers of thousands of digits, nesting deeper than :data:`DEEPEST`, halves of
-            surrogate pairs, and NUL characters.
+        ItemError: when the text is not JSON. Also for values that :func:`json.loads` accepts or
+            crashes on: a key that occurs twice in an object, NaN, infinity, numbers beyond the
+            range of a float, integers of more than 4,300 digits, nesting deeper than
+            :data:`DEEPEST`, surrogate halves, and NUL characters.
     """
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_not_a_number, parse_float=_finite)
@@ -59,11 +64,12 @@ def parse_json(text: str, remedy: str = "correct the syntax") -> Any:
         raise ItemError(f"not JSON ({error}); {remedy}") from error
     except RecursionError as error:
         raise ItemError(DEEP) from error
-    except ValueError as error:  # Python converts no longer ones
+    except ValueError as error:  # Python converts at most 4,300 digits
         digits = re.search(r"\d{4301,}", text)
         start = f" ({digits[0][:40]}...)" if digits else ""
         raise ItemError(f"holds a whole number of more than 4,300 digits{start}; write it in quotes, or shorten it") from error
-    if ESCAPED.search(text) or text.count("[") + text.count("{") > DEEPEST:  # else there is nothing to find
+    # other texts need no check
+    if ESCAPED.search(text) or text.count("[") + text.count("{") > DEEPEST:
         check_value(value)
     return value
 
@@ -91,10 +97,11 @@ def _finite(digits: str) -> float:
 
 
 def check_value(value: Any) -> None:
-    """Check what a parser made.
+    """Check a parsed value.
 
     Raises:
-        ItemError: with the path of a text that cannot be written as UTF-8 or holds a NUL character, or for nesting deeper than :data:`DEEPEST`.
+        ItemError: for nesting deeper than :data:`DEEPEST`. Also for a text that UTF-8 cannot encode
+            or that holds a NUL character, with its path.
     """
     for path, found in _leaves(value):
         if "\0" in found:
@@ -109,7 +116,7 @@ def check_value(value: Any) -> None:
 
 
 def _leaves(value: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
-    """Every text in a value and, with ``None`` at the end of its path, every key of an object."""
+    """Yield (path, text) for every text in a value and every key; a key's path ends with ``None``."""
     waiting = deque[tuple[tuple[Any, ...], Any]]([((), value)])
     while waiting:
         path, found = waiting.popleft()
@@ -126,7 +133,7 @@ def _leaves(value: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
 
 
 def _place(path: tuple[Any, ...]) -> str:
-    """A path as ``messages[0].text``."""
+    """Format a path as ``messages[0].text``."""
     if not path or path[-1] is None:
         return "a key" if path else "a text"
     names = (
@@ -139,15 +146,18 @@ def _place(path: tuple[Any, ...]) -> str:
 
 
 def parse_yaml(text: str, *, aliases: int = 0, settings: bool = False) -> Any:
-    """The value of a YAML text, by the safe loader.
+    """Return the value of a YAML text, by the safe loader.
 
     Args:
-        aliases: how many are followed.
-        settings: keys are names as they are written (YAML reads ``off:`` as false), and numbers may have any form, infinity too.
+        aliases: number of aliases that are followed.
+        settings: keys are names as written (YAML reads ``off:`` as false), and numbers may have any
+            form, including infinity.
 
     Raises:
-        ItemError: also for what that loader accepts: a key that stands twice, more aliases, nesting deeper than :data:`DEEPEST`, halves of surrogate
-            pairs, and unquoted numbers that YAML reads as others (007 is 7, 010 is 8, 1:30 is 90).
+        ItemError: when the text is not YAML. Also for values that the safe loader accepts: a key
+            that occurs twice, more aliases, nesting deeper than :data:`DEEPEST`, surrogate halves,
+            NUL characters, and unquoted numbers that YAML reads as others (007 is 7, 010 is 8, 1:30
+            is 90).
     """
     try:
         loader = (_SettingsLoader if settings else _Loader)(text)
@@ -158,7 +168,7 @@ def parse_yaml(text: str, *, aliases: int = 0, settings: bool = False) -> Any:
         raise ItemError(f"{f'line {mark.line + 1}: ' if mark else ''}{error.problem or error.context}") from error
     except RecursionError as error:
         raise ItemError(DEEP) from error
-    except Exception as error:  # values that do not fit their tags lead PyYAML to errors of any kind: dates, !!bool x, thousands of digits
+    except Exception as error:  # dates, !!bool x, long numbers: PyYAML raises errors of any kind
         raise ItemError(
             f"a value does not fit its tag ({(str(error).splitlines() or [type(error).__name__])[0]}); put it in quotes"
         ) from error
@@ -167,19 +177,20 @@ def parse_yaml(text: str, *, aliases: int = 0, settings: bool = False) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, with the faults of :func:`parse_yaml`."""
+    """The safe loader with the checks of :func:`parse_yaml`."""
 
     depth = aliases = 0
     exact = True
-    """refuse unquoted numbers that YAML reads as others"""
+    """whether unquoted numbers that YAML reads as others are refused"""
     begun: list[str | None]
-    """anchors of the values that hold the one at hand"""
+    """anchors of the enclosing values"""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             self.aliases -= 1
-            if self.aliases < 0 or event.anchor in self.begun:  # the latter holds itself
+            # an anchor in ``begun`` means that a value contains itself
+            if self.aliases < 0 or event.anchor in self.begun:
                 raise ComposerError(None, None, f"the alias *{event.anchor} is not followed; write the value out", event.start_mark)
             return super().compose_node(parent, index)
         self.depth += 1
@@ -193,7 +204,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[Any] = set()
-        for key_node, _ in node.value:  # before what is merged (<<), which own keys replace
+        for key_node, _ in node.value:  # before merged keys (<<), which own keys override
             key = self.key_of(key_node)
             if key in seen:
                 raise ConstructorError(None, None, f"the key {shown(key)} stands twice; keep one of them", key_node.start_mark)
@@ -201,7 +212,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def key_of(self, node: Any) -> Any:
-        """A key of a mapping, by which it is told apart from others."""
+        """Return a hashable form of a mapping's key, to find duplicates."""
         if node.tag == "tag:yaml.org,2002:merge":
             return node.tag
         key = self.construct_object(node, deep=True)
@@ -220,7 +231,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _SettingsLoader(_Loader):
-    """The same for names and values of settings, which are numbers in any form."""
+    """The loader for settings: keys are names as written, and numbers may have any form."""
 
     exact = False
 

@@ -1,4 +1,4 @@
-"""Extension points: functions that users add under a name, or name in the configuration as ``package.module:function``."""
+"""Extension points: functions that users register, or name as ``package.module:function``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two functions are one, or one was defined again, as a notebook's cell does that is run twice."""
+    """Whether two functions are the same, or one redefines the other (a repeated notebook cell)."""
     return one is other or all(getattr(one, key, one) == getattr(other, key, other) for key in ("__module__", "__qualname__"))
 
 
@@ -20,25 +20,27 @@ class Registry(Generic[F]):
     """Functions of one kind by name."""
 
     def __init__(self, key: str, kind: str, built_in: Iterable[str] = ()) -> None:
-        """
+        """Create an empty registry.
+
         Args:
-            key: of the configuration that names them, for messages.
-            kind: what they are, for messages.
-            built_in: names that the package itself understands, and that nobody may take.
+            key: configuration key that names the functions, for messages.
+            kind: name for this kind of function, for messages.
+            built_in: reserved names that the package handles itself.
         """
         self.key, self.kind, self.built_in = key, kind, tuple(built_in)
         self.added: dict[str, F] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that may be given: built-in ones first."""
+        """All valid names, built-in ones first."""
         return (*self.built_in, *self.added)
 
     def register(self, name: str, function: F) -> F:
-        """Add a function; returns it.
+        """Add a function and return it.
 
         Raises:
-            ValueError: when the name is taken by another function, is no plain name, or the function cannot be called.
+            ValueError: when another function has the name, the name is not an identifier, or the
+                function is not callable.
         """
         if not name.isidentifier():
             raise ValueError(f"{self.kind} {name!r}: give it a name of letters, digits and underscores")
@@ -50,14 +52,14 @@ class Registry(Generic[F]):
         return function
 
     def known(self, name: str) -> bool:
-        """Whether a name may be given; a ``package.module:function`` is only looked at for its form."""
+        """Whether a name is valid; of ``package.module:function`` only the form is checked."""
         return name in self.names or FUNCTION.fullmatch(name) is not None
 
     def get(self, name: str) -> F:
-        """The function of a name that is not built in.
+        """Return the function of a name that is not built in.
 
         Raises:
-            ValueError: when there is none, with the nearest name.
+            ValueError: when there is none; suggests the nearest name.
         """
         if name in self.added:
             return self.added[name]

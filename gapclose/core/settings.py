@@ -1,4 +1,4 @@
-"""The settings of a run as it stored them, read without the libraries that a run needs (some of which print when imported)."""
+"""The stored settings of a run, read without importing heavy libraries (some print on import)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-# Untold: where and how a run was executed, which a comparison leaves out. Free: what may differ between two starts of one run.
+# Prefixes of keys. EXECUTION_ONLY_KEYS: where and how a run was executed; comparisons ignore it.
+# RESUMABLE_KEYS: may change when a run is resumed.
 EXECUTION_ONLY_KEYS = (
     "tracking",
     "wandb.",
@@ -35,15 +36,15 @@ RESUMABLE_KEYS = (
 )
 
 WHOLE_KEYS = ("model.template",)
-"""keys whose value is a mapping with names of the user's own"""
+"""keys whose value is a mapping with names that the user chooses"""
 
 
 LAST_GROUP = "wandb"
-"""the group that a stored configuration ends with"""
+"""the last group of a stored configuration"""
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested configuration as dotted key -> value."""
+    """Return a nested configuration as dotted key -> value."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         group = isinstance(value, dict) and prefix + key not in WHOLE_KEYS
@@ -52,7 +53,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
-    """Every setting of a run as dotted key -> value; empty where there is no config.yaml.
+    """Return every setting of a run as dotted key -> value; empty where there is no config.yaml.
 
     Raises:
         ValueError: when the file is damaged.
@@ -68,6 +69,7 @@ def read_settings(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not YAML ({' '.join(f'{error}'.split())}); {remedy}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: holds {type(tree).__name__}, not keys and values; {remedy}")
-    if not text.endswith("\n") or ("run_dir" in tree and LAST_GROUP not in tree):  # as every file of a run has
+    # every complete file of a run ends so
+    if not text.endswith("\n") or ("run_dir" in tree and LAST_GROUP not in tree):
         raise ValueError(f"{path}: its end is cut off; {remedy}")
     return flatten(tree)

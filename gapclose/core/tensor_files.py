@@ -1,6 +1,9 @@
-"""What is read back of a run's own files: tensors with their checksums, and folders that are whole. Damage is named with file and remedy.
+"""Files of a run, checked when they are read: tensors with checksums, and complete folders.
 
-safetensors notices a file that is too short, not one in which bytes have changed; so every tensor of a run has its CRC-32 in the header.
+Errors name file and remedy.
+
+safetensors detects a truncated file, but not changed bytes. So the header of a run's tensor file
+holds the CRC-32 of every tensor.
 """
 
 from __future__ import annotations
@@ -20,12 +23,12 @@ from gapclose.core.files import AGAIN, apply_umask, read_json, replace_file, wri
 
 
 def checksum(tensor: torch.Tensor) -> int:
-    """CRC-32 of a tensor's bytes."""
+    """Return the CRC-32 of a tensor's bytes."""
     return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, whole or not at all, with the checksum of each (``crc32`` in the header)."""
+    """Write a safetensors file, completely or not at all, with checksums (``crc32``) in its header."""
     ready = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     size = sum(v.nbytes for v in ready.values())
     sums = {"crc32": json.dumps({name: checksum(tensor) for name, tensor in ready.items()})}
@@ -40,26 +43,26 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadat
 CHUNK = 1 << 22
 """bytes of a file that are read at once"""
 WHOLE = "complete.json"
-"""written last into a folder, with the length and the checksum of every other file"""
+"""written last into a folder, with the length and checksum of every other file"""
 
 
 class Damaged(ValueError):
-    """A file of a run that is not as it was written, and the remedy."""
+    """A file of a run is missing or changed; the message names the remedy."""
 
 
 @contextmanager
 def reading(path: Path, remedy: str = AGAIN) -> Iterator[None]:
-    """Inside, one file of tensors is read, and nothing else is done.
+    """Translate errors in reading one file of tensors; use this context for nothing else.
 
     Raises:
-        Damaged: when it is not there or not what was written, with ``remedy``.
+        Damaged: when the file is missing or differs from what was written, with ``remedy``.
     """
     try:
         yield
     except FileNotFoundError as error:
         raise Damaged(f"{path} is not there; {remedy.replace('delete it and ', '')}") from error
     except OSError as error:
-        if error.errno is not None:  # the file system's, not the file's
+        if error.errno is not None:  # an error of the file system, not of the file
             raise
         raise Damaged(f"{path} is damaged ({error}); {remedy}") from error
     except Damaged:
@@ -73,7 +76,12 @@ def _in_a_line(error: Exception) -> str:
 
 
 def read_tensor(file: Any, name: str) -> torch.Tensor:
-    """One tensor of an open safetensors file. Raises: ValueError, without the file's name, when its checksum is another than it was."""
+    """Return one tensor of an open safetensors file.
+
+    Raises:
+        ValueError: when its checksum differs from the stored one. The message does not name the
+            file.
+    """
     tensor, known = file.get_tensor(name), json.loads((file.metadata() or {}).get("crc32", "{}"))
     if name in known and checksum(tensor) != known[name]:
         raise ValueError(f"the checksum of {name} is not that of what was written")
@@ -81,7 +89,7 @@ def read_tensor(file: Any, name: str) -> torch.Tensor:
 
 
 def read_tensors(path: Path, remedy: str = AGAIN) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """All tensors of a file, and what its header says beside them.
+    """Return all tensors of a file, and the metadata of its header.
 
     Raises:
         Damaged: as :func:`reading`.
@@ -91,13 +99,16 @@ def read_tensors(path: Path, remedy: str = AGAIN) -> tuple[dict[str, torch.Tenso
 
 
 def seal(folder: Path, **facts: Any) -> None:
-    """Write down that a folder is whole, with ``facts`` and what its files are like."""
+    """Record that a folder is complete, with ``facts`` and the length and checksum of its files."""
     files = {str(p.relative_to(folder)): _like(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != WHOLE}
     write_json(folder / WHOLE, facts | {"files": files})
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that was sealed, in a few words with the file's name; None where nothing is, or nothing is known of it."""
+    """Describe what is wrong with a sealed folder, with the file's name.
+
+    Return None if nothing is, or if the folder was never sealed.
+    """
     path = folder / WHOLE
     if not path.is_file():
         return None
@@ -116,13 +127,13 @@ def damage(folder: Path) -> str | None:
 
 
 def refuse_damaged(folder: Path, remedy: str) -> None:
-    """Raises: Damaged, as :func:`damage` says, with ``remedy``."""
+    """Raise :class:`Damaged` with the result of :func:`damage` and ``remedy``, if there is any."""
     if found := damage(folder):
         raise Damaged(f"{found}; {remedy}")
 
 
 def _like(path: Path) -> list[int]:
-    """Length in bytes, and CRC-32."""
+    """Return the length in bytes and the CRC-32."""
     found = 0
     with path.open("rb") as handle:
         while chunk := handle.read(CHUNK):

@@ -1,4 +1,4 @@
-"""Let ``import torchvision`` succeed beside a CPU build of torch."""
+"""Let ``import torchvision`` succeed with a CPU build of torch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from types import ModuleType
 from typing import Any
 
 SYMPTOM = "torchvision::nms does not exist"
-_declared: list[Any] = []  # kept alive: a library's declarations go with it
+_declared: list[Any] = []  # kept alive: declarations last as long as their library object
 
 
 class RepairedImport(MetaPathFinder, Loader):
-    """Runs torchvision's own import; where it fails for want of its compiled operators, declares the two that it asks for and runs it again.
+    """Imports torchvision, and if its compiled operators are missing, declares two and retries.
 
-    Package indexes often carry torchvision's CUDA build alone, whose import fails beside a CPU build of torch ("operator torchvision::nms
-    does not exist"). Nearly every image processor of transformers, and its Trainer, then fail with unrelated messages. With the operators declared,
-    resizing works, which is torch's own; ``torchvision.ops`` stays unusable. Any other error is left as it is. Remove when torchvision imports
-    without its compiled operators.
+    Package indexes often carry only torchvision's CUDA build, whose import fails with a CPU build
+    of torch ("operator torchvision::nms does not exist"). Nearly every image processor of
+    transformers, and its Trainer, then fail with unrelated messages. With the two operators
+    declared, resizing works, because torch implements it; ``torchvision.ops`` stays unusable. Any
+    other error passes unchanged. Remove when torchvision imports without its compiled operators.
     """
 
     def __init__(self) -> None:
@@ -62,6 +63,6 @@ def declare() -> None:
 
 
 def install() -> None:
-    """Let every later import of torchvision be a repaired one."""
+    """Repair every later import of torchvision."""
     if not any(isinstance(finder, RepairedImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, RepairedImport())

@@ -1,4 +1,7 @@
-"""Under which versions of torch, transformers and this package something of a run was computed, and whether a start under others goes on with it."""
+"""The versions that computed a run: torch, transformers and this package.
+
+A run may be resumed under others if the user accepts them.
+"""
 
 from __future__ import annotations
 
@@ -20,29 +23,34 @@ REMEDY = (
 
 
 def versions_now() -> dict[str, str]:
-    """Package -> version, of what decides an observation's numbers."""
+    """Return package -> version for the packages that determine the numbers of an observation."""
     return {"gapclose": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
 
 
 def differing(there: Mapping[str, str] | None, now: Mapping[str, str]) -> list[str]:
-    """What differs, a package each, in words; of an observation that kept no versions, all of them are not known."""
+    """Describe each package whose version differs.
+
+    Without stored versions, every package counts as different.
+    """
     old = there or {}
     return [f"{name} {old.get(name, 'not known')} there, {now[name]} now" for name in now if old.get(name) != now[name]]
 
 
 def refuse_other_versions(directory: Path, accepted: str) -> None:
-    """Look at what a run has observed of its base model, before a model loads.
+    """Check the versions of a run's observations of the base model, before a model is loaded.
 
     Args:
         directory: of the run. accepted: ``same`` or ``any`` (``observe.versions``).
 
     Raises:
-        ValueError: when some of it was observed under other versions and only the same are accepted; all of them are named at once.
+        ValueError: when ``accepted`` is ``same`` and some observations have other versions; names
+            all of them.
     """
     now, found = versions_now(), dict[str, list[str]]()
     for path in sorted((directory / "observations").glob("*/request.json")):
         request = read_json(path)
-        if not request.get("adapter") and (other := differing(request.get("versions"), now)):  # those of adapters are made again
+        # observations of adapters are repeated
+        if not request.get("adapter") and (other := differing(request.get("versions"), now)):
             found.setdefault(", ".join(other), []).append(path.parent.name)
     if not found:
         return
@@ -53,6 +61,6 @@ def refuse_other_versions(directory: Path, accepted: str) -> None:
 
 
 def say_other_environment(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Say under which other versions probes, targets, checkpoints and records of this run were made, if any."""
+    """Warn when probes, targets, checkpoints or records of this run come from other versions."""
     if before and (other := differing(before.get("versions"), now["versions"])):
         say(f"warning: checkpoints, records and probes so far are of other versions ({', '.join(other)}); environment.json keeps both")

@@ -1,20 +1,30 @@
-"""Parse what a model generated into one of the item's options.
+"""Match a generated answer to one of the item's options.
 
-*Strict*: the text is an option, letter for letter, up to surrounding white space. *Lenient*: exactly one option occurs in it as whole words,
-counting the longest match first (so "not odd" is no "odd" where both are options). What a word is, which symbols belong to it, and how
-numbers are compared: :mod:`gapclose.data.answer_words`. A single letter keeps its case, so that "a dog" does not name option "A"; an answer
-that is nothing but the letter does. An "A" or "I" that begins a phrase ("A man is not there", "I see") is a word and no letter.
+*Strict*: the answer equals an option, except for surrounding white space. *Lenient*: exactly one
+option occurs in the answer as complete words, with the longest match first (so "not odd" does not
+contain "odd" if both are options). :mod:`gapclose.data.answer_words` defines words, their symbols,
+and the comparison of numbers. A single letter keeps its case, so that "a dog" does not name option
+"A". An answer that is only the letter names it in either case. An "A" or "I" that begins a phrase
+("A man is not there", "I see") is a word, not a letter.
 
-A number counts with its unit and its comparison ("$5" is not "5 %", "< 5" is not "5"). Where no option has the number so, the value alone
-counts, if the options differ by it, and a percentage as its share ("50 %" for option "0.5").
+A number counts with its unit and its comparison ("$5" is not "5 %", "< 5" is not "5"). If no option
+has it in this form, its value alone counts, provided that the options differ in value. A percentage
+then also counts as its share ("50 %" for option "0.5").
 
-The one option that occurs must also be affirmed, or the answer parses as none: no negation stands before it in its clause ("There is no
-tumour", but "not visible" where that is the option; English and Chinese, in Japanese and Korean behind it), a letter is not part of a phrase
-("in E major"), and a bare yes or no begins the answer, ends it, or is said to be the answer ("I have no idea" does not say *no*). Idioms that
-affirm are no negation ("no doubt", "not only"). Where yes and no both occur, the one that begins the answer, up to a comma or another stop,
-wins ("Yes, there is no dog"), unless the other is an answer by itself, too ("Yes. No."). Negations of other languages are not known.
+The option must also be affirmed, or the answer does not parse. That means:
 
-:class:`AnswerMatcher` adds what other prompts need: an answer that begins with its option and goes on, and a function of the user's own.
+- No negation precedes it in its clause ("There is no tumour"), except as part of the option ("not
+  visible"). This covers English and Chinese; in Japanese and Korean the negation follows. Negations
+  of other languages are not detected.
+- A letter is not part of a phrase ("in E major").
+- A bare yes or no begins the answer, ends it, or is called the answer ("I have no idea" does not
+  say *no*).
+
+Idioms that affirm are not negations ("no doubt", "not only"). If yes and no both occur, the one
+that begins the answer, up to a comma or another stop, wins ("Yes, there is no dog"), unless the
+other is an answer by itself, too ("Yes. No.").
+
+:class:`AnswerMatcher` adds answers that begin with an option and continue, and a user's function.
 """
 
 from __future__ import annotations
@@ -37,11 +47,12 @@ PHRASE = re.compile(
     r"['\u2019-]\w|[ \t]+(?!\w\b|(?:or|and|nor|not|is|because|since|as)\b)\w"
     rf"|(?![是为為项項选選正对對不が는은이가입をはで])[{SPACELESS}{HANGUL}]"
 )
-"""a phrase goes on after a word; after a letter that is an answer there is a stop, another letter, or a word of these"""
+"""continuation of a phrase after a word; a letter that is an answer precedes a stop, another
+letter, or one of the listed words"""
 LEADS_ON = re.compile(rf"\b[AaIi]\b(?={PHRASE.pattern})")
-"""an article or a pronoun"""
+"""an A or I that is an article or a pronoun"""
 NAMED = re.compile(r"\b(answer is|answer|option|choice|letter)[\s:*(\[\"'\u201c\u300c\u300e]*$", re.IGNORECASE)
-"""what is said before a letter, whatever follows that"""
+"""words before a letter that mark it as the answer, regardless of what follows"""
 NEGATION = re.compile(
     r"\b(no|not|never|without|neither|nor|none|nothing|cannot|\w+n['`\u00b4\u02bc\u2018\u2019\uff07]t)\b|[不没沒無无未]|非(?!常)",
     re.IGNORECASE,
@@ -51,22 +62,25 @@ IDIOM = re.compile(
     r"|[无無](?=疑)|不(?=[仅僅只])",
     re.IGNORECASE,
 )
-"""words that look like a negation and affirm; in a :func:`plain_text`"""
+"""phrases that contain a negation but affirm; in a :func:`plain_text`"""
 DENIED_AFTER = re.compile("ない|なく|なかっ|ません|じゃな|아니|아닙|없|않")
-"""a negation that stands behind what it denies"""
+"""negations that follow the denied word"""
 CLAUSE = re.compile(r"[.,;:!?\n\u2013\u2014\u3001\u3002\u060c\u061b\u061f\u06d4\u0964]|\bbut\b|但|不过|不過|而是", re.IGNORECASE)
-"""what ends a clause, and with it the reach of a negation"""
+"""end of a clause, which also ends the reach of a negation"""
 BARE = {("yes",), ("no",), ("是",), ("否",), ("对",), ("對",), ("错",), ("錯",), ("不",), ("有",), ("无",), ("無",)}
-"""options that are words of most sentences"""
+"""options that occur as words in most sentences"""
 STOP = re.compile(r"[\"'`*_)\]}>\u201d]*\s*[.,;:!\n\u2013\u2014\u3002]")
-"""what stands behind a bare option that is the whole answer, whatever follows"""
+"""follows a bare option that is the complete answer"""
 SENTENCE = ".,;:!?\u2026\u3001\u3002"
 EDGES = "\"'`*_()[]{}<>\u201c\u201d\u300c\u300d\u300e\u300f"
-"""what may stand around an option that is a symbol"""
+"""characters that may surround an option that is a symbol"""
 
 
 def parse_strict(answer: str, item: Item) -> int | None:
-    """Index of the option that ``answer`` is, or None. Two forms of the same accented letter are one."""
+    """Return the index of the option that equals ``answer``, or None.
+
+    Composed and decomposed accents are equal.
+    """
     texts, answer = [_composed(o.text) for o in item.options], _composed(answer)
     return texts.index(answer) if answer in texts else None
 
@@ -76,7 +90,7 @@ def _composed(text: str) -> str:
 
 
 def parse_lenient(answer: str, item: Item) -> int | None:
-    """Index of the one option that ``answer`` names, or None when it names none or several, or does not affirm the one."""
+    """Return the index of the one option that ``answer`` names and affirms, or None."""
     strict = parse_strict(answer, item)
     if strict is not None:
         return strict
@@ -90,7 +104,10 @@ def parse_lenient(answer: str, item: Item) -> int | None:
 
 
 def _by_value(text: str, said: Sequence[Word], options: Sequence[Sequence[Word]]) -> int | None:
-    """Index of the one option that is named when numbers count without their unit, or percentages as shares; None where these differ."""
+    """Return the one option named when numbers count without unit, or percentages as shares.
+
+    None where the two readings differ, or neither names one.
+    """
     found = set()
     for form in (lambda w: w.number or w.key, lambda w: w.share or w.key):
         loose = [[replace(w, key=form(w)) for w in option] for option in options]
@@ -100,13 +117,16 @@ def _by_value(text: str, said: Sequence[Word], options: Sequence[Sequence[Word]]
 
 
 def _one(text: str, options: Sequence[Sequence[Word]], named: dict[int, list[tuple[int, int]]]) -> int | None:
-    """The option that alone is named, if it is affirmed."""
+    """Return the option if only one is named and the text affirms it."""
     ((index, spans), *others) = _leading(text, options, named).items()
     return index if not others and _affirmed(text, options[index], spans) else None
 
 
 def _leading(text: str, options: Sequence[Sequence[Word]], named: dict[int, list[tuple[int, int]]]) -> dict[int, list[tuple[int, int]]]:
-    """Of several bare options the one that begins the text, up to a stop, unless another one is an answer by itself; else ``named``."""
+    """Of several bare options, keep the one that begins the text, up to a stop.
+
+    Return ``named`` unchanged if an option is not bare, or another one is an answer by itself.
+    """
     (start, end), index = min((span, k) for k, spans in named.items() for span in spans)
     if not all(tuple(w.key for w in options[k]) in BARE for k in named) or re.search(r"\w", text[:start]) or not STOP.match(text, end):
         return named
@@ -118,7 +138,10 @@ def _leading(text: str, options: Sequence[Sequence[Word]], named: dict[int, list
 
 
 def _find(said: Sequence[Word], options: Sequence[Sequence[Word]]) -> dict[int, list[tuple[int, int]]]:
-    """Option -> where it stands in the text, for every option that does; no word stands for two of them, the longest comes first."""
+    """Return option -> its places in the text, for every option that occurs.
+
+    No word counts for two options; longer options come first.
+    """
     named, left = dict[int, list[tuple[int, int]]](), [w.key for w in said]
     for index in sorted(range(len(options)), key=lambda k: (-len(options[k]), -sum(len(w.key) for w in options[k]))):
         keys = [w.key for w in options[index]]
@@ -130,13 +153,17 @@ def _find(said: Sequence[Word], options: Sequence[Sequence[Word]]) -> dict[int, 
 
 
 def _read(text: str, options: Sequence[str] = ()) -> list[Word]:
-    """Words of a :func:`plain_text`; an article or a pronoun is no letter, the no of an idiom is another word, and those ``options`` are words that are symbols alone."""
+    """Return the words of a :func:`plain_text`, in order.
+
+    An article or a pronoun is not a letter, and the *no* of an idiom is a different word. An option
+    that consists of symbols counts as a word.
+    """
     leading = {m.start() for m in LEADS_ON.finditer(text) if not NAMED.search(text, 0, m.start())}
     idioms = {m.start() for m in IDIOM.finditer(text)}
     found = [replace(w, key=f"_{fold(w.key)}", letter=False) if w.start in (leading if w.letter else idioms) else w for w in words(text)]
     for symbol in {s for o in options if (s := plain_text(o).strip()) and not words(s)}:
         around = f"[\\s{re.escape(EDGES)}]"
-        alone = not symbol.strip(SENTENCE)  # punctuation of every sentence
+        alone = not symbol.strip(SENTENCE)  # punctuation occurs in every sentence
         place = rf"^\s*{re.escape(symbol)}\s*$" if alone else rf"(?:^|(?<={around})){re.escape(symbol)}(?=$|{around}|[{SENTENCE}])"
         found += [Word(key=symbol, start=m.start(), end=m.end()) for m in re.finditer(place, text)]
     return sorted(found, key=lambda w: w.start)
@@ -144,16 +171,16 @@ def _read(text: str, options: Sequence[str] = ()) -> list[Word]:
 
 @functools.lru_cache(maxsize=65536)
 def _option(text: str) -> tuple[Word, ...]:
-    """Words of an option, or the symbols that it is, as one."""
+    """Return the words of an option; an option of symbols is one word."""
     plain = plain_text(text)
     found = tuple(_read(plain))
     return found if found or not plain.strip() else (Word(key=plain.strip(), start=0, end=len(plain)),)
 
 
 def _affirmed(text: str, option: Sequence[Word], spans: Sequence[tuple[int, int]]) -> bool:
-    """Whether ``text``, which names no other option, says ``option`` as an answer in one of ``spans``, and denies it in none.
+    """Whether ``text`` answers ``option`` in one of ``spans``, and denies it in none.
 
-    A negation among the option's own words is no denial.
+    The text names no other option. A negation within the option does not deny it.
     """
     letter, bare = len(option) == 1 and option[0].letter, tuple(w.key for w in option) in BARE
     others = text
@@ -173,7 +200,7 @@ def _affirmed(text: str, option: Sequence[Word], spans: Sequence[tuple[int, int]
 
 
 def same_to_the_matcher(options: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of option texts that no generated answer can tell apart."""
+    """Return pairs of option texts that no generated answer can distinguish."""
     first, pairs = dict[tuple[str, ...], str](), list[tuple[str, str]]()
     for text in options:
         keys = tuple(w.key for w in _option(text))
@@ -184,10 +211,10 @@ def same_to_the_matcher(options: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def check_told_apart(items: ItemSet, problems: ErrorCollector, prompt: str | None = None) -> None:
-    """Add to ``problems`` options of an item that the matching of generated answers takes for one, with file and item; one line a pair.
+    """Add to ``problems`` every pair of an item's options that the matcher cannot distinguish.
 
     Args:
-        prompt: the one that the items are worded in, where it is not the run's own.
+        prompt: prompt of the items, if it is not the run's own.
     """
     asked, seen = f" in the prompt {prompt!r}" if prompt else "", dict[tuple[str, ...], str]()
     for item in items:
@@ -201,7 +228,10 @@ def check_told_apart(items: ItemSet, problems: ErrorCollector, prompt: str | Non
 
 
 def unmentioned(text: str, options: Sequence[str]) -> list[str]:
-    """The options that a text does not name, as whole words; a letter in its own case, wherever it stands alone."""
+    """Return the options that a text does not name as complete words.
+
+    A letter counts in its own case, wherever it stands alone.
+    """
     plain = plain_text(text)
     said, letters = _read(plain, options), {w.key for w in words(plain) if w.letter}
     read = [_option(o) for o in options]
@@ -210,14 +240,17 @@ def unmentioned(text: str, options: Sequence[str]) -> list[str]:
 
 
 def parse_all(answers: Sequence[str], items: Sequence[Item], *, lenient: bool = False) -> np.ndarray:
-    """Option indices (N,), -1 where the answer does not parse."""
+    """Return option indices (N,), -1 where the answer does not parse."""
     parse = parse_lenient if lenient else parse_strict
     parsed = (parse(a, i) for a, i in zip(answers, items, strict=True))
     return np.array([-1 if p is None else p for p in parsed], dtype=int)
 
 
 def parse_leading(answer: str, item: Item) -> int | None:
-    """Index of the option with whose words ``answer`` begins ("No, there is a yes-man"), the longest of several, or None."""
+    """Return the index of the option that begins ``answer`` ("No, there is a yes-man"), or None.
+
+    The longest option wins.
+    """
     said = [fold(w.key) for w in _read(plain_text(answer), [o.text for o in item.options])]
     options = [[fold(w.key) for w in _option(o.text)] for o in item.options]
     found = [k for k, option in enumerate(options) if option and said[: len(option)] == option]
@@ -226,18 +259,19 @@ def parse_leading(answer: str, item: Item) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerMatcher:
-    """How generated answers are matched to options: exactly, then normalised, then by ``judge``."""
+    """Matches generated answers to options: exactly, then normalised, then by ``judge``."""
 
     leading: bool = False
-    """whether an answer says its option first and then goes on, so that what follows must not confuse"""
+    """whether answers begin with their option and continue; the first words are then matched before
+    anything else"""
     judge: Callable[[str, Item], Any] | None = None
-    """(answer, item) -> text of an option, or None; asked for what names no option by itself"""
+    """(answer, item) -> text of an option, or None; called for answers that name no option"""
 
     def __call__(self, answers: Sequence[str], items: Sequence[Item]) -> np.ndarray:
-        """Option indices (N,), -1 where nothing matches.
+        """Return option indices (N,), -1 where nothing matches.
 
         Raises:
-            ValueError: when ``judge`` fails, or names something that is no option of the item.
+            ValueError: when ``judge`` fails, or returns a text that is not an option of the item.
         """
         return np.array([self._match(a, i) for a, i in zip(answers, items, strict=True)], dtype=int)
 

@@ -1,15 +1,18 @@
-"""Read a text as words and numbers, so that a generated answer and an option can be compared.
+"""Split a text into words and numbers, so that a generated answer can be compared with an option.
 
-- The text is brought to one form: compatibility characters (full-width letters, ligatures) and decomposed accents (Unicode NFKC), one kind
-  of apostrophe and of minus, decimal digits of every script as 0 to 9, no invisible characters, no Arabic or Hebrew vowel points.
-- Words are compared after full case folding; a dotted and a dotless i are one. A single letter keeps its case.
-- Scripts without spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) are read character by character; of a Korean word the
-  end is open, since particles follow it.
+- The text is normalised: compatibility characters (full-width letters, ligatures) and decomposed
+  accents (Unicode NFKC), one kind of apostrophe and of minus, decimal digits of every script as 0
+  to 9, no invisible characters, no Arabic or Hebrew vowel points.
+- Words are compared after full case folding; dotted and dotless i are equal. A single letter keeps
+  its case.
+- Scripts without spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) are read
+  character by character. The end of a Korean word is open, because particles follow it.
 - Symbols that belong to a word are part of it: ``C++``, ``C#``, ``A+``, ``.NET``.
-- Numbers are compared by value: sign, decimals, thousands (``5,000``, ``5.000.000``, ``5 000``, ``1,00,000``), ``1e3``, ``10^3``, ``1/2``,
-  ``1 1/2``, ``5 million``, ``minus 5``. A comma is a decimal one where it cannot separate thousands (``2,5``, ``0,500``); a single point
-  always is one. A unit sign (``$5``, ``5 %``, ``5 °C``, ``18+``) and a comparison (``< 5``) are part of the number. Times, dates, versions
-  and ranges (``5:30``, ``2-3``) are one word each.
+- Numbers are compared by value: sign, decimals, thousands (``5,000``, ``5.000.000``, ``5 000``,
+  ``1,00,000``), ``1e3``, ``10^3``, ``1/2``, ``1 1/2``, ``5 million``, ``minus 5``. A comma is
+  decimal where it cannot separate thousands (``2,5``, ``0,500``); a single point is always decimal.
+- A unit sign (``$5``, ``5 %``, ``5 °C``, ``18+``) and a comparison (``< 5``) are part of the
+  number. Times, dates, versions and ranges (``5:30``, ``2-3``) are one word each.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ SPACELESS = (
 HANGUL = "\uac00-\ud7a3\u3131-\u318e"
 APART, SYLLABLE = re.compile(f"[{SPACELESS}]"), re.compile(f"[{HANGUL}]")
 WORD_BEFORE = f"(?<![^\\W{SPACELESS}{HANGUL}])"
-"""not behind a word of a script with spaces"""
+"""not after a word of a script with spaces"""
 
 APOSTROPHES = dict.fromkeys(map(ord, "\u00b4\u02bc\u2018\u2019\uff07"), "'")
 PLAIN = {ord("\u2044"): "/", ord("\u2212"): "-", ord("\u066b"): ".", ord("\u066c"): ",", ord("\u066a"): "%"}
@@ -35,7 +38,7 @@ UNSEEN = re.compile("[\ufe00-\ufe0f\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u
 """variation selectors, Hebrew and Arabic vowel points, the Arabic lengthening stroke"""
 RAISED = re.compile("(?<=\\d)([\u207a\u207b]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+)")
 ANSWER_IS = re.compile(r"(?:正[确確])?答案[是为為選选]?|答えは?|정답은?|답은|(?:[选選][择擇项項]?|[选選])(?=\s*[(\[\"「『]?[A-Za-z0-9])")
-"""what stands before the answer in Chinese, Japanese and Korean"""
+"""words that precede the answer in Chinese, Japanese and Korean"""
 
 LEADING_SIGN = re.compile(
     rf"(?P<compare>(?<![\w\"'/=-])(?:<=|>=|[<>≤≥])\s*)?(?P<sign>{WORD_BEFORE}(?<![)\]}}.%-])[-+\u2013])?"
@@ -58,30 +61,31 @@ SCALE = re.compile(r"\s(hundred|thousand|million|billion)\b", re.IGNORECASE)
 SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 UNIT = re.compile(r"\s?\\?([%‰])|\s?([$€£¥₹₩₽₺฿])(?![\d])|\s?(°(?:\s?[CFK]\b)?)|(\+)(?!\s*\d)")
 MEASURE = re.compile(r"(?:[mcdk]?m|[mk]?g|m?s|min|h|[kM]?Hz|dB|m?l|px|k?[VW])(?!\w)")
-"""units that may follow a number without a space; any other letter makes a word of both, as in *3D* and *1st*"""
+"""units that may follow a number without a space; with other letters, number and letters are one
+word, as in *3D* and *1st*"""
 SUFFIX, PREFIX = re.compile(r"[+#]+(?!\w)"), re.compile(r"(?<![\w.)\]])\.(?=[^\W\d]{2})")
 LONGEST = 300
-"""digits of a number; more are read as a word"""
+"""digits of a number; longer ones are read as a word"""
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One word or number of a text, and where it stands in it."""
+    """One word or number of a text, and its position."""
 
     key: str
-    """what is compared"""
+    """the compared form"""
     start: int
     end: int
     number: str | None = None
-    """of a number: its value alone, without unit and comparison"""
+    """value of a number, without unit and comparison"""
     share: str | None = None
-    """of a percentage: the value that it stands for (``50 %``: that of 0.5)"""
+    """value of a percentage as a fraction of 1 (``50 %``: that of 0.5)"""
     letter: bool = False
     """a single letter of a script with spaces"""
 
 
 def plain_text(text: str) -> str:
-    """The text in the one form that :func:`words` reads; letters keep their case."""
+    """Return the text in the normalised form that :func:`words` reads; letters keep their case."""
     text = RAISED.sub(lambda m: "^" + unicodedata.normalize("NFKC", m[1]), text.translate(APOSTROPHES))
     text = re.sub("(?<=\\d)[\u00a0\u2009\u202f](?=\\d{3}(?!\\d))", "", text)
     text = re.sub("(?<=\\d)(?=[\u00bc-\u00be\u2150-\u215e])", " ", text)
@@ -92,12 +96,12 @@ def plain_text(text: str) -> str:
 
 
 def fold(word: str) -> str:
-    """A word without case."""
+    """Return a word without case."""
     return word.casefold().replace("i\u0307", "i").replace("\u0131", "i")
 
 
 def words(text: str) -> list[Word]:
-    """The words and numbers of a :func:`plain_text`, in order."""
+    """Return the words and numbers of a :func:`plain_text`, in order."""
     found, at = list[Word](), 0
     while at < len(text):
         word = _number(text, at) or _word(text, at)
@@ -137,7 +141,7 @@ def _in_word(character: str) -> bool:
 
 
 def _number(text: str, at: int) -> Word | None:
-    """The number, or the range of numbers, that begins at a place, or None."""
+    """Return the number, or the range of numbers, that begins at a position, or None."""
     first = _single(text, at)
     if first is None or first.number is None:
         return first
@@ -153,7 +157,10 @@ def _number(text: str, at: int) -> Word | None:
 
 
 def _single(text: str, at: int) -> Word | None:
-    """The one number that begins at a place, or None; a time, a date or part of a name has no value."""
+    """Return the one number that begins at a position, or None.
+
+    A time, a date or a version is a word without a value.
+    """
     lead = LEADING_SIGN.match(text, at)
     if lead is None or (text[lead.end()] == "." and at and (text[at - 1].isalnum() or text[at - 1] == ".")):
         return None
@@ -173,7 +180,11 @@ def _single(text: str, at: int) -> Word | None:
 
 
 def _value(text: str, at: int) -> tuple[Fraction | str, int] | None:
-    """Value (a word where the digits are a time, a date or part of a name) and end of the digits that begin at a place."""
+    """Return the value and the end of the digits that begin at a position, or None.
+
+    The value is a text for a time, a date, a version, or too many digits. Digits within a word
+    (*3D*) give None.
+    """
     if (long := DIGITS.match(text, at)) is not None and len(long[0]) > LONGEST:
         return long[0], long.end()
     if (grouped := GROUPED.match(text, at)) is not None:
@@ -202,7 +213,7 @@ def _value(text: str, at: int) -> tuple[Fraction | str, int] | None:
 
 
 def _negated(word: Word, start: int) -> Word:
-    """The number behind the word *minus*."""
+    """Return the number after the word *minus*."""
     assert word.number is not None
     turned = word.number[1:] if word.number.startswith("-") else f"-{word.number}"
     return replace(word, key=word.key.replace(word.number, turned, 1), number=turned, start=start, share=None)

@@ -1,9 +1,10 @@
-"""Sound files of every format as mono float32 at the model's rate, decoded to their end whatever their headers state.
+"""Sound files of every format as mono float32 at the model's rate, decoded to their actual end.
 
-libsndfile reads samples that lie as they are behind a header (wav, aiff, au, Wave64, RF64, CAF and rarer ones), and ogg. It stops where a header
-tells it to, so that :mod:`gapclose.data.audio_headers` first sets right a header that contradicts its file. mp3 and flac go through PyAV, since
-libsndfile cannot read beyond the length that it takes from their headers (libsndfile issues 1001 and 1038). So do several ogg streams in
-one file, of which libsndfile reads the first, and whatever libsndfile does not know.
+libsndfile reads uncompressed samples behind a header (wav, aiff, au, Wave64, RF64, CAF and rarer
+ones), and ogg. It stops where the header says, so :mod:`gapclose.data.audio_headers` first corrects
+a header that contradicts its file. PyAV reads mp3 and flac, because libsndfile cannot read beyond
+the length in their headers (libsndfile issues 1001 and 1038). PyAV also reads several ogg streams
+in one file, of which libsndfile reads the first, and formats that libsndfile does not know.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from gapclose.data.audio_streams import read_compressed, read_track
 from gapclose.data.containers import chosen, is_film, opened, refuse_short, undecodable
 
 USUAL_RATE = 16_000
-"""Hz, of a film's sound as long as no model is there"""
+"""Hz, for the sound of a video when no model is known"""
 BLOCK = 1 << 22
 """samples of all channels that are decoded at once: 16 MiB"""
 HEADED = (".au", ".snd")
-"""suffixes of files that libsndfile takes for raw u-law of 8,000 Hz where their header is damaged"""
+"""suffixes of files that libsndfile reads as raw u-law at 8,000 Hz if their header is damaged"""
 
 
 def read_audio(path: Path, rate: int | None) -> tuple[np.ndarray, int]:
-    """A sound, or the sound track of a film, mixed to mono: (samples,) float32, and its sampling rate in Hz.
+    """Return a sound, or a video's sound track, as mono (samples,) float32, and its rate in Hz.
 
     Args:
-        rate: in Hz, what it is resampled to; None leaves a sound file as it is.
+        rate: in Hz, to which it is resampled; None keeps the rate of a sound file.
 
     Raises:
-        ItemError: what is wrong with it, and the remedy.
+        ItemError: with the fault of the file and the remedy.
     """
     found = None if is_film(path) else _sound_file(path)
     if found is None:
@@ -46,7 +47,8 @@ def read_audio(path: Path, rate: int | None) -> tuple[np.ndarray, int]:
         mono, own = found
         refuse_rate(own)
     refuse_levels(mono)
-    heard = rate or USUAL_RATE  # so that what cannot be resampled is told before the model's rate is known
+    # without a model's rate, the usual one shows whether resampling is possible
+    heard = rate or USUAL_RATE
     if own != heard:
         refuse_longer(len(mono) * heard // own, heard)
         if len(mono) * heard < own:
@@ -57,7 +59,7 @@ def read_audio(path: Path, rate: int | None) -> tuple[np.ndarray, int]:
 
 
 def _sound_file(path: Path) -> tuple[np.ndarray, int] | None:
-    """Mono samples and their rate; None where the file is a film, or nothing that libsndfile knows and PyAV may."""
+    """Return mono samples and their rate; None for a video, and for formats that PyAV must read."""
     how = decoder(path)
     if how != "libsndfile":
         return read_compressed(path) if how == "compressed" else None
@@ -81,16 +83,17 @@ def _sound_file(path: Path) -> tuple[np.ndarray, int] | None:
 
 
 def _blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    """(n, C) float32, as long as libsndfile delivers samples.
+    """Yield (n, C) float32 as long as libsndfile delivers samples.
 
-    ``SoundFile.blocks`` goes by the stated number, and hands out memory that nobody wrote where fewer are delivered.
+    ``SoundFile.blocks`` trusts the stated number, and returns uninitialised memory if there are
+    fewer.
     """
     while len(block := sound.read(max(1, BLOCK // sound.channels), dtype="float32", always_2d=True)):
         yield block
 
 
 def _otherwise(path: Path, fault: ItemError) -> None:
-    """Whether PyAV opens what libsndfile does not know. Raises: the ``fault`` where it does not."""
+    """Return if PyAV opens a file that libsndfile does not know; raise ``fault`` if not."""
     try:
         with opened(path, "audio") as container:
             if chosen(container, "audio") is not None:

@@ -1,7 +1,8 @@
-"""What the headers of a sound file state of its length, against what the file holds.
+"""Compare the length that the headers of a sound file state with the file.
 
-Decoders believe headers. A half-copied recording then passes as a short one, and a whole one whose recorder could not go back to fill in its
-length is lost. Here the two are told apart, and where the samples are there, the size fields are set right for the decoder.
+Decoders trust headers. So a partly copied recording passes as a short one, and a complete one is
+lost if its recorder could not fill in the length. This module distinguishes the two. If the samples
+are there, it corrects the size fields for the decoder.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from typing import BinaryIO
 from gapclose.core.errors import ItemError
 
 ROUNDING = 0.01
-"""share of the stated bytes by which a header may be off, and :data:`TRAILER` bytes at least where more follows: what it means is not heard"""
+"""share of the stated bytes by which a header may be off, which is inaudible; at least 64 bytes if
+the file is shorter, and :data:`TRAILER` bytes if it is longer"""
 TRAILER = 1024
-"""bytes behind the samples that are no chunk and are taken for a note (ID3, text) rather than sound"""
+"""bytes after the samples, outside of chunks, that count as a note (ID3, text) rather than sound"""
 NEAR = 1 << 17
-"""how near to 2 or 4 GiB a length is that a recorder writes which cannot know it: SoX into a pipe 0x7FFFF000, arecord 0x7FFFFFFF or
-0x80000000 less the header, FFmpeg 0xFFFFFFFF"""
+"""distance from 2 or 4 GiB within which a length means *unknown*: SoX writes 0x7FFFF000 to a pipe,
+arecord 0x7FFFFFFF or 0x80000000 less the header, FFmpeg 0xFFFFFFFF"""
 OGG_PAGE = struct.Struct("<4sBBqIIIB")
 OGG_BEGINS = 2
-"""flag of the page that begins a stream"""
+"""flag of the first page of a stream"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +35,19 @@ class Chunks:
     """How a format lays out its chunks."""
 
     first: int
-    """where they begin"""
+    """position of the first chunk"""
     size: str
     """:mod:`struct` format of a chunk's length, which follows its name"""
     samples: bytes
-    """name of the chunk with the samples; all names are as long"""
+    """name of the chunk with the samples; all names have this length"""
     included: int = 0
-    """bytes of name and length that the length counts"""
+    """bytes of name and length that the length includes"""
     align: int = 1
     skipped: int = 0
-    """bytes of that chunk before the first sample"""
+    """bytes in the chunk of samples before the first sample"""
     whole: int | None = 4
-    """where the length of the whole file stands, in the same format; it counts what follows, but in Wave64"""
+    """position of the file's length, in the same format; it counts the following bytes, but all
+    bytes in Wave64; None: no such field"""
 
 
 RIFF = Chunks(first=12, size="<I", samples=b"data", align=2)
@@ -60,7 +63,7 @@ FORMATS = {
 
 
 class Corrected(io.FileIO):
-    """A file for reading with other bytes at some places."""
+    """A file for reading, with other bytes at some positions."""
 
     def __init__(self, path: Path, fields: Mapping[int, bytes]) -> None:
         super().__init__(path)
@@ -69,7 +72,8 @@ class Corrected(io.FileIO):
     def seek(self, offset: int, whence: int = 0) -> int:
         try:
             return super().seek(offset, whence)
-        except OSError:  # damaged headers lead before the start of the file; raised to libsndfile, it would be printed and passed over
+        # damaged headers point before the start; libsndfile would print the error and continue
+        except OSError:
             return self.tell()
 
     def readinto(self, buffer) -> int:
@@ -81,8 +85,10 @@ class Corrected(io.FileIO):
 
 
 def decoder(path: Path) -> str:
-    """Who reads the sound of a file, by its first bytes: ``compressed`` (mp3, flac, bare AAC, ogg with several streams one after another),
-    ``container`` (mp4, mkv) or ``libsndfile``.
+    """Return the decoder of a sound file, by its first bytes.
+
+    ``compressed`` is for mp3, flac, bare AAC and ogg with several consecutive streams,
+    ``container`` for mp4 and mkv, ``libsndfile`` for all others.
 
     Raises:
         ItemError: when an ogg file ends within a page.
@@ -96,7 +102,7 @@ def decoder(path: Path) -> str:
 
 
 def states_mp3_length(path: Path) -> bool:
-    """Whether the first frame of an mp3 file tells how many there are (Xing, Info, VBRI)."""
+    """Whether the first frame of an mp3 file states the number of frames (Xing, Info, VBRI)."""
     with path.open("rb") as handle:
         head = handle.read(10)
         start = 10 + sum((byte & 127) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)) if head[:3] == b"ID3" else 0
@@ -106,11 +112,13 @@ def states_mp3_length(path: Path) -> bool:
 
 
 def size_fields(path: Path) -> dict[int, bytes]:
-    """The size fields that a decoder must see to read all samples of a wav (RIFF, RF64, Wave64), aiff, au or CAF file; empty where its own
-    are right, and for other formats.
+    """Return position -> bytes of the size fields with which a decoder reads all samples.
+
+    The formats are wav (RIFF, RF64, Wave64), aiff, au and CAF. The result is empty if the file's
+    own fields are right, and for other formats.
 
     Raises:
-        ItemError: when the headers agree on more samples than the file holds.
+        ItemError: when the headers agree on more samples than the file holds, also for NIST SPHERE.
     """
     size = path.stat().st_size
     with path.open("rb") as handle:
@@ -150,7 +158,7 @@ def _chunked(handle: BinaryIO, head: bytes, size: int, form: Chunks) -> dict[int
     else:
         complete = large and abs(struct.unpack("<Q", head[20:28])[0] + 8 - size) <= 1
     if unknown and followed and length == form.included:
-        return {}  # no samples, and then a note
+        return {}  # no samples, but a note
     held = _held(start, stated, size, unknown=unknown, whole=complete, followed=followed)
     if held == stated or held <= 0:
         return {}
@@ -163,7 +171,10 @@ def _chunked(handle: BinaryIO, head: bytes, size: int, form: Chunks) -> dict[int
 
 
 def _sphere(handle: BinaryIO) -> tuple[int, int]:
-    """Where the samples of a NIST SPHERE file begin, and how many bytes of them it states; 0 where they are compressed or it does not say."""
+    """Return where the samples of a NIST SPHERE file begin, and their stated bytes.
+
+    The bytes are 0 if the samples are compressed, or the header does not state them.
+    """
     handle.seek(0)
     lines = handle.read(1024).decode("latin-1").split("\n")
     facts = {name: value for name, _, value in (line.split(" ", 2) for line in lines if line.count(" ") > 1)}
@@ -178,13 +189,14 @@ def _stands_for_unknown(length: int) -> bool:
 
 
 def _held(start: int, stated: int, size: int, *, unknown: bool, whole: bool, followed: bool) -> int:
-    """Bytes of samples that are there.
+    """Return the bytes of samples that the file holds.
 
     Args:
-        unknown: the header does not say. whole: it says rightly how long the file is. followed: chunks come behind the stated samples.
+        unknown: the header does not state them. whole: it states the length of the file correctly.
+            followed: chunks follow the stated samples.
 
     Raises:
-        ItemError: when they are fewer than stated, and nothing says that the statement is wrong.
+        ItemError: when they are fewer than stated, and nothing shows that the header is wrong.
     """
     there = size - start
     if unknown:
@@ -201,7 +213,7 @@ def _held(start: int, stated: int, size: int, *, unknown: bool, whole: bool, fol
 
 
 def _find(handle: BinaryIO, form: Chunks, size: int) -> int | None:
-    """Where the chunk with the samples begins; None where there is none."""
+    """Return the position of the chunk with the samples, or None."""
     position, name, width = form.first, len(form.samples), struct.calcsize(form.size)
     while 0 < position <= size - name - width:
         handle.seek(position)
@@ -213,13 +225,13 @@ def _find(handle: BinaryIO, form: Chunks, size: int) -> int | None:
 
 
 def _behind(position: int, length: int, form: Chunks) -> int:
-    """Where the chunk that follows one begins."""
+    """Return the position of the next chunk."""
     end = position + len(form.samples) + struct.calcsize(form.size) + max(0, length - form.included)
     return end + -end % form.align
 
 
 def _chunks_follow(handle: BinaryIO, form: Chunks, end: int, size: int) -> bool:
-    """Whether from ``end`` on there are whole chunks with printable names up to the end of the file, one at least."""
+    """Whether at least one chunk follows ``end``, and chunks with printable names fill the file."""
     name, width, found = len(form.samples), struct.calcsize(form.size), 0
     position = end + -end % form.align
     while position <= size - name - width:
@@ -232,11 +244,13 @@ def _chunks_follow(handle: BinaryIO, form: Chunks, end: int, size: int) -> bool:
 
 
 def _is_chained(path: Path) -> bool:
-    """Whether a stream begins in an Ogg file after another one has (live recordings). One whose last page is whole and not marked as the
-    last was only closed abruptly.
+    """Whether one stream of an Ogg file begins after another (live recordings).
+
+    A last page that is complete but not marked as the last is accepted: the file was closed
+    abruptly.
 
     Raises:
-        ItemError: when it ends within a page.
+        ItemError: when the file ends within a page.
     """
     size, position, begun, chained = path.stat().st_size, 0, False, False
     with path.open("rb") as handle:
@@ -244,7 +258,7 @@ def _is_chained(path: Path) -> bool:
             handle.seek(position)
             header = handle.read(OGG_PAGE.size)
             if header[:4] != b"OggS":
-                break  # a note behind the pages
+                break  # a note after the pages
             lengths = handle.read(header[-1]) if len(header) == OGG_PAGE.size else b""
             position += OGG_PAGE.size + len(lengths) + sum(lengths)
             if len(header) < OGG_PAGE.size or len(lengths) < header[-1] or position > size:

@@ -1,4 +1,4 @@
-"""Channels mixed to mono, and what is wrong with samples: not finite, silent, cancelling, too many.
+"""Mix channels to mono, and refuse samples that are not finite, silent, cancelling or too many.
 
 Shapes: n samples, C channels.
 """
@@ -10,27 +10,29 @@ import numpy as np
 from gapclose.core.errors import ItemError
 
 SILENT = 1e-5
-"""a sound that stays below it (full scale is 1; one step of 16 bits is 3e-5) says nothing"""
+"""peak below which a sound counts as silent (full scale is 1; one step of 16 bits is 3e-5)"""
 LOUDEST = 1e10
-"""a sound beyond it is damaged: floats that hold whole numbers of 32 bits go up to 2e9, and resampling makes infinities of the largest floats"""
+"""peak above which a sound counts as damaged; floats that hold 32-bit integers reach 2e9, and
+resampling turns the largest floats into infinities"""
 CANCELS = 0.02
-"""divided by the channels, the share of their power below which a mix has lost what they say: 1 % of two, when they correlate below -0.98.
-One channel that sounds among silent ones keeps 1 / C, whatever C"""
+"""a mix of C channels that keeps less than CANCELS / C of their mean power has lost their content:
+1 % for two channels, when they correlate below -0.98. One channel that sounds among silent ones
+keeps 1 / C"""
 MOST_SAMPLES = 1 << 28
-"""of a mono sound: 1 GiB, or 4.6 hours at 16 kHz; decoding takes twice as much for a moment"""
+"""of a mono sound: 1 GiB, or 4.6 hours at 16 kHz; decoding briefly takes twice as much"""
 RATES = (100, 10_000_000)
-"""sampling rates in Hz beyond which a header is taken for damaged"""
+"""lowest and highest sampling rate in Hz; beyond them, a header counts as damaged"""
 
 
 class Mix:
-    """Mixes blocks of samples to mono by their mean, and remembers what was lost."""
+    """Mixes blocks of samples to mono by their mean, and measures the loss."""
 
     def __init__(self) -> None:
         self.length, self.bad, self.channels = 0, 0, 1
         self.apart = self.together = 0.0
 
     def add(self, block: np.ndarray) -> np.ndarray:
-        """(n, C) -> (n,) float32.
+        """Return (n,) float32 for (n, C).
 
         Raises:
             ItemError: when the sound grows beyond :data:`MOST_SAMPLES`.
@@ -48,7 +50,7 @@ class Mix:
         return mono
 
     def refuse(self) -> None:
-        """Raises: ItemError, when samples were not finite or the channels cancelled."""
+        """Raise ItemError if samples were not finite or the channels cancelled."""
         if self.bad:
             raise ItemError(f"the audio has {self.bad} samples that are not finite; write it again without NaN or infinity")
         if self.together < CANCELS / self.channels * self.apart:
@@ -59,22 +61,22 @@ class Mix:
 
 
 def refuse_longer(samples: int, rate: int | None = None) -> None:
-    """Raises: ItemError, when a sound has more samples than are decoded."""
+    """Raise ItemError if a sound has more samples than are decoded."""
     if samples > MOST_SAMPLES:
         at = f" at {rate:,} Hz" if rate else ""
         raise ItemError(f"the audio has more than {MOST_SAMPLES:,} samples{at}, which are not held in memory; cut it")
 
 
 def refuse_rate(rate: int) -> None:
-    """Raises: ItemError, when a header states a sampling rate beyond :data:`RATES`, from which resampling takes minutes or memory."""
+    """Raise ItemError for a rate beyond :data:`RATES`, which makes resampling slow or large."""
     if not RATES[0] <= rate <= RATES[1]:
         raise ItemError(f"the header of the audio states a sampling rate of {rate:,} Hz, so it is damaged; replace it")
 
 
 def refuse_levels(mono: np.ndarray) -> None:
-    """Raises: ItemError, when (samples,) stays below :data:`SILENT`, or goes beyond :data:`LOUDEST`."""
+    """Raise ItemError if (samples,) stay below :data:`SILENT`, or exceed :data:`LOUDEST`."""
     peak = max(mono.max(initial=0.0), -mono.min(initial=0.0))
-    if not peak <= LOUDEST:  # also where channels of opposite infinities were mixed
+    if not peak <= LOUDEST:  # also for NaN, the mean of opposite infinities
         raise ItemError(f"the audio goes up to {peak:.3g} (full scale is 1), so it is damaged; replace it")
     if peak < SILENT:
         raise ItemError("the audio is silent throughout; replace it, or, where silence is meant, give it faint noise")

@@ -1,7 +1,7 @@
-"""Sounds through PyAV, decoded to their end: the sound track of a film, and compressed sound files (mp3, flac).
+"""Sound through PyAV, decoded to its end: sound tracks of videos, and compressed files (mp3, flac).
 
-FFmpeg decodes what is there. What a header states is compared with it afterwards, and never bounds it.
-Shapes: n samples, C channels.
+FFmpeg decodes all samples of the file. The stated length is compared afterwards, and never limits
+it. Shapes: n samples, C channels.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from gapclose.data.audio_mixing import Mix, refuse_longer, refuse_rate
 from gapclose.data.containers import chosen, opened, refuse_short
 
 RESYNCED = ("mp3", "aac")
-"""containers of frames that carry their own start: players skip what lies between them"""
+"""containers whose frames carry a start mark; players skip bytes between frames"""
 
 
 def read_track(path: Path, rate: int, what: str = "sound track") -> np.ndarray:
-    """The sound track, mixed to mono by the mean of its channels and resampled to ``rate`` Hz: (samples,) float32, from the moment when the pictures begin.
+    """Return the sound track as mono (samples,) float32 at ``rate`` Hz, from the first picture on.
 
-    A track that starts later has silence before it; what sounds before the first picture is left out.
+    The channels are mixed by their mean. A track that starts later gets silence before it; sound
+    before the first picture is dropped.
 
     Raises:
-        ItemError: when there is none, it is cut short or empty, its channels cancel, or it cannot be decoded.
+        ItemError: when there is no track, it is truncated or empty, ends before the pictures begin,
+            its channels cancel, or it cannot be decoded.
     """
     with opened(path, "film" if what == "sound track" else what) as container:
         stream = chosen(container, "audio")
@@ -58,10 +60,13 @@ def read_track(path: Path, rate: int, what: str = "sound track") -> np.ndarray:
 
 
 def read_compressed(path: Path) -> tuple[np.ndarray, int] | None:
-    """A compressed sound file mixed to mono, (samples,) float32, and its sampling rate in Hz; None where the file holds a film.
+    """Return a compressed sound file as mono (samples,) float32, and its rate in Hz.
+
+    Return None if the file is a video.
 
     Raises:
-        ItemError: when it is cut short or empty, its channels cancel, or it cannot be decoded.
+        ItemError: when it is truncated or empty, changes its rate, its channels cancel, or it
+            cannot be decoded.
     """
     with opened(path, "audio") as container:
         stream = chosen(container, "audio")
@@ -71,7 +76,7 @@ def read_compressed(path: Path) -> tuple[np.ndarray, int] | None:
             return None
         mix, blocks, rate = Mix(), list[np.ndarray](), None
         for frame, apart in _frames(container, stream):
-            rate = rate or frame.sample_rate  # of HE-AAC, the container states half
+            rate = rate or frame.sample_rate  # for HE-AAC, the container states half
             if frame.sample_rate != rate:
                 raise ItemError(
                     f"the sampling rate changes within the audio ({rate} Hz, then {frame.sample_rate} Hz); encode it again with one"
@@ -86,14 +91,17 @@ def read_compressed(path: Path) -> tuple[np.ndarray, int] | None:
 
 
 def _stated(container: Any, stream: Any, path: Path) -> float:
-    """How long a file says that a stream lasts, in seconds; 0 where it does not say, and FFmpeg divides its size by the first bit rate."""
+    """Return the stated length of a stream in seconds; 0 if the file states none.
+
+    FFmpeg then estimates a length from the file size and the first bit rate.
+    """
     form = container.format.name
     guessed = form == "aac" or (form == "mp3" and not states_mp3_length(path))
     return 0.0 if guessed or not stream.duration else float(stream.duration * stream.time_base)
 
 
 def _frames(container: Any, stream: Any) -> Iterator[tuple[Any, list[np.ndarray]]]:
-    """Every frame of a sound stream, with its samples as blocks (n, C) float32."""
+    """Yield every frame of a sound stream, with its samples as blocks (n, C) float32."""
     from av.error import InvalidDataError
 
     packed, lost, heard = _Packed(), 0.0, 0.0
@@ -115,7 +123,10 @@ def _frames(container: Any, stream: Any) -> Iterator[tuple[Any, list[np.ndarray]
 
 
 class _Packed:
-    """PyAV's conversion to packed float32, made anew where a stream changes its format on the way; channels and rate stay."""
+    """PyAV's conversion to packed float32, restarted when a stream changes its format.
+
+    Channels and rate stay.
+    """
 
     def __init__(self) -> None:
         self.form, self.converter = None, None
@@ -131,13 +142,16 @@ class _Packed:
 
 
 class _Resampler:
-    """Blocks of mono samples at ``rate`` Hz, by the resampler of sound files, made anew where a stream changes its rate on the way."""
+    """Resamples mono blocks to ``rate`` Hz, with the resampler of sound files.
+
+    It restarts when a stream changes its rate.
+    """
 
     def __init__(self, rate: int) -> None:
         self.rate, self.own, self.stream = rate, rate, None
 
     def __call__(self, block: np.ndarray, own: int) -> list[np.ndarray]:
-        """What is ready after the next (n,) float32 samples, which have the rate ``own`` in Hz."""
+        """Return the output after the next (n,) float32 samples of rate ``own`` in Hz."""
         before = []
         if own != self.own:
             before, self.own = self.rest(), own
@@ -145,12 +159,15 @@ class _Resampler:
         return [*before, block if self.stream is None else self.stream.resample_chunk(block)]
 
     def rest(self) -> list[np.ndarray]:
-        """What is left when nothing follows."""
+        """Return the rest of the output, at the end of the input."""
         return [] if self.stream is None else [self.stream.resample_chunk(np.zeros(0, np.float32), last=True)]
 
 
 def _pictures_begin(path: Path, otherwise: float) -> float:
-    """When the first picture that can be decoded is shown, in seconds of the container's clock; ``otherwise`` where there is none."""
+    """Return when the first decodable picture is shown, in seconds of the container's clock.
+
+    Without one, return ``otherwise``.
+    """
     with opened(path) as container:
         stream = chosen(container, "video")
         if stream is None:

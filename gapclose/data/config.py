@@ -1,4 +1,4 @@
-"""Where the items are, who is dealt where, and how their media are shown."""
+"""Configuration of the data: item sets, assignment of clips to splits, media, labels and prompts."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from gapclose.data.generated import GENERATED
 from gapclose.data.item_set import ItemSet
 
 Reader = Callable[[Path, ErrorCollector], ItemSet]
-"""(directory, where to add faults) -> the items in it"""
+"""(directory, collector of errors) -> the items in it"""
 READERS: Registry[Reader] = Registry("data.format", "reader")
 
 
 def register_reader(name: str, reader: Reader) -> Reader:
-    """Add a reader of item sets, to be named in ``data.format``.
+    """Add a reader of item sets under a name for ``data.format``.
 
     Args:
-        reader: takes the directory, and an :class:`gapclose.core.errors.ErrorCollector` to add faults to; returns the items. Splits, twins
-            and media are checked afterwards as for every other set.
+        reader: takes the directory, and an :class:`gapclose.core.errors.ErrorCollector` that
+            receives errors; returns the items. Splits, twins and media are checked afterwards, as
+            for every other set.
 
     Raises:
         ValueError: when the name is taken.
@@ -34,48 +35,60 @@ def register_reader(name: str, reader: Reader) -> Reader:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Where the items are."""
+    """Where the items are, and how they are read."""
 
     path: str = "digits"
-    """directory with set.json and items.jsonl, in the layout of IMAVB or AVHBench, or with tables and a column map (docs/your-data.md);
-    ``digits``, ``people`` and ``places`` are made inside the run directory (docs/pretrained.md)"""
+    """directory with set.json and items.jsonl, in the layout of IMAVB or AVHBench, or with tables
+    and a column map (docs/your-data.md); ``digits``, ``people`` and ``places`` are generated in the
+    run directory (docs/pretrained.md)"""
     clips: list[int] | None = None
-    """of a set that is made: numbers of clips for fit, train, val and test; null: the set's own"""
+    """of a generated set: number of clips for fit, train, val and test; null: the set's own"""
     format: str | None = None
-    """reader of the directory: a registered one, or ``package.module:function``; null: what lies there decides"""
+    """reader of the directory: a registered name, or ``package.module:function``; null: decided by
+    the files in the directory"""
     columns: str | None = None
-    """column map in YAML for tables; null: columns.yaml in the directory, where there is one"""
+    """column map in YAML for tables; null: columns.yaml in the directory, if there is one"""
     shares: list[float] = field(default_factory=lambda: [0.3, 0.3, 0.1, 0.3])
-    """of the clips for fit, train, val and test, where the data do not say; they add up to 1; 0 leaves a split out"""
+    """shares of the clips for fit, train, val and test, where the data name no splits; they add up
+    to 1, and 0 leaves a split out"""
     split_seed: int = 0
-    """of that dealing; other than the run's seed, so that several seeds are judged on the same test clips"""
+    """seed of the assignment to splits; separate from the run's seed, so that several seeds share
+    the test clips"""
     shuffle_options: bool = False
-    """ask every item with its options in an order of its own, drawn from ``split_seed``; the order is kept in items.json"""
+    """put the options of every gap and transfer item in a random order, drawn from ``split_seed``;
+    items.json records the orders"""
     about: str | None = None
-    """of IMAVB, only the questions about vision or about audio, without the other half of the films nor the option that it was wrong: for
-    models that only see or only hear; null: all"""
+    """of IMAVB, use only the questions about vision or about audio, without the other half of the
+    videos and the option that rejects it: for models that only see or only hear; null: all"""
     frames: int = 8
-    """taken evenly of every film; tokens, memory and time of a forward grow with it (the source paper takes 50)"""
+    """frames per video, evenly spaced; tokens, memory and time of a forward grow with them (the
+    source paper uses 50)"""
     side: int = 448
-    """longest side of a film's frame in pixels, before the model's own resizing; memory of decoded films grows with its square"""
+    """longest side of a video frame in pixels, before the model's own resizing; memory of decoded
+    videos grows with its square"""
     workers: int = 2
-    """threads that decode the next batch's media while the model works; 0: none; results do not depend on it"""
+    """threads that decode the media of the next batch while the model runs; 0: none; results do not
+    depend on it"""
     cache: str | None = None
-    """directory for decoded media, found by content and settings, for later stages and other runs; null: none, each stage decodes again"""
+    """directory for decoded media, keyed by content and settings, and shared by later stages and
+    other runs; null: none, every stage decodes again"""
     cache_gb: float = 20.0
-    """what that directory may take, in gigabytes (10^9 bytes): a film of 8 frames of 448 x 252 takes 3 MB, 50 of them 17 MB, a minute of sound
-    4 MB; beyond it, what was not used for longest is removed"""
+    """limit of that directory in gigabytes (10^9 bytes); beyond it, the least recently used files
+    are removed. A video of 8 frames of 448 x 252 takes 3 MB, one of 50 frames 17 MB, a minute of
+    audio 4 MB"""
     interleave: bool = False
-    """give a film and its own sound track as one, frames and sound in the order of time, instead of one after the other (Qwen2.5-Omni and
-    Qwen3-Omni, which saw films with sound that way in training); the same number of tokens"""
+    """give a video and its own sound track as one, with frames and sound in order of time, instead
+    of one after the other: for Qwen2.5-Omni and Qwen3-Omni, which were trained this way; the number
+    of tokens is the same"""
     on_error: str = "raise"
-    """what becomes of items whose media cannot be used: raise (list them all and stop) or skip (leave them out, at most 1 % of all, and
-    say so in the evidence)"""
+    """what to do with items whose media cannot be used: raise (list them all and stop) or skip
+    (leave out at most 1 % of all items, and report them in the evidence)"""
     degraded: float = 0.0
-    """share of the clips of every split whose picture and sound are shuffled, 0..1: ink, loudness and length stay, and the shipped model
-    reads nothing there; only with ``path: digits``"""
+    """share of the clips of every split whose picture and sound are shuffled, 0..1; ink, loudness
+    and length stay, and the shipped model cannot read them; only with ``path: digits``"""
     sound: bool = True
-    """of the embedded world: false gives images and the questions about them alone, which is what TRL's trainers can take"""
+    """of the digits set: false keeps only images and the questions about them, which TRL's trainers
+    support"""
 
     def __post_init__(self) -> None:
         with Checks(self, "data") as check:
@@ -90,7 +103,9 @@ class DataConfig:
                 check.add(f"{check.named('shares')}; give four shares that add up to 1: of fit, train, val and test", "shares")
             if self.clips is not None and check.sound("clips"):
                 if self.path not in GENERATED:
-                    check.add(f"{check.named('clips')}, which is for sets that are made ({', '.join(GENERATED)}); leave it out", "clips", "path")
+                    check.add(
+                        f"{check.named('clips')}, which is for sets that are made ({', '.join(GENERATED)}); leave it out", "clips", "path"
+                    )
                 elif len(self.clips) != 4 or min(self.clips) < 0:
                     check.add(f"{check.named('clips')}; give four numbers of clips, for fit, train, val and test", "clips")
             if self.path != "digits":
@@ -105,12 +120,15 @@ class LabellingConfig:
     """Which labels of fit a run may use; all of them by default."""
 
     budget: int | None = None
-    """gap items of fit that are labelled, whole clips as they are drawn; the rest of fit is left out; null: all"""
+    """most labelled gap items of fit, drawn as complete clips; the other gap items of fit are left
+    out; null: all"""
     noise: float = 0.0
-    """share of the labelled fit items whose gold is replaced by any other of their options, 0..1; where several options express one
-    concept, fewer concepts than options are wrong, so labels as gold suffer a little more than the probe"""
+    """share of the labelled fit items whose gold is replaced by a random other option, 0 to below
+    1. Where several options express one concept, fewer concepts than options become wrong, so
+    training on gold labels suffers slightly more than the probe"""
     without: str | None = None
-    """tag=value (e.g. question=alphabet): fit items with it are left out, so that training meets such items without labels; null: none"""
+    """tag=value (e.g. question=alphabet): gap items of fit with it are left out, so that training
+    meets such items without labels; null: none"""
 
     def __post_init__(self) -> None:
         with Checks(self, "labelling") as check:
@@ -122,28 +140,33 @@ class LabellingConfig:
 
 WORDINGS = ("own", "paper", "binary", "binary_explained", "free")
 LONG = ("binary_explained", "free")
-"""wordings whose answers say more than an option"""
+"""prompts whose answers say more than an option"""
 
 
 @dataclass(kw_only=True)
 class PromptsConfig:
-    """How items are asked, and how generated answers are matched to options (docs/your-data.md)."""
+    """Prompts of the items, and matching of generated answers to options (docs/your-data.md)."""
 
     asked: str = "own"
-    """prompt of the whole run: own (the items' messages), paper, binary, binary_explained, free, or ``package.module:function`` (item -> item)"""
+    """prompt of the run: own (the items' messages), paper, binary, binary_explained, free, or
+    ``package.module:function`` (item -> item)"""
     measured: list[str] = field(default_factory=list)
-    """prompts under which test is measured as well, before training and after it; each costs a forward and the answers of all test gap items"""
+    """further prompts for measuring test before and after training; each costs a forward and the
+    answers of all test gap items"""
     refit: bool = True
-    """also fit a probe of the same layers, family and strength under every measured prompt; costs a forward of all fit gap items for each"""
+    """also fit a probe of the same layers, family and strength under every measured prompt; each
+    costs a forward of all fit gap items"""
     binary_question: str = "Is every detail that the question states true of what is shown and played?"
-    """what the binary prompts ask after an item's question; its *yes* must express the concept that is no alarm"""
+    """question that the binary prompts add to an item's question; *yes* must express the concept
+    that is not an alarm"""
     binary_answers: list[str] = field(default_factory=lambda: ["yes", "no"])
-    """the two answers: of the concept that is no alarm, and of the alarm"""
+    """the two answers: for the concept that is not an alarm, and for the alarm"""
     match: str | None = None
-    """``package.module:function`` (answer, item -> an option's text, or None) for generated answers that name no option by themselves"""
+    """``package.module:function`` (answer, item -> an option's text, or None) for generated answers
+    that name no option; null: none"""
     max_new_tokens: int = 32
-    """length limit of answers under measured prompts that say more than an option (binary_explained, free, functions), where
-    ``observe.max_new_tokens`` is less"""
+    """length limit, in tokens, of answers that say more than an option, under measured prompts
+    (binary_explained, free, functions); applies if ``observe.max_new_tokens`` is lower"""
 
     def __post_init__(self) -> None:
         with Checks(self, "prompts") as check:
@@ -164,18 +187,18 @@ class PromptsConfig:
 
     @property
     def names(self) -> list[str]:
-        """The prompt of the run, then the others that are measured."""
+        """The prompt of the run, then the other measured prompts."""
         return [self.asked, *(name for name in self.measured if name != self.asked)]
 
     def limit(self, name: str, tokens: int) -> int:
-        """Length limit of generated answers, given that of the run's own prompt."""
+        """Return the length limit of answers to a prompt; ``tokens``: that of the run's own prompt."""
         return max(tokens, self.max_new_tokens) if name != self.asked and (name in LONG or name not in WORDINGS) else tokens
 
     def matching(self, name: str) -> AnswerMatcher:
-        """How answers to a prompt are matched to options.
+        """Return the matcher of answers to a prompt.
 
         Raises:
-            ValueError: when ``match`` names no function that can be imported.
+            ValueError: when the function that ``match`` names cannot be imported.
         """
         judge = None if self.match is None else named_function(self.match, "prompts.match")
         return AnswerMatcher(leading=name.startswith("binary"), judge=judge)

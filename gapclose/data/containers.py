@@ -1,4 +1,4 @@
-"""Containers through PyAV (the extra ``media``): opening them, and which of their streams is meant."""
+"""Containers through PyAV (the extra ``media``): opening them, and choosing a stream."""
 
 from __future__ import annotations
 
@@ -10,47 +10,49 @@ from typing import Any
 from gapclose.core.errors import ItemError
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".m4a", ".aac")
-"""files that PyAV opens, also where an audio part names one: then its sound track is meant"""
+"""files that PyAV opens; an audio part that names one means its sound track"""
 MISSING = 0.05
-"""share of a stated length that may be missing at the end, and half a second at least: headers round, streams end unevenly"""
+"""share of the stated length that may be missing at the end, at least half a second: headers round,
+and streams end unevenly"""
 NO_FILM = ("attached_pic", "timed_thumbnails")
 """dispositions of video streams that hold a cover or previews"""
 
 
 def is_film(path: str | Path) -> bool:
-    """Whether the name says that PyAV rather than libsndfile reads the sound of a file."""
+    """Whether a file's suffix means that PyAV, not libsndfile, reads its sound."""
     return Path(path).suffix.lower() in SUFFIXES
 
 
 @contextmanager
 def opened(path: Path, what: str = "film") -> Iterator[Any]:
-    """An open container; whatever goes wrong inside comes out as a :class:`ItemError` about the ``what``."""
+    """Yield an open container; errors inside become an :class:`ItemError` about the ``what``."""
     try:
         import av
     except ImportError as error:
         raise ItemError(f"this {what} needs PyAV; `pip install av`") from error
-    av.logging.set_level(None)  # pyright: ignore[reportArgumentType]  # its complaints are raised as well
+    av.logging.set_level(None)  # pyright: ignore[reportArgumentType]  # its errors are also raised
     try:
-        with av.open(str(path), metadata_errors="replace") as container:  # titles in other encodings say nothing of the film
+        with av.open(str(path), metadata_errors="replace") as container:  # titles may have other encodings
             yield container
     except ItemError:
         raise
-    except Exception as error:  # damaged files lead PyAV to errors of any kind
+    except Exception as error:  # damaged files make PyAV raise errors of any kind
         raise undecodable(what, error) from error
 
 
 def undecodable(what: str, error: Exception) -> ItemError:
-    """What to say of a file on which a decoder fails."""
+    """Return the error for a file that a decoder cannot read."""
     reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     named = reason if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: {reason}"
     return ItemError(f"the {what} cannot be decoded ({named}); replace it")
 
 
 def chosen(container: Any, kind: str) -> Any:
-    """The ``video`` or ``audio`` stream that players choose, or None.
+    """Return the ``video`` or ``audio`` stream that players choose, or None.
 
-    FFmpeg's ``av_find_best_stream`` decides: the default disposition wins, then the number of frames and the bit rate. Attached pictures are
-    no film. Where FFmpeg prefers one all the same, the default stream wins, then the largest.
+    FFmpeg's ``av_find_best_stream`` decides: the default disposition wins, then the number of
+    frames and the bit rate. Attached pictures do not count as video. If FFmpeg prefers one, the
+    default stream wins, then the largest.
     """
     from av.stream import Disposition
 
@@ -66,7 +68,7 @@ def chosen(container: Any, kind: str) -> Any:
 
 
 def refuse_short(seconds: float, stated: float, what: str) -> None:
-    """Raises: ItemError, when less is there than was stated, by more than rounding explains."""
+    """Raise ItemError if a stream is shorter than stated, by more than rounding explains."""
     if seconds < stated - max(0.5, MISSING * stated):
         raise ItemError(
             f"the {what} is truncated, or its header is wrong: {seconds:.1f} s of {stated:.1f} s are there; copy it again, or, where it is "

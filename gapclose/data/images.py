@@ -1,4 +1,4 @@
-"""Images as RGB through Pillow: upright, on white, and what is wrong with a file."""
+"""Images as RGB through Pillow: upright, on white, and checked for faults."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from gapclose.core.errors import ItemError
 from gapclose.data.containers import undecodable
 
 DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-"""modes of Pillow with more than 8 bits a channel: turned into RGB as they are, nearly all of their values would be cut off"""
+"""Pillow modes with more than 8 bits a channel; a plain conversion to RGB would clip nearly all
+values"""
 BITS_PER_SAMPLE = 258
-"""tag of a TIFF; Pillow opens colours of 16 bits as of 8"""
+"""TIFF tag; Pillow opens 16-bit colours as 8-bit ones"""
 ONE_PICTURE = ("JPEG", "MPO", "ICO", "CUR", "ICNS", "PSD")
-"""formats whose further frames are previews, other sizes, or layers of the first one"""
+"""formats whose further frames are previews, other sizes, or layers of the first frame"""
 MOST_PIXELS = 120_000_000
-"""of an image: 460 MiB in Pillow's memory, and up to four times as much while it is turned and laid on white"""
+"""of an image: 460 MiB in Pillow's memory, and up to four times as much while it is rotated and
+composited"""
 
 
 def read_image(path: Path) -> Image.Image:
-    """RGB, turned as its EXIF note asks for; what shines through is laid on white.
+    """Return an RGB image, rotated as its EXIF data ask; transparency is composited on white.
 
     Raises:
-        ItemError: what is wrong with the file, and the remedy.
+        ItemError: with the fault of the file and the remedy.
     """
     try:
         with Image.open(path) as image:
@@ -37,12 +39,12 @@ def read_image(path: Path) -> Image.Image:
             return white.convert("RGB")
     except ItemError:
         raise
-    except Exception as error:  # damaged files lead Pillow's many decoders to errors of any kind
+    except Exception as error:  # damaged files make Pillow raise errors of any kind
         raise undecodable("image", error) from error
 
 
 def _refuse(image: Image.Image, path: Path) -> None:
-    """Raises: ItemError, when an opened image would not be shown as it is meant."""
+    """Raise ItemError if an opened image would not be shown as intended."""
     if image.format == "EPS":
         raise ItemError("an EPS is a program, which Ghostscript would run; write the picture as PNG")
     width, height = image.size
@@ -58,7 +60,7 @@ def _refuse(image: Image.Image, path: Path) -> None:
 
 
 def _bits(image: Image.Image, path: Path) -> int:
-    """Bits a channel that the file of an opened image has."""
+    """Return the bits per channel in the file of an opened image."""
     if image.format == "PNG":
         with path.open("rb") as handle:
             return handle.read(25)[24]

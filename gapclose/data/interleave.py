@@ -1,6 +1,7 @@
-"""A film together with its sound: frames and sound tokens in the order of time, where a family has such prompts (Qwen2.5-Omni, Qwen3-Omni).
+"""A video with its sound as one part, for families with such prompts (Qwen2.5-Omni, Qwen3-Omni).
 
-A part ``{"type": "video", "path": ..., "sound": true}`` stands for both. Shapes: B batch, T tokens.
+The prompt then has frames and sound tokens in order of time. One part stands for both:
+``{"type": "video", "path": ..., "sound": true}``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from gapclose.data.items import Item, content_parts
 
 
 def interleave(items: ItemSet) -> ItemSet:
-    """The set with every film and the sound track of the same file right behind it as one part."""
+    """Return the set with videos and their sound tracks joined into one part.
+
+    A sound track is joined if it directly follows the video part of the same file.
+    """
     return replace(items, items=tuple(replace(i, messages=[_joined(m) for m in i.messages]) for i in items))
 
 

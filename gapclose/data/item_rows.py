@@ -12,15 +12,15 @@ from gapclose.data.keys import Spellings, key
 
 ROLES = ("system", "user", "assistant")
 IDENT = re.compile(r'"id"\s*:\s*"((?:[^"\\]|\\.)*)"')
-"""the id on a line that cannot be read as a whole"""
+"""the id on a line that cannot be parsed"""
 
 
 def read_item(line: str, where: str, concepts: tuple[str, ...], spelled: Spellings, problems: ErrorCollector) -> Item | None:
-    """The item on one line of ``items.jsonl``; None where it is faulty, and ``problems`` says why.
+    """Return the item on one line of ``items.jsonl``; None if ``problems`` received errors.
 
     Args:
-        where: file and line, for complaints.
-        spelled: learns how clips, modalities and tags are spelled.
+        where: file and line, for messages.
+        spelled: records the spellings of clips, modalities and tags.
     """
     try:
         row = parse_json(line, "write one JSON object per line")
@@ -71,7 +71,7 @@ def read_item(line: str, where: str, concepts: tuple[str, ...], spelled: Spellin
 
 
 def _key(value: Any, label: str, name: str, problems: ErrorCollector) -> str:
-    """The key of a value; a missing one, and one that can be none, go to ``problems``."""
+    """Return the key of a value; missing and invalid ones go to ``problems``."""
     try:
         found = key(value)
     except ItemError as fault:
@@ -138,7 +138,8 @@ def _read_options(row: dict, label: str, concepts: tuple[str, ...], problems: Er
             problems.add(f"{label}: option {shown(entry)} has no text")
         elif concept is None:
             problems.add(f"{label}: option {text!r} has no concept; name one of {list(concepts)}")
-        elif concepts and concept not in concepts:  # without concepts, set.json has been complained about already
+        # without concepts, the fault of set.json is already reported
+        elif concepts and concept not in concepts:
             problems.add(f"{label}: option {text!r} expresses {shown(concept)}, which set.json does not declare ({list(concepts)})")
         elif not (meaning is None or (isinstance(meaning, str) and meaning.strip())):
             problems.add(

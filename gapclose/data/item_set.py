@@ -1,4 +1,4 @@
-"""Sets of items: read from a directory, or made of rows in memory."""
+"""Item sets, read from a directory or made of rows in memory."""
 
 from __future__ import annotations
 
@@ -20,28 +20,32 @@ from gapclose.data.keys import Spellings
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Framing:
-    """How films are shown."""
+    """How videos are shown."""
 
     frames: int = 8
-    """taken evenly in time, from the first to the last"""
+    """number of frames, evenly in time, from the first to the last"""
     side: int = 448
-    """longest side in pixels; larger pictures are scaled down"""
+    """longest side in pixels; larger frames are scaled down"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoding:
-    """How media are decoded; it changes no result."""
+    """How media are decoded; results do not depend on it."""
 
     workers: int = 2
-    """threads that decode beside the model; 0: none, everything is decoded when it is asked for"""
+    """threads that decode beside the model; 0: everything is decoded on demand"""
     cache: Path | None = None
     """directory of decoded media"""
     cache_gb: float = 20.0
-    """what that may take, in 10^9 bytes"""
+    """limit of that directory, in 10^9 bytes"""
 
 
 def _plain(value: Any) -> Any:
-    """A value of a row as JSON has it. Raises: TypeError, with the remedy, for what JSON does not have."""
+    """Convert a value of a row to a JSON type.
+
+    Raises:
+        TypeError: with the remedy, if JSON has no such type.
+    """
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, np.generic):
@@ -51,7 +55,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ItemSet:
-    """Items with the concepts they are about. Selecting keeps the order."""
+    """Items and their concepts. Selecting keeps the order."""
 
     root: Path
     name: str
@@ -63,7 +67,8 @@ class ItemSet:
     skipped: tuple[tuple[str, str], ...] = ()
     """id and fault of every item that was left out because of its media"""
     notes: tuple[str, ...] = ()
-    """what a reader did that the data do not say, in words: rows left out on purpose, clips dealt out"""
+    """decisions of the reader that the data do not state: rows left out on purpose, clips assigned
+    to splits"""
 
     @classmethod
     def from_list(
@@ -75,16 +80,17 @@ class ItemSet:
         name: str = "items",
         root: str | Path = ".",
     ) -> ItemSet:
-        """Items from rows in memory: dictionaries with the keys of a line of ``items.jsonl`` (docs/your-data.md).
+        """Make a set of rows in memory, with the keys of ``items.jsonl`` (docs/your-data.md).
 
         Args:
-            rows: one per item: ``id``, ``clip``, ``split``, ``modality``, ``messages``, ``options``, and where known ``gold``.
+            rows: one dictionary per item: ``id``, ``clip``, ``split``, ``modality``, ``messages``,
+                ``options``, and ``gold`` where known.
             concepts: everything that an option may express.
-            alarm: the concepts that object to the question, such as a false premise.
-            root: directory that the paths of media start from.
+            alarm: the concepts that reject the question, such as a false premise.
+            root: directory that paths of media are relative to.
 
         Raises:
-            ValueError: everything that is wrong with the rows, all at once, each with row, item and remedy.
+            ValueError: all errors of the rows at once, each with row, item and remedy.
         """
         problems, spelled, items = ErrorCollector(f"the item set {name}"), Spellings(), list[Item]()
         names = tuple(concepts)
@@ -128,11 +134,11 @@ class ItemSet:
         name: str = "items",
         root: str | Path = ".",
     ) -> ItemSet:
-        """Items from a ``datasets.Dataset`` or any iterable of rows.
+        """Make a set of a ``datasets.Dataset`` or any iterable of rows.
 
         Args:
-            to_row: makes of a row of the dataset one that :meth:`from_list` takes.
-            concepts, alarm, name, root: as of :meth:`from_list`.
+            to_row: converts a row of the dataset to one for :meth:`from_list`.
+            concepts, alarm, name, root: as in :meth:`from_list`.
 
         Raises:
             ValueError: as :meth:`from_list`.
@@ -146,18 +152,18 @@ class ItemSet:
         return iter(self.items)
 
     def select(self, *, split: str | None = None, purpose: str | Sequence[str] | None = None) -> ItemSet:
-        """The items of one split and/or one or more purposes."""
+        """Return the items of one split and/or one or more purposes."""
         purposes = (purpose,) if isinstance(purpose, str) else purpose
         keep = [i for i in self.items if (split is None or i.split == split) and (purposes is None or i.purpose in purposes)]
         return replace(self, items=tuple(keep))
 
     def holding(self, items: Sequence[Item]) -> ItemSet:
-        """The set with these items in place of its own."""
+        """Return the set with these items instead of its own."""
         return replace(self, items=tuple(items))
 
     @property
     def where(self) -> Path:
-        """What to name in a complaint: the file with the items, or the directory where another format keeps them in several."""
+        """Path for messages: ``items.jsonl``, or the directory of a format without that file."""
         path = self.root / "items.jsonl"
         return path if path.is_file() else self.root
 
@@ -167,23 +173,27 @@ class ItemSet:
         return np.array([i.modality for i in self.items])
 
     def media_keys(self) -> np.ndarray:
-        """(N,) str, what an item shows and plays: equal where the media are equal byte for byte; an item without media has its clip's name."""
+        """Return (N,) str, equal for items whose media are equal byte for byte.
+
+        Items without media have the name of their clip.
+        """
         digests = {path: content_digest(self.root / path).hex() for path in {p for i in self.items for _, p in i.media}}
         return np.array([" ".join(digests[p] for _, p in i.media) or i.clip for i in self.items])
 
     def unlabelled(self) -> ItemSet:
-        """The same items without their gold options, so that code downstream cannot look."""
+        """Return the items without their gold options, so that later code cannot use them."""
         return replace(self, items=tuple(replace(i, gold=None) for i in self.items))
 
     @property
     def orders(self) -> dict[str, list[int]]:
-        """Item id -> :attr:`Item.order`, of the items whose options were shuffled."""
+        """Item id -> :attr:`Item.order`, for items with shuffled options."""
         return {i.id: order for i in self.items if (order := i.order) is not None}
 
     def fingerprint(self, *, labels: bool = False) -> str:
-        """Hash of everything a model is shown or asked, in order, media included; with ``labels``, of all that a measurement is judged by.
+        """Return a hash of the ids, prompts, options and media that a model sees, in order.
 
-        Labels are left out by default: they change no observation.
+        With ``labels``, it also covers everything that measurements compare with. By default it
+        does not, because labels change no observation.
         """
         digest, seen = hashlib.sha256(), set()
         if labels:

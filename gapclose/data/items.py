@@ -1,6 +1,6 @@
 """Items: questions about clips, the options that answer them, and the concepts the options express.
 
-How a set lies on disk, and how it is checked: :mod:`gapclose.data.jsonl`.
+:mod:`gapclose.data.jsonl` defines and checks the format on disk.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ SPLITS = ("fit", "train", "val", "test")
 PURPOSES = ("gap", "transfer", "retain")
 CONTENT_TYPES = ("text", "image", "audio", "video")
 EVERYTHING = "all"
-"""what figures over every modality are filed under, so that no modality may be called so"""
+"""name of figures over all modalities; no modality may have it"""
 ORDER = "option_order"
-"""tag with the places that shuffled options have in the data"""
+"""tag with the original places of shuffled options"""
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]+", re.ASCII)
 LONGEST_NAME, LONGEST_PATH = 255, 4095
-"""bytes of a file's name and characters of a path, on Linux"""
+"""bytes of a file name and characters of a path, on Linux"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Option:
-    """One possible answer: the text that the model would generate, and the one concept it expresses."""
+    """One possible answer: the text that the model would generate, and the concept it expresses."""
 
     text: str
     concept: str
     meaning: str | None = None
-    """what it says where ``text`` is only a letter; None: the text itself"""
+    """meaning of a ``text`` that is only a letter; None: the text itself"""
 
     @property
     def words(self) -> str:
-        """What it says, in words."""
+        """The meaning of the option, in words."""
         return self.text if self.meaning is None else self.meaning
 
 
@@ -47,23 +47,25 @@ class Item:
     id: str
     """unique in the set"""
     clip: str
-    """what splits, folds and resamples are grouped by"""
+    """group for splits, folds and resamples"""
     split: str
     """fit, train, val or test"""
     modality: str
-    """what the premise is about: ``vision``, ``audio``, or any tag"""
+    """subject of the premise: ``vision``, ``audio``, or any tag"""
     messages: list[dict[str, Any]]
-    """chat messages; content parts are ``{"type": "text", "text": ...}`` or ``{"type": "image", "path": ...}`` (audio, video); an audio part
-    may name a film, whose sound track is then meant"""
+    """chat messages; content parts are ``{"type": "text", "text": ...}`` or ``{"type": "image",
+    "path": ...}`` (audio, video); an audio part may name a video, and then means its sound track"""
     options: list[Option]
     gold: int | None = None
-    """index of the right option; None when unlabelled"""
+    """index of the right option; None: unlabelled"""
     purpose: str = "gap"
-    """``gap`` (measured and trained), ``transfer`` (measured only: a question type kept out of training), ``retain`` (must not change)"""
+    """``gap`` (measured and trained), ``transfer`` (measured only: a question type excluded from
+    training), ``retain`` (must not change)"""
     tags: dict[str, str] = field(default_factory=dict)
-    """anything to group reports by, e.g. ``{"question": "parity"}``"""
+    """labels that reports can group by, e.g. ``{"question": "parity"}``"""
     stem: str | None = None
-    """the question by itself, where the messages list the options or say how to answer; other wordings are made of it"""
+    """the question alone, where the messages list the options or say how to answer; other prompts
+    are made of it"""
 
     @property
     def concept(self) -> str | None:
@@ -72,28 +74,34 @@ class Item:
 
     @property
     def text(self) -> str:
-        """Everything a reader without eyes and ears sees: the text parts, joined by newlines."""
+        """The text parts, joined by newlines: the prompt without pictures and sound."""
         return "\n".join(part["text"] for part in content_parts(self.messages) if part["type"] == "text")
 
     @property
     def order(self) -> list[int] | None:
-        """Place in the data of the option that is now at each place, where the options were shuffled."""
+        """For every place, the option's place in the data; None without shuffled options."""
         return [int(place) for place in self.tags[ORDER].split()] if ORDER in self.tags else None
 
     @property
     def media(self) -> list[tuple[str, str]]:
-        """``(type, path)`` of every media part in prompt order; a film with ``sound`` is both, video and audio."""
+        """``(type, path)`` of all media parts, in prompt order.
+
+        A video with ``sound`` counts as video and as audio.
+        """
         parts = [p for p in content_parts(self.messages) if p["type"] != "text"]
         return [(kind, p["path"]) for p in parts for kind in (p["type"], *(("audio",) if p.get("sound") else ()))]
 
 
 def leaves(path: str) -> bool:
-    """Whether a path is absolute, or goes up beyond where it starts; links may lead anywhere."""
+    """Whether a path is absolute, or leads above its start. Links may lead anywhere."""
     return Path(path).is_absolute() or Path(os.path.normpath(path)).parts[:1] == (os.pardir,)
 
 
 def path_fault(path: str) -> str | None:
-    """Why a text can be no path of a media file, with the remedy: a web address, media written out as text, or no name of a file at all."""
+    """Explain, with the remedy, why a text cannot be the path of a media file; None if it can.
+
+    Refused are web addresses, media encoded as text, and impossible file names.
+    """
     if path[:5].lower() == "data:":
         return "a data: URI, the file itself written as text; save it as a file and name that"
     if ADDRESS.match(path):
@@ -101,7 +109,7 @@ def path_fault(path: str) -> str | None:
     if "\0" in path:
         return "which holds a NUL character; remove it"
     longest = max((len(os.fsencode(part)) for part in path.split("/")), default=0) if _encodes(path) else 0
-    if len(path) > 200 and BASE64.fullmatch(path):  # no dot: no suffix
+    if len(path) > 200 and BASE64.fullmatch(path):  # no dot, so no suffix
         return "base64, the file itself written as text; save it as a file and name that"
     if longest > LONGEST_NAME or len(path) > LONGEST_PATH:
         return "longer than the name of a file can be; shorten it"
@@ -109,7 +117,7 @@ def path_fault(path: str) -> str | None:
 
 
 def _encodes(path: str) -> bool:
-    """Whether this machine's file system can have a file of that name; where it cannot, the file is said to be missing."""
+    """Whether this machine's file system can encode the name; without it, the file is *missing*."""
     try:
         os.fsencode(path)
     except UnicodeEncodeError:
@@ -118,7 +126,7 @@ def _encodes(path: str) -> bool:
 
 
 def content_parts(messages: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-    """Every content part of every message; a plain string counts as one text part."""
+    """Yield every content part of every message; a plain string counts as one text part."""
     for message in messages:
         content = message["content"]
         if isinstance(content, str):

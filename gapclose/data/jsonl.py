@@ -1,10 +1,12 @@
-"""Item sets on disk: ``set.json`` and ``items.jsonl``, read with every error told in one pass.
+"""Item sets on disk: ``set.json`` and ``items.jsonl``, read in one pass that reports every error.
 
-- ``set.json`` declares the concepts, e.g. ``{"name": "digits", "concepts": ["standard", "false_vision", "false_audio"],
-  "alarm": ["false_vision", "false_audio"]}``. ``alarm`` may be empty.
-- ``items.jsonl`` holds one item a line; media paths are relative to the directory.
+- ``set.json`` declares the concepts; ``alarm`` may be empty:
+  ``{"name": "digits", "concepts": ["standard", "false_vision", "false_audio"],
+  "alarm": ["false_vision", "false_audio"]}``.
+- ``items.jsonl`` holds one item per line; media paths are relative to the directory.
 
-Nothing here opens a media file or a model: :mod:`gapclose.data.media` checks the media, :mod:`gapclose.models.loading` the tokens.
+This module opens no media file and no model: :mod:`gapclose.data.media` checks the media,
+:mod:`gapclose.models.loading` the tokens.
 """
 
 from __future__ import annotations
@@ -50,11 +52,12 @@ def read_items(directory: str | Path, problems: ErrorCollector | None = None) ->
     """Read and check an item set.
 
     Args:
-        problems: collect what is wrong here and return the items that could be read, so that other checks can add to it.
+        problems: receives the errors, so that other checks can add theirs; the readable items are
+            returned.
 
     Raises:
-        ValueError: everything that is wrong with the set, all at once, each with file, line, item and remedy. With ``problems``, only
-            when a file is missing.
+        ValueError: all errors of the set at once, each with file, line, item and remedy. With
+            ``problems``, only when a file is missing.
     """
     directory = Path(directory)
     collect = problems is not None
@@ -124,11 +127,11 @@ def _read_header(path: Path, problems: ErrorCollector) -> tuple[tuple[str, ...],
 
 
 def line_of(items_file: Path, ident: str) -> int | None:
-    """Number of the line that holds an item, from 1; None when there is none, or no such file."""
+    """Return the number of an item's line, from 1; None if the file or the item is missing."""
     if not items_file.is_file():
         return None
     for number, line in enumerate(read_text(items_file).split("\n"), start=1):
-        with suppress(ItemError):  # a broken line, which was told of when the set was read
+        with suppress(ItemError):  # a broken line, reported when the set was read
             row = parse_json(line)
             if isinstance(row, dict) and key(row.get("id")) == ident:
                 return number

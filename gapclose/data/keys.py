@@ -1,7 +1,8 @@
-"""Keys: what items are told apart and grouped by (id, clip, split, twin, modality, tags), in one form whatever a table's types are.
+"""Keys of items (id, clip, split, twin, modality, tags), in one form for all types of columns.
 
-The same patient is ``3`` in a column of whole numbers, ``3.0`` once a cell of that column is empty, and ``"3"`` in a CSV file. All three
-give the key ``3``. A value that is missing gives the empty key, which the readers refuse or leave out.
+Keys distinguish and group items. A patient may be ``3`` in a column of integers, ``3.0`` once a
+cell of that column is empty, and ``"3"`` in a CSV file. All three give the key ``3``. A missing
+value gives the empty key, which the readers refuse or leave out.
 """
 
 from __future__ import annotations
@@ -21,20 +22,21 @@ from gapclose.core.errors import ItemError, shown
 MISSING = frozenset(("nan", "NaN", "NAN", "NaT", "None", "<NA>", "null", "NULL"))
 """texts that programs write for a missing value"""
 EXACT = 2**53
-"""from here on a float no longer tells neighbouring whole numbers apart"""
+"""from here on a float no longer distinguishes neighbouring integers"""
 WHOLE = re.compile(r"(-?\d+)\.0+", re.ASCII)
 MOMENT = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:?\d\d)?", re.ASCII)
 UNSEEN = "\ufeff\u200b\u2060"
-"""marks without width, which are no white space to Python"""
+"""zero-width characters that Python does not count as white space"""
 
 
 def text_of(value: Any) -> str:
-    """The text of a table's cell, empty for a missing one (None, NaN, NaT).
+    """Return the text of a table's cell, empty for a missing one (None, NaN, NaT).
 
-    Texts keep their form but for white space around them. Numbers without a fraction are written without one.
+    Texts lose only surrounding white space. Numbers without a fraction are written without one.
 
     Raises:
-        ItemError: for a list, an object, bytes that are no text, infinity, and a float too large to be exact.
+        ItemError: for a list, an object, bytes that are not UTF-8, infinity, and a float too large
+            to be exact.
     """
     value = value.item() if isinstance(value, np.generic) and not isinstance(value, np.datetime64) else value
     if isinstance(value, np.datetime64):
@@ -63,8 +65,8 @@ def _is_missing(value: Any) -> bool:
     if value is None:
         return True
     try:
-        return bool(value != value)  # NaN and NaT are the values that differ from themselves
-    except (TypeError, ValueError):  # pandas' NA is neither
+        return bool(value != value)  # NaN and NaT differ from themselves
+    except (TypeError, ValueError):  # pandas' NA has no truth value
         return type(value).__name__ == "NAType"
 
 
@@ -81,7 +83,7 @@ def _number(value: float | Decimal) -> str:
 
 
 def _moment(value: datetime) -> str:
-    """ISO 8601; in UTC where the zone is known; a day alone at midnight of no zone."""
+    """Return ISO 8601: in UTC if the zone is known; without a zone, midnight is the date alone."""
     if value.tzinfo is not None:
         return datetime.fromtimestamp(value.timestamp(), UTC).isoformat()
     text = datetime.isoformat(value)
@@ -89,10 +91,11 @@ def _moment(value: datetime) -> str:
 
 
 def fold(value: Any) -> str:
-    """A cell in the one form in which equal names are equal; unlike :func:`key`, with texts such as "None" as they are.
+    """Return a cell in a form in which equal names are equal.
 
-    Unicode is composed (NFC), runs of white space are one space, the text of a whole number has no fraction ("3.0" is 3), and a point in
-    time is written as ISO 8601.
+    Unicode is composed (NFC), runs of white space become one space, the text of an integer loses
+    its fraction ("3.0" is 3), and a point in time becomes ISO 8601. Unlike :func:`key`, it keeps
+    texts such as "None".
 
     Raises:
         ItemError: as :func:`text_of`, and for control characters inside a text.
@@ -106,13 +109,15 @@ def fold(value: Any) -> str:
     if MOMENT.fullmatch(text):
         try:
             return _moment(datetime.fromisoformat(text))
-        except ValueError:  # the 30th of February
+        except ValueError:  # e.g. the 30th of February
             return text
     return text
 
 
 def key(value: Any) -> str:
-    """The key of a cell: :func:`fold`, and empty for a missing value, also where that is spelled out (:data:`MISSING`).
+    """Return the key of a cell: :func:`fold`, but empty for a missing value.
+
+    Texts that programs write for it (:data:`MISSING`) count as missing, too.
 
     Raises:
         ItemError: as :func:`fold`.
@@ -122,18 +127,18 @@ def key(value: Any) -> str:
 
 
 class Spellings:
-    """Collects how the keys of a set are spelled, to say which were taken for one, and which for two although they look alike."""
+    """Records how keys are spelled, to report merged keys, and similar keys that were not merged."""
 
     def __init__(self) -> None:
         self.spelled: dict[str, dict[str, dict[Any, None]]] = defaultdict(lambda: defaultdict(dict))
-        """what the key is for -> key -> its spellings"""
+        """name of the field -> key -> its spellings"""
 
     def add(self, name: str, value: Any, found: str) -> None:
-        """One value of ``name`` (clip, modality, ...) and its key."""
+        """Record one value of the field ``name`` (clip, modality, ...) and its key."""
         self.spelled[name][found].setdefault(value if isinstance(value, str) else _kind(value))
 
     def taken_for_one(self) -> list[str]:
-        """Texts that differ by more than white space around them, and have one key."""
+        """Describe texts with one key that differ by more than surrounding white space."""
         found = []
         for name, keys in self.spelled.items():
             several = {of: texts for of, how in keys.items() if len(texts := sorted({t.strip() for t in how if isinstance(t, str)})) > 1}
@@ -142,7 +147,7 @@ class Spellings:
         return found
 
     def taken_for_two(self) -> list[str]:
-        """Keys that differ in case, in leading zeros, or in forms of letters that look the same."""
+        """Describe keys that differ only in case, leading zeros, or equal-looking letter forms."""
         found = []
         for name, keys in self.spelled.items():
             alike: dict[str, list[str]] = defaultdict(list)
@@ -154,7 +159,7 @@ class Spellings:
         return found
 
     def lost_zeros(self, name: str) -> list[tuple[str, str]]:
-        """Pairs of keys of ``name``, of which one is a number and the other the same with zeros in front, a text."""
+        """Return pairs of keys of ``name``: a text with leading zeros, and its number without."""
         keys = self.spelled[name]
         padded = {_loose(of): of for of, how in keys.items() if of != _loose(of) and any(isinstance(t, str) for t in how)}
         return [(padded[of], of) for of, how in keys.items() if of in padded and any(t in (int, float) for t in how)]

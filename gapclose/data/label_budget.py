@@ -1,6 +1,6 @@
-"""Fewer, wrong or missing labels: what a comparison of objectives varies about the labelled items of ``fit``.
+"""Fewer, wrong or missing labels of ``fit`` items, for comparisons of objectives.
 
-The splits that judge (val, test) stay as they are.
+Labels of val and test do not change.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from gapclose.data.keys import fold
 
 
 def relabel(items: ItemSet, config: LabellingConfig, seed: int) -> ItemSet:
-    """The set with fewer or noisier labels in the gap items of fit; another seed draws other clips and other noise.
+    """Return the set with fewer or noisier labels on the gap items of fit.
 
-    Clips are added in a drawn order as long as all their items fit into the budget, which is never exceeded; a smaller budget has a part
-    of a larger one's clips.
+    The seed draws clips and noise. Clips are added in a random order up to the first one that would
+    exceed the budget. So a smaller budget has a subset of a larger one's clips.
 
     Raises:
-        ValueError: when no fit item has the tag, or not one clip fits into the budget.
+        ValueError: when no fit item has the tag, or the first clip exceeds the budget.
     """
     fit = [i for i in items if i.split == "fit" and i.purpose == "gap"]
     kept = fit

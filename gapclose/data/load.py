@@ -16,14 +16,18 @@ from gapclose.data.splits import SplitAssignment
 
 
 def load_items(path: str | Path, **settings: Any) -> ItemSet:
-    """The items in a directory of any known layout, checked by themselves; media and prompts are checked where a model is known.
+    """Load and check the items in a directory of any known layout.
+
+    Media and prompts are checked later, when the model is known.
 
     Args:
-        path: directory with ``set.json`` and ``items.jsonl``, in the layout of IMAVB or AVHBench, or with tables and a column map.
-        settings: of :class:`gapclose.data.config.DataConfig`, e.g. ``columns="map.yaml"``; not those that only a run heeds.
+        path: directory with ``set.json`` and ``items.jsonl``, in the layout of IMAVB or AVHBench,
+            or with tables and a column map.
+        settings: of :class:`gapclose.data.config.DataConfig`, e.g. ``columns="map.yaml"``; those
+            that only a run uses are refused.
 
     Raises:
-        ValueError: everything that is wrong with the set, all at once.
+        ValueError: all errors of the set at once.
     """
     if only := sorted(set(settings) & {"path", "on_error", "degraded", "sound"}):
         raise ValueError(f"load_items does not take {only}; they are settings of a run")
@@ -34,7 +38,7 @@ def load_items(path: str | Path, **settings: Any) -> ItemSet:
 
 
 def read_data(directory: Path, data: DataConfig, problems: ErrorCollector) -> ItemSet:
-    """The items in ``directory``, whatever its layout, framed as the configuration says."""
+    """Read the items in ``directory``, in any known layout, and apply the settings of media."""
     items = read_set(
         directory,
         problems,
@@ -49,7 +53,7 @@ def read_data(directory: Path, data: DataConfig, problems: ErrorCollector) -> It
 
 
 def in_order(items: ItemSet, data: DataConfig, prompts: PromptsConfig, problems: ErrorCollector) -> ItemSet:
-    """The items with their options in the order that the configuration asks for."""
+    """Return the items with their options in the order that the configuration requests."""
     if not data.shuffle_options:
         return items
     shown = any(name not in WORDINGS or name == "own" for name in prompts.names)

@@ -1,7 +1,8 @@
 """Media: checked before a model loads, decoded once per file, shared by all questions of a clip.
 
-Images come out as RGB :class:`PIL.Image.Image`, audio as float32 mono arrays ``(samples,)`` at the model's sampling rate, films as
-:class:`gapclose.data.video.Video`. An audio part that names a film means its sound track.
+Images are RGB :class:`PIL.Image.Image`, audio is float32 mono ``(samples,)`` at the model's
+sampling rate, videos are :class:`gapclose.data.video.Video`. An audio part that names a video means
+its sound track.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ class Survey:
     """Every media file of a set, decoded once; keys are ``(kind, path)``."""
 
     faults: dict[tuple[str, str], str]
-    """what is wrong with those that are missing, truncated, empty, silent, corrupt or not finite, and the remedy"""
+    """fault and remedy of missing, truncated, empty, silent, corrupt and not finite files"""
     sizes: dict[tuple[str, str], tuple[float, ...]]
-    """of the others: width and height in pixels, or length in seconds, as decoded"""
+    """of the other files: width and height in pixels, or length in seconds, as decoded"""
 
 
 def survey(items: ItemSet) -> Survey:
@@ -46,7 +47,7 @@ def survey(items: ItemSet) -> Survey:
     def look(entry: tuple[str, str]) -> str | tuple[float, ...]:
         kind, path = entry
         try:
-            if kind == "video":  # the one kind that needs no model to be decoded for good
+            if kind == "video":  # no model's sampling rate is needed, so the cache can keep it
                 film = decode_once(kind, path, items.root, None, items.framing, cache)
                 return film.frames.shape[2], film.frames.shape[1]
             value, rate = _decode(kind, items.root / path, None, items.framing)
@@ -63,23 +64,26 @@ def survey(items: ItemSet) -> Survey:
 
 
 def faults(items: ItemSet) -> dict[tuple[str, str], str]:
-    """:attr:`Survey.faults` of the set."""
+    """Return :attr:`Survey.faults` of the set."""
     return survey(items).faults
 
 
 def report_faults(items: ItemSet, found: Mapping[tuple[str, str], str], problems: ErrorCollector) -> None:
-    """Add what is wrong with media files to ``problems``: one line per file, naming the first item that uses it and the remedy."""
+    """Add one line per faulty media file to ``problems``, with the first item that uses it."""
     gone: set[str] = set()
     for entry, fault in found.items():
         if entry[1] in gone:
-            continue  # a film that is missing to the eye is missing to the ear
+            continue  # a missing video is not reported again for its audio
         gone |= set() if _is_file(items.root / entry[1]) else {entry[1]}
         user = next(i.id for i in items if entry in i.media)
         problems.add(f"{items.root / entry[1]}: item {user!r}: {fault}")
 
 
 def drop_faulty(items: ItemSet, found: Mapping[tuple[str, str], str], problems: ErrorCollector) -> ItemSet:
-    """The items whose media are whole; the others go to ``skipped``, each with its fault. More than 1 % of them is a problem."""
+    """Return the items whose media are usable; the others go to ``skipped``, each with its fault.
+
+    More than 1 % of them is a problem.
+    """
     skipped = {i.id: f"{items.root / e[1]}: {found[e]}" for i in items for e in reversed(i.media) if e in found}
     if len(skipped) > MOST_SKIPPED * len(items):
         ident, fault = next(iter(skipped.items()))
@@ -91,19 +95,19 @@ def drop_faulty(items: ItemSet, found: Mapping[tuple[str, str], str], problems: 
 
 
 def decode(kind: str, path: Path, rate: int | None, framing: Framing) -> Any:
-    """One image, sound or film.
+    """Decode one image, audio file or video.
 
     Args:
-        rate: in Hz, what a sound is resampled to; None leaves it.
+        rate: in Hz, to which audio is resampled; None keeps its own.
 
     Raises:
-        ItemError: what is wrong with the file, and the remedy.
+        ItemError: with the fault of the file and the remedy.
     """
     return _decode(kind, path, rate, framing)[0]
 
 
 def _decode(kind: str, path: Path, rate: int | None, framing: Framing) -> tuple[Any, int]:
-    """:func:`decode`, and the sampling rate of a sound (0 of what is none)."""
+    """As :func:`decode`, with the sampling rate of audio (0 for other kinds)."""
     if not _is_file(path):
         raise ItemError(f"no such {kind} file; restore it or remove the item")
     try:
@@ -114,19 +118,19 @@ def _decode(kind: str, path: Path, rate: int | None, framing: Framing) -> tuple[
         return (read_image(path) if kind == "image" else read_video(path, framing)), 0
     except ItemError:
         raise
-    except Exception as error:  # whatever a damaged file leads a decoder to is a fault of that file
+    except Exception as error:  # damaged files make decoders raise errors of any kind
         raise undecodable("film" if kind == "video" else kind, error) from error
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # an impossible file name
         return False
 
 
 def decode_once(kind: str, path: str, root: Path, rate: int | None, framing: Framing, cache: MediaCache | None) -> Any:
-    """:func:`decode`, unless the cache has it. Raises: as it does; faults are not kept."""
+    """As :func:`decode`, through the cache. Errors are not cached."""
     file = root / path
     if cache is None or not _is_file(file):
         return decode(kind, file, rate, framing)
@@ -146,17 +150,20 @@ def _cache(decoding: Decoding) -> MediaCache | None:
 
 
 class MediaLoader:
-    """Decodes files on demand, or ahead in threads, and keeps the last ``limit`` of them, ``most_bytes`` at most.
+    """Decodes files on demand, or ahead in threads, and keeps the most recent ones.
 
-    In threads, not processes: PyAV, Pillow, libsndfile and soxr let other threads run while they decode, nothing has to be copied between
-    processes, and a fork would meet torch's own threads. What is loaded does not depend on who decoded it, or when.
+    It uses threads because PyAV, Pillow, libsndfile and soxr let other threads run while they
+    decode. Processes would have to copy the data, and a fork would conflict with torch's own
+    threads. The loaded values do not depend on the thread or the time of decoding.
 
     Args:
-        root: what the paths of the items are relative to.
-        sampling_rate: in Hz, what audio is resampled to.
-        framing: how films are shown.
+        root: directory that the items' paths are relative to.
+        sampling_rate: in Hz, to which audio is resampled.
+        framing: how videos are shown.
         decoding: threads, and the directory of decoded media.
-        blank: kinds to blank (a control): ``image`` and ``video`` give mid-grey of their size, ``audio`` silence of its length.
+        blank: kinds to blank (a control): ``image`` and ``video`` become mid-grey of the same size,
+            ``audio`` becomes silence of the same length.
+        limit, most_bytes: most files, and most bytes, to keep.
     """
 
     def __init__(
@@ -180,7 +187,7 @@ class MediaLoader:
         self._bytes = 0
 
     def ahead(self, items: Iterable[Item]) -> None:
-        """Begin to decode what these items will ask for; a fault is told when they do."""
+        """Start to decode the media of these items; :meth:`load` raises any error."""
         for item in items:
             for entry in item.media:
                 self._users.setdefault(entry[1], item.id)
@@ -191,10 +198,11 @@ class MediaLoader:
         return decode_once(kind, path, self.root, self.sampling_rate, self.framing, self._cache)
 
     def load(self, kind: str, path: str) -> Any:
-        """One decoded image, sound or film.
+        """Return one decoded image, audio array or video.
 
         Raises:
-            ValueError: naming the file, and the item where one was announced, when it cannot be decoded.
+            ValueError: when it cannot be decoded, with the file, and with the item if :meth:`ahead`
+                announced it.
         """
         key = (kind, path)
         if key in self._kept:
@@ -216,7 +224,7 @@ class MediaLoader:
 
 
 def blanked(value: Any) -> Any:
-    """Mid-grey of the same size, silence of the same length."""
+    """Return mid-grey of the same size, or silence of the same length."""
     if isinstance(value, Video):
         return Video(frames=np.full_like(value.frames, 128), seconds=value.seconds)
     return Image.new("RGB", value.size, (128, 128, 128)) if isinstance(value, Image.Image) else np.zeros_like(value)

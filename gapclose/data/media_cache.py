@@ -1,7 +1,8 @@
-"""Decoded media on disk, shared by questions, observations and runs: found by a file's content and by how it is decoded.
+"""Decoded media on disk, shared by questions, observations and runs; keyed by content and decoding.
 
-A file of the cache is safetensors, written whole or not at all; the least recently used ones go when the directory grows beyond its bound.
-Several processes may share a directory: what one has just removed, another decodes again.
+A cache file is safetensors, written completely or not at all. When the directory exceeds its limit,
+the least recently used files are removed. Several processes may share a directory: if one removes a
+file, another decodes it again.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ from gapclose.data.item_set import Framing
 from gapclose.data.video import Video
 
 FORMAT = 4
-"""of what is stored and how it is decoded here; another number makes older files strangers"""
+"""version of storage and decoding; files of other versions are not found"""
 DECODERS = {"image": ("pillow",), "video": ("av",), "film sound": ("av", "soxr"), "audio": ("soundfile", "soxr", "av")}
-"""packages by which a kind is decoded: another version may give other samples"""
+"""packages that decode a kind; another version may give other samples"""
 
 
 class MediaCache:
     """A directory of decoded media.
 
     Args:
-        directory: made where it is missing.
-        gigabytes: what its files may take together.
+        directory: created if missing.
+        gigabytes: limit of all its files together.
     """
 
     def __init__(self, directory: Path, gigabytes: float) -> None:
         self.directory, self.most_bytes = directory, int(gigabytes * 1e9)
 
     def place(self, kind: str, path: Path, rate: int | None, framing: Framing) -> Path:
-        """Where the decoded form of a file lies, or would lie."""
+        """Return the path of a file's decoded form, which need not exist."""
         by = "film sound" if kind == "audio" and is_film(path) else kind
         how: list[Any] = [FORMAT, by, rate if kind == "audio" else None, [framing.frames, framing.side] if kind == "video" else None]
         how += [_version(name) for name in DECODERS[by]]
@@ -51,13 +52,14 @@ class MediaCache:
         return self.directory / f"{digest[:40]}.safetensors"
 
     def get(self, place: Path) -> Any:
-        """What lies there, marked as used; None where nothing does that can be read, or what does is damaged (it is then removed).
+        """Return the value at ``place`` and mark it as used, or None.
 
-        In a directory of somebody else's, what may not be marked or removed stays as it is.
+        None means that it is missing, unreadable or damaged. Damaged files are removed. In another
+        user's directory, files that cannot be marked or removed stay.
         """
         try:
             value = _value(load_file(place))
-        except OSError:  # not there, or not to be read by us
+        except OSError:  # missing, or not readable for us
             return None
         except (SafetensorError, KeyError, IndexError, TypeError, ValueError):
             with suppress(OSError):
@@ -68,7 +70,10 @@ class MediaCache:
         return value
 
     def put(self, place: Path, value: Any) -> None:
-        """Store a decoded file, then remove what was not used for longest while there is too much; nothing where it alone is too much."""
+        """Store a decoded file, then remove the least recently used files beyond the limit.
+
+        A value that alone exceeds the limit is not stored.
+        """
         if isinstance(value, Video):
             tensors = {"frames": value.frames, "seconds": np.array([value.seconds])}
         else:
@@ -84,7 +89,7 @@ class MediaCache:
             if entry.name.endswith(".safetensors"):
                 try:
                     facts = entry.stat()
-                except FileNotFoundError:  # another process was quicker
+                except FileNotFoundError:  # another process has removed it
                     continue
                 held.append((facts.st_mtime_ns, facts.st_size, entry.path))
         excess = sum(size for _, size, _ in held) - self.most_bytes
@@ -96,7 +101,12 @@ class MediaCache:
 
 
 def _value(tensors: dict[str, np.ndarray]) -> Any:
-    """What was stored. Raises: KeyError, IndexError, TypeError or ValueError, when these are not the tensors of a decoded file."""
+    """Return the stored value.
+
+    Raises:
+        KeyError, IndexError, TypeError, ValueError: when these are not the tensors of a decoded
+            file.
+    """
     if "frames" in tensors:
         return Video(frames=tensors["frames"], seconds=float(tensors["seconds"][0]))
     return Image.fromarray(tensors["image"]) if "image" in tensors else tensors["sound"]

@@ -1,4 +1,4 @@
-"""Options in another order, drawn for every item: what is chosen for its place can then be told from what is chosen for its content."""
+"""Options in a random order per item, to separate choices by position from choices by content."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from gapclose.data.prompt_templates import tell_faults
 from gapclose.data.question_text import asking_text, either_prompt, lettered, letters_prompt, lists_options, with_text
 
 LISTINGS = (letters_prompt, either_prompt)
-"""texts that list options, and can be written again with the options in another order"""
+"""prompts that list options and can be rewritten with another order"""
 
 
 def shuffle_options(items: ItemSet, seed: int, problems: ErrorCollector, *, shown: bool = True) -> ItemSet:
-    """The set with the options of every gap and transfer item in an order of its own; gold follows.
+    """Return the set with the options of gap and transfer items in random orders; gold follows.
 
-    The order depends on ``seed`` and the item's id alone; twins share theirs. Letters keep their places: what stands behind them moves, in
-    the text as well. Where a text does not list its options, only the order changes in which they are scored. The places that the options
-    have in the data are kept as a tag (:attr:`gapclose.data.items.Item.order`).
+    An order depends only on ``seed`` and the item's id; twins share it. Letters keep their places:
+    the meanings behind them move, in the text as well. If a text does not list its options, only
+    the order of scoring changes. A tag keeps the original places
+    (:attr:`gapclose.data.items.Item.order`).
 
     Args:
-        shown: whether the items' own texts are asked at all; other prompts are written from the options.
-
-    Items whose text lists the options in a way that cannot be written again go to ``problems``.
+        shown: whether the items' own texts are used; other prompts are written from the options.
+        problems: receives items whose text lists the options in a form that cannot be rewritten.
     """
     by_id = {i.id: i for i in items}
     made, faults = list[Item](), dict[str, list[str]]()
@@ -47,10 +47,11 @@ def shuffle_options(items: ItemSet, seed: int, problems: ErrorCollector, *, show
 
 
 def reordered(item: Item, order: Sequence[int], shown: bool) -> Item:
-    """The item with its option ``order[k]`` at place k.
+    """Return the item with its option ``order[k]`` at place k.
 
     Raises:
-        ItemError: when the text lists the options and cannot be written again.
+        ItemError: when the text lists the options and cannot be rewritten, or the options are
+            letters without meaning.
     """
     if lettered(item):
         raise ItemError(
@@ -67,7 +68,7 @@ def reordered(item: Item, order: Sequence[int], shown: bool) -> Item:
 
 
 def _listed(item: Item, moved: Sequence[Option]) -> list[dict]:
-    """The messages with the options listed in their new order, if they are listed."""
+    """Return the messages with the options in their new order, if the text lists them."""
     text = asking_text(item)
     for listing in LISTINGS:
         if item.stem is not None and text == listing(item.stem, [o.words for o in item.options]):

@@ -1,12 +1,15 @@
-"""Wordings: one item set asked in several prompts. A wording is a function item -> item with other text, options and gold; clip, media,
-concept and purpose stay.
+"""Prompt templates: one item set under several prompts.
 
-- ``own``: as the data have it.
-- ``paper``: the source paper's, options lettered from A and a letter to be answered.
-- ``binary``: the question, and whether all that it states is true; one answer for the concept that is no alarm, one for the alarm.
-- ``binary_explained``: the same, to be explained after the answer.
+A template is a function item -> item that changes text, options and gold. Clip, media, concept and
+purpose stay.
+
+- ``own``: the messages of the data.
+- ``paper``: the source paper's prompt, with options lettered from A, answered by a letter.
+- ``binary``: the question, and whether everything in it is true. One answer expresses the concept
+  that is not an alarm, the other the alarm.
+- ``binary_explained``: the same, with an explanation after the answer.
 - ``free``: the question alone; an option is its words.
-- ``package.module:function``: one of the user's own.
+- ``package.module:function``: a user's function.
 """
 
 from __future__ import annotations
@@ -24,9 +27,9 @@ from gapclose.data.question_text import LETTERS, either_prompt, letters_prompt, 
 
 
 def apply_template(items: ItemSet, name: str, config: PromptsConfig, problems: ErrorCollector) -> ItemSet:
-    """The items under a prompt; those that must not change (purpose ``retain``) stay as they are.
+    """Return the items under a prompt; retention items (purpose ``retain``) do not change.
 
-    What cannot be asked so goes to ``problems``, a line for every reason, and is left out.
+    Items that the prompt does not fit are left out, and ``problems`` receives a line per reason.
     """
     if name == "own":
         return items
@@ -46,7 +49,7 @@ def apply_template(items: ItemSet, name: str, config: PromptsConfig, problems: E
 
 
 def tell_faults(faults: dict[str, list[str]], where: str, problems: ErrorCollector) -> None:
-    """Add a line for every reason, with the first items that have it."""
+    """Add one line per reason, with the first item that has it and the number of others."""
     for reason, idents in faults.items():
         others = f" (and {len(idents) - 1} more items)" if len(idents) > 1 else ""
         problems.add(f"{where}: item {idents[0]!r}{others}: {reason}")
@@ -65,7 +68,7 @@ def _wording(items: ItemSet, name: str, config: PromptsConfig) -> Callable[[Item
 
 
 def paper(item: Item) -> Item:
-    """Options lettered from A; what they say is kept as their meaning."""
+    """Return the item with options lettered from A, whose words become their meaning."""
     if len(item.options) > len(LETTERS):
         raise ItemError(f"it has {len(item.options)} options, more than there are letters; choose another prompt")
     text = letters_prompt(stem_of(item), [o.words for o in item.options])
@@ -74,7 +77,7 @@ def paper(item: Item) -> Item:
 
 
 def free(item: Item) -> Item:
-    """The question alone, and every option as its words."""
+    """Return the item with the question alone, and options as their words."""
     words = [o.words for o in item.options]
     if len({w.strip() for w in words}) < len(words):
         raise ItemError(f"its options {words} say the same; an answer in words could not be told apart")
@@ -84,10 +87,10 @@ def free(item: Item) -> Item:
 
 
 def binary(item: Item, true: str, denied: dict[str, str], question: str, answers: Sequence[str], *, explained: bool) -> Item:
-    """The question, then another about it with two answers.
+    """Return the question, followed by another about it with two answers.
 
     Args:
-        true: the concept of the first answer. denied: modality -> the concept of the second.
+        true: concept of the first answer. denied: modality -> concept of the second.
     """
     if item.modality not in denied:
         raise ItemError(f"no labelled test item about {item.modality!r} has an alarm, so nothing says what {answers[1]!r} means; label one")
@@ -98,12 +101,12 @@ def binary(item: Item, true: str, denied: dict[str, str], question: str, answers
     text = f"{text[:-1]}, then explain why in one sentence." if explained else text
     options = [Option(text=a, concept=c) for a, c in zip(answers, concepts, strict=True)]
     gold = None if item.concept is None else concepts.index(item.concept)
-    tags = {k: v for k, v in item.tags.items() if k != ORDER}  # of options that are not asked here
+    tags = {k: v for k, v in item.tags.items() if k != ORDER}  # this prompt has other options
     return replace(item, messages=with_text(item, text), options=options, gold=gold, stem=stem, tags=tags)
 
 
 def _sides(items: ItemSet) -> tuple[str, dict[str, str]]:
-    """The one concept that is no alarm, and the one alarm of every modality, as the labels of test have it.
+    """Return the one concept that is not an alarm, and modality -> its alarm by the labels of test.
 
     Raises:
         ValueError: when there are more of them, or none.
@@ -143,10 +146,10 @@ def _own_function(function: Callable[..., Any], name: str) -> Callable[[Item], I
 
 
 def apply_prompt(items: ItemSet, name: str, prompts: PromptsConfig) -> ItemSet:
-    """The items in the words of a prompt.
+    """Return the items under a prompt.
 
     Raises:
-        ValueError: when an item cannot be asked so.
+        ValueError: when the prompt does not fit an item.
     """
     problems = ErrorCollector(f"the item set {items.root} in the prompt {name!r}")
     worded = apply_template(items, name, prompts, problems)

@@ -1,4 +1,4 @@
-"""What an item asks without its options, the texts that are made of both, and their place in the messages."""
+"""The question of an item without its options, prompts made of both, and their place in messages."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def letters_prompt(stem: str, options: Sequence[str]) -> str:
-    """The paper's prompt: options lettered from A, to be answered by a letter."""
+    """Return the paper's prompt: options lettered from A, answered by a letter."""
     listed = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))
     return f"Question:\n{stem}\n\nOptions:\n{listed}\n\nAnswer with the option's letter from the given choices directly."
 
 
 def either_prompt(stem: str, options: Sequence[str]) -> str:
-    """Two options named after the question, e.g. *yes* and *no*."""
+    """Return the question with two options named after it, e.g. *yes* and *no*."""
     return f"{stem} Answer with {' or '.join(options)}."
 
 
 def asking_text(item: Item) -> str:
-    """The last text of the last user message: what a wording replaces.
+    """Return the last text of the last user message, which a prompt template replaces.
 
     Raises:
         ItemError: when there is none.
@@ -34,7 +34,7 @@ def asking_text(item: Item) -> str:
 
 
 def with_text(item: Item, text: str) -> list[dict[str, Any]]:
-    """The item's messages with another text in that place."""
+    """Return the item's messages with that text replaced."""
     m, p, _ = _place(item)
     content = item.messages[m]["content"]
     new: Any = text if p is None else [part | {"text": text} if n == p else part for n, part in enumerate(content)]
@@ -42,7 +42,7 @@ def with_text(item: Item, text: str) -> list[dict[str, Any]]:
 
 
 def _place(item: Item) -> tuple[int, int | None, str]:
-    """Message and content part (None where the content is a string) of the asking text, and that text."""
+    """Return the asking text with its message and content part (None if the content is a string)."""
     users = [n for n, message in enumerate(item.messages) if message["role"] == "user"]
     content = item.messages[users[-1]]["content"] if users else []
     if isinstance(content, str):
@@ -54,22 +54,23 @@ def _place(item: Item) -> tuple[int, int | None, str]:
 
 
 def lettered(item: Item) -> bool:
-    """Whether the options are letters of which nothing says what they stand for."""
+    """Whether the options are letters without a meaning."""
     return all(o.meaning is None and len(o.text.strip()) == 1 and o.text.strip().isalpha() for o in item.options)
 
 
 def lists_options(text: str, item: Item) -> bool:
-    """Whether every option of the item occurs in a text, as whole words."""
+    """Whether every option of the item occurs in a text, as complete words."""
     return not unmentioned(text, [o.words for o in item.options])
 
 
 def unnamed_options(items: Iterable[Item], prompt: str) -> list[str]:
-    """What the messages of a prompt never name although it is scored: a line for each kind of question (tag ``question``) and option.
+    """Describe options that are scored but that the messages of a prompt do not name.
 
-    An option that is a letter is named where the letter stands. Whatever a chat template adds to the messages names no option.
+    There is one line per kind of question (tag ``question``) and option. A letter names its option.
+    Text that a chat template adds does not count.
 
     Args:
-        prompt: what the items are worded in, for the line.
+        prompt: name of the items' prompt, for the line.
     """
     asked, without = Counter[str](), dict[tuple[str, str], list[str]]()
     for item in items:
@@ -77,7 +78,7 @@ def unnamed_options(items: Iterable[Item], prompt: str) -> list[str]:
         asked[kind] += 1
         for option in unmentioned(item.text, [o.text for o in item.options]):
             without.setdefault((kind, option), []).append(item.id)
-    found = dict[tuple[str, str, int], list[str]]()  # options that the same items lack share a line
+    found = dict[tuple[str, str, int], list[str]]()  # options that the same items omit share a line
     for (kind, text), idents in without.items():
         found.setdefault((kind, idents[0], len(idents)), []).append(text)
     return [
@@ -89,10 +90,10 @@ def unnamed_options(items: Iterable[Item], prompt: str) -> list[str]:
 
 
 def stem_of(item: Item) -> str:
-    """The question without its options.
+    """Return the question without its options.
 
     Raises:
-        ItemError: when the text cannot be told from the options.
+        ItemError: when the text cannot be separated from the options.
     """
     if item.stem is not None:
         return item.stem

@@ -1,4 +1,4 @@
-"""Who goes where: clips dealt out to the splits by shares, twins that find each other, and what is wrong with either."""
+"""Assign clips to splits by shares, find twins, and check both."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from gapclose.data.item_set import ItemSet
 from gapclose.data.items import SPLITS, Item, content_parts
 
 OFFICIAL = {"test": "test", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
-"""name of a table -> the split that it is"""
+"""name of a table -> its split"""
 
 
 def check_splits_filled(items: ItemSet, needs: dict[str, bool], folds: int, problems: ErrorCollector) -> None:
-    """Check that every split in ``needs`` has gap items, and, where its value is True, a gold option on each and every concept,
-    which occurs in at least ``folds`` clips: probes are fitted in so many folds of clips.
+    """Check that every split in ``needs`` has gap items, and labels where its value is True.
 
-    Adds to ``problems`` every empty split, every unlabelled item of a labelled split (val and test measure items of every purpose, fit
-    only looks at gap items), and every missing concept.
+    val and test measure items of every purpose, so all of theirs need a gold option; fit uses gap
+    items only. Every concept must occur in gap items of at least ``folds`` clips, because probes
+    are fitted in that many folds of clips. Errors go to ``problems``.
     """
     path = items.where
     remedy = "add some or change the split of others" + (" (data.shares deals clips out)" if path.is_dir() else "")
@@ -56,20 +56,20 @@ def check_splits_filled(items: ItemSet, needs: dict[str, bool], folds: int, prob
 
 
 ALIKE = 0.7
-"""share of words, in order, from which two questions about the same media are taken for twins"""
+"""share of words, in order, from which two questions about the same media count as twins"""
 REMEDY = "give all that ask about it one clip and one split (in a table: name a column `clip`), or keep one of them"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitAssignment:
-    """How clips are dealt out to fit, train, val and test."""
+    """How clips are assigned to fit, train, val and test."""
 
     shares: Sequence[float] = (0.3, 0.3, 0.1, 0.3)
-    """of the clips, in the order fit, train, val, test; they add up to 1, and a split may be left out with 0"""
+    """shares of the clips for fit, train, val and test; they add up to 1; 0 leaves a split out"""
     seed: int = 0
 
     def deal(self, clips: Iterable[str]) -> dict[str, str]:
-        """Clip -> split. Depends on the names of the clips and the seed alone, not on their order."""
+        """Return clip -> split; it depends only on the set of clip names and the seed."""
         names = sorted(set(clips))
         order = np.random.default_rng(self.seed).permutation(len(names)).tolist()
         ends = np.round(np.cumsum(self.shares) * len(names)).astype(int).tolist()
@@ -80,11 +80,12 @@ class SplitAssignment:
 def deal_tables(
     rows: Sequence[tuple[str, str]], dealing: SplitAssignment, directory: Path, problems: ErrorCollector
 ) -> tuple[list[str], tuple[str, ...]]:
-    """The split of every row, given its table and clip, and what to say of it.
+    """Return the split of every (table, clip) row, and notes.
 
-    A table called ``test`` is that split, and so are those called ``val`` (or as others call it), and, where there are tables ``test`` and
-    ``fit``, that one and ``train``. The clips of all other tables are dealt out to the splits that are left, by their shares. Where no
-    others are left and none is called ``fit``, those of all tables are.
+    A table named ``test`` or ``val`` (or a synonym) is that split. If there are tables ``test`` and
+    ``fit``, the tables ``fit`` and ``train`` are splits, too. The clips of all other tables are
+    assigned to the remaining splits by their shares. If there are no others, and no table ``fit``,
+    the clips of all tables are assigned.
     """
     tables = {table for table, _ in rows}
     names = OFFICIAL | ({"fit": "fit", "train": "train"} if {"fit", "test"} <= tables else {})
@@ -92,7 +93,7 @@ def deal_tables(
     if kept.keys() == tables:
         if "fit" in tables:
             return [kept[table] for table, _ in rows], ()
-        kept = {}  # nothing to fit on: a benchmark, to be dealt out whole
+        kept = {}  # a benchmark without a split to fit on is assigned as a whole
     rest = sorted(tables - kept.keys())
     shares = [0.0 if split in kept.values() else share for split, share in zip(SPLITS, dealing.shares, strict=True)]
     if not sum(shares):
@@ -109,7 +110,7 @@ def deal_tables(
 
 
 def check_apart(items: ItemSet, problems: ErrorCollector) -> None:
-    """Add to ``problems`` ids that occur twice, and clips in several splits, for sets that a reader made of tables."""
+    """Add duplicate ids, and clips in several splits, to ``problems``, for sets made of tables."""
     seen: dict[str, int] = {}
     splits: dict[str, dict[str, str]] = defaultdict(dict)
     for item in items:
@@ -125,15 +126,16 @@ def check_apart(items: ItemSet, problems: ErrorCollector) -> None:
 
 
 def check_media_apart(items: ItemSet, broken: Collection[tuple[str, str]], problems: ErrorCollector) -> None:
-    """Add to ``problems`` every media file that occurs in two splits, under one name or, byte for byte, under several, and every question
-    without media that is asked word for word in two.
+    """Add media files, and questions without media, that two splits share to ``problems``.
 
-    A file that every item carries tells nothing about another split and passes. So do copies in fit and train, of which neither is measured,
-    as long as no two items there show and play just the same: a probe that was fitted on the one would be asked to read the other. Of a
-    question without media the words and options are all there is, so that copies in fit and train are just the same.
+    Files are compared byte for byte, questions word for word with their options. Two kinds of
+    shared files pass: files that every item carries, which reveal no other split; and copies under
+    two names in fit and train, which are not measured. Items there that show and play exactly the
+    same are refused, because the probe would predict what it was fitted on. So are copies of
+    questions without media, which have nothing else.
 
     Args:
-        broken: ``(kind, path)`` of files that cannot be read, which others tell of.
+        broken: ``(kind, path)`` of unreadable files, which other checks report.
     """
     digests: dict[str, bytes] = {}
     users: dict[bytes, dict[str, tuple[Item, str]]] = defaultdict(dict)
@@ -167,17 +169,15 @@ def check_media_apart(items: ItemSet, broken: Collection[tuple[str, str]], probl
 
 
 def check_clips_apart(items: ItemSet, broken: Collection[tuple[str, str]], problems: ErrorCollector) -> tuple[str, ...]:
-    """Add to ``problems`` every labelled split in which items of different clips show and play just the same, byte for byte.
+    """Add labelled splits in which different clips show and play the same bytes to ``problems``.
 
-    Folds, intervals and verdicts count clips: 60 recordings under 240 names would pass for 240. What counts is everything that an item shows
-    and plays together, but for files that every item carries; of a question without media, its words and options. In ``train``, whose clips
-    nothing counts, it is a note.
+    Folds, intervals and verdicts count clips: 60 recordings under 240 names would count as 240. The
+    comparison covers everything that an item shows and plays together, except files that every item
+    carries; without media, it covers words and options. In ``train``, whose clips are never
+    counted, duplicates become a note. Return the notes.
 
     Args:
-        broken: ``(kind, path)`` of files that cannot be read, which others tell of.
-
-    Returns:
-        Notes.
+        broken: ``(kind, path)`` of unreadable files, which other checks report.
     """
     carried: Counter[bytes] = Counter()
     shown: list[frozenset[bytes]] = []
@@ -186,7 +186,8 @@ def check_clips_apart(items: ItemSet, broken: Collection[tuple[str, str]], probl
         shown.append(frozenset(content_digest(items.root / path) for _, path in there))
         carried.update(shown[-1])
     everywhere = {digest for digest, count in carried.items() if count == len(items)}
-    silent = len({_words(i) for i in items if not i.media}) > 1 or any(i.media for i in items)  # not one question that is all there is
+    # False where all items ask one question without media
+    silent = len({_words(i) for i in items if not i.media}) > 1 or any(i.media for i in items)
     clips: dict[tuple[str, object], dict[str, Item]] = defaultdict(dict)
     for item, digests in zip(items, shown, strict=True):
         whole: object = digests - everywhere or (_words(item) if silent and not item.media else None)
@@ -216,7 +217,7 @@ def check_clips_apart(items: ItemSet, broken: Collection[tuple[str, str]], probl
 
 
 def _check_questions_apart(items: ItemSet, problems: ErrorCollector) -> None:
-    """The part of :func:`check_media_apart` about items without media; one that is all there is passes, as a file that all carry does."""
+    """As :func:`check_media_apart`, for items without media; one question for all items passes."""
     asked: dict[str, dict[str, Item]] = defaultdict(dict)
     for item in items:
         if not item.media:
@@ -230,19 +231,22 @@ def _check_questions_apart(items: ItemSet, problems: ErrorCollector) -> None:
 
 
 def _words(item: Item) -> str:
-    """All that an item without media says, and its options, in whatever order those are scored."""
+    """Return the texts of an item without media, and its options in a fixed order."""
     said = [[message["role"], *(part["text"] for part in content_parts([message]))] for message in item.messages]
     return json.dumps([said, sorted([o.text, o.words] for o in item.options)])
 
 
 def by_clip(items: Sequence[Item]) -> tuple[Item, ...]:
-    """The items with all questions of a clip side by side, so that its media are decoded once: clips in the order of their first item."""
+    """Return the items grouped by clip, so that media are decoded once; clips keep their order."""
     place = {clip: n for n, clip in enumerate(dict.fromkeys(i.clip for i in items))}
     return tuple(sorted(items, key=lambda i: place[i.clip]))
 
 
 def tag_twins(items: Sequence[Item]) -> list[Item]:
-    """The items, each of a pair carrying the other's id as tag ``twin``: the only two of a clip and modality, if their right concepts differ."""
+    """Return the items with the twin's id as tag ``twin`` on both items of a pair.
+
+    A pair is the only two items of a clip and modality, with different gold concepts.
+    """
     groups: dict[tuple[str, str], list[Item]] = defaultdict(list)
     for item in items:
         groups[item.clip, item.modality].append(item)
@@ -254,8 +258,11 @@ def tag_twins(items: Sequence[Item]) -> list[Item]:
 
 
 def find_twins(items: Sequence[Item]) -> list[Item]:
-    """As :func:`tag_twins`, for sets that say nothing about twins: two questions about the same media and modality whose right concepts
-    differ, and whose words are so nearly the same that each is the other's nearest."""
+    """As :func:`tag_twins`, for sets that do not name twins.
+
+    Two questions about the same media and modality, with different gold concepts, are a pair if
+    each is the other's most similar one (at least :data:`ALIKE`).
+    """
     groups: dict[tuple, list[Item]] = defaultdict(list)
     for item in items:
         if item.concept is not None:
@@ -276,7 +283,7 @@ def _alike(one: Item, other: Item) -> float:
 
 
 def check_twins(items: ItemSet, problems: ErrorCollector) -> None:
-    """Add to ``problems`` every twin that is not there, is about another clip (and may be in another split), or names somebody else."""
+    """Add to ``problems`` every twin that is missing, about another clip, or names another item."""
     by_id = {i.id: i for i in items}
     for item in items:
         name = item.tags.get("twin")

@@ -1,4 +1,4 @@
-"""Films through PyAV (the extra ``media``): uniform frames as a player shows them, and what is wrong with a file.
+"""Videos through PyAV (the extra ``media``): evenly spaced frames as a player shows them.
 
 Shapes: F frames, H x W pixels.
 """
@@ -18,21 +18,23 @@ from gapclose.data.containers import chosen, opened, refuse_short
 from gapclose.data.item_set import Framing
 
 UNINDEXED = ("avi", "mpeg", "mpegts")
-"""PyAV's names of containers where a jump lands anywhere, or frames do not carry their own times: decoded from the start"""
+"""PyAV's names of containers that seek inexactly or whose frames have no times: decoded from the
+start"""
 MOST_PIXELS = 1 << 26
-"""of a frame as it is stored; decoders hold several of them at once"""
+"""of a stored frame; decoders hold several at once"""
 WIDEST = 64
-"""times as wide as high, or the other way round, that a stored pixel may be shown; beyond, a header is taken for damaged"""
+"""largest ratio of width to height, or the inverse, of a displayed pixel; beyond it, a header
+counts as damaged"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Video:
-    """What is shown of a film."""
+    """The frames of a video that a model sees."""
 
     frames: np.ndarray
     """(F, H, W, 3) uint8 RGB"""
     seconds: float
-    """from one frame to the next"""
+    """time from one frame to the next"""
 
     @property
     def nbytes(self) -> int:
@@ -40,12 +42,14 @@ class Video:
 
 
 def read_video(path: Path, framing: Framing) -> Video:
-    """``framing.frames`` frames, evenly in time from the first to the last, no side longer than ``framing.side`` pixels.
+    """Return ``framing.frames`` frames, evenly in time from the first to the last.
 
-    A film with fewer frames repeats some, so that all films are shown alike.
+    Their sides are at most ``framing.side`` pixels. A video with fewer frames repeats some, so that
+    all videos have the same number.
 
     Raises:
-        ItemError: when the file is no film, has no pictures, is cut short, or a frame that is shown cannot be decoded.
+        ItemError: when the file is not a video, has no pictures, is truncated, changes its size, or
+            a selected frame cannot be decoded.
     """
     with opened(path) as container:
         stream = _pictures(container)
@@ -63,21 +67,26 @@ def read_video(path: Path, framing: Framing) -> Video:
 
 
 def _pictures(container: Any) -> Any:
-    """The stream that is shown, ready to be decoded. Raises: ItemError, when there is none, or its pictures are too large."""
+    """Return the displayed stream, ready to decode.
+
+    Raises:
+        ItemError: when there is none, or its pictures are too large.
+    """
     stream = chosen(container, "video")
     if stream is None:
         cover = " but a cover" if container.streams.video else ""
         raise ItemError(f"the film has no pictures{cover}; give it as audio, or replace it")
     if (stream.width or 0) * (stream.height or 0) > MOST_PIXELS:
         raise ItemError(f"the film has pictures of {stream.width} x {stream.height} pixels, more than {MOST_PIXELS:,}; scale it down")
-    stream.thread_type = "SLICE"  # in threads for whole frames, FFmpeg's H.264 decoder loses by chance that a frame is damaged (8.0)
+    # with frame threads, FFmpeg's H.264 decoder sometimes loses the mark of a damaged frame (8.0)
+    stream.thread_type = "SLICE"
     return stream
 
 
 def _packets(container: Any, stream: Any) -> tuple[list[int], list[int]]:
-    """Presentation times of all frames that are shown, and of those that can be decoded by themselves, in the stream's ticks, rising.
+    """Return the sorted presentation times of all displayed frames and of all key frames, in ticks.
 
-    A file may leave frames out of what it shows (edit lists); decoders need them, and give them to nobody.
+    A file may exclude frames from display (edit lists); decoders need them, but do not return them.
     """
     times, keys, end, last = [], [], 0, 0.0
     for packet in container.demux():
@@ -96,22 +105,24 @@ def _packets(container: Any, stream: Any) -> tuple[list[int], list[int]]:
         raise ItemError(f"the film is truncated: it holds {len(times)} of {stream.frames} frames; copy it again")
     if stream.duration:
         refuse_short(float((end - (stream.start_time or 0)) * stream.time_base), float(stream.duration * stream.time_base), "film")
-    else:  # the length of the whole container, of which another stream may be the longest
+    else:  # the length of the container, whose longest stream may be another
         refuse_short(last - (container.start_time or 0) / 1e6, (container.duration or 0) / 1e6, "film")
-    first = min(keys)  # what comes before it, in a stream that was cut out of a longer one, cannot be decoded
+    # in a stream cut out of a longer one, earlier frames cannot be decoded
+    first = min(keys)
     return sorted(t for t in times if t >= first), sorted(keys)
 
 
 def _evenly(times: Sequence[int], count: int) -> list[int]:
-    """Places of ``count`` of the times, rising: those nearest to an even division of the whole stretch, however the frames are spaced."""
+    """Return the indices of the times nearest to an even division of their range, rising."""
     known = np.asarray(times)
     return [int(np.abs(known - t).argmin()) for t in np.linspace(known[0], known[-1], count)]
 
 
 def _by_jumps(container: Any, stream: Any, wanted: dict[int, int], keys: list[int], side: int) -> dict[int, np.ndarray] | None:
-    """The pictures at times ``wanted`` (place -> time, rising), by jumps to the last key frame before one where that saves decoding.
+    """Return index -> picture for ``wanted`` (index -> time, rising), by jumps between key frames.
 
-    None where a jump lands too late, or no frame has just that time: then the whole film must be gone through.
+    It jumps to the last key frame before a picture where that saves decoding. It returns None if a
+    jump lands too late, or no frame has exactly that time; the complete video must then be decoded.
     """
     shown: dict[int, np.ndarray] = {}
     frames, reached = iter(()), None  # reached: time of the frame decoded last
@@ -129,10 +140,10 @@ def _by_jumps(container: Any, stream: Any, wanted: dict[int, int], keys: list[in
 
 
 def _in_order(path: Path, wanted: Sequence[int], times: Sequence[int], side: int) -> dict[int, np.ndarray]:
-    """Place -> picture, by decoding the film from its start.
+    """Return index -> picture, by decoding the video from its start.
 
-    Where as many frames come out as are shown, they are counted, for in some containers they carry wrong times; where some are lacking,
-    those are taken that have just the times of the wanted ones.
+    If as many frames come out as are displayed, they are counted, because some containers carry
+    wrong times. If frames are missing, the selected ones are found by their exact times.
     """
     seen: list[int | None] = []
     counted, timed = dict[int, np.ndarray](), dict[int | None, np.ndarray]()
@@ -155,7 +166,7 @@ def _in_order(path: Path, wanted: Sequence[int], times: Sequence[int], side: int
 
 
 def _from_first_key(container: Any, stream: Any) -> Iterator[Any]:
-    """All frames; packets before the first key frame are not even given to the decoder, which may refuse them."""
+    """Yield all frames from the first key frame on; the decoder may refuse earlier packets."""
     begun = False
     for packet in container.demux(stream):
         begun = begun or packet.is_keyframe
@@ -170,10 +181,10 @@ def _undamaged(frame: Any, seconds: Any, side: int, shape: Fraction | None) -> n
 
 
 def _picture(frame: Any, side: int, shape: Fraction | None) -> np.ndarray:
-    """(H, W, 3), scaled down where a side is too long, its pixels square, turned and mirrored as the file asks for.
+    """Return (H, W, 3): scaled down if a side is too long, with square pixels, turned and mirrored.
 
     Args:
-        shape: width of a stored pixel by its height, as it is to be shown; None or 0: square.
+        shape: displayed width of a stored pixel divided by its height; None or 0: square.
     """
     wide = max(Fraction(1), shape or 1)
     high = max(Fraction(1), 1 / shape if shape else 1)
@@ -187,9 +198,10 @@ def _picture(frame: Any, side: int, shape: Fraction | None) -> np.ndarray:
 
 
 def _placed(pixels: np.ndarray, frame: Any) -> np.ndarray:
-    """(H, W, 3) by the frame's display matrix, to the next right angle.
+    """Turn and mirror (H, W, 3) by the frame's display matrix, to the nearest right angle.
 
-    The matrix (a, b, u; c, d, v; x, y, w) of ISO/IEC 14496-12 takes a point (p, q), q downwards, to (a p + c q, b p + d q).
+    The matrix (a, b, u; c, d, v; x, y, w) of ISO/IEC 14496-12 maps a point (p, q), q downwards, to
+    (a p + c q, b p + d q).
     """
     from av.sidedata.sidedata import Type
 

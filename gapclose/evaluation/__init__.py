@@ -1,1 +1,1 @@
-"""COMPARE: the measurement of a split, its controls, inference-time baselines, and the records of a run."""
+"""COMPARE: measurement of a split, controls, inference-time baselines, records of a run."""

@@ -1,4 +1,4 @@
-"""What a measurement tries beside the probe; the configuration's group ``controls``."""
+"""Settings of the controls; the configuration's group ``controls``."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from gapclose.core.registry import Registry
 
 PROTOCOLS = ("imavb",)
 ControlFunction = Callable[[Any], Any]
-"""(:class:`gapclose.evaluation.controls.suite.ControlSuite`) -> :class:`gapclose.evaluation.controls.scoring.Control`"""
+"""(:class:`gapclose.evaluation.controls.suite.ControlSuite`) ->
+:class:`gapclose.evaluation.controls.scoring.Control`"""
 CONTROLS: Registry[ControlFunction] = Registry("controls.extra", "control")
 
 
 def register_control(name: str, control: ControlFunction) -> ControlFunction:
-    """Add a control, to be named in ``controls.extra``.
+    """Add a control that ``controls.extra`` can name.
 
     Args:
-        control: takes the :class:`gapclose.evaluation.controls.suite.ControlSuite` of the test split, which holds its fit and judged items, their
-            labels and their residuals; returns a :class:`gapclose.evaluation.controls.scoring.Control` with readings of the judged items.
+        control: takes the :class:`gapclose.evaluation.controls.suite.ControlSuite` of the test
+            split, with its fit and judged items, their labels and residuals; returns a
+            :class:`gapclose.evaluation.controls.scoring.Control` with readings of the judged items.
 
     Raises:
         ValueError: when the name is taken.
@@ -31,43 +33,56 @@ def register_control(name: str, control: ControlFunction) -> ControlFunction:
 
 @dataclass(kw_only=True)
 class ControlsConfig:
-    """What ``gapclose measure`` tries beside the probe. ``gapclose close`` keeps to the majority class, the text and random weights."""
+    """Controls of ``gapclose measure``. ``gapclose close`` runs only those that need no media
+    (majority class, text, order and lengths) and random weights in the decoder."""
 
     labels: bool = True
-    """shuffled labels, and a random label per clip; costs 3 x ``draws`` fits of the probe (the ungrouped one once per fold)"""
+    """shuffled labels, and a random label per clip; costs 3 x ``draws`` probe fits (the ones
+    with folds over items once per fold)"""
     residualise: bool = True
-    """read again without the directions that predict the wording; costs a ridge regression and an SVD of the fit residuals"""
+    """read residuals without the directions that predict the question's text; costs a ridge
+    regression and an SVD of the fit residuals"""
     codelength: bool = True
-    """online codelength of the concepts given the residuals, and of shuffled ones; costs about ten fits of the probe, and as many a draw"""
+    """online codelength of the concepts given the residuals, and of shuffled concepts; costs
+    about ten probe fits, and as many per draw"""
     blank: bool = True
-    """read with media blanked; costs a forward of all fit and test items for every kind of media, and one more for all kinds together"""
+    """read items with blanked media; costs a forward of all fit and test items per kind of
+    media, and one more for all kinds together"""
     random_weights: bool = True
-    """read networks of the same shape with random weights, by the same search, and demand that the model's reading beats theirs; `gapclose close`
-    does so too, with random weights in the decoder alone. Costs ``random_draws`` networks of each kind, each of which
-    observes all fit, val and test items, and one more reading of the checkpoint"""
+    """read networks of the same shape with random weights, by the same search; verdicts require
+    that the model's reading beats theirs. `gapclose close` uses random weights in the decoder
+    only. Costs ``random_draws`` networks of each kind, each of which observes all fit, val and
+    test items, and one reload of the checkpoint"""
     random_draws: int = 3
-    """networks of each kind: random weights in the decoder alone, and everywhere; their spread counts, so there are at least 2"""
+    """networks of each kind (random weights in the decoder, or everywhere), at least 2, because
+    their spread is used"""
     layers: bool = True
-    """probe every layer, logit lens, embedding layer; costs a forward of all fit and test items, and their residuals of all layers on disk"""
+    """probe every layer, logit lens, embedding layer; costs a forward of all fit and test items
+    and disk space for their residuals of all layers"""
     interchange: bool = True
-    """patch the residual of one twin into the other; costs a forward of every test item with a twin"""
+    """replace the residual of an item by its twin's; costs a forward of every test item with a
+    twin"""
     nested: bool = True
-    """choose layer, family and strength again inside outer folds of fit; costs the probe's search once more for every fold"""
+    """choose layer, family and strength again inside outer folds of fit; costs one more probe
+    search per fold"""
     protocol: str | None = None
-    """``imavb``: also the source paper's own figures, flaws included, beside ours (arXiv 2605.13737); costs the forward of every test item
-    that ``layers`` takes too, and four logistic regressions by scikit-learn a layer; null: none"""
+    """``imavb``: also compute the source paper's own figures, flaws included, and compare them
+    with ours (arXiv 2605.13737); costs a forward of every test item, shared with ``layers``, and
+    four scikit-learn logistic regressions per layer; null: none"""
     baselines: bool = True
-    """what can be had without training (PGLA, bias shifts, the text, the probe as answerer); costs ``probe.folds`` + 1 small perceptrons,
-    and where val has labels, which then choose the settings, the observation of it that ``gapclose close`` uses again"""
+    """inference-time baselines (PGLA, bias shifts, the text, the probe as answerer); costs
+    ``probe.folds`` + 1 small perceptrons and, if val has labels to choose settings on, its
+    observation, which ``gapclose close`` reuses"""
     extra: list[str] = field(default_factory=list)
-    """controls of your own: registered ones, or ``package.module:function``; `gapclose measure` judges each beside the reading, and no verdict
-    uses it"""
+    """your own controls: registered names or ``package.module:function``; `gapclose measure`
+    compares each with the reading, but verdicts do not use them"""
     draws: int = 10
-    """how often random labels are drawn"""
+    """number of draws of random labels"""
     seed: int = 0
-    """of the random labels, besides the run's own: another one gives other draws and leaves the rest as it is"""
+    """seed of the random labels, in addition to the run's; it affects nothing else"""
     text_encoder: str | None = None
-    """directory of a sentence encoder for transformers (read by AutoModel, token states averaged), a stronger text control; null: none"""
+    """directory of a sentence encoder for transformers (loaded by AutoModel, token states
+    averaged) as a stronger text control; null: none"""
 
     def __post_init__(self) -> None:
         with Checks(self, "controls") as check:

@@ -1,4 +1,5 @@
-"""What evaluation needs of a run: a view of the sections of its configuration, and of what it has loaded, fitted and measured."""
+"""Protocols of what evaluation reads from a run: sections of its configuration, items, model,
+probes, measurements."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ class EvaluationContext(Protocol):
     """A run whose probes are fitted; :class:`gapclose.pipeline.context.RunContext` is one."""
 
     adapter: str
-    """the weights beyond the checkpoint's: the fingerprint of an adapter, or the name of a random draw"""
+    """current weights beyond the checkpoint's: the fingerprint of an adapter, or the name of a
+    random draw"""
 
     @property
     def config(self) -> EvaluationSettings: ...
@@ -100,14 +102,14 @@ class EvaluationContext(Protocol):
         ...
 
     def reload(self) -> None:
-        """Give the run's model its own weights again, after a control has drawn others."""
+        """Restore the weights of the run's model after a control has randomised them."""
         ...
 
     @property
     def in_memory(self) -> bool:
-        """Whether the model is the user's own object, not one that was read from a checkpoint."""
+        """Whether the model is the user's own object instead of a loaded checkpoint."""
         ...
 
     def place(self, model: Any) -> None:
-        """Make a model that was read on the CPU the run's model, on its device."""
+        """Make ``model``, loaded on the CPU, the run's model and move it to its device."""
         ...

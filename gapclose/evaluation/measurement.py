@@ -1,6 +1,6 @@
-"""From observations to one measurement: action, reading, fresh and sentinel probe, retention, and what changed since the base.
+"""Measurement of a split from observations: action, reading, fresh and sentinel probe, retention.
 
-Pure functions of stored observations and labels; no model is touched.
+Pure functions of stored observations and labels; no model is used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Statistics = dict[str, np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class SplitMeasurement:
-    """The statistics of one split under one model; every array is (R + 1,), the estimate first."""
+    """The statistics of one split under one model. Statistics are (R + 1,), the estimate first."""
 
     n_items: int
     n_clips: int
@@ -34,21 +34,21 @@ class SplitMeasurement:
     """over the gap items"""
     modality: dict[str, Statistics]
     transfer: Statistics | None
-    """over the items of question types kept out of training"""
+    """over the items of question types that are held out of training"""
     retention: np.ndarray | None
-    """accuracy on the items that must not change"""
+    """accuracy on the retention items"""
     labels: Labels
     """of the gap items"""
     scores: np.ndarray
     """(N, O) option scores of the gap items in nats"""
     right: np.ndarray
-    """(N,) bool, whether the action on a gap item expresses the right concept"""
+    """(N,) bool, whether the action expresses the right concept, for the gap items"""
     parse_rate: float
     """share of generated answers that parse leniently"""
     acting: dict[str, ActionQuality]
-    """whether the model answers such questions: ``all`` and every modality"""
+    """scope (``all`` or a modality) -> whether the model answers such questions"""
     residual: np.ndarray
-    """(N, D) what the frozen probe sees of all items of the split"""
+    """(N, D) features of the frozen probe for all items of the split"""
 
 
 def measure(
@@ -65,12 +65,14 @@ def measure(
     """Measure the labelled items of one split.
 
     Args:
-        items: gap, transfer and retain items of the split.
-        observed: the observations of all of them, with answers and the residuals of both probes' layers.
-        folds: of the fresh probe's grouped cross-validation.
-        match: generated answers to options, for the lenient figures.
+        items: gap, transfer and retention items of the split.
+        observed: observations of all of them, with answers and the residuals of both probes'
+            layers.
+        folds: number of folds of the fresh probe's grouped cross-validation.
+        match: matches generated answers to options, for the lenient figures.
     """
-    read = {layer: observed.residuals[layer] for layer in {*probe.layers, *sentinel.layers}}  # once: each is a pass over the disk
+    # once, because each access reads the disk
+    read = {layer: observed.residuals[layer] for layer in {*probe.layers, *sentinel.layers}}
     observed = replace(observed, residuals=read)
     gap = items.select(purpose="gap")
     labels, seen = Labels.of(gap), observed.take([i.id for i in gap])
@@ -129,7 +131,11 @@ def _scope(items: ItemSet, observed: Observations, probe: FrozenProbe, config: G
 
 
 def _generated(parsed: Mapping[str, np.ndarray], labels: Labels, scores: np.ndarray, config: GapConfig, seed: int) -> Statistics:
-    """Accuracy of the generated answers, and the share that matches an option, for every way of matching (N,) option indices."""
+    """Compute the accuracy of generated answers and the share that matches an option.
+
+    Args:
+        parsed: way of matching -> option index of every answer (N,), -1 for none.
+    """
     clips, everything, found = ClipBootstrap(labels.clip, config.replicates, seed), np.ones(len(labels.clip), dtype=bool), {}
     for name, chosen in parsed.items():
         concept = Action(chosen=chosen, scores=scores).concept(labels)
@@ -139,7 +145,7 @@ def _generated(parsed: Mapping[str, np.ndarray], labels: Labels, scores: np.ndar
 
 
 def scored(labels: Labels, seen: Observations) -> Action:
-    """The action by option scores; columns that only other items' longer option lists fill are cut off."""
+    """Return the action by option scores, cut to the widest option list of ``labels``."""
     scores = seen.scores[:, : labels.option_concept.shape[1]].double().numpy()
     return Action(chosen=scores.argmax(1), scores=scores)
 

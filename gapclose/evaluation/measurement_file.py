@@ -1,4 +1,4 @@
-"""``measurement.json``: everything that was measured on the base model's test clips, as one strict JSON object for a report to show.
+"""``measurement.json``: all results on the base model's test clips, as one strict JSON object.
 
 Pure functions of labels, scores and readings.
 
@@ -28,8 +28,8 @@ from gapclose.metrics.verdict import Untrained, VerdictEvidence, collect_evidenc
 from gapclose.metrics.verdict import decide as judge_proofs
 from gapclose.probes.linear import FrozenProbe
 
-POINTS = 200  # of a ROC curve
-UNSAID = 20  # items shown
+POINTS = 200  # largest number of points of a ROC curve
+UNSAID = 20  # largest number of items listed as known but unsaid
 
 
 def assemble(
@@ -55,13 +55,15 @@ def assemble(
     protocol: Mapping[str, Any] | None = None,
     baselines: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The whole object. What was not asked for is None or empty.
+    """Build the object; parts that were not requested are None or empty.
 
     Args:
-        items: the N gap items of test. judge: of the probe's ``reading`` (N, C) of them.
-        data_root: what the media paths of the items are relative to.
-        controls: entries by :meth:`gapclose.evaluation.controls.scoring.ControlScorer.entry`. rivals: readings (N, C) that a verdict compares with.
-        untrained: kind of network with random weights -> draws (N, C). acting: scope -> whether the model answers such questions.
+        items: the N gap items of test. judge: scorer of the probe's ``reading`` (N, C) of them.
+        data_root: directory that the items' media paths are relative to.
+        controls: entries by :meth:`gapclose.evaluation.controls.scoring.ControlScorer.entry`.
+            rivals: readings (N, C) that a verdict compares with.
+        untrained: kind of network with random weights -> draws (N, C). acting: scope -> whether the
+            model answers such questions.
     """
     labels = judge.labels
     proofs = collect_evidence(labels, reading, rivals, config, seed=seed, untrained=untrained)
@@ -102,12 +104,13 @@ def assemble(
 
 
 def data_root(root: Path, run_directory: Path) -> str:
-    """Where the media are: relative to the run directory when inside it."""
+    """Return the media directory, relative to the run directory if inside it."""
     return root.relative_to(run_directory).as_posix() if root.is_relative_to(run_directory) else str(root)
 
 
 def cells(judge: ControlScorer, action: Action, reading: np.ndarray) -> list[dict[str, Any]]:
-    """Accuracy of action (on the concept), option and reading in every cell modality x concept."""
+    """Compute the accuracy of action (on the concept), option and reading in every cell modality
+    x concept."""
     labels, clips = judge.labels, judge.clips["all"]
     index, names = labels.cells
     right = {
@@ -126,9 +129,10 @@ def cells(judge: ControlScorer, action: Action, reading: np.ndarray) -> list[dic
 
 
 def curves(judge: ControlScorer, action: Action, reading: np.ndarray) -> dict[str, Any]:
-    """ROC curves of the alarm concepts together, and the operating points of what is said and of what is most probable.
+    """Compute ROC curves of the alarm concepts together, with operating points.
 
-    Empty where no concept is an alarm: one curve cannot show one concept against the rest for all of them.
+    An operating point takes the model's answer or the most probable concept. Empty without alarm
+    concepts, because one curve cannot show each concept against the rest.
     """
     found: dict[str, Any] = {}
     for scope, keep, labels, clips in judge.scopes():
@@ -151,10 +155,10 @@ def curves(judge: ControlScorer, action: Action, reading: np.ndarray) -> dict[st
 
 
 def curve(score: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False-alarm and hit rates of a ROC from (0, 0) to (1, 1), at most :data:`POINTS` of them."""
+    """Return false-alarm and hit rates of a ROC from (0, 0) to (1, 1), at most :data:`POINTS`."""
     order = np.argsort(-score, kind="stable")
     falling = score[order]
-    ends = np.flatnonzero(np.r_[falling[1:] != falling[:-1], True])  # last item of every distinct score; infinite ones tie too
+    ends = np.flatnonzero(np.r_[falling[1:] != falling[:-1], True])  # last of each score
     hit = np.r_[0, positive[order].cumsum()[ends] / positive.sum()]
     false_alarm = np.r_[0, (~positive[order]).cumsum()[ends] / (~positive).sum()]
     kept = np.unique(np.linspace(0, len(hit) - 1, min(POINTS, len(hit))).round().astype(int))
@@ -162,7 +166,8 @@ def curve(score: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def confusion(labels: Labels, action: Action, reading: np.ndarray) -> dict[str, Any]:
-    """Counts of said (scored) and of read concepts, rows by the right concept; the last column is for no concept."""
+    """Count the concepts of action (scored) and reading by right concept (rows); the last column
+    is for none."""
     count = len(labels.concepts)
 
     def table(said: np.ndarray) -> list[list[int]]:
@@ -176,14 +181,19 @@ def confusion(labels: Labels, action: Action, reading: np.ndarray) -> dict[str, 
 
 
 def calibration(labels: Labels, reading: np.ndarray) -> dict[str, Any]:
-    """How often the most probable concept is right, by how probable the reading holds it."""
+    """Return the accuracy of the most probable concept by its probability, in bins, with ECE and
+    Brier score."""
     bins = [b._asdict() for b in calibration_bins(reading, labels.concept)]
     return {"bins": bins, "ece": expected_calibration_error(reading, labels.concept), "brier": brier_score(reading, labels.concept)}
 
 
 def known_but_unsaid(items: ItemSet, labels: Labels, action: Action, reading: np.ndarray) -> list[dict[str, Any]]:
-    """The items where the reading is surest of the right concept and the model says another, the same number of every modality if there are."""
-    doubt = np.where(np.eye(reading.shape[1], dtype=bool)[labels.concept], 0, reading).sum(1)  # of what rounds to certainty, too
+    """List the items with the most certain right reading whose answer is another concept.
+
+    At most :data:`UNSAID`, equally many per modality where possible.
+    """
+    # unlike the highest probability, this still differs between items where that rounds to 1
+    doubt = np.where(np.eye(reading.shape[1], dtype=bool)[labels.concept], 0, reading).sum(1)
     unsaid = np.flatnonzero((reading.argmax(1) == labels.concept) & (action.concept(labels) != labels.concept))
     unsaid = unsaid[np.argsort(doubt[unsaid], kind="stable")]
     place = np.zeros(len(unsaid), dtype=int)
@@ -208,7 +218,7 @@ def known_but_unsaid(items: ItemSet, labels: Labels, action: Action, reading: np
 def verdicts(
     proofs: Mapping[str, VerdictEvidence], config: GapConfig, acting: Mapping[str, ActionQuality] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Word and sentence for every modality, and the figures that they rest on."""
+    """Return word, sentence and underlying figures of every modality's verdict."""
     return {
         name: {
             "word": verdict.word,
@@ -238,7 +248,8 @@ def _finite(value: float) -> float | None:
 def minimum_detectable(
     judge: ControlScorer, reading: np.ndarray, rivals: Mapping[str, np.ndarray], proofs: Mapping[str, VerdictEvidence]
 ) -> dict[str, float | None]:
-    """The smallest difference of reading and best control that so many clips find with power 0.8, by scope; None for one clip."""
+    """Compute the smallest difference of reading and best control that so many clips detect with
+    power 0.8, by scope; None if undefined, as for one clip."""
     labels = judge.labels
     accuracy = {name: judge.judge("all", rival).balanced[0] for name, rival in rivals.items()}
     best = rivals[max(accuracy, key=lambda name: accuracy[name])]

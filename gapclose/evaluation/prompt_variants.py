@@ -1,7 +1,8 @@
-"""One item set under several prompts: a gap that lives in one prompt is not a gap, and one that closes in one prompt alone is not closed.
+"""One item set under several prompts: a gap under a single prompt shows little.
 
-The probe is frozen as it was fitted under the run's own prompt; beside it one of the same layers, family and strength, fitted under each
-prompt itself. Both are the base model's.
+The same holds for a closure. The frozen probe, fitted under the run's own prompt, is used under
+every prompt. In addition a probe with the same layers, family and strength is fitted under each
+prompt. Both are fitted on the base model.
 
 Shapes: N items, C concepts.
 """
@@ -28,20 +29,22 @@ from gapclose.observe.store import Observations
 from gapclose.probes.refit import refit
 
 FIGURES = ("balanced", "option_balanced", "standard_accuracy", "rejection", "false_alarm", "auroc")
-"""of the action, as they are recorded"""
+"""recorded figures of the action"""
 Measures = dict[str, dict[str, Statistics]]
 """prompt -> scope (``all`` or a modality) -> statistics, each (R + 1,)"""
 
 
 def measure_prompt_variants(run: EvaluationContext, stage: str, base: Measures | None = None) -> tuple[dict[str, Any], Measures]:
-    """Measure the test gap items under the run's prompt and every other that ``prompts.measured`` names, under the current model.
+    """Measure the test gap items under every prompt in ``prompts.measured`` and the run's own.
+
+    The current model is used.
 
     Args:
-        stage: ``base`` or ``adapted``; the first has been measured under the run's own prompt already.
-        base: the base model's, to tell what changed since.
+        stage: ``base`` or ``adapted``; the run's own prompt has already been observed for it.
+        base: the base model's measures, to compute changes.
 
     Returns:
-        What the record of the stage says of every prompt, and the statistics behind it; both empty where no other prompt is asked for.
+        The record of every prompt, and the statistics behind it; both empty without other prompts.
     """
     names = run.config.prompts.names
     if len(names) == 1:
@@ -52,7 +55,8 @@ def measure_prompt_variants(run: EvaluationContext, stage: str, base: Measures |
 
 
 def _measured(run: EvaluationContext, stage: str, name: str, *, fitting: bool) -> dict[str, Statistics]:
-    """Statistics of the test gap items under one prompt, by scope; with ``fitting``, of a probe that is fitted under it, too."""
+    """Compute statistics of the test gap items under one prompt, by scope; with ``fitting`` also
+    those of a probe fitted under it."""
     config, probe = run.config, run.probe
     items = apply_prompt(run.plain, name, config.prompts)
     test = items.select(split="test", purpose="gap")
@@ -75,7 +79,7 @@ def _measured(run: EvaluationContext, stage: str, name: str, *, fitting: bool) -
 
 
 def _refitted(run: EvaluationContext, name: str, items: ItemSet, seen: Observations) -> np.ndarray:
-    """Reading (N, C) by a probe that was fitted under this prompt."""
+    """Return the reading (N, C) of a probe fitted under this prompt."""
     fit = items.select(split="fit", purpose="gap")
     known = run.observe(f"base-fit-{_slug(name)}", fit, layers=run.probe.layers)
     z_fit, z = (run.probe.features(of.residuals).double().numpy() for of in (known, seen))
@@ -83,7 +87,8 @@ def _refitted(run: EvaluationContext, name: str, items: ItemSet, seen: Observati
 
 
 def _answers(run: EvaluationContext, name: str, items: ItemSet, seen: Observations) -> dict[str, np.ndarray]:
-    """Options (N,) that the generated answers are taken for, -1 for none: ``exact`` alone, and by all of the matching."""
+    """Match generated answers to options (N,), -1 for none: ``exact`` matching only, and the
+    run's ``matched``."""
     assert seen.answers is not None
     matched = run.config.prompts.matching(name)(seen.answers, items.items)
     return {"exact": parse_all(seen.answers, items.items), "matched": matched}
@@ -98,7 +103,7 @@ def _statistics(
     within: np.ndarray | None,
     answers: Mapping[str, np.ndarray],
 ) -> Statistics:
-    """All figures of the items where ``keep`` (N,) bool holds."""
+    """Compute all figures of the items where ``keep`` (N,) bool is true."""
     part, mine = labels.take(keep), Action(chosen=action.chosen[keep], scores=action.scores[keep])
     clips = ClipBootstrap(part.clip, run.config.gap.replicates, run.config.seed)
     found = statistics(clips, part, mine, reading[keep])
@@ -114,14 +119,15 @@ def _statistics(
 
 
 def _record(now: dict[str, Statistics], first: dict[str, Statistics], base: dict[str, Statistics] | None) -> dict[str, Any]:
-    """One prompt in ``gap.jsonl``: every figure with its interval, overall and by modality."""
+    """Build the record of one prompt: every figure with its interval, overall and by modality."""
     record = _figures(now["all"], first["all"], base["all"] if base else None)
     record["modality"] = {s: _figures(now[s], first[s], base[s] if base else None) for s in now if s != "all"}
     return record
 
 
 def _figures(now: Statistics, first: Statistics, base: Statistics | None) -> dict[str, Any]:
-    """``reading`` and ``gap`` are by the frozen probe, ``within`` by the one of this prompt; ``gap_difference`` is to the run's own prompt's."""
+    """Build the figures of one scope. ``reading`` and ``gap`` use the frozen probe, ``within``
+    the prompt's own; ``gap_difference`` is relative to the run's own prompt."""
     kept = {f"action.{k}" for k in FIGURES} | {"reading.balanced", "reading.auroc", "gap.balanced", "gap.matched", "gap.auroc"}
     found = intervals({k: v for k, v in now.items() if k in kept or k.startswith(("within.", "generated."))})
     found["gap_difference"] = Interval.of(now["gap.balanced"] - first["gap.balanced"]).as_dict()

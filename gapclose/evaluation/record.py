@@ -19,7 +19,8 @@ from gapclose.metrics.status import Evidence, dropped, state_of
 def make_record(
     stage: str, epoch: int, now: SplitMeasurement, base: SplitMeasurement | None, config: GapConfig, seed: int
 ) -> dict[str, Any]:
-    """One line of ``gap.jsonl``: every figure with its interval, what changed since ``base`` on the same clips, and the state."""
+    """Build one line of ``gap.jsonl``: every figure with its interval, the changes since
+    ``base`` on the same clips, and the state."""
     record: dict[str, Any] = {"stage": stage, "epoch": epoch, "seed": seed, "n_items": now.n_items, "n_clips": now.n_clips}
     record |= intervals(now.overall)
     record["modality"] = {name: intervals(stats) for name, stats in now.modality.items()}
@@ -46,16 +47,19 @@ def make_record(
 
 
 def _base_state(base: SplitMeasurement) -> str:
-    """Whether there is a gap to close, in one word of :data:`gapclose.metrics.status.STATES`."""
+    """Return whether there is a gap to close, as one word of
+    :data:`gapclose.metrics.status.STATES`."""
     if base.modality and all(base.acting[m].faults for m in base.modality):
         return "not judgeable"
     return "open" if excludes_zero(base.overall["gap.balanced"]) else "no gap"
 
 
 def significance(base: SplitMeasurement, now: SplitMeasurement, config: GapConfig, seed: int) -> dict[str, dict[str, float]]:
-    """Is the change of the action more than chance, per modality: p by sign flips of clips, and Holm-corrected over the modalities.
+    """Test whether the action changed beyond chance, per modality.
 
-    Beside them exact McNemar, which takes items for independent and so claims too much where a clip has several.
+    ``p`` comes from sign flips of clips; ``p_holm`` is Holm-corrected over the modalities.
+    ``mcnemar`` is the exact McNemar test, which takes items for independent and is therefore too
+    optimistic where a clip has several.
     """
     found, gain = {}, now.right.astype(float) - base.right
     for name in now.modality:

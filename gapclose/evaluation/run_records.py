@@ -1,4 +1,4 @@
-"""Read a run's record of truth, ``gap.jsonl``, and sum it up as one JSON object."""
+"""Read ``gap.jsonl``, the authoritative record of a run, and summarise it as one JSON object."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from gapclose.probes.posterior import Point
 
 
 def read_records(directory: Path) -> list[dict[str, Any]]:
-    """Every measurement of a run, oldest first; empty before the first one.
+    """Return every measurement of a run, oldest first; empty before the first one.
 
     Raises:
-        ValueError: naming every line that is no record. A run writes the file whole, so that one which is cut off was damaged afterwards.
+        ValueError: naming every line that is no record. A run writes the complete file at once, so
+            a truncated file was damaged later.
     """
     path, found, problems = directory / "gap.jsonl", list[dict[str, Any]](), list[str]()
     if not path.is_file():
@@ -41,15 +42,15 @@ def read_records(directory: Path) -> list[dict[str, Any]]:
 
 
 def record_of(directory: Path, stage: str) -> dict[str, Any] | None:
-    """The record of one stage, or None."""
+    """Return the record of one stage, or None."""
     return next((r for r in read_records(directory) if r["stage"] == stage), None)
 
 
 def summarise(directory: Path) -> dict[str, Any]:
-    """The figures of a run on test clips as one JSON object; what was not measured (yet) is None.
+    """Summarise the test figures of a run as one JSON object, with None for missing measurements.
 
     Raises:
-        ValueError: when the run has not measured its base model, or a record lacks what every run writes.
+        ValueError: when the base model was not measured on test, or a record has missing keys.
     """
     try:
         return _summary(directory)
@@ -118,25 +119,28 @@ def _summary(directory: Path) -> dict[str, Any]:
 
 
 def read_verdicts(directory: Path) -> dict[str, dict[str, Any]]:
-    """What may be claimed of every modality: word, sentence and figures from measurement.json, empty before it is written."""
+    """Return each modality's verdict (word, sentence, figures) from measurement.json; empty
+    before it is written."""
     path = directory / "measurement.json"
     return read_json(path).get("verdicts") or {} if path.is_file() else {}
 
 
 def read_gate(directory: Path) -> dict[str, Any] | None:
-    """The verdicts on val by which a training was allowed, from gate.json; None where nothing was to be trained."""
+    """Return gate.json, the verdicts on val that decide whether to train; None for runs without
+    training."""
     path = directory / "gate.json"
     return read_json(path) if path.is_file() else None
 
 
 def layers_of(facts: Mapping[str, Any] | None) -> list[int]:
-    """The layers that a probe reads or a patch replaced, rising; older files know one ``layer`` alone. Empty where none is known."""
+    """Return the layers of a probe or patch, rising; older files have only ``layer``. Empty if
+    unknown."""
     facts = facts or {}
     return facts.get("layers") or ([facts["layer"]] if "layer" in facts else [])
 
 
 def round_words(rounds: Sequence[dict[str, Any]]) -> list[str]:
-    """A sentence for every later round of targets, from ``rounds.json``."""
+    """Describe every later round of targets in ``rounds.json``, one sentence each."""
     found = []
     for of in rounds:
         gain, balanced, agrees = of["gain"], of["balanced"], of["sentinel_agrees"]
@@ -159,12 +163,13 @@ def round_words(rounds: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def unimproved_words(found: Mapping[str, Any] | None) -> list[str]:
-    """That a run has nothing better than its base model, in a sentence; none where it has."""
+    """State that no epoch is better than the base model; empty if one is."""
     return [f"not better than the base model: {found['why']}"] if found else []
 
 
 def target_words(targets: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is to be known of the targets of every round: an operating point that does not keep its budget, items that can express nothing."""
+    """Return warnings about each round's targets: an operating point beyond its budget,
+    inexpressible readings."""
     found = []
     for of in targets:
         said = [Point.of(of).words()]
@@ -178,12 +183,12 @@ def target_words(targets: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def skipped_words(count: int, prefix: str = ", ") -> str:
-    """``, 3 items left out``: those whose media could not be used, over all splits; nothing where there were none."""
+    """Return ``, 3 items left out`` for items with unusable media, over all splits; empty for 0."""
     return f"{prefix}{count} item{'s' * (count != 1)} left out" if count else ""
 
 
 def layer_words(layers: Sequence[int]) -> str:
-    """``layer 6``, or ``layers 5, 6``."""
+    """Return ``layer 6``, or ``layers 5, 6``."""
     return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
 
 
@@ -215,15 +220,16 @@ def _modality(name: str, base: dict[str, Any], adapted: dict[str, Any] | None) -
 
 
 def _prompts(base: dict[str, Any], adapted: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """What the records say of every prompt that was measured, the run's own first; empty where it is the only one."""
+    """Return the records of every measured prompt, the run's own first; empty if there is no
+    other."""
     after = (adapted or {}).get("prompts", {})
     return {name: {"base": of, "adapted": after.get(name)} for name, of in base.get("prompts", {}).items()}
 
 
 def prompt_words(prompts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Under which prompts the base model has a gap, in a sentence; none where one prompt alone was measured.
+    """State under which prompts the base model has a gap; empty if only one was measured.
 
-    By the probe that was fitted under the prompt itself, where there is one.
+    Uses the probe that was fitted under each prompt itself, if there is one.
     """
     if not prompts:
         return []
@@ -235,7 +241,7 @@ def prompt_words(prompts: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def prompt_name(name: str) -> str:
-    """A prompt as tables name it: of a function its own name, which is enough to tell it by."""
+    """Return the name of a prompt for tables; for a function, without its module."""
     return name.rpartition(":")[2]
 
 

@@ -1,4 +1,4 @@
-"""A finished or unfinished run as typed results: :func:`load_run`."""
+"""Typed results of a run, finished or not: :func:`load_run`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from gapclose.probes.linear import FrozenProbe
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecord:
-    """One measurement of a run: a line of ``gap.jsonl``. Accuracies are balanced over modality and concept."""
+    """One measurement of a run: a line of ``gap.jsonl``.
+
+    Accuracies are balanced over modality and concept.
+    """
 
     stage: str
     """``base/val``, ``epoch-2/val``, ``adapted/test`` and so on"""
@@ -29,15 +32,16 @@ class StageRecord:
     """reading - action"""
     standard_accuracy: Interval
     closure: Interval | None
-    """share of the base model's gap that is closed; None for the base model itself, nan where it has no gap"""
+    """share of the base model's gap that is closed; None for the base model, nan if it has no
+    gap"""
     state: str
     """a word of :data:`gapclose.metrics.status.STATES`"""
     record: dict[str, Any] = field(repr=False)
-    """everything that was measured, as it stands in the file"""
+    """the complete record, as in the file"""
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> StageRecord:
-        """The typed view of a line of ``gap.jsonl``."""
+        """Build the typed view of a line of ``gap.jsonl``."""
         closure = record.get("change", {}).get("closure")
         return cls(
             **{name: record[name] for name in ("stage", "epoch", "n_items", "n_clips", "state")},
@@ -56,18 +60,19 @@ class StageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run measured, read from its directory."""
+    """Results of a run, read from its directory."""
 
     directory: Path
     records: tuple[StageRecord, ...]
     """every measurement, in order"""
     summary: dict[str, Any] = field(repr=False)
-    """what ``gapclose report RUN --json`` prints"""
+    """the output of ``gapclose report RUN --json``"""
     model: Any = field(default=None, repr=False)
-    """the model as :func:`gapclose.close` left it, with its adapter; None where the run was read from disk"""
+    """the model with its adapter, as :func:`gapclose.close` returns it; None if the run was read
+    from disk"""
 
     def stage(self, name: str) -> StageRecord | None:
-        """The measurement of a stage, or None where it was not made."""
+        """Return the measurement of a stage, or None if there is none."""
         return next((r for r in self.records if r.stage == name), None)
 
     @property
@@ -79,7 +84,7 @@ class RunResult:
 
     @property
     def adapted(self) -> StageRecord | None:
-        """The adapted model on test; None where nothing was trained."""
+        """The adapted model on test; None without training."""
         return self.stage("adapted/test")
 
     @property
@@ -94,12 +99,13 @@ class RunResult:
 
     @property
     def closure(self) -> Interval | None:
-        """Share of the gap that is closed on test; None where nothing was trained."""
+        """Share of the gap that is closed on test; None without training."""
         return None if self.adapted is None else self.adapted.closure
 
     @property
     def verdict(self) -> dict[str, str]:
-        """Modality -> what may be claimed of its reading on test, a word of :data:`gapclose.metrics.verdict.VERDICTS`."""
+        """Modality -> verdict on its reading on test, a word of
+        :data:`gapclose.metrics.verdict.VERDICTS`."""
         return {name: of["word"] for name, of in self.summary["verdicts"].items()}
 
     @property
@@ -113,13 +119,14 @@ class RunResult:
 
 
 def load_run(path: str | Path) -> RunResult:
-    """Read what a run measured.
+    """Read the results of a run.
 
     Args:
         path: the run directory.
 
     Raises:
-        ValueError: when there is no such directory, its files are damaged, or the base model was not measured on test.
+        ValueError: when there is no such directory, its files are damaged, or the base model was
+            not measured on test.
     """
     directory = Path(path)
     if not directory.is_dir():

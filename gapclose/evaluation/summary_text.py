@@ -1,4 +1,4 @@
-"""What a run measured, in sentences: for the console, the page and the model card."""
+"""Results of a run in sentences, for console, page and model card."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gapclose.metrics.status import STATES
 
 
 def show(interval: dict[str, float | None] | None, digits: int = 3) -> str:
-    """``0.812 [0.790, 0.834]``, or a dash."""
+    """Format an interval as ``0.812 [0.790, 0.834]``, or as a dash if undefined."""
     if interval is None or interval["value"] is None:
         return "-"
     value, lower, upper = (None if x is None else f"{round(x, digits) + 0:.{digits}f}" for x in interval.values())  # + 0: no -0.00
@@ -18,18 +18,19 @@ def show(interval: dict[str, float | None] | None, digits: int = 3) -> str:
 
 
 def turned(interval: dict[str, float | None]) -> dict[str, float | None]:
-    """The interval of minus the figure."""
+    """Return the interval of the negated figure."""
     ends = {"value": interval["value"], "lower": interval["upper"], "upper": interval["lower"]}
     return {name: None if end is None else -end for name, end in ends.items()}
 
 
 def budget_name(point: dict[str, Any]) -> str:
-    """The standard accuracy that a setting was allowed to lose where it was chosen, in points."""
+    """Return the loss of standard accuracy that was allowed when a setting was chosen, in
+    points."""
     return "any" if point["budget"] is None else f"{100 * point['budget']:g}"
 
 
 def claims(summary: dict[str, Any]) -> list[str]:
-    """What may be claimed of every modality, a word and its reason each, and where training went on in spite of it."""
+    """Return sentences on verdicts, gate, forced training, stops, rounds and prompts."""
     lines = [f"{of['word']} - {of['sentence']}" for of in summary["verdicts"].values()]
     if gate := summary["gate"]:
         words = ", ".join(f"{name} {of['word']}" for name, of in gate["verdicts"].items())
@@ -43,12 +44,12 @@ def claims(summary: dict[str, Any]) -> list[str]:
 
 
 def caveats(summary: Mapping[str, Any]) -> list[str]:
-    """What there is to know of a trained run before its figures are used, in sentences."""
+    """Return warnings about a trained run, in sentences."""
     return [*unimproved_words(summary.get("unimproved")), *target_words(summary.get("targets", []))]
 
 
 def verdict(summary: dict[str, Any]) -> list[str]:
-    """What the figures say, in sentences."""
+    """Summarise the figures in sentences."""
     reading, text = summary["reading"], summary["text_only"]["balanced"]
     lines = [
         f"reading: {show(reading['balanced'])} balanced, AUROC {show(reading['auroc'])}, from {layer_words(reading['layers'])} ({reading['family']}); "
@@ -75,11 +76,12 @@ ABOUT_READING = {
     "too few clips": "too few clips to judge the reading",
     "not judgeable": "the model does not answer such questions",
 }
-"""word of a verdict -> what it says about a modality"""
+"""word of a verdict -> its statement about a modality"""
 
 
 def state_line(summary: dict[str, Any]) -> str:
-    """The state of the run, and for every modality what its verdict is about: the reading, and where that is real, the base model's gap."""
+    """Return the state of the run and each modality's verdict: on its reading and, if that is
+    real, on the base model's gap."""
     parts = [f"state: {summary['state']} ({STATES[summary['state']]})"]
     for name, of in summary["verdicts"].items():
         gap = summary["modality"][name]["gap"]["balanced"]["base"]

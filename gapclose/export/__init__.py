@@ -1,1 +1,1 @@
-"""EXPORT: the adapter, merged and omni checkpoints, the model card, verification, vLLM and the hub."""
+"""EXPORT: adapter, merged and omni checkpoints, the model card, verification, vLLM and the hub."""

@@ -10,24 +10,27 @@ from gapclose.core.config_checks import Checks
 
 @dataclass(kw_only=True)
 class ExportConfig:
-    """What a run leaves behind for others."""
+    """Exports of a run, their verification and their upload."""
 
     merged: bool = False
     """also write the model with the adapter merged in"""
     omni: bool = False
-    """also write the whole omni checkpoint (Qwen2.5-Omni, Qwen3-Omni) with the adapter folded into its thinker; takes as much disk as the base"""
+    """also write the complete omni checkpoint (Qwen2.5-Omni, Qwen3-Omni) with the adapter merged
+    into its thinker; takes as much disk space as the base"""
     push: str | None = None
-    """OWNER/NAME on the hub: upload what was verified there (merged and omni as OWNER/NAME-merged and -omni); null uploads nothing"""
+    """OWNER/NAME on the hub for the verified adapter; merged and omni go to OWNER/NAME-merged and
+    OWNER/NAME-omni; null uploads nothing"""
     private: bool = True
-    """create repositories that only their owner can read"""
+    """create private repositories, and refuse existing public ones"""
     unimproved: bool = False
-    """export the best epoch of a run even where none does better on val than the base model"""
+    """export the best epoch of a run even if no epoch is better on val than the base model"""
     verify: bool = True
     """reload the export in a fresh process and compare scores and answers"""
     tolerance: float = 1e-3
-    """largest difference of an option score, in nats, that --verify accepts for the adapter; for the merged model ten times as much in
-    float32, and in half precision, where merging rounds every weight again, 200 times as much (0.2 nats by default); there a generated
-    answer may differ, too, where the two best options lay nearer than that"""
+    """largest difference of an option score, in nats, that verification accepts for the adapter.
+    For merged and omni exports it is 10 times as large in float32, and 200 times in half precision,
+    where merging rounds every weight again (0.2 nats by default). Their generated answers may
+    differ if the two best options lay nearer than that."""
 
     def __post_init__(self) -> None:
         with Checks(self, "export") as check:

@@ -10,7 +10,7 @@ from gapclose.training.context import TrainingSettings
 
 
 class ExportSettings(TrainingSettings, Protocol):
-    """:class:`gapclose.pipeline.config.Config` is one."""
+    """The interface, which :class:`gapclose.pipeline.config.Config` has."""
 
     @property
     def lora(self) -> LoraConfig: ...

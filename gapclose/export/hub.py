@@ -1,4 +1,4 @@
-"""Upload verified exports to the hub: only where that was asked for, and private unless told otherwise."""
+"""Upload verified exports to the hub, only if configured, and private by default."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gapclose.core.files import read_json
 from gapclose.core.logging import say
 
 STALE = ["*.safetensors", "*.safetensors.index.json", "vllm/*", "evidence.json", "left_out.json", "serving.json", "verified.json"]
-"""what an earlier push may have left in a repository"""
+"""files that an earlier push may have left in a repository"""
 
 
 def check_push() -> None:
@@ -25,18 +25,23 @@ def check_push() -> None:
 
 
 def push(directory: Path, wanted: Sequence[str], name: str, *, private: bool) -> list[str]:
-    """Upload ``directory/adapter`` as the repository ``name``, and ``merged`` and ``omni`` as ``name-merged`` and ``name-omni``.
+    """Upload the exports in ``directory`` to the hub.
 
-    Weights and evidence of an earlier push are deleted where this one has none of that name: they would pass for its own.
+    ``adapter`` goes to the repository ``name``, ``merged`` and ``omni`` to ``name-merged`` and
+    ``name-omni``.
+
+    Weights and evidence of an earlier push that this one does not replace are deleted, because they
+    would be taken for its own.
 
     Args:
-        wanted: which of them.
+        wanted: exports to upload: ``adapter``, ``merged``, ``omni``.
 
     Returns:
-        The addresses.
+        The addresses of the repositories.
 
     Raises:
-        ValueError: when an export is not verified, a repository is public and ``private`` is set, or the hub refuses.
+        ValueError: when an export is not verified, a repository is public although ``private`` is
+            set, or the hub refuses.
     """
     check_push()
     path = directory / "adapter" / "verified.json"
@@ -46,7 +51,7 @@ def push(directory: Path, wanted: Sequence[str], name: str, *, private: bool) ->
     api, found = huggingface_hub.HfApi(), []
     repositories = {kind: name if kind == "adapter" else f"{name}-{kind}" for kind in wanted}
     try:
-        for repository in repositories.values():  # all of them before the first byte goes out
+        for repository in repositories.values():  # check all of them before the first upload
             _refuse_public(api, repository, private)
         for kind, repository in repositories.items():
             api.create_repo(repository, repo_type="model", private=private, exist_ok=True)
@@ -64,7 +69,7 @@ def push(directory: Path, wanted: Sequence[str], name: str, *, private: bool) ->
 
 
 def _refuse_public(api: huggingface_hub.HfApi, repository: str, private: bool) -> None:
-    """Raises: ValueError where a private upload would land in a repository that all can read."""
+    """Raises: ValueError when a private upload would go to a public repository."""
     try:
         known = api.repo_info(repository, repo_type="model")
     except RepositoryNotFoundError:

@@ -1,4 +1,4 @@
-"""The model card: what was measured, in words and figures, beside what it was measured of."""
+"""The model card of an export: its measurements in words and figures, and how to load it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ MADE = {
     "merged": "Model with the adapter folded in",
     "omni": "Whole omni model with the adapter folded into its thinker",
 }
-"""kind of export -> what its card calls it"""
+"""kind of export -> its name on the card"""
 
 
 def left_out(directory: Path) -> dict[str, Any]:
-    """What of its data a run did without: items whose media could not be used, with the reason, and what a reader left out on purpose.
+    """Return the data that a run left out: items with unusable media and why, and a reader's notes.
 
-    Files are named as they lie in the data's directory; where that is, is nobody's business who is given the adapter.
+    Paths are relative to the data's directory, so that an export does not reveal its location.
     """
     path = directory / "items.json"
     found = read_json(path) if path.is_file() else {}
@@ -47,7 +47,7 @@ def left_out(directory: Path) -> dict[str, Any]:
 
 
 def title(summary: dict[str, Any], config: ExportSettings, kind: str = "adapter") -> str:
-    """What the card may call the export: no more than was measured."""
+    """Return the card's title, which claims no more than was measured."""
     if config.targets.control != "none":
         return f"A control (targets.control: {config.targets.control}), not meant for use"
     if (
@@ -62,7 +62,7 @@ def title(summary: dict[str, Any], config: ExportSettings, kind: str = "adapter"
 
 
 def header(kind: str, base: str) -> str:
-    """What the hub files the export under; the base only where it has a name there."""
+    """Return the card's metadata for the hub; the base model only if its name is OWNER/NAME."""
     lines = [f"library_name: {'peft' if kind == 'adapter' else 'transformers'}"]
     if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
         lines.append(f"base_model: {base}")
@@ -71,13 +71,13 @@ def header(kind: str, base: str) -> str:
 
 
 def loading(kind: str, loaded: LoadedModel, config: ExportSettings) -> str:
-    """How an export is loaded, by the class that was measured, and what is set as it was when it was measured."""
+    """Return how to load an export, with the class and the settings of the measurement."""
     asked = [f"Asked with {_told(config.model.template, '`')} in the chat template."] if config.model.template else []
     if kind == "omni":
         return "\n\n".join(["As the checkpoint that it was made of: every part but the decoder is that one's.", *asked])
     model = unwrap(loaded.model)
     name = type(model).__name__
-    if not hasattr(transformers, name):  # code that the checkpoint brings along
+    if not hasattr(transformers, name):  # a class in the checkpoint's own code
         name = auto_class(model.config).__name__
     how: dict[str, Any] = {"dtype": config.model.dtype}
     if kind == "adapter" and config.model.revision is not None:
@@ -103,7 +103,7 @@ def loading(kind: str, loaded: LoadedModel, config: ExportSettings) -> str:
 
 
 def _told(settings: dict[str, Any], mark: str = "") -> str:
-    """Keyword arguments as Python reads them."""
+    """Write keyword arguments as Python code."""
     written = {name: json.dumps(v) if isinstance(v, str | list) else str(v) for name, v in settings.items()}
     return ", ".join(f"{mark}{name}={value}{mark}" for name, value in written.items())
 
@@ -117,11 +117,12 @@ def model_card(
     *,
     kind: str = "adapter",
 ) -> str:
-    """Markdown with the evidence: what was measured, on how many clips, by which probe, under which controls.
+    """Return the card as Markdown, with the evidence: figures, number of clips, probe and controls.
 
     Args:
-        missing: :func:`left_out`.
-        kind: of export that it lies in: adapter, merged or omni.
+        missing: result of :func:`left_out`.
+        served: judgement on vLLM.
+        kind: kind of the export: adapter, merged or omni.
     """
     adapted, base = summary["adapted"], summary["base"]
     rows = "\n".join(
@@ -184,9 +185,9 @@ The figures hold for the questions and clips they were measured on. A reading is
 
 
 MARKDOWN = re.compile(r"[\\`*|~$]|(?<!\w)_|_(?!\w)|\](?=\()|\](?=\[)|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<![\w:])@(?=\w)")
-"""what Markdown, or the hub, takes for marks, where it does"""
+"""characters that Markdown or the hub would interpret, where they would"""
 
 
 def markdown(text: str) -> str:
-    """A text with names from the data, on one line of Markdown that shows it as it is."""
+    """Escape a text with names from the data as one line of Markdown."""
     return MARKDOWN.sub(r"\\\g<0>", " ".join(text.split()))

@@ -1,7 +1,8 @@
-"""The whole omni checkpoint with the adapter folded into the part that was trained; every other tensor keeps its bytes.
+"""Write the complete omni checkpoint with the adapter merged into the trained part.
 
-The base checkpoint's files are copied one by one, and in each copy the bytes of those tensors are overwritten that an adapter changes. So
-nothing is renamed, and memory holds the loaded part and one of its modules, never the whole model.
+Each file of the base checkpoint is copied, and the tensors that an adapter changes are overwritten
+in the copy. All other tensors keep their bytes, and no tensor is renamed. Memory holds the loaded
+part and a copy of one of its modules, never the complete model.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from gapclose.models.loading import LoadedModel, load_processor
 from gapclose.models.structure import unwrap
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""as a safetensors header calls them; others hold quantised weights, into which nothing can be folded"""
+"""dtypes by name in a safetensors header; adapters cannot be merged into other, quantised types"""
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def check_whole(config: ModelConfig) -> None:
-    """Refuse a checkpoint that is no whole omni model, or lacks a file that such a model needs.
+    """Refuse a checkpoint that is not an omni model or has missing files.
 
     Raises:
         ValueError: with the remedy.
@@ -42,10 +43,13 @@ def check_whole(config: ModelConfig) -> None:
 
 
 def write_omni(loaded: LoadedModel, config: ModelConfig, folder: Path) -> None:
-    """The whole checkpoint with the adapter folded in, and its processor, in place of what was there.
+    """Write the complete checkpoint with the adapter merged in, and its processor.
+
+    An earlier export is deleted first.
 
     Raises:
-        ValueError: when the checkpoint is not the one that was adapted, or holds a changed tensor in a form that cannot be written.
+        ValueError: when the checkpoint is not the one that was adapted, or stores a changed tensor
+            in a type that cannot be written.
     """
     weights, others = _files(config)
     owners = _owners(loaded.model)
@@ -62,17 +66,20 @@ def write_omni(loaded: LoadedModel, config: ModelConfig, folder: Path) -> None:
     for path, header in headers.items():
         changed = {name: entry for name, entry in header.items() if name in owners}
         write_in_place(folder / path.name, lambda p, path=path, changed=changed: _fold(loaded.model, path, p, changed, owners))
-    for name, path in others.items():  # config.json last: a folder without it is no checkpoint
+    for name, path in others.items():  # config.json last: a folder without it is not a checkpoint
         write_in_place(folder / name, lambda p, path=path: shutil.copyfile(path, p))
     load_processor(config).save_pretrained(str(folder))
 
 
 def compare_parts(config: ModelConfig, folder: Path) -> dict[str, int]:
-    """Compare the written checkpoint with its base, byte by byte: how many tensors were ``changed``, and how many of the other parts are the
-    ``same``.
+    """Compare the written checkpoint with its base, byte by byte.
+
+    Returns:
+        ``changed``: number of changed tensors; ``same``: number of equal ones in other parts.
 
     Raises:
-        ValueError: when a tensor of another part, or a file that travels, differs, or the names of the tensors do.
+        ValueError: when a tensor of another part, a copied file, or the names, shapes or types of
+            tensors differ.
     """
     weights, others = _files(config)
     prefix, counts, problems = f"{_part(config)[0]}.", {"changed": 0, "same": 0}, ErrorCollector(f"the omni export {folder}")
@@ -96,7 +103,7 @@ def compare_parts(config: ModelConfig, folder: Path) -> dict[str, int]:
 
 
 def read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Name -> ``dtype``, ``shape`` and ``place`` (first and last byte in the file) of every tensor in a safetensors file."""
+    """Return name -> ``dtype``, ``shape``, ``place`` (first byte, end) of a file's tensors."""
     with path.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         entries = json.loads(handle.read(length))
@@ -109,14 +116,14 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_tensor(path: Path, entry: Mapping[str, Any]) -> bytes:
-    """The bytes of one tensor of :func:`read_header`."""
+    """Return the bytes of one tensor of :func:`read_header`."""
     with path.open("rb") as handle:
         handle.seek(entry["place"][0])
         return handle.read(entry["place"][1] - entry["place"][0])
 
 
 def _part(config: ModelConfig) -> tuple[str, str]:
-    """Name of the trained part in the checkpoint, and the model type of the whole.
+    """Return the name of the trained part in the checkpoint, and the model type of the checkpoint.
 
     Raises:
         ValueError: when the checkpoint is a single model.
@@ -132,7 +139,7 @@ def _part(config: ModelConfig) -> tuple[str, str]:
 
 
 def _files(config: ModelConfig) -> tuple[list[Path], dict[str, Path]]:
-    """The weights of the whole checkpoint, and every other file that is taken over as it is, config.json last."""
+    """Return the checkpoint's weight files, and the files to copy unchanged, config.json last."""
     _, kind = _part(config)
     index = _file(config, INDEX)
     names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index else [SINGLE]
@@ -150,14 +157,14 @@ def _files(config: ModelConfig) -> tuple[list[Path], dict[str, Path]]:
 
 
 def _file(config: ModelConfig, name: str) -> Path | None:
-    """A file of the checkpoint, in its directory or in the cache of the hub; None where there is none."""
+    """Return a file of the checkpoint, from its directory or the hub's cache, or None."""
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     found = cached_file(config.resolved_path, name, revision=config.revision, **quiet)
     return Path(found) if found else None
 
 
 def _owners(model: Any) -> dict[str, str]:
-    """Tensor of the checkpoint -> adapted module of the model that it is, or is cut of."""
+    """Return tensor of the checkpoint -> adapted module of the model that holds it."""
     found: dict[str, str] = {}
     for module, layer in unwrap(model).named_modules():
         if isinstance(layer, BaseTunerLayer) and ".base_layer" not in module:
@@ -167,9 +174,9 @@ def _owners(model: Any) -> dict[str, str]:
 
 
 def _adapted(module: str, layer: Any) -> dict[str, torch.Tensor]:
-    """The parameters of an adapted module that its adapters change, by their names in the model without adapters."""
+    """Return the parameters that a module's adapters change, by name in the unadapted model."""
     names = []
-    while isinstance(layer, ParamWrapper):  # they wrap one another, one a parameter
+    while isinstance(layer, ParamWrapper):  # nested wrappers, one per parameter
         names.append(layer.parameter_name)
         layer = layer.base_layer
     base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
@@ -177,10 +184,10 @@ def _adapted(module: str, layer: Any) -> dict[str, torch.Tensor]:
 
 
 def _folded(module: str, layer: Any) -> dict[str, torch.Tensor]:
-    """The same parameters with the adapters folded in, in float32: rounded once, where they are written."""
+    """Return these parameters with merged adapters, in float32: rounded once, when written."""
     whole = copy.deepcopy(layer).float()
     inner: Any = whole
-    while hasattr(inner, "base_layer"):  # wrappers of parameters wrap one another
+    while hasattr(inner, "base_layer"):  # nested wrappers
         inner.merge()
         inner = inner.base_layer
     return _adapted(module, whole)
@@ -188,7 +195,7 @@ def _folded(module: str, layer: Any) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def _fold(model: Any, source: Path, target: Path, changed: Mapping[str, Mapping[str, Any]], owners: Mapping[str, str]) -> None:
-    """Copy a file of weights, then overwrite in the copy the tensors that adapters change."""
+    """Copy a file of weights, then overwrite the tensors that adapters change in the copy."""
     shutil.copyfile(source, target)
     with target.open("r+b") as handle:
         for module in dict.fromkeys(owners[name] for name in changed):

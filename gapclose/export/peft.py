@@ -1,4 +1,4 @@
-"""Write the adapter alone, or the measured model with the adapter folded in."""
+"""Write the adapter alone, or the measured model with the adapter merged in."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from gapclose.models.loading import LoadedModel, load_processor
 
 
 def write_adapter(loaded: LoadedModel, folder: Path, revision: str | None = None) -> None:
-    """The adapter alone, as PEFT loads it, in place of what was there.
+    """Write the adapter alone in PEFT's format, and replace an earlier one.
 
-    Of a base that lies in a directory only that directory's name is told, since adapters travel: ``PeftModel.from_pretrained(base, folder)``
-    is given the base.
+    Adapters are shared, so a base in a local directory is recorded by the directory's name only.
+    Users pass the base themselves: ``PeftModel.from_pretrained(base, folder)``.
 
     Args:
-        revision: of the base on the hub, where one was asked for.
+        revision: configured revision of the base on the hub, or None.
     """
     with new_folder(folder) as place:
         loaded.model.save_pretrained(str(place))
@@ -27,14 +27,15 @@ def write_adapter(loaded: LoadedModel, folder: Path, revision: str | None = None
 
 
 def base_name(loaded: LoadedModel) -> str:
-    """The base's name on the hub, or the last part of the directory that it lies in."""
+    """Return the base's name on the hub, or the last part of its local directory."""
     return Path(loaded.path).name if Path(loaded.path).exists() else loaded.path
 
 
 def write_merged(loaded: LoadedModel, config: ModelConfig, folder: Path) -> None:
-    """The adapted model with the adapter folded in, and its processor, as transformers loads them, in place of what was there.
+    """Write the model with the adapter merged in, and its processor, in transformers' format.
 
-    The processor is the checkpoint's, read again: one that was used may have taken up how its last batch was padded.
+    An earlier export is replaced. The processor is read from the checkpoint again, because a used
+    one may have stored the padding of its last batch.
     """
     with new_folder(folder) as place:
         merged = copy.deepcopy(loaded.model).merge_and_unload()

@@ -1,4 +1,7 @@
-"""What saving would refuse, tried before a training: the model on torch's meta device, with its configurations and its processor, no weight."""
+"""Try before training whether the exports can be saved.
+
+The model is on torch's meta device, with its configurations and its processor, without weights.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,17 @@ from gapclose.models.config import ModelConfig
 from gapclose.models.loading import assemble, load_processor
 
 NAMED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
-"""how transformers 5.23 names the settings that a strict check of a generation configuration refuses"""
+"""a setting in the error of a strict check of a generation configuration (transformers 5.23)"""
 
 
 def rehearse(config: ModelConfig, *, model: bool) -> None:
-    """Save what an export will save, less the weights, into a folder that is deleted again.
+    """Save an export without its weights into a temporary folder.
 
     Args:
-        model: the model too, as ``merged/`` holds it; else the processor alone.
+        model: also save the model as in ``merged/``; otherwise only the processor.
 
     Raises:
-        ValueError: with what is refused, and the remedy.
+        ValueError: with the error of saving, and the remedy.
     """
     with tempfile.TemporaryDirectory() as place, quiet(), _no_bar():
         processor = load_processor(config)
@@ -40,7 +43,7 @@ def rehearse(config: ModelConfig, *, model: bool) -> None:
                 built.save_pretrained(place, state_dict={})
             load_processor(config).save_pretrained(place)
             transformers.AutoProcessor.from_pretrained(place, trust_remote_code=config.trust_remote_code)
-        except Exception as error:  # whatever it is, it would end the run after its training
+        except Exception as error:  # any error here would end the run after its training
             raise ValueError(
                 f"model.path {config.path!r} could not be exported after the training ({type(error).__name__}: {error}); fix that file of "
                 "the checkpoint, or set export.merged and export.omni to false, which leaves the adapter"
@@ -51,7 +54,7 @@ def rehearse(config: ModelConfig, *, model: bool) -> None:
 
 @contextlib.contextmanager
 def _no_bar() -> Iterator[None]:
-    """Without the progress bar of transformers."""
+    """Hide the progress bar of transformers."""
     shown = transformers.utils.logging.is_progress_bar_enabled()
     transformers.logging.disable_progress_bar()
     try:
@@ -62,7 +65,7 @@ def _no_bar() -> Iterator[None]:
 
 
 def read_generation(config: ModelConfig, model: Any) -> Any:
-    """The generation configuration that transformers gives the loaded model: the checkpoint's file, or what the model's own config says.
+    """Return the generation configuration of the loaded model: the checkpoint's file, else its own.
 
     Raises:
         ValueError: when the file cannot be read.
@@ -77,13 +80,14 @@ def read_generation(config: ModelConfig, model: Any) -> Any:
 
 
 def fit_to_save(settings: Any) -> list[str]:
-    """Unset, in place, the settings of a generation configuration that it is refused for when saved, and that change nothing; their names.
+    """Unset generation settings that have no effect and prevent saving; return their names.
 
-    Published checkpoints name a temperature beside ``do_sample: false``. Transformers saves such a file back only as it was read, and here
-    its end tokens may have changed (:func:`gapclose.models.loading.add_eos_tokens`).
+    Published checkpoints set a temperature together with ``do_sample: false``. Transformers saves
+    such a configuration only unchanged, and here its end tokens may have changed
+    (:func:`gapclose.models.loading.add_eos_tokens`).
 
     Raises:
-        ValueError: when more is wrong than that.
+        ValueError: when the configuration has any other fault.
     """
     unset = list[str]()
     while True:

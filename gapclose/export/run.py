@@ -1,10 +1,12 @@
-"""Export: the adapted model with its evidence, verified against what was measured, and uploaded where that is asked for.
+"""Export the adapted model with its evidence, verify it against the measurement, and upload it.
 
-    adapter/   PEFT's, always; where a server wants other names, the same weights under those in adapter/vllm/   (write, serving)
-    merged/    the measured model with the adapter folded in                                                     (write)
-    omni/      the whole checkpoint with the adapter folded into its thinker, every other part bit for bit       (omni)
+    adapter/   PEFT's, always; also in adapter/vllm/ if vLLM needs other names      (peft, vllm)
+    merged/    the measured model with the adapter merged in                        (peft)
+    omni/      the complete checkpoint with the adapter merged into its thinker;
+               every other part is unchanged bit for bit                            (omni)
 
-Each has a model card (``card``), ``evidence.json`` and ``serving.json``. ``verify`` loads them again in a fresh process, ``push`` uploads them.
+Each has a model card (``model_card``), ``evidence.json`` and ``serving.json``. ``verify`` reloads
+them in a fresh process, and ``hub`` uploads them if configured.
 """
 
 from __future__ import annotations
@@ -29,11 +31,12 @@ from gapclose.models.loading import LoadedModel
 
 
 def check_export(config: ExportSettings) -> None:
-    """Refuse before anything costly what could not be exported in the end.
+    """Refuse, before any costly work, a run that could not be exported in the end.
 
     Raises:
-        ValueError: when ``export.omni`` is set and the checkpoint is no whole one, or ``export.push`` and this process is offline, or
-            saving would refuse the model or its processor.
+        ValueError: when ``export.omni`` is set and the checkpoint is not a complete omni model,
+            when ``export.push`` is set and this process is offline, or when the model or its
+            processor cannot be saved.
     """
     check_checkpoint(config)
     if config.export.push:
@@ -41,10 +44,10 @@ def check_export(config: ExportSettings) -> None:
 
 
 def check_checkpoint(config: ExportSettings) -> None:
-    """What :func:`check_export` finds in the checkpoint, on whatever machine.
+    """Do the checks of :func:`check_export` that concern the checkpoint and not the machine.
 
     Raises:
-        ValueError: as there.
+        ValueError: as in :func:`check_export`.
     """
     if config.export.omni:
         check_whole(config.model)
@@ -53,8 +56,10 @@ def check_checkpoint(config: ExportSettings) -> None:
 
 
 def export_run(directory: Path, config: ExportSettings, loaded: LoadedModel, summary: dict[str, Any]) -> None:
-    """Write ``adapter/`` (and ``merged/``, ``omni/``) from the model as it stands, verify them in a fresh process, upload them: each if
-    asked to. The model ends on the CPU."""
+    """Write ``adapter/``; as configured, also write ``merged/`` and ``omni/``, verify and upload.
+
+    The model ends on the CPU unless it is quantised.
+    """
     leave_gpu(loaded, config)
     wanted = ["adapter", *(["merged"] if config.export.merged else []), *(["omni"] if config.export.omni else [])]
     write_adapter(loaded, directory / "adapter", config.model.revision)
@@ -74,9 +79,9 @@ def export_run(directory: Path, config: ExportSettings, loaded: LoadedModel, sum
 
 
 def leave_gpu(loaded: LoadedModel, config: ExportSettings) -> None:
-    """Move the model to the CPU, and let go of what training left: the verifying process loads the model again, and needs the room.
+    """Move the model to the CPU and free the memory of training for the verifying process.
 
-    A quantised model stays where it is.
+    A quantised model stays on its device.
     """
     loaded.model.zero_grad(set_to_none=True)
     if config.model.quantisation is None:

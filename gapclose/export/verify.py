@@ -1,4 +1,4 @@
-"""Verify that what was written is what was measured: every export is loaded again, in a fresh process, as a user would load it."""
+"""Verify that exports reproduce the measurement: load each in a fresh process, as a user would."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from gapclose.core.files import write_json
 from gapclose.core.logging import say
 
 DIFFERS = 3
-"""exit status of the verifying process when an export differs from what was measured"""
+"""exit status of the verifying process when an export differs from the measurement"""
 
 
 def verify_in_fresh_process(directory: Path) -> dict[str, Any]:
-    """Reload every export of a run in a new interpreter and compare it with the stored test observations.
+    """Reload every export in a new interpreter and compare it with the stored test observations.
 
     Raises:
-        ValueError: with the process's own message, when an export differs from what was measured.
-        RuntimeError: with its traceback, when that process failed in another way.
+        ValueError: with the process's message, when an export differs from the measurement.
+        RuntimeError: with its traceback, when the process failed in another way.
     """
     say("verifying what was exported, in a fresh process")
     command = [sys.executable, "-W", "ignore", "-m", "gapclose.pipeline.verify_export", str(directory)]
@@ -41,7 +41,7 @@ def verify_in_fresh_process(directory: Path) -> dict[str, Any]:
 
 
 def _single_process_environment() -> dict[str, str]:
-    """This process's environment without what a launcher put there, so that the child does not join the group."""
+    """Return the environment without a launcher's variables, so that the child joins no group."""
     import os
 
     launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK")

@@ -1,7 +1,8 @@
-"""Whether vLLM would serve an adapter, judged by its rules and not tried, and the adapter under the names that it looks for.
+"""Judge by vLLM's rules whether it serves an adapter, and write the adapter under its names.
 
-It finds the modules of an adapter as it finds the weights of a checkpoint: by their names *there*. PEFT looks for the names in the loaded
-model, which transformers may have changed. A name that vLLM does not find, it leaves out without a word, so names are checked here.
+vLLM is not run. It finds the modules of an adapter by their names in the checkpoint. PEFT uses the
+names in the loaded model, which transformers may have changed. vLLM silently skips unknown names,
+so they are checked here.
 """
 
 from __future__ import annotations
@@ -20,42 +21,43 @@ from gapclose.models.loading import LoadedModel
 from gapclose.models.structure import unwrap
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""what ``--max-lora-rank`` may be; an adapter's own rank may be lower"""
+"""allowed values of ``--max-lora-rank``; an adapter's own rank may be lower"""
 PREFIX = "base_model.model."
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 REFUSED = {
     "use_dora": "it is DoRA (lora.use_dora)",
     "modules_to_save": "it carries whole modules",
-    # vllm-project/vllm#21229 serves adapters of experts one by one; its documentation (docs/features/lora.md) does not name PEFT's of a whole
-    # tensor, and reports say that they are dropped silently (#41384, #47088, both closed without a merge)
+    # vllm-project/vllm#21229 serves adapters of single experts. vLLM's documentation
+    # (docs/features/lora.md) does not name PEFT's adapters of one tensor for all experts. Reports say
+    # that these are dropped silently (#41384, #47088, both closed without a merge).
     "target_parameters": "it adapts experts that are one tensor, which it was reported to drop silently (vllm-project/vllm#41384; "
     "lora.experts false leaves them out)",
     "trainable_token_indices": "it carries embeddings",
 }
-"""key of adapter_config.json that must not be set -> what it means when it is"""
+"""key of adapter_config.json that must not be set -> reason for refusal if it is set"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """What the rules say."""
+    """Whether vLLM serves an adapter by its rules."""
 
     word: str
     """yes, no, or not known"""
     reasons: list[str]
     rank: int | None = None
-    """what ``--max-lora-rank`` must be at least"""
+    """smallest ``--max-lora-rank``"""
     since: str | None = None
-    """smallest version of vLLM that is known to serve its class, or None"""
+    """smallest version of vLLM known to serve the model's class, or None"""
     names: dict[str, str] = field(default_factory=dict, repr=False)
     """module of the loaded model -> its name in the checkpoint, for every adapted module"""
 
     @property
     def folder(self) -> str:
-        """Where below the adapter's folder lies what vLLM is to be given."""
+        """The folder for vLLM, relative to the adapter's folder."""
         return "vllm" if any(a != b for a, b in self.names.items()) else "."
 
     def sentence(self) -> str:
-        """For the model card."""
+        """Return a sentence for the model card."""
         words = f"serves in vLLM: {self.word}, because {'; '.join(self.reasons)} (by rule, not tried)"
         if self.word == "no":
             return words
@@ -64,13 +66,13 @@ class Served:
         return f"{words}; give it {where}, with `--enable-lora --max-lora-rank {self.rank}`{version}"
 
     def facts(self) -> dict[str, Any]:
-        """For ``serving.json``."""
+        """Return the content of ``serving.json``."""
         kept = {k: v for k, v in asdict(self).items() if k != "names"}
         return {**kept, "folder": None if self.word == "no" else self.folder, "tried": False}
 
 
 def served_by_vllm(loaded: LoadedModel, folder: Path) -> Served:
-    """Judge the adapter in ``folder``, which was made of ``loaded``."""
+    """Judge the adapter in ``folder``, which was written from ``loaded``."""
     settings, kind = read_json(folder / CONFIG), type(unwrap(loaded.model)).__name__
     against = [words for key, words in REFUSED.items() if settings.get(key)]
     if settings.get("bias", "none") != "none":
@@ -101,7 +103,7 @@ def served_by_vllm(loaded: LoadedModel, folder: Path) -> Served:
 
 
 def write_for_vllm(folder: Path, served: Served) -> None:
-    """Write the adapter of ``folder`` again as ``folder/vllm``, under the names of the checkpoint, where they are others."""
+    """Write the adapter also to ``folder/vllm`` under the checkpoint's names, if these differ."""
     if served.word == "no" or served.folder != "vllm":
         return
     renamed = {}

@@ -1,4 +1,4 @@
-"""What a model's tensors are called in its checkpoint: transformers renames some, and cuts or joins some, while it loads them."""
+"""Names of tensors in a checkpoint. Transformers renames, splits or joins some when it loads it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from gapclose.models.structure import unwrap
 
 
 def on_disk(model: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors of the transformers model, by their names in it, as they lie in the checkpoint that it was loaded from.
+    """Convert tensors of the transformers model, by name, to names and form of its checkpoint.
 
-    Works on the ``meta`` device too, for names and shapes alone.
+    On the ``meta`` device this gives names and shapes only.
     """
     return dict(revert_weight_conversion(unwrap(model), dict(tensors)))
 
 
 def module_on_disk(model: Any, module: str) -> str | None:
-    """The name in the checkpoint of a module whose weight lies there whole; None where it is cut, or is one of several."""
+    """Return the checkpoint's name of a module; None if its weight is split or joined there."""
     weight = getattr(unwrap(model).get_submodule(module), "weight", None)
     if weight is None:
         return None

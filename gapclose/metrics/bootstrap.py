@@ -1,7 +1,8 @@
-"""Resampling by clip: statistics as arrays of R + 1 values, the estimate on the data first, then R bootstrap replicates.
+"""Resampling by clip: a statistic is an array of R + 1 values, the estimate, then R replicates.
 
-Two statistics on the same :class:`ClipBootstrap` are paired replicate by replicate, so differences and ratios get their intervals by plain
-arithmetic. Memory is bounded by taking replicates in blocks: beside the weights (4 bytes x R x M), a ROC curve needs some tens of MB.
+Two statistics on the same :class:`ClipBootstrap` are paired replicate by replicate, so intervals of
+differences and ratios need only plain arithmetic. Replicates are taken in blocks to bound memory:
+besides the weights (4 bytes x R x M), a ROC curve needs some tens of MB.
 
 Shapes: N items, M clips, R replicates, L distinct scores, r replicates of one block.
 """
@@ -20,15 +21,17 @@ if TYPE_CHECKING:
 
 
 BLOCK = 2**17
-"""elements (L x r) of one block of a ROC curve: 1 MB in float64, near the size of a processor's cache"""
+"""elements (L x r) of one block of a ROC curve: 1 MB in float64, about the size of a processor's
+cache"""
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate with its 95 % percentile interval; nan where it is not defined.
+    """An estimate with its 95 % percentile interval; nan where undefined.
 
-    The ends are the (R + 1) p-th smallest replicates (Davison & Hinkley 1997, 5.2): other quantiles are too narrow where R is small. Few
-    clips remain a limit: percentile intervals then hold the truth less often than they say.
+    The ends are the (R + 1) p-th smallest replicates (Davison & Hinkley 1997, 5.2); other quantiles
+    are too narrow for small R. With few clips, percentile intervals still cover the truth less
+    often than 95 %.
     """
 
     value: float
@@ -44,14 +47,15 @@ class Interval:
         return cls(value, float(lower), float(upper))
 
     def as_dict(self) -> dict[str, float | None]:
-        """For JSON, with None for what is not defined."""
+        """Return the values for JSON, None where undefined."""
         return {k: float(v) if np.isfinite(v) else None for k, v in (("value", self.value), ("lower", self.lower), ("upper", self.upper))}
 
 
 class ClipBootstrap:
-    """Clip resampling: ``weights`` (R + 1, M) counts how often each clip is drawn; row 0 is the data themselves.
+    """Resampling of clips.
 
-    One clip cannot be resampled: it has no replicates, and every interval is undefined rather than of width zero.
+    ``weights`` (R + 1, M) counts how often each clip is drawn; row 0 is the data. One clip cannot
+    be resampled: it has no replicates, and every interval is undefined rather than of width zero.
     """
 
     def __init__(self, clip: np.ndarray, replicates: int, seed: int) -> None:
@@ -76,7 +80,7 @@ class ClipBootstrap:
             return sums[:, 0] / sums[:, 1]
 
     def cell_means(self, values: np.ndarray, labels: Labels) -> np.ndarray:
-        """Mean of (N,) values in every cell, (R + 1, cells); nan where a replicate has no item of the cell."""
+        """Mean of (N,) values in every cell, (R + 1, cells); nan for a cell without items."""
         index, names = labels.cells
         one_hot = index[:, None] == np.arange(len(names))
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -87,7 +91,10 @@ class ClipBootstrap:
         return np.nanmean(self.cell_means(correct, labels), axis=1)
 
     def _levels(self, score: np.ndarray, positive: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-        """Blocks of replicates: their rows, and weighted positives and negatives at every distinct score, falling, each (L, r)."""
+        """Yield blocks of replicates: rows, weighted positives and weighted negatives.
+
+        Positives and negatives are per distinct score, in falling order, each (L, r).
+        """
         distinct, level = np.unique(-score, return_inverse=True)  # equal infinities are one level
         shape = (len(distinct), self.n)
         parts = [csr_array((np.ones(keep.sum()), (level[keep], self.index[keep])), shape) for keep in (positive, ~positive)]
@@ -96,7 +103,10 @@ class ClipBootstrap:
             yield rows, parts[0] @ drawn, parts[1] @ drawn
 
     def auroc(self, score: np.ndarray, positive: np.ndarray) -> np.ndarray:
-        """Area under the ROC curve, ties counted half (Mann-Whitney), (R + 1,); nan where a score is nan or a class has no item."""
+        """Area under the ROC curve (R + 1,), ties counted half (Mann-Whitney).
+
+        nan where a score is nan or a class has no item.
+        """
         area = np.full(len(self.weights), np.nan)
         if np.isnan(score).any():
             return area
@@ -108,16 +118,17 @@ class ClipBootstrap:
         return area
 
     def tpr_at(self, score: np.ndarray, positive: np.ndarray, false_alarm: np.ndarray) -> np.ndarray:
-        """True-positive rate of ``score`` at the false-alarm rates (R + 1,), on the ROC with straight lines between points.
+        """True-positive rate of ``score`` at the false-alarm rates (R + 1,).
 
-        At a vertical step the highest point counts: the best rate within those false alarms. nan as in :meth:`auroc`.
+        The ROC is interpolated linearly. At a vertical step the highest point counts: the best rate
+        within those false alarms. nan as in :meth:`auroc`.
         """
         found = np.full(len(self.weights), np.nan)
         if np.isnan(score).any():
             return found
         with np.errstate(invalid="ignore", divide="ignore"):
             for rows, p, n in self._levels(score, positive):
-                # a first row of zeros is the corner where nothing alarms
+                # the first row of zeros is the ROC corner without alarms
                 tpr, fpr = (np.concatenate([np.zeros((1, k.shape[1])), k.cumsum(0) / k.sum(0)]) for k in (p, n))
                 rate = false_alarm[rows]
                 last = (fpr <= rate).sum(0) - 1  # the last point within the rate, (r,)
@@ -129,7 +140,10 @@ class ClipBootstrap:
 
 
 def blocks(start: int, stop: int, width: int) -> Iterator[slice]:
-    """Slices of the rows from ``start`` up to ``stop`` that keep rows x ``width`` within :data:`BLOCK` elements."""
+    """Yield slices of the rows from ``start`` to ``stop``, of at most :data:`BLOCK` elements.
+
+    A slice has rows x ``width`` elements, and at least one row.
+    """
     rows = max(1, BLOCK // width)
     for first in range(start, stop, rows):
         yield slice(first, min(first + rows, stop))

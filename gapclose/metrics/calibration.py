@@ -11,7 +11,7 @@ BINS = 15  # of calibration, as in Guo et al. 2017
 
 
 class CalibrationBin(NamedTuple):
-    """Items of like confidence."""
+    """Items of similar confidence."""
 
     confidence: float
     accuracy: float
@@ -19,21 +19,22 @@ class CalibrationBin(NamedTuple):
 
 
 def calibration_bins(reading: np.ndarray, concept: np.ndarray, bins: int = BINS) -> list[CalibrationBin]:
-    """Confidence and accuracy of the most likely concept in bins of equally many items, rising (Nguyen & O'Connor 2015).
+    """Confidence and accuracy of the most likely concept in bins of equally many items, rising.
 
-    Items of equal confidence share a bin, so that their order does not matter; bins that this leaves empty are left out.
+    As in Nguyen & O'Connor (2015). Items of equal confidence share a bin, so their order does not
+    matter; empty bins are left out.
 
     Args:
         reading: (N, C) probabilities. concept: (N,) int, the right ones.
 
     Raises:
-        ValueError: when rows are no probabilities, lengths differ, or bins < 1.
+        ValueError: when rows are not probabilities, lengths differ, or bins < 1.
     """
     reading = _probabilities(reading, concept)
     if bins < 1:
         raise ValueError(f"{bins} bins; there must be at least one")
     confidence, right = reading.max(1), reading.argmax(1) == concept
-    # lowest rank of ties; decimals that differ by rounding are ties as well
+    # lowest rank of ties; values that differ by rounding count as ties
     place = (rankdata(confidence.round(12), method="min").astype(int) - 1) * bins // len(right)
     return [
         CalibrationBin(float(confidence[m].mean()), float(right[m].mean()), int(m.sum())) for m in (place == b for b in np.unique(place))
@@ -43,17 +44,20 @@ def calibration_bins(reading: np.ndarray, concept: np.ndarray, bins: int = BINS)
 def expected_calibration_error(reading: np.ndarray, concept: np.ndarray, bins: int = BINS) -> float:
     """Mean distance of confidence from accuracy over :func:`calibration_bins`, 0..1.
 
-    The plug-in estimator ``sum_b n_b / N |accuracy_b - confidence_b|`` (Guo et al. 2017). It is biased upwards, since chance alone moves
-    a bin's accuracy: by about ``sqrt(bins / N)`` times the mean of ``0.8 sqrt(confidence (1 - confidence))``, so compare only at equal N.
+    The plug-in estimator ``sum_b n_b / N |accuracy_b - confidence_b|`` (Guo et al. 2017). It is
+    biased upwards because chance alone moves a bin's accuracy, by about ``sqrt(bins / N)`` times
+    the mean of ``0.8 sqrt(confidence (1 - confidence))``. Compare it only at equal N.
     """
     return sum(b.n * abs(b.accuracy - b.confidence) for b in calibration_bins(reading, concept, bins)) / len(concept)
 
 
 def brier_score(reading: np.ndarray, concept: np.ndarray) -> float:
-    """Mean squared distance of the reading (N, C) from the right concept's one-hot, summed over concepts, 0..2 (Brier 1950).
+    """Mean squared distance of the reading (N, C) from the right concept's one-hot (Brier 1950).
+
+    It is summed over concepts, 0..2.
 
     Raises:
-        ValueError: when rows are no probabilities, or lengths differ.
+        ValueError: when rows are not probabilities, or lengths differ.
     """
     reading = _probabilities(reading, concept)
     return float(((reading - np.eye(reading.shape[1])[concept]) ** 2).sum(1).mean())

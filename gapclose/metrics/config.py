@@ -1,4 +1,4 @@
-"""Settings of the gap and of its intervals."""
+"""Settings of the gap and its intervals."""
 
 from __future__ import annotations
 
@@ -12,28 +12,34 @@ class GapConfig:
     """How the gap is measured and judged."""
 
     replicates: int = 10_000
-    """clip-bootstrap replicates behind every interval"""
+    """number of clip-bootstrap replicates for every interval"""
     standard_budget: float = 0.05
-    """standard accuracy that a checkpoint may lose, 0..1; beyond it, and beyond chance, the state is over-rejecting (:mod:`gapclose.metrics.status`)"""
+    """accuracy on questions with a true premise that a checkpoint may lose, 0..1; a larger loss
+    that exceeds chance makes the state over-rejecting (:mod:`gapclose.metrics.status`)"""
     choose: str = "own"
-    """what the checkpoint is chosen by among epochs: own (the answers as they are, within ``standard_budget``) or shifted (what they would be
-    after the best shift of the rejections' scores within it: for comparisons at an operating point, and users who apply such a shift)"""
+    """how the checkpoint is chosen among epochs: own (by the answers as they are, within
+    ``standard_budget``) or shifted (by the answers after the best shift of the rejection scores
+    within that budget, for comparisons at an operating point and for users who apply such a shift)"""
     reading_tolerance: float = 0.05
-    """balanced accuracy that a reading may lose before it counts as fallen, 0..1 (the interval must exclude zero too)"""
+    """balanced accuracy that a reading may lose before it counts as fallen, 0..1 (the interval of
+    the loss must also exclude zero)"""
     closed_at: float = 0.9
-    """closure that must be shown for the state to be closed: the lower end of its interval"""
+    """closure that the lower end of its interval must reach for the state to be closed, 0..1"""
     parse_floor: float = 0.9
     """share of the base's parse rate below which the state is collapsed, 0..1"""
     least_option_mass: float = 0.1
-    """probability that the options must hold together, 0..1, for the model to count as answering such questions; below it they rank answers
-    that it gives less than once in ten times"""
+    """smallest total probability of the options, 0..1, with which the model counts as answering
+    such questions; below 0.1 they rank answers that the model gives less than once in ten times"""
     least_parse_rate: float = 0.5
-    """share of generated answers that must match an option, 0..1, for the same"""
+    """smallest share of generated answers that match an option, 0..1, with which the model counts
+    as answering"""
     least_standard_skill: float = 0.2
-    """accuracy on true premises that it must have for the same, 0..1 of the way from guessing among the options that do not object (0) to
-    certainty (1): 0.4 with four such options"""
+    """smallest accuracy on questions with a true premise with which the model counts as answering:
+    0..1 of the way from guessing among the options that do not object (0) to certainty (1); 0.2 is
+    an accuracy of 0.4 with four such options"""
     detectable: float = 0.1
-    """difference in accuracy or AUROC, 0..1, that the clips must be enough to find before nothing found counts as nothing there"""
+    """smallest difference in accuracy or AUROC that matters, 0..1; only with enough clips to detect
+    it does an undetected difference count as absent"""
 
     def __post_init__(self) -> None:
         with Checks(self, "gap") as check:

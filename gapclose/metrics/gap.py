@@ -1,7 +1,7 @@
-"""The gap between what a model represents (reading) and what it says (action), with clip-bootstrap intervals.
+"""The gap between a model's reading and its action, with clip-bootstrap intervals.
 
-Every statistic is an array of R + 1 values, as :mod:`gapclose.metrics.bootstrap` makes them. Pure functions of arrays: nothing here knows about
-models.
+Every statistic is an array of R + 1 values (:mod:`gapclose.metrics.bootstrap`). Pure functions of
+arrays, independent of any model.
 
 Shapes: N items, C concepts, O options, R replicates.
 """
@@ -19,10 +19,11 @@ from gapclose.metrics.labels import Action, Labels, concept_scores, evidence_for
 
 
 def detection(clips: ClipBootstrap, labels: Labels, action: Action, reading: np.ndarray) -> dict[str, np.ndarray]:
-    """Operating points and threshold-free measures, averaged over the sets of concepts to detect; each (R + 1,).
+    """Operating points and threshold-free measures, averaged over the sets of concepts to detect.
 
-    ``matched`` is TPR of the reading at the action's own false-alarm rate minus the action's TPR. d' and criterion use the
-    log-linear correction (Hautus 1995): a pure shift of threshold moves the criterion and not d'.
+    Each is (R + 1,). ``matched`` is the reading's TPR at the action's own false-alarm rate, minus
+    the action's TPR. d' and criterion use the log-linear correction (Hautus 1995): a pure shift of
+    the threshold moves the criterion but not d'.
     """
     rows: list[dict[str, np.ndarray]] = []
     said = action.concept(labels)
@@ -57,7 +58,10 @@ def detection(clips: ClipBootstrap, labels: Labels, action: Action, reading: np.
 
 
 def reading_auroc(clips: ClipBootstrap, labels: Labels, reading: np.ndarray) -> np.ndarray:
-    """AUROC of the reading (N, C), averaged over the sets of concepts to detect, (R + 1,); nan where there is nothing to tell apart."""
+    """AUROC (R + 1,) of the reading (N, C), averaged over the sets of concepts to detect.
+
+    nan where no set has both positives and negatives.
+    """
     found = []
     for positives in labels.detections:
         positive = np.isin(labels.concept, positives)
@@ -67,7 +71,7 @@ def reading_auroc(clips: ClipBootstrap, labels: Labels, reading: np.ndarray) -> 
 
 
 def statistics(clips: ClipBootstrap, labels: Labels, action: Action, reading: np.ndarray) -> dict[str, np.ndarray]:
-    """Everything that is measured about one (model, probe) pair, each (R + 1,)."""
+    """Compute every statistic of one (model, probe) pair, each (R + 1,)."""
     said = action.concept(labels)
     action_balanced = clips.balanced(said == labels.concept, labels)
     reading_balanced = clips.balanced(reading.argmax(1) == labels.concept, labels)
@@ -104,11 +108,12 @@ def intervals(statistic: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def closure(base: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """How much of the base's gap is closed, and what moved, on the same clips; each (R + 1,).
+    """Compute how much of the base's gap is closed, and what changed, on the same clips.
 
-    ``closure`` = (action now - action base) / (reading base - action base), by balanced accuracy; ``closure_auroc`` the same by AUROC.
-    Each is nan where the base has no such gap to close (the interval of its gap reaches zero).
-    The gap changes by ``reading_change`` - ``action_gain``: one that shrank because the reading fell is not closed.
+    Each is (R + 1,). ``closure`` = (action now - action base) / (reading base - action base), by
+    balanced accuracy; ``closure_auroc`` is the same by AUROC. Each is nan where the base has no
+    such gap to close (the interval of its gap reaches zero). The gap changes by
+    ``reading_change - action_gain``: a gap that shrank because the reading fell is not closed.
     """
     gain = now["action.balanced"] - base["action.balanced"]
     auroc_gain = now["action.auroc"] - base["action.auroc"]
@@ -126,7 +131,7 @@ def closure(base: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) -> di
 
 
 def _some(gap: np.ndarray) -> np.ndarray:
-    """The gap (R + 1,), nan throughout where it is not shown to be above zero."""
+    """The gap (R + 1,), or nan throughout where it is not shown to be above zero."""
     return gap if excludes_zero(gap) else np.full_like(gap, np.nan)
 
 

@@ -1,8 +1,9 @@
-"""Does the model answer such questions at all? A gap between reading and action is claimed only of a model that acts.
+"""Check that a model answers such questions at all; a gap is claimed only for a model that does.
 
-Three figures tell, each with a clip-bootstrap interval: the probability that the options hold together, the share of generated answers that
-match an option, and the accuracy on standard questions (those whose premise is true). A model that fails one of them does not act, and the
-verdict on its gap is *not judgeable*: its option scores rank answers that it would not give.
+Three figures decide, each with a clip-bootstrap interval: the total probability of the options, the
+share of generated answers that match an option, and the accuracy on standard questions (those with
+a true premise). If one is too low, the verdict on the gap is *not judgeable*: the option scores
+rank answers that the model would not give.
 
 Pure functions of arrays.
 
@@ -29,7 +30,7 @@ ADVICE = (
 
 @dataclass(frozen=True, kw_only=True)
 class ActionQuality:
-    """Whether a model acts, in one scope."""
+    """Whether a model answers the questions of one scope."""
 
     option_mass: Interval
     """mean over items of the probability that the model answers with one of the options, 0..1"""
@@ -38,9 +39,10 @@ class ActionQuality:
     standard_accuracy: Interval
     """option accuracy on standard items, 0..1; nan where there is none"""
     least_standard: float | None
-    """what it must reach; None where standard items have one possible answer, or no concept is an alarm"""
+    """smallest sufficient accuracy on standard items; None where these have one possible answer, or
+    no concept is an alarm"""
     faults: tuple[str, ...]
-    """what the model fails, as sentences; empty where it acts"""
+    """failed checks as sentences; empty where the model answers"""
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -49,10 +51,11 @@ class ActionQuality:
 
 
 def action_quality(statistics: Mapping[str, np.ndarray], labels: Labels, config: GapConfig) -> ActionQuality:
-    """Judge the figures of one scope against the thresholds of the configuration (``gap.least_*``), by their estimates.
+    """Compare the estimates of one scope with the thresholds ``gap.least_*``.
 
     Args:
-        statistics: ``action.option_mass``, ``generated.parse_lenient`` and ``action.standard_accuracy``, each (R + 1,).
+        statistics: ``action.option_mass``, ``generated.parse_lenient`` and
+            ``action.standard_accuracy``, each (R + 1,).
         labels: of the scope's N items.
     """
     mass, parses, standard = (
@@ -79,11 +82,12 @@ def action_quality(statistics: Mapping[str, np.ndarray], labels: Labels, config:
 
 
 def least_standard(labels: Labels, skill: float) -> float | None:
-    """The standard accuracy that lies a share ``skill`` of the way from guessing to certainty.
+    """The standard accuracy at a share ``skill`` of the way from guessing to certainty.
 
-    Guessing is uniform over the options of an item that express a standard concept: a model that never objects guesses among those.
-    None where most standard items have one such option (*yes* to a true claim), since always saying it is no skill, and where the set
-    has no alarm, since then there is no standard side.
+    Guessing is uniform over the options of an item that express a standard concept: a model that
+    never objects guesses among those. None where most standard items have one such option (*yes* to
+    a true claim), since always choosing it needs no skill. None also without alarms or standard
+    items.
     """
     if not labels.alarm or not labels.standard.any():
         return None
@@ -95,7 +99,7 @@ def least_standard(labels: Labels, skill: float) -> float | None:
 
 
 def option_mass(scores: np.ndarray) -> np.ndarray:
-    """Probability (N,) that the model answers with one of its options, from their scores (N, O) in nats, -inf beyond an item's options."""
+    """Total probability (N,) of the options, from scores (N, O) in nats (-inf: no option)."""
     return np.exp(scores).sum(1).clip(max=1)
 
 

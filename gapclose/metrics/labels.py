@@ -1,4 +1,4 @@
-"""Labels of items as arrays: gold options, concepts, clips, modalities; and the answers of a model beside them.
+"""Labels of items as arrays (gold options, concepts, clips, modalities), and a model's answers.
 
 Shapes: N items, O options, C concepts.
 """
@@ -17,10 +17,10 @@ from gapclose.data.items import Item
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """What a measurement is judged by."""
+    """The labels that a measurement is judged by."""
 
     clip: np.ndarray
-    """(N,) group"""
+    """(N,) clip, the unit of resampling"""
     modality: np.ndarray
     """(N,) str"""
     concept: np.ndarray
@@ -34,7 +34,7 @@ class Labels:
 
     @classmethod
     def of(cls, items: ItemSet) -> Labels:
-        """Raises: ValueError when an item is unlabelled."""
+        """Collect the labels of a set. Raises: ValueError when an item is unlabelled."""
         missing = [i.id for i in items if i.gold is None]
         if missing:
             raise ValueError(f"{len(missing)} items have no gold option, e.g. {missing[:3]}; only labelled items can be measured")
@@ -61,14 +61,14 @@ class Labels:
 
     @property
     def cells(self) -> tuple[np.ndarray, list[str]]:
-        """Cell index per item (N,) and cell names ``modality/concept``, for the cells that occur."""
+        """Cell index per item (N,) and names ``modality/concept`` of the cells that occur."""
         names = [f"{m}/{self.concepts[c]}" for m, c in zip(self.modality, self.concept, strict=True)]
         unique, index = np.unique(names, return_inverse=True)
         return index, unique.tolist()
 
     @property
     def detections(self) -> list[list[int]]:
-        """Sets of concepts to detect: the alarms together, or each concept against the rest where there are none."""
+        """Sets of concepts to detect: the alarms together, or without alarms each concept."""
         if self.alarm:
             return [[self.concepts.index(a) for a in self.alarm]]
         return [[c] for c in range(len(self.concepts))]
@@ -84,7 +84,7 @@ def option_concepts(items: Sequence[Item], concepts: Sequence[str]) -> np.ndarra
 
 
 def concept_scores(scores: np.ndarray, option_concept: np.ndarray, concepts: Sequence[int], *, inside: bool) -> np.ndarray:
-    """logsumexp of the scores of the options that express (``inside``) or do not express one of ``concepts``, (N,)."""
+    """(N,) logsumexp of the scores of options that express ``concepts`` (``inside``) or others."""
     member = np.isin(option_concept, concepts)
     keep = member if inside else (~member & (option_concept >= 0))
     return np.asarray(logsumexp(np.where(keep, scores, -np.inf), axis=1))
@@ -93,7 +93,8 @@ def concept_scores(scores: np.ndarray, option_concept: np.ndarray, concepts: Seq
 def evidence_for(reading: np.ndarray, concepts: Sequence[int]) -> np.ndarray:
     """Log odds (N,) that a reading (N, C) gives to ``concepts`` together, within +-744 nats.
 
-    Both sides are summed: 1 minus a belief near 1 would lose all digits of the doubt that is left, and rank all such items alike.
+    Both sides are summed: 1 minus a probability near 1 would lose all digits of the remainder, and
+    such items would all rank alike.
     """
     inside = np.isin(np.arange(reading.shape[1]), concepts)
     least = np.finfo(np.float64).smallest_subnormal
@@ -103,7 +104,7 @@ def evidence_for(reading: np.ndarray, concepts: Sequence[int]) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
-    """What the model does, judged on concepts."""
+    """The model's answers, judged on concepts."""
 
     chosen: np.ndarray
     """(N,) option index, -1 for none (an answer that does not parse)"""

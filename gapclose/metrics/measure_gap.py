@@ -1,4 +1,4 @@
-"""The gap from plain arrays: :func:`measure_gap`, for readings and scores that come from anywhere.
+"""Measure the gap on plain arrays (:func:`measure_gap`), with readings and scores from any source.
 
 Shapes: N items, C concepts, O options.
 """
@@ -20,9 +20,10 @@ from gapclose.metrics.labels import Action, Labels
 from gapclose.metrics.verdict import Verdict, collect_evidence, decide
 
 SUM_TOLERANCE = 1e-3
-"""by which the probabilities of an item may miss the sum of one, as half precision does"""
+"""largest accepted difference between an item's probability sum and one; half precision causes such
+differences"""
 PADDING = (-100, -1)
-"""values that token labels are padded with"""
+"""values used as padding in token labels"""
 
 Array = Any
 """numpy array, torch tensor, or nested lists of numbers"""
@@ -30,7 +31,7 @@ Array = Any
 
 @dataclass(frozen=True, kw_only=True)
 class GapFigures:
-    """Reading, action and the gaps between them on one group of items, each with its 95 % clip-bootstrap interval."""
+    """Reading, action and their gaps on one group of items, with 95 % clip-bootstrap intervals."""
 
     n_items: int
     n_clips: int
@@ -43,29 +44,32 @@ class GapFigures:
     gap: Interval
     """reading - action, by balanced accuracy"""
     gap_matched: Interval
-    """true-positive rate of the reading at the action's own false-alarm rate - that of the action"""
+    """true-positive rate of the reading at the action's own false-alarm rate, minus that of the
+    action"""
     gap_auroc: Interval
     """reading_auroc - action_auroc"""
     standard_accuracy: Interval
-    """share of the items whose right concept is no alarm on which the right option is chosen"""
+    """share of the standard items (right concept is no alarm) on which the right option is chosen"""
     false_alarm: Interval
-    """share of those on which the action expresses an alarm; without alarms the mean over concepts of one against the rest"""
+    """share of the standard items on which the action expresses an alarm; without alarms, the mean
+    over concepts of one against the rest"""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: numbers, and ``{"value", "lower", "upper"}`` of every interval."""
+        """Return numbers, and ``{"value", "lower", "upper"}`` for every interval, ready for JSON."""
         return {name: value.as_dict() if isinstance(value, Interval) else value for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class GapMeasurement(GapFigures):
-    """What :func:`measure_gap` found: the figures over all items, and those of every modality."""
+    """The result of :func:`measure_gap`: the figures over all items, and per modality."""
 
     by_modality: dict[str, GapFigures]
     verdict: dict[str, Verdict]
-    """modality -> what may be claimed of its reading: a word of :data:`gapclose.metrics.verdict.VERDICTS` and the sentence that says why"""
+    """modality -> verdict on its reading: a word of :data:`gapclose.metrics.verdict.VERDICTS` with
+    the reason"""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; verdicts as a word, a sentence and a p-value."""
+        """Return the figures ready for JSON, each verdict as a word, a sentence and a p-value."""
         plain = {name: value.as_dict() if isinstance(value, Interval) else value for name, value in vars(self).items()}
         plain["by_modality"] = {name: of.to_dict() for name, of in self.by_modality.items()}
         p = {name: of.p if np.isfinite(of.p) else None for name, of in self.verdict.items()}
@@ -73,10 +77,10 @@ class GapMeasurement(GapFigures):
         return plain
 
     def to_pandas(self) -> Any:
-        """A row for every figure of every modality: columns modality, figure, value, lower, upper.
+        """Return one row per modality and figure: columns modality, figure, value, lower, upper.
 
         Raises:
-            ImportError: where pandas is not installed.
+            ImportError: when pandas is not installed.
         """
         import pandas
 
@@ -90,7 +94,11 @@ class GapMeasurement(GapFigures):
         return pandas.DataFrame(rows)
 
     def plot(self) -> Any:
-        """A matplotlib figure: reading and action of every modality with their intervals, one row each."""
+        """Plot reading and action with their intervals, one row for all items and per modality.
+
+        Returns:
+            a matplotlib figure; with a single modality, only the row for all items.
+        """
         from matplotlib.figure import Figure
 
         scopes = {"all": self, **self.by_modality} if len(self.by_modality) > 1 else {"all": self}
@@ -126,23 +134,28 @@ def measure_gap(
     """Measure the gap between what a probe predicts and what a model answers, on arrays.
 
     Args:
-        readings: (N, C) the probe's probabilities of the concepts; predict items that the probe was not fitted on.
-        scores: (N, O) the model's scores of the options, most often log-probabilities; the largest is its answer. -inf where an item has
-            no such option.
+        readings: (N, C) the probe's probabilities of the concepts, on items that the probe was not
+            fitted on.
+        scores: (N, O) the model's scores of the options, usually log-probabilities. The option with
+            the largest score is its answer. -inf where an item has no such option.
         labels: (N,) index of the right concept, 0 to C - 1.
-        clips: (N,) what questions share; resampling is by clip. None: every item is a clip of its own.
-        modality: (N,) names of groups that are measured apart. None: one group.
-        option_concept: (O,) or (N, O) the concept that each option expresses, -1 for none: to choose such an option is wrong. None: option k
-            expresses concept k.
-        gold: (N,) index of the right option; needed only where several options of an item express its right concept.
-        alarm: the concepts that object to the question, such as "the premise is false". Empty: every concept is detected against the rest.
-        controls: name -> (N, C) readings by something that knows less, such as the text alone. The verdict compares with the best of them and
-            of the majority class, which is always there.
-        replicates: bootstrap replicates.
+        clips: (N,) the clip that each question is about; resampling is by clip. None: every item
+            has its own clip.
+        modality: (N,) names of groups that are measured separately. None: one group.
+        option_concept: (O,) or (N, O) the concept that each option expresses, or -1 for none;
+            choosing such an option is wrong. None: option k expresses concept k.
+        gold: (N,) index of the right option; needed only where several options of an item express
+            its right concept.
+        alarm: the concepts that object to the question, such as "the premise is false". Empty:
+            every concept is detected against the rest.
+        controls: name -> (N, C) readings from less information, such as the text alone. The verdict
+            compares with the best control; the majority class is always one.
+        replicates: number of bootstrap replicates.
         seed: of the resampling.
 
     Raises:
-        ValueError: naming every array whose shape or values are wrong, with the remedy.
+        ValueError: naming the arrays whose shape or values are wrong, with the remedy. Values are
+            checked once the shapes fit.
     """
     faults = list[str]()
     reading, score = (_numbers(name, value, faults) for name, value in (("readings", readings), ("scores", scores)))
@@ -222,7 +235,7 @@ def _figures(labels: Labels, action: Action, reading: np.ndarray, keep: np.ndarr
 
 
 def _numbers(name: str, value: Array, faults: list[str]) -> np.ndarray:
-    """(N, K) float64, from whatever holds the numbers."""
+    """Convert an array, a tensor or nested lists to (N, K) float64."""
     if hasattr(value, "detach"):  # a torch tensor, which may be half precision or on a GPU
         value = value.detach().cpu().double().numpy()
     array = np.asarray(value, dtype=float)
@@ -235,7 +248,7 @@ def _numbers(name: str, value: Array, faults: list[str]) -> np.ndarray:
 
 
 def _whole(name: str, value: Array, faults: list[str]) -> np.ndarray:
-    """(N,) int."""
+    """Convert to (N,) int."""
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
     array = np.asarray(value)
@@ -246,7 +259,7 @@ def _whole(name: str, value: Array, faults: list[str]) -> np.ndarray:
 
 
 def _names(value: Array) -> np.ndarray:
-    """(N,) names or numbers, whatever holds them."""
+    """Convert to (N,) names or numbers; in object arrays None and nan become an empty text."""
     array = np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
     if array.dtype == object:
         return np.array(["" if v is None or v != v else str(v) for v in array.tolist()])
@@ -254,13 +267,13 @@ def _names(value: Array) -> np.ndarray:
 
 
 def _absent(names: np.ndarray) -> list[int]:
-    """Rows without a name: None, nan or an empty text."""
+    """Return the rows without a name: nan or an empty text."""
     absent = np.isnan(names) if names.dtype.kind == "f" else names == "" if names.dtype.kind == "U" else np.zeros(len(names), dtype=bool)
     return np.flatnonzero(absent).tolist()
 
 
 def _probabilities(name: str, array: np.ndarray) -> list[str]:
-    """What is wrong with (N, C) probabilities."""
+    """Return the faults of (N, C) probabilities."""
     if not np.isfinite(array).all():
         row = int(np.flatnonzero(~np.isfinite(array).all(1))[0])
         logs = " They look like log-probabilities; pass their exponentials" if np.nanmax(array) <= 0 else ""
@@ -278,7 +291,7 @@ def _probabilities(name: str, array: np.ndarray) -> list[str]:
 
 
 def _scores(array: np.ndarray) -> list[str]:
-    """What is wrong with (N, O) scores."""
+    """Return the faults of (N, O) scores."""
     bad = np.isnan(array) | np.isposinf(array)
     if bad.any():
         return [f"scores has values that are nan or infinite, first in row {int(np.flatnonzero(bad.any(1))[0])}"]
@@ -287,7 +300,7 @@ def _scores(array: np.ndarray) -> list[str]:
 
 
 def _labels(concept: np.ndarray, c: int) -> list[str]:
-    """What is wrong with (N,) labels."""
+    """Return the faults of (N,) labels."""
     padded = np.isin(concept, PADDING)
     if padded.any():
         where = f"{concept[padded][0]} in {padded.sum()} rows, first in row {int(np.flatnonzero(padded)[0])}"

@@ -1,4 +1,4 @@
-"""Power: the smallest difference that so many clips can show, and the clips that a difference needs."""
+"""Power: the smallest difference that some clips detect, and the clips that a difference needs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from gapclose.metrics.significance import clip_totals
 
 
 def balance(cell: np.ndarray) -> np.ndarray:
-    """Weights (N,), summing to 1, under which a sum over items is the mean over the cells (N,) of their means."""
+    """Weights (N,), summing to 1, that make a sum over items the mean of the cells' means."""
     _, index, counts = np.unique(cell, return_inverse=True, return_counts=True)
     return 1 / (len(counts) * counts[index])
 
 
 def paired_error(difference: np.ndarray, clip: np.ndarray, cell: np.ndarray | None = None) -> float:
-    """Standard error of the mean of paired differences (N,), or of its mean over cells, clustered by clip (Miller 2024).
+    """Standard error of the mean of paired differences (N,), clustered by clip (Miller 2024).
 
-    With ``e_c`` the sum over clip c of ``w_i (d_i - mean of its cell)`` and ``w`` of :func:`balance`, the clip-level variance is
-    ``s2 = (sum_c (M e_c)^2 + 1) / (M + 1)`` and the error ``sqrt(s2 / M)``. The added 1 is half an item in each of the four fields of the
-    paired table (Agresti & Min 2005): differences that happen to be all alike in few clips must not look certain. nan for one clip.
+    With ``cell``, of the mean over cells. With ``e_c`` the sum over clip c of
+    ``w_i (d_i - mean of its cell)`` and ``w`` of :func:`balance`, the clip-level variance is
+    ``s2 = (sum_c (M e_c)^2 + 1) / (M + 1)`` and the error ``sqrt(s2 / M)``. The added 1 is half an
+    item in each of the four fields of the paired table (Agresti & Min 2005): identical differences
+    in few clips must not look certain. nan for one clip.
 
     Raises:
         ValueError: when lengths differ, or there is no item, or a value is nan.
@@ -33,13 +35,15 @@ def paired_error(difference: np.ndarray, clip: np.ndarray, cell: np.ndarray | No
 
 
 def minimum_detectable(error: float, clips: int, *, planned: int | None = None, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The true difference that a two-sided test at ``alpha`` finds with probability ``power``.
+    """The true difference that a two-sided test at ``alpha`` detects with probability ``power``.
 
-    ``(t(1 - alpha/2) + t(power)) * error * sqrt(clips / planned)``, quantiles of Student's t with planned - 1 degrees of freedom; 2.80
-    standard errors for many clips. nan where an error is, or for fewer than two clips.
+    ``(t(1 - alpha/2) + t(power)) * error * sqrt(clips / planned)``, with quantiles of Student's t
+    with planned - 1 degrees of freedom; 2.80 standard errors for many clips. nan where ``error`` is
+    nan or ``planned`` is below two.
 
     Args:
-        error: standard error seen with ``clips`` clips, as :func:`paired_error` gives it. planned: clips to plan for; default ``clips``.
+        error: standard error on ``clips`` clips (:func:`paired_error`).
+        planned: number of clips to plan for; default ``clips``.
     """
     planned = clips if planned is None else planned
     if planned < 2:
@@ -48,7 +52,9 @@ def minimum_detectable(error: float, clips: int, *, planned: int | None = None, 
 
 
 def clips_needed(error: float, clips: int, difference: float, *, power: float = 0.8, alpha: float = 0.05) -> int:
-    """The fewest clips with which a true ``difference`` > 0 is found with probability ``power``: :func:`minimum_detectable` turned round.
+    """The fewest clips that detect a true ``difference`` > 0 with probability ``power``.
+
+    The inverse of :func:`minimum_detectable`.
 
     Raises:
         ValueError: when the error is nan or the difference not positive.

@@ -1,11 +1,13 @@
-"""Is a difference more than chance, is a reading calibrated, and were the data enough to tell.
+"""Significance tests: McNemar's test, sign flips by clip, selectivity, Holm's correction.
 
-Which test for what. :func:`mcnemar` is exact, and right where every clip has one item: it takes items for independent.
-:func:`sign_flip` is for several items a clip, which tend to be right or wrong together: it swaps the two answerers in whole clips, so
-only clips count. :func:`selectivity` does the same for one real task against several control tasks. :func:`holm` corrects a family of
-p-values, such as one for every modality.
+:func:`mcnemar` is exact but assumes independent items: use it where every clip has one item.
+:func:`sign_flip` allows several items per clip, which tend to be right or wrong together: it swaps
+the two predictors in complete clips, so only clips count. :func:`selectivity` does the same for one
+real task against several control tasks. :func:`holm` corrects a family of p-values, such as one per
+modality.
 
-Pure functions of arrays, in one direction: ``difference`` is what is claimed to be better minus what it is compared with.
+Pure functions of arrays. ``difference`` is always the predictor claimed to be better minus the
+other.
 
 Shapes: N items, M clips, C concepts, K control tasks, R replicates.
 """
@@ -29,7 +31,7 @@ class Tested(NamedTuple):
 
 
 def _checked(*arrays: np.ndarray) -> list[np.ndarray]:
-    """The arrays as floats.
+    """Convert the arrays to floats.
 
     Raises:
         ValueError: when they differ in length, are empty, or hold nan.
@@ -52,10 +54,11 @@ def clip_totals(values: np.ndarray, clip: np.ndarray) -> np.ndarray:
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """Exact two-sided p of McNemar's test that two answerers (N,) bool are right equally often (McNemar 1947).
+    """Exact two-sided p that two predictors are right equally often (McNemar 1947).
 
-    Twice the binomial tail of the items on which exactly one is right, at most 1; 1 where they never differ. Items are taken for
-    independent: with several items a clip, use :func:`sign_flip`.
+    It is twice the binomial tail of the items on which exactly one (N,) bool is right, at most 1; 1
+    where they never differ. Items are assumed independent: with several items per clip, use
+    :func:`sign_flip`.
 
     Raises:
         ValueError: when lengths differ, or there is no item, or a value is nan.
@@ -67,11 +70,12 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def sign_flip(difference: np.ndarray, clip: np.ndarray, *, replicates: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p that paired differences (N,) are symmetric about zero, by flipping the signs of whole clips.
+    """Two-sided p that paired differences (N,) are symmetric about zero, by sign flips of clips.
 
-    Under the null the two answerers may be swapped within a clip without anyone noticing, whatever the correlation of its items.
-    Multiply ``difference`` by :func:`balance` to test a difference of balanced accuracies. p = (1 + extreme) / (1 + R), which never
-    claims too much (Phipson & Smyth 2010). M clips allow no p below 2 / 2^M: five clips never reach 0.05.
+    Under the null hypothesis the two predictors can be swapped within a clip, however its items
+    correlate. Multiply ``difference`` by :func:`balance` to test a difference of balanced
+    accuracies. p = (1 + extreme) / (1 + R) keeps the error rate at its level (Phipson & Smyth
+    2010). M clips allow no p below 2 / 2^M: five clips never reach 0.05.
 
     Raises:
         ValueError: when lengths differ, or there is no item, or a value is nan.
@@ -81,7 +85,7 @@ def sign_flip(difference: np.ndarray, clip: np.ndarray, *, replicates: int = 10_
     if not len(totals):
         return 1.0
     rng, extreme = np.random.default_rng(seed), 0
-    least = abs(totals.sum()) - 1e-9 * np.abs(totals).sum()  # sums that are equal but for rounding are as extreme
+    least = abs(totals.sum()) - 1e-9 * np.abs(totals).sum()  # sums equal up to rounding count as extreme
     for rows in blocks(0, replicates, len(totals)):
         kept = rng.integers(2, size=(rows.stop - rows.start, len(totals)), dtype=np.int8)
         extreme += int((np.abs(2 * (kept @ totals) - totals.sum()) >= least).sum())
@@ -89,15 +93,17 @@ def sign_flip(difference: np.ndarray, clip: np.ndarray, *, replicates: int = 10_
 
 
 def selectivity(real: np.ndarray, control: np.ndarray, clip: np.ndarray, *, replicates: int = 10_000, seed: int = 0) -> Tested:
-    """Accuracy on the real task minus mean accuracy on control tasks, with a one-sided permutation p (Hewitt & Liang 2019).
+    """Accuracy on the real task minus mean accuracy on control tasks, with a one-sided p.
+
+    A permutation test (Hewitt & Liang 2019). Under the null hypothesis the K + 1 tasks are
+    exchangeable within every clip, so the real one is drawn anew for each clip.
 
     Args:
         real: (N,) bool, whether the probe of the real labels is right, out of fold.
-        control: (K, N) or (N,) bool, the same for probes of random labels, one label per clip. Draw them with the frequencies of
-            the real labels: against even ones, a skewed task looks selective for nothing.
+        control: (K, N) or (N,) bool, the same for probes of random labels, one label per clip. Draw
+            these with the frequencies of the real labels: against uniform labels, a skewed task
+            looks selective without reason.
         clip: (N,) group.
-
-    The null: which of the K + 1 tasks is the real one does not matter, clip by clip; so it is drawn anew for every clip.
 
     Raises:
         ValueError: when lengths differ, or there is no item, or a value is nan.
@@ -113,9 +119,10 @@ def selectivity(real: np.ndarray, control: np.ndarray, clip: np.ndarray, *, repl
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Step-down adjusted p-values under the same names (Holm 1979); the chance of any false claim stays at the level, under any dependence.
+    """Step-down adjusted p-values under the same names (Holm 1979).
 
-    A nan was not tested: it stays nan and is no member of the family.
+    They keep the chance of any false claim at the level, under any dependence. A nan was not
+    tested: it stays nan and is not a member of the family.
 
     Raises:
         ValueError: when a value lies outside 0..1.

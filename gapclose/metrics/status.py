@@ -1,9 +1,11 @@
-"""What the words of a measurement stand for: the state in one word, and the rules that states, guards and the choice of an epoch share.
+"""The state of a measurement in one word, and the rules that states, guards and epochs share.
 
-A word that claims success needs evidence beyond chance: *closed* asks the whole interval of the closure. A fall that tells against a model
-(*over-rejecting*, *lost*, *moved*, and the guards of the same falls) needs an estimate beyond its budget and an interval above zero: a fall
-whose whole interval has to lie beyond the budget could hide behind few clips, and an estimate alone would stop trainings by chance. Such an
-estimate within chance is no over-rejecting, and no closed either.
+A claim of success needs evidence beyond chance: *closed* requires it of the lower end of the
+closure's interval. A fall that counts against a model (*over-rejecting*, *lost*, *moved*, and the
+guards of the same falls) needs an estimate beyond its budget and an interval above zero. Requiring
+the entire interval beyond the budget would hide falls behind few clips; the estimate alone would
+stop training by chance. An estimate beyond the budget but within chance is neither *over-rejecting*
+nor *closed*.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.config import GapConfig
 
 Ends = Mapping[str, float | None]
-"""an interval as records hold it: ``value``, ``lower``, ``upper``, None for what is not defined"""
+"""an interval as stored in records: ``value``, ``lower``, ``upper``, None where undefined"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a state is decided on."""
+    """The figures that decide a state."""
 
     closure: Ends
     standard_drop: Ends
@@ -44,35 +46,44 @@ STATES = {
     "no gap": "the base model's reading is not shown to be ahead of its action",
 }
 BLOCKED = 0.1
-"""closure, as estimated, below which the action does not follow"""
+"""estimated closure below which the action does not follow the reading"""
 
 
 def beyond(fall: Ends, budget: float) -> bool:
-    """Whether a figure fell by more than ``budget``: as estimated, and beyond chance, the interval of the fall lying above zero.
+    """Whether a figure fell by more than ``budget``, as estimated and with an interval above zero.
 
-    What one clip does has no interval, and shows nothing.
+    A fall on one clip has no interval and shows nothing.
     """
     value, lower = fall["value"], fall["lower"]
     return value is not None and value > budget and lower is not None and lower > 0
 
 
 def within(fall: Ends, budget: float) -> bool:
-    """Whether a fall keeps to its budget as estimated: what a claim of success asks, and what the choice of an epoch prefers."""
+    """Whether an estimated fall is within its budget.
+
+    Claims of success require this, and the choice of an epoch prefers it.
+    """
     return fall["value"] is not None and fall["value"] <= budget
 
 
 def dropped(now: np.ndarray, base: np.ndarray, tolerance: float) -> bool:
-    """:func:`beyond` of a statistic (R + 1,) on the same clips."""
+    """Whether a statistic (R + 1,) fell :func:`beyond` ``tolerance`` on the same clips."""
     return beyond(Interval.of(base - now).as_dict(), tolerance)
 
 
 def parses(rate: float, base_rate: float, config: GapConfig) -> bool:
-    """Whether answers parse about as often as the base's, as estimated; else the state is collapsed, and the guard of parsing objects."""
+    """Whether the parse rate is at least ``gap.parse_floor`` of the base's, as estimated.
+
+    Otherwise the state is collapsed, and the guard of parsing is triggered.
+    """
     return rate >= config.parse_floor * base_rate
 
 
 def is_closed(closure: Ends, standard_drop: Ends, config: GapConfig) -> bool:
-    """Whether the whole interval of the closure reaches ``gap.closed_at``, at a standard accuracy within its budget as estimated."""
+    """Whether the closure reaches ``gap.closed_at`` and standard accuracy stays within its budget.
+
+    The closure counts by the lower end of its interval, standard accuracy by its estimate.
+    """
     lower = closure["lower"]
     return lower is not None and lower >= config.closed_at and within(standard_drop, config.standard_budget)
 

@@ -1,7 +1,8 @@
-"""What may be claimed of a modality: a word, and the sentence that says why.
+"""The verdict on a modality: a word, and a sentence with the reason.
 
-The order of the rules is the order in which a skeptic asks. Does the model answer such questions at all? Is the concept read? Do the words of the
-question alone do as well? Does a network that learned nothing? And where nothing is shown: were there enough clips to see it?
+The rules follow a skeptic's questions. Does the model answer such questions at all? Is the reading
+above chance? Does the question text alone do as well? Does a network with random weights? If
+nothing is shown: were there enough clips to show it?
 
 Pure functions of arrays.
 
@@ -36,72 +37,82 @@ VERDICTS = {
 
 
 LEAST_CLIPS = 6
-"""clips of every concept below which nothing is claimed: with five, no test by clip can reach a two-sided 0.05 (2 / 2^5)"""
+"""fewest clips of every concept for any claim; with five, no test by clip reaches a two-sided p of
+0.05 (2 / 2^5)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Untrained:
-    """The reading against networks of the same shape with random weights."""
+    """The reading compared with networks of the same shape with random weights."""
 
     kind: str
-    """of network, the one that is read best"""
+    """kind of network that gives the best balanced accuracy"""
     draws: int
     accuracy: Interval
-    """balanced accuracy, mean over draws; its ends also cover how well so many draws tell that mean"""
+    """balanced accuracy, mean over draws; the interval includes the uncertainty of a mean over so
+    few draws"""
     chance: float
     """balanced accuracy of guessing among the concepts of the modality"""
     difference: Interval
-    """reading - mean over draws, paired by clip; its ends also cover how much one network differs from another"""
+    """reading - mean over draws, paired by clip; the interval includes the variation between
+    networks"""
     p: float
-    """two-sided: the larger of that by sign flips of clips, and that of the reading as one more draw of such a network"""
+    """two-sided: the larger p of two tests, by sign flips of clips, and of the reading as one more
+    draw of such a network; nan for a single concept"""
 
     @property
     def readable(self) -> bool:
-        """Whether such networks are read above chance."""
+        """Whether a probe reads such networks above chance."""
         return self.accuracy.lower > self.chance
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerdictEvidence:
-    """What the verdict on one modality rests on."""
+    """The evidence for the verdict on one modality."""
 
     n_clips: int
     rarest: int
-    """clips of the rarest concept that the modality has; 0 where it has one concept alone"""
+    """clips of the rarest concept of the modality; 0 where the AUROC is undefined, e.g. with a
+    single concept"""
     auroc: Interval
     """of the reading; 0.5 is chance"""
     auroc_error: float
-    """its standard error, nan for one clip"""
+    """standard error of the AUROC; nan for one clip"""
     reading: Interval
     """balanced accuracy"""
     control: str
     """name of the best control"""
     control_accuracy: Interval
-    """its balanced accuracy"""
+    """balanced accuracy of the best control"""
     difference: Interval
     """reading - control, paired by clip"""
     p: float
-    """two-sided, of the difference, by sign flips of clips; not corrected; nan where one concept is all there is"""
+    """two-sided p of the difference, by sign flips of clips; not corrected; nan where the AUROC is
+    undefined"""
     mcnemar: float
-    """exact McNemar p of the same two, which takes items for independent: it claims too much where a clip has several; for comparison alone"""
+    """exact McNemar p of the same comparison, for reference only: it assumes independent items, so
+    it is too small where a clip has several"""
     error: float
-    """standard error of the difference by clip, nan for one clip"""
+    """standard error of the difference by clip; nan for one clip"""
     untrained: Untrained | None = None
-    """None where no network with random weights was read"""
+    """None where no network with random weights was measured"""
 
     @property
     def p_of_both(self) -> float:
-        """p that the reading beats the best control and the networks with random weights: the larger one (an intersection-union test)."""
+        """p that the reading beats both the best control and the networks with random weights.
+
+        The larger of the two p-values (an intersection-union test).
+        """
         return self.p if self.untrained is None else float(np.maximum(self.p, self.untrained.p))
 
     @property
     def detectable_auroc(self) -> float:
-        """AUROC above 0.5 that so many clips find with power 0.8."""
+        """AUROC above 0.5 that this number of clips detects with power 0.8."""
         return minimum_detectable(self.auroc_error, self.n_clips)
 
     @property
     def detectable(self) -> float:
-        """Difference that so many clips find with power 0.8."""
+        """Difference that this number of clips detects with power 0.8."""
         return minimum_detectable(self.error, self.n_clips)
 
 
@@ -112,7 +123,8 @@ class Verdict:
     word: str
     why: str
     p: float
-    """of the difference, Holm-corrected over the modalities; nan where it could not be tested"""
+    """:attr:`VerdictEvidence.p_of_both`, Holm-corrected over the modalities; nan where it could not
+    be tested"""
     proof: VerdictEvidence
 
 
@@ -125,15 +137,16 @@ def collect_evidence(
     seed: int,
     untrained: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> dict[str, VerdictEvidence]:
-    """The evidence on every modality.
+    """Collect the evidence on every modality.
 
-    The control is the one with the best balanced accuracy on these very items, which favours the control. Have the majority class among
-    them: a text-only reading that is worse than guessing is too easy to beat.
+    The control with the best balanced accuracy on these same items is used, which favours the
+    control. Include the majority class: a text-only reading below it is too easy to beat.
 
     Args:
-        reading: (N, C) out of fold or of other clips.
-        controls: name -> (N, C) of the same items, at least one.
-        untrained: kind of network with random weights -> two or more draws (N, C) of the same items.
+        reading: (N, C) out of fold, or from a probe fitted on other clips.
+        controls: name -> (N, C) readings of the same items, at least one.
+        untrained: kind of network with random weights -> two or more draws (N, C) of the same
+            items.
 
     Raises:
         ValueError: when there is no control, or shapes differ.
@@ -185,10 +198,12 @@ def _proof(
 def _untrained(
     labels: Labels, reading: np.ndarray, untrained: Mapping[str, Sequence[np.ndarray]], keep: np.ndarray, config: GapConfig, seed: int
 ) -> Untrained:
-    """The reading against the kind of network that is read best on these very items, which favours the networks.
+    """Compare the reading with the kind of random network that a probe reads best.
 
-    K draws know what a further draw would give only as well as their spread s does: the reading counts as beyond them where it would be
-    beyond one more draw, whose error is ``s sqrt(1 + 1/K)`` with K - 1 degrees of freedom (the prediction interval of Student's t).
+    The kind is chosen on these same items, which favours the networks. The reading beats them only
+    where it would beat one more draw. With a standard deviation s of the K draws, that comparison
+    has the error ``s sqrt(1 + 1/K)`` and K - 1 degrees of freedom (the prediction interval of
+    Student's t).
     """
     part = labels.take(keep)
     clips, (cell, cells) = ClipBootstrap(part.clip, config.replicates, seed), part.cells
@@ -217,9 +232,11 @@ def _untrained(
 
 
 def _auroc(clips: ClipBootstrap, labels: Labels, reading: np.ndarray) -> tuple[np.ndarray, float]:
-    """AUROC of the reading (R + 1,), averaged over detections as in :func:`gapclose.metrics.gap.detection`, and its standard error.
+    """AUROC of the reading (R + 1,) and its standard error.
 
-    The error is no smaller than that of a reading by chance with independent items, ``sqrt((P + N + 1) / (12 P N))`` (Mann & Whitney 1947).
+    The AUROC is averaged over detections as in :func:`gapclose.metrics.gap.detection`. The error is
+    at least that of a chance reading on independent items, ``sqrt((P + N + 1) / (12 P N))`` (Mann &
+    Whitney 1947).
     """
     area, floors = reading_auroc(clips, labels, reading), []
     for positives in labels.detections:
@@ -236,22 +253,26 @@ def _auroc(clips: ClipBootstrap, labels: Labels, reading: np.ndarray) -> tuple[n
 def decide(
     proofs: Mapping[str, VerdictEvidence], config: GapConfig, *, alpha: float = 0.05, acting: Mapping[str, ActionQuality] | None = None
 ) -> dict[str, Verdict]:
-    """A verdict on every modality, p-values corrected over them.
+    """Decide the verdict on every modality, with p-values corrected over the modalities.
 
-    - ``not judgeable``: the model fails what :mod:`gapclose.metrics.judgeable` asks of one that acts.
-    - ``real``: the intervals of the AUROC and of the differences to the best control and to networks with random weights lie above chance
-      and zero, and the corrected p is at most ``alpha``.
-    - ``explained by text``: the AUROC is above chance, and the interval of the difference reaches down to zero and excludes
-      ``gap.detectable``, which so many clips would have found; or it is at most zero throughout.
-    - ``readable without training``: the AUROC is above chance, networks with random weights are shown to be read above chance too, and the reading
-      is not shown to beat them. The word claims the former, not that the reading is no better.
-    - ``not readable``: the interval of the AUROC does not exclude chance, excludes ``gap.detectable`` above it, and so many clips would
-      have found that.
-    - ``too few clips``: anything else, and wherever a concept occurs in fewer than :data:`LEAST_CLIPS` clips. That a difference was not
-      found is never taken for its absence: an interval that holds both zero and what matters shows nothing.
+    - ``not judgeable``: the model fails a check of :mod:`gapclose.metrics.judgeable`.
+    - ``real``: the interval of the AUROC lies above chance; the intervals of the differences to the
+      best control and to networks with random weights lie above zero; the corrected p is at most
+      ``alpha``.
+    - ``explained by text``: the AUROC is above chance. The interval of the difference to the best
+      control reaches zero and excludes ``gap.detectable``, which so many clips would have detected;
+      or it is at most zero throughout.
+    - ``readable without training``: the AUROC is above chance, networks with random weights are
+      shown to be read above chance too, and the reading is not shown to beat them. This verdict
+      claims that such networks are readable, not that the reading is no better.
+    - ``not readable``: the interval of the AUROC includes chance and excludes ``gap.detectable``
+      above it, which so many clips would have detected.
+    - ``too few clips``: anything else, and every modality with a concept in fewer than
+      :data:`LEAST_CLIPS` clips. An undetected difference never counts as absent: an interval that
+      contains both zero and ``gap.detectable`` shows nothing.
 
     Args:
-        acting: modality -> whether the model answers its questions; None: not asked.
+        acting: modality -> whether the model answers its questions; None: not checked.
     """
     corrected = holm({name: proof.p_of_both for name, proof in proofs.items()})
     faults = {name: of.faults for name, of in (acting or {}).items()}
@@ -310,10 +331,10 @@ def _verdict(name: str, proof: VerdictEvidence, p: float, family: int, config: G
 
 
 def not_established(modalities: Sequence[str], verdicts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Those of ``modalities`` that have no verdict ``real``, with the reason.
+    """Return the modalities without the verdict ``real``, each with the reason.
 
     Args:
-        verdicts: as in measurement.json, a word and a sentence each.
+        verdicts: as in measurement.json, a word and a sentence per modality.
     """
     missing = {"word": "not measured", "sentence": "no labelled val item has this modality."}
     found = {name: verdicts.get(name, missing) for name in modalities}

@@ -1,4 +1,4 @@
-"""A model's architecture: which class transformers builds for a checkpoint, and the model itself without weights, on torch's meta device."""
+"""A model's architecture: its transformers class, and the model without weights on the meta device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def read_architecture(config: ModelConfig, path: str | None = None) -> Any:
         path: read it from here instead of ``config.path``.
 
     Raises:
-        ValueError: when there is no checkpoint that transformers has a class for, with what is known of a published model of that name.
+        ValueError: when there is no checkpoint that transformers has a class for; the message adds
+            known facts on a published model of that name.
     """
     known = config.known if path is None else {}
     path = path or config.resolved_path
@@ -39,21 +40,21 @@ def read_architecture(config: ModelConfig, path: str | None = None) -> Any:
 
 
 def refuse_no_directory(path: str) -> None:
-    """Raises: ValueError when ``path`` can be no hub name and is no directory."""
+    """Refuse a path that cannot be a hub name and is no directory. Raises: ValueError."""
     if is_local(path) and not Path(path).is_dir():
         raise ValueError(f"model.path {path!r}: no such directory; is it mistyped? A name on the hub is OWNER/NAME{remedy(path)}")
 
 
 def is_local(path: str) -> bool:
-    """Whether a path can be no hub name: it begins like a path, or has more than one slash."""
+    """Whether a path cannot be a hub name: it begins like a path, or has more than one slash."""
     return path.startswith((".", "/", "~")) or path.rstrip("/").count("/") > 1
 
 
 def why_absent(config: ModelConfig) -> str | None:
-    """Why ``config.architecture`` stands for a checkpoint: a hub name that cannot be reached; None where it does not.
+    """Return why ``config.architecture`` replaces a checkpoint: its hub name cannot be reached.
 
-    A directory that is there is never absent, and neither is one that is not there but can be no hub name: what is wrong with them is an
-    error of :func:`read_architecture`.
+    None where it does not replace one. A directory that exists is never replaced, nor is a missing
+    one that cannot be a hub name; :func:`read_architecture` reports their errors.
     """
     path = config.resolved_path
     if config.architecture is None or is_local(path) or Path(path).exists():
@@ -72,13 +73,16 @@ def auto_class(architecture: Any) -> Any:
 
 
 def attention_of(config: ModelConfig) -> str | None:
-    """What transformers is told of ``model.attention``: nothing for sdpa, which it takes by itself except in towers that cannot (Gemma 4's
-    for audio), where asking for it is an error."""
+    """The attention implementation to request from transformers; None for sdpa.
+
+    transformers uses sdpa by itself except in towers that do not support it (Gemma 4's for audio),
+    where requesting it is an error.
+    """
     return None if config.attention == "sdpa" else config.attention
 
 
 def build_on_meta(architecture: Any, config: ModelConfig) -> Any:
-    """The model of ``architecture`` in evaluation mode: every size is there, no weight is.
+    """The model of ``architecture`` in evaluation mode, with all sizes and no weights.
 
     Raises:
         ValueError: when its class cannot be built here.
@@ -86,7 +90,7 @@ def build_on_meta(architecture: Any, config: ModelConfig) -> Any:
     dtype = getattr(architecture, "dtype", None) or getattr(architecture.get_text_config(), "dtype", None) or torch.float32
     if config.dtype != "auto":
         dtype = getattr(torch, config.dtype)
-    # a fused kernel that is not installed here changes no size
+    # sizes do not depend on fused kernels, which may not be installed here
     attention = "eager" if config.attention == "eager" else None
     try:
         with quiet(), torch.device("meta"):
@@ -100,7 +104,7 @@ def build_on_meta(architecture: Any, config: ModelConfig) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings of transformers, and of its own future."""
+    """Inside, warnings of transformers and every ``FutureWarning`` are silent."""
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

@@ -1,4 +1,4 @@
-"""What a chat template makes of messages: the text of a prompt, and the tokens of an answer behind it."""
+"""The chat template's output for messages: the text of a prompt, and the tokens of an answer."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from jinja2 import TemplateError
 from gapclose.models.families import WITHIN_TEMPLATE
 
 ASKED = [{"role": "user", "content": [{"type": "text", "text": "Which one is it?"}]}]
-"""what :func:`answer_tokens` puts answers to"""
+"""prompt that :func:`answer_tokens` appends answers to"""
 REFUSALS = (ValueError, TypeError, TemplateError)
-"""what a template raises for messages that it cannot write"""
+"""errors that a template raises for messages that it cannot write"""
 
 
 def tokenizer_of(processor: Any) -> Any:
-    """The tokenizer in a processor, or the processor itself where a model only reads text."""
+    """The tokenizer of a processor, or the processor itself for text-only models."""
     return getattr(processor, "tokenizer", processor)
 
 
 def within_template(processor: Any) -> bool:
-    """Whether prompts are written, and media taken, by the processor's own ``apply_chat_template`` alone."""
+    """Whether the processor writes prompts and takes media only in its ``apply_chat_template``."""
     return type(processor).__name__ in WITHIN_TEMPLATE
 
 
 def chat_text(processor: Any, messages: Sequence[dict[str, Any]], answer: str | None = None) -> str:
-    """Messages as the model's chat template writes them, up to where the answer begins; with ``answer``, up to the end of its turn.
+    """Write messages with the model's chat template, up to where the answer begins.
 
-    Every processor is given content parts, since some templates write nothing for a string (SmolVLM's). A model that only reads text
-    has a template for strings: content parts are joined by newlines. The template may belong to the tokenizer alone, as
-    Phi-4-multimodal's does once its processor was saved.
+    With ``answer``, the text ends with the answer's turn. Every processor gets content parts, since
+    some templates write nothing for a string (SmolVLM's). A text-only model has a template for
+    strings: content parts are joined by newlines. The template may belong to the tokenizer alone,
+    as Phi-4-multimodal's does once its processor was saved.
 
     Raises:
-        ValueError: when neither processor nor tokenizer has a template. And whatever a template raises: ``REFUSALS``.
+        ValueError: when neither processor nor tokenizer has a template. Errors of the template
+            (``REFUSALS``) are not caught.
     """
     turn = [] if answer is None else [{"role": "assistant", "content": answer}]
     form = _joined if processor is tokenizer_of(processor) else _parts
@@ -43,7 +45,7 @@ def chat_text(processor: Any, messages: Sequence[dict[str, Any]], answer: str | 
 
 
 def _writer(processor: Any) -> Any:
-    """Whichever of processor and tokenizer has the template."""
+    """The processor if it has the template, else the tokenizer."""
     tokenizer = tokenizer_of(processor)
     writer = processor if getattr(processor, "chat_template", None) else tokenizer
     if not getattr(writer, "chat_template", None):
@@ -63,9 +65,9 @@ def _parts(content: Any) -> list[dict[str, Any]]:
 
 
 def added_around(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Token ids that a tokenizer's post-processor puts before a text and behind it, whatever the text.
+    """Token ids that a tokenizer's post-processor puts before and behind every text.
 
-    What is put behind a prompt (an end token, mostly) stands after the place where the answer begins, and moves it.
+    A token behind a prompt (usually an end token) would move the place where the answer begins.
     """
     whole, bare = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
     starts = [n for n in range(len(whole) - len(bare) + 1) if whole[n : n + len(bare)] == bare]
@@ -73,7 +75,7 @@ def added_around(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def left_out_of_prompts(processor: Any) -> str | None:
-    """What :func:`gapclose.models.processing.make_prompts` leaves out of every prompt, to be told, or None."""
+    """Message on tokens that :func:`gapclose.models.processing.make_prompts` leaves out, or None."""
     tokenizer = tokenizer_of(processor)
     behind = [] if within_template(processor) else added_around(tokenizer)[1]
     if not behind:
@@ -86,11 +88,13 @@ def left_out_of_prompts(processor: Any) -> str | None:
 
 
 def answer_tokens(processor: Any, text: str) -> list[int]:
-    """Token ids of an answer as they stand behind a prompt when the template writes the answer's turn.
+    """Token ids of an answer behind a prompt, when the template writes the answer's turn.
 
-    With the white space that the template puts before it: SmolVLM's prompts end in ``Assistant:`` and its turns go on with a blank, so
-    the model was taught the token `` odd`` and not ``odd``. Other things that a template puts there (an empty train of thought) are left
-    out. Where the template cannot write an answer, or the prompt's last token would be another before it, the text's own tokens.
+    They include the white space that the template puts before it: SmolVLM's prompts end in
+    ``Assistant:`` and its turns continue with a blank, so the model was trained on the token
+    `` odd`` and not ``odd``. Other content that a template puts there (an empty train of thought)
+    is left out. The tokens of the text alone are returned where the template cannot write an
+    answer, or where the prompt's last token would change before it.
     """
     tokenizer = tokenizer_of(processor)
 
@@ -112,10 +116,12 @@ def answer_tokens(processor: Any, text: str) -> list[int]:
 
 
 def set_variables(processor: Any, variables: Mapping[str, Any]) -> None:
-    """Fix variables of the chat template, in place, by what is put at its head: so all that use the processor, an export too, write alike.
+    """Set variables of the chat template, in place, at its head.
+
+    All users of the processor, including an export, then write alike.
 
     Raises:
-        ValueError: when there is no template, or one does not know a name.
+        ValueError: when there is no template, or a name occurs in none.
     """
     if not variables:
         return

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: where they lie, what tells two checkpoints apart, and what is wrong when they do not load."""
+"""The files of a checkpoint: location, fingerprints, and refusal of files that do not load."""
 
 from __future__ import annotations
 
@@ -23,25 +23,33 @@ HASHED = (
     "added_tokens.json",
 )
 HASHED += ("vocab.json", "merges.txt", "tekken.json", "*.model", "*.py")
-"""files beside config and weights that decide what a model is shown and says"""
+"""files besides config and weights that determine a model's input and output"""
 BLOCK, BLOCKS = 4096, 16
-"""bytes of a block, and how many of them are hashed of a tensor; one of at most their product, 64 KiB, is hashed whole"""
+"""bytes of a block, and number of blocks that are hashed of a tensor; one of at most their product,
+64 KiB, is hashed completely"""
 
 
 def checkpoint_folder(path: str, revision: str | None = None) -> Path:
-    """The directory that holds a checkpoint's files; of a hub name, its snapshot in the cache. Raises: OSError where there is none."""
+    """Return the directory of a checkpoint's files; for a hub name, its snapshot in the cache.
+
+    Raises:
+        OSError: when there is none.
+    """
     if Path(path).is_dir():
         return Path(path)
     return Path(str(cached_file(path, "config.json", revision=revision))).parent
 
 
 def checkpoint_fingerprint(folder: Path, model: Any) -> str:
-    """Hash that tells checkpoints apart without reading all of a 60 GB file: the config, parts of every tensor, the processor.
+    """Hash that distinguishes checkpoints without reading all of a 60 GB file.
 
-    Of every tensor, since an adapter merged into the upper layers leaves both ends of a file as they were. Of a tensor, :data:`BLOCKS`
-    blocks of :data:`BLOCK` bytes at even distances, the first and the last included, so at most 64 KiB. A change of a whole row range is
-    seen for certain where it spans a fifteenth of the tensor; one that touches a share f of the blocks, at random, with probability
-    1 - (1 - f)^16: 0.81 for a tenth, 0.99998 for a half. A change of one number in a large tensor is not seen.
+    It covers the config, parts of every tensor, and the processor. Every tensor is included, since
+    an adapter merged into the upper layers leaves both ends of a file unchanged. Of a tensor,
+    :data:`BLOCKS` blocks of :data:`BLOCK` bytes are read at even distances, the first and the last
+    included, so at most 64 KiB. A change of a range of rows is always detected if it spans a
+    fifteenth of the tensor. A change of a share f of the blocks, at random, is detected with
+    probability 1 - (1 - f)^16: 0.81 for a tenth, 0.99998 for a half. A change of one number in a
+    large tensor is usually not detected.
     """
     digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode())
     for file in sorted(folder.glob("*.safetensors")):
@@ -62,15 +70,19 @@ def checkpoint_fingerprint(folder: Path, model: Any) -> str:
 
 
 def memory_fingerprint(model: Any, processor: Any) -> str:
-    """Hash that tells models in memory apart: config, attention and generation settings, the processor's settings and vocabulary, and of every parameter and
-    buffer the blocks that :func:`checkpoint_fingerprint` reads of a file."""
+    """Hash that distinguishes models in memory.
+
+    It covers config, attention and generation settings, the processor's settings and vocabulary,
+    and the blocks of every parameter and buffer that :func:`checkpoint_fingerprint` reads of a
+    file.
+    """
     generation = getattr(model, "generation_config", None)
     stated = [_lasting(of.to_diff_dict()) for of in (model.config, generation) if of is not None]
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True, default=str).encode())
     digest.update(str(getattr(model.config, "_attn_implementation", "")).encode())
     parts = {name: getattr(processor, name, None) for name in ("image_processor", "video_processor", "feature_extractor")}
     settings = {name: part.to_dict() for name, part in parts.items() if part is not None}
-    tokenizer = getattr(processor, "tokenizer", processor)  # not its files: they hold how the last batch was padded
+    tokenizer = getattr(processor, "tokenizer", processor)  # not its files, which store the padding of the last batch
     settings |= {"template": getattr(processor, "chat_template", None), "vocabulary": sorted(tokenizer.get_vocab().items())}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -82,20 +94,24 @@ def memory_fingerprint(model: Any, processor: Any) -> str:
 
 
 def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that a training sets: transformers' Trainer aligns ids of special tokens with the tokenizer's."""
+    """Drop the settings that training changes.
+
+    These are ``use_cache`` and the ids of special tokens, which transformers' Trainer aligns with
+    the tokenizer's.
+    """
     kept = {k: v for k, v in settings.items() if not k.endswith("_token_id") and k != "use_cache"}
     return {k: _lasting(v) if isinstance(v, dict) else v for k, v in kept.items()}
 
 
 def _blocks(size: int) -> list[tuple[int, int]]:
-    """First byte and length of what is hashed of a tensor of ``size`` bytes, in order."""
+    """First byte and length of the hashed blocks of a tensor of ``size`` bytes, in order."""
     if size <= BLOCK * BLOCKS:
         return [(0, size)]
     return [(n * (size - BLOCK) // (BLOCKS - 1), BLOCK) for n in range(BLOCKS)]
 
 
 def unreadable_weights(folder: Path, error: Exception) -> str:
-    """What keeps the weights in ``folder`` from loading, with the remedy."""
+    """Return why the weights in ``folder`` do not load, with the remedy."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         return f"has no weights in safetensors; save them so (other formats can run code): {error}"
@@ -109,10 +125,13 @@ def unreadable_weights(folder: Path, error: Exception) -> str:
 
 
 def refuse_incomplete(path: str, info: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that lacks weights, by what transformers tells of the loading: it fills them with random numbers.
+    """Refuse a checkpoint with missing or misshapen weights, by the loading info of transformers.
+
+    transformers would fill these with random numbers.
 
     Raises:
-        ValueError: naming three of the tensors that are not there, or have another shape than the config says.
+        ValueError: naming up to three tensors that are missing, and three with another shape than
+            the config's.
     """
     found = []
     if missing := sorted(info["missing_keys"]):
@@ -127,7 +146,9 @@ def refuse_incomplete(path: str, info: Mapping[str, Any]) -> None:
 
 
 def refuse_parts_apart(processor: Any, path: str, revision: str | None) -> None:
-    """Refuse a checkpoint that keeps adapters for its media beside its weights: they would not be loaded, and it would see or hear without.
+    """Refuse a checkpoint that keeps adapters for its media beside its weights.
+
+    They would not be loaded, and the model would read the media without them.
 
     Raises:
         ValueError: naming the adapters and how to merge one.

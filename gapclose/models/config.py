@@ -1,4 +1,4 @@
-"""Settings of the model: where it lies, its precision, its attention."""
+"""Settings of the model: its path, precision and attention."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 from gapclose.core.config_checks import Checks
 
 DTYPES = ("float32", "bfloat16", "float16")
-"""names of torch's types that a model is loaded in"""
+"""names of the torch dtypes that a model can be loaded in"""
 QUANTISED = ("8bit", "4bit")
-"""kinds of quantised bases, see :mod:`gapclose.models.quantization`"""
+"""kinds of quantised base models (:mod:`gapclose.models.quantization`)"""
 
 
 def attention_names() -> tuple[str, ...]:
-    """The attention implementations that transformers has for a forward of whole prompts."""
+    """The attention implementations that transformers has for a forward of a complete prompt."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # only here: it takes seconds
 
     return ("eager", *sorted(n for n in ALL_ATTENTION_FUNCTIONS.valid_keys() if not n.startswith("paged|")))
@@ -33,24 +33,28 @@ class ModelConfig:
     """Which model to load, and how."""
 
     path: str = "digits"
-    """checkpoint directory or hub name; ``digits`` and ``digits-never-taught`` are the tiny models that ship with the package"""
+    """checkpoint directory or hub name; ``digits`` and ``digits-never-taught`` are the tiny models
+    of the package"""
     revision: str | None = None
     """branch, tag or commit of a hub name; null: its main branch"""
     dtype: str = "auto"
-    """auto (what the checkpoint holds), float32, bfloat16 or float16"""
+    """auto (the dtype of the checkpoint), float32, bfloat16 or float16"""
     attention: str = "sdpa"
-    """attention implementation of transformers: sdpa, eager, flash_attention_2"""
+    """attention implementation of transformers, e.g. sdpa, eager or flash_attention_2; or a kernel
+    on the hub, OWNER/NAME"""
     template: dict[str, Any] | None = None
-    """variables of the chat template, e.g. ``{enable_thinking: false}``; what it does not know is refused"""
+    """variables of the chat template, e.g. ``{enable_thinking: false}``; unknown names are refused"""
     trust_remote_code: bool = False
-    """run code that the checkpoint brings along; leave off unless you have read it"""
+    """run code from the checkpoint; leave off unless you have read it"""
     quantisation: str | None = None
-    """4bit or 8bit: the decoder's linear modules through bitsandbytes, on a CUDA GPU; null: none"""
+    """4bit or 8bit: quantise the decoder's linear modules by bitsandbytes, on a CUDA GPU; null:
+    none"""
     sharded: bool = False
-    """under launch/fsdp2.yaml, never hold the whole model on one GPU: the base model is observed in shards and read again for training"""
+    """under launch/fsdp2.yaml, never hold the complete model on one GPU: the base model is observed
+    in shards, and loaded again for training"""
     architecture: str | None = None
-    """directory with a config.json, of which ``gapclose validate`` takes the model's sizes while ``path`` cannot be reached; nothing else
-    looks at it"""
+    """directory with a config.json, from which ``gapclose validate`` reads the model's sizes while
+    ``path`` cannot be reached; not used elsewhere"""
 
     def __post_init__(self) -> None:
         with Checks(self, "model") as check:
@@ -72,23 +76,23 @@ class ModelConfig:
 
     @property
     def known(self) -> dict[str, Any]:
-        """What every loader of transformers is told beside the path."""
+        """Arguments of every transformers loader besides the path."""
         return {"trust_remote_code": self.trust_remote_code, "revision": self.revision}
 
     @property
     def apart(self) -> dict[str, Any]:
-        """The settings other than the default that change what a checkpoint computes or is shown, and that its fingerprint does not see."""
+        """Settings off their default that change results but not the checkpoint's fingerprint."""
         attention = {} if self.attention == "sdpa" else {"attention": self.attention}
         return {**attention, **({"template": self.template} if self.template else {})}
 
     @property
     def resolved_path(self) -> str:
-        """The directory or hub name that transformers is given."""
+        """The directory or hub name to load."""
         folder = SHIPPED.get(self.path)
         return self.path if folder is None else str(Path(__file__).parents[1] / "data" / "digits" / "assets" / folder)
 
 
 def near_shipped(path: str) -> str:
-    """What is meant where a path is nearly the name of a shipped model."""
+    """Suggest a shipped model where a path nearly matches its name; else an empty text."""
     near = difflib.get_close_matches(path, SHIPPED, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

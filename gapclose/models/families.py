@@ -1,6 +1,7 @@
-"""What differs between families of models, in one small table; the rest is found through the interfaces that all of them share.
+"""Differences between model families; all other code uses the interfaces that families share.
 
-Keys are names that transformers gives (``model_type``, attributes of processors), so that a new member of a family needs no entry.
+Keys are names that transformers gives (``model_type``, attributes of processors), so a new member
+of a family needs no entry.
 """
 
 from __future__ import annotations
@@ -10,29 +11,30 @@ from typing import Any, NamedTuple
 import numpy as np
 
 PARTS = ("thinker_config",)
-"""attribute of a checkpoint's config -> the config of the part to train: a full Qwen-Omni checkpoint holds a talker too, and the thinker
-is the part that reads and answers"""
+"""config attributes of the part to train: a full Qwen-Omni checkpoint also contains a talker, and
+the thinker is the part that reads and answers"""
 
 EXTRA_FILES = {"qwen2_5_omni": ("spk_dict.pt",)}
-"""``model_type`` of a whole omni checkpoint -> files beside config and weights without which its class does not load; an export copies them,
-and nothing here opens them. Qwen3-Omni's speakers stand in its config"""
+"""``model_type`` of a full omni checkpoint -> files besides config and weights that its class needs
+to load. An export copies them; nothing here opens them. Qwen3-Omni's speakers are in its config"""
 
 
 class InVllm(NamedTuple):
-    """What is known of adapters for a class in vLLM."""
+    """Known facts on vLLM's support for adapters of a class."""
 
     begins: str | None
-    """how the names in its checkpoint begin; None where vLLM's list of models has no LoRA for it"""
+    """prefix of the names in its checkpoint; None where vLLM's list of models has no LoRA for it"""
     since: str | None = None
-    """smallest version of vLLM that is known to serve adapters for it, or None"""
+    """smallest version of vLLM that is known to serve its adapters, or None"""
     doubt: str | None = None
-    """what contradicts the list"""
+    """evidence against the list"""
 
 
-# The list is docs/models/supported_models.md of github.com/vllm-project/vllm (August 2026). It says nothing of versions, so no smallest one is
-# known; of what was found besides: Qwen2.5-Omni by vllm-project/vllm#24231 (merged in September 2025, in which release is not known). Of
-# Qwen3-Omni the list has LoRA and the class refuses it: issues 31205 (December 2025: 0.9.2, 0.11.0, 0.12.0), 41899 (May 2026) and 51347 (August
-# 2026, open); the pull requests 37193 and 42140 that would add it are closed.
+# Source: docs/models/supported_models.md of github.com/vllm-project/vllm (August 2026). It states no
+# versions, so no smallest one is known. Qwen2.5-Omni: added by vllm-project/vllm#24231 (merged in
+# September 2025, release not known). Qwen3-Omni: the list has LoRA, but the class refuses it, by
+# issues 31205 (December 2025: 0.9.2, 0.11.0, 0.12.0), 41899 (May 2026) and 51347 (August 2026, open);
+# the pull requests 37193 and 42140 that would add it are closed.
 LORA_IN_VLLM = {
     "Qwen2_5OmniThinkerForConditionalGeneration": InVllm("thinker."),
     "Qwen3OmniMoeThinkerForConditionalGeneration": InVllm(
@@ -50,56 +52,64 @@ LORA_IN_VLLM = {
     "LlavaOnevisionForConditionalGeneration": InVllm(None),
     "Qwen2AudioForConditionalGeneration": InVllm(None),
 }
-"""class -> what is known of adapters for it in vLLM"""
+"""class -> known facts on vLLM's support for its adapters"""
 
 ARGUMENTS = {"image": "images", "audio": "audio", "video": "videos"}
 """kind of media -> the argument of a processor that takes it"""
 
 TAKES = {"image": ("image_processor",), "audio": ("feature_extractor", "audio_processor"), "video": ("video_processor",)}
-"""kind of media -> attributes of which a processor has one when the model takes that kind (Phi-4-multimodal: ``audio_processor``)"""
+"""kind of media -> attributes of a processor; a model that takes the kind has one of them
+(Phi-4-multimodal: ``audio_processor``)"""
 
 NO_ADAPTER_MODULES = {
-    # in training mode their weights are read without calling the modules, which an adapter on them would not notice
+    # training mode reads their weights without calling the modules, so an adapter would have no effect
     "gemma3n_text": ("prediction_coefs", "correction_coefs", "modality_router"),
-    # the fused Mamba kernel that trains on GPUs takes this weight, not the module
+    # the fused Mamba kernel for training on GPUs reads this weight without calling the module
     "nemotron_h": ("out_proj",),
 }
 """``model_type`` of a decoder -> leaf names of its linear modules that get no adapter"""
 
 SEVERAL_STREAMS = ("gemma3n_text",)
-"""``model_type`` of decoders with several residual streams: the active one is read, and none can be replaced by a donor"""
+"""``model_type`` of decoders with several residual streams: the active one is read, and donors can
+replace none"""
 
 LONGEST = {"Gemma3nAudioFeatureExtractor": 480_000, "Gemma4AudioFeatureExtractor": 480_000}
-"""feature extractor -> samples at which it cuts a sound, where that is only a default of its call (Whisper's says ``n_samples``)"""
+"""feature extractor -> samples at which it cuts audio, where that is only a default of its call
+(Whisper's has ``n_samples``)"""
 
 PER_TOKEN = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
-"""what processors give once a token, 0 for text that carries no media; never told by shape, which a mask of sounds may share by chance"""
+"""processor outputs with one value per token, 0 for text without media; identified by name, since a
+mask of audio may have the same shape by chance"""
 
 SOUNDS = {
     "Gemma3nProcessor": lambda extractor: {"padding": "max_length"},
-    # it cuts nothing, so that the longest of a batch may need several windows
+    # it cuts nothing, so the longest of a batch may need several windows
     "Qwen3OmniMoeProcessor": lambda extractor: {"padding": True, "pad_to_multiple_of": extractor.n_samples},
 }
-"""processor -> how it is to prepare sounds, given its extractor, beyond the sampling rate that all of them are told: in whole windows.
-Padded to the longest of a batch, the last frames of a shorter sound would be others than those of the same sound alone"""
+"""processor -> its settings for audio, given its extractor, besides the sampling rate: audio is
+padded to complete windows. With padding to the longest of a batch, the last frames of shorter audio
+would differ from those of the same audio alone"""
 
 WITHIN_TEMPLATE = ("VoxtralProcessor",)
-"""processors that take sounds through their chat template alone, encoded in the messages"""
+"""processors that take audio only through their chat template, encoded in the messages"""
 
 KEPT_APART = {"Phi4MultimodalProcessor": {"vision-lora": "images, with or without sounds", "speech-lora": "sounds alone"}}
-"""processor -> folders of a checkpoint with adapters that transformers does not load by itself -> the media that one is for"""
+"""processor -> folders of a checkpoint with adapters that transformers does not load by itself ->
+the media that each is for"""
 
 INTERLEAVES = ("Qwen2_5OmniProcessor", "Qwen3OmniMoeProcessor")
-"""processors that lay out a film's frames and its sound in the order of time, and whose models are told by ``use_audio_in_video``"""
+"""processors that order a video's frames and audio by time, and whose models take
+``use_audio_in_video``"""
 
 WHOLE_FRAMES = ("Phi4MultimodalFeatureExtractor",)
-"""feature extractors that skip the samples behind the last whole frame of a sound, and fail in a batch where a shorter sound ends within
-the same frame as the longest (transformers 5.23); given whole frames, they skip nothing and do not fail. Remove when they batch"""
+"""feature extractors that skip the samples behind the last complete frame of audio, and fail in a
+batch where shorter audio ends within the same frame as the longest (transformers 5.23). Audio cut
+to complete frames avoids both. Remove when they batch"""
 
 NOT_CAUSAL = ("Phi4MultimodalVisionAttention",)
-"""attention of towers that calls itself causal and is not meant to be: where every patch of a batch is real, no mask is made, and transformers
-5.23 would let patches see only those before them, so that an image's features hang on which others share its batch. Remove when it says
-``is_causal = False``"""
+"""attention of towers that is marked causal but not meant to be. Where every patch of a batch is
+real, no mask is made, and transformers 5.23 would let patches see only earlier ones, so an image's
+features would depend on the other images of its batch. Remove when it sets ``is_causal = False``"""
 
 
 def trained_part(config: Any) -> Any:
@@ -108,27 +118,27 @@ def trained_part(config: Any) -> Any:
 
 
 def part_name(config: Any) -> str | None:
-    """What the part that is trained is called in a checkpoint of several parts (``thinker``); None where there is only one."""
+    """The name of the trained part in a checkpoint of several parts (``thinker``), else None."""
     return next((name.removesuffix("_config") for name in PARTS if getattr(config, name, None) is not None), None)
 
 
 def apply_family_fixes(model: Any, processor: Any) -> None:
-    """Set right, in place, what :data:`NOT_CAUSAL` and :data:`SOUNDS` name."""
+    """Apply the fixes of :data:`NOT_CAUSAL` and :data:`SOUNDS` in place."""
     for module in model.modules():
         if type(module).__name__ in NOT_CAUSAL:
             module.is_causal = False
-    if type(processor).__name__ in SOUNDS:  # as its own default: Qwen3-Omni's drops what a call says in audio_kwargs (transformers 5.23)
+    if type(processor).__name__ in SOUNDS:  # as default: Qwen3-Omni's ignores a call's audio_kwargs (transformers 5.23)
         how = SOUNDS[type(processor).__name__](part_for(processor, "audio"))
         processor.audio_kwargs = {**getattr(processor, "audio_kwargs", {}), **how}
 
 
 def part_for(processor: Any, kind: str) -> Any:
-    """What of a processor prepares media of a kind (image, audio, video), or None when the model takes none."""
+    """The part of a processor for a kind of media (image, audio, video), or None if there is none."""
     return next((part for name in TAKES.get(kind, ()) if (part := getattr(processor, name, None)) is not None), None)
 
 
 def longest_sound(processor: Any) -> int | None:
-    """Samples of audio beyond which the processor would drop the rest silently, or None when it takes all of a sound."""
+    """Samples of audio beyond which a processor drops the rest silently, or None if it takes all."""
     extractor = part_for(processor, "audio")
     if getattr(processor, "audio_kwargs", {}).get("truncation") is False:  # Qwen3-Omni, Voxtral
         return None
@@ -136,7 +146,7 @@ def longest_sound(processor: Any) -> int | None:
 
 
 def whole_frames(extractor: Any, sound: np.ndarray) -> np.ndarray:
-    """A sound (samples,) cut to what its extractor looks at, where :data:`WHOLE_FRAMES` names that."""
+    """Cut audio (samples,) to complete frames for the extractors of :data:`WHOLE_FRAMES`."""
     if type(extractor).__name__ not in WHOLE_FRAMES or len(sound) < extractor.win_length:
         return sound
     return sound[: len(sound) - (len(sound) - extractor.win_length) % extractor.hop_length]

@@ -1,4 +1,4 @@
-"""Write into the residual stream: replace what decoder layers hand on at one position of every row.
+"""Hooks on a model's forward: capture, replace or skip layers, and limit the logits.
 
 Shapes: B batch, T tokens, D width.
 """
@@ -17,22 +17,29 @@ from gapclose.models.structure import decoder_layers, output_embedding, unwrap
 
 
 def rotary_stores(model: Any) -> list[Any]:
-    """The modules that keep the offset between a prompt's length and its last rotary position (media have a grid of their own)."""
+    """The modules that store the offset between a prompt's length and its last rotary position.
+
+    The two differ where media have a position grid of their own.
+    """
     return [m for m in unwrap(model).modules() if getattr(m, "rope_deltas", None) is not None]
 
 
 def reset_rope_deltas(model: Any) -> None:
-    """Drop what :func:`rotary_stores` kept of another batch; a prompt without media, or without positions, would be given it."""
+    """Drop the offsets of another batch (:func:`rotary_stores`).
+
+    A prompt without media or without positions would otherwise use them.
+    """
     for module in rotary_stores(model):
         module.rope_deltas = None
 
 
 @contextmanager
 def answer_logits(model: Any, rows: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
-    """Inside, the model computes logits only for ``(rows[p], positions[p])``: its ``logits`` are (1, P, V).
+    """Inside, the model computes logits only for ``(rows[p], positions[p])``.
 
-    Done by slicing what enters the output embedding, since several families ignore ``logits_to_keep``, and full logits of a long
-    clip cost more than the rest of a step.
+    Its ``logits`` are (1, P, V). The input of the output embedding is sliced, since several
+    families ignore ``logits_to_keep``, and full logits of a long clip cost more than the rest of a
+    step.
     """
 
     def keep(module: nn.Module, args: tuple) -> tuple:
@@ -48,9 +55,10 @@ def answer_logits(model: Any, rows: torch.Tensor, positions: torch.Tensor) -> It
 
 @contextmanager
 def last_logits(model: Any) -> Iterator[None]:
-    """Inside, every forward computes logits for its last position alone, (B, 1, V): all that generation looks at.
+    """Inside, every forward computes logits for its last position alone, (B, 1, V).
 
-    As :func:`answer_logits`, for a model that generates: over a prompt of many tokens, or over the one that was generated.
+    Generation needs no others. Like :func:`answer_logits`, for forwards over a prompt of many
+    tokens or over the last generated one.
     """
     handle = output_embedding(model).register_forward_pre_hook(lambda _, args: (args[0][:, -1:], *args[1:]))
     try:
@@ -61,9 +69,10 @@ def last_logits(model: Any) -> Iterator[None]:
 
 @contextmanager
 def skip_layers(model: Any, layers: Iterable[int], hidden: torch.Tensor | None = None) -> Iterator[None]:
-    """Inside, decoder layers ``layers`` (counted from 1) compute nothing: each hands on what enters it, or ``hidden`` (B, T, D).
+    """Inside, decoder layers ``layers`` (counted from 1) compute nothing.
 
-    Their modules are still called, so hooks on them fire and the count of layers stays the model's.
+    Each returns its input, or ``hidden`` (B, T, D). Their modules are still called, so hooks on
+    them fire and the number of layers stays the model's.
     """
 
     def hand_on(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -85,10 +94,10 @@ def skip_layers(model: Any, layers: Iterable[int], hidden: torch.Tensor | None =
 
 @contextmanager
 def capture_residuals(model: Any, layers: Sequence[int], positions: torch.Tensor) -> Iterator[dict[int, torch.Tensor]]:
-    """Inside, every forward fills the yielded dict: layer -> residual stream at ``positions``, (B, D).
+    """Inside, every forward fills the yielded dict: layer -> residuals at ``positions``, (B, D).
 
-    Layer *l* counts decoder blocks from 1 and is what leaves block *l*; 0 is what enters the first block (the embedding). Unlike
-    ``hidden_states[-1]``, the last layer comes before the final norm.
+    Layer *l* is the output of decoder block *l*, counted from 1; 0 is the input of the first block
+    (the embedding). Unlike ``hidden_states[-1]``, the last layer comes before the final norm.
     """
     found: dict[int, torch.Tensor] = {}
     blocks = decoder_layers(model)
@@ -118,13 +127,15 @@ def capture_residuals(model: Any, layers: Sequence[int], positions: torch.Tensor
 
 @contextmanager
 def patched_at(model: Any, positions: torch.Tensor, donors: Mapping[int, torch.Tensor]) -> Iterator[None]:
-    """Inside, what leaves decoder layer l (counted from 1) at ``positions`` (B,) is ``donors[l]`` (B, D), for every forward.
+    """Inside, ``donors[l]`` (B, D) replaces the output of decoder layer l at ``positions`` (B,).
 
-    An interchange intervention (Geiger et al. 2021, arXiv 2106.02997) on one position: all layers above, and the key-value cache that
-    they leave, see the donor there and the recipient everywhere else.
+    Layers count from 1; every forward is patched. An interchange intervention (Geiger et al. 2021,
+    arXiv 2106.02997) on one position: all layers above, and their key-value cache, see the donor
+    there and the recipient everywhere else.
 
     Raises:
-        ValueError: when the decoder has no such layer, or keeps several residual streams, of which a donor is only one.
+        ValueError: when the decoder has no such layer, or has several residual streams, of which a
+            donor is only one.
     """
     blocks = decoder_layers(model)
     for layer in donors:

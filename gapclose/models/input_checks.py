@@ -1,4 +1,4 @@
-"""Checks of items against a model's processor: kinds of media, lengths of sounds, options that the prompt can hold."""
+"""Checks of items against a model's processor: kinds of media, audio lengths, tokens of options."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from gapclose.models.processing import all_texts, media_signature, untaken
 def too_long(
     items: ItemSet, processor: Any, sizes: Mapping[tuple[str, str], tuple[float, ...]] | None = None
 ) -> dict[tuple[str, str], str]:
-    """Every sound that is longer than what the model's feature extractor takes in, with the remedy; the rest would be dropped silently.
+    """Every audio file that is longer than the model's feature extractor takes, with the remedy.
+
+    The rest of it would be dropped silently.
 
     Args:
-        sizes: :attr:`Survey.sizes`, where they are known.
+        sizes: :attr:`Survey.sizes`, if known.
     """
     samples, rate = longest_sound(processor), getattr(part_for(processor, "audio"), "sampling_rate", None)
     if not samples or not rate:
@@ -33,9 +35,12 @@ def too_long(
 
 
 def check_kinds(items: ItemSet, processor: Any, problems: ErrorCollector) -> None:
-    """Add to ``problems`` the media that the model does not take, and media and texts of which its chat template writes nothing: the model
-    would answer without them, and nobody would notice. One line per form of messages, naming the first item; one per special token that
-    stands in a text."""
+    """Add media that the model does not take, and content that its template does not write.
+
+    The faults go to ``problems``: the model would silently answer without such media or texts.
+    There is one line per form of messages, naming the first item, and one per special token in a
+    text.
+    """
     seen: set[tuple[Any, ...]] = set()
     marks: dict[str, list[str]] = {}
     special = () if within_template(processor) else _special(tokenizer_of(processor))
@@ -61,13 +66,13 @@ def check_kinds(items: ItemSet, processor: Any, problems: ErrorCollector) -> Non
 
 
 def _special(tokenizer: Any) -> set[str]:
-    """The tokens that a tokenizer finds anywhere in a text and that mean something else than their letters."""
+    """The tokens that a tokenizer finds anywhere in a text with another meaning than their letters."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     return {t for t in (*tokenizer.all_special_tokens, *(t.content for t in added if t.special)) if t.strip()}
 
 
 def _unwritten(processor: Any, item: Item) -> str | None:
-    """What of an item its chat template does not write, with the remedy, or None."""
+    """Return which content of an item its chat template does not write, with the remedy, or None."""
     try:
         whole = chat_text(processor, item.messages)
         kinds = sorted({p["type"] for p in content_parts(item.messages)} - {"text"})
@@ -101,11 +106,14 @@ def check_options(
     key: str = "observe.max_new_tokens",
     prompt: str | None = None,
 ) -> None:
-    """Add to ``problems`` every option without tokens or with more of them than are generated, and options whose tokens are, or begin,
-    those of another option of the item.
+    """Add options to ``problems`` that cannot be generated or distinguished by their tokens.
+
+    These are options without tokens, with more tokens than are generated, and with the tokens, or
+    the first tokens, of another option of the item.
 
     Args:
-        key: the setting that ``max_new_tokens`` comes from. prompt: the one that the items are worded in, where it is not the run's own.
+        key: the setting that ``max_new_tokens`` comes from.
+        prompt: the prompt variant of the items, where it is not the run's own.
     """
     asked = f" in the prompt {prompt!r}" if prompt else ""
     seen: dict[tuple[str, ...], str] = {}
@@ -126,7 +134,7 @@ def check_options(
             continue
         for short, a in zip(texts, tokens, strict=True):
             for long, b in zip(texts, tokens, strict=True):
-                if a and a != b and b[: len(a)] == a:  # one without tokens has been told of
+                if a and a != b and b[: len(a)] == a:  # one without tokens is reported above
                     problems.add(
                         f"item {item_id!r}: option {short!r} is how option {long!r} begins, token by token, so it could never score lower; "
                         "change one of them"

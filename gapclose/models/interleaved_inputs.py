@@ -1,4 +1,6 @@
-"""Inputs for a video interleaved with its own sound, for the processors that take them (Qwen2.5-Omni, Qwen3-Omni).
+"""Inputs for a video interleaved with its audio, for processors that support it.
+
+These are the processors of Qwen2.5-Omni and Qwen3-Omni.
 
 Shapes: B batch, T tokens.
 """
@@ -17,11 +19,12 @@ from gapclose.models.families import INTERLEAVES, PER_TOKEN
 from gapclose.models.video_inputs import video_inputs
 
 TICKS = 1024
-"""of a second: films' paces are rounded to them, so that processor and model, which each lay out frames and sound, round alike"""
+"""ticks per second; the time between a video's frames is rounded to ticks, so that processor and
+model, which both arrange frames and audio in time, round alike"""
 
 
 def interleave_fault(processor: Any, item: Item) -> str | None:
-    """Why a model cannot be given an interleaved item, with the remedy, or None."""
+    """Return why a model cannot take an interleaved item, with the remedy, or None."""
     if not is_interleaved(item):
         return None
     if type(processor).__name__ not in INTERLEAVES:
@@ -35,9 +38,10 @@ def interleave_fault(processor: Any, item: Item) -> str | None:
 def interleaved_prompts(
     processor: Any, items: Sequence[Item], texts: Sequence[str], media: MediaLoader, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """Processor output for items that are all interleaved, ``input_ids`` (B, T), padded on the left; with what tells the model of it.
+    """Processor output for items that are all interleaved, and the flag that the model needs.
 
-    One by one, since a processor of transformers 5.23 is told one pace for all films of a call.
+    ``input_ids`` is (B, T), padded on the left. Items are processed one by one, since a processor
+    of transformers 5.23 takes one frame rate for all videos of a call.
     """
     prompts = []
     for item, text in zip(items, texts, strict=True):
@@ -52,15 +56,23 @@ def interleaved_prompts(
 
 
 def _rate(seconds: float, patch: int) -> float:
-    """Frames a second to tell a processor, of which it makes ``patch / rate`` seconds a grid: a whole number of ticks, exactly."""
+    """Frames per second to give a processor, for frames ``seconds`` apart.
+
+    The processor makes ``patch / rate`` seconds per grid step, which is exactly a whole number of
+    ticks.
+    """
     ticks = max(1, round(seconds * TICKS))
-    while patch / (TICKS / ticks) != patch * ticks / TICKS:  # the quotient of a quotient may be off in its last bit
+    while patch / (TICKS / ticks) != patch * ticks / TICKS:  # dividing twice may be off in the last bit
         ticks += 1
     return TICKS / ticks
 
 
 def _together(prompts: Sequence[dict[str, torch.Tensor]], pad: int) -> dict[str, torch.Tensor]:
-    """Single prompts as one batch: tokens padded on the left, everything else one after the other, padded on the right where lengths differ."""
+    """Combine single prompts into one batch.
+
+    Tokens are padded on the left. Everything else is concatenated, and padded on the right where
+    lengths differ.
+    """
     found = {}
     for key in prompts[0]:
         rows, left = [p[key] for p in prompts], key in PER_TOKEN

@@ -1,6 +1,7 @@
-"""The eight models that the source paper (arXiv 2605.13737) reports on: what transformers 5.23 has of them, and what it takes to load them.
+"""The eight models of the source paper (arXiv 2605.13737): their support in transformers 5.23.
 
-The hub could not be asked: the names were not checked against it, and no revisions are pinned. Set ``model.revision`` to the commit you read.
+The names were not checked on the hub, which could not be reached, and no revisions are pinned. Set
+``model.revision`` to the commit that you have read.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ class Published(NamedTuple):
 
     name: str
     hub: str
-    """where its weights are published"""
+    """hub name of its weights"""
     family: str | None
-    """class of transformers that is loaded, or None where there is none"""
+    """class of transformers that is loaded, or None if there is none"""
     known: str
-    """what is known to work, or why code beside transformers is needed"""
+    """known results, or why code besides transformers is needed"""
 
 
 PUBLISHED = (
@@ -44,12 +45,15 @@ PUBLISHED = (
 
 
 def _words(name: str) -> list[str]:
-    """What is between the dots, dashes and underscores of a name."""
+    """The parts of a name between dots, dashes and underscores."""
     return re.findall(r"[a-z0-9]+", name.lower())
 
 
 def published(path: str) -> Published | None:
-    """The model of the paper that has a hub name, else the one that the last part of a path begins with the name of, or None."""
+    """The model of the paper that a path names, or None.
+
+    That is the model with this hub name, or else one whose name begins the last part of the path.
+    """
     exact = next((p for p in PUBLISHED if p.hub.lower() == path.lower()), None)
     last = _words(path.rstrip("/").rpartition("/")[2])
     names = ((p, _words(name)) for p in PUBLISHED for name in (p.name, p.hub.rpartition("/")[2]))
@@ -57,7 +61,7 @@ def published(path: str) -> Published | None:
 
 
 def remedy(path: str) -> str:
-    """What to add to the complaint that ``path`` cannot be read: what is known of the model that it is called after; mostly nothing."""
+    """Return known facts on the model that ``path`` names, to add to a loading error; else empty."""
     found = published(path)
     if found is None:
         return ""

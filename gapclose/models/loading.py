@@ -1,4 +1,4 @@
-"""Load a transformers multimodal LM with its processor, and set both right for everything else."""
+"""Load a transformers multimodal LM with its processor, and prepare both for all other code."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ from gapclose.models.structure import decoder_layers
 
 
 def add_eos_tokens(model: Any, tokenizer: Any) -> None:
-    """Let generation end with the tokenizer's end token beside those that the checkpoint names: the thinker of a whole Qwen-Omni checkpoint
-    has none of its own, and would go on with the user's next turn."""
+    """Let generation also end with the tokenizer's end token.
+
+    The thinker of a complete Qwen-Omni checkpoint names no end token, and would continue with the
+    user's next turn.
+    """
     named = model.generation_config.eos_token_id
     ends = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
     model.generation_config.eos_token_id = sorted(ends) or None
@@ -35,7 +38,10 @@ def add_eos_tokens(model: Any, tokenizer: Any) -> None:
 
 @dataclass(kw_only=True)
 class LoadedModel:
-    """A model with its processor. ``model`` may become a PEFT or engine-wrapped module; the rest looks through the wrapping."""
+    """A model with its processor.
+
+    ``model`` may become a PEFT or engine-wrapped module; other code looks through the wrapping.
+    """
 
     model: Any
     processor: Any
@@ -44,7 +50,7 @@ class LoadedModel:
     apart: dict[str, Any] = field(default_factory=dict)
     """:attr:`ModelConfig.apart`"""
     answers: dict[str, list[int]] = field(default_factory=dict, repr=False)
-    """the token ids of options that were asked for before"""
+    """token ids of options that were requested before"""
 
     @property
     def tokenizer(self) -> Any:
@@ -52,7 +58,7 @@ class LoadedModel:
 
     @property
     def sampling_rate(self) -> int:
-        """What the audio encoder expects, in Hz; 16,000 when the model hears nothing."""
+        """The audio encoder's sampling rate in Hz; 16,000 when the model takes no audio."""
         return getattr(part_for(self.processor, "audio"), "sampling_rate", None) or 16_000
 
     @property
@@ -68,7 +74,10 @@ class LoadedModel:
         return self.model.get_input_embeddings().weight.shape[1]
 
     def option_tokens(self, text: str) -> list[int]:
-        """Token ids of an answer as the model would generate it right after the prompt: :func:`gapclose.models.chat_template.answer_tokens`."""
+        """Token ids of an answer right after the prompt.
+
+        See :func:`gapclose.models.chat_template.answer_tokens`.
+        """
         if text not in self.answers:
             self.answers[text] = answer_tokens(self.processor, text)
         return self.answers[text]
@@ -77,11 +86,17 @@ class LoadedModel:
         return MediaLoader(items.root, self.sampling_rate, framing=items.framing, decoding=items.decoding, blank=blank)
 
     def prompts(self, items: Sequence[Item], media: MediaLoader) -> dict[str, torch.Tensor]:
-        """Processor output for a batch of items that carry the same kinds of media: :func:`gapclose.models.processing.make_prompts`."""
+        """Processor output for items with the same kinds of media.
+
+        See :func:`gapclose.models.processing.make_prompts`.
+        """
         return make_prompts(self.processor, items, media)
 
     def written(self, items: Sequence[Item]) -> list[list[int]] | None:
-        """Token ids of prompts as the chat template writes them: :func:`gapclose.models.processing.written_tokens`."""
+        """Token ids of prompts as the chat template writes them.
+
+        See :func:`gapclose.models.processing.written_tokens`.
+        """
         return written_tokens(self.processor, items)
 
 
@@ -89,8 +104,9 @@ def load_model(config: ModelConfig) -> LoadedModel:
     """Load model and processor in eval mode on the CPU; accelerate moves it.
 
     Raises:
-        ValueError: when the directory is no checkpoint, has no safetensors or not all of its weights, cannot run with
-            ``config.attention`` or ``config.quantisation`` here, needs a package that is not there, or no decoder layers can be found.
+        ValueError: when the directory is no checkpoint, has no safetensors or not all of its
+            weights, cannot run with ``config.attention`` or ``config.quantisation`` here, needs a
+            package that is not installed, or has no decoder layers.
     """
     refuse_quantisation(config.quantisation)
     path = config.resolved_path
@@ -98,7 +114,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     attention = attention_of(config)
     loading: dict[str, Any] = {"config": architecture, "dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
-    telling = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused here, by name
+    telling = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # faults are refused below, by name
     processor = load_processor(config)
     if config.quantisation:
         empty = build_on_meta(copy.deepcopy(architecture), config)
@@ -118,7 +134,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
 
 
 def assemble(model: Any, processor: Any, *, path: str, fingerprint: str, apart: dict[str, Any] | None = None) -> LoadedModel:
-    """Model and processor as everything else expects them: set right where a family needs it, padding on the left.
+    """Combine model and processor: fix what a family needs, pad on the left, set end tokens.
 
     Raises:
         ValueError: when the model has no decoder layers.
@@ -126,7 +142,7 @@ def assemble(model: Any, processor: Any, *, path: str, fingerprint: str, apart: 
     apply_family_fixes(model, processor)
     loaded = LoadedModel(model=model, processor=processor, path=path, fingerprint=fingerprint, apart=apart or {})
     loaded.tokenizer.padding_side = "left"
-    if loaded.tokenizer.pad_token is None:  # Llama has none; what stands there is masked
+    if loaded.tokenizer.pad_token is None:  # Llama has none; padding is masked
         loaded.tokenizer.pad_token = loaded.tokenizer.eos_token
     add_eos_tokens(model, loaded.tokenizer)
     decoder_layers(model)
@@ -134,11 +150,14 @@ def assemble(model: Any, processor: Any, *, path: str, fingerprint: str, apart: 
 
 
 def load_processor(config: ModelConfig) -> Any:
-    """The processor alone (a tokenizer where a model only reads text): enough to check options and sounds before any weight is read.
+    """Load the processor alone, to check options and audio before any weight is read.
+
+    Text-only models have only a tokenizer.
 
     Raises:
-        ValueError: when it cannot be read, needs a package that is not there, its chat template does not know what ``config.template``
-            sets, or the checkpoint keeps what it needs for media apart from its weights.
+        ValueError: when it cannot be read or needs a package that is not installed, when its chat
+            template does not use a variable of ``config.template``, or when the checkpoint keeps
+            adapters for its media apart from its weights.
     """
     path = config.resolved_path
     refuse_no_directory(path)

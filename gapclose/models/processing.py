@@ -1,4 +1,4 @@
-"""Prompts: chat messages and their media become what a model is given, padded on the left.
+"""Prompts: turn chat messages and their media into model inputs, padded on the left.
 
 Shapes: B batch, T tokens.
 """
@@ -23,18 +23,21 @@ from gapclose.models.video_inputs import set_video_times, video_inputs
 
 
 def media_signature(item: Item) -> tuple[str, ...]:
-    """The kinds of media in prompt order, and whether film and sound are interleaved; only items that agree on it share a batch."""
+    """The kinds of media in prompt order, and whether video and audio are interleaved.
+
+    Only items with equal signatures share a batch.
+    """
     return tuple(kind for kind, _ in item.media) + (("interleaved",) if is_interleaved(item) else ())
 
 
 def make_prompts(processor: Any, items: Sequence[Item], media: MediaLoader) -> dict[str, torch.Tensor]:
-    """Processor output for a batch of items that carry the same kinds of media; ``input_ids`` is (B, T).
+    """Processor output for items with the same kinds of media; ``input_ids`` is (B, T).
 
     Every row ends at its answer position: ``input_ids[:, -1]`` is the last prompt token.
 
     Raises:
-        ValueError: when an item carries media that the model does not take, or a processor does not pad on the left, or puts a token
-            behind the text.
+        ValueError: when an item has media that the model does not take, or a processor does not pad
+            on the left or puts a token behind the text.
     """
     media.ahead(items)
     for item in items:
@@ -66,10 +69,10 @@ def make_prompts(processor: Any, items: Sequence[Item], media: MediaLoader) -> d
 def _ending_as_written(
     processor: Any, items: Sequence[Item], texts: Sequence[str], prompt: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The prompt, if each row ends with the last token of its text, behind which the answer begins.
+    """Return the prompt if each row ends with the last token of its text; the answer begins there.
 
     Raises:
-        ValueError: when something put a token behind one.
+        ValueError: when a token was put behind a text.
     """
     tokenizer = tokenizer_of(processor)
     wanted = [ids[-1] for ids in tokenizer(list(texts), add_special_tokens=False).input_ids]
@@ -84,8 +87,11 @@ def _ending_as_written(
 
 
 def written_tokens(processor: Any, items: Sequence[Item]) -> list[list[int]] | None:
-    """Token ids of prompts as the chat template writes them, before a processor makes of each medium as many tokens as it takes; None
-    where the processor does all of it within its template."""
+    """Token ids of prompts as the chat template writes them, with one token per medium.
+
+    A processor later expands each medium to all its tokens. None where the processor does
+    everything within its template.
+    """
     if within_template(processor):
         return None
     texts = [chat_text(processor, item.messages) for item in items]
@@ -99,7 +105,7 @@ def _on_the_left(processor: Any, prompt: dict[str, torch.Tensor]) -> dict[str, t
 
 
 def _with_sounds(item: Item, media: MediaLoader) -> list[dict[str, Any]]:
-    """An item's messages with every sound as an encoded wav file, lossless, in place of its path."""
+    """An item's messages with every audio path replaced by an encoded wav file, lossless."""
 
     def part(p: dict[str, Any]) -> dict[str, Any]:
         if p["type"] != "audio":
@@ -113,7 +119,7 @@ def _with_sounds(item: Item, media: MediaLoader) -> list[dict[str, Any]]:
 
 
 def _media_inputs(processor: Any, items: Sequence[Item], media: MediaLoader) -> dict[str, Any]:
-    """The processor's arguments for images and sounds of a batch, decoded; empty where it carries none."""
+    """The processor's arguments for decoded images and audio of a batch; empty without media."""
     inputs: dict[str, Any] = {}
     images = [[media.load(k, p) for k, p in i.media if k == "image"] for i in items]
     if any(images):
@@ -127,7 +133,7 @@ def _media_inputs(processor: Any, items: Sequence[Item], media: MediaLoader) -> 
 
 
 def untaken(processor: Any, item: Item) -> str | None:
-    """What an item carries that the model does not take, with the remedy, or None."""
+    """Return which media of an item the model does not take, with the remedy, or None."""
     for kind in sorted({kind for kind, _ in item.media}):
         if part_for(processor, kind) is None:
             taken = [k for k in ARGUMENTS if part_for(processor, k) is not None]

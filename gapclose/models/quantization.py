@@ -1,4 +1,7 @@
-"""Quantised bases: bitsandbytes through transformers, for the linear modules of the decoder alone. Adapters on them stay in float32."""
+"""Quantised base models: bitsandbytes through transformers, for the decoder's linear modules alone.
+
+Adapters on them stay in float32.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,15 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 BYTES = {"8bit": 1.0, "4bit": 0.5 + 1 / 64}
-"""kind -> bytes a weight takes: 4 bits and, doubly quantised, an eighth of a bit for the scales of blocks of 64 weights"""
+"""kind -> bytes per weight; 4bit has 4 bits and, doubly quantised, an eighth of a bit for the
+scales of blocks of 64 weights"""
 
 
 def refuse_quantisation(kind: str | None) -> None:
-    """Check that a base can be quantised here.
+    """Refuse quantisation that is not possible here.
 
     Raises:
-        ValueError: naming what is missing.
+        ValueError: naming the missing requirement.
     """
     if kind is None:
         return
@@ -28,18 +32,19 @@ def refuse_quantisation(kind: str | None) -> None:
 
 
 def quantised_loading(kind: str, model: nn.Module, blocks: nn.ModuleList) -> dict[str, Any]:
-    """What ``from_pretrained`` is told, beside the rest: how to quantise, and that the model goes to this process's GPU at once.
+    """Arguments of ``from_pretrained`` that quantise a model and load it to this process's GPU.
 
     Args:
-        model: without weights, to find what is left as it is: towers, embeddings and the output, whose rounding would reach every layer.
-        blocks: the decoder's, inside ``model``.
+        model: without weights, to find the modules that are not quantised: towers, embeddings and
+            the output, whose rounding would reach every layer.
+        blocks: the decoder's layers, inside ``model``.
     """
     settings = BitsAndBytesConfig(**quantised_settings(kind, model, blocks))
     return {"quantization_config": settings, "device_map": {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}}
 
 
 def quantised_settings(kind: str, model: nn.Module, blocks: nn.ModuleList) -> dict[str, Any]:
-    """What ``BitsAndBytesConfig`` is given; arguments as of :func:`quantised_loading`."""
+    """Arguments of ``BitsAndBytesConfig``; parameters as in :func:`quantised_loading`."""
     how: dict[str, Any] = {"load_in_8bit": True}
     if kind == "4bit":
         how = {
@@ -69,7 +74,10 @@ def outside(model: nn.Module, blocks: nn.ModuleList) -> list[str]:
 
 
 def bytes_saved(kind: str | None, blocks: nn.ModuleList) -> int:
-    """By how much quantising makes the weights smaller; fused experts are no linear modules and stay as they are."""
+    """Bytes of weights that quantising saves.
+
+    Fused experts are not linear modules and stay as they are.
+    """
     if kind is None:
         return 0
     linears = [m.weight for name, m in blocks.named_modules() if isinstance(m, nn.Linear) and "lora_" not in name]

@@ -1,4 +1,7 @@
-"""Networks of the same shape that learned nothing: the parameters of a loaded model drawn anew, as its class draws them before training."""
+"""Networks of the same shape with random weights: a loaded model's parameters, drawn anew.
+
+They are drawn as the model's class draws them before training.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,20 @@ from torch import nn
 from gapclose.models.structure import decoder, unwrap
 
 PARTS = ("decoder", "everything")
-"""what :func:`draw_anew` replaces: the decoder layers and the final norm, with the trained embeddings and towers kept, or all parameters"""
+"""parts that :func:`draw_anew` replaces: decoder layers and final norm, keeping the trained
+embeddings and towers; or all parameters"""
 
 
 @torch.no_grad()
 def draw_anew(model: Any, part: str, seed: int) -> None:
-    """Replace the parameters of ``part`` by fresh draws of the class's own initialisation, in place; the seed decides every draw.
+    """Replace the parameters of ``part`` in place by draws of the class's own initialisation.
 
-    Buffers of the replaced modules are set to their initial values too. A parameter that the class does not initialise is drawn from a normal
-    distribution with the mean and standard deviation that it had.
+    ``seed`` decides every draw. Buffers of the replaced modules are set to their initial values
+    too. A parameter that the class does not initialise is drawn from a normal distribution with its
+    previous mean and standard deviation.
 
     Args:
-        model: an unwrapped, unquantised transformers model whose parameters are not shared out.
+        model: an unwrapped, unquantised transformers model with complete parameters (not sharded).
         part: one of :data:`PARTS`.
 
     Raises:
@@ -32,7 +37,7 @@ def draw_anew(model: Any, part: str, seed: int) -> None:
     base = unwrap(model)
     module = base if part == "everything" else _decoder_stack(base)
     drawn = {id(t): t for t in module.parameters()}
-    # transformers (5.23) marks what a checkpoint filled, and its initialisation leaves the marked alone
+    # transformers (5.23) marks tensors loaded from a checkpoint, and its initialisation skips them
     for one in base.modules():
         one._is_hf_initialized = False
     for tensor in [*base.parameters(), *base.buffers()]:
@@ -44,7 +49,7 @@ def draw_anew(model: Any, part: str, seed: int) -> None:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         for tensor in drawn.values():
-            tensor.fill_(torch.nan)  # what is left of it afterwards the class does not initialise
+            tensor.fill_(torch.nan)  # the class does not initialise tensors that keep nan
         base.initialize_weights()
         for key, tensor in drawn.items():
             if torch.isnan(tensor).any():
@@ -60,7 +65,7 @@ def _decoder_stack(model: Any) -> nn.Module:
 
 
 def _moments(tensor: torch.Tensor, most: int = 4096) -> tuple[float, float]:
-    """Mean and standard deviation of up to ``most`` entries from all over a tensor."""
+    """Mean and standard deviation of evenly spaced entries of a tensor, fewer than twice ``most``."""
     flat = tensor.detach().reshape(-1)
     values = flat[:: max(1, flat.numel() // most)].float()
     return float(values.mean()), float(values.std(correction=0))

@@ -1,8 +1,9 @@
-"""What an engine does with a model's parameters, and how to see them whole, whichever engine it is.
+"""How engines hold a model's parameters, and how to read them completely under any engine.
 
-Under one process, DDP and ZeRO-2 every process holds whole parameters. FSDP2 makes ``DTensor``s of them and ZeRO-3 empty placeholders, both
-gathered by hooks as the forward goes along; there every forward is a collective operation, so that all processes have to run equally many,
-over the same modules. Nothing here asks how the program was launched: it looks at the parameters.
+Under one process, DDP and ZeRO-2 every process holds complete parameters. FSDP2 makes ``DTensor``s
+of them and ZeRO-3 empty placeholders; hooks gather both during the forward. Every forward is then a
+collective operation, so all processes have to run equally many, over the same modules. The
+functions inspect the parameters, not the launch settings.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from gapclose.models.structure import decoder_layers
 
 @contextmanager
 def gathered(parameter: nn.Parameter, *, write: bool = False) -> Iterator[torch.Tensor]:
-    """Inside, the whole tensor; what is written into it stays, except of a DTensor."""
+    """Inside, the complete tensor; writes to it persist, except for a DTensor.
+
+    Under ZeRO-3 writes need ``write``, and those of rank 0 persist.
+    """
     if isinstance(parameter, DTensor):
         yield parameter.full_tensor()
     elif is_partitioned(parameter):
@@ -35,12 +39,15 @@ def gathered(parameter: nn.Parameter, *, write: bool = False) -> Iterator[torch.
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether a process holds only its part of the model, so that all of them have to run their forwards together."""
+    """Whether a process holds only a part of the model, so all must run their forwards together."""
     return any(isinstance(m, FSDPModule) for m in model.modules()) or is_zero3(model)
 
 
 def is_zero3(model: nn.Module) -> bool:
-    """Whether ZeRO-3 has shared out the parameters: nothing but small ones is whole between two forwards."""
+    """Whether ZeRO-3 has partitioned the parameters.
+
+    Between forwards, only small ones are complete.
+    """
     return any(is_partitioned(p) for p in model.parameters())
 
 
@@ -49,17 +56,23 @@ def is_partitioned(parameter: torch.Tensor) -> bool:
 
 
 def is_wrapped(model: nn.Module) -> bool:
-    """Whether an engine is in charge of the parameters, so that the model cannot be copied or merged: under FSDP2, ZeRO-2 and ZeRO-3."""
+    """Whether an engine manages the parameters, so that the model cannot be copied or merged.
+
+    This is so under FSDP2, ZeRO-2 and ZeRO-3.
+    """
     return is_sharded(model) or any(hasattr(p, "_hp_mapping") for p in model.parameters())  # set by DeepSpeed
 
 
 def layer_classes(model: nn.Module) -> list[str]:
-    """Names of the classes of the decoder's layers, most often one: what FSDP2 gathers and frees at a time."""
+    """Class names of the decoder's layers, usually one: the unit that FSDP2 gathers and frees."""
     return sorted({type(block).__name__ for block in decoder_layers(model)})
 
 
 def wrap_layers(accelerator: Any, model: nn.Module) -> None:
-    """Have an accelerator under FSDP2 wrap the decoder's own layers, whatever its launch file says; nothing under other engines."""
+    """Make FSDP2 wrap the decoder's own layers, whatever the launch file says.
+
+    Does nothing under other engines.
+    """
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None:
         from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
@@ -69,9 +82,10 @@ def wrap_layers(accelerator: Any, model: nn.Module) -> None:
 
 
 def shard(model: nn.Module) -> None:
-    """Leave every process its part of a model that is on the CPU, by FSDP2, for forwards without training.
+    """Shard a model on the CPU across processes by FSDP2, for forwards without training.
 
-    One decoder layer at a time goes to the device whole; what lies outside of the layers stays whole there after the first forward.
+    One decoder layer at a time is gathered on the device. Parameters outside the layers stay
+    gathered after the first forward.
     """
     mesh = distributed.init_device_mesh(PartialState().device.type, (distributed.get_world_size(),))  # pyright: ignore[reportOptionalMemberAccess]
     for block in decoder_layers(model):
@@ -82,7 +96,10 @@ def shard(model: nn.Module) -> None:
 
 @contextmanager
 def unsharded_root(model: nn.Module) -> Iterator[None]:
-    """Inside, what lies outside of the decoder layers is whole, so that parts of the model can be called by themselves (FSDP2)."""
+    """Inside, parameters outside the decoder layers are complete (FSDP2).
+
+    Parts of the model can then be called by themselves.
+    """
     if not isinstance(model, FSDPModule):
         yield
         return
@@ -94,7 +111,7 @@ def unsharded_root(model: nn.Module) -> Iterator[None]:
 
 
 def all_reduce_max(count: int) -> int:
-    """The largest ``count`` of all processes, which all have to ask for it."""
+    """The largest ``count`` of all processes; all of them must call this."""
     if PartialState().num_processes == 1:
         return count
     found = torch.tensor(count, device=PartialState().device)

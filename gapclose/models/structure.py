@@ -1,4 +1,4 @@
-"""Find in a transformers model what the rest needs, whatever its class: decoder layers, output embedding, linear modules, residuals.
+"""Find the parts of any transformers model: decoder layers, output embedding, linear modules.
 
 Shapes: B batch, T tokens, D width of the residual stream, P answer positions, V vocabulary.
 """
@@ -21,7 +21,10 @@ def unwrap(model: Any) -> Any:
 
 
 def decoder(model: Any) -> Any:
-    """The module that holds the decoder blocks of the language model, found through ``get_decoder()`` and never by a fixed path.
+    """The module that holds the decoder blocks of the language model.
+
+    It is found through ``get_decoder()``, or ``language_model`` or ``model``, never by a fixed
+    path.
 
     Raises:
         ValueError: when there are none, naming the class.
@@ -46,12 +49,15 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 
 def train_adapters_alone(model: Any) -> None:
-    """Training mode for the adapters, whose own dropout then acts, evaluation mode for everything else.
+    """Set training mode for the adapters, with their dropout, and evaluation mode for all else.
 
-    What is frozen must compute what it computed when it was observed: in training mode, dropout in a tower or in the attention of an
-    adapted block would make noise of it, and batch normalisation (Nemotron-H-Omni hears through one) would even change it, by statistics
-    that no adapter carries. An adapted block whose activations are recomputed has its own flag set and no other's, since transformers
-    recomputes nothing without it; what the block's own ``forward`` drops by that flag is dropped then.
+    Frozen modules must compute the same as when they were observed. In training mode, dropout in a
+    tower or in the attention of an adapted block would add noise, and batch normalisation (in
+    Nemotron-H-Omni's audio tower) would update its statistics, which no adapter stores.
+
+    An adapted block whose activations are recomputed has its own training flag set, but not those
+    of its modules, since transformers recomputes nothing without that flag. Dropout that the
+    block's own ``forward`` applies by that flag is then active.
     """
     base = unwrap(model)
     base.eval()
@@ -61,19 +67,21 @@ def train_adapters_alone(model: Any) -> None:
         block.training = bool(getattr(block, "gradient_checkpointing", False))
         for module in block.modules():
             dropout = getattr(module, "lora_dropout", None)
-            if isinstance(dropout, nn.ModuleDict):  # PEFT's layer, around the frozen one; with DoRA it asks its own flag, too
+            if isinstance(dropout, nn.ModuleDict):  # PEFT's layer around the frozen one; with DoRA it also reads its own flag
                 module.training = True
                 dropout.train()
 
 
 def output_embedding(model: Any) -> Any:
-    """The module that turns the last hidden states into logits: the model's own, or that of the language model inside it.
+    """The module that maps the last hidden states to logits.
+
+    It is the model's own, or that of the language model inside it.
 
     Raises:
         ValueError: when there is none, naming the class.
     """
     base = unwrap(model)
-    inner: Any = getattr(base, "language_model", None)  # Nemotron-H-Omni's is a whole causal LM
+    inner: Any = getattr(base, "language_model", None)  # Nemotron-H-Omni's is a complete causal LM
     for module in (base, inner):
         head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
         if head is not None:
@@ -82,16 +90,20 @@ def output_embedding(model: Any) -> Any:
 
 
 def linear_names(model: Any, layers: Sequence[int]) -> list[str]:
-    """Full names of the ``nn.Linear`` modules inside decoder layers ``layers`` (counted from 1) that can hold an adapter.
+    """Full names of ``nn.Linear`` modules in decoder layers ``layers`` that can hold an adapter.
 
-    Full names, because leaf names such as ``q_proj`` also match the audio and vision towers of most families.
+    Layers count from 1. Names are full, because leaf names such as ``q_proj`` also match the audio
+    and vision towers of most families.
     """
     bare = NO_ADAPTER_MODULES.get(decoder(model).config.model_type, ())
     return [n for n, m in _inside(model, layers) if isinstance(m, nn.Linear) and n.rpartition(".")[2] not in bare]
 
 
 def expert_names(model: Any, layers: Sequence[int]) -> list[str]:
-    """Full names of the fused experts inside decoder layers ``layers``: parameters (experts, out, in) of a module with ``num_experts``."""
+    """Full names of the fused experts in decoder layers ``layers``.
+
+    These are parameters (experts, out, in) of a module with ``num_experts``.
+    """
     found = []
     for name, module in _inside(model, layers):
         if hasattr(module, "num_experts"):

@@ -9,7 +9,10 @@ from gapclose.data.video import Video
 
 
 def video_inputs(films: Sequence[Video], processor: Any = None) -> dict[str, Any]:
-    """What a transformers processor is given for the films of a batch: frames as they are, and when they were; nothing for none."""
+    """Processor arguments for the videos of a batch: frames as they are, and their times.
+
+    Empty without videos.
+    """
     if not films:
         return {}
     from transformers.video_utils import VideoMetadata
@@ -28,10 +31,12 @@ def video_inputs(films: Sequence[Video], processor: Any = None) -> dict[str, Any
 
 
 def _smaller_size(processor: Any) -> dict[str, Any]:
-    """The size that the checkpoint's video processor states, where it is below the one that the class of its processor puts in its place.
+    """The checkpoint's own video size, if it is below the default of its processor's class.
 
-    Transformers 5.23 has Qwen2.5-Omni's enlarge every frame to 100,352 pixels at least (128 tokens), whatever the checkpoint says. That is
-    how the published models saw films in training; a small model states less, and means it. Remove when the checkpoint's size is kept.
+    The Qwen2.5-Omni processor of transformers 5.23 enlarges every frame to at least 100,352 pixels
+    (128 tokens), whatever the checkpoint says. The published models saw videos in this way in
+    training; a small model has a smaller size on purpose. Remove when the checkpoint's size is
+    kept.
     """
     stated = getattr(type(processor), "videos_kwargs", None)
     usual = stated.get("size") if isinstance(stated, dict) else None
@@ -42,10 +47,11 @@ def _smaller_size(processor: Any) -> dict[str, Any]:
 
 
 def set_video_times(inputs: dict[str, Any], films: Sequence[Video], processor: Any) -> None:
-    """Put the films' own pace where a processor states one for all of them.
+    """Set the time per grid step of each video where a processor has one for all of them.
 
-    Qwen2.5-Omni's says that every film was sampled twice a second (transformers 5.23); its model places frames in time by it. Remove when
-    it looks at the metadata, as the processor of Qwen2.5-VL does.
+    Qwen2.5-Omni's processor assumes that every video was sampled twice a second (transformers
+    5.23), and its model places frames in time by that. Remove when it uses the metadata, as the
+    processor of Qwen2.5-VL does.
     """
     import torch
 

@@ -1,1 +1,1 @@
-"""OBSERVE: one forward of an item yields its residuals and the scores of its options, stored in shards."""
+"""OBSERVE: one forward of an item yields its residuals and option scores, stored in shards."""

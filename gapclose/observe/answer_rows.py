@@ -1,4 +1,4 @@
-"""Answers behind their prompts: the rows of tokens that score options of several tokens, and the positions that predict them.
+"""Prompts followed by answer tokens: the rows of a batch, and the positions that predict answers.
 
 Shapes: B rows, P answer positions, G (position, token) pairs.
 """
@@ -18,10 +18,11 @@ from gapclose.models.loading import LoadedModel
 
 @dataclass(kw_only=True)
 class AnswerRows:
-    """The rows of a batch under construction, with the places where answer tokens are predicted.
+    """The rows of a batch under construction, and the positions that predict answer tokens.
 
-    An item has one row when all its answers are single tokens; otherwise one row per distinct context, so that every answer token is
-    predicted from the prompt and the answer tokens before it.
+    An item has one row when all its answers are single tokens; otherwise one row per distinct
+    context, so that every answer token is predicted from the prompt and the answer tokens before
+    it.
     """
 
     rows: list[tuple[Item, list[int]]] = field(default_factory=list)
@@ -32,11 +33,11 @@ class AnswerRows:
     """(G,) a position and the token that it predicts"""
 
     def position(self, row: int, offset: int = 0) -> int:
-        """The number P of the position behind ``offset`` answer tokens of a row."""
+        """The number of the position behind ``offset`` answer tokens of a row."""
         return self.positions.setdefault((row, offset), len(self.positions))
 
     def add_prompt(self, item: Item) -> int:
-        """Add an item without answers; returns the position at the end of its prompt."""
+        """Add an item without answers; return the position at the end of its prompt."""
         self.rows.append((item, []))
         return self.position(len(self.rows) - 1)
 
@@ -50,7 +51,10 @@ class AnswerRows:
             self.pairs += [(self.position(row, t), token) for t, token in enumerate(tokens)]
 
     def tensors(self, length: int) -> dict[str, torch.Tensor]:
-        """Where to look, for prompts that are padded to ``length``: ``rows`` (P,), ``positions`` (P,), ``place`` (G,), ``token`` (G,)."""
+        """Indices for prompts padded to ``length``.
+
+        ``rows`` and ``positions`` are (P,), ``place`` and ``token`` (G,).
+        """
         return {
             "rows": torch.tensor([row for row, _ in self.positions]),
             "positions": torch.tensor([length - 1 + offset for _, offset in self.positions]),
@@ -62,7 +66,7 @@ class AnswerRows:
 def prompt_with_answers(
     loaded: LoadedModel, media: MediaLoader, rows: Sequence[tuple[Item, list[int]]]
 ) -> tuple[dict[str, torch.Tensor], int]:
-    """A processor's output for items with answer tokens behind their prompts, and the length of the padded prompts."""
+    """Return a processor's output with answer tokens behind the prompts, and the prompt length."""
     prompt = loaded.prompts([item for item, _ in rows], media)
     length = prompt["input_ids"].shape[1]
     append_tokens(prompt, [context for _, context in rows])
@@ -70,14 +74,14 @@ def prompt_with_answers(
 
 
 def longest_contexts(contexts: list[list[int]]) -> list[list[int]]:
-    """The distinct token lists that are no prefix of another one; ``[[]]`` when all are empty."""
+    """The distinct token lists that are not the beginning of another; ``[[]]`` when all are empty."""
     distinct = sorted({tuple(c) for c in contexts})
     keep = [c for i, c in enumerate(distinct) if i + 1 == len(distinct) or distinct[i + 1][: len(c)] != c]
     return [list(c) for c in keep]
 
 
 def append_tokens(prompt: dict[str, torch.Tensor], contexts: Sequence[list[int]]) -> None:
-    """Append each row's tokens behind its prompt in place; shorter rows are padded on the right and masked."""
+    """Append each row's tokens behind its prompt in place; shorter rows are masked on the right."""
     longest = max(len(c) for c in contexts)
     if not longest:
         return

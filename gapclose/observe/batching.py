@@ -1,5 +1,4 @@
-"""Questions about the same clip: which they are, in which batches they stand together, and their prompts in two parts, what they share and
-what they ask.
+"""Group the questions about a clip, and form batches that keep them together.
 
 Shapes: B batch (questions), C clips in it, P tokens of the longest shared part.
 """
@@ -16,7 +15,10 @@ from gapclose.observe.prefix_prompts import lead
 
 
 def group_by_media(items: Sequence[Item]) -> list[list[int]]:
-    """Places of the items that share a reading, in the order of their first; items without media share none."""
+    """Group the places of items with the same media prefix, in the order of their first.
+
+    Items without media form groups of one.
+    """
     found: dict[Any, list[int]] = {}
     for n, item in enumerate(items):
         shared = lead(item)
@@ -25,7 +27,10 @@ def group_by_media(items: Sequence[Item]) -> list[list[int]]:
 
 
 def batch_by_media(items: Sequence[Item], size: int) -> list[list[Item]]:
-    """Batches of at most ``size`` items in which the questions of a clip stand together; only clips with more questions are cut."""
+    """Form batches of at most ``size`` items that keep the questions of a clip together.
+
+    Only clips with more questions than ``size`` are split.
+    """
     batches: list[list[Item]] = []
     for places in group_by_media(items):
         for begin in range(0, len(places), size):
@@ -37,8 +42,10 @@ def batch_by_media(items: Sequence[Item], size: int) -> list[list[Item]]:
 
 
 def plan_batches(items: Sequence[Item], size: int, *, by_clip: bool = False) -> list[list[Item]]:
-    """Cut items into batches that carry the same kinds of media, keeping the order within a kind, or (``by_clip``) questions about the
-    same media together."""
+    """Form batches of items with the same kinds of media, in the order of the items within a kind.
+
+    With ``by_clip``, questions about the same media stay together instead.
+    """
     groups: dict[tuple[str, ...], list[Item]] = defaultdict(list)
     for item in items:
         groups[media_signature(item)].append(item)

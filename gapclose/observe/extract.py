@@ -1,9 +1,11 @@
-"""Observe: one forward of an item yields its residuals at the answer position and the score of every option, together.
+"""Observe items: one forward yields residuals at the answer position and the score of every option.
 
-Observations are streamed to ``shard-*.safetensors``, each written whole, the manifest last; an interrupted observation goes on
-with the first missing shard. Batches are fixed by the items alone, so one process and many write the same bytes.
+Observations are streamed to ``shard-*.safetensors``, each written atomically, the manifest last. An
+interrupted observation continues with the first missing shard. Batches do not depend on the number
+of processes, so one process and many write the same bytes.
 
-Shapes: N items, B batch, T prompt tokens, L observed layers, D width, O options (padded to the longest list), K kept tokens.
+Shapes: N items, B batch, T prompt tokens, L observed layers, D width, O options (padded to the
+longest list), K kept tokens.
 """
 
 from __future__ import annotations
@@ -56,19 +58,21 @@ def observe(
     replace: bool = False,
     shared: Path | None = None,
 ) -> Observations:
-    """Observe ``items`` into ``directory``, or read back what is already there under the same fingerprint.
+    """Observe ``items`` into ``directory``, or read what it holds under the same fingerprint.
 
-    Every process of a launch takes every W-th shard; all of them return all observations, whose residuals stay on disk until a layer is asked
-    for.
+    Every process observes every W-th shard. All return all observations, whose residuals stay on
+    disk until a layer is accessed.
 
     Args:
-        replace: throw away what is there under another fingerprint or other versions instead of refusing (for stages that belong to a
-            training run).
-        shared: take what another run left here under the same fingerprint and the same versions, or leave it here.
+        replace: delete observations of another fingerprint or other versions instead of refusing
+            (for stages of a training run).
+        shared: directory in which runs share observations. One of the same fingerprint and versions
+            is taken from there; a new one is left there.
 
     Raises:
-        ValueError: when the directory holds observations of something else, or by other versions; both are named.
-        FloatingPointError: when a residual or score is not finite, naming the item.
+        ValueError: when the directory holds observations of another request or other versions; both
+            are named.
+        FloatingPointError: when a residual is not finite or a score is nan, naming the item.
     """
     batches = plan_batches(items.items, config.batch_size, by_clip=config.share_prefix)
     shards = [batches[i : i + config.shard_batches] for i in range(0, len(batches), config.shard_batches)]
@@ -77,7 +81,7 @@ def observe(
     left = shared and shared / "-".join([request["fingerprint"], *(f"{name}-{of}" for name, of in request["versions"].items())])
 
     def missing_shards() -> list[int] | None:
-        """None of a finished observation; of one that has lost a shard since, that one."""
+        """Return the missing shards, or None if the observation is complete."""
         there, manifest = shards_there(directory, len(shards)), directory / "manifest.json"
         claim_directory(directory, request, replace, versions=config.versions, finished=manifest.is_file() and len(there) == len(shards))
         there = shards_there(directory, len(shards))
@@ -87,7 +91,7 @@ def observe(
         missing = [s for s in range(len(shards)) if s not in there]
         return None if manifest.is_file() and not missing else missing
 
-    missing = run_on_main(missing_shards)  # one answer for all: another node's view of the directory may be older
+    missing = run_on_main(missing_shards)  # decided once for all: another node's view of the directory may be older
     if missing is not None:
         begun = time.process_time()
         mine = share_out(shards, missing, is_sharded(loaded.model))
@@ -99,7 +103,7 @@ def observe(
             for s, kept in progress(mine, len(mine), f"observing {directory.parent.name}/{directory.name}"):
                 results = []
                 for batch in shards[s]:
-                    media.ahead([*batch, *next(following, [])])  # decoded while the model works on this one
+                    media.ahead([*batch, *next(following, [])])  # decoded while the model runs this one
                     try:
                         results.append(_forward(loaded, batch, media, config, wanted, reader))
                     except FloatingPointError as error:
@@ -125,13 +129,13 @@ def observe(
 
 
 observe_items = observe
-"""the public name: ``gapclose.observe`` is this room"""
+"""public name, since ``gapclose.observe`` is this package"""
 
 
 def forward_batches(
     loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, config: ObserveConfig, wanted: ObservationRequest
 ) -> Observations:
-    """Observe batches in memory, for checks; nothing is stored."""
+    """Observe batches in memory, without storing anything (for checks)."""
     reader = _reader(loaded, batches, media, config, wanted)
     results = [_forward(loaded, batch, media, config, wanted, reader) for batch in batches]
     width = max(r["scores"].shape[1] for r in results)
@@ -146,7 +150,7 @@ def forward_batches(
 def _reader(
     loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, config: ObserveConfig, wanted: ObservationRequest
 ) -> PrefixCache | None:
-    """What reads clips once for all of their questions, tried on the first of them; None where it is not asked for."""
+    """Return a prefix cache that was checked on its first clips; None if it is not requested."""
     if not config.share_prefix or wanted.trunk is not None:
         return None
     reader, tried = PrefixCache(loaded), ObservationRequest(layers=wanted.layers or (len(loaded.layers),))
@@ -155,10 +159,11 @@ def _reader(
 
 
 def share_out(shards: Sequence[Sequence[Sequence[Item]]], missing: Sequence[int], run_on_all_ranks: bool) -> list[tuple[int, bool]]:
-    """What this process observes of the missing shards, and whether it keeps it.
+    """List the missing shards for this process, each with whether its result is kept.
 
-    Every W-th one, where processes work by themselves. Where the model is sharded they go ``together`` through equally many batches of the same
-    media: W shards that are alike at a time, of which the last is repeated for the processes that are left over, and dropped there.
+    Independent processes take every W-th shard. With a sharded model (``run_on_all_ranks``) they
+    run equally many batches of the same media: W shards with the same media at a time. If fewer are
+    left, the remaining processes repeat the last one and drop its result.
     """
     state = PartialState()
     rank, processes = state.process_index, state.num_processes
@@ -171,7 +176,7 @@ def share_out(shards: Sequence[Sequence[Sequence[Item]]], missing: Sequence[int]
     return [(a_round[min(rank, len(a_round) - 1)], rank < len(a_round)) for a_round in rounds]
 
 
-@torch.no_grad()  # not inference_mode: what an engine gathers there could not be trained with afterwards
+@torch.no_grad()  # not inference_mode: parameters that an engine gathers in it cannot be trained later
 def _forward(
     loaded: LoadedModel,
     batch: Sequence[Item],
@@ -180,11 +185,14 @@ def _forward(
     wanted: ObservationRequest,
     reader: PrefixCache | None = None,
 ) -> dict[str, Any]:
-    """Run one batch, whole or behind what ``reader`` has read of its clips; every tensor comes back on the CPU."""
+    """Run one batch, completely or after ``reader`` has run its clips.
+
+    All tensors are returned on the CPU.
+    """
     model = unwrap_engine(loaded.model)
     asked, inputs = None, dict[str, torch.Tensor]()
     reset_rope_deltas(model)
-    if reader and not (wanted.patch and wanted.generate):  # the cache holds the donors, and answers are the model's own
+    if reader and not (wanted.patch and wanted.generate):  # the cache would hold the donors, but answers are generated without them
         longest = max(len(loaded.option_tokens(o.text)) for item in batch for o in item.options)
         asked = reader.ask(model, batch, media, room=max(longest, config.max_new_tokens if wanted.generate else 0))
     if asked:

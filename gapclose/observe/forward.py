@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 def read_batch(
     loaded: LoadedModel, batch: Sequence[Item], inputs: dict[str, torch.Tensor], wanted: ObservationRequest
 ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
-    """Log-probabilities of the next token (B, V), of the options (B, O), and residuals by layer (B, D), from one forward of the prompts."""
+    """Score the options and capture the residuals of a batch in one forward of the prompts.
+
+    Returns:
+        Log-probabilities of the next token (B, V) and of the options (B, O), and residuals by layer
+        (B, D).
+    """
     model, rows = unwrap_engine(loaded.model), torch.arange(len(batch), device=loaded.device)
     last = torch.full_like(rows, inputs["input_ids"].shape[1] - 1)
     options = [[loaded.option_tokens(o.text) for o in item.options] for item in batch]
@@ -44,9 +49,10 @@ def _score(
 ) -> torch.Tensor:
     """Summed token log-probabilities of every option, (B, O).
 
-    First tokens come from the prompt's own forward (``logp``, (B, V)). Longer options continue from its key-value cache, one option
-    place at a time so that the batch (and with it a model's stored rotary offsets) stays as it was; the media are read once. ``rereads`` names
-    these places; None is a forward for the sake of other processes, whose result is dropped.
+    First tokens come from the prompt's own forward (``logp``, (B, V)). Longer options continue its
+    key-value cache, so the media are read once. They do so one option index at a time, which leaves
+    the batch (and a model's stored rotary offsets) unchanged. ``rereads`` lists these indices; None
+    is a forward that only other processes need, and its result is dropped.
     """
     size, width = len(options), max(len(o) for o in options)
     scores = torch.full((size, width), -torch.inf, device=logp.device)
@@ -73,10 +79,13 @@ def _score(
 
 
 def generate(loaded: LoadedModel, model: Any, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> list[str]:
-    """Greedy answers, by the logits alone: a penalty on repetition, or whatever else a checkpoint asks for, would make them others than
-    those that the scores rank."""
+    """Generate greedy answers from the logits alone.
+
+    A repetition penalty or another setting of the checkpoint could give answers that disagree with
+    the scores.
+    """
     base, tokenizer = unwrap(model), loaded.tokenizer
-    own = base.generation_config  # what is not said in a call is taken from there
+    own = base.generation_config  # generate() takes missing arguments from there
     ends = {"eos_token_id": own.eos_token_id, "bos_token_id": own.bos_token_id}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     base.generation_config = transformers.GenerationConfig(**ends, pad_token_id=pad)
@@ -89,7 +98,10 @@ def generate(loaded: LoadedModel, model: Any, inputs: dict[str, torch.Tensor], m
 
 
 def forward_part(model: Any, part: dict[str, Any]) -> torch.Tensor:
-    """Log-probabilities (P, V) at the positions of a part that :class:`gapclose.training.collator.Collator` made, from stored states or media."""
+    """Log-probabilities (P, V) at the answer positions of a part, from stored states or media.
+
+    Parts come from :class:`gapclose.training.collator.Collator`.
+    """
     prompt = part["prompt"]
     reset_rope_deltas(model)
     below = skip_layers(model, range(1, part.get("frozen", 0) + 1), prompt.get("inputs_embeds"))

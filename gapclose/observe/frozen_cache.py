@@ -1,13 +1,17 @@
-"""The frozen trunk: what enters the first adapted layer, stored once, so that training and re-measuring begin there.
+"""The hidden-state cache: stored inputs of the first adapted layer.
 
-Media towers and the decoder layers below the first adapted one never change while adapters train. Their work lies here token by token, in
-the model's own dtype, and the model's own forward runs with the layers below passed by (:func:`gapclose.models.hooks.skip_layers`): masks,
-rotary embeddings, the final norm and the logits are its own, no tower runs, and no media are read.
+Media towers and the decoder layers below the first adapted one do not change while adapters train.
+Training and measurements start from their output, stored token by token in the model's own dtype.
+The model's own forward runs with these layers skipped (:func:`gapclose.models.hooks.skip_layers`):
+masks, rotary embeddings, the final norm and the logits are its own, no tower runs, and no media are
+read.
 
-Files are ``batch-*.safetensors``, read through memory maps. Items lie in them without padding, so that any batch can be made of them. An
-answer of several tokens has the states of all but its last one behind its prompt's, which they do not change.
+Files are ``batch-*.safetensors``, read through memory maps. Items are stored without padding, so
+any batch can be made of them. Behind the states of a prompt lie those of its answers of several
+tokens, without the last token of each; they do not change the prompt's.
 
-Shapes: B rows, T tokens, D width of the residual stream, A axes of rotary positions, V vocabulary, O options.
+Shapes: B rows, T tokens, D width of the residual stream, A axes of rotary positions, V vocabulary,
+O options.
 """
 
 from __future__ import annotations
@@ -32,26 +36,26 @@ from gapclose.observe.answer_rows import AnswerRows
 from gapclose.observe.forward import forward_part
 
 Row = tuple[Item, list[int]]
-"""an item, and tokens of an answer behind its prompt"""
+"""an item, and the answer tokens behind its prompt"""
 OPEN = 64
-"""files that are mapped at once"""
+"""largest number of files that are mapped at once"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where an item's states lie."""
+    """The place of an item's states."""
 
     file: Path
     number: int
-    """among the items of the file"""
+    """index among the items of the file"""
     start: int
-    """of its prompt among the tokens of the file"""
+    """first token of its prompt among the tokens of the file"""
     tokens: int
     contexts: list[list[int]]
-    """answers' tokens whose states follow, one list after the other"""
+    """answer tokens whose states follow, one list after the other"""
 
     def behind(self, context: list[int]) -> int:
-        """Where the states of ``context`` begin, which one of the stored answers begins with."""
+        """Return where the states of ``context`` begin; it must begin one of the stored answers."""
         start = self.start + self.tokens
         for stored in self.contexts:
             if stored[: len(context)] == context:
@@ -61,7 +65,7 @@ class Place:
 
 
 class HiddenStateCache:
-    """Stored states, ready to make batches of."""
+    """Stored states that batches are assembled from."""
 
     def __init__(self, files: Sequence[Path], frozen: int) -> None:
         self.frozen = frozen
@@ -75,11 +79,12 @@ class HiddenStateCache:
                 start += tokens + sum(map(len, contexts))
 
     def batch(self, rows: Sequence[Row]) -> tuple[dict[str, torch.Tensor], int]:
-        """The model's inputs in place of a processor's, for rows that carry the same kinds of media; and the length of the padded prompt.
+        """Return the model's inputs for rows with the same kinds of media, and the prompt length.
 
         Returns:
-            ``inputs_embeds`` (B, T, D), ``attention_mask`` (B, T) and, where the decoder is given any, ``position_ids`` (B, T) or (A, B, T):
-            prompts padded on the left, answers behind them on the right.
+            ``inputs_embeds`` (B, T, D), ``attention_mask`` (B, T) and, if the decoder takes them,
+            ``position_ids`` (B, T) or (A, B, T), instead of a processor's output. Prompts are
+            padded on the left; answers follow them on the right.
         """
         places = [self.places[item.id] for item, _ in rows]
         length, longest = max(p.tokens for p in places), max(len(context) for _, context in rows)
@@ -111,11 +116,12 @@ class HiddenStateCache:
     def score(
         self, loaded: LoadedModel, batch: Sequence[Item], layers: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
-        """What a forward of :mod:`gapclose.observe.extract` finds, for items that carry the same kinds of media.
+        """Score options from stored states, for items with the same kinds of media.
 
         Returns:
-            log-probabilities of the next token (B, V); of every option, summed over its tokens (B, O); residuals at the answer position by
-            layer (B, D), of layers below the first adapted one as they were stored.
+            Log-probabilities of the next token (B, V); of every option, summed over its tokens (B,
+            O); residuals at the answer position by layer (B, D). Layers below the first adapted one
+            are read from the files.
         """
         laid = AnswerRows()
         for item in batch:
@@ -124,7 +130,7 @@ class HiddenStateCache:
         sent = {key: send_to_device(value, loaded.device) for key, value in {"prompt": prompt, **laid.tensors(length)}.items()}
         part: dict[str, Any] = {**sent, "frozen": self.frozen}
         counts = [[len(loaded.option_tokens(o.text)) for o in item.options] for item in batch]
-        begins = np.cumsum([0, *(sum(c) for c in counts[:-1])])  # of each item among the tokens of all options
+        begins = np.cumsum([0, *(sum(c) for c in counts[:-1])])  # first token of each item among those of all options
         first = part["place"][torch.from_numpy(begins).to(loaded.device)]  # (B,) its answer position among all positions
         row = part["rows"][first]
         answer = part["positions"][first[:1]].expand(len(part["prompt"]["attention_mask"]))

@@ -1,7 +1,7 @@
-"""What enters the first adapted layer of a batch, and whether a model can start from there.
+"""Capture the states that enter the first adapted layer, and check that a model can start there.
 
-What is known to keep it from that is told by name. Whatever else may is found by a trial: the same batch by the model's own forward, and from
-the states that entered.
+Known obstacles are reported by name. A trial finds the others: it compares the model's own forward
+of a batch with one from the captured states.
 
 Shapes: B rows, T tokens, D width of the residual stream, A axes of rotary positions.
 """
@@ -27,7 +27,8 @@ from gapclose.observe.forward import forward_part
 from gapclose.observe.frozen_cache import Row
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-"""by which a log-probability from stored states may differ from the model's own in the same batch, before the cache is left off"""
+"""largest accepted difference between a log-probability from stored states and the model's own, in
+the same batch; beyond it the cache is not used"""
 UNDERSTOOD = {
     "input_ids",
     "inputs_embeds",
@@ -38,35 +39,40 @@ UNDERSTOOD = {
     "cache_position",
     "visual_pos_masks",
 }
-"""what a decoder may be given; anything else that a family hands it would be missing when it starts from stored states"""
+"""decoder inputs that are supported; any other input of a family would be missing when the decoder
+starts from stored states"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entered:
-    """What reaches the first adapted layer."""
+    """The inputs of the first adapted layer."""
 
     hidden: torch.Tensor
     """(B, T, D)"""
     mask: torch.Tensor
-    """(B, T), as the prompt has it"""
+    """(B, T), that of the prompt"""
     positions: torch.Tensor | None
-    """(B, T) or (A, B, T); None where the decoder counts by itself"""
+    """(B, T) or (A, B, T); None where the decoder counts positions itself"""
     length: int
     """tokens of the padded prompt, without answers"""
     residuals: dict[int, torch.Tensor]
     """layer -> (B, D) at the answer position"""
     given: dict[str, Any]
-    """what else the decoder was called with, and the mask that it was given; of the prompt's own inputs it makes the embedding"""
+    """the decoder's arguments besides the prompt's own inputs, and the attention mask that it was
+    given"""
 
 
 def answer_rows(loaded: LoadedModel, batch: Sequence[Item]) -> list[Row]:
-    """Every item once for each list of answer tokens that an option of several tokens is predicted from; of single tokens, once."""
+    """Repeat each item for every distinct context of its options (:func:`longest_contexts`).
+
+    Items whose options are all single tokens occur once.
+    """
     return [(i, c) for i in batch for c in longest_contexts([loaded.option_tokens(o.text)[:-1] for o in i.options])]
 
 
 @torch.inference_mode()
 def capture_hidden(loaded: LoadedModel, rows: Sequence[Row], media: MediaLoader, frozen: int, layers: Sequence[int] = ()) -> Entered:
-    """Run towers and the first ``frozen`` decoder layers on a batch."""
+    """Run the media towers and the first ``frozen`` decoder layers on a batch."""
     model, device = unwrap_engine(loaded.model), loaded.device
     inputs, length = prompt_with_answers(loaded, media, rows)
     inputs = send_to_device(inputs, device)
@@ -102,8 +108,11 @@ def capture_hidden(loaded: LoadedModel, rows: Sequence[Row], media: MediaLoader,
 
 
 def unsupported_reason(loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, frozen: int) -> str | None:
-    """Why the model cannot start from stored states, or None: what is known to keep it from that, and then a trial, the first batch of
-    every combination of media by the model's own forward and from its states."""
+    """Return why the model cannot start from stored states, or None.
+
+    Known obstacles are checked first. Then a trial runs the first batch of every combination of
+    media by the model's own forward and from its states.
+    """
     if frozen < 1:
         return "lora.layers leaves no decoder layer below the first adapted one"
     if getattr(decoder(loaded.model).config, "num_kv_shared_layers", 0):
@@ -126,12 +135,15 @@ def unsupported_reason(loaded: LoadedModel, batches: Sequence[Sequence[Item]], m
 
 
 def first_of_each(batches: Sequence[Sequence[Item]]) -> list[Sequence[Item]]:
-    """The first batch of every combination of media."""
+    """Return the first batch of every combination of media."""
     return list({media_signature(batch[0]): batch for batch in reversed(batches)}.values())
 
 
 def _not_all(entered: Entered, frozen: int) -> str | None:
-    """What the adapted layers are given beside the residual stream, a mask of tokens, and positions."""
+    """Return why stored states do not suffice for the adapted layers, or None.
+
+    The states are the residual stream, a mask of tokens, and positions.
+    """
     if entered.hidden.dim() != 3:
         return "its decoder has several residual streams"
     if entered.hidden.shape[:2] != entered.mask.shape:
@@ -150,7 +162,10 @@ def _not_all(entered: Entered, frozen: int) -> str | None:
 
 @torch.inference_mode()
 def max_difference(loaded: LoadedModel, rows: Sequence[Row], media: MediaLoader, entered: Entered, frozen: int) -> float:
-    """The largest difference of a log-probability at the answer positions between the model's own forward and one from ``entered``."""
+    """The largest difference of a log-probability at the answer positions.
+
+    It compares the model's own forward with one from ``entered``.
+    """
     model = unwrap_engine(loaded.model)
     inputs, length = prompt_with_answers(loaded, media, rows)
     where = torch.arange(len(rows), device=loaded.device)

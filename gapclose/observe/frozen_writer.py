@@ -1,7 +1,8 @@
-"""Fill a :class:`gapclose.observe.frozen_cache.HiddenStateCache`: every batch once, where the model can start from one and the disk holds it.
+"""Fill a :class:`gapclose.observe.frozen_cache.HiddenStateCache`, if model and disk allow it.
 
-Every process fills every W-th batch, each file written whole; an interrupted fill goes on with the first missing one. Where the cache
-cannot be, the reason is said and everything is computed in every step, as without it.
+Every process fills every W-th batch, and each file is written atomically. An interrupted fill
+continues with the first missing file. If there can be no cache, the reason is logged and every step
+computes the frozen layers.
 
 Shapes: B rows, T tokens, D width of the residual stream, A axes of rotary positions.
 """
@@ -35,9 +36,9 @@ from gapclose.observe.frozen_cache import HiddenStateCache, Row
 from gapclose.observe.frozen_capture import Entered, answer_rows, capture_hidden, first_of_each, unsupported_reason
 
 RESERVE = 1 << 30
-"""bytes of the disk that are left free"""
+"""bytes of the disk that must remain free"""
 MARGIN = 1.1
-"""of the estimate, since a few items have told how long all of them are"""
+"""factor on the size estimate, since it extrapolates from the lengths of a few items"""
 
 
 def write_cache(
@@ -50,11 +51,18 @@ def write_cache(
     layers: Sequence[int] = (),
     blank: Sequence[str] = (),
 ) -> HiddenStateCache | None:
-    """The stored states of ``items`` that enter decoder layer ``frozen + 1``, filled where they are not there yet; None, and why, without.
+    """Store the states of ``items`` that enter decoder layer ``frozen + 1``.
+
+    Existing files are kept.
 
     Args:
-        directory: of this model and these items; what lies beside it under the same name with another fingerprint is removed.
-        layers: whose residuals are kept as well, none above ``frozen``. blank: kinds of media that are blanked.
+        directory: for this model and these items; the fingerprint is appended to its name.
+            Directories of the same name with another fingerprint are removed.
+        layers: layers whose residuals are stored too, none above ``frozen``.
+        blank: kinds of media that are blanked.
+
+    Returns:
+        The cache, or None if it cannot be stored; the reason is logged.
     """
     state, media = PartialState(), loaded.media(items, blank=blank)
     batches = plan_batches(items.items, batch_size)
@@ -84,12 +92,15 @@ def write_cache(
 
 
 def _first(reasons: Sequence[str | None]) -> str | None:
-    """Why one of the processes cannot."""
+    """Return the first reason among the processes, or None."""
     return next((r for r in reasons if r is not None), None)
 
 
 def _unseen(files: Sequence[Path]) -> str | None:
-    """Which of the files, all of them written, this process does not see; it waits for them, as another node may have to."""
+    """Return why this process does not see one of the written files, or None.
+
+    It waits for each, since files of another node may appear late.
+    """
     for file in files:
         wait_for_file(file)
         if not file.is_file():
@@ -106,7 +117,7 @@ def _fingerprint(loaded: LoadedModel, items: ItemSet, batch_size: int, frozen: i
 def does_not_fit(
     loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, directory: Path, files: Sequence[Path]
 ) -> str | None:
-    """Why the disk does not hold what is not stored yet, or None."""
+    """Return why the disk cannot hold the states that are not stored yet, or None."""
     kinds: dict[tuple[str, ...], int] = {}
     for batch in batches:
         kinds[media_signature(batch[0])] = kinds.get(media_signature(batch[0]), 0) + len(batch)
@@ -125,18 +136,18 @@ def does_not_fit(
 
 
 def trunk_bytes(tokens: float, width: int, itemsize: int) -> int:
-    """Bytes of the stored states of ``tokens`` tokens, with positions of three axes."""
+    """Bytes of the stored states of ``tokens`` tokens, with positions on three axes."""
     return int(tokens * (width * itemsize + 3 * 4))
 
 
 def _fill(
     loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, files: Sequence[Path], frozen: int, layers: Sequence[int]
 ) -> str | None:
-    """Write this process's share of the files; the reason why one could not be written, or None."""
+    """Write this process's share of the files; return why one could not be written, or None."""
     state = PartialState()
     mine = [b for b in range(state.process_index, len(batches), state.num_processes) if not _is_whole(files[b])]
     for n in progress(range(len(mine)), len(mine), "computing the frozen trunk"):
-        media.ahead([item for b in mine[n : n + 2] for item in batches[b]])  # the next while the model works on this one
+        media.ahead([item for b in mine[n : n + 2] for item in batches[b]])  # decodes the next while the model runs this one
         rows = answer_rows(loaded, batches[mine[n]])
         try:
             write_states(files[mine[n]], rows, capture_hidden(loaded, rows, media, frozen, layers))
@@ -146,7 +157,7 @@ def _fill(
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether an earlier start has stored these states and they are still what it stored; damaged ones are computed again."""
+    """Whether this file is stored and undamaged; a damaged one is computed again."""
     if not file.is_file():
         return False
     try:
@@ -158,7 +169,7 @@ def _is_whole(file: Path) -> bool:
 
 
 def write_states(path: Path, rows: Sequence[Row], entered: Entered) -> None:
-    """One batch: prompts without padding, each followed by its answers' tokens."""
+    """Write one batch: prompts without padding, each followed by its answers' tokens."""
     places, cuts, firsts = list[list[Any]](), list[tuple[int, slice]](), list[int]()
     for b, (item, context) in enumerate(rows):
         if not places or places[-1][0] != item.id:

@@ -1,9 +1,11 @@
-"""One reading of the media for all questions of a clip.
+"""Run the media of a clip once for all its questions.
 
-What precedes the questions of a clip, up to its last media token, goes through the model once; its key-value cache, repeated for every
-question, serves what follows. Where that cannot give what whole prompts give, they are run whole, and the reason is said once.
+The prompts of a clip's questions share a prefix, up to its last media token. The model runs it
+once; its key-value cache, repeated for every question, serves the rest. Where this cannot give the
+results of complete prompts, complete prompts are run and the reason is logged once.
 
-Shapes: B batch (questions), C clips in it, P tokens of the longest prefix, S of the longest suffix, V vocabulary.
+Shapes: B batch (questions), C clips in it, P tokens of the longest prefix, S of the longest suffix,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,20 +29,24 @@ from gapclose.observe.batching import group_by_media
 from gapclose.observe.prefix_prompts import CannotShare, on_the_left, split_prompts
 
 CONTINUED = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
-"""layers of a cache that hold keys and values of single tokens, or nothing at all (of layers without attention, or with another's)"""
+"""cache layers with keys and values per token, or with nothing (for layers without attention, or
+that use those of another)"""
 TOLERANCES = {torch.float32: 1e-4}
-"""dtype -> by how much a few first questions may differ from their whole prompts, as a share of one plus the largest entry"""
+"""dtype -> largest difference of the first questions from their complete prompts, as a share of one
+plus the largest entry"""
 HALF_PRECISION = 0.05
-"""the same in bfloat16 and float16, whose rounding differs with the shapes of a forward; a wrong mask or position is far beyond it"""
+"""the same in bfloat16 and float16, whose rounding depends on the shapes of a forward; a wrong mask
+or position differs far more"""
 
 
 class PrefixCache:
-    """Reads clips once for a model, where it can be done.
+    """Run each clip once for all its questions, where the model supports it.
 
     Args:
-        loaded: its cache decides: keys and values of every token, within a window or not, can be continued; a state that moves on with
-            every token (Mamba, linear attention) cannot, since questions of unequal length are padded behind the prefix. Where processes
-            hold parts of the model, they must run equally many forwards, and how many these are depends on the clips: not shared either.
+        loaded: the model. Its cache decides: keys and values of every token, with or without a
+            window, can be continued. A recurrent state (Mamba, linear attention) cannot, since
+            questions of unequal length are padded behind the prefix. A sharded model cannot either:
+            its processes must run equally many forwards, and their number depends on the clips.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -55,13 +61,14 @@ class PrefixCache:
         self.window = min((layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)), default=None)
 
     def ask(self, model: Any, batch: Sequence[Item], media: MediaLoader, room: int) -> dict[str, Any] | None:
-        """Read the clips of a batch; what the model is then given for its questions (``input_ids`` (B, S), padded on the left, and the
-        cache that they follow on), or None where prompts are to be run whole.
+        """Run the clips of a batch; return the inputs for its questions, or None.
 
-        Whether it is None depends on the batch alone, so that one process and many do the same.
+        With None, complete prompts must be run. The inputs are ``input_ids`` (B, S), padded on the
+        left, and the cache that they continue. Whether None is returned depends on the batch alone,
+        so one process and many do the same.
 
         Args:
-            room: tokens that will follow on the questions: of options, or generated.
+            room: number of tokens that will follow the questions, of options or generated.
         """
         clips = group_by_media(batch)
         if len(clips) == len(batch):
@@ -81,10 +88,10 @@ class PrefixCache:
         return read_prefix(model, self.loaded, prefix, clip, suffixes)
 
     def check(self, batches: Sequence[Sequence[Item]], forward: Callable[[Sequence[Item], PrefixCache | None], dict[str, Any]]) -> None:
-        """Refuse kinds of media for which the first questions get other scores or residuals than their whole prompts.
+        """Refuse kinds of media whose first questions differ from complete prompts in any result.
 
         Args:
-            forward: observes a few items, by this reader or (None) whole.
+            forward: observes a few items, with this cache or (None) as complete prompts.
         """
         tried: set[tuple[str, ...]] = set()
         for batch in batches if self.refusal is None else ():
@@ -112,14 +119,14 @@ class PrefixCache:
 
 
 def read_prefix(model: Any, loaded: LoadedModel, prefix: Any, clip: torch.Tensor, suffixes: list[list[int]]) -> dict[str, Any]:
-    """Run the prefixes; what the model is given for the questions behind them."""
+    """Run the prefixes; return the model's inputs for the questions behind them."""
     prefix, clip = {k: v.to(loaded.device) for k, v in prefix.items()}, clip.to(loaded.device)
     attention, first = prefix["attention_mask"], torch.zeros(1, dtype=torch.long)
     own = any(hasattr(m, "rope_deltas") for m in unwrap(model).modules())  # media have rotary positions of their own
     counted = {} if own else {"position_ids": (attention.long().cumsum(-1) - 1).clamp_min(0)}
-    with answer_logits(model, first, first):  # nobody asks for these
+    with answer_logits(model, first, first):  # these logits are not used
         cache = model(**prefix, **counted, use_cache=True).past_key_values
-    cache.reorder_cache(clip)  # which copies whole rows: any number of times each
+    cache.reorder_cache(clip)  # copies rows, each any number of times
     for module in rotary_stores(model):
         module.rope_deltas = module.rope_deltas[clip]
     ids = on_the_left(suffixes, loaded.tokenizer.pad_token_id).to(loaded.device)
@@ -130,7 +137,10 @@ def read_prefix(model: Any, loaded: LoadedModel, prefix: Any, clip: torch.Tensor
 
 
 def generate_from_cache(loaded: LoadedModel, model: Any, asked: dict[str, Any], logits: torch.Tensor, max_new_tokens: int) -> list[str]:
-    """Greedy answers from the cache of :meth:`PrefixCache.ask` after its forward, whose ``logits`` are those of the first token, (B, V)."""
+    """Return greedy answers from the cache of :meth:`PrefixCache.ask`, after its forward.
+
+    ``logits`` (B, V) are those of the first answer token.
+    """
     tokenizer, ends = loaded.tokenizer, unwrap(model).generation_config.eos_token_id
     pad = tokenizer.pad_token_id
     stop = torch.tensor([ends] if isinstance(ends, int) else ends or [], device=logits.device)
@@ -146,11 +156,14 @@ def generate_from_cache(loaded: LoadedModel, model: Any, asked: dict[str, Any], 
 
 
 def continuation_positions(model: Any, attention: torch.Tensor, steps: int, *, counted: bool) -> torch.Tensor | None:
-    """Positions of the last ``steps`` tokens behind a cache: (3, B, steps) where media have rotary positions of their own, else (B, steps)
-    where all before were ``counted`` by the mask; None where the model counts by itself.
+    """Positions of the last ``steps`` tokens behind a cache; None where the model counts itself.
 
-    With a cache, transformers 5.23 gives the Qwen families the positions of the whole mask instead of those of the new tokens
-    (``compute_3d_position_ids``), and the shapes clash. Remove when it slices them.
+    (3, B, steps) where media have rotary positions of their own; else (B, steps), if earlier
+    positions were ``counted`` by the mask.
+
+    With a cache, transformers 5.23 gives the Qwen families the positions of the whole mask instead
+    of those of the new tokens (``compute_3d_position_ids``), and the shapes clash. Remove when it
+    slices them.
     """
     stores = rotary_stores(model)
     places = attention.long().cumsum(-1)[:, -steps:] - 1

@@ -1,4 +1,4 @@
-"""Prompts of one clip in two parts: the prefix that they share, and what differs."""
+"""Split the prompts of a clip's questions into their shared prefix and the rest."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from gapclose.models.loading import LoadedModel
 
 
 class CannotShare(Exception):
-    """Why the questions of a batch cannot follow on one reading of their clips."""
+    """The questions of a batch cannot share one run of their clips; the message is the reason."""
 
 
 def lead(item: Item) -> str | None:
-    """The messages of an item up to its last medium: questions that agree on it can share its reading. None where it has no media."""
+    """Return an item's messages up to its last medium, or None if it has no media.
+
+    Questions with equal leads can share the run of this prefix.
+    """
     turns = [(m["role"], [m["content"]] if isinstance(m["content"], str) else list(m["content"])) for m in item.messages]
     while turns and not (turns[-1][1] and isinstance(turns[-1][1][-1], dict) and turns[-1][1][-1]["type"] in SUPPORTED):
         role, parts = turns.pop()
@@ -31,13 +34,19 @@ def lead(item: Item) -> str | None:
 def split_prompts(
     loaded: LoadedModel, batch: Sequence[Item], clips: Sequence[Sequence[int]], media: MediaLoader
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor, list[list[int]]]:
-    """What a model is given of the clips, ``input_ids`` (C, P) padded on the left; the clip of every question (B,); the tokens behind it.
+    """Split a batch into model inputs of the clips and the question tokens behind them.
 
-    Media are prepared for the first question of a clip. The others' tokens come from their texts alone, wherever the processor adds
-    nothing behind the media that the next letters could join; else, from their whole prompts.
+    Media are prepared for the first question of a clip. The tokens of the others come from their
+    texts alone, unless the processor adds something behind the media that could merge with the next
+    letters; then they come from complete prompts.
+
+    Returns:
+        The inputs of the clips, with ``input_ids`` (C, P) padded on the left; the clip of every
+        question (B,); the tokens of every question behind its clip.
 
     Raises:
-        CannotShare: when the template or the tokenizer gives questions of a clip other tokens up to the last of its media.
+        CannotShare: when the questions of a clip differ in their tokens up to the last of its
+            media, no token follows the media, or the media tokens are unknown.
     """
     marks = _media_tokens(loaded, batch[0])
     inputs = loaded.prompts([batch[places[0]] for places in clips], media)
@@ -60,7 +69,7 @@ def split_prompts(
 
 
 def _media_tokens(loaded: LoadedModel, item: Item) -> set[int]:
-    """Ids of the tokens that stand for the media of an item."""
+    """Ids of the media tokens of an item."""
     found = set()
     for kind in {kind for kind, _ in item.media}:
         holders = (getattr(holder, f"{kind}_token_id", None) for holder in (loaded.processor, loaded.tokenizer))
@@ -80,7 +89,10 @@ def _special(loaded: LoadedModel) -> set[int]:
 
 
 def _closing(suffixes: Sequence[list[int]], special: set[int]) -> int:
-    """How many tokens that all questions of a clip begin with close its media (models of the Qwen families look for the mark of their end)."""
+    """Count the leading tokens, equal in all questions of a clip, that close its media.
+
+    Models of the Qwen families search for the token that ends the media.
+    """
     found = 0
     for first, *others in zip(*(s[:-1] for s in suffixes), strict=False):
         if first not in special or any(o != first for o in others):
@@ -90,20 +102,23 @@ def _closing(suffixes: Sequence[list[int]], special: set[int]) -> int:
 
 
 def _cut(tokens: list[int], marks: set[int]) -> tuple[list[int], list[int]]:
-    """Tokens up to the last that stands for a medium, and those behind it."""
+    """Tokens up to the last media token, and those behind it."""
     end = next((n for n in range(len(tokens), 0, -1) if tokens[n - 1] in marks), 0)
     return tokens[:end], tokens[end:]
 
 
 def _from_texts(loaded: LoadedModel, batch: Sequence[Item], clips: Any, marks: set[int], cuts: Any) -> list[list[int]] | None:
-    """Tokens behind the media of every question, from texts in which each medium is still one token; None where those do not tell."""
+    """Tokens behind the media of every question, from texts with one token per medium.
+
+    None where these do not determine them.
+    """
     written = loaded.written(batch)
     if written is None:
         return None
     texts, special, found = [_cut(tokens, marks) for tokens in written], _special(loaded), {}
     for places, (_, whole) in zip(clips, cuts, strict=True):
         prefix, suffix = texts[places[0]]
-        added = whole[: len(whole) - len(suffix)]  # e.g. the mark of an image's end
+        added = whole[: len(whole) - len(suffix)]  # e.g. the token that ends an image
         if not prefix or added + suffix != whole or (added and added[-1] not in special) or any(texts[n][0] != prefix for n in places):
             return None
         found |= {n: added + texts[n][1] for n in places}

@@ -1,4 +1,4 @@
-"""What an observation is asked to hold, and the fingerprint by which a stored one is recognised."""
+"""The request for an observation, and the fingerprint that identifies a stored one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from gapclose.observe.config import ObserveConfig
 
 
 class HiddenStates(Protocol):
-    """What a cache of hidden states offers to a forward that starts above the frozen layers; see :mod:`gapclose.observe.frozen_cache`."""
+    """Interface of a hidden-state cache (:mod:`gapclose.observe.frozen_cache`).
+
+    A forward that uses it starts above the frozen layers.
+    """
 
     @property
     def frozen(self) -> int:
@@ -26,36 +29,41 @@ class HiddenStates(Protocol):
         ...
 
     def batch(self, rows: Sequence[tuple[Item, list[int]]]) -> tuple[dict[str, torch.Tensor], int]:
-        """The model's inputs for items with answer tokens behind their prompts, and the length of the padded prompts."""
+        """Model inputs for items with answer tokens behind their prompts, and the prompt length."""
         ...
 
     def score(
         self, loaded: LoadedModel, batch: Sequence[Item], layers: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
-        """Log-probabilities of the next token (B, V) and of the options (B, O), and residuals by layer (B, D)."""
+        """Log-probabilities of next token (B, V) and options (B, O); residuals by layer (B, D)."""
         ...
 
 
 @dataclass(kw_only=True)
 class ObservationRequest:
-    """What to observe beyond the scores."""
+    """The quantities to observe besides the scores."""
 
     layers: Sequence[int] = ()
     generate: bool = False
     top_tokens: int = 0
-    """keep this many next-token log-probabilities (0: none)"""
+    """number of most probable next tokens whose log-probabilities are kept (0: none)"""
     blank: Sequence[str] = ()
     """kinds of media to blank (a control): image, audio, video"""
     patch: Mapping[int, Mapping[str, torch.Tensor]] = field(default_factory=dict)
-    """decoder layer, counted from 1 -> item id -> residual (D,) that replaces its own after that layer at the answer position"""
+    """decoder layer, counted from 1 -> item id -> residual (D,) that replaces the item's own after
+    that layer, at the answer position"""
     extra: dict[str, Any] = field(default_factory=dict)
-    """more that identifies the observation, e.g. the adapter's fingerprint"""
+    """further entries that identify the observation, e.g. the adapter's fingerprint"""
     trunk: HiddenStates | None = None
-    """where what is frozen is stored of all items: scores and residuals come from there, answers are generated as ever"""
+    """hidden-state cache of all items, the source of scores and residuals; answers are generated
+    without it"""
 
 
 def request_of(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted: ObservationRequest) -> dict[str, Any]:
-    """All that identifies an observation, as one JSON object; ``fingerprint`` is the first 16 hex digits of its SHA-256."""
+    """Return everything that identifies an observation as one JSON object.
+
+    ``fingerprint`` is the first 16 hex digits of its SHA-256.
+    """
     request = {
         "items": items.fingerprint(),
         "model": loaded.fingerprint,

@@ -1,6 +1,7 @@
-"""What was observed, in memory and on disk: ``shard-*.safetensors``, each written whole, the manifest last.
+"""Observations in memory and on disk.
 
-Scores and answers are small and are read at once; residuals stay on disk, and a layer of them is read when it is asked for.
+Files are ``shard-*.safetensors``, each written atomically, the manifest last. Scores and answers
+are small and are read at once. Residuals stay on disk; a layer is read when it is accessed.
 
 Shapes: N items, D width, O options (padded to the longest list), K kept tokens, S shards.
 """
@@ -26,17 +27,19 @@ from gapclose.core.versions import REMEDY, differing
 
 @dataclass(frozen=True, kw_only=True)
 class Observations:
-    """What was observed, in the order of the items."""
+    """The observations of a set, in the order of its items."""
 
     ids: list[str]
     residuals: Mapping[int, torch.Tensor]
-    """layer -> (N, D), in the model's dtype; read from disk each time it is asked for, where it is stored there"""
+    """layer -> (N, D), in the model's dtype; stored residuals are read from disk on every access"""
     scores: torch.Tensor
-    """(N, O) float32: summed log-probability of every option's tokens, in nats; -inf where an item has fewer options"""
+    """(N, O) float32: summed log-probability of every option's tokens, in nats; -inf beyond an
+    item's options"""
     answers: list[str] | None = None
-    """generated text of every item, when asked for"""
+    """generated text of every item, if requested"""
     top_logps: torch.Tensor | None = None
-    """(N, K) float32: the most probable next tokens' log-probabilities at the answer position, when asked for"""
+    """(N, K) float32: log-probabilities of the most probable next tokens at the answer position, if
+    requested"""
     top_tokens: torch.Tensor | None = None
     """(N, K) int32: the ids of those tokens"""
 
@@ -44,7 +47,7 @@ class Observations:
         return len(self.ids)
 
     def take(self, ids: Sequence[str]) -> Observations:
-        """The observations of ``ids``, in that order.
+        """Return the observations of ``ids``, in that order.
 
         Raises:
             KeyError: when one was not observed.
@@ -62,12 +65,15 @@ class Observations:
 
 
 class StoredResiduals(Mapping[int, torch.Tensor]):
-    """Residuals that stay on disk: layer -> (N, D), made of the shards when it is asked for, and not kept."""
+    """Residuals on disk: layer -> (N, D), assembled from the shards on every access and not kept."""
 
     def __init__(
         self, directory: Path, manifest: Mapping[str, Any], layers: Sequence[int], ends: torch.Tensor, order: torch.Tensor
     ) -> None:
-        """Of the stored items those at the places ``order`` (N,); ``ends`` (S,): how many items are stored up to the end of each shard."""
+        """Select stored items by their places ``order`` (N,).
+
+        ``ends`` (S,) counts the stored items up to the end of each shard.
+        """
         self._directory, self._manifest, self._layers, self._ends, self._order = directory, manifest, layers, ends, order
 
     def __getitem__(self, layer: int) -> torch.Tensor:
@@ -96,24 +102,26 @@ class StoredResiduals(Mapping[int, torch.Tensor]):
         return len(self._layers)
 
     def take(self, order: torch.Tensor) -> StoredResiduals:
-        """The residuals of the items at these places, (M,), as lazily."""
+        """Return the residuals of the items at these places, (M,), without reading them."""
         return StoredResiduals(self._directory, self._manifest, self._layers, self._ends, self._order[order])
 
 
 def take_residuals(residuals: Mapping[int, torch.Tensor], order: torch.Tensor) -> Mapping[int, torch.Tensor]:
-    """The residuals of the items at the places ``order``, (M,); what is on disk stays there."""
+    """Select the items at the places ``order``, (M,); residuals on disk stay there."""
     if isinstance(residuals, StoredResiduals):
         return residuals.take(order)
     return {layer: value[order] for layer, value in residuals.items()}
 
 
 def read_observations(directory: Path, ids: Sequence[str] | None = None, *, layers: Sequence[int] | None = None) -> Observations:
-    """Read a finished observation, in the order of ``ids`` (default: as it was written), with the residuals of ``layers`` (default: all).
+    """Read a finished observation in the order of ``ids`` (default: as written).
 
-    The residuals are read a layer at a time, when they are asked for (:class:`StoredResiduals`).
+    It has the residuals of ``layers`` (default: all), each read on access
+    (:class:`StoredResiduals`).
 
     Raises:
-        ValueError: when the observation is unfinished or misses an item, or a file of it is damaged.
+        ValueError: when the observation is unfinished or misses an item, or one of its files is
+            damaged.
     """
     if not (directory / "manifest.json").is_file():
         raise ValueError(f"{directory}: the observation is not finished (no manifest.json); run the same command again to go on")
@@ -153,7 +161,7 @@ def read_observations(directory: Path, ids: Sequence[str] | None = None, *, laye
 
 
 def remedy_of(manifest: Mapping[str, Any]) -> str:
-    """What is to be done about a damaged shard, which alone is then observed again."""
+    """Return the remedy for a damaged shard; only this shard is then observed again."""
     shared = manifest.get("taken_from")
     return f"delete it, here and in {shared}, and run the same command again" if shared else AGAIN
 
@@ -163,7 +171,7 @@ def shard_path(directory: Path, number: int) -> Path:
 
 
 def shards_there(directory: Path, number: int) -> set[int]:
-    """Which of the shards 0..number-1 are there."""
+    """Return which of the shards 0..number-1 exist."""
     return {s for s in range(number) if shard_path(directory, s).is_file()}
 
 
@@ -172,14 +180,15 @@ def pad_options(scores: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def claim_directory(directory: Path, request: dict[str, Any], replace: bool, *, versions: str = "same", finished: bool = False) -> None:
-    """Make the directory ours, or refuse when it belongs to another request, or to the same one under other versions.
+    """Claim the directory for this request, or refuse it for another request or other versions.
 
     Args:
-        replace: throw away what is there of another request or other versions.
-        versions: ``any`` to go on with what was observed under others; where that is not ``finished``, ``earlier_versions`` keeps them.
+        replace: delete observations of another request or other versions instead.
+        versions: ``any`` continues observations of other versions; unless these are ``finished``,
+            ``earlier_versions`` records them.
 
     Raises:
-        ValueError: naming both.
+        ValueError: naming both requests or versions.
     """
     path = directory / "request.json"
     if path.is_file():
@@ -209,11 +218,11 @@ def claim_directory(directory: Path, request: dict[str, Any], replace: bool, *, 
 
 
 BESIDE = {"versions", "earlier_versions"}
-"""what a request tells beside what was asked for"""
+"""keys of a request that do not identify it"""
 
 
 def fetch_shared(directory: Path, shared: Path) -> bool:
-    """Take a finished observation from where another run left it; returns whether there was one."""
+    """Take a finished observation from another run; return whether there was one."""
     if not (shared / "manifest.json").is_file():
         return False
     link_files(sorted(shared.glob("shard-*.safetensors")), directory)
@@ -222,7 +231,7 @@ def fetch_shared(directory: Path, shared: Path) -> bool:
 
 
 def publish_shared(directory: Path, shared: Path) -> None:
-    """Leave a finished observation for other runs; of two that leave the same at once, either is kept."""
+    """Leave a finished observation for other runs; if two leave the same at once, either is kept."""
     if not (shared / "manifest.json").is_file():
         link_files(sorted(directory.glob("shard-*.safetensors")), shared)
         link_files([directory / "manifest.json"], shared)

@@ -1,4 +1,4 @@
-"""Align: from frozen readings to adapters, with a measurement after every epoch, guards, and the export of what came of it."""
+"""Align: train adapters on frozen readings, measure after every epoch, apply guards, and export."""
 
 from __future__ import annotations
 
@@ -59,10 +59,11 @@ if TYPE_CHECKING:
 
 
 def training_trunks(run: RunContext, items: Sequence[Item], *, frozen: int, blank: Sequence[str]) -> dict[str, HiddenStateCache | None]:
-    """The stored states of what training sees (``train``) and of what is measured after every epoch (``val``), as far as they can be had.
+    """Fill the hidden-state caches of the training items (``train``) and measured items (``val``).
 
-    What is measured is generated for too, which reads the media whatever is stored; ``observe.share_prefix`` reads them once for all questions
-    of a clip, scores included, and is quicker, so with it nothing is stored of ``val``.
+    A cache that cannot be filled is None or missing. With ``observe.share_prefix`` there is none of
+    ``val``. The reason: generating answers reads the media even if states are cached, and a shared
+    prefix reads them once for all questions of a clip, including scores, which is faster.
     """
     seen, batch_size = run.items.holding([*{i.id: i for i in items}.values()]), run.config.observe.batch_size
     train = write_cache(run.loaded, seen, run.directory / "trunk" / "train", frozen=frozen, batch_size=batch_size, blank=blank)
@@ -76,24 +77,24 @@ def training_trunks(run: RunContext, items: Sequence[Item], *, frozen: int, blan
 
 
 def _seed(seed: int, number: int) -> int:
-    """Of a round's order of batches: no later round of one seed has another seed's first."""
+    """Return a round's seed of batch order; no later round repeats the first of another seed."""
     return seed if number == 1 else int(np.random.SeedSequence([seed, number]).generate_state(1)[0] // 2)
 
 
 class AlignStage:
-    """The second half of a run: its base model is measured and examined, and the gate is written."""
+    """The second half of a run, after ``gate.json`` was written: train, measure and export."""
 
     def __init__(self, run: RunContext) -> None:
         self.run, self.forced, self.begun, self.frozen = run, dict[str, str](), 1, 0
         self.epochs = EpochRecords(run.directory, run.config)
-        self.made = list[dict[str, Any]]()  # of the targets of every round, for the record
+        self.made = list[dict[str, Any]]()  # facts about the targets of every round
         self.base_scores: np.ndarray
 
     def refuse_unproven(self) -> None:
-        """Stop before targets are made of a reading whose verdict on val is not ``real``, unless ``force`` is set.
+        """Refuse targets from a reading that is not ``real`` on val, unless ``force`` is set.
 
         Raises:
-            ValueError: naming every modality of the train items whose verdict is not ``real``, and why.
+            ValueError: naming every modality of the train items without verdict ``real``, and why.
         """
         path, config = self.run.directory / "gate.json", self.run.config
         verdicts = run_on_main(lambda: read_json(path, "verdicts")["verdicts"])
@@ -113,16 +114,16 @@ class AlignStage:
 
     @property
     def blanked(self) -> tuple[str, ...]:
-        """The kinds of media that training does not see: a control, normally none."""
+        """Kinds of media blanked in training: all for the control ``blank_media``, else none."""
         return SUPPORTED if self.run.config.targets.control == "blank_media" else ()
 
     def aimed_at(self, targets: Targets) -> list[Example]:
-        """The train items that the gate keeps, under the term that aims for their targets."""
+        """Return the train items that pass the confidence filter, with their targets."""
         kept = zip(train_items(self.run), targets.target, targets.keep, strict=True)
         return [Example(item=i, term="consistency", weights=t) for i, t, keep in kept if keep]
 
     def other_examples(self) -> list[Example]:
-        """What the terms of the loss need that aim for no reading, from the base model."""
+        """Return the examples of the terms gold (labels) and retain (base model's predictions)."""
         config, examples = self.run.config, list[Example]()
         if config.train.gold:
             fit = self.run.items.select(split="fit", purpose="gap").items
@@ -136,9 +137,9 @@ class AlignStage:
         return examples
 
     def build_targets(self, number: int, teacher: ProbeReadings) -> Targets:
-        """Targets of the train items for a round, stored beside those of other rounds."""
+        """Build the targets of the train items for a round, and store them in a file of its own."""
         config = self.run.config
-        # always rebuilt: cheap, and a file from before a change of labels would be stale
+        # always rebuilt: it is cheap, and a stored file may be older than the labels
         train, known = train_items(self.run), Labels.of(val_items(self.run))
         targets = build_targets(
             self.run.config.targets,
@@ -168,10 +169,10 @@ class AlignStage:
         return targets
 
     def _custom_target(self, targets: Targets) -> np.ndarray:
-        """(N, O) of the objective that the user added, checked.
+        """Return the targets (N, O) of a user-defined objective.
 
         Raises:
-            ValueError: when it is no distribution over the options.
+            ValueError: when their shape is wrong, or a row is not a distribution over the options.
         """
         objective = self.run.config.objective
         aim = np.asarray(CUSTOM.get(objective)(targets, train_items(self.run)), dtype=float)
@@ -190,7 +191,7 @@ class AlignStage:
     def train(self, base: SplitMeasurement) -> None:
         """Train adapters round by round, measuring ``val`` after every epoch.
 
-        An interrupted training goes on from its last whole checkpoint.
+        An interrupted training continues from its last complete checkpoint.
         """
         config, targets, teacher = self.run.config, None, None
         if needs_reading(config.objective):
@@ -236,7 +237,7 @@ class AlignStage:
             say(f'  the same command with --guards.off "[{", ".join(sorted({*off, *stopped}))}]" goes on')
 
     def begin(self, number: int) -> None:
-        """Make room for a later round: what is there of one that began from another adapter or with other targets is thrown away."""
+        """Delete the files of a later round that began with another adapter or target probe."""
         path = self.run.directory / "checkpoints" / f"round-{number}" / "start.json"
         probe = (self.run.directory / "probes" / f"round-{number}.safetensors").read_bytes()
         start = {"adapter": self.run.adapter, "probe": hashlib.sha256(probe).hexdigest()[:16]}
@@ -252,8 +253,9 @@ class AlignStage:
         """Train for ``train.epochs`` epochs from the adapter that the model has.
 
         Args:
-            base: the base model's measurement of val. targets: of the train items; None where no reading is trained on. others: the examples
-                of the other terms.
+            base: measurement of the base model on val.
+            targets: targets of the train items; None if the objective uses no reading.
+            others: examples of the other loss terms.
         """
         config, checkpoints = self.run.config, self.run.directory / "checkpoints"
         directory = checkpoints if number == 1 else checkpoints / f"round-{number}"
@@ -307,7 +309,7 @@ class AlignStage:
             if not self.epochs.triggered(number):
                 with whole_checkpoints(directory, trainer):
                     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        except LossNotFinite as error:  # in all processes together
+        except LossNotFinite as error:  # raised in all processes together
             if not finite or not self.epochs.records(1):
                 raise
             reason = str(error)
@@ -315,18 +317,18 @@ class AlignStage:
         self.run.loaded.model.eval()
 
     def best(self) -> dict[str, Any]:
-        """The record of the best epoch of all rounds that have trained."""
+        """Return the record of the best epoch over all rounds that have trained."""
         return self.epochs.best(range(1, self.begun + 1))
 
     def set_adapter_fingerprint(self) -> None:
-        """Name the current adapter weights, so that observations of one adapter are never taken for another's."""
+        """Set the run's adapter fingerprint, which keeps observations of adapters apart."""
         self.run.adapter = adapter_fingerprint(self.run.loaded.model)
 
     def load_epoch(self, epoch: int) -> None:
-        """Put the adapter of an epoch into the model.
+        """Load the adapter of an epoch into the model.
 
         Raises:
-            ValueError: when a file is damaged, or its keys do not fit the model's.
+            ValueError: when a file is damaged, or its keys do not match the model's.
         """
         folder = self.run.directory / "checkpoints" / f"epoch-{epoch}"
         remedy = f"delete {folder} and run the same command again, which trains that epoch again"
@@ -337,18 +339,25 @@ class AlignStage:
         self.set_adapter_fingerprint()
 
     def for_export(self, epoch: int) -> LoadedModel:
-        """The adapted model, whole: read again with the adapter of ``epoch`` where an engine holds the parameters, in the memory of the host."""
+        """Return the complete adapted model.
+
+        If an engine holds the parameters, the model is reloaded on the CPU, with the adapter of
+        ``epoch``.
+        """
         if not is_wrapped(self.run.loaded.model):
             return self.run.loaded
-        unset_hf_deepspeed_config()  # else transformers would hand each process a part of what it reads
+        unset_hf_deepspeed_config()  # otherwise transformers gives each process only a part of the weights
         return load_adapter(self.run.config.model, self.run.directory / "checkpoints" / f"epoch-{epoch}")
 
     def finish(self, base: SplitMeasurement) -> None:
-        """Measure the best epoch's adapter on test, once; export it with its evidence if it may be (``export.unimproved``); close the tracker."""
+        """Measure the best epoch's adapter on test once, export it, and close the tracker.
+
+        It is exported only if it improves on the base model on val, or with ``export.unimproved``.
+        """
         epoch, without = self.best()["epoch"], self.epochs.unimproved(range(1, self.begun + 1))
         if run_on_main(lambda: record_of(self.run.directory, "adapted/test")):
             say("this run was finished before; its last measurement and its exports are written again")
-        if self.run.config.model.sharded and not is_sharded(self.run.loaded.model):  # everything was trained before this start
+        if self.run.config.model.sharded and not is_sharded(self.run.loaded.model):  # this start trained nothing
             shard(self.run.loaded.model)
         self.load_epoch(epoch)
         now = self.run.measure("adapted", "test", replace=True)
@@ -359,7 +368,7 @@ class AlignStage:
         self.run.record(
             record | {"forced": sorted(self.forced), "stopped": self.epochs.stopped(), "guards_off": self.run.config.guards.silent}
         )
-        self.run.on_main(lambda: shutil.rmtree(self.run.directory / "trunk", ignore_errors=True))  # of no use any more
+        self.run.on_main(lambda: shutil.rmtree(self.run.directory / "trunk", ignore_errors=True))  # no longer needed
         summary = run_on_main(lambda: summarise(self.run.directory))
         if exported := without is None or self.run.config.export.unimproved:
             self.run.on_main(lambda: export_run(self.run.directory, self.run.config, self.for_export(epoch), summary))

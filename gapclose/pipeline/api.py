@@ -19,41 +19,49 @@ from gapclose.pipeline.paths import missing_places
 from gapclose.pipeline.run import run_close, run_measure
 
 FIXED = ("data", "model", "tracking", "wandb")
-"""groups of the configuration that a model in memory does not take"""
+"""configuration groups that do not apply to a model in memory"""
 
 
 def measure(model: Any, processor: Any, items: ItemSet, *, run_dir: str | Path | None = None, **settings: Any) -> RunResult:
-    """Measure the gap between what a model represents and what it answers, with every control, without training.
+    """Measure the representation-action gap with all configured controls, without training.
 
     Args:
-        model: a transformers model. It is put into eval mode on this process's device. Its weights are the same afterwards; padding and end tokens
-            of the processor and of its generation settings are set as a run needs them.
-        processor: its processor, or the tokenizer of a model that only reads text.
-        items: with labelled splits ``fit`` and ``test``.
-        run_dir: where everything is written; the same call continues an interrupted run. None: a temporary directory, named in the result.
-        settings: groups of the configuration, as dictionaries or their dataclasses, and its plain keys, e.g. ``gap={"replicates": 1000}``,
-            ``controls={"random_weights": False}``, ``seed=1`` (docs/python.md).
+        model: a transformers model. It is moved to this process's device and put into eval mode.
+            Its weights are the same afterwards. Padding and end tokens of the processor and of the
+            generation settings are changed to those that a run needs.
+        processor: its processor, or the tokenizer of a text-only model.
+        items: item set with labelled splits ``fit`` and ``test``.
+        run_dir: directory for all files; the same call continues an interrupted run. None: a
+            temporary directory, named in the result.
+        settings: configuration groups as dictionaries or dataclasses, and plain keys, e.g.
+            ``gap={"replicates": 1000}``, ``controls={"random_weights": False}``, ``seed=1``
+            (docs/python.md).
 
     Raises:
-        ValueError: everything that is wrong with settings, items and media, before the first forward.
+        ValueError: naming the faults of settings, items and media, before the first forward.
     """
     config, given = _prepared(model, processor, items, run_dir, settings, closing=False)
     return run_measure(config, given)
 
 
 def close(model: Any, processor: Any, items: ItemSet, *, run_dir: str | Path | None = None, **settings: Any) -> RunResult:
-    """Measure the gap, train LoRA adapters towards what the probe reads, and measure again after every epoch and on test.
+    """Measure the gap, train LoRA adapters towards the reading, and measure again.
+
+    Val is measured after every epoch, test at the end.
 
     Args:
-        model: a transformers model. Adapters are put on it, and it ends on the CPU with the best epoch's: the result's ``model``. After an
-            error or an interruption it has none, and the same call goes on where ``run_dir`` is named.
-        processor, run_dir, settings: as of :func:`measure`. The adapter of a run that beats its base is written to
-            ``run_dir/adapter``; it names ``model.name_or_path`` as its base.
-        items: with splits ``fit``, ``train``, ``val`` and ``test``; all but ``train`` labelled.
+        model: a transformers model. It gets adapters and ends on the CPU with those of the best
+            epoch, as the result's ``model``. After an error or an interruption it has no adapters,
+            and the same call with the same ``run_dir`` continues.
+        processor, run_dir, settings: as for :func:`measure`. If the run improves on its base model
+            (or with ``export.unimproved``), its adapter is written to ``run_dir/adapter``, with
+            ``model.name_or_path`` as its base.
+        items: item set with splits ``fit``, ``train``, ``val`` and ``test``; all but ``train``
+            labelled.
 
     Raises:
-        ValueError: everything that is wrong with settings, items and media, before the first forward; and where ``val`` does not show that the
-            reading is real (``force=True`` trains all the same).
+        ValueError: naming the faults of settings, items and media, before the first forward; also
+            when the reading is not shown to be real on ``val`` (``force=True`` trains anyway).
     """
     config, given = _prepared(model, processor, items, run_dir, settings, closing=True)
     return run_close(config, given)
@@ -62,10 +70,11 @@ def close(model: Any, processor: Any, items: ItemSet, *, run_dir: str | Path | N
 def _prepared(
     model: Any, processor: Any, items: ItemSet, run_dir: str | Path | None, settings: dict[str, Any], *, closing: bool
 ) -> tuple[Config, Given]:
-    """The configuration of a run in memory.
+    """Build the configuration of a run in memory.
 
     Raises:
-        ValueError: for groups and keys that do not exist, or that a model in memory does not take.
+        ValueError: for unknown settings, settings that need a checkpoint, unsupported models, and
+            paths or functions that cannot be used.
     """
     known = {f.name: f for f in dataclasses.fields(Config) if f.name not in FIXED and f.name != "run_dir"}
     if unknown := sorted(set(settings) - set(known)):
@@ -95,12 +104,16 @@ def _prepared(
         say(f"run directory: {config.run_dir}")
     config.model.path = str(getattr(model, "name_or_path", "") or type(model).__name__)
     config.data.path = str(items.root)
-    config.export = dataclasses.replace(config.export, verify=False)  # a fresh process cannot load a model that is in memory alone
+    config.export = dataclasses.replace(config.export, verify=False)  # a fresh process cannot load a model that is only in memory
     return config, Given(items=items, model=model, processor=processor)
 
 
 def _refuse_model(model: Any, closing: bool) -> None:
-    """Raises: ValueError for models that only the commands can take, and for those that have adapters already."""
+    """Refuse models that cannot be used from memory.
+
+    Raises:
+        ValueError: for models with adapters, quantised, on several devices, or float16 to train.
+    """
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError(
             "the model has adapters already; call model.unload() or model.merge_and_unload() first, and pass what that returns"

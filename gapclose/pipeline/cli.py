@@ -27,7 +27,7 @@ usage: gapclose COMMAND [--config FILE] [--any.key value ...]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; errors a user can fix are printed without a traceback, with exit status 2."""
+    """Run one command and return its exit status: 2 after an error that a user can fix."""
     from gapclose.core.logging import spell_out
 
     spell_out()
@@ -50,10 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def validate(arguments: Sequence[str]) -> None:
-    """Everything that can be checked before a model loads; what is wrong with the items does not keep the model from being outlined.
+    """Check everything that can be checked before a model loads.
+
+    The model is outlined even if the items have faults.
 
     Raises:
-        ValueError: all that is wrong, after all that can be shown.
+        ValueError: naming all faults, after everything that can be shown was printed.
     """
     from gapclose.pipeline.config import parse_config
 
@@ -118,7 +120,7 @@ def measure(arguments: Sequence[str]) -> None:
 
 
 def close(arguments: Sequence[str]) -> None:
-    """The whole loop."""
+    """Measure, train, measure again and export."""
     from gapclose.pipeline.config import parse_config
 
     config = parse_config(arguments, prog="gapclose close", starting=True)
@@ -130,7 +132,7 @@ def close(arguments: Sequence[str]) -> None:
 
 
 def _show(run_dir: Path) -> None:
-    """Print the report of a run that has ended, from the main process."""
+    """Print the report of a finished run from the main process."""
     from gapclose.core.logging import is_main
     from gapclose.report.console import print_report
 
@@ -173,7 +175,7 @@ def export(arguments: Sequence[str]) -> None:
 
 
 def report(arguments: Sequence[str]) -> None:
-    """Show one run, or compare several. Raises: ValueError for directories that are not there."""
+    """Show one run, or compare several. Raises: ValueError for directories that do not exist."""
     runs, as_json, html = _report_arguments(arguments)
     if absent := [str(run) for run in runs if not run.is_dir()]:
         raise ValueError(f"no such run directory: {', '.join(absent)}; name what `run_dir` was")
@@ -205,10 +207,10 @@ def report(arguments: Sequence[str]) -> None:
 
 
 def _write(page: Path | None, write: Callable[[Path], object], *, quiet: bool) -> None:
-    """Write a page if one is wanted, and say where.
+    """Write ``page`` unless it is None, and print its path unless ``quiet``.
 
     Raises:
-        ValueError: when that place cannot be written.
+        ValueError: when the file cannot be written.
     """
     if page is None:
         return
@@ -221,10 +223,10 @@ def _write(page: Path | None, write: Callable[[Path], object], *, quiet: bool) -
 
 
 def _report_arguments(arguments: Sequence[str]) -> tuple[list[Path], bool, Path | None]:
-    """Runs, whether JSON is wanted, and the file that --html names.
+    """Return the run directories, whether ``--json`` is set, and the file of ``--html``.
 
     Raises:
-        ValueError: with the usage.
+        ValueError: with the usage, when no run is named or an option is unknown.
     """
     if {"-h", "--help"} & set(arguments):
         print(USAGE)

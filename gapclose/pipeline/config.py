@@ -1,7 +1,8 @@
-"""The one configuration of every job: nested dataclasses, read from YAML, overridden by ``--any.key value``.
+"""The configuration of every job: nested dataclasses, read from YAML and ``--any.key value``.
 
-A key that does not exist is refused by name, with the nearest one that does; so is a value that does not fit, with what would. All faults
-of one configuration are named at once (``given``, ``checks``).
+An unknown key is refused with the nearest valid key. An invalid value is refused with the allowed
+values. All faults of one configuration are raised together
+(:mod:`gapclose.pipeline.config_parsing`, :mod:`gapclose.core.config_checks`).
 """
 
 from __future__ import annotations
@@ -34,18 +35,19 @@ from gapclose.training.objectives import CUSTOM, active_terms, idle_terms, loss_
 
 @dataclass(kw_only=True)
 class Config:
-    """Everything a run is determined by."""
+    """All settings of a run."""
 
     run_dir: str = "runs/digits"
-    """where everything is written; the same command continues an interrupted run"""
+    """directory for all files of the run; the same command continues an interrupted run"""
     seed: int = 0
-    """of data, folds, adapters, batch order and resampling"""
+    """seed of data, folds, adapters, batch order and resampling"""
     force: bool = False
-    """train on a reading whose verdict is not `real` (`--force`); recorded in the evidence"""
+    """train even if the reading's verdict is not `real` (`--force`); the evidence records it"""
     tracking: str = "none"
     """none or wandb"""
     objective: str = "consistency"
-    """what is trained on: consistency (targets from the reading), gold (labels), consistency+gold, dpo or grpo (TRL's, from the reading)"""
+    """training objective: consistency (targets from the reading), gold (labels), consistency+gold,
+    dpo or grpo (by TRL, from the reading), or package.module:function"""
     data: DataConfig = field(default_factory=DataConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     labelling: LabellingConfig = field(default_factory=LabellingConfig)
@@ -82,7 +84,7 @@ class Config:
                 self._check_objective(check)
 
     def _check_objective(self, check: Checks) -> None:
-        """Write out what the objective leaves out of losses and guards, and check what it takes."""
+        """Set the loss weights and guards that the objective implies, and check its settings."""
         if idle := idle_terms(self.objective, self.train):
             check.add(idle, "objective", *(f"train.{term}" for term in TERMS))
             return
@@ -105,7 +107,7 @@ class Config:
 
 
 def known_keys(kind: Any = Config, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of the configuration, groups included."""
+    """Yield every dotted key of the configuration, groups included."""
     for f in dataclasses.fields(kind):
         yield prefix + f.name
         factory = f.default_factory
@@ -114,7 +116,7 @@ def known_keys(kind: Any = Config, prefix: str = "") -> Iterator[str]:
 
 
 def missing_functions(config: Config) -> Iterator[str]:
-    """What is wrong with each function of the user's own that the configuration names."""
+    """Yield the fault of each user-defined function in the configuration that cannot be loaded."""
     named = [(CUSTOM, [config.objective]), (PROBE_FAMILIES, config.probe.families), (CONTROLS, config.controls.extra)]
     named.append((READERS, [] if config.data.format is None else [config.data.format]))
     for registry, names in named:
@@ -129,17 +131,19 @@ def parse_config(arguments: Sequence[str], *, prog: str = "gapclose", starting: 
     """Build the configuration from command-line arguments (``--config FILE --any.key value``).
 
     Args:
-        starting: also check what a start needs: directories that it writes to, files that it reads, and functions of the user's own.
+        starting: also check the directories that a start writes to, the files that it reads, and
+            user-defined functions.
 
     Raises:
-        ValueError: naming everything that is wrong: unknown keys with the nearest valid one, values that do not fit, with what would.
+        ValueError: naming all faults: unknown keys with the nearest valid key, and invalid values
+            with the allowed values.
     """
     if any(word in ("-h", "--help") or word.startswith("--print_config") for word in arguments):
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         parser = ArgumentParser(prog=prog)
         parser.add_argument("--config", action="config", help="YAML file; options after it override its values")
         parser.add_class_arguments(Config)
-        parser.parse_args(list(arguments))  # which ends the process
+        parser.parse_args(list(arguments))  # exits the process
     problems, hints = ErrorCollector("the configuration", most=1000, alike=1000), all_hints(Config)
     config = build(Config, read_given(arguments, hints, problems), hints, problems)
     if starting and config is not None:
@@ -151,12 +155,13 @@ def parse_config(arguments: Sequence[str], *, prog: str = "gapclose", starting: 
 
 
 def refuse_other_run(config: Config, path: Path) -> None:
-    """Check that the run whose configuration is at ``path``, if any, was started with the same settings.
+    """Check that the run whose configuration is at ``path``, if any, has the same settings.
 
-    A key that the stored configuration lacks is younger than the run, which therefore had its default.
+    A key that the stored configuration does not have was added to gapclose after that run, which
+    therefore used its default. The keys in :data:`RESUMABLE_KEYS` may differ.
 
     Raises:
-        ValueError: naming each setting that differs, with both values, or the file when it is damaged.
+        ValueError: naming each setting that differs, with both values, or a damaged file.
     """
     if not path.is_file():
         return

@@ -1,5 +1,8 @@
-"""What a user gives for a configuration: the keys of YAML files and of the command line, each value read by itself, then the dataclasses
-that they make. Everything that is wrong is collected: unknown keys, values of a wrong type, and what the groups refuse."""
+"""Read a configuration from YAML files and the command line, and build its dataclasses.
+
+Each value is parsed separately. All faults are collected: unknown keys, values of a wrong type, and
+faults that a group reports.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +22,22 @@ from gapclose.core.settings import WHOLE_KEYS
 
 COMMAND_LINE = "command line"
 ALIASES = 20
-"""YAML aliases that a configuration may hold: aliases of aliases grow with every level when a value is written out"""
+"""YAML aliases allowed in a configuration: nested aliases multiply when a value is written out"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """One value, as it was given."""
+    """One value as the user wrote it."""
 
     key: str
-    """dotted"""
+    """dotted key"""
     value: Any
     where: str
-    """the file, or ``command line``, where it is a word"""
+    """the file, or ``command line``, where every value is a string"""
 
 
 def all_hints(kind: Any, prefix: str = "") -> dict[str, Any]:
-    """Every dotted key of a configuration -> its type; of a group, its dataclass."""
+    """Return dotted key -> type of a configuration's keys; a group's type is its dataclass."""
     found: dict[str, Any] = {}
     for name, hint in hints_of(kind).items():
         found[prefix + name] = hint
@@ -44,7 +47,7 @@ def all_hints(kind: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def read_given(arguments: Sequence[str], hints: dict[str, Any], problems: ErrorCollector) -> list[Given]:
-    """The values of all files and of the command line, in their order; every key that does not exist goes to ``problems``."""
+    """Return the values of files and command line in order; add unknown keys to ``problems``."""
     found, words, place = list[Given](), list(arguments), 0
 
     def check(key: str, where: str) -> bool:
@@ -87,7 +90,7 @@ def _words(hints: dict[str, Any], key: str) -> str:
 
 
 def _of_file(path: Path, hints: dict[str, Any], problems: ErrorCollector) -> list[Given]:
-    """The values of a YAML file; an outermost group that is unknown stands for all below it."""
+    """Return the values of a YAML file; an unknown group is returned as one value."""
     if not path.is_file():
         problems.add(f"{path}: no such configuration file")
         return []
@@ -117,10 +120,12 @@ def _of_file(path: Path, hints: dict[str, Any], problems: ErrorCollector) -> lis
 
 
 def fitted(given: Given, hint: Any) -> Any:
-    """The value as its type has it: a word is read as YAML, and so is a text where a number is wanted.
+    """Convert a value to its type.
+
+    Values of the command line are parsed as YAML, and so are strings where a number is required.
 
     Raises:
-        ValueError: naming key, value and what it must be.
+        ValueError: naming the key, the value and the required type.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
@@ -133,9 +138,11 @@ def fitted(given: Given, hint: Any) -> Any:
 
 
 def build(kind: Any, given: Sequence[Given], hints: dict[str, Any], problems: ErrorCollector) -> Any:
-    """The configuration, or None where anything is wrong with it.
+    """Build the configuration, and add its faults to ``problems``.
 
-    A fault that is about several keys is left out where one of them is at fault by itself.
+    A key or group at fault gets its default, so that other faults are found too. A fault of several
+    keys is left out if one of them has a fault of its own. Returns None if the outermost group
+    refuses its values.
     """
     values, where, bad = dict[str, Any](), dict[str, str](), set[str]()
     for one in given:
@@ -169,7 +176,7 @@ def build(kind: Any, given: Sequence[Given], hints: dict[str, Any], problems: Er
             return kind(**own)
         except Faults as error:
             take(error.found)
-            bad.update(key for key in hints if key.startswith(prefix))  # nothing else can be said of what is made of them
+            bad.update(key for key in hints if key.startswith(prefix))  # skip faults between this group and others
             return None
 
     return make(kind, "")

@@ -1,4 +1,4 @@
-"""The context of a run: what was loaded, chosen and measured so far."""
+"""The state of a run: its items, model, probes and measurements so far."""
 
 from __future__ import annotations
 
@@ -56,24 +56,24 @@ MEASURED = ("gap", "transfer", "retain")
 
 
 class RunContext:
-    """The state of one run: what was loaded, chosen and measured so far."""
+    """The state of one run: its items, model, probes and measurements so far."""
 
     def __init__(self, config: Config, *, closing: bool, given: Given | None = None) -> None:
         """Check launch, configuration, items and media, then load the model.
 
         Args:
-            given: items and model that are in memory already.
+            given: items and model that are already in memory.
 
         Raises:
-            ValueError: for everything that is wrong with them, before the model loads; for layers that it lacks, or experts that
-                cannot be adapted as asked, right after.
+            ValueError: for all faults of these before the model loads; after loading, for
+                configured layers that do not exist and experts that cannot be adapted.
         """
         transformers.logging.set_verbosity_error()
         if not sys.stderr.isatty():
             transformers.logging.disable_progress_bar()
         self.config, self.directory, self.given = config, Path(config.run_dir), given
         self.weights = dict[str, Any]()
-        """of a model in memory, while a control may draw others"""
+        """copy of the weights of a model in memory, while a control may replace them"""
         refuse_quantisation(config.model.quantisation)
         self.process = check_launch()
         engine = engine_given(self.process)
@@ -97,7 +97,7 @@ class RunContext:
                 unlock_run_dir(self.directory, self.lock, made=made)
             raise
         self.adapter = ""
-        """what the weights are beyond the checkpoint's: the fingerprint of an adapter, or the name of a random draw"""
+        """name of weights other than the base's: fingerprint of an adapter, or a random draw"""
         self.tracker: NoTracker = NoTracker()
         self.probe: FrozenProbe
         self.sentinel: FrozenProbe
@@ -107,12 +107,12 @@ class RunContext:
         self.measured = dict[str, SplitMeasurement]()
 
     def _take(self) -> None:
-        """Lock the run directory before anything is written there or loaded, unless it holds a run with other settings."""
+        """Lock the run directory before anything is written, unless its run has other settings."""
         refuse_other_run(self.config, self.directory / "config.yaml")
         self.lock = lock_run_dir(self.directory)
 
     def _load(self, closing: bool) -> None:
-        """Check items and media, load the model, and bind the directory, which is locked, to configuration and items."""
+        """Check items and media, load the model, and bind the locked directory to the run."""
         config = self.config
         self.on_main(lambda: refuse_damaged_files(self.directory))
         self.on_main(lambda: refuse_other_versions(self.directory, config.observe.versions))
@@ -126,10 +126,10 @@ class RunContext:
         say(f"precision {str(self.loaded.model.dtype).removeprefix('torch.')}{batch}")
         n_layers = len(self.loaded.layers)
         candidates = config.probe.candidates(n_layers)
-        if closing:  # of the lowest probe: every layer that may get adapters
+        if closing:  # the lowest candidate: covers every layer that may get adapters
             adapted_experts(self.loaded.model, config.lora, config.lora.chosen(n_layers, candidates[0]))
         refuse_small_disk(self.loaded, self.items, config, closing=closing)
-        # only now: a mistake that is refused must not bind the directory to its configuration
+        # only now: a refused configuration must not bind the directory
         self.on_main(lambda: save_config(config, self.directory / "config.yaml"))
         if self.lock is not None:
             remove_leftovers(self.directory)
@@ -138,21 +138,21 @@ class RunContext:
         self.place(self.loaded.model)
 
     def _from_memory(self, given: Given) -> LoadedModel:
-        """The user's own model, and a copy of its weights where a control will draw them anew."""
+        """Wrap the user's model, and copy its weights if a control will replace them."""
         model = given.model.eval()
         if self.config.controls.random_weights:
             self.weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
         loaded = assemble(model, given.processor, path=self.config.model.path, fingerprint="")
-        loaded.fingerprint = memory_fingerprint(model, given.processor)  # of what it is now: a second call finds it so
+        loaded.fingerprint = memory_fingerprint(model, given.processor)  # after ``assemble``, so that a second call finds the same
         return loaded
 
     @property
     def in_memory(self) -> bool:
-        """Whether the model is the user's own object, not one that was read from a checkpoint."""
+        """Whether the model is the user's own object and was not loaded from a checkpoint."""
         return self.given is not None
 
     def reload(self) -> None:
-        """Give the run's model its own weights again, after a control has drawn others."""
+        """Restore the weights of the run's model after a control has replaced them."""
         self.adapter = ""
         if self.given:
             self.loaded.model.load_state_dict(self.weights)
@@ -161,7 +161,7 @@ class RunContext:
         self.place(load_model(self.config.model).model)
 
     def _keep_environment(self) -> None:
-        """Write what this start runs on; what earlier starts ran on, where it was something else, stays below ``earlier``."""
+        """Write the environment of this start; different earlier ones stay below ``earlier``."""
         path, now = self.directory / "environment.json", environment(self.config.seed, self.process)
         before = read_json(path) if path.is_file() else {}
         say_other_environment(before, now)
@@ -170,21 +170,21 @@ class RunContext:
         write_json(path, now | ({"earlier": earlier} if earlier else {}))
 
     def place(self, model: Any) -> None:
-        """Put a model that was read on the CPU where it is to run, as the run's model."""
+        """Set the run's model, and move it from the CPU to its device or shard it."""
         self.loaded.model = model
         if self.config.model.sharded:
             shard(model)
-        elif self.config.model.quantisation is None:  # else it was loaded where it is to run
+        elif self.config.model.quantisation is None:  # a quantised model was loaded onto its device
             model.to(self.process.device)
 
     def read_again(self) -> None:
-        """Where the base model was observed in shards, read it once more: adapters are put on a whole model, and sharded with it."""
+        """Reload a base model that was observed in shards: adapters are added before sharding."""
         if self.config.model.sharded:
-            self.loaded.model = None  # the shards go first
+            self.loaded.model = None  # free the shards first
             self.loaded.model = load_model(self.config.model).model
 
     def on_main(self, write: Callable[[], object]) -> None:
-        """Let the main process write while the others wait; an error of any kind there ends all of them with the same words."""
+        """Run ``write`` in the main process while the others wait; its error is raised in all."""
 
         def alone() -> None:
             write()
@@ -194,7 +194,11 @@ class RunContext:
     def observe(
         self, stage: str, items: ItemSet, *, replace: bool = False, max_new_tokens: int | None = None, **wanted: Any
     ) -> Observations:
-        """Observe ``items`` under the current model into ``observations/STAGE``; ``max_new_tokens`` other than the configuration's."""
+        """Observe ``items`` under the current model into ``observations/STAGE``.
+
+        Args:
+            max_new_tokens: replaces ``observe.max_new_tokens``, if given.
+        """
         extra, how = {"adapter": self.adapter}, self.config.observe
         if max_new_tokens is not None:
             how = dataclasses.replace(how, max_new_tokens=max_new_tokens)
@@ -202,10 +206,8 @@ class RunContext:
         shared = Path(how.shared) if how.shared and not self.adapter else None
         return observe(self.loaded, items, directory, how, ObservationRequest(**wanted, extra=extra), replace=replace, shared=shared)
 
-    # -- read ---------------------------------------------------------------------------------------------------------------
-
     def fit_probes(self) -> None:
-        """Choose and freeze the probe and its sentinel on the fit split, from one observation of all candidate layers."""
+        """Choose and freeze probe and sentinel on fit, from one observation of all their layers."""
         fit, n_layers = self.items.select(split="fit", purpose="gap"), len(self.loaded.layers)
         candidates = self.config.probe.candidates(n_layers)
         observed = self.observe("base-fit", fit, layers=[*candidates, n_layers])
@@ -214,7 +216,7 @@ class RunContext:
         given: dict[str, Any] = {"modality": labels.modality, "seed": self.config.seed, "spread": True}
         choice = choose_probe(observed.residuals, *known, layers=candidates, **given)
         self.probe, self.fit_reading = choice.probe, choice.reading
-        # The sentinel never makes a target: another family, at the last layer, which the adapters change.
+        # The sentinel makes no targets: another family, at the last layer, which the adapters change.
         family = "logistic" if self.probe.family == "lda" else "lda"
         settings = ProbeConfig(families=[family]).settings()
         guard = choose_probe(observed.residuals, *known, layers=[n_layers], settings=settings, label="fitting the sentinel", **given)
@@ -234,10 +236,8 @@ class RunContext:
             f"out-of-fold accuracy {found['accuracy']:.3f} on {len(fit)} labelled items"
         )
 
-    # -- compare ------------------------------------------------------------------------------------------------------------
-
     def measured_items(self, split: str) -> ItemSet:
-        """What is measured on a split: its gap, transfer and retain items."""
+        """Return the items that are measured on a split: gap, transfer and retention items."""
         return self.items.select(split=split, purpose=MEASURED)
 
     @property
@@ -246,24 +246,31 @@ class RunContext:
         return sorted({*self.probe.layers, *self.sentinel.layers})
 
     def observe_measured(self, stage: str, split: str, *, replace: bool = False, trunk: HiddenStateCache | None = None) -> Observations:
-        """Observe what is measured on a split under the current model: scores, generated answers, residuals of both probes' layers."""
+        """Observe the measured items of a split: scores, answers, residuals of both probes."""
         wanted: dict[str, Any] = {"layers": self.measured_layers, "generate": True, "trunk": trunk}
         return self.observe(f"{stage}-{split}", self.measured_items(split), replace=replace, **wanted)
 
     def measure(self, stage: str, split: str, *, replace: bool = False, trunk: HiddenStateCache | None = None) -> SplitMeasurement:
-        """Observe a split under the current model and measure it; ``trunk``: where what is frozen is stored of its items."""
+        """Observe a split under the current model and measure it.
+
+        Args:
+            trunk: hidden-state cache of its items, if there is one.
+        """
         items, observed = self.measured_items(split), self.observe_measured(stage, split, replace=replace, trunk=trunk)
         how = {"folds": self.config.probe.folds, "seed": self.config.seed, "match": self.config.prompts.matching(self.config.prompts.asked)}
         return measure(items, observed, self.probe, self.sentinel, self.config.gap, **how)
 
     def record(self, record: dict[str, Any]) -> None:
-        """Put a record into ``gap.jsonl`` (replacing one of the same stage), mirror it, redraw the figure, and print a line."""
+        """Write a record to ``gap.jsonl`` and the tracker, redraw the figure, and print a line.
+
+        It replaces an earlier record of the same stage.
+        """
         if self.items.skipped:
             record["n_skipped"] = len(self.items.skipped)
 
         def write() -> None:
             path = self.directory / "gap.jsonl"
-            records = {r["stage"]: r for r in read_records(self.directory)} | {record["stage"]: record}  # a repeated one keeps its place
+            records = {r["stage"]: r for r in read_records(self.directory)} | {record["stage"]: record}  # a replaced record keeps its place
             write_text(path, "".join(json.dumps(r, allow_nan=False) + "\n" for r in records.values()))
             self.tracker.record(record)
             draw_epochs(self.directory)
@@ -278,7 +285,7 @@ class RunContext:
             say(f"  warning: {record['state']}: {STATES[record['state']]}")
 
     def measure_base(self, splits: Sequence[str]) -> dict[str, SplitMeasurement]:
-        """Measure the base model, with the text-only control on test."""
+        """Measure the base model; on test, also the text-only control and the prompt variants."""
         found = {}
         for split in splits:
             found[split] = self.measure("base", split)
@@ -298,9 +305,11 @@ class RunContext:
         return found
 
     def examine(self, *, thorough: bool) -> None:
-        """Write ``measurement.json``: with all controls that the configuration asks for, or with the text and random weights alone.
+        """Write ``measurement.json`` with controls, and print its verdicts.
 
-        A thorough one is not replaced by one that is not.
+        Args:
+            thorough: use all configured controls, not only text and random weights. A thorough file
+                is replaced only by another thorough one.
         """
         path = self.directory / "measurement.json"
         before = run_on_main(lambda: read_json(path) if path.is_file() else {})
@@ -314,14 +323,14 @@ class RunContext:
             say(f"{name} on test: {verdict['word']}")
 
     def gate(self) -> None:
-        """Write ``gate.json``: the verdicts on val, by which a training is allowed."""
+        """Write ``gate.json``: the verdicts on val, which allow or refuse training."""
         found = gate(self)
         self.on_main(lambda: write_json(self.directory / "gate.json", found))
         for name, verdict in found["verdicts"].items():
             say(f"{name} on val: {verdict['word']}")
 
     def track(self) -> None:
-        """Start mirroring records to the configured tracker, from the main process."""
+        """Start the configured tracker in the main process."""
 
         def start() -> None:
             self.tracker = make_tracker(self.config, dataclasses.asdict(self.config))

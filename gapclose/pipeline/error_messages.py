@@ -1,4 +1,4 @@
-"""Errors of a command as one line on standard error."""
+"""Print the errors of a command as one line on standard error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ def _plainly(message: Warning | str, *_: object, **__: object) -> str:
 
 
 def guarded(job) -> int:
-    """Run ``job()``; what a user can fix is told plainly, unless GAPCLOSE_DEBUG asks for the traceback."""
+    """Run ``job()`` and return its exit status.
+
+    It is 0, 2 after an error that a user can fix, or 130 after Ctrl-C. Such an error is printed
+    without a traceback; with GAPCLOSE_DEBUG set it is raised.
+    """
     warnings.formatwarning = _plainly  # no source lines for users
     try:
         job()
@@ -31,7 +35,7 @@ def guarded(job) -> int:
 
 
 def _told(error: OSError | RuntimeError) -> str | None:
-    """What befell a run that could not help it, in one line; None of any other error."""
+    """Describe an error with an outside cause (disk, permission, lost process), or None."""
     from gapclose.core.distributed import RemoteError, peer_lost
     from gapclose.core.files import FAILING, NO_ROOM, NOT_ALLOWED, WriteError
 

@@ -1,4 +1,4 @@
-"""The items of a run: read, checked against the model, and prepared for a job."""
+"""Read the items of a run, check them against the model, and prepare them for a job."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What a run takes from memory in place of ``data.path`` and ``model.path``."""
+    """Items and model in memory that replace ``data.path`` and ``model.path``."""
 
     items: ItemSet
     model: Any
     """a transformers model"""
     processor: Any
-    """its processor, or the tokenizer of a model that only reads text"""
+    """its processor, or the tokenizer of a text-only model"""
 
 
 def read_checked_items(
@@ -57,25 +57,25 @@ def read_checked_items(
     without_model: bool = False,
     given: Given | None = None,
 ) -> ItemSet:
-    """Read an item set and check items, media, options and splits; the items are not yet in the words of a prompt.
+    """Read an item set and check items, media, options and splits; apply no prompt template yet.
 
     Args:
-        splits: the splits a job needs, and whether each must be labelled.
+        splits: the splits that a job needs, and whether each must be labelled.
         max_new_tokens: length limit of generated answers, which every option must fit.
-        folds: of clips, in which probes are fitted.
-        retain: whether the train split must hold retain items.
-        objective: what the train items are for, or None.
-        prompts: the prompts that the items must be askable in; None: their own.
-        without_model: leave out what only the model's processor can tell, which is not there.
-        given: items and processor that are in memory already; ``directory`` and ``model`` are not read then.
+        folds: number of folds over clips in which probes are fitted.
+        retain: whether the train split must hold retention items.
+        objective: training objective of the train items, or None.
+        prompts: prompts that must work for the items; None: their own.
+        without_model: skip the checks that need the model's processor.
+        given: items and processor in memory, instead of ``directory`` and ``model``.
 
     Raises:
-        ValueError: all problems of all checks together.
+        ValueError: naming all problems of all checks.
     """
     problems, prompts = ErrorCollector(f"the item set {given.items.name if given else directory}"), prompts or PromptsConfig()
     plain = given.items if given else read_data(directory, data, problems)
     items = in_order(plain, data, prompts, problems)
-    if not len(problems):  # else a twin may be missing for no fault of its own
+    if not len(problems):  # otherwise another fault may be why a twin is missing
         check_twins(items, problems)
     check_prompts(prompts, model, problems)
     asked = {name: apply_template(items, name, prompts, problems) for name in prompts.names}
@@ -83,7 +83,7 @@ def read_checked_items(
         check_told_apart(worded, problems, None if name == prompts.asked else name)
     seen = survey(items)
     found = seen.faults
-    check_media_apart(plain, found, problems)  # shuffled options would hide a question that is asked twice
+    check_media_apart(plain, found, problems)  # shuffled options would hide a repeated question
     items = replace(items, notes=(*items.notes, *check_clips_apart(plain, found, problems)))
     try:
         processor = None if without_model else given.processor if given else load_processor(model)
@@ -98,7 +98,7 @@ def read_checked_items(
         before = len(problems)
         check_kinds(items, processor, problems)
         found = too_long(items, processor, seen.sizes) | found
-        if len(problems) == before and not given:  # else no prompt can be made, or the model is there and will say so itself
+        if len(problems) == before and not given:  # with problems no prompt can be made; a model in memory reports its own
             found |= unfit(items, model, processor, {entry: size for entry, size in seen.sizes.items() if entry not in found})
     if data.on_error == "skip":
         items = drop_faulty(items, found, problems)
@@ -123,7 +123,10 @@ def read_checked_items(
 
 
 def check_expressible(items: ItemSet, problems: ErrorCollector) -> None:
-    """Add train items whose options all express one concept: whatever is read of them, no answer could tell."""
+    """Add to ``problems`` train items whose options all express one concept.
+
+    No answer to them could show a reading.
+    """
     lone = [i for i in items.select(split="train", purpose="gap") if len({o.concept for o in i.options}) < 2]
     if lone:
         problems.add(
@@ -133,7 +136,10 @@ def check_expressible(items: ItemSet, problems: ErrorCollector) -> None:
 
 
 def check_prompts(prompts: PromptsConfig, model: ModelConfig, problems: ErrorCollector) -> None:
-    """Add to ``problems`` a matching function that cannot be had, and prompts in words that a shipped model never saw."""
+    """Add to ``problems`` a matching function that cannot be loaded.
+
+    Also add prompts on which a shipped model was not trained.
+    """
     try:
         prompts.matching("own")
     except ValueError as error:
@@ -147,7 +153,7 @@ def check_prompts(prompts: PromptsConfig, model: ModelConfig, problems: ErrorCol
 
 
 def is_for_closing(config: Config) -> bool:
-    """Whether a set has items to train on or to validate with; without either it is there to be measured."""
+    """Whether a set is empty or has train or val items; any other set can only be measured."""
     if config.data.path in GENERATED:
         return True
     items = read_data(Path(config.data.path), config.data, ErrorCollector("the item set"))
@@ -172,7 +178,7 @@ def make_generated(data: DataConfig, directory: Path, seed: int) -> None:
 
 
 def prepare_items(config: Config, *, closing: bool, without_model: bool = False) -> ItemSet:
-    """The items of a run in the words of its own prompt; as :func:`prepare_plain`, otherwise."""
+    """Return the items of :func:`prepare_plain` under the run's own prompt template."""
     return apply_prompt(prepare_plain(config, closing=closing, without_model=without_model), config.prompts.asked, config.prompts)
 
 
@@ -184,15 +190,17 @@ def prepare_plain(
     without_model: bool = False,
     given: Given | None = None,
 ) -> ItemSet:
-    """Make a set that is asked for by name, then read and check the items, which stay in the data's own words.
+    """Read, check and relabel the items of a run, without a prompt template.
+
+    A set that ``data.path`` names as generated is written first.
 
     Args:
-        alone: has one process of a launch write while the others wait.
-        without_model: leave out what only the model's processor can tell, which is not there.
-        given: items and processor that are in memory already.
+        alone: runs a function in one process of a launch while the others wait.
+        without_model: skip the checks that need the model's processor.
+        given: items and processor that are already in memory.
 
     Raises:
-        ValueError: with every problem of the set.
+        ValueError: naming every problem of the set.
     """
     directory = Path(config.data.path)
     if config.data.path in GENERATED and not given:
@@ -227,6 +235,6 @@ def prepare_plain(
 
 
 def check_trainable(config: Config, problems: ErrorCollector) -> None:
-    """Add to ``problems`` a precision that cannot be trained in."""
+    """Add to ``problems`` a ``model.dtype`` that cannot be trained."""
     if config.model.dtype == "float16":
         problems.add("model.dtype float16 cannot be trained without a loss scaler; choose bfloat16 or float32")

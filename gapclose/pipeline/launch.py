@@ -1,4 +1,4 @@
-"""What only some engines can do, refused before anything is loaded."""
+"""Check launch and engine before anything is loaded."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from gapclose.training.objectives import BY_TRL
 
 
 def refuse_under_engine(config: Config, engine: str, processes: int, *, closing: bool) -> None:
-    """Refuse, before anything is loaded, what only some engines can do.
+    """Refuse settings that ``engine`` does not support, before anything is loaded.
 
     Raises:
-        ValueError: naming every setting that does not go with ``engine``, and what to do.
+        ValueError: naming every such setting, with the remedy.
     """
     found = []
     if config.model.sharded and (engine != "fsdp2" or processes < 2):
@@ -42,7 +42,7 @@ def refuse_under_engine(config: Config, engine: str, processes: int, *, closing:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchRequest:
-    """What the launch command asked for; None where it says nothing."""
+    """Processes and kind of distribution that a launch requested; None if not specified."""
 
     processes: int | None = None
     kind: str | None = None
@@ -50,7 +50,8 @@ class LaunchRequest:
 
 
 def launch_arguments(command: list[str]) -> list[str] | None:
-    """The words after ``accelerate launch``, ``accelerate-launch`` or ``python -m accelerate.commands.launch``, or None."""
+    """Return the arguments after ``accelerate launch``, ``accelerate-launch`` or ``python -m
+    accelerate.commands.launch``, or None."""
     for place, word in enumerate(command):
         name, rest = Path(word).name, command[place + 1 :]
         if name == "accelerate-launch" or word == "accelerate.commands.launch" or word.endswith("accelerate/commands/launch.py"):
@@ -61,9 +62,10 @@ def launch_arguments(command: list[str]) -> list[str] | None:
 
 
 def parse_launch_command(command: list[str]) -> LaunchRequest | None:
-    """What an ``accelerate launch`` command line asks for, or None when it is no such command.
+    """Return the request of an ``accelerate launch`` command line, or None for other commands.
 
-    Read by accelerate's own parser, so flags, both spellings of options, and the script's own options are told apart as it does.
+    Accelerate's own parser reads it, so that flags, both spellings of options and the script's own
+    options are recognised as in accelerate.
     """
     arguments = launch_arguments(command)
     if arguments is None:
@@ -74,7 +76,7 @@ def parse_launch_command(command: list[str]) -> LaunchRequest | None:
     options, _ = launch_command_parser().parse_known_args(arguments)
     file = options.config_file
     if file is None and not options.cpu and Path(default_config_file).is_file():
-        file = default_config_file  # what `accelerate config` wrote
+        file = default_config_file  # written by `accelerate config`
     settings = (yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}) if file and Path(file).is_file() else {}
     processes, kind = options.num_processes or settings.get("num_processes"), settings.get("distributed_type")
     for flag, name in (("use_fsdp", "FSDP"), ("use_deepspeed", "DEEPSPEED"), ("multi_gpu", "MULTI_GPU")):
@@ -87,7 +89,10 @@ def parse_launch_command(command: list[str]) -> LaunchRequest | None:
 
 
 def find_launch_request() -> LaunchRequest:
-    """What was asked for, by the nearest `accelerate launch` among the parents, else by the environment of torchrun and Slurm."""
+    """Return the request of the nearest `accelerate launch` among the parents.
+
+    If there is none, ``WORLD_SIZE`` is used, which torchrun and Slurm set.
+    """
     for parent in psutil.Process().parents()[:4]:
         try:
             asked = parse_launch_command(parent.cmdline())
@@ -100,11 +105,12 @@ def find_launch_request() -> LaunchRequest:
 
 
 def check_launch(asked: LaunchRequest | None = None) -> PartialState:
-    """Start the process group, print what it is, and compare it with what was asked for.
+    """Start the process group, print its size and engine, and compare it with the request.
 
     Raises:
-        ValueError: when there are fewer (or more) processes, or another kind of distribution, than asked for,
-            or an engine that is not supported or set up in a way that would go wrong, or when the launcher switched mixed precision on.
+        ValueError: when the number of processes or the kind of distribution differs from the
+            request, when the engine or its settings are not supported, or when the launcher
+            switched mixed precision on.
     """
     asked = asked or find_launch_request()
     state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true", timeout=PATIENCE)

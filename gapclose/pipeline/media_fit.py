@@ -1,8 +1,8 @@
-"""Whether the model takes the media of a set by their sizes, found before any weight is read.
+"""Check whether the model accepts the sizes of a set's media, before any weight is read.
 
-The model's real processor makes the prompt of one item with one medium, and the model runs on it up to its first decoder layer, on tensors
-that have sizes and no values (:mod:`gapclose.core.memory_meter`). So a tower's convolutions refuse a sound that is too short for them here, and not
-after the weights are loaded.
+The model's real processor makes the prompt of one item with one medium. The model runs on it up to
+its first decoder layer, on tensors with sizes and no values (:mod:`gapclose.core.memory_meter`).
+So audio that is too short for a tower's convolutions is refused before the weights are loaded.
 """
 
 from __future__ import annotations
@@ -32,19 +32,21 @@ from gapclose.pipeline.memory_estimate import sized
 
 Entry = tuple[str, str]
 PASSES = 4
-"""sizes in a row that the model takes, from the most extreme one on, after which the rest of an order is taken to pass"""
+"""consecutive sizes, from the most extreme one on, that must pass to accept the rest of an order"""
 RANKS: dict[str, tuple[Callable[..., float], ...]] = {
     "audio": (lambda seconds: seconds, lambda seconds: -seconds),
     "image": (lambda w, h: min(w, h) / max(w, h), lambda w, h: min(w, h), lambda w, h: -w * h),
 }
-"""kind -> the orders in which its sizes are tried, the most extreme first: the shortest and the longest sounds; the thinnest, the smallest and
-the largest images (and films)"""
+"""kind -> the orders in which its sizes are tried, the most extreme first: the shortest and the
+longest audio; the thinnest, the smallest and the largest images (and videos)"""
 UNKNOWN = ("meta", "expected device", "data-dependent", "same device")
-"""words of errors that say that a computation looks at values, which are not there"""
+"""words in errors of computations that depend on values, which these tensors do not have"""
 
 
 def unfit(items: ItemSet, config: ModelConfig, processor: Any, sizes: Mapping[Entry, tuple[float, ...]]) -> dict[Entry, str]:
-    """``(kind, path)`` -> why the model cannot take that medium, with the remedy. Every size stands for all files that have it.
+    """Return ``(kind, path)`` -> why the model cannot take that medium, with the remedy.
+
+    One file of each size is tried for all files of that size.
 
     Args:
         sizes: :attr:`gapclose.data.media.Survey.sizes` of the media to try.
@@ -55,7 +57,7 @@ def unfit(items: ItemSet, config: ModelConfig, processor: Any, sizes: Mapping[En
         return {}
     try:
         model = build_on_meta(read_architecture(config), config)
-    except ValueError:  # told by whoever loads it
+    except ValueError:  # reported when the model is loaded
         return {}
     trial, found = Trial(assemble(model, processor, path=config.path, fingerprint=""), items), dict[Entry, str]()
     for kind in ("image", "audio", "video"):
@@ -78,7 +80,7 @@ def unfit(items: ItemSet, config: ModelConfig, processor: Any, sizes: Mapping[En
 
 
 def only(item: Item, entry: Entry) -> Item:
-    """The item with its texts and, of its media, the one part that names ``entry``."""
+    """Return the item with all its text parts and only the media part that names ``entry``."""
     kind, path = entry
     chosen = next(p for p in content_parts(item.messages) if p.get("path") == path and (p["type"] == kind or p.get("sound")))
 
@@ -89,14 +91,14 @@ def only(item: Item, entry: Entry) -> Item:
 
 
 class Reached(Exception):
-    """The first decoder layer begins."""
+    """The forward has reached the first decoder layer."""
 
 
 class Trial:
-    """Prompts of single media, made by the real processor and given to the model without weights.
+    """Tries prompts of single media from the real processor on the model without weights.
 
     Args:
-        loaded: on the meta device.
+        loaded: model on the meta device.
     """
 
     def __init__(self, loaded: LoadedModel, items: ItemSet) -> None:
@@ -105,7 +107,7 @@ class Trial:
         self.usual: dict[str, tuple[str, str] | None] = {}
 
     def fault(self, entry: Entry, item: Item) -> str | None:
-        """Why the model cannot take a medium, with the remedy, or None."""
+        """Return why the model cannot take a medium, with the remedy, or None."""
         try:
             value = self.media.load(*entry)
         except ValueError as error:
@@ -114,22 +116,25 @@ class Trial:
         if found is None:
             return None
         way, reason = found
-        if way != "processor" and self._usual(entry[0], item) == found:  # whatever the size
+        if way != "processor" and self._usual(entry[0], item) == found:  # the size is not the cause
             return None
         remedy = "make it longer, or remove the item" if entry[0] == "audio" else "scale or cut it otherwise, or remove the item"
         return f"the model cannot take {_described(value, self.loaded.sampling_rate)}: {reason}; {remedy}"
 
     def _usual(self, kind: str, item: Item) -> tuple[str, str] | None:
-        """What is found of a medium of an ordinary size in the same place."""
+        """Return the fault of a medium of ordinary size in the same place, or None."""
         if kind not in self.usual:
             self.usual[kind] = self._try(item, Ordinary(self.loaded, self.framing.frames))
         return self.usual[kind]
 
     def _try(self, item: Item, media: Any) -> tuple[str, str] | None:
-        """Where a prompt fails (``processor``, ``values``, ``tokens``, ``tower``) and why, or None."""
+        """Return where a prompt fails and why, or None.
+
+        The places are ``processor``, ``values``, ``tokens`` and ``tower``.
+        """
         try:
             prompt = self.loaded.prompts([item], media)
-        except Exception as error:  # processors check little, and fail in any way
+        except Exception as error:  # processors check little and raise any error
             return "processor", f"{type(self.loaded.processor).__name__} fails ({_line(error)})"
         wild = [k for k, v in prompt.items() if isinstance(v, torch.Tensor) and v.is_floating_point() and not bool(v.isfinite().all())]
         if wild:
@@ -142,7 +147,7 @@ class Trial:
                 self.loaded.model(**sized({"prompt": prompt})["prompt"])
         except (Reached, NotImplementedError):
             return None
-        except Exception as error:  # a tower that does not fit fails in any way
+        except Exception as error:  # towers may raise any error
             return (
                 None
                 if any(word in str(error) for word in UNKNOWN)
@@ -152,7 +157,7 @@ class Trial:
 
 
 class Ordinary(MediaLoader):
-    """Media of an ordinary size, whatever is asked for: three seconds of noise, grey pictures of 448 x 448 pixels."""
+    """Media of ordinary size for every path: up to 3 s of noise, grey frames of 448 x 448."""
 
     def __init__(self, loaded: LoadedModel, frames: int) -> None:
         self.sampling_rate = loaded.sampling_rate
@@ -162,16 +167,16 @@ class Ordinary(MediaLoader):
         self.values = {"audio": noise, "image": Image.new("RGB", (448, 448), (128, 128, 128)), "video": film}
 
     def ahead(self, items: Sequence[Item]) -> None:
-        """Nothing is decoded."""
+        """Decode nothing."""
 
     def load(self, kind: str, path: str) -> Any:
-        """The one medium of that kind."""
+        """Return the one medium of that kind."""
         return self.values[kind]
 
 
 @contextmanager
 def up_to_decoder(model: Any) -> Iterator[None]:
-    """Within, the model raises :class:`Reached` where its first decoder layer would begin."""
+    """Make the model raise :class:`Reached` before its first decoder layer, inside this context."""
 
     def stop(*_: Any) -> None:
         raise Reached
@@ -191,6 +196,6 @@ def _described(value: Any, rate: int) -> str:
 
 
 def _line(error: Exception) -> str:
-    """An error in one line."""
+    """Return an error as one line."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words[:200]}" if words else type(error).__name__

@@ -1,10 +1,13 @@
-"""How much memory a run will need, before any weight is read: the project's own computations, on tensors that have sizes and no values.
+"""Estimate the memory of a run before any weight is read.
 
-The forward and backward pass of a training step are those of :mod:`gapclose.training.trainer`, on a model of the real architecture with adapters of
-the real settings, and every tensor is counted as long as it lives (:mod:`gapclose.core.memory_meter`). So the figures know of fused attention, of media
-towers, of gradients that stop at the lowest adapter, of recomputed activations, and of experts' adapters, which PEFT adds up into a copy of
-all experts of a layer. Not in them: what a kernel takes for itself while it runs, the CUDA context (half a GB), memory that an
-allocator cannot use for being in pieces, and under data parallelism one more copy of the gradients.
+The forward and backward pass of a training step (:mod:`gapclose.training.trainer`) run on tensors
+that have sizes and no values. The model has the real architecture and the configured adapters.
+Every tensor is counted as long as it lives (:mod:`gapclose.core.memory_meter`).
+
+The figures include fused attention, media towers, gradients that stop at the lowest adapter,
+recomputed activations, and adapters of experts, which PEFT adds up into a copy of all experts of a
+layer. They do not include workspace of kernels, the CUDA context (half a GB), memory lost to
+fragmentation, and under data parallelism one more copy of the gradients.
 
 Shapes: B batch, T tokens, O options.
 """
@@ -36,39 +39,40 @@ from gapclose.training.sampler import Example
 from gapclose.training.trainer import term_sums
 
 SAVED = 34
-"""bytes that a decoder layer keeps for the backward pass by token and unit of width in half precision, without the matrix of attention
-weights (Korthikanti et al., arXiv 2205.05198, equation 1)"""
+"""bytes per token and unit of width that a decoder layer keeps for the backward pass in half
+precision, without the attention matrix (Korthikanti et al., arXiv 2205.05198, equation 1)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What one process needs at once, in bytes."""
+    """Peak memory of one process, in bytes."""
 
     weights: int
     adapters: int
-    """adapters, their gradients, and AdamW's two states of each"""
+    """adapters, their gradients, and both AdamW states"""
     peak: int
     by_formula: bool = False
-    """whether the activations are a formula's, since the model looks at values"""
+    """whether a formula estimates the activations, because the computation depends on values"""
 
     @property
     def activations(self) -> int:
-        """All the rest: what is kept for the backward pass, inputs, logits."""
+        """The rest: tensors kept for the backward pass, inputs, logits."""
         return self.peak - self.weights - self.adapters
 
 
 def weight_bytes(model: Any, quantisation: str | None) -> int:
-    """Bytes of all weights and buffers, adapters left out; shared ones count once."""
+    """Return the bytes of all weights and buffers without adapters; shared tensors count once."""
     kept = [t for n, t in [*model.named_parameters(), *model.named_buffers()] if "lora_" not in n]
     sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
     return sum(sizes.values()) - bytes_saved(quantisation, decoder_layers(model))
 
 
 def training_step(loaded: LoadedModel, parts: Sequence[dict[str, Any]], config: Config) -> Memory:
-    """The memory of a training step on one process.
+    """Estimate the memory of a training step on one process.
 
     Args:
-        loaded: on the meta device, with adapters. parts: of one micro-batch, as :class:`gapclose.training.collator.Collator` makes them.
+        loaded: model on the meta device, with adapters.
+        parts: parts of one micro-batch from :class:`gapclose.training.collator.Collator`.
     """
     model, weights = loaded.model, weight_bytes(loaded.model, config.model.quantisation)
     if config.train.gradient_checkpointing:
@@ -79,7 +83,7 @@ def training_step(loaded: LoadedModel, parts: Sequence[dict[str, Any]], config: 
     inputs = [t for part in parts for t in _tensors(part)]
     with Meter() as meter:
         states = [torch.empty_like(p) for p in trained for _ in range(2)]
-        if rounds > 1:  # of the micro-batches before
+        if rounds > 1:  # gradients of earlier micro-batches
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
         meter.count(*model.parameters(), *model.buffers(), *inputs)
@@ -95,8 +99,13 @@ def training_step(loaded: LoadedModel, parts: Sequence[dict[str, Any]], config: 
 
 
 def _by_formula(loaded: LoadedModel, parts: Sequence[dict[str, Any]], weights: int, adapters: int, *, recomputed: bool) -> Memory:
-    """:data:`SAVED` of every layer from the lowest adapted one on, and the float32 logits of the answer positions twice; with activations
-    that are recomputed, of one layer, and what enters the others."""
+    """Estimate the memory by formula.
+
+    Counts :data:`SAVED` for every layer from the lowest adapted one on, and twice the float32
+    logits of the answer positions.
+
+    With recomputed activations, :data:`SAVED` counts for one layer, plus the input of every layer.
+    """
     base = unwrap(loaded.model)
     adapted = [any(p.requires_grad for p in block.parameters()) for block in decoder_layers(base)]
     layers = len(adapted) - adapted.index(True)
@@ -108,14 +117,16 @@ def _by_formula(loaded: LoadedModel, parts: Sequence[dict[str, Any]], weights: i
 
 @torch.no_grad()
 def observed_batch(loaded: LoadedModel, prompt: dict[str, torch.Tensor], quantisation: str | None, *, longer: int = 0) -> int | None:
-    """Bytes of what :mod:`gapclose.observe.extract` does with one batch, weights included: the forward that scores, and the one that begins an answer.
+    """Estimate the bytes of observing one batch (:mod:`gapclose.observe.extract`) with weights.
+
+    Counts the forward that scores options and the forward that starts an answer.
 
     Args:
-        longer: option places at which an option has several tokens; each is scored on a copy of the key-value cache, made while the copy
-            before it still lives.
+        longer: number of options with several tokens. Each is scored on a copy of the key-value
+            cache, which is made while the previous copy still lives.
 
     Returns:
-        None where the model looks at values.
+        Bytes, or None if the model's computation depends on values.
     """
     model, size = loaded.model, len(prompt["input_ids"])
     last = torch.full((size,), prompt["input_ids"].shape[1] - 1)
@@ -128,7 +139,7 @@ def observed_batch(loaded: LoadedModel, prompt: dict[str, torch.Tensor], quantis
             output.logits.float().log_softmax(-1)
             copies = [copy.deepcopy(output.past_key_values) for _ in range(min(longer, 2))]
             del copies
-            with last_logits(model):  # what was scored is still there
+            with last_logits(model):  # the scores are still in memory
                 model(**inputs, use_cache=True).logits.float()
         except (NotImplementedError, RuntimeError):
             return None
@@ -136,7 +147,7 @@ def observed_batch(loaded: LoadedModel, prompt: dict[str, torch.Tensor], quantis
 
 
 def micro_batch(loaded: LoadedModel, gap: Item, retain: Item | None, items: ItemSet, config: Config) -> list[dict[str, Any]]:
-    """The parts of a micro-batch made of one item again and again, and of a retain item in its share."""
+    """Make the parts of a micro-batch of one gap and one retention item, repeated by share."""
     size, counts = config.train.micro_batch_size, config.train.counts()
     kept = min(config.train.retain_tokens, loaded.model.get_input_embeddings().weight.shape[0])
     held = round(size * counts["retain"] / config.train.global_batch_size) if retain else 0
@@ -151,7 +162,11 @@ def micro_batch(loaded: LoadedModel, gap: Item, retain: Item | None, items: Item
 
 
 def text_batch(size: int, tokens: int, options: int = 6) -> dict[str, Any]:
-    """A part of ``size`` prompts of ``tokens`` tokens, all text, with as many options of one token: what can be said without a processor."""
+    """Make a part of ``size`` text prompts of ``tokens`` tokens, without a processor.
+
+    Args:
+        options: number of one-token options of each prompt.
+    """
     rows = torch.arange(size)
     return {
         "prompt": {key: torch.ones(size, tokens, dtype=torch.long) for key in ("input_ids", "attention_mask")},
@@ -166,7 +181,10 @@ def text_batch(size: int, tokens: int, options: int = 6) -> dict[str, Any]:
 
 
 def sized(part: dict[str, Any]) -> dict[str, Any]:
-    """The part with pixels, sounds and weights on the meta device; whole numbers and masks stay, since models compute shapes from them."""
+    """Move pixels, audio and weights of a part to the meta device.
+
+    Integers and masks stay, because models compute shapes from them.
+    """
 
     def bare(key: str, value: Any) -> Any:
         if isinstance(value, dict):
@@ -186,11 +204,12 @@ def _tensors(part: dict[str, Any]) -> Iterator[torch.Tensor]:
 
 
 def observation_bytes(items: ItemSet, config: Config, *, n_layers: int, width: int, itemsize: int) -> dict[str, int]:
-    """What `measure` and `close` store on disk, in bytes: residuals and option scores, other prompts included; of a control without media,
-    nothing is counted.
+    """Estimate the bytes that `measure` and `close` store: residuals and scores, for all prompts.
+
+    Controls with blanked media are not counted.
 
     Args:
-        itemsize: bytes of a number in the model's dtype.
+        itemsize: bytes per value in the model's dtype.
     """
 
     def stored(split: str, layers: int, purpose: Sequence[str] = ("gap", "transfer", "retain")) -> int:
@@ -204,7 +223,7 @@ def observation_bytes(items: ItemSet, config: Config, *, n_layers: int, width: i
     epochs = config.train.epochs * config.targets.rounds
     closing = stored("val", 2) * (1 + epochs) + stored("test", 2) * 2 + stored("train", 1, ("gap",)) + retained
     one_draw = stored("fit", len(candidates) - 1, ("gap",)) + stored("val", 1, ("gap",)) + stored("test", 1, ("gap",))
-    random = one_draw if config.controls.random_weights else 0  # of one network at a time
+    random = one_draw if config.controls.random_weights else 0  # one network at a time
     others = len(config.prompts.names) - 1
     again = others * stored("test", 1, ("gap",))
     fit += others * stored("fit", 1, ("gap",)) if config.prompts.refit else 0
@@ -212,11 +231,13 @@ def observation_bytes(items: ItemSet, config: Config, *, n_layers: int, width: i
 
 
 def refuse_small_disk(loaded: LoadedModel, items: ItemSet, config: Config, *, closing: bool) -> None:
-    """Refuse a run whose observations and whole models do not fit the disk beside what it has written before. All else that it writes is not
-    counted, and nothing at all where observations may come from other runs.
+    """Refuse a run whose remaining observations and complete exports do not fit on the disk.
+
+    Its other files are not counted. Nothing is checked with ``observe.shared``, because then
+    observations may come from other runs.
 
     Raises:
-        ValueError: with what is free and what is needed.
+        ValueError: with the free and the needed space.
     """
     if config.observe.shared:
         return
@@ -233,10 +254,12 @@ def refuse_small_disk(loaded: LoadedModel, items: ItemSet, config: Config, *, cl
 
 
 def refuse_small_disk_for_exports(loaded: LoadedModel, config: Config) -> None:
-    """Refuse whole models that do not fit the disk beside what is there: an export that is written again is replaced once it is whole.
+    """Refuse merged and omni exports that do not fit on the disk in addition to existing files.
+
+    A merged export replaces an earlier one only when it is complete.
 
     Raises:
-        ValueError: with what is free and what is needed.
+        ValueError: with the free and the needed space.
     """
     directory, needed = Path(config.run_dir), exported_bytes(loaded, config)
     if needed > (free := free_bytes(directory)):
@@ -246,13 +269,16 @@ def refuse_small_disk_for_exports(loaded: LoadedModel, config: Config) -> None:
 
 
 def exported_bytes(loaded: LoadedModel, config: Config) -> int:
-    """Bytes of the whole models that are exported, by the weights that are loaded."""
+    """Estimate the bytes of the merged and omni exports from the loaded weights."""
     return weight_bytes(loaded.model, config.model.quantisation) * (config.export.merged + config.export.omni)
 
 
 def cached_items(items: ItemSet, config: Config) -> int:
-    """How many items ``train.cache_trunk`` stores, if the gate keeps all of train: those trained on and, where clips are not read
-    once for all of their questions, those measured after every epoch."""
+    """Return how many items ``train.cache_trunk`` stores at most.
+
+    These are the training items, if all pass the confidence filter, and without
+    ``observe.share_prefix`` the items of val.
+    """
     gap = ["gap"] if config.train.consistency else []
     trained = items.select(split="train", purpose=[*gap, *(["retain"] if config.train.retain else [])])
     labelled = len(items.select(split="fit", purpose="gap")) if config.train.gold else 0

@@ -1,4 +1,4 @@
-"""What `gapclose validate` says of a model before any weight is read: sizes, adapters, tokens, memory."""
+"""The model in `gapclose validate`, before any weight is read: sizes, adapters, tokens, memory."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ from gapclose.training.lora import adapted_experts, add_lora
 from gapclose.training.objectives import BY_TRL
 
 LOOKED_AT = 8
-"""items whose prompts are made, to see how long they are"""
+"""items per purpose whose prompts are made to measure their length"""
 LENGTHS = (4096, 16384)
-"""tokens of the prompts that stand for items while there is no processor"""
+"""prompt lengths in tokens that are assumed if items or processor are missing"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """The prompts of a few items."""
+    """Lengths of the prompts of a few items."""
 
     tokens: list[int]
     gap: Item
-    """the longest of those that are measured and trained on"""
+    """the longest gap item"""
     retain: Item | None
-    """the longest of those that must not change"""
+    """the longest retention item"""
 
 
 def print_outline(config: Config, items: ItemSet | None, *, absent: str | None) -> None:
-    """Print :func:`outline` as a table, with what must be known of where its figures come from.
+    """Print :func:`outline` as a table, and the origin and limits of its figures.
 
     Args:
-        absent: why there is no checkpoint, where ``model.architecture`` stands for it.
+        absent: why there is no checkpoint (``model.architecture`` then gives the sizes), or None.
 
     Raises:
-        ValueError: as :func:`outline`, after what could be told.
+        ValueError: as :func:`outline`, after the rows before the fault were printed.
     """
     if absent:
         say(f"no checkpoint can be read at {config.model.path} ({absent}); sizes are those of {config.model.architecture}")
@@ -78,15 +78,15 @@ def print_outline(config: Config, items: ItemSet | None, *, absent: str | None) 
 
 
 def outline(config: Config, items: ItemSet | None, *, absent: bool) -> Iterator[tuple[str, str]]:
-    """What is known of the model, as labels and values.
+    """Yield facts about the model as (label, value).
 
     Args:
-        items: that it will be asked, or None where they are not there or not whole.
-        absent: there is no checkpoint yet, and ``model.architecture`` stands for it.
+        items: items of the run, or None if they are missing or faulty.
+        absent: whether there is no checkpoint yet, so that ``model.architecture`` gives the sizes.
 
     Raises:
-        ValueError: when the model cannot be read or built, has not the layers that the configuration names, or, at the end, when an item is
-            longer than its decoder has positions.
+        ValueError: when the model cannot be read or built, when it does not have the configured
+            layers, or, at the end, when an item is longer than the decoder's positions.
     """
     source = config.model.architecture if absent else None
     loaded = _without_weights(config, source)
@@ -117,7 +117,10 @@ def outline(config: Config, items: ItemSet | None, *, absent: bool) -> Iterator[
 def _adapting(
     config: Config, source: str | None, items: ItemSet | None, seen: Seen | None, candidates: Sequence[int], towers: dict[str, nn.Module]
 ) -> Iterator[tuple[str, str]]:
-    """Adapters and training steps: of the lowest and the highest probe, where adapters begin after it."""
+    """Yield adapters and training steps.
+
+    If adapters begin after the probe, they are those of the lowest and the highest candidate layer.
+    """
     n_layers = len(decoder_layers(_without_weights(config, source).model))
     after_probe = config.lora.layers == "after_probe"
     for probe in dict.fromkeys((candidates[0], candidates[-1])) if after_probe else (candidates[-1],):
@@ -142,7 +145,7 @@ def _without_weights(config: Config, source: str | None) -> LoadedModel:
 
 
 def _towers(model: Any) -> dict[str, nn.Module]:
-    """What computes outside the language model, by name: what encodes media."""
+    """Return the modules outside the language model, which encode media, by name."""
     base = unwrap(model)
     language = {id(m) for m in [*decoder(base).modules(), output_embedding(base)]}
     others = {name: base.get_submodule(name) for name in outside(base, decoder_layers(base))}
@@ -150,7 +153,7 @@ def _towers(model: Any) -> dict[str, nn.Module]:
 
 
 def _adapters(loaded: LoadedModel, layers: Sequence[int], towers: dict[str, nn.Module]) -> str:
-    """How many modules and parameters hold adapters, and how many of them lie in towers, which must be none."""
+    """Describe adapted modules, how many are in each tower (must be 0), and trained parameters."""
     base = unwrap(loaded.model)
     adapted = [name for name, m in base.named_modules() if isinstance(m, BaseTunerLayer)]
     trained = [p for p in base.parameters() if p.requires_grad]
@@ -169,7 +172,7 @@ def _options(loaded: LoadedModel, items: ItemSet | None) -> str:
 
 
 def look_at(loaded: LoadedModel, items: ItemSet) -> Seen | None:
-    """Make the prompts of a few items, spread over the set."""
+    """Make the prompts of a few items at even distances in the set; None without gap items."""
     media, tokens, longest = loaded.media(items), list[int](), dict[str, tuple[int, Item]]()
     for purpose in ("gap", "retain"):
         among = items.select(purpose=purpose).items
@@ -183,7 +186,7 @@ def look_at(loaded: LoadedModel, items: ItemSet) -> Seen | None:
 
 
 def positions(model: Any) -> int | None:
-    """How many tokens the decoder has positions for, stretched ones included; None where it counts none."""
+    """Return the decoder's number of positions, with RoPE scaling; None if it sets no limit."""
     text = unwrap(model).config.get_text_config()
     given, rope = getattr(text, "max_position_embeddings", None), getattr(text, "rope_parameters", None) or {}
     stretched = (rope.get("original_max_position_embeddings") or 0) * (rope.get("factor") or 0)
@@ -191,13 +194,13 @@ def positions(model: Any) -> int | None:
 
 
 def lengths(model: Any) -> list[int]:
-    """Those of :data:`LENGTHS` that the decoder has positions for, or as many as it has."""
+    """Return those of :data:`LENGTHS` that fit the decoder, else its number of positions."""
     most = positions(model)
     return [n for n in LENGTHS if most is None or n <= most] or [most or LENGTHS[0]]
 
 
 def refuse_too_long(loaded: LoadedModel, seen: Seen, items: ItemSet, config: Config) -> None:
-    """Raises: ValueError when the longest prompt that was looked at leaves no room for its answer among the decoder's positions."""
+    """Raises: ValueError when the longest prompt plus an answer exceeds the decoder's positions."""
     most = positions(loaded.model)
     answer = max(len(loaded.option_tokens(o.text)) for item in items for o in item.options)
     answer = max(answer, config.observe.max_new_tokens)
@@ -209,7 +212,7 @@ def refuse_too_long(loaded: LoadedModel, seen: Seen, items: ItemSet, config: Con
 
 
 def _exporting(loaded: LoadedModel, config: Config) -> str:
-    """The exported model lies beside the one that is verified, or beside its copy with the adapter folded in."""
+    """Describe the memory of exporting: the model, and a second copy that is merged or verified."""
     weights = weight_bytes(loaded.model, config.model.quantisation)
     if config.model.quantisation:
         return (
@@ -252,7 +255,10 @@ def _stored(items: ItemSet | None, config: Config, n_layers: int, loaded: Loaded
 
 
 def _cached(items: ItemSet | None, seen: Seen | None, config: Config, loaded: LoadedModel) -> Iterator[tuple[str, str]]:
-    """What ``train.cache_trunk`` takes, asked for or not, where something below the adapters is frozen."""
+    """Yield the disk space of the hidden-state cache (``train.cache_trunk``), even if it is off.
+
+    There is none for TRL's objectives, and none if adapters begin at the first layer.
+    """
     if config.lora.layers == "all" or config.objective in BY_TRL:
         return
     label, size = "frozen trunk on disk", (loaded.width, loaded.model.dtype.itemsize)

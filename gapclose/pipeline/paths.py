@@ -1,4 +1,4 @@
-"""The places that a configuration names: directories that a start writes to, and files that it reads, looked at before anything loads."""
+"""Check, before anything loads, the directories and files that a configuration names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gapclose.observe.config import ObserveConfig
 
 
 def missing_places(run_dir: str, data: DataConfig, model: ModelConfig, observe: ObserveConfig) -> Iterator[str]:
-    """What is wrong with each of them. Data and model are not looked at: what reads them says more."""
+    """Yield the fault of each path. The readers of ``data.path`` and ``model.path`` check these."""
     written = {"run_dir": run_dir, "observe.shared": observe.shared, "data.cache": data.cache}
     for key, path in written.items():
         if path is not None and (reason := why_unwritable(Path(path))):
@@ -25,7 +25,10 @@ def missing_places(run_dir: str, data: DataConfig, model: ModelConfig, observe: 
 
 
 def why_unwritable(directory: Path) -> str:
-    """Why files cannot be written below a directory, which need not be there; empty where they can. Leaves nothing behind."""
+    """Return why files cannot be written below a directory, which may not exist yet; else empty.
+
+    No file remains.
+    """
     try:
         place = nearest(directory)
         if not place.is_dir():

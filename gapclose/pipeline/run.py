@@ -1,8 +1,9 @@
-"""One run, one directory: the stages of measuring and closing a gap, each of which picks up what is already there.
+"""The stages of a run. Each stage continues from the results that are already in the run directory.
 
     items -> observe -> read -> compare -> align -> observe again -> export
 
-Every process of a launch executes every stage; files are written by the main process alone, except shards of observations.
+Every process of a launch executes every stage. Only the main process writes files, except shards of
+observations and of the hidden-state cache.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gapclose.report.html import write_page
 
 
 def run_measure(config: Config, given: Given | None = None) -> RunResult:
-    """Measure the gap of the base model on test, with every control that the configuration asks for, without training."""
+    """Measure the gap of the base model on test with all configured controls, without training."""
     run = RunContext(config, closing=False, given=given)
     run.track()
     run.fit_probes()
@@ -36,13 +37,16 @@ def run_measure(config: Config, given: Given | None = None) -> RunResult:
 
 
 def run_close(config: Config, given: Given | None = None) -> RunResult:
-    """Measure, decide on val whether to train, train with re-measurement after every epoch, measure test again, export."""
+    """Measure, decide on val whether to train, train, measure again and export.
+
+    Val is also measured after every epoch.
+    """
     run = RunContext(config, closing=True, given=given)
     try:
         return _close(run)
     except BaseException:
         if run.in_memory and isinstance(run.loaded.model, PeftModel):
-            run.loaded.model = run.loaded.model.unload()  # the user's model as it was: the same call goes on from the run directory
+            run.loaded.model = run.loaded.model.unload()  # remove the adapters: the same call continues from the run directory
         raise
 
 
@@ -55,7 +59,7 @@ def _close(run: RunContext) -> RunResult:
     training.refuse_unproven()
     run.measure_base(["test"])
     run.examine(thorough=False)
-    run.weights.clear()  # nothing is drawn any more
+    run.weights.clear()  # only controls with random weights need the copy
     run.on_main(lambda: write_page(run.directory))
     training.train(run.measured["val"])
     training.finish(run.measured["test"])

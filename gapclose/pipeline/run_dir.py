@@ -1,4 +1,4 @@
-"""The directory of a run: its lock, its environment, and the items that it is bound to."""
+"""The directory of a run: its lock, its environment, and its binding to an item set."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from gapclose.core.version import __version__
 from gapclose.data.item_set import ItemSet
 
 SETTLE = 1.0
-"""seconds in which a process that has just taken a lock has written who it is"""
+"""seconds within which a process that has taken a lock has written its note"""
 LAPSE = 180
-"""seconds in which a file server gives up the locks of a node that it does not hear of any more (NFS version 4: 90, Lustre: 100, by default)"""
+"""seconds within which a file server releases the locks of a lost node (by default, NFS version 4
+takes 90 and Lustre 100)"""
 
 
 def environment(seed: int, process: Any) -> dict[str, Any]:
-    """Versions, device, engine, processes, seed and code revision of a run."""
+    """Return versions, device, engine, processes, threads, seed and code revision of a run."""
     packages = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy")
     try:
         command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
         commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except FileNotFoundError:  # no git here
+    except FileNotFoundError:  # git is not installed
         commit = ""
     return {
         "versions": {"gapclose": __version__, **{p: importlib.metadata.version(p) for p in packages}},
@@ -46,18 +47,18 @@ def environment(seed: int, process: Any) -> dict[str, Any]:
 
 
 def lock_run_dir(directory: Path) -> BaseFileLock | None:
-    """Keep a run directory to this process until it ends, however it ends; None where the file system has no locks.
+    """Lock a run directory until this process ends; return None if the file system has no locks.
 
-    The kernel gives the lock of a process back when that ends. Of a node that was lost, the file server does so after a while: a lock that was
-    taken on another machine is waited for.
+    The kernel releases the lock however the process ends. The file server releases the locks of a
+    lost node after a while, so a lock of another machine is waited for (:data:`LAPSE`).
 
     Raises:
-        ValueError: when another process works in it, with where that runs.
-        WriteError: when there can be no such directory.
+        ValueError: when another process works in the directory, with its number and machine.
+        WriteError: when the directory cannot be made.
     """
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    # no marker in place of a lock: of a process that was killed it would stay
+    # no marker file instead of a lock: it would remain after a process is killed
     lock, note = FileLock(directory / ".lock", is_singleton=True, fallback_to_soft=False), directory / ".holder"
     try:
         try:
@@ -79,11 +80,14 @@ def lock_run_dir(directory: Path) -> BaseFileLock | None:
 
 
 def unlock_run_dir(directory: Path, lock: BaseFileLock, *, made: bool) -> None:
-    """Give a run directory back in which nothing was begun; ``made``: it was not there before, and goes where
-    nothing else lies in it."""
+    """Release a run directory in which no run was started.
+
+    Args:
+        made: the directory did not exist before; it is deleted if it holds no other files.
+    """
     (directory / ".holder").unlink(missing_ok=True)
     if {path.name for path in directory.iterdir()} <= {".lock"}:
-        (directory / ".lock").unlink(missing_ok=True)  # a process that waits for it notices, and makes its own
+        (directory / ".lock").unlink(missing_ok=True)  # a waiting process notices this and makes its own
         if made:
             with suppress(OSError):  # another process was quicker
                 directory.rmdir()
@@ -95,15 +99,15 @@ def _here() -> str:
 
 
 def _holder(note: Path) -> str:
-    """Who holds a lock, by its own words."""
+    """Return the holder of a lock as written in its note."""
     return note.read_text(encoding="utf-8") if note.is_file() else f"not known which{_here()}"
 
 
 def refuse_other_items(items: ItemSet, path: Path) -> str:
-    """Check that the run whose items are remembered at ``path``, if any, is about these; returns their fingerprint.
+    """Check that the items bound at ``path``, if any, are these; return their fingerprint.
 
     Raises:
-        ValueError: when the run was started on others; its checkpoints and records would not fit.
+        ValueError: when the run has other items, to which its checkpoints and records belong.
     """
     now = items.fingerprint(labels=True)
     if path.is_file() and (before := read_json(path, "fingerprint")["fingerprint"]) != now:
@@ -115,7 +119,7 @@ def refuse_other_items(items: ItemSet, path: Path) -> str:
 
 
 def bind_items(items: ItemSet, path: Path) -> None:
-    """Remember which items, media and labels a run is about, unless :func:`refuse_other_items` refuses."""
+    """Write the items' fingerprint to ``path``, unless :func:`refuse_other_items` refuses."""
     found = {"root": str(items.root), "fingerprint": refuse_other_items(items, path)}
     left_out = {"skipped": [{"item": i, "fault": fault} for i, fault in items.skipped], "notes": list(items.notes)}
     orders = {"option_order": items.orders} if items.orders else {}

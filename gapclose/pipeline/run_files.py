@@ -1,4 +1,4 @@
-"""Whether the files that a run goes on from can be read: all of them are tried at the start, and all that is damaged is told at once."""
+"""Check at the start that the files of a run can be read, and report all damaged files together."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "gate.json": ("verdicts",),
     "wandb.json": ("id",),
 }
-"""file of a run -> keys that it must have"""
+"""file of a run -> required keys"""
 OTHERS = ("environment.json", "stopped.json")
 OBSERVED: dict[str, tuple[str, ...]] = {"request.json": ("fingerprint",), "manifest.json": ("fingerprint", "shards")}
 
 
 def refuse_damaged_files(directory: Path) -> None:
-    """Try records, manifests and shards of a run; checksums of the shards, which take a pass over them, are compared when they are read.
+    """Try to read the records, manifests and shards of a run.
 
-    Frozen probes, targets, figures and exports are written anew at every start, and checkpoints are tried when one is gone on from.
+    Checksums of shards need a pass over the data and are compared when the shards are read. Frozen
+    probes, targets, figures and exports are rewritten at every start. Checkpoints are checked when
+    training resumes.
 
     Raises:
-        ValueError: naming every damaged file and what to do about it.
+        ValueError: naming every damaged file, with the remedy.
     """
     problems = list[str]()
     for try_one in _attempts(directory):

@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before a model loads, told at once."""
+"""Tables, warnings and notes of `gapclose validate` about items and configuration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gapclose.report.console import add_columns, wide_console
 
 
 def print_leak(leaks: list[Leak]) -> list[str]:
-    """Print a row per modality; returns a warning for every one whose text gives the concept away."""
+    """Print a row per modality; return a warning for each one whose text predicts the concept."""
     if not leaks:
         return []
     table = Table(title="what the text alone gives away: TF-IDF and logistic regression, out of fold by clip, labelled gap items")
@@ -38,10 +38,11 @@ def print_leak(leaks: list[Leak]) -> list[str]:
 
 
 def unnamed(items: ItemSet, plain: ItemSet, config: Config) -> list[str]:
-    """A line for the options that prompts do not name: a warning, but of a shipped model with the set it was trained on, a note.
+    """Return warnings about options that prompts do not name; notes for a shipped model on digits.
 
     Args:
-        items: in the words of the run's own prompt. plain: the same in the data's own.
+        items: items under the run's own prompt template.
+        plain: the same items without a prompt template.
     """
     found, prompts = list[str](), config.prompts
     for name in prompts.names:
@@ -54,7 +55,7 @@ def unnamed(items: ItemSet, plain: ItemSet, config: Config) -> list[str]:
 
 
 def warnings_for(items: ItemSet) -> list[str]:
-    """What is no mistake, and yet will leave a measurement without a verdict."""
+    """Return warnings about valid items that leave a measurement without figures or a verdict."""
     found, test = [], items.select(split="test", purpose="gap")
     if not items.alarm:
         found.append("no concept is an alarm (`alarm`): rejections, false alarms and operating points are not measured, only the concept")
@@ -67,7 +68,7 @@ def warnings_for(items: ItemSet) -> list[str]:
 
 
 def missing_on_this_machine(config: Config) -> list[str]:
-    """What a run with this configuration needs and this machine lacks; a configuration may be checked where it will not run."""
+    """Return the requirements that this machine does not meet; the run may use another one."""
     from gapclose.export.hub import check_push
 
     checks: list[Callable[[], object]] = [lambda: refuse_quantisation(config.model.quantisation)]
@@ -82,7 +83,7 @@ def missing_on_this_machine(config: Config) -> list[str]:
 
 
 def print_histogram(items: ItemSet) -> None:
-    """A table of splits x purposes: clips, items, labelled items, and items per concept."""
+    """Print clips, items, labelled items and items per concept by split, purpose and modality."""
     out = f" ({len(items.skipped)} left out)" if items.skipped else ""
     title = f"{items.name}: {len(items)} items{out}, {len({i.clip for i in items})} clips, alarm concepts {list(items.alarm)}"
     table = Table(title=title)

@@ -20,14 +20,17 @@ VERIFIED_ITEMS = 64
 
 
 def verify(directory: Path) -> dict[str, Any]:
-    """Load each export as a user would and compare scores and answers with the stored observations of the adapted model.
+    """Load each export as a user would, and compare scores and answers with stored observations.
 
-    Of the omni export its thinker is loaded; every tensor of the other parts must have the base checkpoint's bytes.
+    Of the omni export only the thinker is loaded. Every tensor of the other parts must have the
+    bytes of the base checkpoint.
 
     Raises:
-        ValueError: when no adapter key applies, an adapter is all zeros, a score differs beyond the tolerance, an answer differs (of a merged
-            model, one whose two best options lay further apart than the tolerance), or another part of an omni model does.
-        RuntimeError: when what was measured cannot be read.
+        ValueError: when no adapter key applies, an adapter is all zeros, a score differs beyond the
+            tolerance, an answer differs, or another part of an omni model differs. Answers of
+            merged and omni exports may differ if the two best options lay nearer than the
+            tolerance.
+        RuntimeError: when the stored observations cannot be read.
     """
     import transformers
 
@@ -38,14 +41,14 @@ def verify(directory: Path) -> dict[str, Any]:
     from gapclose.pipeline.items import prepare_items
 
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()  # what goes to stderr here is the message of the caller's error
+    transformers.logging.disable_progress_bar()  # stderr becomes the message of the caller's error
     config = parse_config(["--config", str(directory / "config.yaml"), "--run_dir", str(directory)])
     try:
         stored = read_observations(directory / "observations" / "adapted-test")
-    except ValueError as error:  # a damaged record is no export that differs
+    except ValueError as error:  # a damaged record does not mean that the export differs
         raise RuntimeError(f"what was measured cannot be read: {error}") from error
     items = prepare_items(config, closing=False).select(split="test")
-    # whole batches, cut as they were: other padding would be another computation in half precision
+    # the batches of the measurement: other padding changes results in half precision
     known = set(stored.ids)
     chosen = [i for i in items if i.id in known]
     batches = plan_batches(chosen, config.observe.batch_size, by_clip=config.observe.share_prefix)
@@ -63,7 +66,7 @@ def verify(directory: Path) -> dict[str, Any]:
         loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
         seen = forward_batches(loaded, batches, loaded.media(items), config.observe, ObservationRequest(generate=True))
         before = stored.take(seen.ids)
-        measured = before.scores[:, : seen.scores.shape[1]]  # as wide as the longest option list of the whole split
+        measured = before.scores[:, : seen.scores.shape[1]]  # stored scores are as wide as the split's longest option list
         difference = float((seen.scores - measured)[torch.isfinite(measured)].abs().max())
         if not difference <= tolerance:
             raise ValueError(f"{folder}: option scores differ by up to {difference:.3g} nats from those measured (tolerance {tolerance:g})")
@@ -78,7 +81,7 @@ def verify(directory: Path) -> dict[str, Any]:
 
 
 def other_answers(seen: Observations, before: Observations) -> dict[str, float]:
-    """Item id -> how far apart its two best options were, in nats, for every item that is answered otherwise than before."""
+    """Return item id -> margin of its two best options before, in nats, if its answer changed."""
     best = before.scores.topk(2, dim=1).values if before.scores.shape[1] > 1 else before.scores.new_full((len(before), 2), torch.inf)
     margins = (best[:, 0] - best[:, 1]).tolist()
     answers = zip(seen.ids, seen.answers or [], before.answers or [], margins, strict=True)

@@ -1,1 +1,1 @@
-"""READ: probes that are fitted, chosen and frozen, and what follows from their posteriors."""
+"""READ: probes that are fitted, chosen and frozen, and posteriors derived from them."""

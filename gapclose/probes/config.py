@@ -1,4 +1,4 @@
-"""Settings of the probe and of its search."""
+"""Settings of the probe and its search."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ PROBE_FAMILIES: Registry[FitFunction] = Registry("probe.families", "probe family
 
 
 def register_probe_family(name: str, fit: FitFunction) -> FitFunction:
-    """Add a family of linear probes, to be named in ``probe.families``; its strengths are those of ``probe.strengths``.
+    """Register a family of linear probes for ``probe.families``; it uses ``probe.strengths``.
 
     Args:
-        fit: takes standardised residuals (N, D), classes (N,) from 0 to C - 1, and a strength; returns weight (C, D) and bias (C,), of which
-            the softmax is the posterior. It must depend on nothing else.
+        fit: takes standardised residuals (N, D), classes (N,) from 0 to C - 1, and a strength;
+            returns weight (C, D) and bias (C,), whose softmax is the posterior. It must depend on
+            nothing else.
 
     Raises:
         ValueError: when the name is taken.
@@ -34,23 +35,25 @@ class ProbeConfig:
     """How probes are fitted and chosen."""
 
     families: list[str] = field(default_factory=lambda: list(FAMILIES))
-    """logistic (C is ``strength``), lda (shrinkage is ``strength``), mean_difference (nearest class mean), a registered family, or
-    ``package.module:function``"""
+    """probe families to try: logistic (strengths in ``c``), lda (strengths in ``shrinkage``),
+    mean_difference (nearest class mean), a registered family, or ``package.module:function``"""
     c: list[float] = field(default_factory=lambda: [0.001, 0.01, 0.1, 1.0])
     """inverse regularisation of the logistic family, on standardised residuals"""
     shrinkage: list[float] = field(default_factory=lambda: [0.1, 0.5])
     """covariance shrinkage of the lda family, 0..1"""
     strengths: list[float] = field(default_factory=lambda: [1.0])
-    """of the families that are not the package's own"""
+    """strengths of the families that are not the package's own"""
     folds: int = 4
     """grouped cross-validation folds inside fit"""
     layers: list[int] | None = None
-    """candidate layers, counted from 1; null: all that leave ``layers_above`` decoder layers above them"""
+    """candidate layers, counted from 1; null: all with at least ``layers_above`` decoder layers
+    above them"""
     layers_above: int = 2
-    """decoder layers that must remain above the probe's layer, for LoRA to act on what the probe reads"""
+    """decoder layers that must remain above the probe's layer, so that LoRA can act on the
+    residuals that the probe reads"""
     stack: int = 1
-    """also try the residuals of the up to so many best single layers, side by side, as one probe; chosen by the same cross-validation
-    (1: single layers only)"""
+    """largest number of best single layers that are also tried concatenated, as one probe, in the
+    same cross-validation (1: single layers only)"""
 
     def __post_init__(self) -> None:
         with Checks(self, "probe") as check:
@@ -82,7 +85,8 @@ class ProbeConfig:
         """The layers to try in a decoder of ``n_layers``.
 
         Raises:
-            ValueError: when a layer does not exist or leaves too few above it, or there are fewer than ``stack``.
+            ValueError: when a layer does not exist or leaves too few above it, or there are fewer
+                than ``stack``.
         """
         highest = n_layers - self.layers_above
         layers = list(range(1, highest + 1)) if self.layers is None else sorted(set(self.layers))

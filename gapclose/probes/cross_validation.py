@@ -42,7 +42,10 @@ def out_of_fold(z: np.ndarray, y: np.ndarray, folds: Sequence[tuple[np.ndarray, 
 
 
 def fit_temperature(logits: np.ndarray, y: np.ndarray) -> float:
-    """The temperature that maximises the likelihood of classes ``y`` under ``softmax(logits / T)`` (Guo et al. 2017)."""
+    """The temperature that maximises the likelihood of classes ``y`` under ``softmax(logits / T)``.
+
+    As in Guo et al. (2017).
+    """
 
     def loss(log_t: float) -> float:
         return -log_softmax(logits / np.exp(log_t), axis=1)[np.arange(len(y)), y].mean()
@@ -52,12 +55,13 @@ def fit_temperature(logits: np.ndarray, y: np.ndarray) -> float:
 
 
 def fresh_reading(probe: FrozenProbe, residual: torch.Tensor, y: np.ndarray, clips: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Out-of-fold reading (N, C) of a probe of the same family and strength re-fitted on these residuals.
+    """Out-of-fold reading (N, C) of a fresh probe, fitted on these residuals.
 
-    What it reads is what is *there now*, whatever the frozen probe still sees.
+    Family and strength are those of ``probe``. It shows the information that is present *now*, even
+    where the frozen probe no longer reads it.
 
     Args:
-        residual: (N, D), what the frozen probe sees (:meth:`FrozenProbe.see`).
+        residual: (N, D), the input of the frozen probe (:meth:`FrozenProbe.features`).
     """
     z = residual.double().numpy()
     logits = out_of_fold(z, y, grouped_folds(y, clips, folds, seed), probe.family, probe.strength)

@@ -1,8 +1,8 @@
 """Probes: linear readings of concepts from the residual stream, fitted on labels and frozen.
 
-Every family ends as ``softmax((W z + b) / T)`` of the standardised residual ``z``, so one frozen module serves them all; folds never split
-a clip. A probe may read several layers, their residuals side by side as one. Which layers, family and regularisation:
-:mod:`gapclose.probes.search`.
+Every family has the form ``softmax((W z + b) / T)`` of the standardised residual ``z``, so one
+frozen module serves them all. Folds never split a clip. A probe may read several layers, whose
+residuals are concatenated. :mod:`gapclose.probes.search` chooses layers, family and regularisation.
 
 Shapes: N items, D width (of all layers of a probe together), C concepts.
 """
@@ -25,18 +25,21 @@ from gapclose.probes.logistic import solve
 from gapclose.probes.standardize import varies
 
 ROWS = 8192
-"""residuals that are in double precision at once"""
+"""number of residuals converted to double precision at once"""
 
 
 def side_by_side(residuals: Mapping[int, torch.Tensor], layers: Sequence[int]) -> torch.Tensor:
-    """The residuals of ``layers`` as one tensor (N, D), D the sum of their widths; of a single layer not copied."""
+    """Concatenate the residuals of ``layers`` to (N, D), D the sum of their widths.
+
+    A single layer is not copied.
+    """
     return residuals[layers[0]] if len(layers) == 1 else torch.cat([residuals[layer] for layer in layers], dim=-1)
 
 
 class FrozenProbe(nn.Module):
     """A fitted probe that cannot be trained: buffers only, and its input is detached.
 
-    ``forward`` maps what :meth:`features` gives, (..., D), to log r(c|x), (..., C), in float32.
+    ``forward`` maps the output of :meth:`features`, (..., D), to log r(c|x), (..., C), in float32.
     """
 
     mean: torch.Tensor
@@ -65,11 +68,11 @@ class FrozenProbe(nn.Module):
 
     @property
     def layer(self) -> int:
-        """The highest of ``layers``, which rise: what changes above it does not reach the probe."""
+        """The highest of ``layers``, the last one; changes above it do not reach the probe."""
         return self.layers[-1]
 
     def features(self, residuals: Mapping[int, torch.Tensor]) -> torch.Tensor:
-        """What the probe reads of an observation's residuals: those of its layers side by side, (N, D)."""
+        """Concatenate an observation's residuals of the probe's layers, (N, D)."""
         return side_by_side(residuals, self.layers)
 
     @torch.no_grad()
@@ -79,7 +82,10 @@ class FrozenProbe(nn.Module):
 
     @torch.no_grad()
     def predict_log_proba(self, residual: torch.Tensor) -> np.ndarray:
-        """log r(c|x) as a float64 array (N, C), computed in float64, so that of a certain reading the doubt that is left keeps its digits."""
+        """Return log r(c|x) as a float64 array (N, C).
+
+        It is computed in float64, so that very small probabilities keep their digits.
+        """
         mean, scale, weight, bias, temperature = (
             part.cpu().double() for part in (self.mean, self.scale, self.weight, self.bias, self.temperature)
         )
@@ -91,18 +97,22 @@ class FrozenProbe(nn.Module):
         return log.reshape(*residual.shape[:-1], len(self.concepts)).numpy()
 
     def predict_proba(self, residual: torch.Tensor) -> np.ndarray:
-        """The reading r(c|x) as a float64 array (N, C); what is below 1e-323 is 0."""
+        """Return the reading r(c|x) as a float64 array (N, C); values below 1e-323 become 0."""
         return np.exp(self.predict_log_proba(residual))
 
     def save(self, path: Path, evidence: Mapping[str, Any] | None = None) -> None:
-        """Write ``path``.safetensors and ``path``.json (layers and the highest of them, family, concepts, and how it was chosen)."""
+        """Write ``path``.safetensors and ``path``.json.
+
+        The JSON file holds the layers and the highest one, family, strength, concepts and
+        ``evidence``.
+        """
         write_tensors(path.with_suffix(".safetensors"), dict(self.named_buffers()))
         facts = {"layer": self.layer, "layers": list(self.layers), "family": self.family, "strength": self.strength}
         write_json(path.with_suffix(".json"), {**facts, "concepts": list(self.concepts), **(evidence or {})})
 
     @classmethod
     def load(cls, path: Path) -> FrozenProbe:
-        """Read what :meth:`save` wrote; of older files, which know one ``layer`` alone, as well.
+        """Read the files of :meth:`save`, and older files with a single ``layer``.
 
         Raises:
             ValueError: when a file is damaged.
@@ -118,8 +128,9 @@ def fit_linear(z: np.ndarray, y: np.ndarray, family: str, strength: float) -> tu
     """Fit one family on residuals (N, D) and classes (N,).
 
     Returns:
-        mean (D,), scale (D,), weight (C, D), bias (C,) of the standardised linear classifier. A dimension that never varies has scale 1
-        and weight 0 (:func:`gapclose.probes.standardize.varies`).
+        mean (D,), scale (D,), weight (C, D), bias (C,) of the standardised linear classifier. A
+        dimension that never varies has scale 1 and weight 0
+        (:func:`gapclose.probes.standardize.varies`).
     """
     mean, scale = (of(0, dtype=np.float64).astype(z.dtype) for of in (z.mean, z.std))
     kept = varies(scale, mean)
@@ -146,12 +157,12 @@ def fit_linear(z: np.ndarray, y: np.ndarray, family: str, strength: float) -> tu
         return mean, scale, weight, -0.5 * (weight**2).sum(1) + np.log(priors)
     model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=strength).fit(x, y)
     weight, bias = model.coef_, model.intercept_
-    if len(classes) == 2:  # scikit-learn gives one row for two classes; as two rows, softmax agrees with its sigmoid
+    if len(classes) == 2:  # scikit-learn gives one row for two classes; split in two, softmax equals its sigmoid
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     return mean, scale, weight, bias
 
 
 def linear_logits(z: np.ndarray, parts: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Logits (N, C) of what :func:`fit_linear` returned."""
+    """Logits (N, C) of a classifier from :func:`fit_linear`."""
     mean, scale, weight, bias = parts
     return ((z - mean) / scale) @ weight.T + bias

@@ -1,22 +1,28 @@
-"""Logistic regression for a whole sweep at once: every fold and every strength of a layer in one matrix product per step.
+"""Logistic regression for all folds and strengths of a layer, one matrix product per step.
 
-The problem is scikit-learn's: minimise ``C * sum_i CE_i + |W|^2 / 2`` on residuals that are standardised by mean and deviation of the
-fold's own training part, with an intercept that is not penalised. Three identities make the sweep one problem:
+The problem is scikit-learn's: minimise ``C * sum_i CE_i + |W|^2 / 2`` on residuals standardised by
+mean and deviation of the fold's own training part. The intercept is not penalised. Three identities
+make the sweep one problem:
 
-* Standardising is linear, so it is applied to the weights: ``logits = x (w / s_f) + (b - m_f . w / s_f)`` with one shared ``x``. All
-  folds and strengths then share the product ``x @ [all weights]``, and held-out logits come with it.
-* The best ``W`` sums to zero over the classes, so C - 1 orthonormal contrasts carry it, with the same penalty and no flat direction.
-  In two classes scikit-learn penalises the single difference of the rows, which is the same problem at half the strength.
-* With the best intercept the objective is 1-strongly convex in ``W``, hence ``|W - W*| <= |gradient|``. The stopping rule ``|gradient| <=
-  tol |W|`` therefore bounds the relative error of the weights; the intercept's own gradient, the mean residual, must be within ``tol``
-  too. Both are checked on what is returned.
+* Standardising is linear, so it is applied to the weights:
+  ``logits = x (w / s_f) + (b - m_f . w / s_f)`` with one shared ``x``. All folds and strengths then
+  share the product ``x @ [all weights]``, which also gives the held-out logits.
+* The best ``W`` sums to zero over the classes, so C - 1 orthonormal contrasts represent it, with
+  the same penalty and no flat direction. With two classes scikit-learn penalises the single
+  difference of the rows, which is the same problem at half the strength.
+* With the best intercept the objective is 1-strongly convex in ``W``, hence
+  ``|W - W*| <= |gradient|``. The stopping rule ``|gradient| <= tol |W|`` therefore bounds the
+  relative error of the weights. The intercept's own gradient, the mean residual, must be within
+  ``tol`` too. Both are checked on the returned solution.
 
-The minimiser is L-BFGS (Nocedal & Wright 2006, algorithm 7.4) on all problems side by side, with a line search in the space of
-logits (no further product with ``x``) and a starting metric that knows the leading directions of ``x``, found once per layer by a
-randomised range finder (Halko, Martinsson & Tropp 2011, algorithm 4.4): ``C * s * x'x + 1`` inverted on them, ``s`` being the mean softmax
-curvature of the moment. Problems that are done leave the batch.
+The minimiser is L-BFGS (Nocedal & Wright 2006, algorithm 7.4) on all problems in parallel. Its line
+search works in the space of logits (no further product with ``x``). Its starting metric uses the
+leading directions of ``x``, found once per layer by a randomised range finder (Halko, Martinsson &
+Tropp 2011, algorithm 4.4): ``C * s * x'x + 1`` inverted on them, with ``s`` the current mean
+softmax curvature. Solved problems leave the batch.
 
-Shapes: N items, D width, F folds, S strengths, P = F * S problems, C classes, K = C - 1 contrasts, R leading directions.
+Shapes: N items, D width, F folds, S strengths, P = F * S problems, C classes, K = C - 1 contrasts,
+R leading directions.
 """
 
 from __future__ import annotations
@@ -32,7 +38,7 @@ from torch import Tensor
 from gapclose.probes.standardize import Standardised, standardise
 
 WIDE = 1024
-MEMORY = {False: 20, True: 6}  # pairs that L-BFGS keeps; beyond this width they would cost as much as the product
+MEMORY = {False: 20, True: 6}  # pairs that L-BFGS keeps; beyond width WIDE, 20 would cost as much as the product
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 
 
@@ -55,7 +61,7 @@ class Fit:
     logits: Tensor
     """(F, S, N, C) of all items, held out or not"""
     gap: Tensor
-    """(F, S) norm of the gradient over norm of the weights: a bound on the relative error of the weights"""
+    """(F, S) norm of the gradient over norm of the weights, a bound on the weights' relative error"""
     steps: Tensor
     """(F, S) iterations taken"""
     converged: Tensor
@@ -63,7 +69,7 @@ class Fit:
 
 
 class _Problems:
-    """The problems that are still being solved: logits, residuals, gradients and the starting metric.
+    """The unsolved problems: logits, residuals, gradients and the starting metric.
 
     Parameters ``theta`` are (P, K, D + 1), the intercepts last.
     """
@@ -85,9 +91,10 @@ class _Problems:
         return (w.flatten(0, 1) @ self.layer.x.T).unflatten(0, w.shape[:2]) + constant
 
     def residual(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities (P, C, N), and in contrasts (P, K, N) probabilities less classes on the training part.
+        """Probabilities (P, C, N), and (P, K, N) contrasts of probabilities minus classes.
 
-        What the right class lacks is summed from the others, so that it keeps its digits when it is tiny.
+        The contrasts are zero outside the training part. The error of the right class is summed
+        from the other classes, so that it keeps its digits when it is tiny.
         """
         p = (self.contrasts @ z).softmax(1)
         wrong = p * (1 - self.onehot)
@@ -107,12 +114,12 @@ class _Problems:
         return slope / size.clamp_min(torch.finfo(size.dtype).tiny), gradient[..., -1].abs().amax(1) / (self.strength * self.count)
 
     def metric(self, g: Tensor, p: Tensor) -> Tensor:
-        """The inverse of a cheap model of the Hessian applied to ``g`` (P, K, D + 1)."""
+        """Apply the inverse of a cheap model of the Hessian to ``g`` (P, K, D + 1)."""
         p = p * self.train[:, None]
         curvature = (p.sum((1, 2)) - p.square().sum((1, 2))) / (p.shape[1] - 1) / self.count  # (P,), mean softmax curvature
         stiff = (self.strength * curvature.clamp_min(1e-8))[:, None, None]
         share = (self.count / len(self.layer.x))[:, None, None]
-        flat = 1 / (1 + stiff * share * self.layer.energy[0])  # all other directions, as if they were the weakest of the leading ones
+        flat = 1 / (1 + stiff * share * self.layer.energy[0])  # all other directions count as the weakest leading one
         w = g[..., :-1]
         along = w @ self.layer.directions  # (P, K, R)
         w = flat * w + (along * (1 / (1 + stiff * share * self.layer.energy) - flat)) @ self.layer.directions.T
@@ -126,7 +133,9 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _line_search(problems: _Problems, theta: Tensor, step: Tensor, z: Tensor, dz: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Step lengths (P,) that leave at most a quarter of the slope: safeguarded Newton steps on a convex function of one variable.
+    """Find step lengths (P,) that leave at most a quarter of the slope.
+
+    Safeguarded Newton steps on a convex function of one variable.
 
     Returns:
         the lengths, and probabilities and residuals there.
@@ -154,7 +163,7 @@ def _line_search(problems: _Problems, theta: Tensor, step: Tensor, z: Tensor, dz
 
 
 def _minimise(problems: _Problems, theta: Tensor, tolerance: float, max_steps: int) -> tuple[Tensor, Tensor]:
-    """L-BFGS on all problems at once from ``theta``; returns the parameters and the steps each problem took, (P,)."""
+    """Run L-BFGS on all problems from ``theta``; return parameters and steps per problem (P,)."""
     solution, steps = theta.clone(), torch.full((len(theta),), max_steps, device=theta.device)
     alive = torch.arange(len(theta), device=theta.device)
     history: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -181,7 +190,7 @@ def _minimise(problems: _Problems, theta: Tensor, tolerance: float, max_steps: i
         d = problems.metric(d, p)
         for (s, y, rho), a in zip(history, reversed(coefficients), strict=True):
             d = d + (a - rho * _dot(y, d))[:, None, None] * s
-        d = d * open_[:, None, None]  # what is done but still aboard stays where it is
+        d = d * open_[:, None, None]  # solved problems that are still in the batch stay in place
         dz = problems.logits(d)
         length, p, r = _line_search(problems, theta, d, z, dz, _dot(d, g))
         s = length[:, None, None] * d
@@ -206,15 +215,18 @@ def solve(
     """Fit every fold and every strength on one layer.
 
     Args:
-        z: residuals (N, D); float32 and float64 are computed in their own precision, anything else in float32. Their device is used.
+        z: residuals (N, D); float32 and float64 keep their precision, other types are computed in
+            float32. Their device is used.
         y: classes 0..C-1 per item, (N,).
         train: (F, N), true where an item belongs to the training part of a fold.
         strengths: values of C, scikit-learn's inverse regularisation.
-        tolerance: largest ``Fit.gap``; null: 1e-4 in float32, 1e-8 in float64.
-        max_steps: of L-BFGS. A problem that runs out of them is returned as it is, and :class:`NotConverged` is warned of.
+        tolerance: largest ``Fit.gap`` and mean residual; None: 1e-4 in float32, 1e-8 in float64.
+        max_steps: of L-BFGS. Problems that do not converge are returned as they are, with the
+            warning :class:`NotConverged`.
 
     Raises:
-        ValueError: when a residual is not finite, a strength is not positive, or a fold trains without one of the classes.
+        ValueError: when a residual is not finite, a strength is not positive, there are fewer than
+            two classes, or a fold trains without one of them.
     """
     z = z.detach() if z.dtype in TOLERANCE else z.detach().float()
     y, train = y.to(z.device), train.to(z)
@@ -231,7 +243,7 @@ def solve(
     ones = torch.cat([torch.ones(classes, 1, dtype=torch.float64), torch.eye(classes, dtype=torch.float64)[:, 1:]], dim=1)
     contrasts = torch.linalg.qr(ones)[0][:, 1:].to(z)  # (C, K), orthonormal, each summing to zero
     layer = standardise(z, train)
-    z = layer.x  # a copy in another precision is not needed any more
+    z = layer.x  # frees a copy in another precision
     folds, each = len(train), len(strengths)
     fold = torch.arange(folds, device=z.device).repeat_interleave(each)
     strength = torch.tensor(strengths, dtype=z.dtype, device=z.device).repeat(folds) / (2 if classes == 2 else 1)
@@ -240,7 +252,7 @@ def solve(
     theta[..., -1] = (present.log() @ contrasts)[fold]  # the solution without features
     steps = torch.zeros(len(fold), dtype=torch.long, device=z.device)
     rounds = 0
-    while True:  # steps add up rounding in the logits: what counts is the gradient of the returned weights
+    while True:  # rounding adds up in the logits, so convergence is judged by the gradient of the returned weights
         theta, taken = _minimise(problems, theta, tolerance, max_steps)
         steps, rounds = steps + taken, rounds + 1
         logits = problems.logits(theta)
@@ -291,6 +303,11 @@ def sweep(
     strengths: Sequence[float],
     **options: Any,
 ) -> Iterator[tuple[int, Tensor]]:
-    """:func:`held_out` of every layer in turn: ``residuals.items()``, or pairs that are made when asked for, one in memory at a time."""
+    """Yield each layer with its :func:`held_out` logits, one layer in memory at a time.
+
+    Args:
+        layers: ``residuals.items()``, or a generator of such pairs.
+        y, folds, strengths, options: as for :func:`held_out`.
+    """
     for layer, z in layers:
         yield layer, held_out(z, y, folds, strengths, **options)

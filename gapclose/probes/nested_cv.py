@@ -1,7 +1,8 @@
-"""How well a probe reads when its layer, family and strength are chosen as well: nested cross-validation.
+"""Nested cross-validation: the quality of a probe including the choice of its settings.
 
-The out-of-fold reading of :func:`gapclose.probes.search.choose_probe` belongs to the best of many settings, so its accuracy is flattered by
-the choice. Here every choice is made without the items that judge it.
+The out-of-fold reading of :func:`gapclose.probes.search.choose_probe` belongs to the best of many
+settings, so the choice biases its accuracy upwards. Here every choice is made without the items
+that judge it.
 
 Shapes: N items, D width, C concepts, F outer folds.
 """
@@ -22,10 +23,11 @@ from gapclose.probes.search import choose_probe
 
 @dataclass(frozen=True, kw_only=True)
 class Nested:
-    """Readings that are honest about selection, and what was selected."""
+    """Readings without selection bias, and the selected settings."""
 
     reading: np.ndarray
-    """(N, C) r(c|x) of every item, from a probe whose fit, temperature, layers, family and strength never saw its clip"""
+    """(N, C) r(c|x) of every item, from a probe whose fit, temperature, layers, family and strength
+    never used its clip"""
     chosen: list[tuple[tuple[int, ...], str, float]]
     """(layers, family, strength) of every outer fold, (F,)"""
 
@@ -44,18 +46,24 @@ def nested_reading(
     seed: int,
     spread: bool = False,
 ) -> Nested:
-    """Choose and fit inside each outer training part, read the part left out (Varma & Simon 2006; Cawley & Talbot 2010).
+    """Choose and fit inside each outer training part, then read the held-out part.
 
-    Costs ``folds`` times a :func:`~gapclose.probes.search.choose_probe`.
+    As in Varma & Simon (2006) and Cawley & Talbot (2010). Costs ``folds`` times a
+    :func:`~gapclose.probes.search.choose_probe`.
 
     Args:
         residuals: layer -> (N, D).
-        y: concept index per item, (N,). clips: group per item, (N,); no fold splits one.
-        layers: candidates. modality: what an item's question is about, (N,); None: the same for all. settings: (family, strength) pairs; default those of ``config``.
-        folds: outer folds; default ``config.folds``, which the inner ones have in any case. spread: as for ``choose_probe``.
+        y: concept index per item, (N,).
+        clips: group per item, (N,); no fold splits one.
+        layers: candidates.
+        modality: the modality that an item's question is about, (N,); None: the same for all.
+        settings: (family, strength) pairs; default those of ``config``.
+        folds: outer folds; default ``config.folds``, which the inner cross-validation always uses.
+        spread: as for ``choose_probe``.
 
     Raises:
-        ValueError: when there are too few clips, or a concept occurs in too few of them, for the outer or the inner folds.
+        ValueError: when there are too few clips, or a concept occurs in too few of them, for the
+            outer or the inner folds.
     """
     reading, chosen = np.full((len(y), len(concepts)), np.nan), []
     outer = grouped_folds(y, clips, config.folds if folds is None else folds, seed)

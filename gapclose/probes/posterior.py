@@ -1,10 +1,13 @@
-"""The operating point of a reading: one factor on the prior of the alarm concepts, chosen on labelled items within a budget of false alarms.
+"""Posteriors from a reading: operating point, restriction, sharpening and Jeffrey's rule.
 
-The budget is a rate, and the items that choose are often few: one false alarm among 25 is 4 %, and shows no rate above 3 %. So two kinds of
-factors keep to a budget: those whose false alarms are within it as counted, and those whose false alarms are not shown to exceed it. The first
-kind is preferred, unless it costs more than :data:`GIVEN_UP` of mean recall: then it would silence a reading on the word of a few items.
+The operating point is one factor on the prior of the alarm concepts, chosen on labelled items
+within a budget of false alarms. The budget is a rate, and these items are often few: one false
+alarm among 25 is 4 %, but does not show a rate above 3 %. Two kinds of factors therefore keep to a
+budget: those whose counted false alarms are within it, and those whose false alarms are not shown
+to exceed it. The first kind is preferred unless it costs more than :data:`GIVEN_UP` of mean recall:
+a few items must not silence a reading.
 
-Shapes: N items, C concepts, F factors.
+Shapes: N items, C concepts, O options, F factors.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ from scipy.special import softmax
 from scipy.stats import beta
 
 LEVEL = 0.95
-"""of the one-sided bound that shows false alarms to exceed a budget"""
+"""confidence of the one-sided bound that shows false alarms to exceed a budget"""
 GIVEN_UP = 0.05
-"""mean recall, 0..1, that counting within the budget may cost against not being shown to exceed it"""
+"""mean recall, 0..1, that a factor within the budget as counted may cost against one that is not
+shown to exceed it"""
 STANDING = {
     "none": "there is no budget",
     "kept": "the false alarms counted are within the budget",
@@ -28,51 +32,54 @@ STANDING = {
     "exceeded": "no factor keeps to the budget, so the reading has its own threshold",
     "unknown": "no item without an alarm is there to count false alarms on, so the reading has its own threshold",
 }
-"""how a factor stands to the budget"""
+"""how a factor relates to the budget"""
 
 
 def factors() -> np.ndarray:
-    """Prior factors of the alarm concepts that are tried (F,), from 1e-4 to 1e4: 1 first, then by distance from it in the logarithm; of two
-    equally far the smaller, which alarms less."""
+    """Prior factors of the alarm concepts to try (F,), from 1e-4 to 1e4.
+
+    1 comes first, the others follow by their distance from it in the logarithm. Of two equally
+    distant factors the smaller comes first, since it alarms less.
+    """
     steps = np.arange(-200, 201)
     return 10.0 ** (steps[np.argsort(np.abs(steps), kind="stable")] / 50)
 
 
 def shift_prior(reading: np.ndarray, alarm: np.ndarray, factor: float) -> np.ndarray:
-    """r'(c) proportional to r(c) w_c with w = ``factor`` on alarm concepts (C,) bool and 1 elsewhere, (N, C)."""
+    """r'(c) proportional to r(c) w_c, (N, C); w is ``factor`` on alarm concepts (C,) bool, else 1."""
     shifted = reading * np.where(alarm, factor, 1.0)
     return shifted / shifted.sum(1, keepdims=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A prior factor, and how the reading does with it on the items that chose it."""
+    """A prior factor, and the false alarms of the reading with it on the items that chose it."""
 
     factor: float = 1.0
     """on the prior of the alarm concepts"""
     standing: str = "none"
-    """of :data:`STANDING`"""
+    """a key of :data:`STANDING`"""
     budget: float | None = None
     false_alarms: float | None = None
     """share of the standard items that are read as an alarm"""
     at_least: float | None = None
-    """one-sided lower bound of that rate, 95 %"""
+    """one-sided 95 % lower bound of that rate"""
     standard_items: int = 0
     standard_clips: int = 0
 
     def facts(self) -> dict[str, Any]:
-        """For JSON, the factor under ``prior_factor``."""
+        """Return the fields for JSON, the factor under ``prior_factor``."""
         found = asdict(self)
         return {"prior_factor": found.pop("factor"), **found}
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Point:
-        """From what holds its :meth:`facts` and perhaps more."""
+        """Build a point from a mapping with its :meth:`facts`; other keys are ignored."""
         kept = {f.name: facts[f.name] for f in fields(cls) if f.name != "factor"}
         return cls(factor=facts["prior_factor"], **kept)
 
     def words(self) -> str:
-        """What there is to warn of; empty where the budget is kept."""
+        """Return the warning about the budget; empty where it is kept or there is none."""
         if self.standing in ("none", "kept"):
             return ""
         counted = ""
@@ -85,10 +92,10 @@ class Point:
 
 
 def at_least(false_alarms: np.ndarray, items: int, clips: int) -> np.ndarray:
-    """One-sided 95 % lower bounds (Clopper & Pearson 1934) of rates that were counted on ``items`` of ``clips``, (F,).
+    """One-sided 95 % lower bounds (Clopper & Pearson 1934) of rates counted on ``items``, (F,).
 
-    Items of one clip may all fail together, so a rate is taken as if every clip were one item: with items that fail independently the bound
-    is lower than it need be, and less is claimed.
+    All items of one clip may fail together, so a rate counts as if every one of the ``clips`` were
+    one item. Where items fail independently, the bound is lower than necessary and less is claimed.
     """
     n = min(items, clips)
     count = false_alarms * n
@@ -97,13 +104,15 @@ def at_least(false_alarms: np.ndarray, items: int, clips: int) -> np.ndarray:
 
 
 def operating_point(reading: np.ndarray, concept: np.ndarray, alarm: np.ndarray, budget: float, clip: np.ndarray | None = None) -> Point:
-    """The prior factor with which the reading is most accurate while its false alarms keep to ``budget``.
+    """Choose the most accurate prior factor whose false alarms keep to ``budget``.
 
-    The most accurate factor (mean recall over concepts) is taken among those whose false alarms are within the budget as counted; where it
-    falls short of the best of those that are not shown to exceed it by more than :data:`GIVEN_UP`, that one. Of equals the one nearest to 1
-    is taken: what the items cannot tell apart leaves the reading as it is. Where every factor is shown to exceed the budget the factor is 1.
+    The most accurate factor (mean recall over concepts) is taken among those within the budget as
+    counted. If its recall is more than :data:`GIVEN_UP` below the best among those not shown to
+    exceed the budget, the latter is taken. Of equals the factor nearest to 1 is taken, so a choice
+    that the items do not support changes nothing. The factor is 1 where every factor is shown to
+    exceed the budget, or there is no standard item.
 
-    With many items the two kinds become one, and this is the most accurate factor within the budget.
+    With many items the two kinds coincide, and this is the most accurate factor within the budget.
 
     Args:
         reading: (N, C) readings of labelled items that the probe was not fitted on.
@@ -126,7 +135,7 @@ def operating_point(reading: np.ndarray, concept: np.ndarray, alarm: np.ndarray,
     within, possible = rate <= budget + 1e-9, bound <= budget + 1e-9
 
     def best(among: np.ndarray) -> int:
-        return int(np.where(among, recall, -1.0).argmax())  # the first of equals, and 1 comes first
+        return int(np.where(among, recall, -1.0).argmax())  # the first of equals; 1 comes first
 
     place, standing = 0, "exceeded"
     if possible.any():
@@ -138,22 +147,24 @@ def operating_point(reading: np.ndarray, concept: np.ndarray, alarm: np.ndarray,
 
 
 NOTHING = 1e-12
-"""belief in all concepts that an item can express, 0..1, below which nothing is read about them"""
+"""total probability, 0..1, of an item's expressible concepts below which the reading does not
+inform about them"""
 
 
 def expressible(option_concept: np.ndarray, concepts: int) -> np.ndarray:
-    """(N, C) bool: which concepts the options (N, O) of an item express."""
+    """(N, C) bool: the concepts that the options (N, O) of an item express."""
     return (option_concept[:, :, None] == np.arange(concepts)).any(1)
 
 
 def restrict(reading: np.ndarray, can: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The reading among the concepts that an item can express, renormalised, (N, C).
+    """Restrict a reading to the concepts that an item can express, and renormalise it.
 
     Args:
         reading, can: (N, C), the latter :func:`expressible`.
 
     Returns:
-        The reading, and (N,) bool where it said nothing about any of them (less than :data:`NOTHING` together): there it is even.
+        The reading (N, C), and (N,) bool where these concepts have less than :data:`NOTHING`
+        together; there the reading is uniform over them.
     """
     kept = np.where(can, reading, 0.0)
     total = kept.sum(1, keepdims=True)
@@ -163,7 +174,10 @@ def restrict(reading: np.ndarray, can: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def sharpen(reading: np.ndarray, exponent: float) -> np.ndarray:
-    """r(c)^exponent, renormalised; an infinite exponent puts everything on the most probable concept, equally where several are, (N, C)."""
+    """r(c)^exponent, renormalised, (N, C).
+
+    An infinite exponent puts all probability on the most probable concept, equally among ties.
+    """
     if np.isinf(exponent):
         top = (reading == reading.max(1, keepdims=True)).astype(float)
         return top / top.sum(1, keepdims=True)
@@ -173,21 +187,27 @@ def sharpen(reading: np.ndarray, exponent: float) -> np.ndarray:
 
 
 def jeffrey(reading: np.ndarray, scores: np.ndarray, option_concept: np.ndarray) -> np.ndarray:
-    """t(o|x) = r(c(o)|x) pi0(o|x) / q0(c(o)|x): the closest distribution in KL to the base's whose concept marginal is the reading.
+    """Apply Jeffrey's rule: t(o|x) = r(c(o)|x) pi0(o|x) / q0(c(o)|x).
 
-    Source: Jeffrey (1965), probability kinematics; the KL property is Csiszar (1967). Computed as r(c) times the softmax of the scores
-    *within* the concept, so that a concept the base never utters is no division by zero; where it gives all options of a concept a
-    probability of zero (-inf), they share equally. Concepts that no option of an item expresses give their share to the others in proportion.
+    t is the closest distribution in KL to the base's whose concept marginal is the reading. Source:
+    Jeffrey (1965), probability kinematics; the KL property is Csiszar (1967). It is computed as
+    r(c) times the softmax of the scores *within* the concept, so a concept that the base never
+    answers causes no division by zero. If the base gives all options of a concept a probability of
+    zero (-inf), they share equally. Concepts that no option of an item expresses give their share
+    to the others in proportion.
 
     Args:
-        reading: (N, C). scores: (N, O) of the base model, -inf beyond an item's options. option_concept: (N, O), -1 beyond.
+        reading: (N, C).
+        scores: (N, O) of the base model, -inf beyond an item's options.
+        option_concept: (N, O), -1 beyond an item's options.
 
     Returns:
         (N, O), rows sum to one.
 
     Raises:
-        ValueError: when an item's reading lies wholly on concepts that none of its options expresses (:func:`restrict` comes before), or a
-            reading or score is nan or a score infinitely high.
+        ValueError: when a reading lies entirely on concepts that none of the item's options
+            expresses (apply :func:`restrict` first), a reading is not finite, or a score is nan or
+            infinitely high.
     """
     broken = ~np.isfinite(reading).all(1) | (np.isnan(scores) | np.isposinf(scores)).any(1)
     if broken.any():

@@ -1,11 +1,12 @@
-"""The search for a probe: layers x families x regularisation, by out-of-fold log-likelihood within ``fit``.
+"""Search for a probe: layers x families x regularisation, by out-of-fold likelihood within ``fit``.
 
-Every candidate is judged by what it tells beyond the modality that a question is about: the question's words give that away, and where the
-rest is faint, a layer that knows nothing else would win by it. Every candidate has a temperature of its own, fitted on the same out-of-fold
-logits; folds never split a clip.
+Candidates are compared by their likelihood given the modality that a question is about. The
+question text reveals the modality; where the remaining signal is weak, a layer that encodes only
+the modality would otherwise win. Every candidate has its own temperature, fitted on the same
+out-of-fold logits. Folds never split a clip.
 
-One layer (or stack of layers) is in memory at a time, and the processes of a launch can share the layers out. What that takes beside the N x D
-residuals themselves: docs/scaling.md.
+One layer (or stack of layers) is in memory at a time, and the processes of a launch can divide the
+layers. docs/scaling.md lists the memory needed besides the N x D residuals.
 
 Shapes: N items, D width (of all layers of a probe together), C concepts.
 """
@@ -28,13 +29,17 @@ from gapclose.probes.linear import FrozenProbe, fit_linear, side_by_side
 from gapclose.probes.logistic import held_out
 
 WRONG_LABELS = 0.2
-"""share of wrong labels, 0..1, up to which a concept that is not asked about in a modality is recognised (:func:`possible_concepts`)"""
+"""largest share of wrong labels, 0..1, with which :func:`possible_concepts` still recognises a
+concept that no question of a modality asks about"""
 
 
 def _searched(
     z: torch.Tensor, settings: Sequence[tuple[str, float]], y: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> Iterator[tuple[tuple[str, float], np.ndarray]]:
-    """(family, strength) with its out-of-fold logits (N, C) on residuals (N, D); the logistic probes are all fitted together."""
+    """Yield (family, strength) with its out-of-fold logits (N, C) on residuals (N, D).
+
+    The logistic probes are all fitted together.
+    """
     together = [strength for family, strength in settings if family == "logistic"]
     logistic = iter(held_out(z, torch.as_tensor(y), folds, together).double().cpu().numpy() if together else ())
     alone = z.double().cpu().numpy() if len(together) < len(settings) else np.empty(0)
@@ -44,17 +49,21 @@ def _searched(
 
 
 def possible_concepts(y: np.ndarray, modality: np.ndarray, concepts: int) -> np.ndarray:
-    """Whether a concept (column) is asked about among the items of an item's modality (row): (N, C), bool.
+    """Whether questions of an item's modality (row) ask about a concept (column): (N, C), bool.
 
-    Of wrong labels alone a concept occurs where nobody asks about it. With a share w of them wrong, at most :data:`WRONG_LABELS`, drawn evenly
-    among the concepts or as these occur, its share of the labels there is w / C or w times its share of all labels. So a concept is taken for
-    not asked about in a modality where both hold:
+    Wrong labels alone can put a concept into a modality whose questions do not ask about it. With a
+    share w of wrong labels, at most :data:`WRONG_LABELS`, drawn evenly among the concepts or by
+    their frequency, such a concept has w / C of the labels there, or w times its share of all
+    labels. A concept is therefore treated as not asked about in a modality where both hold:
 
-    - its labels there are no more than the greater of the two explains, and one standard deviation of such a count;
-    - its share there is less than half of its share of all labels: what is rare everywhere is asked about everywhere.
+    - its labels there are at most the greater of these two numbers plus one standard deviation of
+      such a count;
+    - its share there is less than half of its share of all labels, since a concept that is rare
+      everywhere is asked about everywhere.
 
-    The two most frequent concepts of a modality are always possible in it, where it has two: nothing else can be told apart there. Wrong labels
-    that all name one concept pass for a question.
+    The two most frequent concepts of a modality are always possible in it, if it has two; otherwise
+    no concepts could be distinguished there. Wrong labels that all name one concept are taken for
+    real questions.
     """
     found, share = np.zeros((len(y), concepts), dtype=bool), np.bincount(y, minlength=concepts) / len(y)
     for name in np.unique(modality):
@@ -62,13 +71,16 @@ def possible_concepts(y: np.ndarray, modality: np.ndarray, concepts: int) -> np.
         count, items = np.bincount(y[there], minlength=concepts), int(there.sum())
         by_mistake = items * WRONG_LABELS * np.maximum(1 / concepts, share)
         doubtful = (count <= by_mistake + np.sqrt(by_mistake)) & (count < 0.5 * share * items)
-        doubtful[np.argsort(-count, kind="stable")[:2]] = False  # of equally frequent ones the first of the set's concepts
+        doubtful[np.argsort(-count, kind="stable")[:2]] = False  # of equally frequent ones the first in the set's order
         found[there] = (count > 0) & ~doubtful
     return found
 
 
 def not_asked(y: np.ndarray, modality: np.ndarray, concepts: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Modality -> concept -> labels that :func:`possible_concepts` takes for mistakes; for the log and the probe's file, empty where there are none."""
+    """Modality -> concept -> number of labels that :func:`possible_concepts` treats as mistakes.
+
+    For the log and the probe's file; empty where there are none.
+    """
     possible, found = possible_concepts(y, modality, len(concepts)), dict[str, dict[str, int]]()
     for name in np.unique(modality):
         there = modality == name
@@ -79,7 +91,7 @@ def not_asked(y: np.ndarray, modality: np.ndarray, concepts: Sequence[str]) -> d
 
 
 def not_asked_words(found: Mapping[str, Mapping[str, int]]) -> str:
-    """What :func:`not_asked` found, for the log; empty where that is nothing."""
+    """Return the log message on :func:`not_asked`; empty where nothing was found."""
     parts = [f"{name}: " + ", ".join(f"{c} ({count} items)" for c, count in of.items()) for name, of in found.items()]
     return (
         f"choosing the probe leaves out labels that are taken for mistakes, since their concept seems not to be asked about there: {'; '.join(parts)}"
@@ -89,14 +101,15 @@ def not_asked_words(found: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def score(logits: np.ndarray, y: np.ndarray, possible: np.ndarray) -> dict[str, float]:
-    """How well logits (N, C) tell the concepts ``y``.
+    """Score logits (N, C) against the concepts ``y``.
 
     Args:
         possible: (N, C), :func:`possible_concepts`.
 
     Returns:
-        ``log_likelihood`` in nats at the best ``temperature`` (of the probe's reading), ``given_modality`` (the same among the possible concepts
-        alone, at the temperature that is best for it, over the items whose label is possible: what probes are chosen by) and ``accuracy``.
+        ``log_likelihood`` in nats at the best ``temperature`` (that of the probe's reading);
+        ``given_modality``, by which probes are chosen: the same among the possible concepts alone,
+        at its own best temperature, over the items whose label is possible; and ``accuracy``.
     """
     temperature, counts = fit_temperature(logits, y), possible[np.arange(len(y)), y]
     narrowed, named = np.where(possible, logits, -np.inf)[counts], y[counts]
@@ -120,7 +133,8 @@ class Choice:
     reading: np.ndarray
     """(N, C) out-of-fold r(c|x) of the chosen setting on the fit items"""
     table: list[dict[str, Any]]
-    """one row per (layers, family, strength) with its out-of-fold :func:`score`; ``layer`` is the highest"""
+    """one row per (layers, family, strength) with its out-of-fold :func:`score`; ``layer`` is the
+    highest"""
     not_asked: dict[str, dict[str, int]] = field(default_factory=dict)
     """:func:`not_asked` of the fit items"""
 
@@ -139,20 +153,23 @@ def choose_probe(
     label: str = "choosing the probe",
     spread: bool = False,
 ) -> Choice:
-    """Search layers x families x regularisation by grouped cross-validation, then fit the best on everything.
+    """Search layers x families x regularisation by cross-validation, then fit the best.
 
-    With ``config.stack`` above 1, the two layers that are best by themselves are then tried side by side, the three best, and so on, in
-    the same folds and with all families and strengths. Of equals the fewest layers are kept, then the lowest, then the family and the strength
-    that the configuration names first.
+    With ``config.stack`` above 1, the two best single layers are then tried concatenated, the three
+    best, and so on, in the same folds and with all families and strengths. Of equals the one with
+    the fewest layers is kept, then the lowest layers, then the family and the strength named first
+    in the configuration.
 
     Args:
         residuals: layer -> (N, D); the logistic family is searched on their device.
         y: concept index per item, (N,); every concept must occur.
-        clips: group per item, (N,).
-        layers: candidates; there are no stacks of more than these.
-        modality: what an item's question is about, (N,); None: the same for all.
-        spread: all processes of the launch call this alike. Each then searches every W-th layer or stack, the main one fits what is chosen,
-            and all return what one process would, to the bit where it has as many threads.
+        clips: group per item, (N,); no fold splits one.
+        layers: candidates; a stack has at most as many layers.
+        modality: the modality that an item's question is about, (N,); None: the same for all.
+        settings: (family, strength) pairs; default those of ``config``.
+        spread: search across ranks; all processes of the launch make the same call. Each searches
+            every W-th layer or stack, the main one fits the chosen probe, and all return the result
+            of a single process, bit for bit if that has as many threads.
 
     Raises:
         ValueError: when a concept has no item or too few clips.
@@ -184,7 +201,7 @@ def choose_probe(
     def fitted() -> Choice:
         row = max(table, key=lambda r: r["given_modality"])  # the first of equals
         z = side_by_side(residuals, row["layers"]).double().cpu().numpy()
-        logits = out_of_fold(z, y, folds, row["family"], row["strength"])  # as a fresh probe is read later, in double precision
+        logits = out_of_fold(z, y, folds, row["family"], row["strength"])  # in double precision, as fresh probes are fitted later
         row.update(score(logits, y, possible))
         log_reading = log_softmax(logits / row["temperature"], axis=1)
         mean, scale, weight, bias = fit_linear(z, y, row["family"], row["strength"])

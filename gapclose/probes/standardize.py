@@ -1,4 +1,6 @@
-"""Residuals of one layer, standardised once for all folds: what each fold changes is a shift and a scale, and those are kept apart.
+"""Standardise the residuals of one layer once for all folds.
+
+Each fold changes only a shift and a scale, which are stored separately.
 
 Shapes: N items, D width, F folds, R leading directions.
 """
@@ -13,20 +15,22 @@ from torch import Tensor
 
 RANK = 64  # leading directions; more did not pay on residual-like spectra
 ROUNDING = 10 * torch.finfo(torch.float32).eps
-"""deviation over mean below which a dimension holds rounding alone: models compute in float32 at best, whatever type the residuals have here"""
+"""deviation over mean below which a dimension holds only rounding errors; models compute in float32
+at best, whatever the dtype of the residuals here"""
 
 
 def varies(deviation: Any, mean: Any) -> Any:
-    """Whether each dimension varies, (..., D) bool, by its deviation and mean (..., D), arrays or tensors: the one rule of all probes.
+    """Whether each dimension varies, (..., D) bool, by its deviation and mean (..., D).
 
-    One that does not gets no weight, and is divided by 1.
+    Takes arrays or tensors; all probes use this rule. A dimension that does not vary gets no weight
+    and is divided by 1.
     """
     return deviation > ROUNDING * abs(mean)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standardised:
-    """One layer, standardised once over all items, and how each fold differs from that."""
+    """One layer standardised over all items, and each fold's difference from that."""
 
     x: Tensor  # (N, D)
     train: Tensor  # (F, N), ones and zeros
@@ -39,9 +43,10 @@ class Standardised:
 
 
 def standardise(z: Tensor, train: Tensor) -> Standardised:
-    """Standardise residuals (N, D) over all items, and find what each row of ``train`` (F, N) adds to that.
+    """Standardise residuals (N, D) over all items, with the shift and scale of each fold.
 
-    Deviations come from one product; where the subtraction of squares would cancel, they are recomputed in two passes.
+    ``train`` is (F, N). Deviations come from one product. Where subtracting squares would cancel
+    digits, they are recomputed in two passes.
     """
     centre = z.mean(0, dtype=torch.float64)
     x = z - centre.to(z.dtype)
@@ -68,7 +73,10 @@ def standardise(z: Tensor, train: Tensor) -> Standardised:
 
 
 def leading(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal leading right singular directions (D, R) of ``x`` and the sums of squares along them (R,), nearly."""
+    """Approximate the leading right singular directions (D, R) of ``x``, orthonormal.
+
+    Also returns the sums of squares along them (R,), rising.
+    """
     rank = min(RANK, max(len(x) // 2, 1), x.shape[1])  # as many as items would leave no energy for directions that a fold adds
     start = torch.randn(len(x), rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
     basis = torch.linalg.qr(x.T @ (x @ (x.T @ start)))[0]  # (D, R)

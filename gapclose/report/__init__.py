@@ -1,1 +1,1 @@
-"""Show what a run measured: ``summary`` as one object, ``console`` as tables, ``page`` as one HTML file, ``compare`` beside other runs."""
+"""REPORT: a run as tables (``console``) or an HTML file (``html``), several (``compare_runs``)."""

@@ -1,4 +1,4 @@
-"""Several runs side by side: what differs in their settings, and what came of it, as a table, as JSON, and as a page."""
+"""Compare the settings and results of several runs, as a table, as JSON, and as a page."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ VERDICTS = "what may be claimed: p corrected over {n} tests of a reading and {m}
 
 
 def compare(directories: Sequence[Path]) -> list[dict[str, Any]]:
-    """The summary of every run, with its ``run`` and, as ``differs``, the settings in which the runs are not all alike.
+    """Return the summaries of runs, with directory (``run``) and differing settings (``differs``).
 
-    Where and how a run was executed (its directory, tracking, batches of memory) does not count; the seed is among the summary's keys.
+    Settings of execution (directory, tracking, micro-batches; :data:`EXECUTION_ONLY_KEYS`) are not
+    compared. The seed is not in ``differs``, because it is a key of the summary.
 
     Raises:
         ValueError: naming every directory that holds no measurement.
@@ -52,7 +53,7 @@ def compare(directories: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def cells(run: dict[str, Any]) -> list[Any]:
-    """The intervals of one run, in the order of :data:`COLUMNS`."""
+    """Return the intervals of one run, in the order of :data:`COLUMNS`."""
     found = []
     for path in COLUMNS.values():
         value: Any = run
@@ -63,25 +64,29 @@ def cells(run: dict[str, Any]) -> list[Any]:
 
 
 def differences(run: dict[str, Any]) -> str:
-    """The settings of a run that set it apart, as ``key value, key value``."""
+    """Return the differing settings of a run as ``key value, key value``."""
     return ", ".join(f"{key} {'null' if value is None else value}" for key, value in run["differs"].items()) or "-"
 
 
 def names(directories: Sequence[str]) -> list[str]:
-    """What runs are called in a table: the last part of their directories where that tells them apart, else all of it."""
+    """Return names of runs for a table: last parts of their paths if distinct, else the paths."""
     last = [Path(d).resolve().name for d in directories]
     return last if len(set(last)) == len(last) else [str(d) for d in directories]
 
 
 def tested(runs: Sequence[dict[str, Any]]) -> dict[tuple[int, str], float]:
-    """p of a verdict (the larger of those against the best control and against random networks) by (run, modality), Holm-corrected over all that differ: trainings of one base have its tests in common."""
+    """Return the Holm-corrected p of every verdict by (run, modality).
+
+    p is the larger of those against the best control and against random networks. Identical
+    verdicts count as one test, because runs on one base model share its tests.
+    """
     family = {(n, name): f"{name} {of}" for n, run in enumerate(runs) for name, of in run["verdicts"].items() if of["p"] is not None}
     corrected = holm({test: runs[n]["verdicts"][name]["p"] for (n, name), test in family.items()})
     return {place: corrected[test] for place, test in family.items()}
 
 
 def changed(runs: Sequence[dict[str, Any]]) -> dict[tuple[int, str], tuple[float, float]]:
-    """Change of the action by training, and its p Holm-corrected over all of them, by (run, modality)."""
+    """Return the change of the action by training and its Holm-corrected p, by (run, modality)."""
     places = [(n, name) for n, run in enumerate(runs) for name, part in run["modality"].items() if part["significance"]]
     parts = {f"{n} {name}": runs[n]["modality"][name] for n, name in places}
     corrected = holm({name: part["significance"]["p"] for name, part in parts.items()})
@@ -90,7 +95,7 @@ def changed(runs: Sequence[dict[str, Any]]) -> dict[tuple[int, str], tuple[float
 
 
 def claimed(runs: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """Rows of what may be claimed, a row a run and modality: :data:`CLAIMS`."""
+    """Return the supported claims, a row per run and modality with columns :data:`CLAIMS`."""
     called, corrected, gains, rows = names([r["run"] for r in runs]), tested(runs), changed(runs), []
     for n, run in enumerate(runs):
         for name, of in run["verdicts"].items():
@@ -108,12 +113,12 @@ def _title(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def skipped(runs: Sequence[dict[str, Any]]) -> str:
-    """How many items of these runs were left out because of their media, in words; nothing where none were."""
+    """Describe how many items were left out because of their media; empty for none."""
     return skipped_words(sum(run["n_skipped"] for run in runs))
 
 
 def print_comparison(runs: Sequence[dict[str, Any]], console: Console | None = None) -> None:
-    """A table with a row a run, and one with a row a run and modality: what may be claimed when all are looked at together."""
+    """Print a table of runs, and one of claims by run and modality, corrected over all runs."""
     words = ("run", "differs in", "state")
     table = Table(title=f"{len(runs)} runs on test clips: balanced accuracy, 95 % clip-bootstrap intervals{skipped(runs)}")
     more = ("left out",) if skipped(runs) else ()

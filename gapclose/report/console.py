@@ -1,4 +1,4 @@
-"""What a run measured, as tables and sentences for a terminal."""
+"""Print the measurements of a run as tables and sentences for a terminal."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ TEST_ROWS = {
     "answers that parse (lenient)": "parse_lenient",
     "retention": "retention",
 }
-"""label -> key of a side of :func:`summarise`, in the order in which tables show them"""
+"""label -> key of a side of :func:`summarise`, in the order of tables"""
 GAPS = {"gap, balanced": "balanced", "gap, matched false alarms": "matched", "gap, AUROC": "auroc"}
 
 
 def wide_console() -> Console:
-    """Standard output; where it is no terminal (a file, a pipe) and COLUMNS says nothing, wide enough for every table.
+    """Return a console on standard output.
 
-    Names from the data are printed as they are: brackets are no markup and ``:smile:`` is no emoji. What the output's encoding lacks is
-    printed as an escape.
+    In a file or pipe it is wide enough for every table, unless COLUMNS is set. Names from the data
+    are printed literally: brackets are not markup, and ``:smile:`` is not an emoji. Characters that
+    the output's encoding does not have are printed as escapes.
     """
     spell_out()
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
@@ -47,13 +48,16 @@ def wide_console() -> Console:
 
 
 def add_columns(table: Table, headings: Sequence[str], words: Sequence[str]) -> None:
-    """Add columns, those of ``words`` to the left. On a narrow terminal they fold; cut off, headings could not be told apart."""
+    """Add columns, those in ``words`` left-aligned.
+
+    On a narrow terminal they fold, because cut headings could look alike.
+    """
     for heading in headings:
         table.add_column(heading, justify="left" if heading in words else "right", overflow="fold")
 
 
 def print_report(directory: Path, console: Console | None = None) -> None:
-    """Print what a run measured: every stage, then the verdict on test clips in words."""
+    """Print the measurements of a run: stages, test, modalities, then the verdict in words."""
     console = console or wide_console()
     summary, records = summarise(directory), read_records(directory)
     out = skipped_words(summary["n_skipped"])
@@ -120,7 +124,7 @@ PROMPT_COLUMNS = {
     "gap": ("gap", "balanced"),
     "gap, refitted": ("within", "gap", "balanced"),
 }
-"""heading -> where the figure stands in what :func:`summarise` says of a prompt"""
+"""heading -> path of the figure in the part of :func:`summarise` about a prompt"""
 ADAPTED_COLUMNS = {
     "action": ("action", "balanced"),
     "generated": ("generated", "balanced"),
@@ -132,7 +136,7 @@ ADAPTED_COLUMNS = {
 
 
 def figure(record: dict[str, Any], path: Sequence[str]) -> dict[str, float | None] | None:
-    """The interval at the end of a path of keys, or None."""
+    """Return the interval at the end of a path of keys, or None."""
     found: Any = record
     for key in path:
         found = (found or {}).get(key)
@@ -140,7 +144,7 @@ def figure(record: dict[str, Any], path: Sequence[str]) -> dict[str, float | Non
 
 
 def print_prompts(prompts: dict[str, Any], console: Console) -> None:
-    """Action, reading and gap under every prompt that was measured, and what training under the first of them did to the others."""
+    """Print action, reading and gap under every measured prompt, of base and adapted model."""
     sides = {"base": ("test under several prompts, base model; the first is the run's own", PROMPT_COLUMNS)}
     if all(of["adapted"] for of in prompts.values()):
         sides["adapted"] = ("test under several prompts, adapted model, trained under the first", ADAPTED_COLUMNS)
@@ -153,7 +157,7 @@ def print_prompts(prompts: dict[str, Any], console: Console) -> None:
 
 
 def print_baselines(baselines: dict[str, Any], summary: dict[str, Any], console: Console) -> None:
-    """What can be had without training, a row for every method and budget, and what the training of this run came to."""
+    """Print the inference-time baselines by method and budget, and this run's trained model."""
     table = Table(
         title=f"without training: chosen on {baselines['n_choice']} items of {baselines['chosen_on']}, judged on test"
         + skipped_words(summary["n_skipped"])

@@ -1,7 +1,7 @@
-"""Every figure of a run as a function of its numbers: to inline SVG for the report page, and ``figures/epochs.png``.
+"""Draw the figures of a run from its numbers: inline SVG for the page, and ``figures/epochs.png``.
 
-An interval is ``{"value", "lower", "upper"}``, any of them None. Colours are Okabe and Ito's, told apart by colour-blind readers; markers,
-dashes and fills tell the same things apart in grey.
+An interval is ``{"value", "lower", "upper"}``, any of them None. The colours of Okabe and Ito are
+distinct for colour-blind readers; markers, dashes and fills make the same distinctions in grey.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gapclose.evaluation.run_records import read_records, record_of, skipped_wor
 from gapclose.report.style import INK, styled, to_svg, wrap
 
 READING, FRESH, SENTINEL, ACTION, GENERATED, PALE = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#E69F00", "#e6e6e6"
-WIDTH = 4.1  # inches: on a telephone a point of type is then a little more than a pixel
+WIDTH = 4.1  # inches: on a phone, one point of type is then slightly more than a pixel
 Interval = Mapping[str, float | None]
 
 
@@ -30,7 +30,7 @@ def known(interval: Interval | None) -> bool:
 
 
 def numbers(intervals: Sequence[Interval | None]) -> np.ndarray:
-    """(3, n): values and both ends, nan where unknown; an end that is unknown is the value."""
+    """Return (3, n): values and both ends, nan if unknown; an unknown end equals its value."""
     rows = [
         [None] * 3 if i is None else [i["value"], *(i[k] if i[k] is not None else i["value"] for k in ("lower", "upper"))]
         for i in intervals
@@ -39,14 +39,12 @@ def numbers(intervals: Sequence[Interval | None]) -> np.ndarray:
 
 
 def _band(axes: Axes, x: Sequence[float], intervals: Sequence[Interval | None], *, band: bool = True, **look: Any) -> None:
-    """A line with its interval as a band."""
+    """Draw a line, and its interval as a band."""
     value, lower, upper = numbers(intervals)
     axes.plot(x, value, markersize=4.5, **look)
     if band:
         axes.fill_between(x, lower, upper, color=look["color"], alpha=0.15, linewidth=0)
 
-
-# -- epoch by epoch -----------------------------------------------------------------------------------------------------------
 
 EPOCH_LINES = (
     ("reading (frozen probe)", ("reading", "balanced"), READING, "o", "-"),
@@ -62,7 +60,7 @@ def _validation(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 
 
 def _accuracies(axes: Axes, records: Sequence[Mapping[str, Any]], text: Interval | None) -> None:
-    """Balanced accuracy of action and readings over epochs, and the text-only control on test as a line."""
+    """Draw balanced accuracy of action and readings by epoch, and the text-only control on test."""
     for label, (group, name), colour, marker, style in EPOCH_LINES:
         epochs, values = [r["epoch"] for r in records], [r[group][name] for r in records]
         _band(axes, epochs, values, band=style == "-", color=colour, marker=marker, linestyle=style, label=label)
@@ -80,7 +78,10 @@ def _counts(record: Mapping[str, Any], what: str) -> str:
 
 @styled
 def epochs_svg(records: Sequence[Mapping[str, Any]], text: Interval | None) -> str | None:
-    """What is read and said, and below it the closure with its states, per epoch on validation clips; None before the first one."""
+    """Draw reading and action per epoch on validation clips, and below them closure and states.
+
+    Returns None before the first record.
+    """
     records = _validation(records)
     if not records:
         return None
@@ -117,7 +118,10 @@ def epochs_svg(records: Sequence[Mapping[str, Any]], text: Interval | None) -> s
 
 @styled
 def draw_epochs(directory: Path) -> Path | None:
-    """Draw balanced accuracy of action and readings on val, epoch by epoch, with 95 % intervals, to ``figures/epochs.png``."""
+    """Draw balanced accuracy of action and readings on val per epoch to ``figures/epochs.png``.
+
+    Intervals are 95 %. Returns None before the first record.
+    """
     records = _validation(read_records(directory))
     if not records:
         return None
@@ -133,8 +137,6 @@ def draw_epochs(directory: Path) -> Path | None:
     return path
 
 
-# -- points with intervals ----------------------------------------------------------------------------------------------------
-
 MARKS = {
     "reading": (READING, "o", True), "base action": (ACTION, "D", False), "adapted action": (ACTION, "D", True),
     "action": (ACTION, "D", True), "closure": (INK, "s", True),
@@ -143,9 +145,10 @@ MARKS = {
 
 @styled
 def points_svg(name: str, rows: Sequence[tuple[str, Mapping[str, Interval | None]]], title: str, xlabel: str) -> str | None:
-    """Intervals as horizontal bars: a row for each of ``rows`` (its label, and what is compared in it); None when nothing is known.
+    """Draw intervals as horizontal bars; None if nothing is known.
 
-    The keys that are compared are those of :data:`MARKS`.
+    Args:
+        rows: (label, intervals by key of :data:`MARKS`) of every row.
     """
     rows = [(label, {k: i for k, i in parts.items() if known(i)}) for label, parts in rows]
     rows = [(label, parts) for label, parts in rows if parts]
@@ -176,15 +179,14 @@ def points_svg(name: str, rows: Sequence[tuple[str, Mapping[str, Interval | None
     return to_svg(figure, name, f"{title}. {told}")
 
 
-# -- one measurement in depth -------------------------------------------------------------------------------------------------
-
-
 @styled
 def layers_svg(layers: Sequence[Mapping[str, Any]], chosen: Sequence[int], title: str) -> str:
-    """Balanced accuracy and AUROC of a probe at every layer, and of the model's own later layers applied there (logit lens).
+    """Draw balanced accuracy and AUROC of a probe and of the logit lens at every layer.
+
+    The logit lens applies the model's final norm and output head to the residuals of a layer.
 
     Args:
-        chosen: the layers that the frozen probe reads; none where they are not known.
+        chosen: layers that the frozen probe reads; empty if unknown.
     """
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     rows = figure.subplots(2, 1, sharex=True)
@@ -213,7 +215,7 @@ def layers_svg(layers: Sequence[Mapping[str, Any]], chosen: Sequence[int], title
 
 @styled
 def roc_svg(scope: str, curves: Mapping[str, Mapping[str, Any]], name: str, title: str) -> str:
-    """Hit rate against false-alarm rate of reading and action, each with its own operating point marked."""
+    """Draw hit rate against false-alarm rate of reading and action, with their operating points."""
     figure = Figure(figsize=(3.4, 3.9), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.75", linewidth=1, linestyle=":")
@@ -239,7 +241,7 @@ def roc_svg(scope: str, curves: Mapping[str, Mapping[str, Any]], name: str, titl
 
 @styled
 def calibration_svg(bins: Sequence[Mapping[str, float]], title: str) -> str:
-    """Accuracy against confidence of the reading, a point a bin; bins hold about equally many items, so that is no axis of its own."""
+    """Draw accuracy against confidence of the reading, a point per bin of about equal size."""
     bins = [b for b in bins if b["n"]]
     x, y = (np.array([b[k] for b in bins], dtype=float) for k in ("confidence", "accuracy"))
     figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")

@@ -1,8 +1,8 @@
-"""``report.html``: what a run measured, as one file that needs nothing from outside.
+"""``report.html``: the measurements of a run as one self-contained file.
 
-Everything comes from the run directory: ``gap.jsonl`` always, ``measurement.json`` where it was written, ``config.yaml``,
-``environment.json`` and the fingerprints where they are there. A section without numbers is left out. The texts of items are the
-data's: they are escaped, and the page's own policy forbids scripts and the network.
+All figures come from the run directory. ``gap.jsonl`` is required; ``measurement.json``,
+``config.yaml``, ``environment.json`` and the fingerprints are optional. A section without numbers
+is left out. Texts of items are escaped, and the page's policy forbids scripts and network.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ from gapclose.report.media_embed import Embedder
 from gapclose.report.templating import render
 
 MEASUREMENT_VERSION = 1
-THUMBNAILS = 4  # of one item
+THUMBNAILS = 4  # per item
 
 
 def write_page(directory: Path, path: Path | None = None) -> Path:
     """Write the page of a run, by default as ``report.html`` into its directory.
 
     Raises:
-        ValueError: when the run has not measured its base model, or its measurement.json is of another version.
+        ValueError: when the run has not measured its base model, or its measurement.json has
+            another version.
     """
     path = directory / "report.html" if path is None else path
     write_text(path, build_page(directory))
@@ -51,7 +52,7 @@ def write_page(directory: Path, path: Path | None = None) -> Path:
 
 
 def build_page(directory: Path) -> str:
-    """The page of one run as HTML; the same records give the same bytes."""
+    """Return the page of one run as HTML; the same records give the same bytes."""
     summary, records, measured = summarise(directory), read_records(directory), read_measurement(directory)
     base = record_of(directory, "base/test")
     assert base is not None
@@ -81,7 +82,7 @@ def build_page(directory: Path) -> str:
 
 
 def read_measurement(directory: Path) -> dict[str, Any]:
-    """``measurement.json`` of a run, or an empty dict.
+    """Return ``measurement.json`` of a run, or an empty dict.
 
     Raises:
         ValueError: when another version of gapclose wrote it.
@@ -99,7 +100,7 @@ def read_measurement(directory: Path) -> dict[str, Any]:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """The verdict in one sentence, or two where the model does not act."""
+    """Return the verdict in one sentence, or in two if the model does not answer some questions."""
     reading, adapted = summary["reading"], summary["adapted"]
     sentence = (
         f"A linear probe reads the right concept at {layer_words(reading['layers'])} with a balanced accuracy of {_plain(reading['balanced'])}, "
@@ -127,7 +128,7 @@ def _plain(interval: Mapping[str, Any]) -> str:
 
 
 def _test_rows(summary: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(label, base, adapted) of every figure on test clips, the three gaps first."""
+    """Return (label, base, adapted) of every figure on test clips, the three gaps first."""
     adapted = summary["adapted"] or {}
     rows = [(label, summary["gap"][k]["base"], summary["gap"][k]["adapted"]) for label, k in GAPS.items()]
     rows += [(label, summary["base"][key], adapted.get(key)) for label, key in TEST_ROWS.items()]
@@ -138,7 +139,7 @@ def _test_rows(summary: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
 
 
 def _prompt_tables(prompts: Mapping[str, Any]) -> list[tuple[dict[str, Any], str, list[str]]]:
-    """(prompt -> heading -> interval, caption, headings) of the base model, and of the adapted one where there is one."""
+    """Return (prompt -> heading -> interval, caption, headings), also of any adapted model."""
     sides = [("base", "base model", PROMPT_COLUMNS)]
     if prompts and all(of["adapted"] for of in prompts.values()):
         sides.append(("adapted", "adapted model, trained under the first", ADAPTED_COLUMNS))
@@ -153,7 +154,7 @@ def _prompt_tables(prompts: Mapping[str, Any]) -> list[tuple[dict[str, Any], str
 
 
 def _figures(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Every figure there are numbers for, by the section it belongs to."""
+    """Draw every figure that has numbers, by section."""
     drawn: dict[str, Any] = {}
     title = f"{_counts(summary)}, 95 % intervals"
     parts = {
@@ -186,9 +187,9 @@ def _counts(of: Mapping[str, Any]) -> str:
 
 
 def controls(summary: Mapping[str, Any], base: Mapping[str, Any], measured: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every control with a row per scope: the figure it guards, its own, the difference, and what that means.
+    """Return every control with a row per scope: guarded figure, own figure, difference, meaning.
 
-    Without measurement.json, the two controls that ``gap.jsonl`` records.
+    Without measurement.json, these are the two controls in ``gap.jsonl``.
     """
     given = measured.get("controls")
     if given is None:
@@ -219,7 +220,7 @@ def controls(summary: Mapping[str, Any], base: Mapping[str, Any], measured: Mapp
 
 
 def _guarded(summary: Mapping[str, Any], guards: str, scope: str) -> Any:
-    """The figure that a control guards, or None where it is not a balanced accuracy of reading or action."""
+    """Return the balanced accuracy that a control guards, of reading or action, or None."""
     if guards not in ("reading", "action"):
         return None
     part = summary["modality"].get(scope)
@@ -229,7 +230,7 @@ def _guarded(summary: Mapping[str, Any], guards: str, scope: str) -> Any:
 
 
 def _meaning(difference: Any, chance: float | None, at_chance: bool | None) -> tuple[bool, str] | None:
-    """(as it should be, in words), or None where nothing is claimed."""
+    """Return (whether the result is as expected, description), or None if nothing is claimed."""
     good, words = True, []
     if chance is not None and chance < 1:
         good = at_chance is not False
@@ -238,14 +239,14 @@ def _meaning(difference: Any, chance: float | None, at_chance: bool | None) -> t
     if difference is not None and difference["lower"] is not None:
         beaten = difference["lower"] > 0
         good = good and beaten
-        if chance is None and not beaten:  # residuals without the wording, say, may read as well: nothing is wrong with that
+        if chance is None and not beaten:  # no fault: e.g. residuals without the wording may read as well
             return None
         words.append("the reading beats it" if beaten else "the reading does not beat it")
     return (good, "; ".join(words)) if words else None
 
 
 def _unsaid(directory: Path, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The items that the model reads best and answers otherwise, with their media embedded."""
+    """Return items with a right, most certain reading and a wrong answer, with embedded media."""
     root = Path(measured.get("data_root") or ".")
     if not root.is_absolute() and (directory / root).is_dir():
         root = directory / root
@@ -265,7 +266,7 @@ def _unsaid(directory: Path, measured: Mapping[str, Any]) -> list[dict[str, Any]
 
 
 def _rows(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """A nested dict as (dotted key, value); an interval is one value."""
+    """Flatten a nested dict to (dotted key, value); an interval is one value."""
     rows: list[tuple[str, Any]] = []
     for key, value in tree.items():
         nested = isinstance(value, Mapping) and set(value) != {"value", "lower", "upper"}
@@ -274,7 +275,10 @@ def _rows(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _settings(directory: Path) -> list[tuple[str, str]]:
-    """Every setting of a run; of an absolute path only the last part, since a page is sent around and the machine is not."""
+    """Return every setting of a run.
+
+    Absolute paths are cut to their last part, because pages are shared.
+    """
     return [(key, _shown(value)) for key, value in read_settings(directory).items() if key != "run_dir"]
 
 
@@ -287,7 +291,7 @@ def _shown(value: Any) -> str:
 
 
 def _environment(directory: Path) -> list[tuple[str, str]]:
-    """Versions, device, seed and code revision, and what was other at earlier starts."""
+    """Return versions, device, seed and code revision, and the different ones of earlier starts."""
     path = directory / "environment.json"
     tree = read_json(path) if path.is_file() else {}
     several = (tree, *tree.pop("earlier", []))
@@ -297,7 +301,7 @@ def _environment(directory: Path) -> list[tuple[str, str]]:
 
 
 def _fingerprints(directory: Path) -> list[tuple[str, str]]:
-    """What binds the numbers to items, model and adapter."""
+    """Return the fingerprints of items, model and adapter."""
     found = []
     if (directory / "items.json").is_file():
         found.append(("items, media and labels", read_json(directory / "items.json")["fingerprint"]))

@@ -1,7 +1,7 @@
-"""Media inside a page: thumbnails and sounds as ``data:`` URIs, small enough together to be sent around.
+"""Embed media in a page: thumbnails and audio as ``data:`` URIs, up to a total size.
 
-Short sounds stay 16-bit PCM, which every browser plays; longer ones are cut to their first seconds and become MP3, which every browser
-plays too (Ogg is what some do not).
+Short audio stays 16-bit PCM. Longer audio is cut to its first seconds and becomes MP3. Every
+browser plays both, but not every browser plays Ogg.
 """
 
 from __future__ import annotations
@@ -19,34 +19,37 @@ from PIL import Image, ImageOps
 SIDE = 192
 """pixels of a thumbnail's longer side"""
 SECONDS = 10.0
-"""of a sound that are kept"""
+"""seconds of audio that are kept"""
 RATE = 16_000
-"""Hz, the highest rate that is kept"""
+"""highest sampling rate that is kept, in Hz"""
 SHORT = 48_000
-"""bytes up to which a sound stays PCM (1.5 s at 16 kHz)"""
+"""bytes up to which audio stays PCM (1.5 s at 16 kHz)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """One medium of an item as the page shows it: either a URI, or a note that says why there is none."""
+    """One medium of an item on the page: a URI, or a note that says why there is none.
+
+    Audio that was cut has both.
+    """
 
     kind: str
     uri: str | None = None
     note: str | None = None
     seconds: float | None = None
-    """how long the whole sound is"""
+    """length of the uncut audio"""
     tiny: bool = False
-    """whether an image is so small that its pixels should stay sharp when it is shown larger"""
+    """whether an image is so small that its pixels should stay sharp when enlarged"""
 
 
 class Embedder:
-    """Embeds media until ``budget`` bytes of URIs are spent; what does not fit any more is left out, and the note says so."""
+    """Embeds media in at most ``budget`` bytes of URIs; media that do not fit become notes."""
 
     def __init__(self, root: Path, budget: int = 2_000_000) -> None:
         self.root, self.budget, self.left = root, budget, budget
 
     def embed(self, kind: str, path: str) -> Embedded:
-        """One medium. A file that is missing or cannot be decoded becomes a note: a page about a run outlives its data."""
+        """Embed one medium; a missing or damaged file becomes a note: a page outlives its data."""
         try:
             if kind == "image":
                 uri, side = thumbnail(self.root / path)
@@ -68,7 +71,10 @@ class Embedder:
 
 
 def thumbnail(path: Path) -> tuple[str, int]:
-    """A data URI of an image at most :data:`SIDE` pixels wide and high (PNG where that is small, else JPEG), and its longer side."""
+    """Return a data URI of an image at most :data:`SIDE` pixels wide and high, and its longer side.
+
+    The format is PNG up to 4,000 bytes, else JPEG.
+    """
     with Image.open(path) as image:
         image.draft("RGB", (SIDE * 2, SIDE * 2))
         small = ImageOps.exif_transpose(image).convert("RGB")
@@ -83,7 +89,10 @@ def thumbnail(path: Path) -> tuple[str, int]:
 
 
 def player(path: Path) -> tuple[str, float]:
-    """A data URI of the first :data:`SECONDS` of a sound as mono at :data:`RATE` or below, and the whole sound's length in seconds."""
+    """Return a data URI of the first :data:`SECONDS` of audio, and the uncut length in seconds.
+
+    The audio is mono at :data:`RATE` Hz or below.
+    """
     with soundfile.SoundFile(path) as sound:
         rate, seconds = sound.samplerate, sound.frames / sound.samplerate
         samples = sound.read(int(SECONDS * rate), dtype="float32", always_2d=True).mean(axis=1)

@@ -1,6 +1,6 @@
-"""The house style of figures, and how a drawn figure becomes inline SVG.
+"""The style of figures, and their conversion to inline SVG.
 
-Text stays text, so that it can be searched, scaled, and set in the page's own typeface.
+Text stays text, so that it can be searched, scaled, and set in the page's typeface.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 INK = "#333333"
 TAG = re.compile(r"<[^>]*>")
-"""a tag of SVG; texts between them are names from the data, which stay as they are"""
+"""a tag of SVG; text between tags is a name from the data and is not changed"""
 STYLE: Any = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8.5, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888", "text.color": INK, "axes.labelcolor": INK,
@@ -29,21 +29,27 @@ STYLE: Any = {
 
 
 def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
-    """Draw in the house style, whatever the reader's own matplotlibrc says; names from the data are never taken for formulas."""
+    """Make a function draw in :data:`STYLE`, without the user's matplotlibrc.
+
+    Names from the data are not parsed as formulas.
+    """
 
     @wraps(draw)
     def inside(*arguments: Any, **named: Any) -> Any:
         with matplotlib.rc_context(), warnings.catch_warnings():
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(STYLE)
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has it
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has the glyph
             return draw(*arguments, **named)
 
     return inside
 
 
 def to_svg(figure: Figure, name: str, label: str) -> str:
-    """One ``<svg role="img">`` for inlining: named for screen readers, sized by the page, its ids prefixed with ``name``."""
+    """Return an inline ``<svg role="img">`` labelled for screen readers and sized by the page.
+
+    Its ids are prefixed with ``name``.
+    """
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = out.getvalue()
@@ -63,5 +69,5 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
 
 
 def wrap(text: str, width: int = 24) -> str:
-    """A label in lines; words are also parted after ``_`` and ``/``."""
+    """Wrap a label; lines may also break after ``_`` and ``/``."""
     return "\n".join(textwrap.wrap(re.sub(r"([_/])(?=\w)", "\\1\u200b ", text), width)).replace("\u200b ", "").replace("\u200b", "")

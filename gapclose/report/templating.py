@@ -1,4 +1,4 @@
-"""From numbers and texts to HTML, by the package's templates, and to Markdown. Everything is escaped that was not made here."""
+"""Render numbers and texts as HTML with the package's templates. Text from elsewhere is escaped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def render(template: str, **values: Any) -> str:
     """Fill one of the package's templates; everything that is not marked as HTML is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gapclose.report", "templates"),
-        autoescape=True,  # for every name: select_autoescape would pass over .j2
+        autoescape=True,  # for every name: select_autoescape would skip .j2
         undefined=jinja2.ChainableUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -27,7 +27,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def interval(value: Any, digits: int = 3) -> Markup:
-    """``0.988 [0.979, 0.996]`` with the interval set lighter; what is not known says so."""
+    """Format ``0.988 [0.979, 0.996]`` with the interval set lighter, or ``not measured``."""
     if not isinstance(value, Mapping) or value.get("value") is None:
         return Markup('<span class="none">not measured</span>')
     text = Markup('<span class="n">{}</span>').format(number(value["value"], digits))
@@ -37,7 +37,7 @@ def interval(value: Any, digits: int = 3) -> Markup:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number with a true minus and thousands parted, or ``not measured``."""
+    """Format a number with a true minus sign and thousands separators, or ``not measured``."""
     if not isinstance(value, int | float):
         return "not measured"
     text = f"{value:,}" if isinstance(value, int) else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no minus before zeros
@@ -45,15 +45,15 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def layers(facts: Mapping[str, Any]) -> str:
-    """Which layers a probe reads, or a patch replaced, in words."""
+    """Name the layers that a probe reads or a patch replaced."""
     return layer_words(layers_of(facts))
 
 
 def stacks(nested: Mapping[str, Any]) -> str:
-    """What the probe of every outer fold reads: ``6, 5+6, 6``."""
+    """List the layers that the probe of every outer fold reads: ``6, 5+6, 6``."""
     return ", ".join("+".join(map(str, layers)) for layers in nested.get("stacks") or [[layer] for layer in nested["layers"]])
 
 
 def breakable(value: Any) -> Markup:
-    """Escaped text that may be broken after ``_``, ``/`` and ``.``."""
+    """Escape text, and allow line breaks after ``_``, ``/`` and ``.``."""
     return Markup(re.sub(r"([_/.])(?=\w)", r"\1<wbr>", str(escape(value))))

@@ -1,1 +1,1 @@
-"""ALIGN: targets, losses, sampler, collator, trainer, LoRA, early stopping and the choice of a checkpoint."""
+"""ALIGN: targets, losses, batches, trainer, LoRA, early stopping, selection of a checkpoint."""

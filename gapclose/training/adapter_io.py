@@ -1,4 +1,4 @@
-"""Adapters on disk, gathered from and given back to any engine."""
+"""Adapter weights: gather, save and load under any engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from gapclose.models.sharding import gathered
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Name -> whole adapter weights on the CPU, gathered by the engine's own means; all processes have to ask for them, and all get them."""
+    """Return name -> complete adapter weights on the CPU. All processes must call it; all get
+    them."""
     found = dict[str, torch.Tensor]()
     for name, parameter in sorted(model.named_parameters()):
         if "lora_" in name:
@@ -27,14 +28,17 @@ def adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_adapter(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
-    """Write the adapter as PEFT loads it, from whole tensors; all processes have to call it, the main one writes.
+    """Write the adapter in PEFT's format, from complete tensors.
+
+    All processes must call it; the main one writes.
 
     Returns:
         The tensors, as :func:`adapter_tensors`.
 
     Raises:
         WriteError: in all processes, when the main one cannot write.
-        RuntimeError: when a tensor is empty, which is what ZeRO-3 leaves of a parameter that was not gathered.
+        RuntimeError: when a tensor is empty, as ungathered parameters are under ZeRO-3, or when
+            there is none.
         LossNotFinite: when a weight is not finite.
     """
     tensors = adapter_tensors(model)
@@ -54,13 +58,15 @@ def save_adapter(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def load_adapter_tensors(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """Write adapter weights, under the names that PEFT saves, into the model; all processes have to call it.
+    """Load adapter weights, under the names that PEFT saves, into the model.
+
+    All processes must call it.
 
     Returns:
-        Names that the model lacks or the weights lack, in which case nothing was written.
+        Names that only the model or only ``weights`` has; if there are any, nothing is loaded.
     """
     parameters = {name: p for name, p in model.named_parameters() if "lora_" in name}
-    stands_for = {name: torch.tensor(place) for place, name in enumerate(parameters)}  # PEFT renames keys and keeps what they stand for
+    stands_for = {name: torch.tensor(place) for place, name in enumerate(parameters)}  # PEFT renames keys
     saved = peft.get_peft_model_state_dict(model, state_dict=stands_for)  # type: ignore[arg-type]
     if lacking := sorted(saved.keys() ^ weights.keys()):
         return lacking

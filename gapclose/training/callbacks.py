@@ -1,4 +1,4 @@
-"""Callbacks of the trainer: progress, the order of an epoch, and evaluation after every epoch."""
+"""Callbacks of the trainer: progress bar, order of an epoch, evaluation after every epoch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from gapclose.training.sampler import MixedSampler
 
 
 class ProgressCallback(transformers.ProgressCallback):
-    """The trainer's progress bar without its own printing of losses."""
+    """The trainer's progress bar without its printed losses."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None: ...
 
 
 class SetSamplerEpoch(transformers.TrainerCallback):
-    """Tells the sampler its epoch. Of several processes that go on from within an epoch, transformers 5.23 and accelerate 1.15 tell nobody
-    (``SkipBatchSampler`` around ``BatchSamplerShard``), and the rest of the epoch would be in the order of the first."""
+    """Set the sampler's epoch at the start of every epoch.
+
+    When several processes resume within an epoch, transformers 5.23 and accelerate 1.15 do not set
+    it (``SkipBatchSampler`` around ``BatchSamplerShard``), so the rest of the epoch would have the
+    order of the first. Remove when they do.
+    """
 
     def __init__(self, sampler: MixedSampler) -> None:
         self.sampler = sampler
@@ -32,16 +36,18 @@ class SetSamplerEpoch(transformers.TrainerCallback):
 
 
 class EvaluateAfterEpoch(transformers.TrainerCallback):
-    """Measures after every epoch, then saves a checkpoint; an interrupted measurement is repeated from the checkpoint before it.
+    """Measure after every epoch, then save a checkpoint.
 
-    Training stops where ``measure`` says so.
+    An interrupted measurement is repeated from the checkpoint before it. Training stops when
+    ``measure`` returns True.
     """
 
     def __init__(self, measure: Callable[[int], bool | None]) -> None:
         self.measure = measure
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """No checkpoint between the last step of an epoch and its measurement: resuming from it would leave the epoch unmeasured."""
+        """Prevent a checkpoint between the last step of an epoch and its measurement, because
+        resuming from it would leave the epoch unmeasured."""
         if float(state.epoch).is_integer():
             control.should_save = False
         return control
@@ -54,5 +60,5 @@ class EvaluateAfterEpoch(transformers.TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        run_on_all_ranks(lambda: flush(folder))  # by every process, since each node holds what it wrote itself
+        run_on_all_ranks(lambda: flush(folder))  # by every process: each node has its own files
         run_on_main(lambda: seal(folder, epoch=state.epoch))

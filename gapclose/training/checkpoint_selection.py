@@ -1,6 +1,7 @@
-"""Which epochs of a run count: their records by round, the best of them, and what kept a round from its last.
+"""Selection of an epoch: the records of each round, the best epoch, and why a round stopped early.
 
-Everything is read from the run directory (``gap.jsonl``, ``stopped.json``), so that a training that was interrupted decides as one that was not.
+Everything is read from the run directory (``gap.jsonl``, ``stopped.json``), so an interrupted
+training selects as an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -20,29 +21,31 @@ from gapclose.training.early_stopping import check_guards, triggered
 
 
 class EpochRecords:
-    """The measured epochs of the run in ``directory``; rounds count from 1, epochs go on through them.
+    """The measured epochs of the run in ``directory``; rounds and epochs count from 1.
 
-    All processes ask together, and are told what the main one reads: another node may not see yet what was written.
+    Epochs count on through the rounds. All processes must call a method together, except
+    :meth:`read` and :meth:`stop`. They get the main process's result, because another node may not
+    see recent files yet.
     """
 
     def __init__(self, directory: Path, config: TrainingSettings) -> None:
         self.directory, self.config = directory, config
 
     def read(self, number: int) -> list[dict[str, Any]]:
-        """The records of the epochs of a round measured so far, in order, as this process sees them."""
+        """Return the records of a round's measured epochs, in order, as this process sees them."""
         length = self.config.train.epochs
         found = [r for r in read_records(self.directory) if r["stage"].startswith("epoch-")]
         return sorted((r for r in found if length * (number - 1) < r["epoch"] <= length * number), key=lambda r: r["epoch"])
 
     def records(self, number: int) -> list[dict[str, Any]]:
-        """The same, as the main process sees them."""
+        """Return the same records as the main process sees them."""
         return run_on_main(lambda: self.read(number))
 
     def best(self, rounds: Iterable[int]) -> dict[str, Any]:
-        """The record of the best epoch of these rounds.
+        """Return the record of the best epoch of these rounds.
 
         Raises:
-            ValueError: when none of them has one.
+            ValueError: when they have no measured epoch.
         """
 
         def choose() -> dict[str, Any]:
@@ -53,7 +56,8 @@ class EpochRecords:
         return run_on_main(choose)
 
     def unimproved(self, rounds: Iterable[int]) -> dict[str, Any] | None:
-        """Why none of these rounds' epochs is to be preferred to the base model; None where one is."""
+        """Explain why the base model is preferred to every epoch of these rounds; None if one is
+        better."""
 
         def judge() -> dict[str, Any] | None:
             base, among = record_of(self.directory, "base/val"), [r for number in rounds for r in self.read(number)]
@@ -63,7 +67,7 @@ class EpochRecords:
         return run_on_main(judge)
 
     def guarded(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The record of an epoch with what the guards have against it; a control of training has none."""
+        """Add the guards' objections to the record of an epoch; none for a control of training."""
         if self.config.targets.control != "none":
             return record | {"objections": {}}
         base = run_on_main(lambda: record_of(self.directory, "base/val"))
@@ -71,11 +75,11 @@ class EpochRecords:
         return record | {"objections": check_guards(record, base, self.config.gap, self.config.guards)}
 
     def triggered(self, number: int) -> dict[str, str]:
-        """The guards that end a round, with their reasons."""
+        """Return the guards that end a round, with their reasons."""
         return run_on_main(lambda: self._fired(number))
 
     def stopped(self) -> dict[str, str]:
-        """What kept a round from its last epoch; a guard that was turned off since may have been it."""
+        """Return what ended a round early, including guards that have been turned off since."""
 
         def first() -> dict[str, str]:
             for number in range(1, self.config.targets.rounds + 1):
@@ -86,7 +90,8 @@ class EpochRecords:
         return run_on_main(first)
 
     def stop(self, number: int, reason: str) -> None:
-        """Keep that the guard of the loss ended a round between two measurements; for the main process."""
+        """Store that a non-finite loss ended a round between two measurements. Main process
+        only."""
         write_json(self.directory / "stopped.json", {"round": number, "loss": reason})
 
     def _fired(self, number: int) -> dict[str, str]:
@@ -103,21 +108,30 @@ class EpochRecords:
 def best_epoch(
     epochs: Sequence[Mapping[str, Any]], config: GapConfig, off: Sequence[str] = (), base: Mapping[str, Any] | None = None
 ) -> int:
-    """The epoch with the highest balanced action on val whose standard accuracy stays within the budget, and that no guard objects to.
+    """Return the epoch with the highest balanced action on val that respects budget and guards.
 
-    With ``gap.choose: shifted`` (and alarms) it is the action on the option after the best shift, which keeps to the budget. Epochs whose fall
-    is within the budget as estimated come first, then those whose fall is not beyond it (:func:`gapclose.metrics.status.beyond`). When guards object
-    to all of these, the best of those; when none is left, the one that loses least: its state tells. Of equals the earliest is taken.
+    The budget limits the drop of standard accuracy. With ``gap.choose: shifted`` (and alarm
+    concepts) epochs are compared by the accuracy on the option after the best shift, which keeps to
+    the budget by itself. Candidates are, in this order:
+
+    - epochs without objections whose drop is within the budget as estimated,
+    - epochs without objections whose drop is not :func:`~gapclose.metrics.status.beyond` it,
+    - epochs whose drop is not beyond it, despite objections,
+    - the epoch with the smallest drop, with a warning.
+
+    Epochs in the states collapsed and lost are left out unless all epochs are. The earliest of
+    equal epochs is taken.
 
     Args:
         epochs: their records on val. off: guards whose objections do not count.
-        base: the record of the base model on val, which then is a candidate as epoch 0: it loses nothing, and nothing objects to it.
+        base: the base model's record on val, a candidate as epoch 0. If given, only epochs without
+            objections, neither collapsed nor lost, compete with it.
 
     Returns:
-        Its number; 0 for the base model, where no epoch that might be taken is better.
+        The number of the epoch; 0 for the base model, when no such epoch is better.
 
     Raises:
-        ValueError: when there are none.
+        ValueError: when ``epochs`` is empty.
     """
     if not epochs:
         raise ValueError("no epoch was measured, so none can be chosen; start the same command again")
@@ -142,7 +156,8 @@ def _by_shift(records: Sequence[Mapping[str, Any]], config: GapConfig) -> bool:
 
 
 def figure(record: Mapping[str, Any], *, shifted: bool) -> float:
-    """What an epoch is chosen by; the base model has no shift, and is as it is."""
+    """Return the figure that epochs are compared by; the base model, without a shift, is used
+    unshifted."""
     if not shifted:
         return record["action"]["balanced"]["value"]
     return record["shifted"]["option_balanced"] if record.get("shifted") else record["action"]["option_balanced"]["value"]
@@ -151,10 +166,11 @@ def figure(record: Mapping[str, Any], *, shifted: bool) -> float:
 def unimproved(
     epochs: Sequence[Mapping[str, Any]], config: GapConfig, off: Sequence[str], base: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Why no epoch is to be preferred to the base model, None where one is.
+    """Explain why the base model is preferred to every epoch; None if one is better.
 
     Returns:
-        ``epoch``, the best one all the same; ``chosen_by``; ``base`` and ``adapted``, that figure on val of the two; ``why``, a sentence.
+        ``epoch``, the best epoch nevertheless; ``chosen_by``, the name of the figure; ``base`` and
+            ``adapted``, its values on val; ``why``, a sentence.
     """
     if best_epoch(epochs, config, off, base):
         return None

@@ -1,4 +1,4 @@
-"""Training batches: items under the terms of the loss, mixed in fixed proportion, with the places where the loss looks.
+"""Training batches: processor inputs, answer positions and weights for items under the loss terms.
 
 Shapes: P answer positions, G (position, token) pairs, K kept tokens, O options.
 """
@@ -24,20 +24,21 @@ from gapclose.training.sampler import Example
 
 
 class Collator:
-    """Examples -> processor inputs and the places where the loss looks.
+    """Turn examples into processor inputs and the positions that the loss reads.
 
-    One row per example when all its options are single tokens; otherwise one per distinct context, so that every answer token is
-    predicted from the prompt and the tokens before it. Items that carry different kinds of media go into separate parts.
+    An example has one row if all its options are single tokens, otherwise one row per distinct
+    context; every answer token is predicted from the prompt and the answer tokens before it. Items
+    with different kinds of media go into separate parts.
     """
 
     def __init__(
         self, loaded: LoadedModel, media: MediaLoader | None, trunk: HiddenStates | None = None, examples: Sequence[Example] = ()
     ) -> None:
-        """``trunk``: take what is stored of the items, and read no media. ``examples``: all that batches are made of; needed where processes
-        hold a model together."""
+        """``trunk``: hidden-state cache to read instead of media. ``examples``: all examples
+        that batches are made of; required when the model is sharded."""
         self.loaded, self.media, self.trunk = loaded, media, trunk
         self.carriers = {"+".join(media_signature(e.item)): e for e in reversed(examples)}
-        """what a part carries -> the first example that does"""
+        """kinds of media of a part -> the first example with them"""
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         groups: dict[str, list[Example]] = defaultdict(list)
@@ -47,9 +48,10 @@ class Collator:
         return {"parts": [self._part(group) | {"carries": carried} for carried, group in groups.items()], "counts": counts}
 
     def level(self, batches: Sequence[dict[str, Any]]) -> None:
-        """Give every micro-batch of a step, in place, the parts of all processes' in one order: those that are not its own count for nothing.
+        """Give every micro-batch of a step the same parts on all processes, in place and in order.
 
-        Processes that hold a model together have to run equally many forwards, over the same media.
+        Sharded processes must run equally many forwards over the same kinds of media. Parts that a
+        process does not have itself are added with weight zero.
         """
         mine = [[part["carries"] for part in batch["parts"]] for batch in batches]
         everyones: list[list[list[str]]] = gather_object([mine])
@@ -59,7 +61,7 @@ class Collator:
             batch["parts"] = [own.get(name) or self._idle(name) for name in carried]
 
     def _idle(self, carried: str) -> dict[str, Any]:
-        """A part of one example whose sums are all zero."""
+        """Return a part of one example whose sums are all zero."""
         part = self._part([self.carriers[carried]])
         return {k: v for k, v in part.items() if k != "base_logps"} | {"weight": torch.zeros_like(part["weight"]), "carries": carried}
 
@@ -94,7 +96,8 @@ class Collator:
         return part
 
     def _prompt(self, rows: Sequence[tuple[Item, list[int]]]) -> tuple[dict[str, torch.Tensor], int]:
-        """What the model is given for prompts with answer tokens behind them, and the length of the padded prompts."""
+        """Return the model's inputs for prompts followed by answer tokens, and the padded prompt
+        length."""
         if self.trunk is not None:
             return self.trunk.batch(rows)
         assert self.media is not None

@@ -1,4 +1,4 @@
-"""Settings of training: loss terms and batches, LoRA, targets, guards, the objectives that TRL trains, and tracking."""
+"""Settings of training: losses, batches, LoRA, targets, guards, TRL's objectives and tracking."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from gapclose.training.wandb_service import LONGEST, NOT_IN_PROJECTS
 
 @dataclass(kw_only=True)
 class LoraConfig:
-    """Where adapters sit and how large they are."""
+    """Position and size of the LoRA adapters."""
 
     layers: str | list[int] = "after_probe"
-    """after_probe (the frozen probe's input stays the base model's own), all, or a list of decoder layers counted from 1"""
+    """after_probe (the frozen probe still reads the base model's residuals), all, or a list of
+    decoder layers counted from 1"""
     r: int = 16
     """rank"""
     alpha: int = 32
@@ -25,7 +26,8 @@ class LoraConfig:
     use_dora: bool = False
     """weight-decomposed LoRA: more memory and time"""
     experts: bool = True
-    """adapt the experts of mixture-of-experts layers too, each with rank r: as many adapters as experts, so mind the memory"""
+    """also adapt the experts of mixture-of-experts layers, each with rank r; memory grows with
+    their number"""
 
     def __post_init__(self) -> None:
         with Checks(self, "lora") as check:
@@ -39,7 +41,7 @@ class LoraConfig:
                 check.add(f"{check.named('layers')}; name some layers, counted from 1", "layers")
 
     def chosen(self, n_layers: int, probe_layer: int) -> list[int]:
-        """Decoder layers that get adapters.
+        """Return the decoder layers that get adapters.
 
         Raises:
             ValueError: when a listed layer does not exist.
@@ -60,24 +62,28 @@ CONTROLS = ("none", "shuffled", "blank_targets", "blank_media")
 
 @dataclass(kw_only=True)
 class TargetsConfig:
-    """From readings to targets."""
+    """How targets are made from readings."""
 
     false_alarm_budget: float | None = 0.03
-    """share of the standard items of val on which the reading itself may raise an alarm, as far as so many items can tell
-    (:mod:`gapclose.probes.posterior`); null: leave the reading's own threshold"""
+    """share of the standard items of val on which the reading may raise a false alarm, allowing
+    for the uncertainty of the count (:mod:`gapclose.probes.posterior`); null: keep the reading's
+    own threshold"""
     sharpen: float = 1.0
     """exponent on the reading; .inf gives hard targets"""
     gate: float = 1.0
-    """share of the items of every read concept that is kept, the most confident first; 1 keeps all"""
+    """confidence filter: share of the items of every read concept that is kept, most confident
+    first; 1 keeps all"""
     rounds: int = 1
-    """times that targets are made and trained on: after each but the last, a probe is fitted again with the same labels on what the adapted
-    model carries, chosen on val, and training goes on for as many epochs; ``patience`` may end it before"""
+    """rounds of making targets and training on them, each ``train.epochs`` long. Before each
+    later round a probe is fitted again, with the same labels, on the adapted model, and chosen
+    on val; ``patience`` may end the rounds earlier"""
     patience: int = 1
-    """rounds in a row whose probe reads val no better than the best one before (mean log-likelihood, as estimated) that end the rounds; the
-    round that ends them is not trained"""
+    """the rounds end after this many in a row whose probe reads val no better than the best
+    probe before (mean log-likelihood, point estimate); the last of these rounds is not trained"""
     control: str = "none"
-    """none; shuffled (readings permuted among the train items of a modality, evenly over what was read); blank_targets (targets from
-    blanked media, training on the real ones) or blank_media (targets and training from blanked media)"""
+    """none; shuffled (readings permuted among the train items of a modality, evenly over the
+    read concepts); blank_targets (targets from blanked media, training on the real media);
+    blank_media (targets and training from blanked media)"""
 
     def __post_init__(self) -> None:
         with Checks(self, "targets", infinite=("sharpen",)) as check:
@@ -92,16 +98,17 @@ class TargetsConfig:
 
 @dataclass(kw_only=True)
 class GuardsConfig:
-    """What stops a training."""
+    """Early stopping: which guards are on and when they end training."""
 
     off: list[str] | None = None
-    """guards that are turned off by name: over-rejection, parsing, retention, fresh, sentinel, loss, adapter. null: none under ``objective:
-    grpo``, whose reward is a probe; else the sentinel's, since adapters change the last layer, where it reads, so that it also falls in
-    trainings that do what they should"""
+    """guards to turn off: over-rejection, parsing, retention, fresh, sentinel, loss, adapter.
+    null: none under ``objective: grpo``, whose reward is a probe; otherwise the sentinel,
+    because it reads the last layer, which adapters change even in successful training"""
     patience: int = 2
-    """epochs in a row in which a guard must object; a first epoch that rejects too much often recovers"""
+    """consecutive epochs in which a guard must object; a first epoch that rejects too often
+    usually recovers"""
     retention_budget: float = 0.05
-    """accuracy on the items that must not change that may be lost, 0..1"""
+    """accuracy on the retention items that may be lost, 0..1"""
 
     def __post_init__(self) -> None:
         with Checks(self, "guards") as check:
@@ -110,24 +117,26 @@ class GuardsConfig:
             check.number("retention_budget", least=0, most=1, why="0.05 for five points")
 
     def under(self, objective: str) -> GuardsConfig:
-        """With the guards that are off written out: those that were named, or the objective's."""
+        """Return the settings with ``off`` filled in: the guards named there, or the objective's
+        default."""
         return self if self.off is not None else replace(self, off=[] if objective == "grpo" else ["sentinel"])
 
     @property
     def silent(self) -> list[str]:
-        """The guards that are off; before an objective is known (:meth:`under`), those that were named."""
+        """The guards that are off; only those named until an objective is known (:meth:`under`)."""
         return self.off or []
 
 
 @dataclass(kw_only=True)
 class DpoConfig:
-    """Of ``objective: dpo``."""
+    """Settings of ``objective: dpo``."""
 
     beta: float = 0.1
-    """how strongly the base model holds the adapted one back, > 0: larger stays nearer"""
+    """strength of the pull towards the base model, > 0; a larger value stays closer to it"""
     anchors: bool = False
-    """also a pair for every train item on which reading and model agree: that option over the likeliest one of another concept. Without
-    them a model that never objects is only ever taught to object"""
+    """also make a pair for every train item on which reading and model agree: the agreed option
+    over the most probable one of another concept. Without these, a model that never objects only
+    learns to object"""
 
     def __post_init__(self) -> None:
         with Checks(self, "dpo") as check:
@@ -136,14 +145,15 @@ class DpoConfig:
 
 @dataclass(kw_only=True)
 class GrpoConfig:
-    """Of ``objective: grpo``."""
+    """Settings of ``objective: grpo``."""
 
     num_generations: int = 8
-    """answers sampled to each prompt, at least 2; must divide train.global_batch_size, which counts answers"""
+    """answers sampled per prompt, at least 2; must divide train.global_batch_size, which counts
+    answers"""
     beta: float = 0.04
     """weight of KL(adapted || base) per token, > 0"""
     temperature: float = 1.0
-    """of sampling, > 0"""
+    """sampling temperature, > 0"""
 
     def __post_init__(self) -> None:
         with Checks(self, "grpo") as check:
@@ -151,10 +161,10 @@ class GrpoConfig:
             check.number("beta", "temperature", above=0)
 
     def prompts(self, train: TrainConfig) -> int:
-        """Prompts in a global batch.
+        """Return the number of prompts in a global batch.
 
         Raises:
-            ValueError: when it does not hold whole groups of answers.
+            ValueError: when the global batch is no multiple of ``num_generations``.
         """
         if train.global_batch_size % self.num_generations:
             fitting = [n for n in range(2, train.global_batch_size + 1) if train.global_batch_size % n == 0]
@@ -171,54 +181,62 @@ GUARDS = ("over-rejection", "parsing", "retention", "fresh", "sentinel", "loss",
 TERMS = ("consistency", "gold", "retain")
 
 SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt")
-"""the schedulers of transformers that need no settings of their own"""
+"""the schedulers of transformers that have no required settings"""
 POLYNOMIAL_END = 1e-7
-"""where transformers ends a polynomial decay; it refuses to start at or below it"""
+"""final learning rate of transformers' polynomial decay; the peak must be above it"""
 
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """Optimisation."""
+    """Batches, optimiser and loss weights."""
 
     epochs: int = 3
-    """each of as many steps as one pass of the train items takes when they fill the batch beside the retained, with objective consistency, gold
-    and consistency+gold alike: so they are compared at equal steps (dpo and grpo take as many as their pairs or prompts fill). The gap is
-    measured again after each"""
+    """number of epochs. For the objectives consistency, gold and consistency+gold, an epoch has
+    as many steps as one pass of the train items takes, with the retention items in every batch;
+    so these objectives are compared at equal steps. For dpo and grpo the pairs or prompts
+    determine the steps. The gap is measured after each epoch"""
     global_batch_size: int = 72
-    """items per optimiser step over all processes, all terms together"""
+    """items per optimiser step, over all processes and terms"""
     micro_batch_size: int = 8
-    """items per forward on one process; memory, not results, depends on it"""
+    """items per forward on one process; affects memory, not results"""
     learning_rate: float = 2e-4
     """peak learning rate of AdamW, at least 0"""
     lr_scheduler_type: str = "cosine"
-    """scheduler of transformers: linear, cosine, cosine_with_restarts, polynomial, constant, constant_with_warmup or inverse_sqrt"""
+    """scheduler of transformers: linear, cosine, cosine_with_restarts, polynomial, constant,
+    constant_with_warmup or inverse_sqrt"""
     warmup: float = 0.1
-    """share of all steps with rising learning rate, at least 0 and below 1"""
+    """share of all steps during which the learning rate rises, at least 0 and below 1"""
     weight_decay: float = 0.0
-    """AdamW's, on adapter weights"""
+    """weight decay of AdamW on the adapter weights"""
     max_grad_norm: float = 1.0
-    """gradient clipping; 0 switches it off"""
+    """largest gradient norm, above which gradients are clipped; 0: no clipping"""
     consistency: float = 1.0
-    """weight of the consistency term, where the objective has it"""
+    """weight of the consistency term, if the objective has it"""
     gold: float = 1.0
-    """weight of cross-entropy on the labelled fit items, where the objective has it"""
+    """weight of cross-entropy on the labelled fit items, if the objective has it"""
     retain: float = 1.0
-    """weight of KL(base || adapted) on the retain items, where the objective has it; 0 leaves it out"""
+    """weight of KL(base || adapted) on the retention items, if the objective has it; 0 omits
+    them"""
     retain_share: float = 0.333
-    """share of every global batch that is retain items, 0..1"""
+    """share of retention items in every global batch, 0..1"""
     gold_share: float = 0.25
-    """share of every global batch that is labelled items under objective consistency+gold, 0..1"""
+    """share of labelled items in every global batch under objective consistency+gold, 0..1"""
     twins: bool = False
-    """deal both items of a pair of twins (tag ``twin``) into the same global batch, where the gate keeps both; false: every item by itself"""
+    """put both items of a twin pair (tag ``twin``) into the same global batch if the confidence
+    filter keeps both; false: sample items independently"""
     retain_tokens: int = 512
-    """most probable next tokens kept of the base model for the KL; a smaller vocabulary is kept whole"""
+    """number of the base model's most probable next tokens that the KL compares; a smaller
+    vocabulary is compared completely"""
     gradient_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, about a third more time"""
     cache_trunk: bool = False
-    """compute once what lies below the first adapted layer (towers included), keep it on disk while training, and train and re-measure from
-    there; ``gapclose validate`` says what it takes. Left off with a message where it does not fit or the model cannot"""
+    """hidden-state cache: compute everything below the first adapted layer once (towers
+    included), keep it on disk during training, and start training and measurement from there;
+    ``gapclose validate`` prints its size. Skipped with a message if it does not fit or the model
+    does not support it"""
     save_steps: int = 0
-    """checkpoint every so many optimiser steps besides the end of every epoch; 0: only then"""
+    """optimiser steps between checkpoints, in addition to the one after every epoch; 0: only
+    after epochs"""
     logging_steps: int = 10
     """optimiser steps between loss lines"""
 
@@ -236,10 +254,11 @@ class TrainConfig:
                 check.add(f"{message}; raise it, or take another scheduler", "lr_scheduler_type", "learning_rate")
 
     def accumulation(self, processes: int) -> int:
-        """Micro-batches per optimiser step on each process.
+        """Return the micro-batches per optimiser step on each process.
 
         Raises:
-            ValueError: when the global batch cannot be cut evenly, with sizes that can.
+            ValueError: when the global batch does not divide evenly; names micro-batch sizes that
+                fit.
         """
         per_round = self.micro_batch_size * processes
         if self.global_batch_size % per_round:
@@ -253,7 +272,11 @@ class TrainConfig:
         return self.global_batch_size // per_round
 
     def counts(self) -> dict[str, int]:
-        """Items of each term in a global batch; they add up to ``global_batch_size``."""
+        """Return the items of each term in a global batch; they add up to ``global_batch_size``.
+
+        Raises:
+            ValueError: when a term with a positive weight gets no item.
+        """
         total = self.global_batch_size
         counts = {
             "retain": round(total * self.retain_share) if self.retain else 0,
@@ -270,18 +293,18 @@ class TrainConfig:
         return {t: counts[t] for t in TERMS}
 
     def epoch_steps(self, n_train: int) -> int:
-        """Optimiser steps of an epoch over ``n_train`` items."""
+        """Return the optimiser steps of an epoch over ``n_train`` items."""
         return max(1, n_train // (self.global_batch_size - self.counts()["retain"]))
 
 
 @dataclass(kw_only=True)
 class TrackingConfig:
-    """Where records are mirrored to."""
+    """Where records are mirrored."""
 
     project: str = "gapclose"
     """Weights & Biases project, at most 128 characters without any of / \\ # ? % :"""
     name: str | None = None
-    """run name, at most 128 characters; null: the run directory's name"""
+    """run name, at most 128 characters; null: the name of the run directory"""
 
     def __post_init__(self) -> None:
         with Checks(self, "wandb") as check:

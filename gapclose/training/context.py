@@ -1,4 +1,5 @@
-"""What training needs of a run: a view of the sections of its configuration, and of the run itself."""
+"""Protocols of what training reads from a run: sections of its configuration, and the run
+itself."""
 
 from __future__ import annotations
 

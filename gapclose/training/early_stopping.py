@@ -1,10 +1,12 @@
-"""Guards: what must not go on for long while training. They stop a run with the reason, and the best checkpoint so far is kept.
+"""Guards: conditions that end training early with a reason. The best checkpoint so far is kept.
 
-Guards look at the records of ``val``, one after every epoch, by the rules of :mod:`gapclose.metrics.status`: a fall counts where its estimate is beyond
-the budget and its interval above zero; parsing is compared by its estimate. Controls of training (``targets.control``) are run to see how far they go, so only
-the guard of the loss acts on them.
+Guards check the records of ``val``, one after every epoch, by the rules of
+:mod:`gapclose.metrics.status`: a drop counts if its estimate exceeds the budget and its interval is
+above zero; parsing is compared by its estimate. For controls of training (``targets.control``) only
+the loss guard is active, because they are run to see how far they go.
 
-Some are silent by construction: ``over-rejection`` under ``gap.choose: shifted``, and ``fresh`` under ``lora.layers: after_probe``.
+Two guards can never object under some settings: ``over-rejection`` under ``gap.choose: shifted``,
+and ``fresh`` under ``lora.layers: after_probe``.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ Record = Mapping[str, Any]
 
 
 def _over_rejection(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
-    if gap.choose == "shifted":  # a shift of the rejections, chosen on val, will keep to the budget, whatever the model loses as it is
+    if gap.choose == "shifted":  # the shift, chosen on val, keeps to the budget
         return None
     return _beyond(record["change"]["standard_drop"], gap.standard_budget, "standard accuracy fell by", "gap.standard_budget")
 
@@ -38,7 +40,7 @@ def _retention(record: Record, base: Record, gap: GapConfig, config: GuardsConfi
 
 
 def _fresh(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
-    # under lora.layers: after_probe its residuals are the base model's own, and it cannot fall
+    # cannot drop under lora.layers: after_probe, where it reads the base model's residuals
     return _beyond(record["change"]["fresh_drop"], gap.reading_tolerance, "the fresh probe's accuracy fell by", "gap.reading_tolerance")
 
 
@@ -51,7 +53,7 @@ def _adapter(record: Record, base: Record, gap: GapConfig, config: GuardsConfig)
 
 
 def _beyond(drop: Mapping[str, float | None], budget: float, words: str, key: str) -> str | None:
-    """The reason, where a figure fell beyond its budget (:func:`gapclose.metrics.status.beyond`)."""
+    """Return the reason when a figure drops :func:`gapclose.metrics.status.beyond` its budget."""
     if not beyond(drop, budget):
         return None
     ends = "" if drop["lower"] is None else f" [{drop['lower']:.3f}, {drop['upper']:.3f}]"
@@ -66,20 +68,24 @@ GUARDS: dict[str, Callable[[Record, Record, GapConfig, GuardsConfig], str | None
     "sentinel": _sentinel,
     "adapter": _adapter,
 }
-"""name -> the reason to object to a record, given the base's on the same split, or None; ``loss`` is the trainer's, which looks at every step"""
+"""name -> function of a record, the base model's record on the same split and the settings that
+returns an objection or None; the trainer checks ``loss`` itself at every step"""
 
 
 def check_guards(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> dict[str, str]:
-    """What every guard that is on has against a record, by name."""
+    """Return the objections of all active guards to a record, by name."""
     checks = {name: check for name, check in GUARDS.items() if name not in config.silent}
     return {name: reason for name, check in checks.items() if (reason := check(record, base, gap, config))}
 
 
 def triggered(records: Sequence[Record], config: GuardsConfig) -> dict[str, str]:
-    """The guards that objected in each of the last ``patience`` epochs, with the latest reason.
+    """Return the guards that objected in each of the last ``patience`` epochs, with a reason.
+
+    The reason is that of the latest epoch.
 
     Args:
-        records: of the epochs so far, oldest first, with their ``objections``. Of guards that were turned off since, they do not count.
+        records: of the epochs so far, oldest first, with ``objections``. Objections of guards that
+            are off by now do not count.
     """
     last = records[-config.patience :]
     if len(last) < config.patience:

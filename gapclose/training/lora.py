@@ -1,4 +1,4 @@
-"""LoRA adapters: where they sit, how they are put on and loaded, and what tells two of them apart."""
+"""LoRA adapters: where they are added, loading, and a fingerprint."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from gapclose.training.config import LoraConfig
 
 
 def adapted_experts(model: Any, config: LoraConfig, layers: Sequence[int]) -> list[str]:
-    """Full names of the fused experts in decoder layers ``layers`` that get adapters.
+    """Return the full names of the fused experts in decoder layers ``layers`` that get adapters.
 
     Raises:
-        ValueError: when there are any, with settings that PEFT has for modules only.
+        ValueError: for dropout or DoRA together with fused experts, because PEFT supports them only
+            for modules.
     """
     experts = expert_names(model, layers) if config.experts else []
     if experts and (config.dropout or config.use_dora):
@@ -38,8 +39,9 @@ def adapted_experts(model: Any, config: LoraConfig, layers: Sequence[int]) -> li
 
 
 def add_lora(loaded: LoadedModel, config: LoraConfig, layers: Sequence[int], seed: int) -> None:
-    """Wrap ``loaded.model`` by PEFT with adapters on every linear module and all fused experts of the given decoder layers, and nowhere
-    else.
+    """Wrap ``loaded.model`` by PEFT, with adapters only in the given decoder layers.
+
+    Every linear module and all fused experts of these layers get one.
 
     Raises:
         ValueError: as :func:`adapted_experts` and :func:`refuse_misplaced`.
@@ -56,7 +58,8 @@ def add_lora(loaded: LoadedModel, config: LoraConfig, layers: Sequence[int], see
 
 
 def _same_end(model: Any, modules: Sequence[str]) -> list[str]:
-    """Full names of other modules that end like one of ``modules``: PEFT, which matches names by their ends, would adapt them too."""
+    """Return other modules whose full names end like one of ``modules``; PEFT, which matches by
+    suffix, would adapt them too."""
     wanted, found = set(modules), list[str]()
     for name, _ in unwrap(model).named_modules():
         parts = name.split(".")
@@ -66,10 +69,10 @@ def _same_end(model: Any, modules: Sequence[str]) -> list[str]:
 
 
 def refuse_misplaced(model: Any, modules: Sequence[str], experts: Sequence[str]) -> None:
-    """Check that PEFT put adapters on ``modules`` and on the parameters ``experts``, full names both, and nowhere else.
+    """Check that PEFT adapted only ``modules`` and the parameters ``experts`` (full names).
 
     Raises:
-        ValueError: naming what else got one, and what got none.
+        ValueError: naming unexpected and missing adapters.
     """
     base = unwrap(model)
     adapted = {name.removesuffix(".base_layer") for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
@@ -87,10 +90,11 @@ def refuse_misplaced(model: Any, modules: Sequence[str], experts: Sequence[str])
 
 
 def enable_checkpointing(loaded: LoadedModel) -> None:
-    """Recompute activations in the backward pass, without giving up that it stops below the first adapted layer.
+    """Recompute activations in the backward pass, which still stops below the first adapted layer.
 
-    Not by ``TrainingArguments``: on that way transformers makes the embeddings' output require a gradient, for the sake of re-entrant
-    checkpoints, and the backward pass recomputes every layer down to the embedding. Remove when it leaves that out for the others.
+    ``TrainingArguments`` is not used for this: transformers then makes the embeddings' output
+    require a gradient, for re-entrant checkpoints, and the backward pass recomputes every layer
+    down to the embedding. Remove when transformers does this only for re-entrant checkpoints.
     """
     model = unwrap(loaded.model)
     model.activation_checkpointing_enable({"use_reentrant": False})
@@ -98,10 +102,11 @@ def enable_checkpointing(loaded: LoadedModel) -> None:
 
 
 def load_adapter(config: ModelConfig, folder: Path) -> LoadedModel:
-    """The base model with the adapter of ``folder`` on it.
+    """Load the base model with the adapter of ``folder``.
 
     Raises:
-        ValueError: when a file is damaged, keys are missing or unexpected, or every ``lora_B`` is zero (the adapter would do nothing).
+        ValueError: when a file is damaged, keys are missing or unexpected, tensors differ after
+            loading, or every ``lora_B`` is zero, so that the adapter does nothing.
     """
     refuse_damaged(folder, f"delete {folder} and run `gapclose close` of this run again, which trains that epoch again")
     loaded = load_model(config)
@@ -123,12 +128,13 @@ def load_adapter(config: ModelConfig, folder: Path) -> LoadedModel:
 
 
 def adapter_changed(model: Any) -> bool:
-    """Whether training moved any of the adapter weights that start at zero; False where there are none at all."""
+    """Return whether training changed an adapter weight that starts at zero; False without such
+    weights."""
     return any(bool(t.any()) for name, t in adapter_tensors(model).items() if "lora_B" in name or "lora_embedding_B" in name)
 
 
 def adapter_fingerprint(model: Any) -> str:
-    """Hash of the adapter weights in ``model``, so that observations of one adapter are never taken for another's."""
+    """Hash the adapter weights in ``model``, so that each adapter's observations are kept apart."""
     digest = hashlib.sha256()
     for name, tensor in adapter_tensors(model).items():
         digest.update(name.encode() + tensor.float().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""What a run trains on: which terms of the loss act, or which of TRL's trainers takes the items instead."""
+"""Objectives: which terms of the loss are active, or which of TRL's trainers replaces ours."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ LOSS_TERMS = {
     "gold": ("gold", "retain"),
     "consistency+gold": ("consistency", "gold", "retain"),
 }
-"""objective -> the terms of the loss that it has"""
+"""objective -> its terms of the loss"""
 BY_TRL = {"dpo": "DPOTrainer", "grpo": "GRPOTrainer"}
-"""objective -> the class of TRL that trains it; both keep to the base model by a KL of their own, so retain items stay out"""
+"""objective -> the TRL class that trains it; both have their own KL to the base model, so
+retention items are not used"""
 OBJECTIVES = (*LOSS_TERMS, *BY_TRL)
 ObjectiveFunction = Callable[[Any, Any], np.ndarray]
-"""(:class:`gapclose.training.targets.Targets`, the train items) -> (N, O) answer distribution to aim for, rows that sum to one"""
+"""(:class:`gapclose.training.targets.Targets`, the train items) -> target distribution (N, O),
+rows sum to one"""
 CUSTOM: Registry[ObjectiveFunction] = Registry("objective", "objective", OBJECTIVES)
 
 
 def register_objective(name: str, aim: ObjectiveFunction) -> ObjectiveFunction:
-    """Add an objective, to be named in ``objective``: it trains like ``consistency``, towards other answer distributions.
+    """Add an objective that ``objective`` can name; it trains like ``consistency``.
 
     Args:
-        aim: takes the :class:`gapclose.training.targets.Targets` of the N train items (their readings, and the targets by Jeffrey's rule) and
-            the item set; returns the distribution over the options (N, O) that training aims for, 0 beyond an item's options.
+        aim: takes the :class:`gapclose.training.targets.Targets` of the N train items (readings,
+            and targets by Jeffrey's rule) and the item set; returns the target distribution over
+            the options (N, O), 0 beyond an item's options.
 
     Raises:
         ValueError: when the name is taken.
@@ -39,7 +42,8 @@ def register_objective(name: str, aim: ObjectiveFunction) -> ObjectiveFunction:
 
 
 def loss_terms(objective: str) -> tuple[str, ...]:
-    """The terms of the loss that an objective has; empty for those that TRL trains. One that a user added has those of ``consistency``."""
+    """Return an objective's terms of the loss: none for TRL's, those of ``consistency`` for a
+    user's."""
     return LOSS_TERMS.get(objective, () if objective in BY_TRL else LOSS_TERMS["consistency"])
 
 
@@ -51,33 +55,35 @@ IN_WORDS = {
     "dpo": f"TRL's DPOTrainer, preferring the option that agrees with {READING} over what the base model says",
     "grpo": f"TRL's GRPOTrainer, sampled answers rewarded by {READING}",
 }
-"""objective -> what a model card says of it"""
+"""objective -> its description in a model card"""
 
 
 def idle_terms(objective: str, train: TrainConfig) -> str:
-    """What is wrong where a term that the objective is about has the weight 0 (retain may have it); empty otherwise."""
+    """Return an error message if a term of the objective (except retain) has weight 0, else an
+    empty string."""
     named = " and ".join(f"train.{t}" for t in loss_terms(objective) if t != "retain" and not getattr(train, t))
     words = f"objective {objective}: the weight {named} is 0; make it positive, or choose another of {list(OBJECTIVES)}"
     return words if named else ""
 
 
 def active_terms(objective: str, train: TrainConfig) -> TrainConfig:
-    """``train`` with the weight of every term that the objective does not have set to 0."""
+    """Return ``train`` with weight 0 for every term that the objective does not have."""
     terms = loss_terms(objective)
     return replace(train, **{t: 0.0 for t in TERMS if t not in terms})
 
 
 def settings_in_words(objective: str, train: TrainConfig) -> str:
-    """The weights that act, for a model card; TRL's objectives have settings of their own."""
+    """Return the objective and its positive weights for a model card (none for TRL's
+    objectives)."""
     terms = [f"{t} {getattr(train, t):g}" for t in TERMS if getattr(train, t)]
     return f"objective {objective}" + (f", weights {', '.join(terms)}" if terms else "")
 
 
 def in_words(objective: str) -> str:
-    """What a model card says of an objective."""
+    """Return an objective's description for a model card."""
     return IN_WORDS.get(objective, f"the answer distribution was aligned with targets of {objective}, made from {READING}")
 
 
 def needs_reading(objective: str) -> bool:
-    """Whether training uses what the probe reads: all but ``gold`` do."""
+    """Return whether training uses the probe's reading; only ``gold`` does not."""
     return objective != "gold"

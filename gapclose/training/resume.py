@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written whole by all processes together, and which of them an interrupted training goes on from."""
+"""Checkpoints of a training: complete saves by all processes, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from gapclose.models.sharding import is_wrapped
 
 @contextmanager
 def whole_checkpoints(directory: Path, trainer: Any) -> Iterator[None]:
-    """Inside, ``trainer`` writes checkpoints to ``directory``. One that is half-written is removed by the main process: before, where an earlier
-    start was killed, and when the disk fills up.
+    """Context in which ``trainer`` writes complete checkpoints to ``directory``.
+
+    The main process removes incomplete ones at the start (left by a killed run) and after a failed
+    write, for example on a full disk.
 
     Raises:
         WriteError: in all processes, when one of them cannot write its part of a checkpoint.
@@ -30,7 +32,8 @@ def whole_checkpoints(directory: Path, trainer: Any) -> Iterator[None]:
             with writing(directory):
                 save(*rest, **more)
 
-        run_on_all_ranks(part, joint=is_wrapped(trainer.model))  # an engine's processes communicate while they save
+        # joint: an engine's processes communicate while saving
+        run_on_all_ranks(part, joint=is_wrapped(trainer.model))
 
     trainer._save_checkpoint = save_together
 
@@ -49,15 +52,17 @@ def whole_checkpoints(directory: Path, trainer: Any) -> Iterator[None]:
 
 
 def last_complete_checkpoint(directory: Path, lost: Callable[[int], str | None] | None = None) -> Path | None:
-    """The newest checkpoint whose every file was written and still is what was written. Half-written ones are skipped in silence, and damaged
-    ones with a word (both are later overwritten).
+    """Return the newest checkpoint whose files are complete and unchanged.
+
+    Incomplete checkpoints are skipped silently and damaged ones with a warning. Both are
+    overwritten later.
 
     Args:
-        lost: what is gone of what was kept of an epoch of this training, if anything; a checkpoint after it is skipped, so that the epoch is
-            trained and measured again.
+        lost: returns the missing result of an epoch, or None. Checkpoints from that epoch on are
+            skipped, so that it is trained and measured again.
 
     Raises:
-        Damaged: when there are checkpoints, and all of them are damaged.
+        Damaged: when no checkpoint is usable and at least one is damaged.
     """
     found = [p.parent for p in directory.glob("checkpoint-*/complete.json")]
     skipped, damaged = list[str](), list[Path]()
@@ -84,5 +89,5 @@ def _epoch(checkpoint: Path) -> float:
 
 
 def epochs_done(checkpoint: Path | None) -> float:
-    """Epochs that were trained and measured before a checkpoint; 0 without one."""
+    """Return the epochs trained and measured before a checkpoint; 0 without one."""
     return 0.0 if checkpoint is None else run_on_main(lambda: _epoch(checkpoint))

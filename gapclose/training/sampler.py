@@ -1,4 +1,4 @@
-"""Training examples, and the order in which they are drawn: terms in fixed proportion, twins together."""
+"""Training examples and their order: terms in fixed proportion, twins in the same batch."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ class Example:
     base_logps: torch.Tensor | None = None
     """(K,) the base model's next-token log-probabilities at the answer position (retain)"""
     base_tokens: torch.Tensor | None = None
-    """(K,) their vocabulary ids"""
+    """(K,) vocabulary ids of ``base_logps``"""
 
     def __post_init__(self) -> None:
-        """Raises: ValueError for what would turn the loss into no number, or be left out of it in silence."""
+        """Raises: ValueError for a target or log-probability that would make the loss NaN or be
+        ignored."""
         if not np.all(np.isfinite(self.weights) & (self.weights >= 0)):
             raise ValueError(f"item {self.item.id}: the target {self.weights.tolist()} has a weight that is negative or not finite")
         if self.base_logps is not None and bool((self.base_logps.isnan() | self.base_logps.isposinf()).any()):
@@ -35,13 +36,14 @@ class Example:
 
 
 class MixedSampler(Sampler[int]):
-    """Indices whose every run of ``global_batch_size`` holds exactly ``counts`` items of each term.
+    """Sample indices so that each global batch holds ``counts`` items of each term.
 
-    An epoch is ``steps`` global batches; every term goes round as often as that needs, in its own shuffled order, which depends on seed and
-    epoch alone.
+    An epoch is ``steps`` global batches. Every term is repeated as often as necessary, in its own
+    shuffled order, which depends only on seed and epoch.
 
-    With ``twins`` both items of a pair are in the same global batch, under every term that has both, as far as the counts let them: under an
-    odd one, pairs are parted once no single item is left to go between them.
+    With ``twins`` both items of a pair are in the same global batch, under every term that has
+    both, as far as ``counts`` permits. If a count is odd, a pair is split when no single item is
+    left to fill the batch.
     """
 
     def __init__(self, examples: Sequence[Example], counts: dict[str, int], seed: int, *, steps: int, twins: bool = False) -> None:
@@ -53,14 +55,15 @@ class MixedSampler(Sampler[int]):
         self.units = {t: pair_twins(examples, m) if twins else [[i] for i in m] for t, m in members.items()}
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer at the start of every epoch."""
+        """Set the epoch; the trainer calls it at the start of every epoch."""
         self.epoch = int(epoch)
 
     def __len__(self) -> int:
         return self.steps * sum(self.counts.values())
 
     def _stream(self, term: str) -> Iterator[int]:
-        """Items of a term, pass after pass; where a pair would be cut by the end of a batch, the next single item goes first."""
+        """Yield items of a term without end; a single item goes first where a batch would split
+        a pair."""
         generator, size = np.random.default_rng([self.seed, self.epoch, TERMS.index(term)]), self.counts[term]
         left = size
         while True:
@@ -84,7 +87,7 @@ class MixedSampler(Sampler[int]):
 
 
 def pair_twins(examples: Sequence[Example], members: Sequence[int]) -> list[list[int]]:
-    """The members of one term, both of a pair of twins together."""
+    """Group the members of one term: pairs of twins together, other items alone."""
     waiting, units = dict[str, list[int]](), list[list[int]]()
     for index in members:
         item = examples[index].item

@@ -1,12 +1,13 @@
-"""Teachers: whose readings of the train items training aims for, round by round.
+"""Target probes, whose readings of the train items become targets, round by round.
 
-The first teacher is the frozen probe on the base model. Each later round fits a probe again, with the same labels, on the residuals of the
-model that the round before it has left. Readings are taken once, before the round trains, so no gradient and no later change of the model
-reaches them.
+The first target probe is the frozen probe on the base model. Each later round fits a probe again,
+with the same labels, on the residuals of the model after the previous round. Readings are taken
+once, before the round trains, so no gradient and no later change of the model reaches them.
 
-A model that was trained towards a probe's readings says on the clips of ``fit`` what the probe said there, which are the probe's own training
-items: its residuals hold their labels, and cross-validation on ``fit`` would find a better reading whatever the truth. So later probes are fitted
-on ``fit`` but chosen, calibrated and compared on ``val``, which no probe was fitted on and no model trained on.
+A trained model repeats the probe's reading on the clips of ``fit``, which are the probe's own
+training items. Its residuals therefore contain their labels, and cross-validation on ``fit`` would
+favour the newer reading whatever the truth. So later probes are fitted on ``fit`` but chosen,
+calibrated and compared on ``val``, on which no probe is fitted and no model trained.
 
 Shapes: N train items, M val items, C concepts, O options.
 """
@@ -36,27 +37,28 @@ from gapclose.training.context import TrainingContext
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeReadings:
-    """One round's reading."""
+    """A round's target probe and its readings."""
 
     probe: FrozenProbe
     train: np.ndarray
     """(N, C)"""
     val: np.ndarray
-    """(M, C), for the operating point"""
+    """(M, C), to set the operating point"""
 
 
 def train_items(run: TrainingContext) -> ItemSet:
-    """The items that targets are for, without whatever labels they have."""
+    """Return the items that targets are made for, without their labels."""
     return run.items.select(split="train", purpose="gap").unlabelled()
 
 
 def val_items(run: TrainingContext) -> ItemSet:
-    """The labelled items that choose."""
+    """Return the labelled items on which probes are chosen."""
     return run.items.select(split="val", purpose="gap")
 
 
 def first_teacher(run: TrainingContext) -> tuple[ProbeReadings, np.ndarray]:
-    """The frozen probe's reading of the base model, and the base model's option scores of the train items (N, O)."""
+    """Return the frozen probe's reading of the base model, and the base model's option scores of
+    the train items (N, O)."""
     control = run.config.targets.control
     seen = run.observe("base-train", train_items(run), layers=run.probe.layers, blank=SUPPORTED if control.startswith("blank") else ())
     judged = read_observations(run.directory / "observations" / "base-val", [i.id for i in val_items(run)], layers=run.probe.layers)
@@ -65,9 +67,10 @@ def first_teacher(run: TrainingContext) -> tuple[ProbeReadings, np.ndarray]:
 
 
 def search(run: TrainingContext, number: int) -> tuple[FrozenProbe, np.ndarray]:
-    """The probe that reads val best in the model as it is now, fitted on fit, over all layers; with its reading of val (M, C).
+    """Return the best probe on the current model and its reading of val (M, C).
 
-    Number 1 is the base model's: what a later round is compared with, since the frozen probe was chosen among fewer layers.
+    It is fitted on fit, over all layers, and chosen on val. Round 1 is the base model. Its probe is
+    the reference for later rounds, because the frozen probe was chosen among fewer layers.
     """
     fit, val, layers = run.items.select(split="fit", purpose="gap"), val_items(run), list(range(1, len(run.loaded.layers) + 1))
     seen = {
@@ -98,16 +101,17 @@ def choose_on_holdout(
     *,
     modality: np.ndarray,
 ) -> tuple[FrozenProbe, list[dict[str, Any]]]:
-    """Probes fitted on one set of items; the one that reads another set best, by :func:`gapclose.probes.search.score` there.
+    """Fit probes on one set of items and choose the best on another.
 
-    All processes of a launch call this alike, and each tries every W-th layer.
+    They are compared by :func:`gapclose.probes.search.score`. All processes of a launch must call
+    this together; each tries every W-th layer.
 
     Args:
         fit, val: layer -> residuals (N, D) and (M, D). known, right: their concepts, (N,) and (M,).
-        modality: what the questions of ``val`` are about, (M,).
+        modality: modality of the questions of ``val``, (M,).
 
     Returns:
-        The probe, and a row for every layer, family and strength.
+        The probe, and one row per layer, family and strength.
     """
     possible = possible_concepts(right, modality, len(concepts))
 
@@ -122,14 +126,14 @@ def choose_on_holdout(
     found = [one for of in map_across_ranks(list(fit), tried, label) for one in of]
     row, (mean, scale, weight, bias) = max(
         found, key=lambda one: one[0]["given_modality"]
-    )  # of equals the lowest layer, then as configured
+    )  # ties: the lowest layer, then the order of the configuration
     facts = {name: row[name] for name in ("layers", "family", "strength", "temperature")}
     probe = FrozenProbe(mean=mean, scale=scale, weight=weight, bias=bias, concepts=concepts, **facts)
     return probe, [row for row, _ in found]
 
 
 def next_teacher(run: TrainingContext, number: int) -> ProbeReadings:
-    """The teacher of a later round: the best probe on what the model has become."""
+    """Return the target probe of a later round: the best probe on the current model."""
     probe, val = search(run, number)
     found = run.observe(f"round-{number}-train", train_items(run), layers=probe.layers, replace=True)
     return ProbeReadings(probe=probe, train=probe.predict_proba(probe.features(found.residuals)), val=val)
@@ -138,17 +142,21 @@ def next_teacher(run: TrainingContext, number: int) -> ProbeReadings:
 def compare_rounds(
     run: TrainingContext, number: int, now: ProbeReadings, before: ProbeReadings, reference: np.ndarray, sentinel: np.ndarray
 ) -> dict[str, Any]:
-    """What ``rounds.json`` holds of a later round: whether its teacher reads better than the one before, and whether the sentinel agrees.
+    """Compare a later round's target probe with the previous one, for ``rounds.json``.
 
     Args:
-        reference: (M, C) the best reading of val by the same search in the models of the rounds before.
-        sentinel: (N, C) the sentinel's reading of the train items in the base model, which no training has touched. A teacher that drifts away
-            from the clips and towards what the student says loses its agreement.
+        reference: (M, C) the best reading of val by the same search in the models of earlier
+            rounds.
+        sentinel: (N, C) the sentinel's reading of the train items in the base model, which training
+            does not change. A target probe that follows the trained model's answers instead of the
+            clips agrees less with it.
 
     Returns:
-        ``gain`` in log-likelihood on val, with its clip-bootstrap interval, among the concepts that an item's modality leaves, over the items
-        whose label is one of them, as probes are chosen. ``helps``: whether it is above 0 as estimated, which counts for ``targets.patience``;
-        ``shown``: whether its interval is, which few clips seldom let a single round reach. The main process decides.
+        Among others ``gain``: log-likelihood gained on val, with its clip-bootstrap interval, over
+            the possible concepts of an item's modality and the items labelled with one of them, as
+            probes are chosen. ``helps``: whether the estimate is above 0, which counts for
+            ``targets.patience``. ``shown``: whether the interval is above 0, which a single round
+            on few clips seldom reaches. The main process decides.
     """
     labels, said, read = Labels.of(val_items(run)), now.train.argmax(1), before.train.argmax(1)
     clips = ClipBootstrap(labels.clip, run.config.gap.replicates, run.config.seed)
@@ -170,9 +178,10 @@ def compare_rounds(
 
 
 def likelihood_gain(now: np.ndarray, before: np.ndarray, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
-    """By how many nats (M,) more one reading (M, C) believes the right concept than another, among the possible ones; and where that counts.
+    """Compute the log-likelihood in nats (M,) that one reading (M, C) gains on another.
 
-    Items whose label is none of the possible concepts count for nothing.
+    Also returns which items count, (M,) bool. Readings are restricted to the possible concepts.
+    Items with another label have gain 0 and do not count.
     """
     possible = possible_concepts(labels.concept, labels.modality, len(labels.concepts))
     counts = possible[np.arange(len(now)), labels.concept]
@@ -182,7 +191,8 @@ def likelihood_gain(now: np.ndarray, before: np.ndarray, labels: Labels) -> tupl
 
 
 def _log_right(reading: np.ndarray, labels: Labels, possible: np.ndarray) -> np.ndarray:
-    """Logarithm of what is read of the right concept among the possible ones, (M,); -27.6 at least, as a belief of 1e-12 has it."""
+    """Return the log-probability of the right concept among the possible ones, (M,);
+    probabilities are clipped at 1e-12 (-27.6)."""
     narrowed = np.maximum(reading, 1e-12) * possible
     with np.errstate(divide="ignore"):
         return np.log((narrowed / narrowed.sum(1, keepdims=True))[np.arange(len(reading)), labels.concept])
@@ -195,6 +205,6 @@ def _balanced(reading: np.ndarray, labels: Labels) -> float:
 
 
 def sentinel_reading(run: TrainingContext) -> np.ndarray:
-    """What the sentinel reads of the train items in the base model, (N, C)."""
+    """Return the sentinel's reading of the train items in the base model, (N, C)."""
     found: Mapping[int, torch.Tensor] = run.observe("round-1-train", train_items(run), layers=run.sentinel.layers).residuals
     return run.sentinel.predict_proba(run.sentinel.features(found))

@@ -1,4 +1,6 @@
-"""Targets: the answer distribution that training aims for, built from stored readings and scores by Jeffrey's rule.
+"""Targets: the answer distributions that training aims for.
+
+They are built by Jeffrey's rule from stored readings and option scores.
 
 Shapes: N items, C concepts, O options.
 """
@@ -20,9 +22,10 @@ from gapclose.training.config import TargetsConfig
 
 
 def confident(reading: np.ndarray, share: float) -> np.ndarray:
-    """(N,) bool: the ``share`` of the items of every read concept on which the reading is most confident; of equals the first.
+    """Select the ``share`` of each read concept's items with the most confident reading, (N,) bool.
 
-    Confidence is what is left for the other concepts together, which tells items apart where the most probable one is 1 up to rounding.
+    Confidence is minus the sum of the other concepts' probabilities, which still tells items apart
+    where the highest probability rounds to 1. Ties go to the first item.
     """
     keep = np.zeros(len(reading), dtype=bool)
     read = reading.argmax(1)
@@ -35,10 +38,11 @@ def confident(reading: np.ndarray, share: float) -> np.ndarray:
 
 
 def shuffle_evenly(read: np.ndarray, stratum: np.ndarray, seed: int) -> np.ndarray:
-    """A permutation (N,) within strata that carries nothing over: whatever an item was read as, it gets every reading equally often.
+    """Permute readings within strata so that no item's new reading depends on its own, (N,).
 
-    A plain permutation of n items leaves a chance correlation of about 1 / sqrt(n) between an item's own reading and the one it gets. Here
-    the items that were read as one concept get each concept's readings in the proportions of the whole stratum, up to rounding.
+    A plain permutation of n items leaves a chance correlation of about 1 / sqrt(n) between an
+    item's own reading and the one it gets. Here the items read as one concept get each concept's
+    readings in the proportions of the stratum, up to rounding.
 
     Args:
         read: (N,) most probable concept of every item. stratum: (N,) readings stay within it.
@@ -51,7 +55,8 @@ def shuffle_evenly(read: np.ndarray, stratum: np.ndarray, seed: int) -> np.ndarr
     for s in np.unique(stratum):
         members = generator.permutation(np.flatnonzero(stratum == s))
         takers = members[np.argsort(read[members], kind="stable")]
-        # lay every concept's readings out evenly from 0 to 1, each from a random start: any run of them has the whole's proportions
+        # place each concept's readings evenly in [0, 1] from a random start: any run of places then
+        # has the proportions of the stratum
         givers, place = generator.permutation(members), np.zeros(len(members))
         for concept in np.unique(read[members]):
             of_concept = np.flatnonzero(read[givers] == concept)
@@ -68,15 +73,17 @@ class Targets:
     target: np.ndarray
     """(N, O)"""
     keep: np.ndarray
-    """(N,) bool, the gate; never an item that can express nothing of what is read"""
+    """(N,) bool, the confidence filter; false for items without an option for any concept that
+    is read"""
     reading: np.ndarray
-    """(N, C) among the concepts that an item can express, after operating point, before sharpening"""
+    """(N, C) restricted to the concepts an item can express; after the operating point, before
+    sharpening"""
     factor: float
     """prior factor on alarm concepts"""
     point: Point = field(default_factory=Point)
-    """how that was chosen; not stored, targets are made at every start"""
+    """how the factor was chosen; not stored, because targets are rebuilt at every start"""
     silent: int = 0
-    """items that can express nothing of what is read; not stored"""
+    """number of items without an option for any concept that is read; not stored"""
 
     def save(self, path: Path) -> None:
         tensors = {"target": torch.tensor(self.target), "keep": torch.tensor(self.keep), "reading": torch.tensor(self.reading)}
@@ -84,7 +91,8 @@ class Targets:
 
     @classmethod
     def load(cls, path: Path, ids: list[str]) -> Targets:
-        """Raises: ValueError when the file is damaged, or about other items than ``ids``."""
+        """Raises: ValueError when the file is damaged or holds targets of items other than
+        ``ids``."""
         with reading(path), safe_open(path, framework="pt") as file:
             there = json.loads(file.metadata()["ids"])
             tensors = {k: read_tensor(file, k) for k in ("target", "keep", "reading", "factor")}
@@ -97,7 +105,8 @@ class Targets:
         return cls(ids=ids, **arrays, factor=float(tensors["factor"]))
 
     def summary(self, concepts: tuple[str, ...]) -> dict[str, Any]:
-        """What was kept, by read concept, and where the operating point lies; for the record of a run."""
+        """Return the kept items by read concept and the operating point, for the record of a
+        run."""
         read = self.reading.argmax(1)
         kept = {c: int((self.keep & (read == k)).sum()) for k, c in enumerate(concepts)}
         counts = {"items": len(self.ids), "kept": int(self.keep.sum()), "kept_by_concept": kept, "not_expressible": self.silent}
@@ -119,14 +128,19 @@ def build_targets(
     val_clip: np.ndarray | None = None,
     val_option_concept: np.ndarray | None = None,
 ) -> Targets:
-    """Readings of the train items -> what they can express -> operating point -> gate -> sharpening -> Jeffrey's rule.
+    """Build targets from the readings of the train items.
 
-    An item whose reading lies wholly on concepts that it has no option for is not trained on; ``silent`` counts them.
+    Steps: restrict each reading to expressible concepts, apply the operating point, filter by
+    confidence, sharpen, apply Jeffrey's rule. An item is not trained on when it has no option for
+    the concepts that hold the whole reading; ``silent`` counts these.
 
     Args:
-        reading: (N, C) of the train items. scores, option_concept: (N, O) of the base model. modality: (N,).
-        val_reading: (M, C) readings of the items of val, val_concept, val_clip: (M,) their concepts and clips; they set the operating point.
-        val_option_concept: (M, P) of the items of val, whose readings are restricted like those of the train items; None: they have all options.
+        reading: (N, C) of the train items. scores, option_concept: (N, O) of the base model.
+            modality: (N,).
+        val_reading: (M, C) readings of the items of val, which set the operating point.
+            val_concept, val_clip: (M,) their concepts and clips.
+        val_option_concept: (M, P) option concepts of the items of val, to restrict their readings
+            likewise; None: every item has options for all concepts.
         alarm: (C,) bool.
     """
     if config.control == "shuffled":

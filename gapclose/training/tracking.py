@@ -1,4 +1,4 @@
-"""Trackers mirror what is written to ``gap.jsonl``; the file stays the record of truth."""
+"""Trackers mirror the records of ``gap.jsonl``; the file remains authoritative."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from gapclose.training.wandb_service import (
 )
 
 RECORD = "gap/record"
-"""name of a row's measurement: its stage and a hash of its content"""
+"""log key of a row's record: its stage and a hash of its content"""
 
 
 def scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a record under slash-separated names; an interval gives its value, and its ends as /lower and /upper."""
+    """Yield the numbers of a record under slash-separated names; an interval's ends are /lower
+    and /upper."""
     for key, value in record.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
@@ -48,7 +49,7 @@ def scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 class NoTracker:
-    """Takes everything and keeps nothing, so that no caller has to ask whether tracking is on."""
+    """A tracker that does nothing, so that callers need not check whether tracking is on."""
 
     def record(self, record: Mapping[str, Any]) -> None: ...
 
@@ -58,13 +59,15 @@ class NoTracker:
 
 
 class WandbTracker(NoTracker):
-    """Weights & Biases: the configuration, ``gap/*`` per measurement, losses (and rewards, KL) per step, the final table, the adapter as an artifact.
+    """Mirrors a run to Weights & Biases.
 
-    Nothing that happens there ends a run: what fails is warned of, once for every reason. ``wandb.json`` in the run directory keeps the run's id
-    and what was sent: records by stage with a hash of their content, the last step of the losses, and hashes of the final table and of the
-    adapter. Whatever of ``gap.jsonl`` is not among it is sent at the next record or the next start. Losses that could not be sent wait in
-    memory. The client writes what it is handed a little later, so after an end that was not clean (``open`` in ``wandb.json``) the run's own
-    files tell what was sent.
+    It sends the configuration, ``gap/*`` per measurement, losses (and rewards, KL) per step, the
+    final table, and the adapter as an artifact. Errors here never end a run; each different error
+    gives one warning. ``wandb.json`` in the run directory stores the run's id and what was sent:
+    records by stage with a hash of their content, the last step of the losses, and hashes of the
+    final table and the adapter. Unsent records of ``gap.jsonl`` are sent at the next record or the
+    next start. Unsent losses wait in memory. The client writes with a delay, so after an unclean
+    end (``open`` in ``wandb.json``) the run's own files determine what was sent.
     """
 
     def __init__(self, config: TrainingSettings, settings: dict[str, Any]) -> None:
@@ -74,7 +77,7 @@ class WandbTracker(NoTracker):
         self._safely(self._begin)
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """Log the numbers of one measurement as ``gap/SPLIT/...``, after those that are missing there."""
+        """Log the numbers of one measurement as ``gap/SPLIT/...``, after any unsent records."""
         self._safely(lambda: self._catch_up(record))
 
     def losses(self, step: int, values: Mapping[str, float]) -> None:
@@ -95,7 +98,8 @@ class WandbTracker(NoTracker):
             )
 
     def _safely(self, job: Callable[[], None]) -> None:
-        """Do what may fail in any way that a service, its client, a disk or a network has; the run is worth more than its mirror."""
+        """Run ``job`` and turn any error (service, client, disk, network) into a warning;
+        tracking must not end a run."""
         try:
             job()
         except Exception as error:
@@ -108,7 +112,8 @@ class WandbTracker(NoTracker):
                 )
 
     def _begin(self) -> None:
-        """Read what was sent, and open the run; of one that was sent whole, only when there is something new."""
+        """Read what was sent and open the run; a completely sent run is opened only if there are
+        new records."""
         known = read_json(self.path) if self.path.is_file() else {}
         self.known = known if known.get("project") == self.config.wandb.project else {}
         if self.known.get("open"):
@@ -117,7 +122,7 @@ class WandbTracker(NoTracker):
             self._catch_up()
 
     def _recover(self) -> None:
-        """Count as sent what reached the files of a run whose process was killed."""
+        """Count as sent what reached the files of a killed run."""
         rows = rows_written(self.directory, self.known["id"])
         self.known["records"] = dict(row[RECORD].rsplit("#", 1) for row in rows if RECORD in row)
         self.known["step"] = max((row["step"] for row in rows if "step" in row), default=0)
@@ -129,7 +134,7 @@ class WandbTracker(NoTracker):
             )
 
     def _opened(self) -> Any:
-        """The run, opened where it is not.
+        """Return the run, and open it first if necessary.
 
         Raises:
             ConnectionError: when the service cannot be reached.
@@ -153,12 +158,13 @@ class WandbTracker(NoTracker):
         return self.run
 
     def _keep(self, **news: Any) -> None:
-        """Remember what was sent, over the end of this process."""
+        """Store what was sent, for later processes."""
         self.known |= news
         write_json(self.path, self.known)
 
     def _catch_up(self, record: Mapping[str, Any] | None = None) -> None:
-        """Send the records of ``gap.jsonl``, and this one, that were not sent as they are; of a fresh run, only open it."""
+        """Send new and changed records of ``gap.jsonl`` and ``record``; a fresh run is opened
+        even without any."""
         records = {r["stage"]: r for r in [*read_records(self.directory), *([record] if record else [])]}
         digests = {stage: _digest(r) for stage, r in records.items()}
         missing = [stage for stage, digest in digests.items() if self.known.get("records", {}).get(stage) != digest]
@@ -212,21 +218,23 @@ def _digest(value: Any) -> str:
 
 
 def make_tracker(config: TrainingSettings, settings: dict[str, Any]) -> NoTracker:
-    """The tracker that ``config.tracking`` names, on the main process; nothing elsewhere, nor where WANDB_MODE switches it off."""
+    """Return the tracker that ``config.tracking`` names, on the main process; elsewhere, or if
+    WANDB_MODE disables it, one that does nothing."""
     if config.tracking != "wandb" or not is_main():
         return NoTracker()
     try:
         if mode() == "disabled":
             say("tracking is wandb, and WANDB_MODE is disabled: nothing is sent")
             return NoTracker()
-    except Exception as error:  # of its settings; said before anything was loaded (tracking_doubts)
+    except Exception as error:  # an error of wandb's settings, already reported by tracking_doubts
         say(f"  warning: tracking: {in_one_line(error)}; nothing is sent")
         return NoTracker()
     return WandbTracker(config, settings)
 
 
 def tracking_doubts(config: TrainingSettings) -> list[str]:
-    """What will keep a tracker from its records, looked at before anything loads; a run goes on without it."""
+    """Return warnings for a tracker that cannot send, before anything loads; runs continue
+    without it."""
     reason = why_unreached() if config.tracking == "wandb" else None
     return [f"tracking: {reason}. A run goes on without it, and sends what is missing once it can"] if reason else []
 
@@ -243,16 +251,16 @@ MIRRORED = (
     "learning_rate",
     "grad_norm",
 )
-"""beginnings of the names that are mirrored of what a trainer logs"""
+"""prefixes of the trainer's log names that are mirrored"""
 PRINTED = ("loss", "kl", "rewards/accuracies", "rewards/margins")
-"""... and printed, with the mean reward"""
+"""prefixes of those that are also printed, next to the mean reward"""
 
 
 class LossLines(transformers.TrainerCallback):
-    """Prints and mirrors the losses that the trainer logs, and the rewards and the KL where it has them."""
+    """Prints and mirrors the trainer's losses, rewards and KL."""
 
     def __init__(self, tracker: NoTracker, number: int = 1) -> None:
-        """``number``: of the round of targets, whose steps follow those of the rounds before it."""
+        """``number``: the round of targets; its steps continue those of earlier rounds."""
         self.tracker, self.number = tracker, number
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:

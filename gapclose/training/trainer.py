@@ -1,8 +1,8 @@
-"""Training: a transformers.Trainer over stored targets, whose loss does not depend on how a global batch is cut.
+"""Training: a transformers.Trainer whose loss does not depend on how batches are split.
 
-A step's global batch mixes terms (consistency, gold, retain) in a fixed proportion. Each term is summed over its items and divided by
-the number of its items in the whole accumulated step over all processes; gradient accumulation, micro-batch size and the number of
-processes therefore change nothing but rounding.
+A step's global batch mixes terms (consistency, gold, retain) in a fixed proportion. Each term is
+summed over its items and divided by their number in the accumulated step over all processes.
+Gradient accumulation, micro-batch size and number of processes therefore change only rounding.
 
 Shapes: P answer positions, V vocabulary.
 """
@@ -37,13 +37,14 @@ from gapclose.training.losses import answer_nll, topk_kl
 from gapclose.training.sampler import Example, MixedSampler
 
 FEW_STEPS = 10
-"""optimiser steps below which a training is warned of: it will hardly have moved"""
+"""a warning is printed below this number of optimiser steps, because the model hardly changes"""
 
 
 class GapTrainer(transformers.Trainer):
-    """Trains on :class:`Example`; the loss is consistency + gold + retain with the weights of :class:`TrainConfig`."""
+    """Trainer of :class:`Example`; the loss is the sum of the terms, weighted by
+    :class:`TrainConfig`."""
 
-    # compute_loss divides by the items of the whole accumulated step already (an attribute of transformers.Trainer)
+    # attribute of transformers.Trainer: compute_loss already divides by the items of the whole step
     loss_is_scaled_for_ga = True
 
     def __init__(self, *, train: TrainConfig, sampler: MixedSampler, finite_only: bool, **kwargs: Any) -> None:
@@ -58,7 +59,8 @@ class GapTrainer(transformers.Trainer):
         return self.sampler
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """Count the items of every term in the whole step, over all micro-batches and processes."""
+        """Count the items of every term in the step, over all processes; give sharded ones equal
+        parts."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             mine = torch.stack([b["counts"] for b in batches]).sum(0).to(device)
@@ -74,18 +76,22 @@ class GapTrainer(transformers.Trainer):
         return cast(torch.Tensor, self.accelerator.reduce(values.clone(), reduction=reduction))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The adapter alone: under an engine transformers gathers all of the base model for it."""
+        """Save only the adapter; under an engine transformers would gather the complete base
+        model."""
         save_adapter(cast(torch.nn.Module, self.model), Path(output_dir or cast(str, self.args.output_dir)))
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Under ZeRO-3 a backward pass after the forward of every part: DeepSpeed's hooks count the gradients that a module still waits for from
-        one forward to the backward pass after it."""
+        """Under ZeRO-3, run the backward pass of each part right after its forward.
+
+        DeepSpeed's hooks count a module's pending gradients from one forward to the next backward
+        pass.
+        """
         parts, state = inputs["parts"], self.accelerator.gradient_state
         if len(parts) == 1 or not is_zero3(model):
             return super().training_step(model, inputs, num_items_in_batch)
         last, losses = state.sync_gradients, list[torch.Tensor]()
         try:
-            for n, part in enumerate(parts, start=1):  # the optimizer steps with the last part of the last micro-batch
+            for n, part in enumerate(parts, start=1):  # step on the last part
                 state._set_sync_gradients(last and n == len(parts))
                 losses.append(super().training_step(model, inputs | {"parts": [part]}, num_items_in_batch))
         finally:
@@ -93,14 +99,20 @@ class GapTrainer(transformers.Trainer):
         return torch.stack(losses).sum()
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """The share of this micro-batch in the step's loss, times the number of processes (DDP averages gradients)."""
-        train_adapters_alone(model)  # transformers has just put all of it into training mode
+        """Return this micro-batch's share of the step's loss, times the number of processes.
+
+        The factor is there because DDP averages gradients.
+
+        Raises:
+            LossNotFinite: in all processes, under ``finite_only``.
+        """
+        train_adapters_alone(model)  # transformers has just put all modules into training mode
         sums = [term_sums(model, part) for part in inputs["parts"]]
         per_item = torch.stack(sums).sum(0) / self.step_counts.clamp_min(1).to(sums[0].device)
         self.logged = self.logged.to(per_item.device) + per_item.detach() * self.args.world_size
         loss = (per_item * self.term_weights.to(per_item.device)).sum() * self.args.world_size
         if self.finite_only:
-            whole = self._over_processes(loss.detach(), "mean")  # of all of them: they stop together, and say the same
+            whole = self._over_processes(loss.detach(), "mean")  # all processes stop alike
             if not torch.isfinite(whole):
                 raise LossNotFinite(
                     f"the loss is {whole.item()} at step {self.state.global_step}; lower train.learning_rate or use float32"
@@ -108,8 +120,8 @@ class GapTrainer(transformers.Trainer):
         return (loss, None) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the mean of every term since the last line."""
-        steps = self.logged_steps  # not the global step: a resumed training has not seen them all
+        """Add the mean of every term since the last log line."""
+        steps = self.logged_steps  # not the global step, which includes steps before a resume
         if "loss" in logs and steps > 0:
             terms = self._over_processes(self.logged, "mean")
             logs |= {f"loss/{t}": round(float(v) / steps, 6) for t, v, w in zip(TERMS, terms, self.term_weights, strict=True) if w > 0}
@@ -118,7 +130,7 @@ class GapTrainer(transformers.Trainer):
 
 
 def term_sums(model: Any, part: dict[str, Any]) -> torch.Tensor:
-    """Sums of the three terms over one part, (3,), with gradient."""
+    """Return the sums of the three terms over one part, (3,), with gradient."""
     logp = forward_part(model, part)  # (P, V)
     sums = [answer_nll(logp, *(part[k][part["term"] == t] for k in ("place", "token", "weight"))) for t in (0, 1)]
     retain = topk_kl(logp[part["retain_place"]], part["base_logps"], part["base_tokens"]) if "base_logps" in part else logp.new_zeros(())
@@ -126,7 +138,10 @@ def term_sums(model: Any, part: dict[str, Any]) -> torch.Tensor:
 
 
 def training_arguments(config: TrainConfig, directory: Path, *, seed: int, steps: int) -> dict[str, Any]:
-    """What every trainer is told, ours and TRL's. ``steps``: optimiser steps in all, of which a low number is warned of."""
+    """Return the arguments shared by all trainers, including TRL's.
+
+    ``steps`` is the total of optimiser steps; a warning is printed below :data:`FEW_STEPS`.
+    """
     if steps < FEW_STEPS:
         say(f"warning: {steps} optimiser steps in all; for more, lower train.global_batch_size or raise train.epochs")
     return {
@@ -136,7 +151,7 @@ def training_arguments(config: TrainConfig, directory: Path, *, seed: int, steps
         "num_train_epochs": config.epochs,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.lr_scheduler_type,
-        "warmup_steps": config.warmup if steps > 1 else 0,  # the only step of a training must not have the rate 0
+        "warmup_steps": config.warmup if steps > 1 else 0,  # a single step must not have learning rate 0
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "logging_steps": config.logging_steps,
@@ -156,12 +171,13 @@ def training_arguments(config: TrainConfig, directory: Path, *, seed: int, steps
 
 
 def on_gpu() -> bool:
-    """What the launch gave."""
+    """Return whether the launch provides a device other than the CPU."""
     return PartialState().device.type != "cpu"  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def use_one_device(arguments: transformers.TrainingArguments) -> None:
-    """Several visible GPUs and one process would mean DataParallel, which cannot split our batches; `accelerate launch` uses them all."""
+    """Use one GPU per process: with several visible GPUs transformers would use DataParallel,
+    which cannot split our batches. ``accelerate launch`` uses them all."""
     arguments._n_gpu = min(arguments.n_gpu, 1)
 
 
@@ -179,13 +195,14 @@ def make_trainer(
     callbacks: Sequence[transformers.TrainerCallback] = (),
     trunk: HiddenStateCache | None = None,
 ) -> GapTrainer:
-    """A trainer over ``examples`` that writes checkpoints to ``directory`` and calls ``after_epoch(epoch)`` after every epoch.
+    """Build a trainer over ``examples`` that writes checkpoints to ``directory``.
 
     Args:
-        n_train: items of the train split without those to retain, kept by the gate or not: what the length of an epoch is counted from.
-        after_epoch: returns whether training must stop.
-        finite_only: a loss that is not finite is a LossNotFinite, in all processes together.
-        trunk: where what is frozen is stored of all examples; None: everything is computed in every step.
+        n_train: items of the train split without retention items, before the confidence filter;
+            determines the length of an epoch.
+        after_epoch: called with the epoch after every epoch; returns whether training must stop.
+        finite_only: raise LossNotFinite, in all processes together, if the loss is not finite.
+        trunk: hidden-state cache of all examples; None: every step computes everything.
     """
     if config.gradient_checkpointing:
         enable_checkpointing(loaded)

@@ -1,4 +1,4 @@
-"""Weights & Biases as a service: its mode, whether it can be reached, and names as it takes them. Nothing here ever waits longer than a bound."""
+"""Weights & Biases: mode, reachability and valid names. Every wait here has a time limit."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from typing import Any
 from urllib.parse import urlsplit
 
 LONGEST, NOT_IN_PROJECTS = 128, "/\\#?%:"
-"""characters of a name that the service takes, and those that a project's may not have"""
+"""largest length of a name, and characters that a project name must not contain"""
 MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
-"""values of WANDB_MODE, and what they are"""
+"""value of WANDB_MODE -> mode"""
 SECONDS = 10.0
-"""for the service to answer at all"""
+"""time limit for any answer of the service"""
 START_SECONDS, FINISH_SECONDS = 30.0, 600.0
-"""for a run to be opened there, and for what is left to be uploaded at its end"""
+"""time limits for opening a run, and for uploading the rest at its end"""
 
 BLOCK, WHOLE, LAST = 32768, 1, 4
-"""size of a block of a run's own file in bytes, and the kinds of piece that end a record"""
+"""block size of a run's own file in bytes, and the kinds of piece that end a record"""
 
 
 def service() -> Any:
-    """The module ``wandb``. A variable WANDB_... that is empty counts as one that is not set: an empty WANDB_MODE is an error there."""
+    """Import ``wandb``, after removing empty WANDB_... variables: an empty WANDB_MODE is an
+    error there."""
     for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value.strip()]:
         del os.environ[name]
     import wandb
@@ -37,7 +38,7 @@ def service() -> Any:
 
 
 def mode() -> str:
-    """online, offline or disabled.
+    """Return online, offline or disabled.
 
     Raises:
         ValueError: for settings that wandb refuses, such as an unknown WANDB_MODE.
@@ -49,7 +50,8 @@ def mode() -> str:
 
 
 def why_unreached() -> str | None:
-    """Why nothing can be sent, found within :data:`SECONDS`; None where it can, or where nothing is to be sent (offline, disabled)."""
+    """Explain within :data:`SECONDS` why nothing can be sent; None if it can, or when offline or
+    disabled."""
     try:
         if mode() != "online":
             return None
@@ -57,13 +59,13 @@ def why_unreached() -> str | None:
         if not _has_key(settings):
             return f"there is no API key for {settings.base_url}; run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline"
         reason = within(lambda: _answers(settings), SECONDS)
-    except Exception as error:  # whatever its settings or the network do: the caller only warns
+    except Exception as error:  # any error of settings or network: the caller only warns
         reason = in_one_line(error)
     return reason and f"Weights & Biases cannot be reached: {reason}"
 
 
 def _has_key(settings: Any) -> bool:
-    """Whether wandb finds a key by itself; else it would ask for one, and wait, on a terminal."""
+    """Return whether wandb finds a key itself; otherwise it would wait for one on a terminal."""
     if settings.api_key or os.environ.get("WANDB_API_KEY") or settings.identity_token_file:
         return True
     files = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
@@ -74,7 +76,7 @@ def _has_key(settings: Any) -> bool:
 
 
 def _answers(settings: Any) -> None:
-    """Ask for any answer at all. Raises: requests.RequestException where none comes."""
+    """Request any response. Raises: requests.RequestException if there is none."""
     import requests
 
     given = {"http": settings.http_proxy, "https": settings.https_proxy}
@@ -83,7 +85,8 @@ def _answers(settings: Any) -> None:
 
 
 def within(job: Callable[[], None], seconds: float) -> str | None:
-    """Run ``job`` for at most so many seconds; why it failed, or None. One that hangs, in a name server for example, is left behind."""
+    """Run ``job`` for at most ``seconds``; return why it failed, or None. A job that hangs (in a
+    name server, for example) is abandoned."""
     found: list[str | None] = []
 
     def run() -> None:
@@ -100,21 +103,22 @@ def within(job: Callable[[], None], seconds: float) -> str | None:
 
 
 def in_one_line(error: Exception) -> str:
-    """An error's message without its line breaks, and not at any length."""
+    """Return an error's message without line breaks, cut after 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 def run_name(directory: Path) -> str:
-    """The name of a run directory, as far as a run's may be long."""
+    """Return the name of the run directory, cut to the allowed length."""
     return _printable(directory)[:LONGEST]
 
 
 def artifact_name(directory: Path) -> str:
-    """``NAME-adapter`` with the run directory's name, as an artifact may be called.
+    """Return ``NAME-adapter``, with the run directory's name as a valid artifact name.
 
-    Every character but letters and digits of ASCII, ``-``, ``_`` and ``.`` becomes ``-``. A name that is changed so, or cut, ends in six digits
-    of the SHA-256 of what it was, so that two directories have two artifacts.
+    Every character except ASCII letters and digits, ``-``, ``_`` and ``.`` becomes ``-``. A changed
+    or shortened name ends in six digits of the SHA-256 of the original, so that two directories
+    have two artifacts.
     """
     name, most = _printable(directory), LONGEST - len("-adapter")
     fit = re.sub(r"[^A-Za-z0-9_.-]", "-", name)
@@ -124,16 +128,18 @@ def artifact_name(directory: Path) -> str:
 
 
 def _printable(directory: Path) -> str:
-    """The name, without what is no text; ``run`` for a root directory."""
+    """Return the directory's name with ``-`` for unprintable characters; ``run`` for a root
+    directory."""
     name = directory.resolve().name or "run"
     return "".join(c if c.isprintable() else "-" for c in name.encode("utf-8", "replace").decode())
 
 
 def rows_written(directory: Path, run_id: str) -> list[dict[str, Any]]:
-    """The rows that a run's own files hold, in order: what reached the disk before a process was killed, uploaded or not.
+    """Return the rows in a run's own files, in order: those that reached the disk, uploaded or not.
 
-    The client keeps every row in ``wandb/*-ID/run-ID.wandb``: a head of 7 bytes, then log blocks of 32 KiB as LevelDB has them, each piece with a
-    head of its own (checksum, length, kind), protobuf records inside. A last piece that a kill cut off is left out.
+    The client keeps every row in ``wandb/*-ID/run-ID.wandb``: a head of 7 bytes, then log blocks of
+    32 KiB in LevelDB's format. Each piece has its own head (checksum, length, kind); records are
+    protobuf. A last piece that was cut off by a kill is left out.
     """
     from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2
@@ -143,7 +149,7 @@ def rows_written(directory: Path, run_id: str) -> list[dict[str, Any]]:
         data, place, body = path.read_bytes(), 7, b""
         while place + 7 <= len(data):
             left = BLOCK - place % BLOCK
-            if left < 7:  # too little for a head: padding
+            if left < 7:  # padding, too short for a head
                 place += left
                 continue
             _, length, kind = struct.unpack("<IHB", data[place : place + 7])

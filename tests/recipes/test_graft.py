@@ -51,7 +51,14 @@ def small(table: towers.Table, most: int = 40) -> towers.Table:
 def test_a_graft_is_an_ordinary_checkpoint_with_the_same_text_logits(language_model, tmp_path):
     out, steps = tmp_path / "graft", {"vision": 2, "audio": 2}
     found = graft.graft(
-        str(language_model), out, small(towers.digits_table()), steps=steps, copies=dict.fromkeys(steps, 0), seconds=1, dtype="float32", seed=0
+        str(language_model),
+        out,
+        small(towers.digits_table()),
+        steps=steps,
+        copies=dict.fromkeys(steps, 0),
+        seconds=1,
+        dtype="float32",
+        seed=0,
     )
     assert found["text"]["difference"] < 1e-5 < found["text"]["largest"]
     again = load_model(ModelConfig(path=str(out), dtype="float32"))

@@ -1,1 +1,1 @@
-"""The embedded world: handwritten and spoken digits, questions with true and false premises, and a tiny omnimodal model."""
+"""The built-in digits set: handwritten and spoken digits, true and false premises, a tiny model."""

@@ -1,13 +1,15 @@
-"""Write the embedded world as an ordinary item set: ``items.jsonl``, ``set.json`` and the media.
+"""Write the digits set as an ordinary item set: ``items.jsonl``, ``set.json`` and the media.
 
     python -m gapclose.data.digits.generate runs/digits-items --seed 0
 
-A clip is one scan and one utterance, drawn independently. It is asked four gap questions: vision and audio, each with a
-standard premise and with its ``twin``, the same words with another digit. Text predicts nothing about the verdict: digits
-are shown and said about equally often, and false claims are uniform over the nine others (fit, train) or a permutation of
-the true ones, so that every digit is claimed truly and falsely equally often (val, test). Fit is not matched exactly on
-purpose: exact matching pushes a cross-validated text baseline well *below* chance, because the fold that is held out is
-missing from the counts.
+A clip is one scan and one utterance, drawn independently. It has four gap questions: vision and
+audio, each with a standard premise and with its ``twin``, the same words with another digit.
+
+Text does not predict the verdict. Digits are shown and said about equally often. In fit and train,
+false claims are uniform over the nine other digits. In val and test, they are a permutation of the
+true ones, so that every digit is claimed truly and falsely equally often. Fit is not matched
+exactly on purpose: exact matching pushes a cross-validated text baseline well *below* chance,
+because the counts miss the held-out fold.
 """
 
 from __future__ import annotations
@@ -43,18 +45,20 @@ class Clip(NamedTuple):
     scan: int
     utterance: Utterance
     degraded: bool = False
-    """whether noise stands for the picture and for the sound"""
+    """whether noise replaces the picture and the sound"""
 
     def truth(self, modality: str) -> int:
-        """The digit that is shown or said."""
+        """Return the digit that is shown or said."""
         return int(scans()[1][self.scan]) if modality == "vision" else self.utterance.digit
 
 
 def draw_clips(counts: Mapping[str, int], rng: np.random.Generator) -> dict[str, list[Clip]]:
-    """Clips by split: scans without replacement, digits said in equal numbers, utterances from the split's voices.
+    """Draw clips by split: scans without replacement, and utterances of the split's voices.
+
+    All digits are said equally often.
 
     Raises:
-        ValueError: when more clips are asked for than there are scans outside the base model's training.
+        ValueError: when there are more clips than scans outside the base model's training.
     """
     _, free = scan_partition()
     if sum(counts.values()) > len(free):
@@ -73,9 +77,10 @@ def draw_clips(counts: Mapping[str, int], rng: np.random.Generator) -> dict[str,
 
 
 def false_claims(truths: np.ndarray, matched: bool, rng: np.random.Generator) -> np.ndarray:
-    """A wrong digit for every true one (N,): uniform, or with ``matched`` a permutation of ``truths``.
+    """Return a wrong digit for every true one (N,): uniform, or with ``matched`` a permutation.
 
-    For the permutation, rows sorted by digit are turned by the size of the largest class: no row meets its own digit.
+    The permutation shifts the rows, sorted by digit, by the size of the largest class, so that no
+    row gets its own digit.
 
     Raises:
         ValueError: when one digit has more than half of the rows.
@@ -93,7 +98,10 @@ def false_claims(truths: np.ndarray, matched: bool, rng: np.random.Generator) ->
 
 
 def premise_items(clips: list[Clip], modality: str, kinds: tuple[str, ...], purpose: str, rng: np.random.Generator) -> Iterator[Item]:
-    """A standard and a false item per clip, about one modality; their common kind and wording are drawn at random."""
+    """Yield a standard and a false item per clip, about one modality.
+
+    Both have the same random kind and phrasing.
+    """
     unseen_split = clips[0].split in ("val", "test")
     phrasings = [p for p in questions.PREMISES[modality] if unseen_split or p != questions.HELD_OUT_PHRASING]
     truths = np.array([c.truth(modality) for c in clips])
@@ -114,7 +122,7 @@ def premise_items(clips: list[Clip], modality: str, kinds: tuple[str, ...], purp
 
 
 def what_item(clip: Clip, modality: str, rng: np.random.Generator) -> Item:
-    """What is shown or said: a retain item, without a premise."""
+    """Return a retention item about what is shown or said, without a premise."""
     ask = int(rng.integers(2))
     tags = {"question": "what", "ask": str(ask)}
     text, gold = questions.WHATS[modality][ask], NAMES[clip.truth(modality)]
@@ -141,10 +149,12 @@ def _item(clip: Clip, modality: str, text: str, options: list[Option], gold: str
 
 
 def split_items(clips: list[Clip], rng: np.random.Generator) -> list[Item]:
-    """All items of one split, clip by clip.
+    """Return all items of one split, clip by clip.
 
-    Every clip: four gap items. Outside ``fit``: three retain items (what, and a true and a false claim to check; vision in
-    one half of the clips, audio in the other). In val and test: a standard and a false transfer item, likewise.
+    Every clip has four gap items. Outside ``fit``, it has three retention items: a true and a false
+    claim to check, about vision in one half of the clips and about audio in the other, and a *what*
+    item about the other modality. In val and test, it also has a standard and a false transfer
+    item, about the modality of its claims to check.
     """
     items = [i for m in questions.MODALITIES for i in premise_items(clips, m, questions.IN_DOMAIN, "gap", rng)]
     for offset, modality in enumerate(questions.MODALITIES):
@@ -159,13 +169,16 @@ def split_items(clips: list[Clip], rng: np.random.Generator) -> list[Item]:
 
 
 def degrade(clips: list[Clip], share: float, rng: np.random.Generator) -> list[Clip]:
-    """The clips, of which ``share`` cannot be read any more, evenly spread."""
+    """Return the clips, of which a random ``share`` is marked as degraded."""
     lost = set(rng.permutation(len(clips))[: round(share * len(clips))].tolist())
     return [c._replace(degraded=n in lost) for n, c in enumerate(clips)]
 
 
 def media(clip: Clip) -> tuple[Image.Image, np.ndarray]:
-    """Picture and sound of a clip; of a degraded one both are noise, as bright, loud and long as the clip's own."""
+    """Return picture and sound of a clip.
+
+    A degraded clip has noise of the same brightness, loudness and length.
+    """
     picture, sound = scan_image(clip.scan), waveform(clip.utterance)
     if not clip.degraded:
         return picture, sound
@@ -175,7 +188,10 @@ def media(clip: Clip) -> tuple[Image.Image, np.ndarray]:
 
 
 def draw(seed: int = 0, clips: Mapping[str, int] | None = None, degraded: float = 0.0) -> tuple[list[Clip], tuple[Item, ...]]:
-    """The clips and items of one seed, without writing anything. ``clips`` and ``degraded`` as in :func:`write`."""
+    """Return the clips and items of one seed, without writing them.
+
+    ``clips``, ``degraded``: as in :func:`write`.
+    """
     rng, other = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     by_split = {s: degrade(c, degraded, other) for s, c in draw_clips(CLIPS if clips is None else clips, rng).items()}
     items = tuple(i for split in by_split.values() for i in split_items(split, rng))
@@ -183,14 +199,17 @@ def draw(seed: int = 0, clips: Mapping[str, int] | None = None, degraded: float 
 
 
 def without_sound(item: Item) -> Item:
-    """The same question about the image alone, without the option that objects to what is heard (always the last one)."""
+    """Return the question about the image alone, without the option that rejects the audio.
+
+    That option is always the last one.
+    """
     content = [part for part in item.messages[0]["content"] if part["type"] != "audio"]
     options = [o for o in item.options if o != questions.REJECT["audio"]]
     return replace(item, messages=[{"role": "user", "content": content}], options=options)
 
 
 def wav_bytes(wave: np.ndarray) -> bytes:
-    """A sound as a file holds it; libsndfile would not say that a disk is full."""
+    """Return a sound as the bytes of a wav file; libsndfile would not report a full disk."""
     file = io.BytesIO()
     soundfile.write(file, wave, RATE, format="WAV", subtype="PCM_16")
     return file.getvalue()
@@ -207,11 +226,13 @@ def write(
 ) -> ItemSet:
     """Write the item set and its media; the same arguments give the same bytes.
 
-    Without ``sound`` there are images only, and only the questions about them.
-
-    ``clips`` overrides :data:`CLIPS`, the number of clips a split. Even numbers keep the four cells equal in every purpose;
-    val and test need a few dozen, or their claims cannot be matched; splits may be left out. ``degraded`` is the share of every
-    split's clips whose picture and sound are noise; their items, tagged so, keep their gold options, which nobody can know.
+    Args:
+        clips: split -> number of clips, instead of :data:`CLIPS`; splits may be left out. Even
+            numbers keep the four cells equal in every purpose. val and test need a few dozen, so
+            that their claims can be matched.
+        degraded: share of every split's clips whose picture and sound are noise. Their items are
+            tagged and keep their gold options, which the media do not show.
+        sound: False leaves only images and the questions about them.
 
     Raises:
         ValueError: when there are not enough scans, or too few clips to match the claims.

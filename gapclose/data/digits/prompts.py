@@ -1,4 +1,4 @@
-"""Other prompts for the embedded world, in words that the tiny model knows; it has seen no others.
+"""Other prompts for the digits set, in words that the tiny model knows; it has seen no others.
 
 --prompts.measured "[gapclose.data.digits.prompts:check, gapclose.data.digits.prompts:rephrased]"
 """
@@ -13,7 +13,10 @@ from gapclose.data.question_text import asking_text, with_text
 
 
 def check(item: Item) -> Item:
-    """The same claim, to be checked instead of taken for granted: objecting is invited, and *yes* stands for all content."""
+    """Return the item with a request to check its claim.
+
+    The request invites a rejection, and *yes* replaces all content words.
+    """
     premise, _ = _parts(item)
     options = [o for o in questions.check_options() if o == questions.YES or o in item.options]
     gold = None if item.concept is None else [o.concept for o in options].index(item.concept)
@@ -21,16 +24,16 @@ def check(item: Item) -> Item:
 
 
 def rephrased(item: Item) -> Item:
-    """The same claim and question, asked in the other of the two ways that every kind of question has."""
+    """Return the item with the other of the two phrasings of its question; the claim stays."""
     premise, kind = _parts(item)
     return replace(item, messages=with_text(item, f"{premise} {kind.asks[1 - int(item.tags['ask'])]}"))
 
 
 def _parts(item: Item) -> tuple[str, questions.Kind]:
-    """The sentence that states the claim, and the kind of question after it.
+    """Return the sentence that states the claim, and the kind of question after it.
 
     Raises:
-        ValueError: when the item is no premise question of this world.
+        ValueError: when the item is not a premise question of the digits set.
     """
     kind = questions.KINDS.get(item.tags.get("question", ""))
     if kind is None:

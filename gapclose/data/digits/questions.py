@@ -1,8 +1,9 @@
-"""What the embedded world asks: question kinds, their wordings, and the words that answer them.
+"""Questions of the digits set: kinds, phrasings, and the words that answer them.
 
-A gap question states a premise about one modality ("The image shows the digit 7.") and asks something that follows from
-it ("Is it odd or even?"). Whoever goes along with the premise answers for the *claimed* digit; whoever objects says
-``unseen`` (the visual detail is wrong) or ``unheard`` (the audio detail is wrong). Text alone cannot tell which is right.
+A gap question states a premise about one modality ("The image shows the digit 7.") and asks about a
+consequence ("Is it odd or even?"). To accept the premise is to answer for the *claimed* digit. To
+reject it is to answer ``unseen`` (the visual detail is wrong) or ``unheard`` (the audio detail is
+wrong). The text alone does not show which is right.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ PREMISES = {
 }
 """modality -> phrasing -> sentence"""
 HELD_OUT_PHRASING = "someone"
-"""used in val and test only: no probe and no target ever saw it (the base model did)"""
+"""used in val and test only: no probe and no target sees it (the base model was trained on it)"""
 
 
 class Kind(NamedTuple):
-    """One kind of question that takes a premise for granted."""
+    """One kind of question that presupposes a premise."""
 
     asks: tuple[str, ...]
-    """wordings of what is asked after the premise"""
+    """phrasings of the question after the premise"""
     answer: Callable[[int], str]
-    """claimed digit -> the word of whoever goes along"""
+    """claimed digit -> the word that accepts the premise"""
 
 
 KINDS = {
@@ -58,14 +59,15 @@ KINDS = {
     "next": Kind(("Which number comes next?", "What number follows it?"), lambda d: NAMES[d + 1]),
 }
 TRANSFER = "next"
-"""the kind kept out of fit and train"""
+"""the kind excluded from fit and train"""
 IN_DOMAIN = tuple(k for k in KINDS if k != TRANSFER)
 
 CHECKS = ("Is that right?", "Check this claim.")
-"""asked after a premise: here objecting is invited"""
+"""requests after a premise, which invite a rejection"""
 CHECKING = ("check", "late", "bare")
-"""kinds whose answer is the verdict about a claim. Item sets ask ``check`` alone; only the never-taught base learns from the
-others: ``late`` asks it after a question that takes the claim for granted, ``bare`` states the claim and asks nothing"""
+"""kinds whose answer is a verdict about a claim. Item sets use ``check`` alone; the untaught base
+model also learns from the others: ``late`` requests the check after a question that presupposes the
+claim, ``bare`` states the claim and asks nothing"""
 WHATS = {
     "vision": ("Which digit does the image show?", "What is the digit in the picture?"),
     "audio": ("Which digit does the audio say?", "What is the digit in the recording?"),
@@ -73,22 +75,25 @@ WHATS = {
 
 
 def gap_text(kind: str, modality: str, claim: int, phrasing: str, ask: int) -> str:
-    """The premise that ``modality`` holds ``claim``, then the question."""
+    """Return the premise that ``modality`` holds ``claim``, then the question."""
     return f"{PREMISES[modality][phrasing].format(claim)} {KINDS[kind].asks[ask]}"
 
 
 def check_text(modality: str, claim: int, phrasing: str, ask: int) -> str:
-    """The premise, then the request to check it."""
+    """Return the premise, then the request to check it."""
     return f"{PREMISES[modality][phrasing].format(claim)} {CHECKS[ask]}"
 
 
 def late_check_text(kind: str, modality: str, claim: int, phrasing: str, ask: int, request: int) -> str:
-    """The premise, the question, and then the request to check the premise instead: only the last words tell which is wanted."""
+    """Return the premise, the question, and the request to check the premise instead.
+
+    Only the last words show which answer is wanted.
+    """
     return f"{gap_text(kind, modality, claim, phrasing, ask)} {CHECKS[request]}"
 
 
 def gap_options(kind: str) -> list[Option]:
-    """The content words of a kind (all standard), then the two rejections."""
+    """Return the content words of a kind (all standard), then the two rejections."""
     words = dict.fromkeys(KINDS[kind].answer(d) for d in range(10))
     return [Option(text=w, concept="standard") for w in words] + list(REJECT.values())
 
@@ -102,13 +107,13 @@ def what_options() -> list[Option]:
 
 
 def answer_words() -> list[str]:
-    """Every word that answers some question, once."""
+    """Return every word that answers some question, once."""
     options = [o for kind in KINDS for o in gap_options(kind)] + check_options() + what_options()
     return list(dict.fromkeys(o.text for o in options))
 
 
 def all_texts() -> list[str]:
-    """Every question text the world can ask: what the tokenizer is trained on."""
+    """Return all question texts of the set, on which the tokenizer is trained."""
     premises = list(product(MODALITIES, range(10), PREMISES["vision"], range(2)))
     texts = [gap_text(kind, *rest) for kind in KINDS for rest in premises]
     texts += [check_text(*rest) for rest in premises]

@@ -1,9 +1,11 @@
-"""The embedded world as films, laid out as the public IMAVB data set is: four files of questions, and ``videos/``.
+"""Write the digits set as videos, in the layout of the public IMAVB data set.
 
     python -m gapclose.data.digits.videos runs/digits-films --clips 60 --seed 0
 
-A clip lasts under a second: a scan that wanders by a pixel or two, and a spoken digit. Each has four questions, about what is shown and
-what is said, each with a true premise and with its twin, the same words with another digit. Needs the extra ``media`` (PyAV).
+There are four files of questions, and ``videos/``. A clip lasts under a second: a scan that moves
+by a pixel or two, and a spoken digit. It has four questions, about the picture and about the sound,
+each with a true premise and with its twin, the same words with another digit. Needs the extra
+``media`` (PyAV).
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ from gapclose.data.digits.generate import Clip, draw_clips, false_claims, media
 from gapclose.data.digits.media_bank import NAMES, RATE, scan_partition
 
 FRAMES = 10
-"""a second"""
+"""frames per second"""
 LETTERS = "abcd"
 REJECTIONS = {"e": "The visual detail in the question is incorrect", "f": "The audio detail in the question is incorrect"}
 
 
 def write_film(path: Path, pictures: np.ndarray, sound: np.ndarray | None, *, rate: int = RATE, frames_a_second: int = FRAMES) -> None:
-    """Encode (F, H, W, 3) uint8 pictures as H.264 and (samples,) float32 sound as AAC; H and W even."""
+    """Encode (F, H, W, 3) uint8 pictures as H.264, (samples,) float32 sound as AAC; H and W even."""
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,13 +48,13 @@ def write_film(path: Path, pictures: np.ndarray, sound: np.ndarray | None, *, ra
 
 
 def wander(picture: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, H, W, 3): the picture (H, W, 3), each time moved by up to two pixels."""
+    """Return (count, H, W, 3): copies of the picture (H, W, 3), each moved by up to two pixels."""
     moves = rng.integers(-2, 3, (count, 2)).tolist()
     return np.stack([np.roll(picture, (down, right), (0, 1)) for down, right in moves])
 
 
 def rows(clips: list[Clip], rng: np.random.Generator) -> dict[str, list[dict[str, Any]]]:
-    """File name -> its rows, one a clip: what number follows the digit that is claimed to be shown or said."""
+    """Return file name -> its rows, one per clip: the number after the digit that is claimed."""
     found: dict[str, list[dict[str, Any]]] = {}
     phrasings = list(questions.PREMISES["vision"])
     for modality in questions.MODALITIES:
@@ -78,10 +80,10 @@ def rows(clips: list[Clip], rng: np.random.Generator) -> dict[str, list[dict[str
 
 
 def write(directory: str | Path, *, clips: int = 60, seed: int = 0) -> None:
-    """Write ``videos/*.mp4`` and the four files of questions. The voices are those that the embedded world trains with.
+    """Write ``videos/*.mp4`` and four files of questions, with the voices of the ``train`` group.
 
     Raises:
-        ValueError: when there are not so many scans.
+        ValueError: when there are fewer scans than clips.
     """
     directory, rng = Path(directory), np.random.default_rng(seed)
     (drawn,) = draw_clips({"train": clips}, rng).values()

@@ -1,8 +1,9 @@
-"""Readers of data sets that are laid out in other ways than the project's own; each is a function directory -> :class:`ItemSet`.
+"""Readers of data sets in foreign layouts: functions directory -> :class:`ItemSet`.
 
-``directory`` says which files are tables, ``tables`` reads their rows whatever file holds them, :mod:`gapclose.data.splits` assigns clips to splits.
-``imavb``, ``avhbench`` and ``generic_table`` (by a ``column_map``) make items of the rows. :func:`read_set` picks the reader by what lies in
-the directory; a user's own is added with :func:`gapclose.data.config.register_reader`.
+``directory`` finds the tables, ``tables`` reads their rows in any format, and
+:mod:`gapclose.data.splits` assigns clips to splits. ``imavb``, ``avhbench`` and ``generic_table``
+(by a ``column_map``) make items of the rows. :func:`read_set` chooses the reader by the files in
+the directory. Users add their own with :func:`gapclose.data.config.register_reader`.
 """
 
 from __future__ import annotations
@@ -35,13 +36,15 @@ def read_set(
     """Read the item set in ``directory``.
 
     Args:
-        columns: a column map in YAML; with it, or with a ``columns.yaml`` in the directory, that map says what the columns mean.
-        dealing: how clips are dealt out where the set does not say.
+        dealing: how clips are assigned to splits if the set names none.
+        columns: a column map in YAML; this map, or a ``columns.yaml`` in the directory, defines the
+            columns.
         about: of IMAVB, only the questions about this (vision or audio).
-        reader: a registered reader, or ``package.module:function``; None: what lies in the directory decides.
+        reader: a registered reader, or ``package.module:function``; None: decided by the files in
+            the directory.
 
     Raises:
-        ValueError: when there is nothing that can be read; all other faults go to ``problems``.
+        ValueError: when nothing can be read; all other errors go to ``problems``.
     """
     if not directory.is_dir():
         fault = "is a file; name the directory that it lies in" if directory.is_file() else f"no such directory; {KNOWN}"
@@ -92,7 +95,7 @@ def _read_tables(directory: Path, problems: ErrorCollector, dealing: SplitAssign
 
 
 def _refuse_unreadable(directory: Path, names: list[str], problems: ErrorCollector) -> None:
-    """Raises: ValueError, with what is there, and what may be."""
+    """Raise ValueError with the directory's content and the readable layouts."""
     if names:
         few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         problems.add(

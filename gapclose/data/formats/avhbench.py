@@ -1,9 +1,10 @@
-"""The layout of AVHBench (arXiv 2410.18325): questions about films that are answered by yes or no.
+"""The layout of AVHBench (arXiv 2410.18325): questions about videos, answered by yes or no.
 
-A row has ``video_id``, ``task``, ``text`` and ``label``; rows lie in one list, ``json/*.json`` or beside the films, which are in ``video/`` or
-``videos/``. What calls for action against the grain is *no*: models tend to agree. Captions, which have no two answers, are left out, and
-that is said. A film and its copy with another sound (``00191_swap``) are one clip. Whose sound that is the rows do not say, so that it may be
-in another split with its own film, which is said, too.
+A row has ``video_id``, ``task``, ``text`` and ``label``. Rows lie in ``json/*.json``, one file per
+clip, or in lists beside the videos, which are in ``video/`` or ``videos/``. The alarm is *no*,
+because models tend to agree. Caption rows do not have two answers; they are left out, with a note.
+A video and its copy with another sound (``00191_swap``) are one clip. The rows do not name the
+source of that sound, so its own video may be in another split; a note reports this.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from gapclose.data.question_text import either_prompt
 from gapclose.data.splits import SplitAssignment
 
 MODALITY = {"Video-driven Audio Hallucination": "audio", "Audio-driven Video Hallucination": "vision", "AV Matching": "matching"}
-"""task -> what is asked about"""
+"""task -> subject of the question"""
 CAPTIONS = "AV Captioning"
 SWAPPED = "_swap"
-"""end of the id of a film with another clip's sound"""
+"""end of the id of a video with another clip's sound"""
 OPTIONS = [Option(text="yes", concept="true"), Option(text="no", concept="false")]
 KEYS = {"video_id", "task", "text", "label"}
 
 
 def json_files(directory: Path) -> list[Path]:
-    """One file a clip under ``json``, or the lists beside the films."""
+    """Return one file per clip under ``json``, or the lists beside the videos."""
     inside = (
         sorted(p for p in (directory / "json").glob("*") if p.suffix.lower() == ".json" and not p.name.startswith("."))
         if (directory / "json").is_dir()
@@ -40,14 +41,14 @@ def json_files(directory: Path) -> list[Path]:
 
 
 def is_yes_no(directory: Path) -> bool:
-    """Whether the first file of questions has this layout's fields."""
+    """Whether the first file of questions has the fields of this layout."""
     files = json_files(directory)
     rows = read_into(ErrorCollector(""), "", files[0]) if files else []
     return bool(rows) and set(rows[0].values) >= KEYS
 
 
 def read_yes_no(directory: Path, problems: ErrorCollector, dealing: SplitAssignment) -> ItemSet:
-    """Items about a film and its sound track, with the concepts ``true`` and ``false``."""
+    """Return items about a video and its sound track, with the concepts ``true`` and ``false``."""
     rows = [r for path in json_files(directory) for r in read_into(problems, path.stem, path)]
     asked = [r for r in rows if r.values.get("task") != CAPTIONS]
     notes = (

@@ -1,18 +1,20 @@
-"""The column map in YAML: what the columns of a table mean, which concepts there are, and which option expresses which.
+"""The column map in YAML: columns of a table, concepts, and the options that express them.
 
     name: breath
     concepts: [normal, crackle]
-    alarm: [crackle]                                  # left out or []: nothing is to be rejected
+    alarm: [crackle]                                  # omitted or []: nothing is to be rejected
     columns: {clip: patient, audio: file, gold: label}
     question: What is heard on breathing in?          # or columns: {question: ...}
     modality: audio                                   # or columns: {modality: ...}
     options: {clear: normal, crackles: crackle}       # text -> concept, the same for every row
     # option_columns: {a: normal, b: crackle}         # or: column with an option's text -> concept
-    # letters: true                                   # list the options in the prompt and have a letter answered
-    # gold_values: {0: clear, 1: crackles}            # what the gold column holds -> option, where it is no option's text
+    # letters: true                                   # list the options; a letter answers
+    # gold_values: {0: clear, 1: crackles}            # value of the gold column -> option
 
-Columns may stand for: ``id``, ``clip``, ``split``, ``modality``, ``question``, ``gold``, ``twin``, and media in the order of the prompt: ``image``, ``video``,
-``audio``. A media column holds a path relative to the data, or bytes as ``datasets`` stores them.
+Possible ``columns`` are ``id``, ``clip``, ``split``, ``modality``, ``question``, ``gold``,
+``twin``, and media in the order of the prompt: ``image``, ``video``, ``audio``. A media column
+holds a path relative to the data, or bytes as ``datasets`` stores them. ``gold_values`` is needed
+if the gold column does not hold the options' texts.
 """
 
 from __future__ import annotations
@@ -35,14 +37,14 @@ MEDIA = ("image", "video", "audio")
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnMap:
-    """What ``columns.yaml`` says."""
+    """The content of ``columns.yaml``."""
 
     concepts: tuple[str, ...]
     alarm: tuple[str, ...]
     columns: dict[str, str]
-    """in the file's order, which for media is that of the prompt"""
+    """field -> column, in the file's order, which for media is the order of the prompt"""
     options: dict[str, str]
-    """option, or with ``from_columns`` the column that holds it -> concept"""
+    """option, or with ``from_columns`` its column -> concept"""
     from_columns: bool
     name: str | None = None
     question: str | None = None
@@ -54,7 +56,7 @@ class ColumnMap:
 
 
 def read_map(path: Path, problems: ErrorCollector) -> ColumnMap | None:
-    """The column map; None when it cannot be used, and ``problems`` says why."""
+    """Return the column map; None if it cannot be used, with errors in ``problems``."""
     before = len(problems)
     try:
         raw = parse_yaml(read_text(path))
@@ -114,7 +116,7 @@ def read_map(path: Path, problems: ErrorCollector) -> ColumnMap | None:
 
 
 def _stated(raw: dict[str, Any], key: str) -> bool:
-    """Whether a text stands there, which 0 is."""
+    """Whether the key has a text, or a number such as 0."""
     return raw.get(key) is not None and bool(str(raw[key]).strip())
 
 
@@ -127,7 +129,7 @@ def _refuse_unknown(given: dict[str, Any], known: tuple[str, ...], where: Any, p
 
 
 def meant(near: list[str]) -> str:
-    """What follows a name that is not there, given the nearest that are."""
+    """Suggest the nearest of the known names, for a message."""
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -141,7 +143,10 @@ def _names(raw: dict[str, Any], key: str, path: Path, problems: ErrorCollector) 
 
 
 def _refuse_others(words: Iterable[Any], where: str, problems: ErrorCollector) -> None:
-    """YAML takes yes, no, on, off and null for something else than words; and a name is no list, and holds no control characters."""
+    """Refuse values that are not names: words that YAML converts, lists, control characters.
+
+    YAML converts yes, no, on, off and null.
+    """
     for word in words:
         if word is None or isinstance(word, bool):
             problems.add(f'{where}: YAML reads an unquoted word there as {word}; quote it, e.g. "yes"')
@@ -155,10 +160,10 @@ def _refuse_others(words: Iterable[Any], where: str, problems: ErrorCollector) -
 
 
 def _word(value: Any) -> str:
-    """A name as the file spells it; a number without a fraction as in a table (1.0 is 1)."""
+    """Return a name as the file spells it, or a number as a table does (1.0 is 1)."""
     try:
         return value if isinstance(value, str) else fold(value) if isinstance(value, int | float | date) else str(value)
-    except ItemError:  # told already
+    except ItemError:  # already reported
         return str(value)
 
 
@@ -180,7 +185,7 @@ def _mapping(raw: dict[str, Any], key: str, path: Path, problems: ErrorCollector
 
 
 def _gold_values(raw: dict[str, Any], path: Path, problems: ErrorCollector) -> dict[str, str]:
-    """What the gold column holds, in the form of its cells -> option."""
+    """Return value of the gold column, in the form of its cells -> option."""
     given = _mapping(raw, "gold_values", path, problems)
     found: dict[str, str] = {}
     for name, option in given.items():

@@ -1,8 +1,9 @@
-"""Which files of a data directory are tables, which of them belong together, and which lie there without being read.
+"""Find the tables of a data directory, the files of each, and the files that are not read.
 
-Tables lie in the directory itself and in its folder ``data``; their suffix may be in capitals. A table's name is its file's, without the
-numbers of shards and the hub's mark behind them: ``data/test-00000-of-00002.parquet`` and
-``data/test-00000-of-00001-b42a775f407cee45.parquet`` belong to ``test``. Hidden files are not read.
+Tables lie in the directory itself and in its folder ``data``; their suffix may be in capitals. A
+table's name is the file's name without shard numbers and the hub's hash:
+``data/test-00000-of-00002.parquet`` and ``data/test-00000-of-00001-b42a775f407cee45.parquet``
+belong to ``test``. Hidden files are not read.
 """
 
 from __future__ import annotations
@@ -22,22 +23,23 @@ FOREIGN = (
     ".tsv", ".tab", ".ndjson", ".jsonlines", ".xlsx", ".xls", ".ods", ".feather", ".arrow", ".ipc", ".orc", ".avro", ".pq", ".parq", ".pkl",
     ".pickle", ".db", ".sqlite", ".sqlite3", ".duckdb", ".dta", ".sav", ".rds",
 )  # fmt: skip
-"""tables that nothing here reads"""
+"""tables that no reader supports"""
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4", ".br", ".7z")
 OTHER = ("dataset_info.json", "dataset_dict.json", "state.json", "dataset_infos.json")
-"""files of JSON that hold no rows"""
+"""JSON files without rows"""
 OWN = ("set.json", "items.jsonl")
 SHARD = re.compile(r"-(\d+)-of-(\d+)(-[0-9a-f]{8,})?$")
-"""what follows a table's name in that of a shard"""
+"""suffix of a shard's name, after the table's name"""
 PARTS = (*OFFICIAL, "fit", "train")
 LAYOUTS = ("standard_vision", "misleading_vision", "standard_audio", "misleading_audio")
 """tables of IMAVB"""
 RUN = ("gap.jsonl", "environment.json", "items.json")
-"""files of a run; beside a ``config.yaml`` one of them marks a run's directory, whose files are no data"""
+"""files of a run; a directory with a ``config.yaml`` and one of them belongs to a run, and its
+files are not data"""
 
 
 def table_files(directory: Path) -> dict[str, list[Path]]:
-    """Table -> its files, in ``directory`` and in its folder ``data``."""
+    """Return table -> its files, in ``directory`` and in its folder ``data``."""
     found: dict[str, list[Path]] = defaultdict(list)
     for path in _direct(directory):
         if _is_table(path.name):
@@ -46,7 +48,7 @@ def table_files(directory: Path) -> dict[str, list[Path]]:
 
 
 def _called(name: str) -> str:
-    """The name of a table; where it says what the table is, in small letters."""
+    """Return the name of a table, in lower case if it is a split or a table of IMAVB."""
     return name.casefold() if name.casefold() in (*PARTS, *LAYOUTS) else name
 
 
@@ -67,7 +69,7 @@ def _is_foreign(name: str) -> bool:
 
 
 def saved_datasets(directory: Path) -> dict[str, Path]:
-    """Table -> folder that ``datasets`` saved it to; one that was saved alone is called ``all``."""
+    """Return table -> folder that ``datasets`` saved it to; a single saved table is named ``all``."""
     if (directory / "state.json").is_file():
         return {"all": directory}
     return {_called(p.parent.name): p.parent for p in sorted(directory.glob("*/state.json"))}
@@ -78,10 +80,12 @@ def table_names(directory: Path) -> list[str]:
 
 
 def whole_tables(directory: Path, problems: ErrorCollector, only: Collection[str] | None = None) -> dict[str, list[Path]]:
-    """As :func:`table_files`, each table once. Adds to ``problems`` every table that is there twice or in part.
+    """As :func:`table_files`, with each table once.
+
+    Duplicate or incomplete tables go to ``problems``.
 
     Args:
-        only: names of the tables that are wanted; None: all.
+        only: names of the wanted tables; None: all.
     """
     whole: dict[str, list[Path]] = {}
     spelled: dict[str, str] = {}
@@ -97,7 +101,7 @@ def whole_tables(directory: Path, problems: ErrorCollector, only: Collection[str
 
 
 def _one_form(name: str, paths: list[Path], problems: ErrorCollector) -> list[Path]:
-    """The files of a table that are one form of it: one file, or one set of numbered shards in one format and folder."""
+    """Return the files of one form of a table: one file, or shards in one format and folder."""
     forms: dict[tuple[Path, str, int | None], dict[int, Path]] = defaultdict(dict)
     for path in paths:
         shard = SHARD.search(path.stem)
@@ -115,7 +119,12 @@ def _one_form(name: str, paths: list[Path], problems: ErrorCollector) -> list[Pa
 
 
 def whole_saved(directory: Path, problems: ErrorCollector) -> dict[str, Path]:
-    """As :func:`saved_datasets`. Adds to ``problems`` tables beside them, which would not be read, and parts that are named and not there."""
+    """As :func:`saved_datasets`.
+
+    Other tables in the directory, and missing parts, go to ``problems``.
+
+    Such tables would not be read. The missing parts are named in ``dataset_dict.json``.
+    """
     saved = saved_datasets(directory)
     if saved:
         for paths in table_files(directory).values():
@@ -135,11 +144,14 @@ def whole_saved(directory: Path, problems: ErrorCollector) -> dict[str, Path]:
 
 
 def check_all_read(directory: Path, read: Iterable[Path], problems: ErrorCollector, *, every: bool) -> tuple[str, ...]:
-    """What lies in a data directory, looks like a table and is not read: refused where it may be a part of the data, else returned as notes.
+    """Report files in a data directory that look like a table and are not read.
 
-    Refused are tables beside those that are read that are named like a split, like those of IMAVB or ``items``, in whatever form. With
-    ``every``, so are all packed and foreign tables there, and tables further down that are named like a split or lie in a folder that is
-    (but JSON in such a folder, which may be about one recording). Folders of runs and links to folders are passed over.
+    A file that may be a part of the data is refused; the others become notes. Refused, in any
+    format, are unread tables beside the read ones with the name of a split, of a table of IMAVB, or
+    ``items``. With ``every``, all packed and foreign tables there are refused, and tables in deeper
+    folders if the table or a folder has the name of a split. The exception is JSON of another name
+    in such a folder, which may describe one recording. Folders of runs and links to folders are
+    skipped.
 
     Args:
         read: the files and folders that are read.
@@ -173,7 +185,7 @@ def _unread(directory: Path, known: set[Path]) -> Iterator[Path]:
             folders.clear()
             continue
         folders[:] = sorted(f for f in folders if not f.startswith(".") and (here / f).absolute() not in known)
-        saved = here.absolute() in known  # whose own files `datasets` reads
+        saved = here.absolute() in known  # `datasets` reads its files
         for name in sorted(n for n in names if not (saved and n.endswith(".arrow"))):
             looks = _is_table(name.lstrip(".")) or _is_foreign(name)
             if looks and name.lower() not in OTHER and (here / name).absolute() not in known:

@@ -1,4 +1,4 @@
-"""Any table through a column map (:mod:`gapclose.data.formats.column_map`): rows become items, media inside the tables become files."""
+"""Any table by a column map (:mod:`gapclose.data.formats.column_map`); embedded media become files."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ from gapclose.data.question_text import LETTERS, letters_prompt
 from gapclose.data.splits import SplitAssignment, deal_tables
 
 ASIDE = ".media"
-"""folder beside the tables, for media that they hold as bytes"""
+"""folder beside the tables for media that the tables hold as bytes"""
 MOST = 80
 """characters of a text that names its clip"""
 
 
 def read_columns(directory: Path, path: Path, problems: ErrorCollector, dealing: SplitAssignment) -> ItemSet:
-    """Items of every row of every table in ``directory``, as the map at ``path`` says.
+    """Return the items of every row of every table in ``directory``, by the map at ``path``.
 
-    Media that are stored as bytes are written to the folder ``.media`` beside the tables, once, under the digest of their content.
+    Media stored as bytes are written once to the folder ``.media`` beside the tables, under the
+    digest of their content.
 
     Raises:
-        ValueError: when the map cannot be used, no table is there, or media cannot be written beside them.
+        ValueError: when the map cannot be used, no table is there, or media cannot be written.
     """
     known = read_map(path, problems)
     problems.raise_if_any()
@@ -76,7 +77,10 @@ def read_columns(directory: Path, path: Path, problems: ErrorCollector, dealing:
 
 
 def tell_repeated(rows: list[Row], columns: set[str], problems: ErrorCollector) -> tuple[str, ...]:
-    """Add to ``problems`` every table of which another one holds all rows, in these columns; notes about tables that share some."""
+    """Add to ``problems`` every table whose rows another one contains, in these columns.
+
+    Return notes about tables that share some rows.
+    """
     said: dict[str, set[str]] = {}
     place = {row.table: row.file for row in reversed(rows)}
     for row in rows:
@@ -96,7 +100,7 @@ def tell_repeated(rows: list[Row], columns: set[str], problems: ErrorCollector) 
 
 
 def _plain(value: Any) -> str:
-    """A cell for comparing rows of tables with different types."""
+    """Return a cell in a form that compares across tables with different types."""
     try:
         return text_of(value)
     except ItemError:
@@ -104,7 +108,9 @@ def _plain(value: Any) -> str:
 
 
 def put_aside(values: dict[str, Any], media: dict[str, str], directory: Path) -> dict[str, Any]:
-    """A row's values, with bytes of media written to ``.media`` and named by their path there; other columns' bytes are let go.
+    """Write a row's media bytes to ``.media`` and return its values with their paths there instead.
+
+    Bytes of other columns are dropped.
 
     Args:
         media: column -> kind.
@@ -137,7 +143,7 @@ def _stored(value: Any, kind: str | None, directory: Path) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Names:
-    """The keys of a row; those without a column are empty."""
+    """The keys of a row; keys without a column are empty."""
 
     id: str
     clip: str
@@ -148,7 +154,7 @@ class Names:
 
 
 def _names(row: Row, known: ColumnMap, spelled: Spellings, problems: ErrorCollector) -> Names | None:
-    """The keys of a row; None where one is missing or can be none, and ``problems`` says which."""
+    """Return the keys of a row; None if one is missing or invalid, with errors in ``problems``."""
     at, before = known.columns, len(problems)
     label = f"{row.place}: item {_shown_id(row, known)!r}"
 
@@ -184,25 +190,30 @@ def _names(row: Row, known: ColumnMap, spelled: Spellings, problems: ErrorCollec
 
 
 def _shown_id(row: Row, known: ColumnMap) -> str:
-    """The id of a row for complaints, whatever its column holds."""
+    """Return the id of a row for messages, for any value of its column."""
     if "id" not in known.columns:
         return f"{row.table}/{row.number}"
     return _short(_plain(row.values[known.columns["id"]]))
 
 
 def _clip(row: Row, known: ColumnMap) -> str:
-    """Where no column names it: the first media file, else what the prompt says: rows about the same one stay together."""
+    """Return the clip of a row when no column names it.
+
+    It is the first media file, or else the prompt's text, so that rows about the same one stay
+    together.
+    """
     paths = [row.values[column] for field, column in known.columns.items() if field in MEDIA]
     if files := [p for p in paths if isinstance(p, str) and p]:
         return files[0]
     columns = [known.columns["question"]] if "question" in known.columns else []
-    if known.from_columns and (known.letters or not columns):  # one question for all tells no row from another: its options do
+    # one question for all rows does not distinguish them, but the options do
+    if known.from_columns and (known.letters or not columns):
         columns += known.options
     return _short(" / ".join(text_of(row.values[column]) for column in columns)) or f"{row.table}/{row.number}"
 
 
 def _short(text: str) -> str:
-    """A name for a text: itself, or its start and a digest of the whole."""
+    """Return a name for a text: the text, or its start and a digest."""
     return text if len(text) <= MOST else f"{text[: MOST - 20]}... {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
@@ -267,7 +278,7 @@ def _item(row: Row, known: ColumnMap, names: Names, split: str, problems: ErrorC
 
 
 def _gold(value: Any, known: ColumnMap, texts: list[str], said: list[str], label: str, problems: ErrorCollector) -> int | None:
-    """Index of the right option, None where the row names none."""
+    """Return the index of the right option; None if the row names none."""
     try:
         written, folded = text_of(value), fold(value)
     except ItemError as fault:

@@ -1,8 +1,10 @@
-"""The layout of IMAVB (arXiv 2605.13737): four tables of questions about films, asked with the paper's prompt and answered by a letter.
+"""The layout of IMAVB (arXiv 2605.13737): four tables of questions about videos.
 
-Each clip is asked about what is seen and about what is heard, with a true premise (``standard_*``) and with a false one (``misleading_*``).
-Options A to D are contents; E says that the visual detail is wrong, F that the audio detail is. All tables are for testing, so clips are
-dealt out to the splits here, all questions of a clip together.
+The prompt is the paper's, and a letter answers. Each clip has questions about vision and about
+audio, with a true premise (``standard_*``) and with a false one (``misleading_*``). Options A to D
+are contents; E states that the visual detail is wrong, F that the audio detail is. The original
+tables are all for testing, so this reader assigns clips to splits, with all questions of a clip
+together.
 """
 
 from __future__ import annotations
@@ -22,16 +24,17 @@ from gapclose.data.splits import SplitAssignment, tag_twins
 CONCEPTS = ("standard", "false_vision", "false_audio")
 EXPRESSES = {"A": "standard", "B": "standard", "C": "standard", "D": "standard", "E": "false_vision", "F": "false_audio"}
 REJECTION = {"E": "The visual detail in the question is incorrect", "F": "The audio detail in the question is incorrect"}
-"""texts where a row leaves the options out"""
+"""texts for rows that omit these options"""
 SHOWN = {"vision": ("video",), "audio": ("audio",), None: ("video", "audio")}
-"""what the questions are about -> what a model is given of a film"""
+"""subject of the questions -> the media of a video that a model receives"""
 
 
 def read_imavb(directory: Path, problems: ErrorCollector, dealing: SplitAssignment, about: str | None = None) -> ItemSet:
-    """Items of the four tables, each about a film and its sound track.
+    """Return items of the four tables, each about a video and its sound track.
 
     Args:
-        about: vision or audio: only the questions about that, without the other half of the film, nor the option that it was wrong.
+        about: vision or audio: only the questions about it, without the other half of the video and
+            the option that rejects it.
     """
     rows = [r for r in read_tables(directory, problems, only=LAYOUTS) if r.table in LAYOUTS]
     for name in sorted(set(LAYOUTS) - set(table_names(directory))):
@@ -58,19 +61,23 @@ def read_imavb(directory: Path, problems: ErrorCollector, dealing: SplitAssignme
 
 
 def _expresses(about: str | None) -> dict[str, str]:
-    """Letter -> the concept it expresses, of the letters that are offered."""
+    """Return letter -> its concept, for the letters that are offered."""
     return {k: c for k, c in EXPRESSES.items() if about is None or c in ("standard", f"false_{about}")}
 
 
 def film_path(directory: Path, clip: str, stated: str | None) -> str:
-    """Where a clip's film lies, relative to the directory: by its id under ``videos``, else where the row says, if that is in there."""
+    """Return where a clip's video lies, relative to the directory.
+
+    It is found by its id under ``videos`` or ``video``, else at the row's path if that is inside
+    the directory.
+    """
     named = [stated, f"videos/{Path(stated).name}"] if stated else []
     usual = [f"{folder}/{clip}.mp4" for folder in ("videos", "video")]
     return next((p for p in (*usual, *named) if not leaves(p) and not path_fault(p) and (directory / p).is_file()), usual[0])
 
 
 def check_clip(clip: str, label: str, problems: ErrorCollector) -> None:
-    """Add to ``problems`` the id of a clip by which its film would lie outside the data, or that can be no file's name."""
+    """Add to ``problems`` a clip id that leads outside the data or is an impossible file name."""
     if fault := path_fault(f"videos/{clip}.mp4"):
         problems.add(f"{label}: video_id is {shown(clip)}, {fault}")
     elif leaves(f"videos/{clip}"):
@@ -78,13 +85,13 @@ def check_clip(clip: str, label: str, problems: ErrorCollector) -> None:
 
 
 def _stated(video: Any) -> str | None:
-    """The path in what a row says of its film."""
+    """Return the path of a row's video."""
     path = video.get("path") if isinstance(video, dict) else video
     return path if isinstance(path, str) and path else None
 
 
 def _whole(row: Row, problems: ErrorCollector) -> bool:
-    """Whether a row has what an item needs; otherwise says what is missing."""
+    """Whether a row has everything that an item needs; errors go to ``problems``."""
     values, before = row.values, len(problems)
     label = f"{row.place}: item {shown(values.get('video_id'))} of {row.table}"
     for name in ("video_id", "question", *(f"option_{letter}" for letter in "abcd")):

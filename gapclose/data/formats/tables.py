@@ -1,4 +1,4 @@
-"""Rows of a table, whatever file holds them: JSON lines, JSON, CSV, Parquet, or what ``datasets`` saved to disk."""
+"""Rows of a table in any format: JSON lines, JSON, CSV, Parquet, or saved by ``datasets``."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from gapclose.data.formats.directory import whole_saved, whole_tables
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One row and where it stands."""
+    """One row and its place."""
 
     table: str
     place: str
-    """file and line or row, for complaints"""
+    """file and line or row, for messages"""
     number: int
-    """unique in the table, also where that lies in several files"""
+    """unique in the table, even if the table has several files"""
     values: dict[str, Any]
 
     @property
@@ -31,11 +31,11 @@ class Row:
 
 
 Content = Iterable[tuple[int, int, Any]]
-"""number of a row in its file, the line it ends on (or its number again), what it holds"""
+"""number of a row in its file, its last line (or its number again), its content"""
 BATCH = 64
-"""rows that are held at a time while their media are put aside"""
+"""rows held in memory at a time while their media are written to files"""
 CELL = 10_000_000
-"""characters of a cell of CSV that is still read"""
+"""largest number of characters in a CSV cell"""
 
 
 def read_tables(
@@ -44,14 +44,17 @@ def read_tables(
     each: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     only: Collection[str] | None = None,
 ) -> list[Row]:
-    """All rows of all tables, in the order of their names. Files that cannot be read go to ``problems``.
+    """Return all rows of all tables, in the order of their names.
+
+    Unreadable files go to ``problems``.
 
     Args:
-        each: what becomes of the values of a row as it passes, so that media inside a table are not all held at once.
-        only: names of the tables that are wanted; None: all.
+        each: applied to the values of a row as it is read, so that not all media of a table are in
+            memory.
+        only: names of the wanted tables; None: all.
 
     Raises:
-        ItemError: as ``each`` does; it is none of the file's.
+        ItemError: as ``each`` does; such an error does not concern the file.
     """
     saved = whole_saved(directory, problems)
     files = {name: [folder] for name, folder in saved.items()} or whole_tables(directory, problems, only)
@@ -73,7 +76,10 @@ def read_into(
     each: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     before: int = 0,
 ) -> list[Row]:
-    """The rows of one file, read by ``reader`` (default: as JSON), numbered from ``before`` on; ``each`` as in :func:`read_tables`.
+    """Return the rows of one file, numbered after ``before``.
+
+    Args:
+        reader: of the file; None: JSON. each: as in :func:`read_tables`.
 
     Raises:
         ItemError: as ``each`` does.
@@ -90,7 +96,7 @@ def read_into(
             number, line, values = next(content)
         except StopIteration:
             break
-        except (ValueError, OSError, KeyError, csv.Error) as error:  # JSON, UTF-8 and Arrow complain with ValueErrors
+        except (ValueError, OSError, KeyError, csv.Error) as error:  # JSON, UTF-8 and Arrow raise ValueErrors
             problems.add(_unreadable(path, error))
             return []
         empty = False
@@ -125,7 +131,7 @@ def _json(path: Path) -> Content:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, int, Any]]:
-    """Strict: a quote that is never closed would swallow the rows that follow."""
+    """Read strictly: a quote that is never closed would swallow the following rows."""
     before = csv.field_size_limit(CELL)
     try:
         rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
@@ -150,7 +156,7 @@ def _csv(path: Path) -> Iterator[tuple[int, int, Any]]:
 
 
 def _numbered(rows: Any) -> Iterator[list[str]]:
-    """The rows of a reader, whose complaints say their line."""
+    """Yield the rows of a reader; its errors name their line."""
     while True:
         try:
             cells = next(rows, None)
@@ -168,12 +174,12 @@ def _parquet(path: Path) -> Iterator[tuple[int, int, Any]]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             yield from _from_arrow(file.iter_batches(batch_size=BATCH))
-    except (pyarrow.ArrowException, OverflowError) as error:  # not all of them are ValueErrors
+    except (pyarrow.ArrowException, OverflowError) as error:  # not all are ValueErrors
         raise ValueError(str(error)) from error
 
 
 def _saved(folder: Path) -> Iterator[tuple[int, int, Any]]:
-    """Media columns stay as they are stored: a path, or bytes with a file name."""
+    """Yield rows; media columns stay as stored: a path, or bytes with a file name."""
     import datasets
     import pyarrow
 
@@ -185,10 +191,10 @@ def _saved(folder: Path) -> Iterator[tuple[int, int, Any]]:
 
 
 def _from_arrow(batches: Iterable[Any]) -> Iterator[tuple[int, int, Any]]:
-    """Rows of batches of an Arrow table.
+    """Yield rows of batches of an Arrow table.
 
     Raises:
-        ItemError: when two columns have one name, of which a row could keep only one.
+        ItemError: when two columns have one name, because a row can keep only one.
     """
     import numpy as np
     import pyarrow
@@ -200,7 +206,8 @@ def _from_arrow(batches: Iterable[Any]) -> Iterator[tuple[int, int, Any]]:
             raise ItemError(f"two columns are called {shown(twice[0])}; rename one of them")
         short = [f.name for f in batch.schema if pyarrow.types.is_float16(f.type) or pyarrow.types.is_float32(f.type)]
         for row in batch.to_pylist():
-            for name in short:  # 0.1 as it was written, not as the float64 nearest to that float32
+            # 0.1 as it was written, not the float64 of that float32
+            for name in short:
                 row[name] = None if row[name] is None else float(str(np.float32(row[name])))
             number += 1
             yield number, number, row

@@ -93,7 +93,9 @@ def questions() -> list[Question]:
         _sums(),
         _with_others("colours", "What colour is {}? Answer with one word in lower case.", _pairs(COLOURS)),
         _with_others("french", 'What is the French word for "{}"? Answer with one word in lower case.', _pairs(FRENCH)),
-        _with_others("categories", "Is {} an animal, a plant, a tool or an instrument? Answer with one word in lower case.", _pairs(CATEGORIES)),
+        _with_others(
+            "categories", "Is {} an animal, a plant, a tool or an instrument? Answer with one word in lower case.", _pairs(CATEGORIES)
+        ),
         _with_others("plurals", 'What is the plural of "{}"? Answer with one word in lower case.', _pairs(PLURALS)),
         _with_others("numbers", "Write the number {} as one word in lower case.", _pairs(NUMBERS)),
     ]

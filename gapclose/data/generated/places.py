@@ -147,7 +147,14 @@ def what_item(clip: Clip, modality: str, rng: np.random.Generator) -> Item:
 
 
 def _item(
-    clip: Clip, ident: str, modality: str, purpose: str, messages: list[dict[str, Any]], options: list[Option], gold: int, tags: dict[str, str]
+    clip: Clip,
+    ident: str,
+    modality: str,
+    purpose: str,
+    messages: list[dict[str, Any]],
+    options: list[Option],
+    gold: int,
+    tags: dict[str, str],
 ) -> Item:
     return Item(
         id=ident, clip=clip.name, split=clip.split, modality=modality, messages=messages, options=options, gold=gold, purpose=purpose,

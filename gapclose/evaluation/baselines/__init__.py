@@ -1,1 +1,1 @@
-"""What the consistency objective is compared with: methods without training (chosen on val or fit, judged on test), and TRL's trainers."""
+"""Inference-time baselines: methods without training, chosen on val or fit and judged on test."""

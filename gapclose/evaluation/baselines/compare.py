@@ -1,4 +1,6 @@
-"""Every inference-time method at every budget, chosen on val or fit and judged once on test, beside the base model on the same clips.
+"""Compare all inference-time baselines at every budget with the base model on the same clips.
+
+Settings are chosen on val or fit and judged once on test.
 
 Shapes: N items of one split, O options, C concepts, R replicates.
 """
@@ -19,20 +21,21 @@ from gapclose.metrics.gap import intervals, statistics
 from gapclose.metrics.labels import Action, Labels
 
 BUDGETS = (None, 0.03, 0.01, 0.0)
-"""standard accuracy, 0..1, that a setting may lose on the items that it is chosen on; None: any, which is how PGLA was published"""
+"""standard accuracy, 0..1, that a setting may lose on the items it is chosen on; None: any, as
+PGLA was published"""
 FIGURES = ("balanced", "option_balanced", "standard_accuracy", "rejection", "false_alarm", "auroc", "dprime", "criterion")
-FRONT = 50  # points of a front at most
+FRONT = 50  # largest number of points of a front
 GAINS = ("balanced", "option_balanced", "standard_accuracy", "rejection", "auroc")
 
 
 def methods(fit: Seen, known: Labels, choice: Seen, *, folds: int, seed: int) -> Iterator[Method]:
-    """Every method, fitted on fit, with the settings to choose among.
+    """Yield every method, fitted on fit, with its settings.
 
     Args:
         known: labels of the fit items. choice: the items to choose on.
 
     Raises:
-        ValueError: when there are no concepts of either kind, or too few clips for the folds.
+        ValueError: when there are no alarm concepts or no others, or too few clips for the folds.
     """
     yield from pgla(fit, known, folds=folds, seed=seed)
     yield shift(fit, known, choice)
@@ -46,18 +49,21 @@ def methods(fit: Seen, known: Labels, choice: Seen, *, folds: int, seed: int) ->
 def compare(
     fit: Seen, known: Labels, items: Seen, labels: Labels, clips: ClipBootstrap, *, val: tuple[Seen, Labels] | None, folds: int, seed: int
 ) -> dict[str, Any]:
-    """What ``measurement.json`` holds under ``baselines``.
+    """Build the entry ``baselines`` of ``measurement.json``.
 
     Args:
-        known: labels of the fit items, which fit. labels: those of the test items, which judge. clips: of the test items.
-        val: the items that choose, with their labels; None: those of fit, out of fold.
+        known: labels of the fit items, to fit on. labels: of the test items, to judge by. clips: of
+            the test items.
+        val: the items to choose on, with their labels; None: the fit items, out of fold.
 
     Returns:
-        ``chosen_on`` and ``n_choice``, the split that chose and its number of items; ``base`` with the figures of the base model;
-        ``methods``, each with a row in ``points`` for every budget and a ``front``. A row has the chosen ``setting`` (None: none within
-        the budget is better, the answers stay the base model's), its rates where it was chosen under ``choice``, the figures on test with
-        intervals, under ``gain`` the paired differences to the base model, and under ``chosen`` the option of every test item, so that
-        other comparisons can be paired too.
+        ``chosen_on`` and ``n_choice``, the split used for the choice and its number of items;
+            ``base`` with the figures of the base model; ``methods``, each with a row in ``points``
+            per budget and a ``front``. A row has the chosen ``setting`` (None: none within the
+            budget is better, so the answers stay the base model's), its rates on the choice items
+            under ``choice``, the test figures with intervals, paired differences to the base model
+            under ``gain``, and the option of every test item under ``chosen``, for further paired
+            comparisons.
     """
     choice, choosing = val or (fit, known)
     before = _figures(clips, labels, items.scores, items.reading)
@@ -82,12 +88,14 @@ def compare(
 
 
 def pareto(settings: Sequence[Setting], there: Scores, choosing: Labels, here: Scores, labels: Labels) -> list[dict[str, Any]]:
-    """Rejection against standard accuracy: the settings that none beats where it is chosen, with their rates there and, bare, on test.
+    """Return the Pareto-optimal settings in rejection and standard accuracy on the choice items.
 
-    Of many settings, :data:`FRONT` evenly by rank with both ends.
+    Each has its rates there and on test, without intervals. At most :data:`FRONT` are returned,
+    evenly by rank, including both ends.
 
     Args:
-        there, choosing: scores and labels of the items to choose on. here, labels: of the test items.
+        there, choosing: scores and labels of the items to choose on. here, labels: of the test
+            items.
     """
     chosen = rates(there, settings, choosing)
     kept = front(chosen)
@@ -101,7 +109,8 @@ def pareto(settings: Sequence[Setting], there: Scores, choosing: Labels, here: S
 
 
 def _figures(clips: ClipBootstrap, labels: Labels, scores: np.ndarray, reading: np.ndarray) -> dict[str, np.ndarray]:
-    """What :func:`gapclose.metrics.gap.statistics` finds about the action of scores (N, O), each (R + 1,)."""
+    """Return the action's figures by :func:`gapclose.metrics.gap.statistics` for scores (N, O),
+    each (R + 1,)."""
     found = statistics(clips, labels, Action(chosen=scores.argmax(1), scores=scores), reading)
     return {name: found[f"action.{name}"] for name in FIGURES}
 

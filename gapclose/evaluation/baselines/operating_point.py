@@ -1,7 +1,8 @@
-"""Operating points of methods that change option scores: the setting that does best within a loss of standard accuracy.
+"""Operating points: the best setting of a method within a loss of standard accuracy.
 
-A method is a list of settings with the scores that each gives. It is fitted on fit alone, chosen on val (or, out of fold, on fit where there
-is no val), and takes no labels of the items that it answers: the test split cannot enter a choice.
+The methods change option scores. A method is a list of settings with their scores. It is fitted on
+fit alone, chosen on val (or, without val, on fit out of fold), and gets no labels of the items that
+it answers. So the test split cannot influence a choice.
 
 Shapes: M fit items, N items of any one split, O options, C concepts, D width, P settings.
 """
@@ -34,10 +35,10 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen(Scored):
-    """What is known of a split without its right answers; the scores are the base model's."""
+    """Inputs of a method for one split, without right answers; the scores are the base model's."""
 
     residual: np.ndarray
-    """(N, D) that the probe reads"""
+    """(N, D) features of the probe"""
     reading: np.ndarray
     """(N, C) by the probe; on fit, out of fold"""
     text: np.ndarray
@@ -46,34 +47,34 @@ class Seen(Scored):
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One way of answering, at every setting that it may be used with."""
+    """One method of answering, with all its settings."""
 
     name: str
     label: str
     settings: Sequence[Setting]
-    """of equals the first is preferred"""
+    """in order of preference among equals"""
     fit: Scores
-    """scores of the M fit items; whatever is fitted was fitted without their clip"""
+    """scores of the M fit items, each by a fit without its clip"""
     answers: Callable[[Seen], Scores]
-    """scores of N items of another split; whatever is fitted was fitted on all of fit"""
+    """scores of N items of another split, by a fit on all of fit"""
 
 
 class Rates(NamedTuple):
-    """How often answers are right, one number a setting, (P,)."""
+    """Rates of the answers, one number per setting, (P,)."""
 
     balanced: np.ndarray
     """mean over the cells modality x concept of the accuracy on the option"""
     standard: np.ndarray
-    """accuracy on the option where no alarm is right"""
+    """accuracy on the option of items whose right concept is no alarm"""
     rejection: np.ndarray
-    """share of answers that express any alarm where one is right"""
+    """share of items with an alarm as right concept whose answer expresses any alarm"""
 
 
 def alarms(labels: Labels) -> list[int]:
-    """Indices of the alarm concepts.
+    """Return the indices of the alarm concepts.
 
     Raises:
-        ValueError: when there is none, or nothing else.
+        ValueError: when no concept or every concept is an alarm.
     """
     found = [labels.concepts.index(a) for a in labels.alarm]
     if not 0 < len(found) < len(labels.concepts):
@@ -85,7 +86,8 @@ def alarms(labels: Labels) -> list[int]:
 
 
 def rates(scores: Scores, settings: Sequence[Setting], labels: Labels) -> Rates:
-    """Rates of the options with the highest scores, at every setting; nan where no item counts."""
+    """Return the rates of answering with the highest score, at every setting; nan where no item
+    counts."""
     count, options = labels.option_concept.shape
     chosen = np.concatenate([scores(settings[rows]).argmax(2) for rows in blocks(0, len(settings), count * options)])  # (P, N)
     right = chosen == labels.gold
@@ -99,26 +101,28 @@ def rates(scores: Scores, settings: Sequence[Setting], labels: Labels) -> Rates:
 
 
 def _share(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Mean of (P, N) bool over the items where (N,) holds, (P,)."""
+    """Return the mean of (P, N) bool over the items where ``where`` (N,) is true, (P,)."""
     return values[:, where].mean(1) if where.any() else np.full(len(values), np.nan)
 
 
 def unchanged(seen: Scored) -> Scores:
-    """The model's own scores, whatever the settings."""
+    """Return the model's own scores at every setting."""
     return lambda settings: np.broadcast_to(seen.scores, (len(settings), *seen.scores.shape))
 
 
 def choose(
     settings: Sequence[Setting], scores: Scores, base: Scores, labels: Labels, budgets: Sequence[float | None]
 ) -> list[Setting | None]:
-    """For every budget, the setting with the highest balanced accuracy on the option among those that keep standard accuracy.
+    """Choose a setting for every budget by balanced accuracy on the option.
 
     Args:
         scores, base, labels: of the N items to choose on, by the method and by the base model.
         budgets: standard accuracy, 0..1, that may be lost against the base model; None: any.
 
     Returns:
-        One a budget, of equals the first, which methods make the one that changes least; None where it leaves no setting that does better on these items than the base model's own answers.
+        The best setting within each budget, the first of equals, which methods order so that it
+            changes least. None if no setting within the budget is better on these items than the
+            base model's answers (budget None always gives a setting).
     """
     found, before = rates(scores, settings, labels), rates(base, [{}], labels)
     chosen: list[Setting | None] = []
@@ -132,7 +136,8 @@ def choose(
 
 
 def front(found: Rates) -> list[int]:
-    """Settings that no other beats in standard accuracy and rejection at once, the highest standard accuracy first; one of equals."""
+    """Return the Pareto-optimal settings by standard accuracy (falling) and rejection; one of
+    equals."""
     kept, most = [], -np.inf
     for k in np.lexsort((-found.rejection, -found.standard)):
         if found.rejection[k] > most:

@@ -1,15 +1,19 @@
-"""PGLA, probe-guided logit adjustment, as published ("Senses Wide Shut", arXiv 2605.13737, section 5 and appendix F).
+"""PGLA, probe-guided logit adjustment, as published ("Senses Wide Shut", arXiv 2605.13737).
+
+Formula: section 5 and appendix F of the paper.
 
     g = P_mis^p         D = max L_content - max L_reject
     L'_reject = L_reject + sigmoid(gamma (g - alpha)) (s D + delta) - b_reject
 
-``P_mis`` is the probability of a false premise by a two-layer perceptron on the residual. The paper has two rejections E and F, with
-``b_E = beta / 2``, ``b_F = -beta / 2`` and ``beta = mean(L_E - L_F)`` over standard training items; here b is the mean distance of a
-rejection's score from the mean over rejections, which is the same for two and holds for any number of alarm concepts. D does not change
-when a constant is added to all scores, so log-probabilities serve as well as the paper's logits.
+``P_mis`` is the probability of a false premise by a two-layer perceptron on the residual. The paper
+has two rejections E and F, with ``b_E = beta / 2``, ``b_F = -beta / 2`` and ``beta = mean(L_E -
+L_F)`` over standard training items. Here b is the mean distance of a rejection's score from the
+mean over rejections, which is the same for two and is defined for any number of alarm concepts. D
+does not change when a constant is added to all scores, so log-probabilities can replace the paper's
+logits.
 
-Two things differ from the published tuning: folds never split a clip, and the perceptron is fitted on all of fit (out of fold where a
-setting is chosen on fit as well) instead of one quarter of all items.
+Tuning differs in two ways: folds never split a clip, and the perceptron is fitted on all of fit
+(out of fold if settings are also chosen on fit) instead of one quarter of all items.
 
 Shapes: M fit items, N items, O options, D width, P settings.
 """
@@ -45,31 +49,34 @@ WIDE: dict[str, tuple[float, ...]] = {
     "s": (0.75, 1.0, 1.5),
     "delta": (0.0, 1.0, 2.0, 5.0, 8.0, 12.0),
 }
-"""the published grid and more around it, 1,512 settings: steeper gates, and boosts small enough for models with small margins"""
+"""an extension of the published grid, 1,512 settings: steeper gates, and boosts small enough for
+models with small margins"""
 HIDDEN, RATE, EPOCHS = 256, 1e-3, 100
 
 
 def settings(grid: Mapping[str, tuple[float, ...]] = GRID) -> list[dict[str, float]]:
-    """Every setting of a grid, in the published order."""
+    """Return every setting of a grid, in the published order."""
     return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
 
 def gentlest_first(points: Sequence[dict[str, float]]) -> list[dict[str, float]]:
-    """Settings by how much they boost an item whose premise is doubtful, least first: of equally good ones that is taken.
+    """Sort settings by how much they boost an item with a doubtful premise, least first.
 
-    The nats added come first (delta, then s), then the gate (alpha from the highest, gamma, and p from the highest).
+    So the gentlest of equally good settings is chosen. The added nats decide first (delta, then s),
+    then the gate (alpha from the highest, gamma, and p from the highest).
     """
     return sorted(points, key=lambda q: (q["delta"], q["s"], -q["alpha"], q["gamma"], -q["p"]))
 
 
 def rejection_bias(scores: np.ndarray, option_concept: np.ndarray, rejects: Sequence[int]) -> dict[int, float]:
-    """b of every reject concept: how far its score is above the mean over the reject concepts of the item, on average.
+    """Compute b of every reject concept: mean distance of its score from the mean over all of them.
 
     Args:
-        scores, option_concept: (M, O) of standard items. rejects: concepts; of several options of one, the highest counts.
+        scores, option_concept: (M, O) of standard items. rejects: concepts; the highest-scored
+            option of each counts.
 
     Returns:
-        Concept -> nats; 0 for one that no item has an option for.
+        Concept -> nats; 0 for a concept without options.
     """
     best = np.stack([np.where(option_concept == c, scores, -np.inf).max(1) for c in rejects], axis=1)  # (M, rejects)
     there = np.isfinite(best)
@@ -85,12 +92,13 @@ def adjust(
     bias: Mapping[int, float],
     points: Sequence[Setting],
 ) -> np.ndarray:
-    """Scores (P, N, O) after the adjustment, at every setting.
+    """Return adjusted scores (P, N, O) at every setting.
 
-    An item whose options are all rejections, or none, has no D and stays as it is.
+    An item with only rejections or without any has no D and is not changed.
 
     Args:
-        scores, option_concept: (N, O). p_mis: (N,) in 0..1. bias: reject concept -> b. points: P settings with the keys of the grid.
+        scores, option_concept: (N, O). p_mis: (N,) in 0..1. bias: reject concept -> b. points: P
+            settings with the keys of the grid.
     """
     reject = np.isin(option_concept, list(bias))
     content = ~reject & (option_concept >= 0)
@@ -104,10 +112,11 @@ def adjust(
 
 
 class Gate:
-    """P_mis by a two-layer perceptron on standardised residuals: 256 rectified units, Adam at 1e-3, 100 epochs of one batch."""
+    """P_mis by a two-layer perceptron on standardised residuals: 256 rectified units, Adam at
+    1e-3, 100 full-batch epochs."""
 
     def __init__(self, residual: np.ndarray, alarmed: np.ndarray, seed: int) -> None:
-        """Fit on residuals (M, D) and whether an alarm is right (M,) bool."""
+        """Fit on residuals (M, D) and whether an alarm is right, (M,) bool."""
         spread, self.mean = residual.std(0), residual.mean(0)
         self.scale = np.where(varies(spread, self.mean), spread, 1.0)
         with torch.random.fork_rng(devices=[]):
@@ -125,7 +134,7 @@ class Gate:
 
     @torch.no_grad()
     def __call__(self, residual: np.ndarray) -> np.ndarray:
-        """P_mis (N,) of residuals (N, D)."""
+        """Return P_mis (N,) of residuals (N, D)."""
         return self.net(self._standardised(residual)).softmax(1)[:, 1].double().numpy()
 
 
@@ -139,11 +148,11 @@ def gated(
     gate: Callable[[Seen], np.ndarray],
     parts: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> Method:
-    """The adjustment under any gate.
+    """Build the adjustment with any gate.
 
     Args:
-        p_fit: (M,) P_mis of the fit items, out of the folds ``parts`` (train and held-out indices). gate: P_mis (N,) of items of
-            another split.
+        p_fit: (M,) P_mis of the fit items, out of the folds ``parts`` (train and held-out indices).
+            gate: P_mis (N,) of items of another split.
     """
     rejects = alarms(known)
 
@@ -168,7 +177,9 @@ def gated(
 
 
 def pgla(fit: Seen, known: Labels, *, folds: int, seed: int) -> tuple[Method, Method]:
-    """PGLA with its own probe, which is fitted ``folds`` + 1 times: on the published grid, and on the wide one.
+    """Build PGLA with its own probe, on the published and on the wide grid.
+
+    The probe is fitted ``folds`` + 1 times.
 
     Args:
         known: labels of the fit items.
@@ -186,9 +197,10 @@ def pgla(fit: Seen, known: Labels, *, folds: int, seed: int) -> tuple[Method, Me
 
 
 def pgla_by_text(fit: Seen, known: Labels, *, folds: int, seed: int) -> Method:
-    """The same adjustment, with what the text alone tells in place of the probe: a control, whose gate has seen no clip.
+    """Build the same adjustment with the text-only reading as gate: a control.
 
-    The scores that it moves are the base model's, which have, and so is the distance D that a boost is made of.
+    Its gate has not seen the clip. The adjusted scores are the base model's, which has seen it; so
+    has the distance D in the boost.
     """
     parts = grouped_folds(known.concept, known.clip, folds, seed)
 

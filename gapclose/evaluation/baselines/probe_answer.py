@@ -1,9 +1,11 @@
-"""Answer as a reading says: the concept by the reading, the option within it by the base model's scores.
+"""Answer by a reading, which decides the concept; the base model's scores decide the option.
 
-With the probe's reading the scores are the logarithm of the targets of training (Jeffrey's rule, :mod:`gapclose.training.targets`), so this is the
-ceiling of a perfect alignment to it. There the options of a concept share its belief, so how sure the base model is among them, which has seen
-the clip, also counts between concepts. With a reading by the text alone the best option of a concept has all of its belief: the clip decides
-which of them is named, and nothing between concepts, which is what a gate can have without looking at it.
+With the probe's reading the scores are the logarithm of the training targets (Jeffrey's rule,
+:mod:`gapclose.training.targets`), so this is the ceiling of perfect alignment to them. The options
+of a concept share its probability, so the base model's certainty among them also affects the choice
+between concepts, and the base model has seen the clip. With the text-only reading, the best option
+of a concept gets all of its probability. The clip then decides only which option is named, so the
+choice between concepts uses the text alone.
 
 Shapes: N items, O options, C concepts, P settings.
 """
@@ -25,11 +27,13 @@ LEAST = np.finfo(np.float64).smallest_subnormal
 
 
 def answer_scores(reading: np.ndarray, seen: Seen, alarm: np.ndarray, settings: Sequence[Setting]) -> np.ndarray:
-    """Log targets (P, N, O), -inf beyond an item's options. Where no option expresses the concept that is read, the next most probable
-    counts.
+    """Return log targets (P, N, O), -inf beyond an item's options.
+
+    Readings are restricted to the concepts that an item's options express.
 
     Args:
-        reading: (N, C). alarm: (C,) bool. settings: P times ``prior_factor``, on the prior of the alarm concepts.
+        reading: (N, C). alarm: (C,) bool. settings: P times ``prior_factor``, on the prior of the
+            alarm concepts.
     """
     reading, _ = restrict(reading, expressible(seen.option_concept, reading.shape[1]))
     rows = []
@@ -40,7 +44,7 @@ def answer_scores(reading: np.ndarray, seen: Seen, alarm: np.ndarray, settings: 
 
 
 def best_of_each(seen: Seen) -> Seen:
-    """What is seen, where every concept has one option left: the first of those that the base model scores highest within it."""
+    """Keep only the base model's highest-scored option of every concept, the first of equals."""
     best = np.full(seen.scores.shape, -np.inf)
     for c in np.unique(seen.option_concept[seen.option_concept >= 0]):
         within = np.where(seen.option_concept == c, seen.scores, -np.inf)
@@ -52,7 +56,7 @@ def best_of_each(seen: Seen) -> Seen:
 def _answerer(
     name: str, label: str, fit: Seen, known: Labels, reading: Callable[[Seen], np.ndarray], within: Callable[[Seen], Seen] = lambda s: s
 ) -> Method:
-    """``within``: what is left of the base model's scores within a concept."""
+    """``within``: adjusts the base model's scores within a concept."""
     alarm = np.isin(np.arange(len(known.concepts)), alarms(known))
     settings = [{"prior_factor": float(f)} for f in factors()]
 
@@ -63,10 +67,11 @@ def _answerer(
 
 
 def answer_by_probe(fit: Seen, known: Labels) -> Method:
-    """The probe as the answerer."""
+    """Build the method that answers by the probe."""
     return _answerer("probe", "the probe answers", fit, known, attrgetter("reading"))
 
 
 def answer_by_text(fit: Seen, known: Labels) -> Method:
-    """The text alone as the answerer: it decides the concept, whatever the base model's scores are, which name the option within it."""
+    """Build the method that answers by the text alone; the base model's scores choose only the
+    option within the concept."""
     return _answerer("text", "the text alone answers", fit, known, attrgetter("text"), best_of_each)

@@ -1,4 +1,4 @@
-"""What the base model's observations give without training: the inference-time baselines of a run.
+"""Inference-time baselines of a run, from the base model's observations.
 
 Shapes: N items.
 """
@@ -18,7 +18,8 @@ from gapclose.metrics.labels import Labels
 
 
 def run_baselines(of: ControlSuite) -> dict[str, Any] | None:
-    """The entry ``baselines`` of ``measurement.json``, or None, with a line that says so, where no concept is an alarm."""
+    """Build the entry ``baselines`` of ``measurement.json``; None, with a message, without alarm
+    concepts."""
     known, text, folds = of.known, of.text, of.folds
     if not known.alarm:
         say("no inference-time baselines: the item set has no alarm concepts, so there are no rejections to move")
@@ -37,7 +38,8 @@ def run_baselines(of: ControlSuite) -> dict[str, Any] | None:
 
 
 def _validation(of: ControlSuite) -> tuple[Seen, Labels] | None:
-    """The N labelled gap items of val, observed as ``gapclose close`` does, or None where they do not have every concept."""
+    """Return the N labelled gap items of val, observed as by ``gapclose close``; None if a
+    concept is missing."""
     val = of.run.items.select(split="val", purpose="gap")
     val = replace(val, items=tuple(i for i in val if i.gold is not None))
     if {i.concept for i in val} != set(val.concepts):

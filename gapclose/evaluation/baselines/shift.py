@@ -1,7 +1,8 @@
-"""A bias on the scores of rejections: the same for every item, so it moves the threshold and knows nothing of any item.
+"""Bias shift: one constant, for all items, on the scores of rejections.
 
-With one shift for all alarm concepts the answers move along the action's own ROC curve: its AUROC does not change, and what is gained is
-what a better criterion gains.
+It moves the threshold without any knowledge of an item. With one shift for all alarm concepts the
+answers move along the action's own ROC curve. AUROC does not change; any gain is that of a better
+criterion.
 
 Shapes: N items, O options, P settings.
 """
@@ -20,13 +21,14 @@ from gapclose.metrics.labels import Labels
 
 
 def after_shift(now: SplitMeasurement, base: SplitMeasurement, budget: float) -> dict[str, float | None] | None:
-    """What an adapted model would answer after the best shift of its rejections (:func:`gapclose.evaluation.baselines.shift.best_shift`).
+    """Score an adapted model's answers after the best shift of its rejections.
 
-    Chosen and judged on the same items, so for val alone.
+    The shift is chosen and judged on the same items, so use this for val only.
 
     Returns:
-        ``shift`` (nats), ``option_balanced`` and ``standard_accuracy``; those of the base model and a shift of None where no shift within
-        the budget is better; None where no concept is an alarm.
+        ``shift`` (nats), ``option_balanced`` and ``standard_accuracy``; with a shift of None and
+            the base model's figures if no shift within the budget is better; None without alarm
+            concepts.
     """
     labels = now.labels
     if not labels.alarm:
@@ -43,14 +45,17 @@ def after_shift(now: SplitMeasurement, base: SplitMeasurement, budget: float) ->
 
 
 MOST = 961
-"""combinations tried at most: 31 x 31 for two alarm concepts"""
+"""largest number of combinations, 31 x 31 for two alarm concepts"""
 
 
 def thresholds(margin: np.ndarray, most: int) -> np.ndarray:
-    """Shifts that separate items in different ways, least first: midpoints between neighbouring margins, and one beyond each end.
+    """Return shifts that separate items differently, rising.
+
+    These are the midpoints of neighbouring margins, and one shift beyond each end.
 
     Args:
-        margin: (N,) nats that a rejection lacks to be the answer, inf where there is none. most: thinned to that many, evenly by rank.
+        margin: (N,) nats by which a rejection is below the best content option, inf without one.
+            most: keep this many at most, evenly by rank.
     """
     distinct = np.unique(margin[np.isfinite(margin)])
     if not len(distinct):
@@ -60,7 +65,8 @@ def thresholds(margin: np.ndarray, most: int) -> np.ndarray:
 
 
 def margins(seen: Scored, rejects: Sequence[int], concepts: Sequence[int]) -> np.ndarray:
-    """Highest score of content minus highest score of the options that express one of ``concepts``, (N,); inf where there is none."""
+    """Return the highest content score minus the highest score of ``concepts``, (N,); inf if
+    either is missing."""
     content = ~np.isin(seen.option_concept, rejects) & (seen.option_concept >= 0)
     lacking = np.where(np.isin(seen.option_concept, concepts), seen.scores, -np.inf).max(1)
     best = np.where(content, seen.scores, -np.inf).max(1)
@@ -68,7 +74,8 @@ def margins(seen: Scored, rejects: Sequence[int], concepts: Sequence[int]) -> np
 
 
 def shifted(seen: Scored, named: Mapping[str, Sequence[int]], settings: Sequence[Setting]) -> np.ndarray:
-    """Scores (P, N, O) with each setting's nats added to the options of the concepts that their key stands for."""
+    """Return scores (P, N, O) with each setting's nats added to the options of its key's
+    concepts."""
     added = np.zeros((len(settings), *seen.scores.shape))
     for key, concepts in named.items():
         nats = np.array([setting[key] for setting in settings])
@@ -77,24 +84,28 @@ def shifted(seen: Scored, named: Mapping[str, Sequence[int]], settings: Sequence
 
 
 def shift(fit: Seen, known: Labels, choice: Seen) -> Method:
-    """One shift for all alarm concepts.
+    """Build the method with one shift for all alarm concepts.
 
     Args:
-        known: labels of the fit items, for its concepts alone; nothing is fitted here. choice: the items to choose on, whose thresholds
-            are the settings.
+        known: labels of the fit items, of which only the concepts are used; nothing is fitted.
+            choice: the items to choose on, whose thresholds are the settings.
     """
     rejects = alarms(known)
     return _method("shift", "bias shift of the rejections", fit, choice, rejects, {"shift": rejects})
 
 
 def shift_each(fit: Seen, known: Labels, choice: Seen) -> Method:
-    """One shift for each alarm concept: the common ones, and a grid over their thresholds that is coarser the more concepts there are."""
+    """Build the method with one shift per alarm concept.
+
+    Settings are the common shifts, and a grid over the concepts' thresholds, coarser for more
+    concepts.
+    """
     rejects = alarms(known)
     return _method("shift_each", "bias shift of each rejection", fit, choice, rejects, {known.concepts[c]: [c] for c in rejects})
 
 
 def _method(name: str, label: str, fit: Seen, choice: Seen, rejects: Sequence[int], named: Mapping[str, Sequence[int]]) -> Method:
-    """No shift first, then all others by size."""
+    """Order settings by size, no shift first."""
     common = thresholds(margins(choice, rejects, rejects), MOST)
     tried = {(0.0,) * len(named), *((float(nats),) * len(named) for nats in common)}
     if len(named) > 1:
@@ -110,7 +121,7 @@ def _method(name: str, label: str, fit: Seen, choice: Seen, rejects: Sequence[in
 
 
 def shifts(choice: Scored, rejects: Sequence[int]) -> tuple[list[Setting], Callable[[Scored], Scores]]:
-    """What one shift for all alarm concepts can do to a model, base or adapted: the settings worth trying, and what scores they give.
+    """Return the settings of one common shift, and a function from a model to its shifted scores.
 
     Args:
         choice: the items to choose on, whose thresholds are the settings; no shift comes first.
@@ -120,15 +131,18 @@ def shifts(choice: Scored, rejects: Sequence[int]) -> tuple[list[Setting], Calla
 
 
 def best_shift(model: Scored, base: Scored, labels: Labels, budget: float | None) -> Setting | None:
-    """The shift of an adapted model's rejections that is best on these items, within a loss of standard accuracy against the base model.
+    """Return the best shift of an adapted model's rejections within a budget.
 
-    Chosen on these very items, so they are those of val; :func:`shifts` applies it to others.
+    The budget limits the standard accuracy lost against the base model. The shift is chosen on
+    these items, so use val; :func:`shifts` applies it to others.
 
     Args:
-        labels: of the items of both. budget: standard accuracy, 0..1, that may be lost; None: any.
+        labels: of the items of both models. budget: standard accuracy, 0..1, that may be lost;
+            None: any.
 
     Returns:
-        The setting; None where none within the budget is better than the base model, so that the base model is the better choice.
+        The setting; None if no setting within the budget is better than the base model, which is
+            then preferred.
     """
     settings, scores_of = shifts(model, alarms(labels))
     return choose(settings, scores_of(model), unchanged(base), labels, [budget])[0]

@@ -1,6 +1,10 @@
-"""Everything that a skeptic tries on a measurement before believing it, and where what is read gets lost.
+"""Controls of a measurement, and analysis of the layers.
 
-``features``, ``encoder``, ``refits``, ``blank`` and ``codelength`` are the controls, ``judge`` sets them beside the reading, ``nested``
-repeats its choices, ``localise`` looks at the layers and swaps residuals, ``imavb`` computes the source paper's own figures and ``beside``
-sets ours beside them; ``examination`` runs them on a run, ``inside`` what looks into its layers, and ``measurement`` puts them into one file.
+- Text: ``text``, ``text_leak``, ``sentence_encoder``; ``features`` also covers options and
+  confidence.
+- Probe: ``residualize``, ``random_labels``, ``random_weights``, ``blank_media``, ``mdl``
+  (codelength).
+- Layers: ``layer_analysis`` with ``logit_lens`` and ``interchange``.
+- ``scoring`` compares a control with the reading, ``suite`` builds the controls of a run,
+  ``run_controls`` runs them.
 """

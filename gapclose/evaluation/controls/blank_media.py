@@ -1,6 +1,7 @@
-"""Controls without media: the same prompts, with pictures and films grey, sounds silent, or all of them.
+"""Controls with blanked media: the same prompts with grey images and videos, silent audio, or all.
 
-Blanked media keep their size and length, so a clip can still be told by how long it is; nothing of what it shows or says is left.
+Blanked media keep their size and length, so a clip's length remains as a clue. Its content does
+not.
 
 Shapes: M fit items, N items, D width.
 """
@@ -21,13 +22,13 @@ OFF = {"image": "vision off", "audio": "audio off", "video": "video off"}
 
 
 def blank_sets(items: Iterable[Item]) -> list[tuple[str, ...]]:
-    """Which kinds of media to blank, in turn: each one that the items carry, then all of them together."""
+    """Return the sets of media kinds to blank: each kind that the items have, then all together."""
     kinds = sorted({kind for item in items for kind, _ in item.media}, reverse=True)
     return [(kind,) for kind in kinds] + ([tuple(kinds)] if len(kinds) > 1 else [])
 
 
 def blank_stage(kinds: tuple[str, ...], split: str) -> str:
-    """Name of the observation of a split with these kinds blanked."""
+    """Return the name of the observation of a split with these kinds blanked."""
     return f"blank-{'-'.join(kinds)}-{split}"
 
 
@@ -40,16 +41,19 @@ def blank_controls(
     items: torch.Tensor,
     within: tuple[np.ndarray, np.ndarray],
 ) -> list[Control]:
-    """What the frozen probe reads on blanked items, and what a probe fitted on blanked items does.
+    """Build two controls on blanked items: the frozen probe, and a probe fitted on blanked items.
 
-    The frozen one meets states that it was not fitted on, and may say anything. The fitted one has the text and nothing else where
-    everything is blank, so there it should be at chance; where one kind is left, the modality of that kind should stay readable.
+    The frozen probe reads states that it was not fitted on, so its result is arbitrary. If
+    everything is blanked, the fitted probe has only the text and is expected to be at chance. If
+    one kind is left, the modality of that kind should stay readable.
 
     Args:
-        everything: whether ``kinds`` are all kinds that the items carry.
-        fit: (M, D) what the probe sees of blanked fit items, y: (M,) their concepts. items: (N, D) of blanked items.
-        within: modalities of both, (M,) and (N,). Where everything is blank, each is fitted and read by itself, so that a verdict may
-            compare with it; where one kind is left, one probe shows which modality needs the others.
+        everything: whether ``kinds`` are all kinds that the items have.
+        fit: (M, D) the probe's features of blanked fit items, y: (M,) their concepts. items: (N, D)
+            of blanked items.
+        within: modalities of both, (M,) and (N,). If everything is blanked, each is fitted and read
+            separately, so that a verdict can compare with it. If one kind is left, a single probe
+            shows which modality needs the others.
     """
     name = "all" if everything else "-".join(kinds)
     what = "all media off" if everything else ", ".join(OFF[kind] for kind in kinds)

@@ -1,6 +1,7 @@
-"""Readings by something that should know less than the residuals: words, order and lengths of options, the model's own confidence.
+"""Readings from features that should know less than residuals: words, lengths, confidence.
 
-Whatever is fitted or chosen (vectors, scales, strengths) sees the fit split alone, in folds that never split a clip.
+Everything fitted or chosen (vectors, scales, strengths) uses only the fit split, in folds that
+never split a clip.
 
 Shapes: M fit items, N items, C concepts, O options, F features.
 """
@@ -19,11 +20,11 @@ from gapclose.data.items import Item
 from gapclose.probes.cross_validation import grouped_folds
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
-FLOOR = -30.0  # nats: log-probability of a concept that no option of an item expresses
+FLOOR = -30.0  # nats; log-probability of a concept that no option of an item expresses
 
 
 class Chosen(NamedTuple):
-    """A reading by the best of several feature makers, and which it was."""
+    """A reading from the best of several feature makers, with the maker's name and strength."""
 
     reading: np.ndarray
     """(N, C)"""
@@ -46,15 +47,18 @@ def chosen_reading(
     folds: int,
     seed: int,
 ) -> Chosen:
-    """Logistic regression on features; maker and regularisation chosen by out-of-fold log-likelihood within fit.
+    """Read by logistic regression on features.
+
+    Maker and strength are chosen by out-of-fold log-likelihood in fit.
 
     Args:
-        makers: name -> a new, unfitted scikit-learn transformer; it is fitted anew in every fold.
-        fit: (M, ...) what the transformers take, y: (M,) concepts, clips: (M,) groups of the folds.
-        items: (N, ...) what to read.
-        within: fit and read every modality by itself, as the one who asks knows which it is. One model for all would have to find that
-            out, which a residual need not: where the wording tells *that* a premise is false, and the media *which*, it would seem weaker
-            than it is. None: all items are of one modality.
+        makers: name -> a new, unfitted scikit-learn transformer; it is fitted again in every fold.
+        fit: (M, ...) input of the transformers, y: (M,) concepts, clips: (M,) groups of the folds.
+        items: (N, ...) input to read.
+        within: fit and read every modality separately, because the modality of a question is known.
+            One model for all would have to infer the modality, which a residual contains. Where the
+            text tells *that* a premise is false and the media *which*, such a control would look
+            weaker than it is. None: all items are of one modality.
     """
     known, modality = within or (np.zeros(len(y), dtype=int), np.zeros(len(items), dtype=int))
     parts, table = grouped_folds(y, clips, folds, seed), {}
@@ -80,7 +84,8 @@ def read_features(
     modality: np.ndarray,
     concepts: int,
 ) -> np.ndarray:
-    """Readings (S, N, C), every modality by itself; of one that fit lacks, the frequencies of all concepts."""
+    """Return readings (S, N, C), each modality fitted separately; a modality missing in fit gets
+    the frequencies of all concepts."""
     reading = np.tile(majority(y, len(items), concepts), (len(strengths), 1, 1))
     for name in np.unique(modality):
         mine, here = known == name, np.flatnonzero(modality == name)
@@ -100,15 +105,18 @@ def read_features(
 
 
 def majority(y: np.ndarray, n: int, concepts: int) -> np.ndarray:
-    """Reading (n, C) that always gives the class frequencies of ``y``."""
+    """Return a reading (n, C) that always gives the class frequencies of ``y``."""
     return np.tile(np.bincount(y, minlength=concepts) / len(y), (n, 1))
 
 
 def option_features(items: Sequence[Item], concepts: Sequence[str], places: int, count: Callable[[str], int]) -> np.ndarray:
-    """Order and lengths, and no words, (N, F): of the question, of the options by place, and of the options by concept.
+    """Compute order and lengths, without words, (N, F).
+
+    They cover the question, and the options by place and by concept.
 
     Args:
-        places: as many option places as the longest list of options has; later options are left out.
+        places: number of option places, from the longest list of options; later options are left
+            out.
         count: text -> number of tokens.
     """
     rows = []
@@ -126,16 +134,17 @@ def option_features(items: Sequence[Item], concepts: Sequence[str], places: int,
 
 
 def action_features(scores: np.ndarray, option_concept: np.ndarray, concepts: int) -> np.ndarray:
-    """What the model's own option scores say, (N, C + 3): log of the concept marginals, entropy and margin of the options, their mass.
+    """Compute features of the model's own option scores, (N, C + 3), in nats.
 
-    Options differ from item to item, so they enter by the concept that they express. All in nats.
+    These are the log concept marginals, the options' entropy, margin and total mass. Options differ
+    between items, so they enter by the concept that they express.
 
     Args:
         scores: (N, O), -inf beyond an item's options.
         option_concept: (N, O), -1 beyond them.
     """
     logp = log_softmax(scores, axis=1)
-    with np.errstate(divide="ignore"):  # a concept without options has no probability
+    with np.errstate(divide="ignore"):  # a concept without options has probability 0
         marginals = [np.asarray(logsumexp(np.where(option_concept == c, logp, -np.inf), axis=1)) for c in range(concepts)]
     entropy = -(np.exp(logp) * np.maximum(logp, FLOOR)).sum(1)
     second, first = np.sort(logp, axis=1)[:, -2:].T
@@ -146,5 +155,5 @@ def action_features(scores: np.ndarray, option_concept: np.ndarray, concepts: in
 def feature_reading(
     fit: np.ndarray, y: np.ndarray, clips: np.ndarray, items: np.ndarray, *, within: Within | None = None, folds: int, seed: int
 ) -> np.ndarray:
-    """Reading (N, C) by logistic regression on standardised features (M, F) and (N, F)."""
+    """Return a reading (N, C) by logistic regression on standardised features (M, F) and (N, F)."""
     return chosen_reading({"standardised": StandardScaler}, fit, y, clips, items, within=within, folds=folds, seed=seed).reading

@@ -1,4 +1,5 @@
-"""Interchange interventions: residuals of an item written into its twin (Geiger et al. 2021, arXiv 2106.02997)."""
+"""Interchange interventions: residuals replaced by the twin's (Geiger et al. 2021, arXiv
+2106.02997)."""
 
 from __future__ import annotations
 
@@ -12,11 +13,12 @@ from gapclose.evaluation.controls.logit_lens import margins
 from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.labels import Action, Labels
 
-# -- interchange --------------------------------------------------------------------------------------------------------------------
+# -- interchange ------------------------------------------------------------------------------
 
 
 def twins(items: Sequence[Item]) -> dict[str, str]:
-    """Item id -> id of its twin: tag ``twin`` of both names the other, they share the clip, and their right concepts differ."""
+    """Return item id -> id of its twin: their ``twin`` tags name each other, they share the
+    clip, and their right concepts differ."""
     by_id = {i.id: i for i in items}
     found = {}
     for item in items:
@@ -29,19 +31,20 @@ def twins(items: Sequence[Item]) -> dict[str, str]:
 def interchange(
     labels: Labels, donor: np.ndarray, before: np.ndarray, after: np.ndarray, layers: Sequence[int], replicates: int, seed: int
 ) -> dict[str, Any]:
-    """What became of the answers when each item's residual was replaced by its twin's, as it stands in ``measurement.json``.
+    """Score the answers after each item's residual is replaced by its twin's.
 
-    ``follows``: share of the patched answers that express the right concept of the *donor*; ``stays_without_patch``: the share of the
-    unpatched ones that do so already. Each pair counts in both directions, so a model that always says one concept has 0.5 in both.
-    Where there are alarms, ``to_alarm`` and ``to_standard`` are the two directions apart, and ``shift`` is how far the patch moved the
-    log-odds of an alarm towards the donor's, in nats, beside ``shift_whole``, how far away the donor's own are: what moves below the
-    threshold of an answer shows there.
+    ``follows`` is the share of patched answers that express the right concept of the *donor*,
+    ``stays_without_patch`` the same share of unpatched answers. Each pair counts in both
+    directions, so a model that always gives one concept has 0.5 in both. With alarm concepts,
+    ``to_alarm`` and ``to_standard`` are the two directions separately. ``shift`` is the change of
+    the alarm log-odds towards the donor's by the patch, in nats; ``shift_whole`` is the distance to
+    the donor's own. They show changes too small to change an answer.
 
     Args:
         labels: of the N recipients.
         donor: (N,) index of the donor among them.
         before, after: (N, O) option scores without and with the patch.
-        layers: that were patched, rising.
+        layers: the patched layers, rising.
     """
     clips, everything = ClipBootstrap(labels.clip, replicates, seed), np.ones(len(donor), dtype=bool)
     wanted = labels.concept[donor]

@@ -1,4 +1,4 @@
-"""Inside the model, on a run: every layer, residuals swapped between twins, the choice of layer repeated, and the source paper's own figures.
+"""Layer analysis: all layers, interchange of twins, nested choice of layer, the paper's figures.
 
 Shapes: N test items, D width, L decoder layers.
 """
@@ -29,7 +29,7 @@ from gapclose.probes.refit import refit
 
 
 def _observe_layers(of: ControlSuite, part: str) -> list[int]:
-    """Store the residuals of all layers; returns these, the embedding first."""
+    """Store the residuals of all layers; return the layers, the embedding first."""
     layers = list(range(len(of.run.loaded.layers) + 1))
     of.run.observe(f"layers-{part}", of.fit if part == "fit" else of.judged, layers=layers)
     return layers
@@ -41,7 +41,7 @@ def _layer_residual(of: ControlSuite, part: str, layer: int) -> torch.Tensor:
 
 
 def layers(of: ControlSuite) -> tuple[Control, list[dict[str, Any]]]:
-    """The embedding layer as a control, and reading and lens of every layer."""
+    """Return the embedding layer as a control, and reading and lens of every layer."""
     layers = [_observe_layers(of, part) for part in ("fit", "test")][-1]
     fit, test = (_layer_residual(of, part, 0).double().numpy() for part in ("fit", "test"))
     embedding = Control(
@@ -61,11 +61,13 @@ def layers(of: ControlSuite) -> tuple[Control, list[dict[str, Any]]]:
 
 
 def interchanged(of: ControlSuite) -> dict[str, Any] | None:
-    """Answers under the residual of the twin, or None where there are no twins, or the decoder keeps several residual streams.
+    """Score answers under the twin's residual.
 
-    All that the probe reads is replaced: for a stacked probe the residuals of all its layers, so that under the patch it reads exactly
-    what it reads of the twin. After the highest layer the stream is then the twin's, as if that layer alone were patched; the lower
-    ones decide what stands in the key-value cache of the layers between, which only options of several tokens look at.
+    None without twins, or for decoders with several residual streams. The patch replaces everything
+    the probe reads: for a stacked probe the residuals of all its layers, so that the probe then
+    reads exactly the twin's. After the highest layer the stream is the twin's, as if only that
+    layer were patched. The lower layers determine the key-value cache of the layers between, which
+    only options of several tokens attend to.
     """
     donor_of = twins(of.judged.items)
     place = {i.id: n for n, i in enumerate(of.judged)}
@@ -88,9 +90,10 @@ def interchanged(of: ControlSuite) -> dict[str, Any] | None:
 
 
 def nested(of: ControlSuite) -> dict[str, Any] | None:
-    """Accuracy on fit when layers, family and strength are chosen anew inside every outer fold: no choice sees what it is judged on.
+    """Score the probe on fit with layers, family and strength chosen again inside every outer fold.
 
-    ``stacks`` are the layers that every fold's probe reads, ``layers`` the highest of them. None where the clips are too few for folds within folds.
+    No choice sees the items it is judged on. ``stacks`` are the layers that every fold's probe
+    reads, ``layers`` the highest of each. None if there are too few clips for nested folds.
     """
     config, known = of.config.probe, of.known
     layers = config.candidates(len(of.run.loaded.layers))
@@ -109,9 +112,10 @@ def nested(of: ControlSuite) -> dict[str, Any] | None:
 
 
 def protocol(of: ControlSuite, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The source paper's own figures on the test items, which nothing was chosen on, beside ours.
+    """Compare the source paper's figures with ours on the test items, on which nothing was chosen.
 
-    Which rule the paper took answers for options by is not published; here it is the run's (:class:`gapclose.data.answer_matching.AnswerMatcher`).
+    The paper does not publish its rule for matching answers to options; the run's is used
+    (:class:`gapclose.data.answer_matching.AnswerMatcher`).
     """
     _, *layers = _observe_layers(of, "test")
     texts, encoder = [i.text for i in of.judged], of.config.controls.text_encoder

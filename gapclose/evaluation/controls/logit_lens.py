@@ -1,6 +1,7 @@
-"""Where does it get lost? Layer by layer what a probe reads and what the model would say, and whether the residual moves the answer.
+"""Layer by layer: the probe's reading and the logit lens.
 
-Shapes: M fit items, N items, B batch, D width, L decoder layers, C concepts, O options, V vocabulary.
+Shapes: M fit items, N items, B batch, D width, L decoder layers, C concepts, O options, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from gapclose.probes.linear import FrozenProbe
 from gapclose.probes.refit import refit
 
 TOLERANCE = {torch.float32: 0.01}
-"""nats by which the lens at the last layer may differ from the model's own scores; half precision may by 0.3"""
+"""largest difference in nats between the lens at the last layer and the model's scores; 0.3 for
+half precision"""
 
 
-# -- layer by layer -----------------------------------------------------------------------------------------------------------------
+# -- layer by layer ---------------------------------------------------------------------------
 
 
 def layer_profile(
@@ -38,10 +40,11 @@ def layer_profile(
     judge: ControlScorer,
     lens: Callable[[torch.Tensor], np.ndarray] | None,
 ) -> list[dict[str, Any]]:
-    """Reading and lens of every layer with intervals, as they stand in ``measurement.json``.
+    """Compute reading and lens of every layer with intervals, for ``measurement.json``.
 
-    The probe of a layer is fitted on the fit items with the family and strength that were chosen for the frozen probe, so no layer is
-    favoured by a choice of its own, and nothing is chosen on the items that are judged. One layer is in memory at a time.
+    Each layer's probe is fitted on the fit items with the frozen probe's family and strength, so no
+    layer gains from its own choice and nothing is chosen on the judged items. One layer is in
+    memory at a time.
 
     Args:
         residual: (``fit`` or ``test``, layer) -> (M, D) or (N, D).
@@ -58,7 +61,8 @@ def layer_profile(
 
 
 def _lens_row(scores: np.ndarray, judge: ControlScorer) -> dict[str, Any]:
-    """Balanced accuracy of the concept that the best option expresses, as for the action, and AUROC of the concept marginals."""
+    """Compute balanced accuracy of the best option's concept, as for the action, and AUROC of
+    the concept marginals."""
     labels, clips = judge.labels, judge.clips["all"]
     said = Action(chosen=scores.argmax(1), scores=scores).concept(labels)
     areas = []
@@ -72,19 +76,22 @@ def _lens_row(scores: np.ndarray, judge: ControlScorer) -> dict[str, Any]:
 
 
 def margins(scores: np.ndarray, labels: Labels, concepts: Sequence[int]) -> np.ndarray:
-    """Log-odds (N,) of the options that express one of ``concepts`` against the others, in nats."""
+    """Return the log-odds (N,) of the options that express one of ``concepts`` against the
+    others, in nats."""
     inside = concept_scores(scores, labels.option_concept, concepts, inside=True)
     return inside - concept_scores(scores, labels.option_concept, concepts, inside=False)
 
 
-# -- logit lens ---------------------------------------------------------------------------------------------------------------------
+# -- logit lens -------------------------------------------------------------------------------
 
 
 def final_norm(model: Any) -> nn.Module:
-    """The norm between the last decoder layer and the output head: a child of the module that holds the layers.
+    """Return the norm between the last decoder layer and the output head.
+
+    It is a child of the module that holds the layers.
 
     Raises:
-        ValueError: when there is none, or several and none is called ``norm``.
+        ValueError: when there is none, or several of which none is called ``norm``.
     """
     holder = decoder(model)
     norms = {name: child for name, child in holder.named_children() if "norm" in type(child).__name__.lower()}
@@ -95,10 +102,11 @@ def final_norm(model: Any) -> nn.Module:
 
 
 def first_tokens(loaded: LoadedModel, items: Sequence[Item]) -> list[list[int]]:
-    """The first token of every option of every item.
+    """Return the first token of every option of every item.
 
     Raises:
-        ValueError: when two options of an item begin with the same token, which the lens could not tell apart.
+        ValueError: when two options of an item begin with the same token, which the lens cannot
+            tell apart.
     """
     found = []
     for item in items:
@@ -111,14 +119,15 @@ def first_tokens(loaded: LoadedModel, items: Sequence[Item]) -> list[list[int]]:
 
 @torch.no_grad()
 def lens_scores(loaded: LoadedModel, residual: torch.Tensor, tokens: Sequence[Sequence[int]], batch_size: int) -> np.ndarray:
-    """Scores (N, O) of the options' first tokens if the model ended after these residuals (N, D) (logit lens; nostalgebraist 2020).
+    """Score the options' first tokens as if the model ended after these residuals (N, D).
 
-    The final norm is applied once, then the output head; -inf beyond an item's options. With the residuals of the last layer these are
-    the model's own scores of one-token options.
+    Returns (N, O). Logit lens (nostalgebraist 2020): the final norm is applied, then the output
+    head; -inf beyond an item's options. For the residuals of the last layer these are the model's
+    own scores of one-token options.
     """
     model = unwrap(loaded.model)
     norm, head = final_norm(model), output_embedding(model)
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)  # Gemma squashes its logits after the head
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)  # Gemma caps its logits
     scores = np.full((len(tokens), max(len(t) for t in tokens)), -np.inf)
     for start in range(0, len(residual), batch_size):
         hidden = residual[start : start + batch_size].to(loaded.device, head.weight.dtype)
@@ -133,14 +142,14 @@ def lens_scores(loaded: LoadedModel, residual: torch.Tensor, tokens: Sequence[Se
 def make_lens(
     loaded: LoadedModel, items: Sequence[Item], last: torch.Tensor, scores: np.ndarray, batch_size: int
 ) -> Callable[[torch.Tensor], np.ndarray]:
-    """The lens for these items, checked: after the last layer it must say what the model says.
+    """Return the lens for these items, checked at the last layer against the model's scores.
 
     Args:
         last: (N, D) residuals of the last layer. scores: (N, O) the model's own.
 
     Raises:
-        ValueError: when it does not (a model that merges streams or rescales before its head), or first tokens do not tell options
-            apart, or the final norm is not found.
+        ValueError: when they differ (a model that merges streams or rescales before its head),
+            options share a first token, or the final norm is not found.
     """
     tokens = first_tokens(loaded, items)
     ours = lens_scores(loaded, last, tokens, batch_size)

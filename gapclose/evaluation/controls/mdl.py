@@ -1,6 +1,7 @@
-"""How many bits it takes to send the concepts to someone who has the residuals: online coding (Voita & Titov 2020, arXiv 2003.12298).
+"""Online codelength: bits to send the concepts to a receiver who has the residuals.
 
-A probe that reads a concept from few examples sends it in few bits; accuracy alone does not tell that from learning it by heart.
+Source: Voita & Titov 2020, arXiv 2003.12298. A probe that needs few examples gives few bits.
+Accuracy alone does not distinguish this from memorisation.
 
 Shapes: M items, D width, C concepts.
 """
@@ -18,11 +19,12 @@ from gapclose.probes.cross_validation import fit_temperature
 from gapclose.probes.linear import FrozenProbe, fit_linear, linear_logits
 
 SHARES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
-"""ends of the blocks, as shares of the clips"""
+"""block ends, as shares of the clips"""
 
 
 def clip_blocks(clips: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """Items of every block, whole clips in random order; the first block holds one clip at least."""
+    """Return the items of every block, by complete clips in random order; the first block has at
+    least one clip."""
     names, index = np.unique(clips, return_inverse=True)
     place = rng.permutation(len(names))[index]
     ends = sorted({max(1, round(share * len(names))) for share in SHARES})
@@ -30,20 +32,22 @@ def clip_blocks(clips: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]
 
 
 def online_bits(residual: np.ndarray, y: np.ndarray, blocks: Sequence[np.ndarray], concepts: int, family: str, strength: float) -> float:
-    """Bits to send ``y`` (M,) block by block, each by a probe fitted on the blocks before it.
+    """Compute the bits to send ``y`` (M,) by blocks, each with a probe fitted on earlier blocks.
 
-    The first block costs log2 C an item, and so does every other until two concepts were sent, by more items than there are concepts. A probe's temperature is the one that
-    would have sent the earlier blocks best (1 at first). After n items, one part in n + 1 of every probability is spread evenly, since
-    a concept that was never seen would otherwise cost endless bits.
+    An item costs log2 C bits in the first block, and until the items sent include two concepts and
+    outnumber their concepts. A probe's temperature is the best one for the earlier blocks (1 at
+    first). After n items, a share 1 / (n + 1) of the probability is spread evenly, because an
+    unseen concept would otherwise cost infinitely many bits.
 
     Args:
         residual: (M, D). blocks: items of every block.
     """
     bits, sent = len(blocks[0]) * np.log2(concepts), blocks[0]
-    earlier: list[tuple[np.ndarray, np.ndarray]] = []  # logits and concepts of the blocks sent by a probe that knew all concepts
+    # logits and concepts of the blocks whose probe was fitted on all concepts
+    earlier: list[tuple[np.ndarray, np.ndarray]] = []
     for block in blocks[1:]:
         seen = np.unique(y[sent])
-        if len(seen) < 2 or len(sent) <= len(seen):  # no discriminant is fitted to one item a concept
+        if len(seen) < 2 or len(sent) <= len(seen):  # too few for a discriminant
             bits += len(block) * np.log2(concepts)
         else:
             logits = np.full((len(block), concepts), -np.inf)
@@ -68,11 +72,12 @@ def codelength(
     draws: int,
     rng: np.random.Generator,
 ) -> dict[str, float]:
-    """Online codelength of the concepts given the residuals (M, D), in bits, with a probe of the chosen family and strength.
+    """Compute the online codelength of the concepts given the residuals (M, D), in bits.
 
-    ``compression`` is uniform over online bits; ``control_compression`` the same for concepts shuffled within their modality (mean of
-    ``draws``). The control compresses as well where residuals tell the modality, and the modality rules out concepts: only what is
-    beyond it counts.
+    The probes have the chosen family and strength. ``compression`` is uniform over online bits;
+    ``control_compression`` is the same for concepts shuffled within their modality (mean bits of
+    ``draws``). The control also compresses if residuals reveal the modality and the modality rules
+    out concepts, so only the excess over it counts.
     """
     concepts = len(probe.concepts)
     blocks = clip_blocks(clips, rng)

@@ -1,12 +1,14 @@
-"""Control: what the same search reads from networks of the same shape that learned nothing.
+"""Control: readings of networks of the same shape with random weights, by the same probe search.
 
-A probe on random features can read a conjunction of a word and a medium, so a reading that such networks give as well is no knowledge of the
-model's. Two kinds are drawn: ``random_decoder`` keeps the trained embeddings and towers, ``random_everything`` keeps nothing. Every
-draw goes through the run's own path: the same items, candidate layers, families and strengths, chosen on ``fit`` and read on the other splits.
-Source: Zhang and Bowman (2018), random encoders as a baseline for probes.
+A probe on random features can read a conjunction of a word and a medium, so a reading that such
+networks give too is not evidence of learned knowledge. ``random_decoder`` keeps the trained
+embeddings and towers, ``random_everything`` keeps nothing. Every draw uses the run's own path: the
+same items, candidate layers, families and strengths, chosen on ``fit`` and read on the other
+splits. Source: Zhang and Bowman (2018), random encoders as a baseline for probes.
 
-Cost of a draw: ``fit``, ``val`` and ``test`` are observed once; afterwards the checkpoint is read once more (where the model is sharded, for every
-draw). One model is in memory at a time, and the observations of a draw are deleted when its readings are taken.
+A draw costs one observation of ``fit``, ``val`` and ``test``. The checkpoint is reloaded once at
+the end (if the model is sharded, also before every draw). One model is in memory at a time, and the
+observations of a draw are deleted after reading.
 
 Shapes: N items of a split, C concepts.
 """
@@ -37,7 +39,7 @@ from gapclose.models.random_init import PARTS, draw_anew
 from gapclose.probes.search import choose_probe
 
 Readings = dict[str, dict[str, list[np.ndarray]]]
-"""kind of network -> split -> one reading (N, C) for every draw"""
+"""kind of network -> split -> one reading (N, C) per draw"""
 
 KINDS = {f"random_{part}": part for part in PARTS}
 LABELS = {
@@ -47,12 +49,14 @@ LABELS = {
 
 
 def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
-    """Read val and test from every drawn network, or read back what this run stored under the same fingerprint.
+    """Read val and test from every network, or load the stored readings of this fingerprint.
 
-    Empty where ``controls.random_weights`` is off, or the base is quantised: packed weights cannot be drawn.
+    Empty if ``controls.random_weights`` is off or the base model is quantised: packed weights
+    cannot be drawn.
 
     Args:
-        thorough: draw both kinds; else ``random_decoder`` alone, which keeps more of the model and is the harder one to beat.
+        thorough: draw both kinds; otherwise only ``random_decoder``, which keeps more of the model
+            and is harder to beat.
     """
     config = run.config
     if not config.controls.random_weights:
@@ -65,11 +69,11 @@ def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
     found = {kind: run_on_main(lambda kind=kind: _stored(paths[kind], key)) for kind in kinds}
     missing = [kind for kind in kinds if found[kind] is None]
     try:
-        for kind in missing:  # the decoder's first: its networks have the trained embeddings and towers
+        for kind in missing:  # random_decoder first: it keeps trained embeddings and towers
             found[kind] = _readings_of(run, kind, splits)
             run.on_main(lambda kind=kind: _store(paths[kind], key, found[kind] or {}))
     except BaseException:
-        if run.in_memory:  # the user's own model; one from a checkpoint ends with the run
+        if run.in_memory:  # the user's own model outlives the run
             run.reload()
         raise
     if missing:
@@ -78,7 +82,8 @@ def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
 
 
 def _readings_of(run: EvaluationContext, kind: str, splits: dict[str, ItemSet]) -> dict[str, list[np.ndarray]]:
-    """split -> readings (N, C) of every network of a kind. The run's model is the last of them afterwards."""
+    """Return split -> readings (N, C) of every network of a kind. The run's model is the last
+    network afterwards."""
     draws, count = run.config.controls.random_draws, sum(len(items) for items in splits.values())
     say(f"control with random weights ({kind}): {draws} networks of the same shape, each observed on {count} items")
     found: dict[str, list[np.ndarray]] = {split: [] for split in splits if split != "fit"}
@@ -90,7 +95,7 @@ def _readings_of(run: EvaluationContext, kind: str, splits: dict[str, ItemSet]) 
 
 
 def random_controls(readings: Readings, split: str) -> list[Control]:
-    """The controls of one split, as ``measurement.json`` lists them."""
+    """Return the controls of one split for ``measurement.json``."""
     return [
         Control(
             name=kind,
@@ -103,7 +108,7 @@ def random_controls(readings: Readings, split: str) -> list[Control]:
 
 
 def _splits(run: EvaluationContext) -> dict[str, ItemSet]:
-    """The labelled gap items of fit, val and test; a split without any is left out."""
+    """Return the labelled gap items of fit, val and test, without empty splits."""
     found = {}
     for split in ("fit", "val", "test"):
         items = run.items.select(split=split, purpose="gap")
@@ -114,9 +119,9 @@ def _splits(run: EvaluationContext) -> dict[str, ItemSet]:
 
 
 def draw_network(run: EvaluationContext, part: str, draw: int) -> str:
-    """Give the run's model fresh weights in ``part``, in place; returns the name of the draw.
+    """Draw new weights for ``part`` of the run's model, in place; return the name of the draw.
 
-    Where the model is sharded, its whole is read again first: shards cannot be drawn.
+    A sharded model is loaded completely first, because shards cannot be drawn.
     """
     name = f"random-{part}-{draw}"
     seed = int(np.random.SeedSequence([run.config.seed, PARTS.index(part), draw]).generate_state(1)[0])
@@ -126,12 +131,13 @@ def draw_network(run: EvaluationContext, part: str, draw: int) -> str:
     draw_anew(run.loaded.model, part, seed)
     if run.config.model.sharded:
         run.place(run.loaded.model)
-    run.adapter = f"{name}-of-seed-{run.config.seed}"  # what the weights are, beyond the checkpoint's
+    run.adapter = f"{name}-of-seed-{run.config.seed}"  # identifies the weights
     return name
 
 
 def _read(run: EvaluationContext, name: str, splits: dict[str, ItemSet]) -> dict[str, np.ndarray]:
-    """split -> reading (N, C) of the probe that the run's own search chooses on ``fit`` in the network as it is now."""
+    """Return split -> reading (N, C) of the probe that the run's search chooses on ``fit`` in
+    the current network."""
     fit = splits["fit"]
     layers = run.config.probe.candidates(len(run.loaded.layers))
     known = Labels.of(fit)
@@ -151,7 +157,7 @@ def _read(run: EvaluationContext, name: str, splits: dict[str, ItemSet]) -> dict
 
 
 def _fingerprint(run: EvaluationContext, splits: dict[str, ItemSet]) -> str:
-    """What the readings depend on."""
+    """Hash everything that the readings depend on."""
     facts = {
         "items": run.items.fingerprint(),
         "splits": {split: len(items) for split, items in splits.items()},
@@ -174,7 +180,7 @@ def _store(path: Path, key: str, found: dict[str, list[np.ndarray]]) -> None:
 
 
 def _stored(path: Path, key: str) -> dict[str, list[np.ndarray]] | None:
-    """What is stored under this fingerprint, or None.
+    """Return the readings stored under this fingerprint, or None.
 
     Raises:
         ValueError: when the file is damaged.

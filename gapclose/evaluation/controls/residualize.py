@@ -1,4 +1,4 @@
-"""The probe again, with something taken away: the wording from the residuals, or the meaning from the labels.
+"""Residualisation: residuals without the directions that predict the question's text.
 
 Shapes: M fit items, N items, D width, C concepts, F features.
 """
@@ -15,22 +15,24 @@ from gapclose.evaluation.controls.text import TEXT_MAKERS
 
 
 class Residualised(NamedTuple):
-    """Residuals without the directions that predict the wording."""
+    """Residuals without the directions that predict the text."""
 
     fit: np.ndarray
     """(M, D)"""
     items: np.ndarray
     """(N, D)"""
     removed: int
-    """directions taken out, 0..D"""
+    """number of removed directions, 0..D"""
 
 
 def residualise(fit: np.ndarray, fit_texts: Sequence[str], items: np.ndarray, maker: str) -> Residualised:
-    """Project the residuals away from all that predicts the text features linearly (the source paper's control, arXiv 2605.13737).
+    """Remove all directions of the residuals that linearly predict the text features.
 
-    Ridge regression ``standardised residual -> TF-IDF`` (alpha 1, no intercept) gives W (F, D); of its right singular vectors those
-    with singular values above 1e-5 of the largest make V; then ``h - V V^T h``, which a probe standardises again. With more text features than D, that may be all there
-    is: ``removed`` tells.
+    This is the source paper's control (arXiv 2605.13737). Ridge regression ``standardised residual
+    -> TF-IDF`` (alpha 1, no intercept) gives W (F, D). Its right singular vectors with singular
+    values above 1e-5 of the largest form V, and the result is ``h - V V^T h``, which a probe
+    standardises again. With more text features than D all directions may be removed; ``removed``
+    counts them.
 
     Args:
         fit: (M, D) and their texts. items: (N, D). maker: key of :data:`TEXT_MAKERS`.
@@ -43,9 +45,11 @@ def residualise(fit: np.ndarray, fit_texts: Sequence[str], items: np.ndarray, ma
 
 
 def text_directions(h: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """Orthonormal directions (D, k) of standardised residuals ``h`` (M, D) that predict ``text`` features (M, F): see :func:`residualise`."""
+    """Return orthonormal directions (D, k) of standardised residuals ``h`` (M, D) that predict
+    ``text`` (M, F), as in :func:`residualise`."""
     if text.shape[1] > text.shape[0]:
-        text = np.asarray(np.linalg.qr(text.T, mode="r")).T  # (M, M): W keeps its singular values and right singular vectors
+        # (M, M); W keeps its singular values and right singular vectors
+        text = np.asarray(np.linalg.qr(text.T, mode="r")).T
     if len(h) < h.shape[1]:  # (D, F) = W^T, by the smaller of two equal systems
         weight = h.T @ np.linalg.solve(h @ h.T + np.eye(len(h)), text)
     else:

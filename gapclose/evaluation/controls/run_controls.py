@@ -1,11 +1,16 @@
-"""Examine a measurement: every control beside the reading, layer by layer where it gets lost, and all of it in ``measurement.json``.
+"""Run all controls and the layer analysis, and build ``measurement.json``.
 
-What this costs in forwards, over those of the plain measurement: one of fit and test for all layers, one of fit and test for every set
-of blanked media (three where items have pictures and sounds), one of every test item with a twin, one of fit, val and test for every network with
-random weights. All are stored and go on after an
-interruption like any other observation. Methods without training also take the forward of val that closing the gap takes.
+Forwards in addition to the plain measurement:
 
-Shapes: M fit items, N test items, D width, L decoder layers, C concepts.
+- fit and test for all layers;
+- fit and test per set of blanked media (three sets for items with images and audio);
+- test items with a twin;
+- fit, val and test per network with random weights;
+- val for the inference-time baselines, which closing the gap needs anyway.
+
+All are stored and resumed after an interruption like other observations.
+
+Shapes: M fit items, N test items, D width, L decoder layers.
 """
 
 from __future__ import annotations
@@ -29,14 +34,16 @@ from gapclose.evaluation.measurement_file import assemble, data_root, verdicts
 from gapclose.metrics.verdict import collect_evidence
 
 RIVALS = ("majority", "text_only", "text_encoder", "options", "blank_all_refit")
-"""the controls that a verdict compares with: what a reader without the media could know, and what the model makes of it"""
+"""controls that a verdict compares with: readers without the media, including the model with
+blanked media"""
 
 
 def extra_control(name: str, suite: ControlSuite, others: Sequence[Control]) -> Control:
-    """A control that the user added, checked. It stands beside the reading; verdicts do not use it.
+    """Return a user's control, checked. It is compared with the reading; verdicts do not use it.
 
     Raises:
-        ValueError: when it is no control, takes the name of another, or a reading is no (N, C) array of probabilities.
+        ValueError: when it is no Control, its name is taken, or a reading is no (N, C) array of
+            probabilities.
     """
     control, shape = CONTROLS.get(name)(suite), suite.reading.shape
     if not isinstance(control, Control):
@@ -54,7 +61,8 @@ def extra_control(name: str, suite: ControlSuite, others: Sequence[Control]) -> 
 
 
 def run_controls(run: EvaluationContext, *, thorough: bool) -> dict[str, Any]:
-    """What ``measurement.json`` holds: with everything that the configuration asks for, or with the text and random weights alone."""
+    """Build ``measurement.json``: all configured controls, or (not ``thorough``) only those
+    without media and random weights."""
     now, wanted = ControlSuite(run, "test", run.text, random_readings(run, thorough=thorough)), run.config.controls
     controls = now.wording_controls()
     entries = [now.judge.entry(c) for c in [*controls, *now.random_controls]]
@@ -101,9 +109,10 @@ def run_controls(run: EvaluationContext, *, thorough: bool) -> dict[str, Any]:
 
 
 def gate(run: EvaluationContext) -> dict[str, Any]:
-    """What ``gate.json`` holds: verdicts on val, which decide whether to train, so that test is left for the claim.
+    """Build ``gate.json``: verdicts on val that decide whether to train.
 
-    The controls are those that need no media: the text, order and lengths of the options, the majority class, and random weights.
+    So test is kept for the final result. The controls need no media: text, order and lengths of the
+    options, majority class, and random weights.
     """
     fit, val = (run.items.select(split=split, purpose="gap") for split in ("fit", "val"))
     text = read_text(fit, val, folds=run.config.probe.folds, seed=run.config.seed)

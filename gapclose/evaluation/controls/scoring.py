@@ -1,6 +1,7 @@
-"""Judge readings and controls on the same clips: balanced accuracy and AUROC by scope, paired differences, and chance.
+"""Score readings and controls on the same clips.
 
-A *scope* is ``all`` or a modality's name.
+Scores are balanced accuracy and AUROC by scope, paired differences, and chance. A *scope* is
+``all`` or the name of a modality.
 
 Shapes: N items, C concepts, K draws, R replicates.
 """
@@ -25,14 +26,14 @@ class Control:
     name: str
     label: str
     question: str
-    """what a skeptic asks"""
+    """the skeptical question that it answers"""
     readings: Sequence[np.ndarray]
-    """K draws of (N, C); one where nothing is random"""
+    """K draws of (N, C); one if nothing is random"""
     guards: str = "reading"
     at_chance: bool = False
-    """whether it should be at chance"""
+    """whether it is expected to be at chance"""
     concepts: Sequence[np.ndarray] | None = None
-    """K draws of (N,): what each reading is judged by; None: the right concepts"""
+    """K draws of (N,), the concepts that each reading is scored by; None: the right concepts"""
 
 
 class Judged(NamedTuple):
@@ -43,15 +44,17 @@ class Judged(NamedTuple):
 
 
 def chance(labels: Labels) -> float:
-    """Balanced accuracy of whoever knows the modality of an item and nothing else: modalities over cells."""
+    """Return the balanced accuracy of knowing only an item's modality: modalities over cells."""
     return len(np.unique(labels.modality)) / len(labels.cells[1])
 
 
 class ControlScorer:
-    """Judges readings of one set of items against the probe's, in every scope, on the same resampled clips."""
+    """Scores readings of one set of items and compares them with the probe's, on the same
+    resampled clips."""
 
     def __init__(self, labels: Labels, reading: np.ndarray, replicates: int, seed: int, detectable: float = 0.1) -> None:
-        """``reading`` (N, C) is the probe's; ``detectable`` is how near to chance counts as at chance, in accuracy."""
+        """``reading`` (N, C): the probe's. ``detectable``: largest distance in accuracy that
+        counts as at chance."""
         self.labels, self.seed, self.detectable = labels, seed, detectable
         names = ("all", *np.unique(labels.modality).tolist())
         self.keep = {s: np.ones(len(labels.clip), dtype=bool) if s == "all" else labels.modality == s for s in names}
@@ -59,7 +62,7 @@ class ControlScorer:
         self.reading = {s: self.judge(s, reading) for s in self.keep}
 
     def judge(self, scope: str, reading: np.ndarray, concept: np.ndarray | None = None) -> Judged:
-        """Statistics of one reading (N, C) in one scope, by the right concepts or by others (N,)."""
+        """Score one reading (N, C) in one scope, by the right concepts or by others (N,)."""
         labels, clips = self._labels(scope, concept), self.clips[scope]
         mine = reading[self.keep[scope]]
         return Judged(clips.balanced(mine.argmax(1) == labels.concept, labels), reading_auroc(clips, labels, mine))
@@ -69,10 +72,12 @@ class ControlScorer:
         return labels.take(self.keep[scope])
 
     def entry(self, control: Control) -> dict[str, Any]:
-        """The control as it stands in ``measurement.json``.
+        """Build the control's entry in ``measurement.json``.
 
-        Random draws are averaged, and the interval covers their spread as well as that of the clips. ``at_chance`` is true where the
-        interval holds chance and lies within ``detectable`` of it, false where it does not hold it, and None where there are too few clips.
+        Random draws are averaged; the interval covers their spread as well as that of the clips.
+        ``at_chance`` is true if the interval contains chance and lies within ``detectable`` of it,
+        false if it does not contain chance, and otherwise None: there are too few clips. It is also
+        None where every modality has one concept.
         """
         concepts = control.concepts or [None] * len(control.readings)
         result: dict[str, Any] = {k: getattr(control, k) for k in ("name", "label", "guards", "question")}
@@ -90,7 +95,8 @@ class ControlScorer:
         return result
 
     def _at_chance(self, found: Interval, level: float) -> bool | None:
-        """Whether an accuracy is at chance; None where the interval holds chance, and something that matters as well."""
+        """Return whether an accuracy is at chance; None if its interval contains chance and also
+        relevant differences."""
         if level >= 1:  # one cell: there is nothing to tell apart
             return None
         if not found.lower - 1e-9 <= level <= found.upper + 1e-9:
@@ -98,9 +104,10 @@ class ControlScorer:
         return True if max(found.upper - level, level - found.lower) <= self.detectable else None
 
     def _average(self, draws: list[np.ndarray]) -> np.ndarray:
-        """Mean over K draws of statistics (R + 1,) in 0..1; replicates are of clips, plus Student's t times the error of K draws.
+        """Average K draws of statistics (R + 1,) in 0..1.
 
-        Ten draws are too few to be resampled themselves: such intervals miss chance twice as often as they say.
+        The clip replicates get Student's t times the draws' standard error added. Ten draws are too
+        few for resampling: such intervals miss chance twice as often as their level allows.
         """
         k, mean = len(draws), np.mean(draws, axis=0)  # (R + 1,)
         if k > 1:
@@ -109,6 +116,6 @@ class ControlScorer:
         return mean.clip(0, 1)
 
     def scopes(self) -> Iterator[tuple[str, np.ndarray, Labels, ClipBootstrap]]:
-        """Name, (N,) bool, labels and clips of every scope."""
+        """Yield name, (N,) bool, labels and clips of every scope."""
         for scope, keep in self.keep.items():
             yield scope, keep, self.labels.take(keep), self.clips[scope]

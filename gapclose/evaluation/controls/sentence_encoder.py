@@ -1,4 +1,4 @@
-"""A sentence encoder as a text control: what a model of language makes of the question alone, without media.
+"""A sentence encoder as a text control: features of the question alone, without media.
 
 Shapes: N texts, B batch, T tokens, D width of the encoder.
 """
@@ -13,15 +13,16 @@ import transformers
 
 from gapclose.core.logging import progress
 
-LONGEST = 512  # tokens of a text that are read
+LONGEST = 512  # tokens; longer texts are truncated
 
 
 @torch.inference_mode()
 def encode(path: str, texts: Sequence[str], batch_size: int) -> np.ndarray:
-    """Token states of the encoder's last layer, averaged over the tokens of each text, (N, D).
+    """Return the encoder's last token states, averaged over the tokens of each text, (N, D).
 
     Raises:
-        ValueError: when transformers cannot load a model and a tokenizer from the directory ``path``.
+        ValueError: when transformers cannot load a model and a tokenizer from the directory
+            ``path``.
     """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)

@@ -1,4 +1,4 @@
-"""The controls of one split: the base model's observations, the probe's reading of them, and every control that needs no other module.
+"""Controls of one split: the base model's observations, the probe's reading, and most controls.
 
 Shapes: M fit items, N judged items, D width, L decoder layers, C concepts.
 """
@@ -29,13 +29,14 @@ from gapclose.probes.refit import refit_within
 
 
 class ControlSuite:
-    """The base model's fit items and those of the split that is judged, with what was observed of them, and the controls on them."""
+    """The base model's fit items and judged items, their observations, and the controls on them."""
 
     def __init__(self, run: EvaluationContext, split: str, text: Chosen, random: Readings) -> None:
-        """``run`` has fitted its probes and measured its base model on ``split``.
+        """The probes of ``run`` are fitted and its base model is measured on ``split``.
 
         Args:
-            text: what the text alone tells of the judged items. random: what networks with random weights are read to tell of them.
+            text: text-only reading of the judged items.
+            random: readings of networks with random weights.
         """
         self.run, self.config, self.probe, self.split = run, run.config, run.probe, split
         self.fit, self.judged = (run.items.select(split=name, purpose="gap") for name in ("fit", split))
@@ -60,10 +61,11 @@ class ControlSuite:
     def rng(self, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.config.seed, self.config.controls.seed, purpose])
 
-    # -- controls ---------------------------------------------------------------------------------------------------------------
+    # -- controls ---------------------------------------------------------------------------------
 
     def wording_controls(self) -> list[Control]:
-        """What needs no forward of the model: the majority class, the text alone, a sentence encoder when there is one, order and lengths."""
+        """Return controls that need no forward: majority class, text, sentence encoder, order
+        and lengths."""
         known = self.known
         found = [
             Control(
@@ -111,7 +113,7 @@ class ControlSuite:
         return feature_reading(fit, self.known.concept, self.known.clip, items, within=self.within, **self.folds)
 
     def confidence(self) -> Control:
-        """The model's own option scores as features."""
+        """Use the model's own option scores as features."""
         sides = ((self.seen_fit, self.known), (self.seen, self.labels))
         fit, items = (action_features(scored(of, seen).scores, of.option_concept, len(of.concepts)) for seen, of in sides)
         return Control(
@@ -123,12 +125,13 @@ class ControlSuite:
         )
 
     def label_controls(self) -> list[dict[str, Any]]:
-        """The probe fitted on labels that mean nothing; in the last of them on fit alone, where folds may split clips."""
+        """Fit the probe on meaningless labels; in the last control on fit alone, where folds may
+        split clips."""
         known, labels, draws = self.known, self.labels, self.config.controls.draws
         rng, groups = self.rng(0), (self.z, labels.modality)
         mixed = [shuffled(known.concept, known.modality, rng) for _ in range(draws)]
         shares, rng = concept_shares(known.concept, known.modality, len(known.concepts)), self.rng(1)
-        # one draw for both splits, by what a clip shows and plays: one that leaked from fit to test would have one label in both
+        # one draw for both splits, by media: a clip that leaked to test has one label in both
         media, modality = (np.concatenate(p) for p in ((self.fit.media_keys(), self.judged.media_keys()), self.within))
         both = [clip_labels(media, modality, shares, rng) for _ in range(draws)]
         drawn, truth = [y[: len(known.clip)] for y in both], [y[len(known.clip) :] for y in both]
@@ -177,7 +180,7 @@ class ControlSuite:
         return [*entries, fit_judge.entry(capacity) | {"selectivity": found._asdict()}]
 
     def residualised(self) -> Control:
-        """The probe on residuals without what predicts the wording."""
+        """Fit the probe on residuals without the directions that predict the text."""
         left = residualise(self.z_fit, [i.text for i in self.fit], self.z, self.text.maker)
         reading = refit_within(self.probe, left.fit, self.known.concept, self.known.modality, left.items, self.labels.modality)
         return Control(
@@ -188,7 +191,7 @@ class ControlSuite:
         )
 
     def blanked(self) -> list[Control]:
-        """The probe on prompts without media."""
+        """Read items with blanked media."""
         found, sets = [], blank_sets([*self.fit, *self.judged])
         for kinds in sets:
             fit, test = (
@@ -200,5 +203,5 @@ class ControlSuite:
 
 
 def texts_of(item: Any) -> list[str]:
-    """The question and the options of an item."""
+    """Return the question and the options of an item."""
     return [item.text, *(o.text for o in item.options)]

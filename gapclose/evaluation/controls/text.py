@@ -1,4 +1,4 @@
-"""The text control: what a classifier predicts from the words of the question alone."""
+"""The text control: a classifier that sees only the words of the question."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gapclose.probes.cross_validation import grouped_folds
 
 
 def read_text(fit: ItemSet, measured_items: ItemSet, *, folds: int, seed: int) -> Chosen:
-    """What the text alone tells of the measured gap items, after the labelled ones."""
+    """Return the text-only reading of the measured gap items, fitted on the labelled ones."""
     labelled, gap = fit.select(purpose="gap"), measured_items.select(purpose="gap")
     known, within = Labels.of(labelled), (labelled.modalities, gap.modalities)
     known_texts, texts = ([i.text for i in part] for part in (labelled, gap))
@@ -28,12 +28,13 @@ def read_text(fit: ItemSet, measured_items: ItemSet, *, folds: int, seed: int) -
 def text_control(
     fit: ItemSet, measured_items: ItemSet, measured: SplitMeasurement, config: GapConfig, *, reading: np.ndarray, seed: int
 ) -> dict[str, Any]:
-    """What the questions alone give away, and by how much the reading beats it, overall and per modality.
+    """Score the text-only reading, the majority class, and the probe's advantage over the text.
 
-    What may be claimed from it is another question: :mod:`gapclose.metrics.verdict`.
+    Each is given overall and per modality. :mod:`gapclose.metrics.verdict` decides what follows
+    from it.
 
     Args:
-        reading: (N, C) of the measured gap items by their text alone.
+        reading: (N, C) text-only reading of the measured gap items.
     """
     gap, known = measured_items.select(purpose="gap"), Labels.of(fit.select(purpose="gap"))
     guess = majority(known.concept, len(gap), len(gap.concepts))
@@ -52,9 +53,9 @@ def text_control(
     return result
 
 
-# -- text and options -------------------------------------------------------------------------------------------------------------
+# -- text and options -------------------------------------------------------------------------
 
-# one-character tokens stay in: a digit or a letter may be the whole clue
+# one-character tokens are kept, because a single digit or letter may be the clue
 TEXT_MAKERS: dict[str, Callable[[], TfidfVectorizer]] = {
     "words": lambda: TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True, max_features=5000),
     "characters": lambda: TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 5), sublinear_tf=True, max_features=5000),
@@ -71,9 +72,10 @@ def text_only(
     folds: int,
     seed: int,
 ) -> Chosen:
-    """Reading (N, C) of ``texts`` by TF-IDF with logistic regression: what the question alone gives away.
+    """Return the reading (N, C) of ``texts`` by TF-IDF with logistic regression.
 
-    The better of words with word pairs and of character n-grams within words, as grouped cross-validation in fit finds it.
+    Features are words with word pairs, or character n-grams within words: the better by grouped
+    cross-validation in fit.
 
     Args:
         fit_texts: labelled questions, y: (M,) their concepts, clips: (M,) groups of the folds.
@@ -86,10 +88,12 @@ def text_only(
 def text_out_of_fold(
     texts: Sequence[str], y: np.ndarray, clips: np.ndarray, chosen: Chosen, *, known: np.ndarray | None = None, folds: int, seed: int
 ) -> np.ndarray:
-    """Reading (M, C) of the labelled ``texts`` themselves, each by a fit of the ``chosen`` features and strength without its clip.
+    """Return the out-of-fold reading (M, C) of the labelled ``texts``.
+
+    It uses the ``chosen`` features and strength, and folds that never split a clip.
 
     Args:
-        known: (M,) modalities, each of which is read by itself; None: all of one.
+        known: (M,) modalities, each read separately; None: all of one.
     """
     concepts, known = int(y.max()) + 1, np.zeros(len(y), dtype=int) if known is None else known
     words, reading = np.array(list(texts), dtype=object), np.zeros((len(y), concepts))

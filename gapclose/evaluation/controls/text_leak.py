@@ -1,4 +1,4 @@
-"""What the wording of the labelled items gives away, found in seconds and before a model loads."""
+"""How much the text of the labelled items reveals, computed in seconds and before a model loads."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.labels import Labels
 
 MOST = 2_000
-"""items that are looked at; of larger sets, clips are drawn until there are so many"""
+"""items examined; of larger sets, clips are drawn until this number is reached"""
 REPLICATES = 1_000
 
 
 class Leak(NamedTuple):
-    """How well the text alone predicts the right concept of one modality's items."""
+    """How well the text alone predicts the right concept, for one modality."""
 
     modality: str
     n_items: int
@@ -34,10 +34,12 @@ class Leak(NamedTuple):
 
 
 def text_leak(items: ItemSet, *, folds: int, seed: int = 0) -> list[Leak]:
-    """Balanced accuracy of TF-IDF with logistic regression on the labelled gap items of fit, val and test, by modality.
+    """Score TF-IDF with logistic regression on the labelled gap items, by modality.
 
-    Fitted and judged in folds of clips of all these splits together, so a clue that fit alone lacks is found as well. Features and strength
-    are those of the text-only control, chosen on the same folds, which favours the text a little. Modalities with one concept are left out.
+    Balanced accuracy is out of fold, in folds over the clips of fit, val and test together, so
+    clues that are missing in fit are found as well. Features and strength are chosen as in the
+    text-only control, on the same folds, which slightly favours the text. Modalities with one
+    concept are left out.
     """
     known = [i for i in items.select(purpose="gap") if i.gold is not None and i.split != "train"]
     several = {m for m in {i.modality for i in known} if len({i.concept for i in known if i.modality == m}) > 1}
@@ -61,7 +63,7 @@ def text_leak(items: ItemSet, *, folds: int, seed: int = 0) -> list[Leak]:
 
 
 def _few(items: list) -> list:
-    """Items of whole clips in a drawn order, as long as there are fewer than :data:`MOST`; in the order given."""
+    """Select the items of randomly drawn clips until there are :data:`MOST`, in the given order."""
     clips = np.random.default_rng(0).permutation(sorted({i.clip for i in items})).tolist()
     by_clip: dict[str, int] = {}
     for item in items:

@@ -1,1 +1,1 @@
-"""The source paper's own protocol, beside this package's figures."""
+"""The source paper's own protocol, and its comparison with this package's figures."""

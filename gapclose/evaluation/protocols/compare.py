@@ -1,4 +1,6 @@
-"""The source paper's figures (:mod:`gapclose.evaluation.protocols.imavb`) beside ours on the same items, and what each correction changes.
+"""Compare the source paper's figures with ours on the same items, and explain each correction.
+
+The paper's are computed by :mod:`gapclose.evaluation.protocols.imavb`.
 
 Shapes: N items, D width, F features, R replicates.
 """
@@ -59,9 +61,9 @@ FIGURES = {
         "Ours takes out what the better of words and characters predicts, fitted on other clips.",
     ),
 }
-"""name -> (label, what the correction changes), in the order of the report"""
+"""name -> (label, effect of the correction), in the order of the report"""
 ACCURACIES = ("global", "probe", "text", "encoder", "own", "residualised")
-"""figures that the majority class is to be set beside"""
+"""figures that are shown with the accuracy of the majority class"""
 
 
 def set_beside(
@@ -75,13 +77,16 @@ def set_beside(
     layers: Iterable[int],
     encoded: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """What ``measurement.json`` holds under ``protocol``.
+    """Build the entry ``protocol`` of ``measurement.json``.
 
     Args:
-        judge: of the reading of the N items. action: what was scored of them. entries: our controls, as ``ControlScorer.entry`` makes them.
-        texts: (N,) questions. said: (N,) index of the option that each generated answer names, -1 for none.
-        residual_of: layer -> (N, D) residuals of it, asked for one layer at a time.
-        encoded: (N, F) states of a sentence encoder. Without it, residuals are freed of what predicts TF-IDF features instead.
+        judge: scorer of the reading of the N items. action: their scored answers. entries: our
+            controls, as by ``ControlScorer.entry``.
+        texts: (N,) questions. said: (N,) index of the option that each generated answer names, -1
+            for none.
+        residual_of: layer -> (N, D) residuals, called for one layer at a time.
+        encoded: (N, F) states of a sentence encoder. Without it, residuals are residualised against
+            TF-IDF features.
     """
     labels, clips = judge.labels, judge.clips["all"]
     found: dict[str, Any] = {"name": "imavb", "n_items": len(labels.clip), "n_clips": clips.n, "folds": FOLDS, "peak_layer": None}
@@ -123,7 +128,7 @@ def set_beside(
 
 
 def ours(judge: ControlScorer, action: Action, entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, float | None]]:
-    """(figure, scope) -> our interval of what the figure is about, where there is one."""
+    """Return (figure, scope) -> our interval of the corresponding figure, where there is one."""
     found: dict[tuple[str, str], np.ndarray] = {}
     for scope, _, labels, clips in judge.scopes():
         keep = judge.keep[scope]
@@ -143,7 +148,8 @@ def ours(judge: ControlScorer, action: Action, entries: Sequence[Mapping[str, An
 
 
 def half_means(clips: ClipBootstrap, labels: Labels, right: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean accuracy over the cells without an alarm (``standard``) and with one (``rejection``), each (R + 1,), where there are such."""
+    """Compute the mean accuracy over the cells without an alarm (``standard``) and with one
+    (``rejection``), each (R + 1,); a half without cells is left out."""
     cells = clips.cell_means(right, labels)
     alarmed = np.isin([name.rsplit("/", 1)[1] for name in labels.cells[1]], labels.alarm)
     halves = {"standard": ~alarmed, "rejection": alarmed}

@@ -1,9 +1,10 @@
-"""The source paper's own figures ("Senses Wide Shut", arXiv 2605.13737), so that a measurement can be set beside its tables.
+"""The source paper's own figures ("Senses Wide Shut"), for comparison with its tables.
 
-Computed as the paper and the code published with it do (github.com/ngquangtrung57/imavb, ``experiments/probing``), flaws included: every
-layer is probed on the folds that its accuracy is reported on. Two things were left to us: intervals, of which there are none there, and
-what to do with items that lack the paper's structure. Nothing here knows about premises: an item is *misleading* when its right concept
-is an alarm, and *standard* otherwise. :mod:`gapclose.evaluation.protocols.compare` sets our figures beside these.
+They are computed as in the paper (arXiv 2605.13737) and its code (github.com/ngquangtrung57/imavb,
+``experiments/probing``), flaws included: every layer is probed on the folds on which its accuracy
+is reported. The paper leaves two things open: intervals, and items without the paper's structure.
+Premises are unknown here: an item is *misleading* when its right concept is an alarm, and
+*standard* otherwise. :mod:`gapclose.evaluation.protocols.compare` compares these figures with ours.
 
 Shapes: N items, D width, F features, R replicates.
 """
@@ -27,22 +28,23 @@ from gapclose.metrics.bootstrap import ClipBootstrap
 from gapclose.metrics.labels import Labels
 
 FOLDS, SEED, WORDS = 4, 42, 5000
-NOTHING = 1e-9  # share of the residuals' variance below which nothing but rounding is left
+NOTHING = 1e-9  # share of the residuals' variance below which only rounding is left
 
 
 class Lacking(ValueError):
-    """The items lack what a figure takes; the figure is skipped."""
+    """The items do not suffice for a figure, which is skipped."""
 
 
 Features = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""indices of the items to fit on and of those to judge -> the features of both; whatever is fitted sees the first alone"""
+"""indices of the items to fit on and of those to judge -> features of both; only the first are
+fitted on"""
 
 
-# -- features, fitted anew in every fold --------------------------------------------------------------------------------------------
+# -- features, fitted anew in every fold --------------------------------------------------------
 
 
 def standardised(values: np.ndarray) -> Features:
-    """Values (N, F) with mean and scale of the items to fit on."""
+    """Standardise values (N, F) by mean and scale of the items to fit on."""
 
     def of(train: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scaler = StandardScaler().fit(values[train])
@@ -52,7 +54,7 @@ def standardised(values: np.ndarray) -> Features:
 
 
 def words(texts: Sequence[str]) -> Features:
-    """TF-IDF of words of two letters or more, at most 5,000 of them, not standardised."""
+    """TF-IDF of at most 5,000 words of two letters or more, not standardised."""
     every = np.array(list(texts), dtype=object)
 
     def of(train: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -67,10 +69,13 @@ def words(texts: Sequence[str]) -> Features:
 
 
 def without_text(residual: np.ndarray, text: Features) -> Features:
-    """Residuals (N, D), standardised, less the directions that predict the standardised text features, and standardised again.
+    """Residualise standardised residuals (N, D) against standardised text features.
+
+    The result is standardised again.
 
     Raises:
-        Lacking: when nothing is left of a fold: as many text features as items, or as directions.
+        Lacking: when nothing is left in a fold, i.e. with as many text features as items or
+            directions.
     """
 
     def of(train: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,23 +94,26 @@ def without_text(residual: np.ndarray, text: Features) -> Features:
     return of
 
 
-# -- the probe ----------------------------------------------------------------------------------------------------------------------
+# -- the probe ----------------------------------------------------------------------------------
 
 
 class Held(NamedTuple):
     """Held-out predictions of one cross-validation."""
 
     right: np.ndarray
-    """(N,) bool; False outside of it"""
+    """(N,) bool; False for items outside the cross-validation"""
     fold: np.ndarray
-    """(N,) int, -1 for items that took no part"""
+    """(N,) int, -1 for items outside the cross-validation"""
 
 
 def folds(y: np.ndarray, clips: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(train, held) indices of ``StratifiedGroupKFold(4, shuffle=True, random_state=42)`` by clip.
+    """Return (train, held) indices of the paper's four folds by clip.
+
+    ``StratifiedGroupKFold(4, shuffle=True, random_state=42)``.
 
     Raises:
-        Lacking: when standard (0) or misleading (1) items are of fewer clips than there are folds, or a fold lacks either.
+        Lacking: when standard (0) or misleading (1) items come from fewer clips than folds, or a
+            fold has one class to train on or no item to judge.
     """
     for label, name in enumerate(("standard", "misleading")):
         count = len(np.unique(clips[y == label]))
@@ -118,7 +126,7 @@ def folds(y: np.ndarray, clips: np.ndarray) -> list[tuple[np.ndarray, np.ndarray
 
 
 def cross_validate(features: Features, keep: np.ndarray, misleading: np.ndarray, clips: np.ndarray) -> Held:
-    """The paper's probe on the items where ``keep`` (N,) holds: logistic regression with C = 1, misleading or not.
+    """Fit the paper's probe where ``keep`` (N,) is true: logistic regression (C = 1) of misleading.
 
     Raises:
         Lacking: as :func:`folds` and the features do.
@@ -129,7 +137,7 @@ def cross_validate(features: Features, keep: np.ndarray, misleading: np.ndarray,
         known, unknown = features(items[train], items[held])
         model = LogisticRegression(C=1.0, solver="lbfgs", max_iter=1000, random_state=SEED)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the paper stops at 1,000 steps, converged or not
+            warnings.simplefilter("ignore", ConvergenceWarning)  # as in the paper, 1,000 steps
             model.fit(known, y[items[train]])
         right[items[held]] = model.predict(unknown) == y[items[held]]
         fold[items[held]] = k
@@ -137,33 +145,35 @@ def cross_validate(features: Features, keep: np.ndarray, misleading: np.ndarray,
 
 
 def fold_mean(clips: ClipBootstrap, held: Held) -> np.ndarray:
-    """Mean of the folds' accuracies, (R + 1,): the paper's figure, then replicates of clips with the probes as they are."""
+    """Compute the mean of the folds' accuracies, (R + 1,): the paper's figure, then clip
+    replicates with fixed probes."""
     parts = np.stack([clips.mean(held.right, held.fold == k) for k in range(FOLDS)])
-    there = np.isfinite(parts)  # a replicate may lack a fold
+    there = np.isfinite(parts)  # a replicate may have no item of a fold
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(there, parts, 0).sum(0) / there.sum(0)
 
 
-# -- the figures --------------------------------------------------------------------------------------------------------------------
+# -- the figures --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One figure of the protocol, of one modality or of ``all`` items."""
+    """One figure of the protocol, for one modality or ``all`` items."""
 
     name: str
     scope: str
     value: np.ndarray | None
-    """(R + 1,), or None where ``skipped`` says why"""
+    """(R + 1,), or None with the reason in ``skipped``"""
     skipped: str | None
     standard: int
-    """how many standard items it is of"""
+    """number of standard items"""
     misleading: int
-    """how many misleading ones"""
+    """number of misleading items"""
 
 
 class Protocol:
-    """The paper's figures on one set of items; one that cannot be had is skipped, with the reason."""
+    """The paper's figures on one set of items; a figure that cannot be computed is skipped with
+    the reason."""
 
     def __init__(self, labels: Labels, clips: ClipBootstrap) -> None:
         """``clips`` resamples the clips of the items."""
@@ -184,10 +194,10 @@ class Protocol:
         self.figures.append(Figure(name=name, scope=scope, value=value, skipped=skipped, **counts))
 
     def _values(self, name: str, scope: str | None = None) -> list[np.ndarray]:
-        """What was found under a name.
+        """Return the values found under a name.
 
         Raises:
-            Lacking: when nothing was.
+            Lacking: when there are none.
         """
         values = [f.value for f in self.figures if f.name == name and scope in (None, f.scope) and f.value is not None]
         if not values:
@@ -198,7 +208,8 @@ class Protocol:
         return fold_mean(self.clips, cross_validate(features, keep, self.misleading, self.labels.clip))
 
     def answers(self, said: np.ndarray) -> None:
-        """The four cells and their balanced accuracy. ``said`` (N,): option that each answer names, -1 for none."""
+        """Add the four cells and their balanced accuracy. ``said`` (N,): option that each answer
+        names, -1 for none."""
         right = said == self.labels.gold
         for name, kind, these in (("standard", "standard", ~self.misleading), ("rejection", "misleading", self.misleading)):
             for modality, mine in self.modalities.items():
@@ -214,10 +225,12 @@ class Protocol:
         return np.mean([np.mean(self._values(name), axis=0) for name in ("standard", "rejection")], axis=0)
 
     def choose(self, residual_of: Callable[[int], np.ndarray], layers: Iterable[int]) -> int | None:
-        """The probe of all items at every layer, and the layer with the highest accuracy, the lowest of equals.
+        """Probe all items at every layer; return the layer with the highest accuracy.
+
+        The lowest of equals is taken.
 
         Args:
-            residual_of: layer -> (N, D) residuals of it, asked for one layer at a time.
+            residual_of: layer -> (N, D) residuals, called for one layer at a time.
         """
         self._add("global", "all", self.all, self._highest, residual_of, layers)
         return max(self.layers, key=lambda row: row[1][0])[0] if self.layers else None
@@ -227,7 +240,8 @@ class Protocol:
         return max((accuracy for _, accuracy in self.layers), key=lambda accuracy: accuracy[0])
 
     def probes(self, z: np.ndarray) -> None:
-        """A modality's probe: its misleading items against the standard ones of all modalities. ``z`` (N, D): the peak layer."""
+        """Probe each modality: its misleading items against the standard ones of all modalities.
+        ``z`` (N, D): the peak layer."""
         features = standardised(z)
         for modality, mine in self.modalities.items():
             keep = mine | ~self.misleading
@@ -236,11 +250,11 @@ class Protocol:
             self._add("gap", modality, mine | ~self.misleading, self._difference, modality)
 
     def _difference(self, modality: str) -> np.ndarray:
-        """As the paper's table shows them side by side: accuracy over two classes, and the rate of one."""
+        """Accuracy over two classes minus the rate of one, as in the paper's table."""
         return self._values("probe", modality)[0] - self._values("rejection", modality)[0]
 
     def skip(self, names: Sequence[str], why: str) -> None:
-        """Say of figures of every modality that they cannot be had."""
+        """Mark figures as skipped for every modality, with the reason."""
         for name in names:
             for modality, mine in self.modalities.items():
                 self._add(name, modality, mine, self._lacking, why)
@@ -249,6 +263,6 @@ class Protocol:
         raise Lacking(why)
 
     def within(self, name: str, features: Features) -> None:
-        """A probe of anything, on the standard and misleading items of each modality."""
+        """Probe any features on the standard and misleading items of each modality."""
         for modality, mine in self.modalities.items():
             self._add(name, modality, mine, self._probe, features, mine)

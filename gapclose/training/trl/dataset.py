@@ -1,4 +1,4 @@
-"""What the two objectives that TRL trains share: items as rows of a dataset, what TRL cannot take, figures of every epoch.
+"""Shared by the objectives that TRL trains: dataset rows, unsupported media, figures per epoch.
 
 Shapes: N items, O options.
 """
@@ -23,14 +23,17 @@ if TYPE_CHECKING:
 
 
 TAKEN = ("image",)
-"""kinds of media that the rows of TRL's trainers can carry; another kind would be dropped without a word"""
+"""kinds of media that TRL's trainers support; others would be dropped silently"""
 EPOCH_FIGURES = ("loss", "reward", "kl", "entropy", "logps/", "completions/mean_length", "frac_reward_zero_std")
-"""beginnings of the names, among all that TRL logs, that an epoch's record keeps"""
+"""prefixes of TRL's log names that an epoch's record keeps"""
 
 
 def check_supported_media(items: ItemSet, objective: str, trainer: str, problems: ErrorCollector) -> None:
-    """Add to ``problems`` what TRL's trainer cannot take, with the first train item concerned: kinds of media, and for GRPO text alone
-    among images (TRL 1.16 hands the processor a None for them, and it fails)."""
+    """Add to ``problems`` what TRL's trainer does not support, with the first train item concerned.
+
+    These are kinds of media, and for GRPO items without images among items with images: TRL 1.16
+    passes None for them to the processor, which fails.
+    """
     train, file = items.select(split="train", purpose="gap"), items.root / "items.jsonl"
     for kind in sorted({k for i in train for k, _ in i.media} - set(TAKEN)):
         having = [i.id for i in train if kind in (k for k, _ in i.media)]
@@ -47,7 +50,8 @@ def check_supported_media(items: ItemSet, objective: str, trainer: str, problems
 
 
 def messages_for_trl(item: Item, *, multimodal: bool) -> list[dict[str, Any]]:
-    """The item's messages without paths (TRL puts the images in); plain strings where there is only a tokenizer."""
+    """Return the item's messages without paths (TRL inserts the images); plain strings for a
+    tokenizer."""
     if not multimodal:
         return [{"role": m["role"], "content": _plain(m["content"])} for m in item.messages]
     return [{"role": m["role"], "content": _parts(m["content"])} for m in item.messages]
@@ -63,7 +67,8 @@ def _plain(content: str | list[dict[str, Any]]) -> str:
 
 
 def make_dataset(loaded: LoadedModel, items: Sequence[Item], media: MediaLoader, columns: Callable[[int], Mapping[str, Any]]) -> Dataset:
-    """One row per item: its messages as ``prompt``, its images (decoded when the row is read), and what ``columns(n)`` gives for item n."""
+    """Build one row per item: its messages as ``prompt``, its images (decoded when the row is
+    read) and ``columns(n)`` for item n."""
     from datasets import Dataset
 
     multimodal = isinstance(loaded.processor, transformers.ProcessorMixin)
@@ -80,7 +85,8 @@ def make_dataset(loaded: LoadedModel, items: Sequence[Item], media: MediaLoader,
 
 
 class EpochFigures(transformers.TrainerCallback):
-    """Has the last step of every epoch logged, so that :func:`epoch_figures` is about whole epochs; stops at a loss that is not finite."""
+    """Log at the last step of every epoch, so that :func:`epoch_figures` covers complete epochs;
+    stop at a non-finite loss."""
 
     def __init__(self, finite_only: bool) -> None:
         self.finite_only = finite_only
@@ -97,8 +103,12 @@ class EpochFigures(transformers.TrainerCallback):
 
 
 class OrderOfEpoch(transformers.TrainerCallback):
-    """Tells the innermost sampler of TRL's data loader its epoch, as :class:`gapclose.training.callbacks.SetSamplerEpoch` does for the own trainer: of several
-    processes that go on from within an epoch, transformers 5.23 and accelerate 1.15 tell nobody. Remove when they do."""
+    """Set the epoch of the innermost sampler of TRL's data loader at the start of every epoch.
+
+    The reason is that of :class:`gapclose.training.callbacks.SetSamplerEpoch`: when several
+    processes resume within an epoch, transformers 5.23 and accelerate 1.15 do not set it. Remove
+    when they do.
+    """
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         sampler = train_dataloader.batch_sampler
@@ -108,10 +118,10 @@ class OrderOfEpoch(transformers.TrainerCallback):
 
 
 def epoch_figures(history: Sequence[Mapping[str, Any]], epoch: int) -> dict[str, float]:
-    """Means over the optimiser steps of one epoch of what TRL logged: rewards, KL, log-probabilities.
+    """Average TRL's figures (rewards, KL, log-probabilities) over the steps of one epoch.
 
     Args:
-        history: the trainer's log, whose every line is a mean over the steps since the line before.
+        history: the trainer's log; every line is a mean over the steps since the line before.
     """
     lines = [line for line in history if "loss" in line]
     starts = [0, *(line["step"] for line in lines)]
@@ -128,9 +138,10 @@ def epoch_figures(history: Sequence[Mapping[str, Any]], epoch: int) -> dict[str,
 
 
 def forget_reference(model: Any) -> None:
-    """Take out the copy of the adapter that TRL keeps as its reference, which then is the base model: the adapter switched off.
+    """Delete TRL's copy of the adapter, so that the reference is the base model.
 
-    The copy would also be saved, hashed and exported with the adapter, and after a resumption be a copy of a trained one.
+    The copy would also be saved, hashed and exported with the adapter, and after a resume it would
+    copy a trained adapter.
     """
     if "ref" in model.peft_config:
         model.delete_adapter("ref")

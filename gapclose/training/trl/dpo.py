@@ -1,7 +1,8 @@
-"""Direct preference optimisation by TRL: what the reading prefers over what the model said.
+"""Direct preference optimisation by TRL: prefer the reading's option to the base model's answer.
 
-For a pair (chosen w, rejected l) the loss is ``- log sigmoid(beta [log p(w|x)/p0(w|x) - log p(l|x)/p0(l|x)])`` with p0 the base model, the
-adapter switched off (Rafailov et al. 2023, arXiv 2305.18290, equation 7).
+For a pair (chosen w, rejected l) the loss is ``- log sigmoid(beta [log p(w|x)/p0(w|x) - log
+p(l|x)/p0(l|x)])``, with p0 the base model, i.e. the adapter switched off (Rafailov et al. 2023,
+arXiv 2305.18290, equation 7).
 
 Shapes: N items, O options.
 """
@@ -40,14 +41,15 @@ class Pair:
 def preference_pairs(
     items: Sequence[Item], target: np.ndarray, scores: np.ndarray, keep: np.ndarray, *, anchors: bool = False
 ) -> list[Pair]:
-    """The most probable option of the target over the one that the base model scores highest, where the two differ.
+    """Pair the target's best option with the base model's best one, where they differ.
 
     Args:
-        target: (N, O) Jeffrey targets, 0 beyond an item's options. scores: (N, O) of the base model, -inf beyond. keep: (N,) bool.
-        anchors: where they agree, that option over the highest-scored one of another concept.
+        target: (N, O) Jeffrey targets, 0 beyond an item's options. scores: (N, O) of the base
+            model, -inf beyond. keep: (N,) bool.
+        anchors: where they agree, pair that option with the highest-scored one of another concept.
 
     Raises:
-        ValueError: when they differ nowhere.
+        ValueError: when they differ on no kept item.
     """
     wanted, said = target.argmax(1), scores.argmax(1)
     if not (keep & (wanted != said)).any():
@@ -68,14 +70,15 @@ def preference_pairs(
 
 
 def count_by_concept(pairs: Sequence[Pair]) -> dict[str, int]:
-    """How many pairs prefer each concept."""
+    """Count the pairs by preferred concept."""
     return dict(Counter(p.item.options[p.chosen].concept for p in pairs))
 
 
 def in_text(loaded: LoadedModel, pair: Pair) -> dict[str, str]:
-    """Prompt, chosen and rejected as text: the prompt as it is observed, an answer up to the mark that ends its turn.
+    """Return prompt, chosen and rejected answer as text, up to the end-of-turn token.
 
-    Templates put a line break behind that mark, which no model ever has to predict: left in, a preference could be met by it alone.
+    Templates put a line break after that token, which no model has to predict. With the line break,
+    a preference could be satisfied by it alone.
     """
     prompt = chat_text(loaded.processor, pair.item.messages)
 
@@ -88,7 +91,8 @@ def in_text(loaded: LoadedModel, pair: Pair) -> dict[str, str]:
 
 
 def in_messages(loaded: LoadedModel, pair: Pair) -> dict[str, Any]:
-    """Chosen and rejected as chat messages, for items without images: there TRL would add special tokens of its own to a text."""
+    """Return chosen and rejected as chat messages, for items without images: TRL would add its
+    own special tokens to text."""
     answers = {"chosen": pair.chosen, "rejected": pair.rejected}
     return {k: [{"role": "assistant", "content": pair.item.options[o].text}] for k, o in answers.items()}
 
@@ -104,9 +108,11 @@ def make_dpo_trainer(
     seed: int,
     callbacks: Sequence[transformers.TrainerCallback],
 ) -> transformers.Trainer:
-    """TRL's trainer over ``pairs``. A global batch counts pairs; each is two rows of a forward, and of one without the adapter.
+    """Build TRL's trainer over ``pairs``.
 
-    There are no retain items: what holds the model back elsewhere is the KL to the base model that the loss implies.
+    A global batch counts pairs; each pair is two rows of a forward with the adapter and two
+    without. There are no retention items; the only constraint elsewhere is the KL to the base model
+    that the loss implies.
     """
     from trl import DPOConfig, DPOTrainer
 
@@ -119,11 +125,11 @@ def make_dpo_trainer(
     arguments = DPOConfig(
         **training_arguments(train, directory, seed=seed, steps=steps),
         beta=config.beta,
-        bf16=False,  # what model.dtype says, as everywhere
-        gradient_checkpointing=False,  # switched on elsewhere, see adapters.enable_checkpointing
+        bf16=False,  # model.dtype decides
+        gradient_checkpointing=False,  # enabled by lora.enable_checkpointing
         gradient_checkpointing_kwargs={"use_reentrant": False},
         disable_dropout=False,
-        max_length=None,  # cutting would cut images
+        max_length=None,  # truncation would cut images
         logging_nan_inf_filter=False,
     )
     use_one_device(arguments)

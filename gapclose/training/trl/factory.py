@@ -1,4 +1,4 @@
-"""From targets to one of TRL's trainers."""
+"""Build one of TRL's trainers from targets."""
 
 from __future__ import annotations
 
@@ -35,12 +35,15 @@ def make_trl_trainer(
     finite_only: bool = True,
     callbacks: Sequence[transformers.TrainerCallback],
 ) -> transformers.Trainer:
-    """The trainer of ``config.objective`` over the train items that the gate keeps; ``after_epoch(epoch)`` is called after every epoch.
+    """Build the trainer of ``config.objective`` over train items that pass the confidence filter.
+
+    ``after_epoch(epoch)`` is called after every epoch and returns whether training must stop.
 
     Args:
-        targets: of ``items``. scores: (N, O) of the base model. finite_only: a logged loss that is not finite is a LossNotFinite.
+        targets: of ``items``. scores: (N, O) of the base model. finite_only: raise LossNotFinite if
+            a logged loss is not finite.
     """
-    # TRL 1.16 calls transformers 5.23 by names that it has renamed; remove when it does not
+    # TRL 1.16 uses names that transformers 5.23 deprecates; remove when it does not
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     if config.train.gradient_checkpointing:
         enable_checkpointing(loaded)

@@ -1,7 +1,8 @@
-"""Group relative policy optimisation by TRL: sampled answers, rewarded by the frozen reading of the base model.
+"""Group relative policy optimisation by TRL: sampled answers, rewarded by the frozen reading.
 
-Every prompt is answered G times; an answer's advantage is its reward less the group's mean, over the group's standard deviation, and the
-loss adds beta KL(adapted || base), the base being the adapter switched off (Shao et al. 2024, arXiv 2402.03300, section 4.1).
+Every prompt is answered G times. An answer's advantage is its reward minus the group's mean,
+divided by the group's standard deviation. The loss adds beta KL(adapted || base), with the adapter
+switched off as the base (Shao et al. 2024, arXiv 2402.03300, section 4.1).
 
 Shapes: N items, C concepts, G generations.
 """
@@ -28,26 +29,29 @@ from gapclose.training.trl.dataset import forget_reference, make_dataset
 
 @dataclass(frozen=True, kw_only=True)
 class Reward:
-    """The reading's posterior of the concept that an answer expresses; 0 where the answer names no option, or several."""
+    """Posterior of the concept that an answer expresses; 0 for an answer that matches no option
+    or several."""
 
     items: Sequence[Item]
     reading: np.ndarray
-    """(N, C) of the base model's residuals, fixed before training: no gradient, and no residual of the adapted model, ever enters"""
+    """(N, C) of the base model's residuals, fixed before training; independent of the adapted
+    model, without gradient"""
     concepts: tuple[str, ...]
     match: AnswerMatcher = AnswerMatcher()  # noqa: RUF009 (frozen)
-    """how answers are matched to options; ``make_trl_trainer`` gives the run's own"""
+    """matcher of answers to options; ``make_trl_trainer`` passes the run's own"""
 
     def of(self, place: int, answer: str) -> float:
-        """Reward of one answer to item ``place``."""
+        """Return the reward of one answer to item ``place``."""
         item = self.items[place]
         option = int(self.match([answer], [item])[0])
         return 0.0 if option < 0 else float(self.reading[place, self.concepts.index(item.options[option].concept)])
 
 
 def never_sampled(loaded: LoadedModel) -> list[int]:
-    """Ids of the special tokens that do not end an answer: a sampled mark of an image would be taken for one, and the forward would fail.
+    """Return the ids of special tokens that do not end an answer, which sampling must exclude.
 
-    TRL leaves out the image's own token alone.
+    A sampled image token would be taken for an image, and the forward would fail. TRL excludes only
+    the image token itself.
     """
     ends = loaded.model.generation_config.eos_token_id
     ends = {loaded.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
@@ -67,7 +71,9 @@ def make_grpo_trainer(
     seed: int,
     callbacks: Sequence[transformers.TrainerCallback],
 ) -> transformers.Trainer:
-    """TRL's trainer over the items of ``reward``; answers are at most ``max_new_tokens`` long. There are no retain items.
+    """Build TRL's trainer over the items of ``reward``.
+
+    Answers have at most ``max_new_tokens`` tokens. There are no retention items.
 
     Raises:
         ValueError: when there are fewer items than prompts in a global batch.
@@ -76,7 +82,8 @@ def make_grpo_trainer(
     from trl.trainer.utils import RepeatSampler
 
     class Sampler(RepeatSampler):
-        """TRL's order of prompts, another in every epoch, by seed and epoch alone: a resumed training goes on as it would have."""
+        """TRL's order of prompts, shuffled by seed and epoch alone, so that a resumed training
+        continues the same order."""
 
         def set_epoch(self, epoch: int) -> None:
             self.generator.manual_seed(seed * 10_007 + int(epoch))
@@ -88,7 +95,8 @@ def make_grpo_trainer(
             return Sampler(given.data_source, given.mini_repeat_count, given.batch_size, given.repeat_count, given.shuffle, given.seed)
 
     def reading(completions: Sequence[Any], place: Sequence[int], **columns: Any) -> list[float | None]:
-        """What TRL calls, and names its figures after: completions as one assistant message each, and a column of their rows."""
+        """Reward function for TRL, which names its figures after it. Completions are one
+        assistant message each; ``place`` is the column of their rows."""
         return [reward.of(n, said[0]["content"]) for n, said in zip(place, completions, strict=True)]
 
     prompts, items = config.prompts(train), reward.items
@@ -105,8 +113,8 @@ def make_grpo_trainer(
         temperature=config.temperature,
         max_completion_length=max_new_tokens,
         generation_kwargs={"suppress_tokens": never_sampled(loaded)},
-        bf16=False,  # what model.dtype says, as everywhere
-        gradient_checkpointing=False,  # switched on elsewhere, see adapters.enable_checkpointing
+        bf16=False,  # model.dtype decides
+        gradient_checkpointing=False,  # enabled by lora.enable_checkpointing
         gradient_checkpointing_kwargs={"use_reentrant": False},
         logging_nan_inf_filter=False,
     )
