@@ -23,7 +23,7 @@ HOP, RATE = 640, 16_000
 TEXT_KEYS = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads max_position_embeddings "
     "rms_norm_eps hidden_act layer_types use_sliding_window sliding_window max_window_layers"
-).split()
+)
 """what the text part of a thinker takes over from a Qwen2 configuration"""
 MEDIA_BRANCHES = (
     "{% if part['type'] == 'image' %}<|image_pad|>{% elif part['type'] == 'video' %}<|video_pad|>"
@@ -86,7 +86,7 @@ def thinker_config(language: Any, tokenizer: Any, *, width: int = 128, depth: in
     half = language.hidden_size // language.num_attention_heads // 2
     third = half // 3
     token = {role: tokenizer.convert_tokens_to_ids(text) for role, text in MEDIA_TOKENS.items()}
-    text = {key: getattr(language, key) for key in TEXT_KEYS if getattr(language, key, None) is not None}
+    text = {key: getattr(language, key) for key in TEXT_KEYS.split() if getattr(language, key, None) is not None}
     text |= {
         "rope_parameters": {
             "rope_type": "default",

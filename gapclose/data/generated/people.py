@@ -34,15 +34,15 @@ NAMES = {
     "test": "Kevin Martin George Henry Charles Daniel Michael Thomas Andrew Emily Grace Susan Karen",
 }
 """split -> first names; those of ``train`` are those of ``fit``"""
-COLOURS = "red blue green yellow black white brown purple orange pink".split()
+COLOURS = "red blue green yellow black white brown purple orange pink"
 OBJECTS = (
     "bicycle lamp chair guitar kettle jacket clock basket violin mirror carpet bottle camera drum ladder wallet piano table coat hat ring "
     "book box cup knife bag boat desk sofa vase candle radio"
-).split()
+)
 CITIES = (
     "Paris Berlin London Boston Chicago Toronto Dallas Miami Denver Seattle Houston Phoenix Austin Portland Atlanta Manchester Liverpool "
     "Singapore Detroit Philadelphia"
-).split()
+)
 VERBS = {"bought": "buy", "found": "find", "sold": "sell", "lost": "lose"}
 WORDINGS = {
     "where": (
@@ -87,12 +87,12 @@ def _article(word: str) -> str:
 def draw_passages(clips: Mapping[str, int], rng: np.random.Generator) -> list[Passage]:
     """The passages of every split; within one, persons, colours, objects and cities differ."""
 
-    def three(words: list[str]) -> tuple[str, ...]:
-        return tuple(str(w) for w in rng.choice(words, size=3, replace=False))
+    def three(words: str) -> tuple[str, ...]:
+        return tuple(str(w) for w in rng.choice(words.split(), size=3, replace=False))
 
     found = []
     for split, number in clips.items():
-        names = NAMES["fit" if split == "train" else split].split()
+        names = NAMES["fit" if split == "train" else split]
         for n in range(number):
             verbs = tuple(str(v) for v in rng.choice([*VERBS], size=3))
             found.append(Passage(f"{split}-{n:03d}", split, three(names), verbs, three(COLOURS), three(OBJECTS), three(CITIES)))

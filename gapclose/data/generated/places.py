@@ -84,7 +84,7 @@ def draw_clips(clips: Mapping[str, int], rng: np.random.Generator) -> list[Clip]
             seen = _two_most_left(left, rng)
             heard = [int(d) for d in rng.choice([d for d in range(10) if d not in seen], size=2, replace=False)]
             said = tuple(int(rng.choice(spoken[VOICES[split], d])) for d in heard)
-            cities = tuple(str(c) for c in rng.choice(CITIES, size=4, replace=False))
+            cities = tuple(str(c) for c in rng.choice(CITIES.split(), size=4, replace=False))
             shown = (left[seen[0]].pop(), left[seen[1]].pop())
             found.append(Clip(f"{split}-{n:03d}", split, (seen[0], seen[1], heard[0], heard[1]), shown, (said[0], said[1]), cities))
     return found
