@@ -2,71 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
 
-import graft
 import pytest
 import torch
 from graft_model import assemble, towers
-from transformers import AutoModelForCausalLM, AutoProcessor, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoProcessor
 
-from gapclose.data.digits.questions import answer_words
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import load_model
 
-TEMPLATE = (
-    "<|im_start|>system\nBe brief.<|im_end|>\n{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{{ message['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
-
-@pytest.fixture(scope="session")
-def language_model(tmp_path_factory) -> Path:
-    """An ordinary directory of a Qwen2 language model with random weights and tied embeddings."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    directory = tmp_path_factory.mktemp("qwen2")
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *assemble.MEDIA_TOKENS.values()]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
-    bpe.train_from_iterator([f"x {word}" for word in answer_words()] * 20, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<|endoftext|>", eos_token="<|im_end|>", chat_template=TEMPLATE)
-    tokenizer.save_pretrained(directory)
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=0, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    Qwen2ForCausalLM(config).save_pretrained(directory)
-    return directory
-
-
-def small(table: towers.Table, most: int = 40) -> towers.Table:
-    return {key: towers.NamedMedia(media=of.media[:most], names=of.names[:most]) for key, of in table.items()}
-
-
-def test_a_graft_is_an_ordinary_checkpoint_with_the_same_text_logits(language_model, tmp_path):
-    out, steps = tmp_path / "graft", {"vision": 2, "audio": 2}
-    found = graft.graft(
-        str(language_model),
-        out,
-        small(towers.digits_table()),
-        steps=steps,
-        copies=dict.fromkeys(steps, 0),
-        seconds=1,
-        dtype="float32",
-        seed=0,
-    )
+def test_a_graft_is_an_ordinary_checkpoint_with_the_same_text_logits(language_model, grafted):
+    found = json.loads((grafted / "graft.json").read_text())
     assert found["text"]["difference"] < 1e-5 < found["text"]["largest"]
-    again = load_model(ModelConfig(path=str(out), dtype="float32"))
+    assert set(found["perception"]) == {"vision", "audio"}
+    again = load_model(ModelConfig(path=str(grafted), dtype="float32"))
     language, tokenizer = assemble.load_language_model(str(language_model))
-    worst, _ = assemble.text_difference(again.model, AutoProcessor.from_pretrained(out), language, tokenizer, ["Is it odd or even?"])
+    worst, _ = assemble.text_difference(again.model, AutoProcessor.from_pretrained(grafted), language, tokenizer, ["Is it odd or even?"])
     assert worst < 1e-5
-    before = AutoModelForCausalLM.from_pretrained(language_model).state_dict()
-    for name, value in before.items():
+    for name, value in AutoModelForCausalLM.from_pretrained(language_model).state_dict().items():
         assert torch.equal(again.model.state_dict()[name.replace("model.", "model.language_model.", 1)], value), name
 
 

@@ -6,7 +6,7 @@ splits: what is trained on to stay is never what is measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from gapclose.data.items import Item, Option
@@ -103,22 +103,22 @@ def questions() -> list[Question]:
     return [by_topic[number][place] for _, number, place in order]
 
 
-def general_items(splits: tuple[str, ...], modality: str, concept: str) -> Iterator[Item]:
-    """The retention items of these splits; each question is a clip of its own.
+def general_items(clips: Mapping[str, int], modality: str, concept: str) -> Iterator[Item]:
+    """The retention items of a set; each question is a clip of its own.
 
     Args:
+        clips: split -> clips of the set; a split gets at most as many questions.
         modality: of the set; the questions are about none.
         concept: expressed by every option.
     """
     asked, start = questions(), 0
     for split, share in SHARES.items():
-        for number, question in enumerate(asked[start : start + share]):
+        for number, question in enumerate(asked[start : start + min(share, clips.get(split, 0))]):
             options = sorted({question.answer, *question.others})
-            if split in splits:
-                yield Item(
-                    id=f"general-{split}-{number:03d}", clip=f"general-{split}-{number:03d}", split=split, modality=modality,
-                    messages=[{"role": "user", "content": [{"type": "text", "text": question.text}]}],
-                    options=[Option(text=o, concept=concept) for o in options], gold=options.index(question.answer), purpose="retain",
-                    tags={"question": "general", "topic": question.topic},
-                )  # fmt: skip
+            yield Item(
+                id=f"general-{split}-{number:03d}", clip=f"general-{split}-{number:03d}", split=split, modality=modality,
+                messages=[{"role": "user", "content": [{"type": "text", "text": question.text}]}],
+                options=[Option(text=o, concept=concept) for o in options], gold=options.index(question.answer), purpose="retain",
+                tags={"question": "general", "topic": question.topic},
+            )  # fmt: skip
         start += share

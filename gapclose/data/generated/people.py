@@ -163,7 +163,8 @@ def draw(seed: int = 0, clips: Mapping[str, int] | None = None) -> tuple[Item, .
     type that is kept out of training.
     """
     rng, items = np.random.default_rng([seed, 2]), list[Item]()
-    passages = draw_passages(CLIPS if clips is None else clips, rng)
+    clips = CLIPS if clips is None else clips
+    passages = draw_passages(clips, rng)
     for n, passage in enumerate(passages):
         kinds = ("where", "which") if n % 2 else ("which", "where")
         for kind, detail in zip(kinds, ("colour", "object"), strict=True):
@@ -173,8 +174,7 @@ def draw(seed: int = 0, clips: Mapping[str, int] | None = None) -> tuple[Item, .
         if passage.split in ("val", "test"):
             kind = [*TRANSFER][n % 2]
             items += question_pair(passage, kind, TRANSFER[kind], "transfer", rng)
-    splits = {p.split for p in passages}
-    return (*items, *general_items(tuple(splits), modality="colour", concept="standard"))
+    return (*items, *general_items(clips, modality="colour", concept="standard"))
 
 
 def write(directory: str | Path, seed: int = 0, *, clips: Mapping[str, int] | None = None) -> ItemSet:

@@ -170,7 +170,8 @@ def draw(seed: int = 0, clips: Mapping[str, int] | None = None) -> tuple[list[Cl
     of training, about one modality.
     """
     rng, items = np.random.default_rng([seed, 3]), list[Item]()
-    drawn = draw_clips(CLIPS if clips is None else clips, rng)
+    clips = CLIPS if clips is None else clips
+    drawn = draw_clips(clips, rng)
     for n, clip in enumerate(drawn):
         kinds = ("where", "city") if n % 2 else ("city", "where")
         for kind, modality in zip(kinds, MODALITIES, strict=True):
@@ -179,7 +180,7 @@ def draw(seed: int = 0, clips: Mapping[str, int] | None = None) -> tuple[list[Cl
             items.append(what_item(clip, MODALITIES[n % 2], rng))
         if clip.split in ("val", "test"):
             items += question_pair(clip, TRANSFER[n % 2], MODALITIES[n // 2 % 2], "transfer", rng)
-    return drawn, (*items, *general_items(tuple({c.split for c in drawn}), modality="vision", concept="standard"))
+    return drawn, (*items, *general_items(clips, modality="vision", concept="standard"))
 
 
 def write(directory: str | Path, seed: int = 0, *, clips: Mapping[str, int] | None = None) -> ItemSet:

@@ -1,0 +1,106 @@
+"""The sets for pretrained models: text alone is at chance, twins differ in one detail, splits share nothing."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+from gapclose.data.config import DataConfig
+from gapclose.data.digits.media_bank import NAMES
+from gapclose.data.generated import general, people, places
+from gapclose.data.item_set import ItemSet
+from gapclose.evaluation.controls.text_leak import text_leak
+
+CLIPS = {"fit": 60, "train": 10, "val": 30, "test": 60}
+
+
+def drawn(name: str, seed: int, clips=CLIPS) -> ItemSet:
+    items = people.draw(seed, clips) if name == "people" else places.draw(seed, clips)[1]
+    return ItemSet(root=Path("."), name=name, concepts=people.CONCEPTS, alarm=people.ALARM, items=items)
+
+
+@pytest.mark.parametrize("name", ["people", "places"])
+def test_the_text_alone_is_at_chance(name):
+    for leak in text_leak(drawn(name, 0), folds=4):
+        assert leak.n_clips == 150
+        assert not leak.above, leak
+
+
+@pytest.mark.parametrize("name", ["people", "places"])
+def test_a_set_is_balanced_and_its_transfer_types_are_not_trained_on(name):
+    items = drawn(name, 1)
+    concepts = Counter((i.split, i.modality, i.concept) for i in items if i.purpose == "gap")
+    assert len(set(concepts[key] for key in concepts if key[0] == "test")) == 1
+    kinds = defaultdict(set)
+    for item in items:
+        kinds[item.purpose, item.split].add(item.tags["question"])
+    held_out = set(people.TRANSFER if name == "people" else places.TRANSFER)
+    assert kinds["transfer", "val"] == kinds["transfer", "test"] == held_out
+    assert not held_out & (kinds["gap", "fit"] | kinds["gap", "train"] | kinds["gap", "test"])
+    assert kinds["retain", "train"] == kinds["retain", "test"]
+    assert all(len({o.text for o in i.options}) == len(i.options) for i in items)
+
+
+def test_the_false_detail_of_people_belongs_to_another_sentence():
+    items = {i.id: i for i in drawn("people", 2)}
+    for item in items.values():
+        if item.tags.get("premise") != "false" or item.purpose == "retain":
+            continue
+        passage, question = item.text.split("\n\n")
+        twin_question = items[item.tags["twin"]].text.split("\n\n")[1]
+        (wrong,) = [w.strip("?.:") for w in question.split("\n")[0].split() if w not in twin_question.split("\n")[0].split()]
+        assert f" {wrong} " in passage, (wrong, passage)
+
+
+def test_the_false_number_of_places_belongs_to_the_other_modality():
+    clips, items = places.draw(2, CLIPS)
+    by_name = {c.name: c for c in clips}
+    for item in items:
+        if item.tags["question"] not in ("where", "city"):
+            continue
+        clip, (asked,) = by_name[item.clip], [n for n, word in enumerate(NAMES[:10]) if f"number {word} " in item.text]
+        own, other = (
+            [clip.numbers[p] for p in clip.places(m)] for m in (item.modality, "audio" if item.modality == "vision" else "vision")
+        )
+        assert asked in (own if item.tags["premise"] == "true" else other)
+        assert item.media[0][0] == ("image" if item.modality == "vision" else "audio")
+
+
+def test_splits_share_no_names_scans_or_voices():
+    names = {split: set(of.split()) for split, of in people.NAMES.items()}
+    assert not names["fit"] & names["val"] and not names["fit"] & names["test"] and not names["val"] & names["test"]
+    clips, items = places.draw(0)
+    scans = [scan for clip in clips for scan in clip.scans]
+    assert len(scans) == len(set(scans))
+    voices = defaultdict(set)
+    for item in items:
+        voices[item.split] |= set(item.tags.get("voices", "").split())
+    assert not voices["test"] & (voices["fit"] | voices["train"] | voices["val"])
+    asked = Counter(i.text for i in general.general_items(people.CLIPS, "vision", "standard"))
+    assert max(asked.values()) == 1 and sum(asked.values()) == 180
+
+
+@pytest.mark.parametrize("name", ["people", "places"])
+def test_one_seed_gives_the_same_items(name):
+    assert drawn(name, 3) == drawn(name, 3) != drawn(name, 4)
+
+
+def test_more_clips_than_there_are_scans_is_refused():
+    with pytest.raises(ValueError, match="997"):
+        places.draw(0, {"fit": 600})
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"path": "people", "clips": [1, 2, 3]}, "give four numbers of clips"),
+        ({"path": "people", "clips": [1, 2, 3, -4]}, "give four numbers of clips"),
+        ({"path": "elsewhere", "clips": [1, 2, 3, 4]}, "leave it out"),
+        ({"path": "people", "degraded": 0.5}, "data.degraded"),
+    ],
+)
+def test_sizes_are_checked(settings, says):
+    with pytest.raises(ValueError, match=says):
+        DataConfig(**settings)
