@@ -18,7 +18,7 @@ CLIPS = {"fit": 60, "train": 10, "val": 30, "test": 60}
 
 def drawn(name: str, seed: int, clips=CLIPS) -> ItemSet:
     items = people.draw(seed, clips) if name == "people" else places.draw(seed, clips)[1]
-    return ItemSet(root=Path("."), name=name, concepts=people.CONCEPTS, alarm=people.ALARM, items=items)
+    return ItemSet(root=Path(), name=name, concepts=people.CONCEPTS, alarm=people.ALARM, items=items)
 
 
 @pytest.mark.parametrize("name", ["people", "places"])
@@ -32,7 +32,7 @@ def test_the_text_alone_is_at_chance(name):
 def test_a_set_is_balanced_and_its_transfer_types_are_not_trained_on(name):
     items = drawn(name, 1)
     concepts = Counter((i.split, i.modality, i.concept) for i in items if i.purpose == "gap")
-    assert len(set(concepts[key] for key in concepts if key[0] == "test")) == 1
+    assert len({concepts[key] for key in concepts if key[0] == "test"}) == 1
     kinds = defaultdict(set)
     for item in items:
         kinds[item.purpose, item.split].add(item.tags["question"])
