@@ -92,6 +92,7 @@ def _summary(directory: Path) -> dict[str, Any]:
         "stopped": (adapted or {}).get("stopped", {}),
         "guards_off": (adapted or {}).get("guards_off"),
         "unimproved": (adapted or {}).get("unimproved"),
+        "unfinished": (adapted or {}).get("unfinished"),
         "targets": (adapted or {}).get("targets", []),
         "rounds": read_json(directory / "rounds.json", kind=list) if (directory / "rounds.json").is_file() else [],
         "gap": {kind: _both(base, adapted, "gap", kind) for kind in ("balanced", "matched", "auroc")},

@@ -45,7 +45,8 @@ def claims(summary: dict[str, Any]) -> list[str]:
 
 def caveats(summary: Mapping[str, Any]) -> list[str]:
     """Return warnings about a trained run, in sentences."""
-    return [*unimproved_words(summary.get("unimproved")), *target_words(summary.get("targets", []))]
+    unfinished = [f"not finished: {summary['unfinished']}"] if summary.get("unfinished") else []
+    return [*unfinished, *unimproved_words(summary.get("unimproved")), *target_words(summary.get("targets", []))]
 
 
 def verdict(summary: dict[str, Any]) -> list[str]:

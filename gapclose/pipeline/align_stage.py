@@ -25,6 +25,7 @@ from gapclose.evaluation.prompt_variants import measure_prompt_variants
 from gapclose.evaluation.record import make_record
 from gapclose.evaluation.run_records import read_records, record_of, round_words, summarise, target_words, unimproved_words
 from gapclose.export.run import export_run
+from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.labels import Labels, option_concepts
 from gapclose.metrics.verdict import not_established
 from gapclose.models.loading import LoadedModel
@@ -33,9 +34,9 @@ from gapclose.observe.frozen_cache import HiddenStateCache
 from gapclose.observe.frozen_writer import write_cache
 from gapclose.report.html import write_page
 from gapclose.training.adapter_io import load_adapter_tensors, save_adapter
-from gapclose.training.checkpoint_selection import EpochRecords
+from gapclose.training.checkpoint_selection import EpochRecords, state_at_end
 from gapclose.training.lora import adapter_changed, adapter_fingerprint, add_lora, load_adapter
-from gapclose.training.objectives import BY_TRL, CUSTOM, OBJECTIVES, needs_reading
+from gapclose.training.objectives import BY_TRL, CUSTOM, OBJECTIVES, loss_terms, needs_reading
 from gapclose.training.resume import epochs_done, last_complete_checkpoint, whole_checkpoints
 from gapclose.training.sampler import Example
 from gapclose.training.target_rounds import (
@@ -48,7 +49,7 @@ from gapclose.training.target_rounds import (
     train_items,
     val_items,
 )
-from gapclose.training.targets import Targets, build_targets
+from gapclose.training.targets import Targets, build_targets, excess_loss, target_of
 from gapclose.training.tracking import LossLines
 from gapclose.training.trainer import make_trainer
 from gapclose.training.trl.dataset import epoch_figures
@@ -87,6 +88,7 @@ class AlignStage:
     def __init__(self, run: RunContext) -> None:
         self.run, self.forced, self.begun, self.frozen = run, dict[str, str](), 1, 0
         self.epochs = EpochRecords(run.directory, run.config)
+        self.val_target: np.ndarray | None = None
         self.made = list[dict[str, Any]]()  # facts about the targets of every round
         self.base_scores: np.ndarray
 
@@ -136,7 +138,7 @@ class AlignStage:
             examples += [Example(item=i, term="retain", base_logps=p, base_tokens=t) for i, p, t in kept]
         return examples
 
-    def build_targets(self, number: int, teacher: ProbeReadings) -> Targets:
+    def build_targets(self, number: int, teacher: ProbeReadings, base: SplitMeasurement) -> Targets:
         """Build the targets of the train items for a round, and store them in a file of its own."""
         config = self.run.config
         # always rebuilt: it is cheap, and a stored file may be older than the labels
@@ -157,6 +159,10 @@ class AlignStage:
         )
         if config.objective not in OBJECTIVES:
             targets = dataclasses.replace(targets, target=self._custom_target(targets))
+        elif "consistency" in loss_terms(config.objective):
+            self.val_target = target_of(
+                config.targets, teacher.val, base.scores, known.option_concept, np.isin(train.concepts, train.alarm), targets.factor
+            )
         name = "targets" if number == 1 else f"targets-round-{number}"
         self.run.on_main(lambda: targets.save(self.run.directory / f"{name}.safetensors"))
         facts = targets.summary(train.concepts)
@@ -196,7 +202,7 @@ class AlignStage:
         config, targets, teacher = self.run.config, None, None
         if needs_reading(config.objective):
             teacher, self.base_scores = first_teacher(self.run)
-            targets = self.build_targets(1, teacher)
+            targets = self.build_targets(1, teacher, base)
         several = config.targets.rounds > 1
         reference, sentinel = (search(self.run, 1)[1], sentinel_reading(self.run)) if several else (np.empty(0), np.empty(0))
         others = self.other_examples()
@@ -223,7 +229,7 @@ class AlignStage:
                 break
             teacher, reference = following, following.val if rounds[-1]["helps"] else reference
             self.run.on_main(lambda number=number: self.begin(number))
-            self.train_round(number, base, self.build_targets(number, teacher), others)
+            self.train_round(number, base, self.build_targets(number, teacher, base), others)
             if self.epochs.records(number):
                 best = {"before": self.best(), "now": self.epochs.best([number])}
                 rounds[-1]["action"] = {name: r["action"]["balanced"] for name, r in best.items()}
@@ -282,8 +288,9 @@ class AlignStage:
             record |= {"round": number} if config.targets.rounds > 1 else {}
             record |= {"training": epoch_figures(trainer.state.log_history, of_round)} if by_trl else {}
             record["adapter_changed"] = adapter_changed(self.run.loaded.model)
+            record |= self.consistency(number, epoch, now, base)
             self.run.record(self.epochs.guarded(record))
-            return bool(self.epochs.triggered(number))
+            return self.epochs.finished(number)
 
         by_trl, finite = config.objective in BY_TRL, "loss" not in config.guards.silent
         common: dict[str, Any] = {"after_epoch": after_epoch, "finite_only": finite, "callbacks": [LossLines(self.run.tracker, number)]}
@@ -297,7 +304,7 @@ class AlignStage:
             )
         else:
             examples = [*(self.aimed_at(targets) if targets else []), *others]
-            if config.train.cache_trunk and epochs_done(resume) < config.train.epochs and not self.epochs.triggered(number):
+            if config.train.cache_trunk and epochs_done(resume) < config.train.epochs and not self.epochs.finished(number):
                 trunks = training_trunks(self.run, [e.item for e in examples], frozen=self.frozen, blank=self.blanked)
             trainer = make_trainer(
                 self.run.loaded, examples, media, config.train, directory, n_train=len(train_items(self.run)),
@@ -306,7 +313,7 @@ class AlignStage:
         if resume is not None:
             say(f"going on from {resume.name}")
         try:
-            if not self.epochs.triggered(number):
+            if not self.epochs.finished(number):
                 with whole_checkpoints(directory, trainer):
                     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except LossNotFinite as error:  # raised in all processes together
@@ -315,6 +322,17 @@ class AlignStage:
             reason = str(error)
             self.run.on_main(lambda: self.epochs.stop(number, reason))
         self.run.loaded.model.eval()
+
+    def consistency(self, number: int, epoch: int, now: SplitMeasurement, base: SplitMeasurement) -> dict[str, Any]:
+        """Return how far the model is from the targets on val; empty if nothing trains on targets."""
+        if self.val_target is None:
+            return {}
+        clips = ClipBootstrap(now.labels.clip, self.run.config.gap.replicates, self.run.config.seed)
+        excess, at_base = (excess_loss(self.val_target, of.scores) for of in (now, base))
+        interval = Interval.of(clips.mean(excess, np.ones(len(excess), dtype=bool)))
+        found = self.epochs.consistency(number, epoch, interval, float(at_base.mean()))
+        say(f"  consistency loss on val: {interval.value:.3f} nats above its floor (base model: {found['base']:.3f})")
+        return {"consistency": found}
 
     def best(self) -> dict[str, Any]:
         """Return the record of the best epoch over all rounds that have trained."""
@@ -354,7 +372,8 @@ class AlignStage:
 
         It is exported only if it improves on the base model on val, or with ``export.unimproved``.
         """
-        epoch, without = self.best()["epoch"], self.epochs.unimproved(range(1, self.begun + 1))
+        rounds = range(1, self.begun + 1)
+        epoch, without, unfinished = self.best()["epoch"], self.epochs.unimproved(rounds), self.epochs.unfinished(rounds)
         if run_on_main(lambda: record_of(self.run.directory, "adapted/test")):
             say("this run was finished before; its last measurement and its exports are written again")
         if self.run.config.model.sharded and not is_sharded(self.run.loaded.model):  # this start trained nothing
@@ -364,7 +383,7 @@ class AlignStage:
         record = make_record("adapted/test", epoch, now, base, self.run.config.gap, self.run.config.seed)
         prompts, _ = measure_prompt_variants(self.run, "adapted", self.run.prompted)
         record |= {"prompts": prompts} if prompts else {}
-        record |= {"unimproved": without, "targets": self.made}
+        record |= {"unimproved": without, "unfinished": unfinished, "targets": self.made, "state": state_at_end(record, unfinished)}
         self.run.record(
             record | {"forced": sorted(self.forced), "stopped": self.epochs.stopped(), "guards_off": self.run.config.guards.silent}
         )
@@ -372,6 +391,8 @@ class AlignStage:
         summary = run_on_main(lambda: summarise(self.run.directory))
         if exported := without is None or self.run.config.export.unimproved:
             self.run.on_main(lambda: export_run(self.run.directory, self.run.config, self.for_export(epoch), summary))
+        if unfinished:
+            say(f"  warning: {unfinished}")
         for line in unimproved_words(without):
             told = "" if exported else f"; nothing is exported (--export.unimproved true exports epoch {epoch} without training again)"
             say(f"  warning: {line}{told}")

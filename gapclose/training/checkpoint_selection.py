@@ -14,10 +14,14 @@ from gapclose.core.distributed import run_on_main
 from gapclose.core.files import read_json, write_json
 from gapclose.core.logging import say
 from gapclose.evaluation.run_records import read_records, record_of
+from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.config import GapConfig
-from gapclose.metrics.status import beyond, within
+from gapclose.metrics.status import UNFINISHED, beyond, within
 from gapclose.training.context import TrainingSettings
 from gapclose.training.early_stopping import check_guards, triggered
+
+FALLING = 0.1
+"""share of the loss above its floor by which an epoch must lower it to count as still falling"""
 
 
 class EpochRecords:
@@ -74,6 +78,44 @@ class EpochRecords:
         assert base is not None
         return record | {"objections": check_guards(record, base, self.config.gap, self.config.guards)}
 
+    def consistency(self, number: int, epoch: int, excess: Interval, base: float) -> dict[str, Any]:
+        """Return the consistency loss on val above its floor, for the record of an epoch.
+
+        Args:
+            excess: mean over the gap items in nats (:func:`gapclose.training.targets.excess_loss`).
+            base: the same of the base model.
+
+        Returns:
+            ``excess``, ``base``, and ``falling``: whether it is at least :data:`FALLING` below the
+            epoch before (the base model, for the first epoch of a round).
+        """
+        earlier = [r for r in self.records(number) if r["epoch"] < epoch and r.get("consistency")]
+        before = earlier[-1]["consistency"]["excess"]["value"] if earlier else base
+        return {"excess": excess.as_dict(), "base": base, "falling": bool(excess.value < (1 - FALLING) * before)}
+
+    def finished(self, number: int) -> bool:
+        """Return whether a round has ended: by its last epoch, a guard, or ``train.patience``."""
+        return run_on_main(lambda: self._complete(number) or bool(self._fired(number)))
+
+    def unfinished(self, rounds: Iterable[int]) -> str | None:
+        """Explain that the last round ended although its loss on val was still falling; None if not.
+
+        A training whose loss is already below :data:`FALLING` of the base model's has closed most
+        of the distance, and counts as finished.
+        """
+
+        def judge() -> str | None:
+            last = [of for of in (self.read(number) for number in rounds) if of][-1][-1]
+            loss = last.get("consistency")
+            if not loss or not loss["falling"] or loss["excess"]["value"] <= FALLING * loss["base"]:
+                return None
+            return (
+                f"after epoch {last['epoch']} the consistency loss on val is {loss['excess']['value']:.3f} nats above its floor (base model: "
+                f"{loss['base']:.3f}) and was still falling; raise train.epochs"
+            )
+
+        return run_on_main(judge)
+
     def triggered(self, number: int) -> dict[str, str]:
         """Return the guards that end a round, with their reasons."""
         return run_on_main(lambda: self._fired(number))
@@ -83,7 +125,7 @@ class EpochRecords:
 
         def first() -> dict[str, str]:
             for number in range(1, self.config.targets.rounds + 1):
-                if len(self.read(number)) < self.config.train.epochs:
+                if not self._complete(number):
                     return self._fired(number) or self._at_a_step(number)
             return {}
 
@@ -93,6 +135,17 @@ class EpochRecords:
         """Store that a non-finite loss ended a round between two measurements. Main process
         only."""
         write_json(self.directory / "stopped.json", {"round": number, "loss": reason})
+
+    def _complete(self, number: int) -> bool:
+        """Whether a round has all its epochs, or ``train.patience`` ended it."""
+        records, patience = self.read(number), self.config.train.patience
+        if len(records) >= self.config.train.epochs:
+            return True
+        if patience is None or not records or self.config.targets.control != "none":
+            return False
+        shifted = _by_shift(records, self.config.gap)
+        worth = [-r["consistency"]["excess"]["value"] if r.get("consistency") else figure(r, shifted=shifted) for r in records]
+        return len(records) - 1 - worth.index(max(worth)) >= patience
 
     def _fired(self, number: int) -> dict[str, str]:
         off = self.config.guards.silent
@@ -149,6 +202,11 @@ def best_epoch(
         return max(among, key=lambda r: (figure(r, shifted=shifted), -r["epoch"]))["epoch"]
     say("warning: every epoch loses more standard accuracy than the budget; keeping the one that loses least")
     return min(after, key=lambda r: (drop[r["epoch"]]["value"], r["epoch"]))["epoch"]
+
+
+def state_at_end(record: Mapping[str, Any], unfinished: str | None) -> str:
+    """Return the state of a finished run, given its record on test."""
+    return "unfinished" if unfinished and record["state"] in UNFINISHED else record["state"]
 
 
 def _by_shift(records: Sequence[Mapping[str, Any]], config: GapConfig) -> bool:

@@ -23,6 +23,12 @@ from gapclose.training.config import TERMS
 from gapclose.training.sampler import Example
 
 
+def _entropy(target: np.ndarray) -> float:
+    """Return the entropy of a target in nats: the consistency loss of an item that has reached it."""
+    some = target[target > 0]
+    return float(-(some * np.log(some)).sum())
+
+
 class Collator:
     """Turn examples into processor inputs and the positions that the loss reads.
 
@@ -63,7 +69,11 @@ class Collator:
     def _idle(self, carried: str) -> dict[str, Any]:
         """Return a part of one example whose sums are all zero."""
         part = self._part([self.carriers[carried]])
-        return {k: v for k, v in part.items() if k != "base_logps"} | {"weight": torch.zeros_like(part["weight"]), "carries": carried}
+        return {k: v for k, v in part.items() if k != "base_logps"} | {
+            "weight": torch.zeros_like(part["weight"]),
+            "entropy": torch.zeros(()),
+            "carries": carried,
+        }
 
     def _part(self, examples: Sequence[Example]) -> dict[str, Any]:
         laid = AnswerRows()
@@ -88,6 +98,7 @@ class Collator:
             **laid.tensors(length),
             "weight": torch.tensor(weights),
             "term": torch.tensor(terms, dtype=torch.long),
+            "entropy": torch.tensor(float(sum(_entropy(e.weights) for e in examples if e.term == "consistency"))),
             "retain_place": torch.tensor([p for p, _ in retained], dtype=torch.long),
         }
         if retained:

@@ -195,6 +195,11 @@ class TrainConfig:
     as many steps as one pass of the train items takes, with the retention items in every batch;
     so these objectives are compared at equal steps. For dpo and grpo the pairs or prompts
     determine the steps. The gap is measured after each epoch"""
+    patience: int | None = None
+    """end a round after this many epochs in a row without a lower consistency loss on val (for
+    other objectives: without a better action on val); null: train all epochs. Controls of training
+    always train all. With it, use a scheduler that does not depend on the number of epochs, such as
+    constant_with_warmup"""
     global_batch_size: int = 72
     """items per optimiser step, over all processes and terms"""
     micro_batch_size: int = 8
@@ -242,7 +247,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         with Checks(self, "train") as check:
-            check.number("epochs", "global_batch_size", "micro_batch_size", "retain_tokens", "logging_steps", least=1)
+            check.number("epochs", "patience", "global_batch_size", "micro_batch_size", "retain_tokens", "logging_steps", least=1)
             check.number("save_steps", "learning_rate", "weight_decay", "max_grad_norm", *TERMS, least=0)
             check.number("warmup", least=0, below=1, why="a share of all steps; a number of steps is not taken")
             check.number("retain_share", "gold_share", least=0, most=1)

@@ -113,6 +113,32 @@ class Targets:
         return {**counts, **self.point.facts(), "prior_factor": self.factor}
 
 
+def target_of(
+    config: TargetsConfig, reading: np.ndarray, scores: np.ndarray, option_concept: np.ndarray, alarm: np.ndarray, factor: float
+) -> np.ndarray:
+    """Return the targets (N, O) of readings (N, C) at a known operating point, without a filter.
+
+    Args:
+        scores, option_concept: (N, O) of the base model. alarm: (C,) bool.
+        factor: prior factor on alarm concepts, as :func:`build_targets` chose it.
+    """
+    reading, _ = restrict(reading, expressible(option_concept, reading.shape[1]))
+    return jeffrey(sharpen(shift_prior(reading, alarm, factor), config.sharpen), scores, option_concept)
+
+
+def excess_loss(target: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return the consistency loss of every item above its floor in nats, (N,), at least 0.
+
+    The loss is -sum_o t_o log p_o, and its floor, the entropy of the target, is reached by p = t.
+    The difference is KL(target || options).
+
+    Args:
+        target: (N, O). scores: (N, O) log-probabilities of the options in the full vocabulary.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(target > 0, target * (np.log(target) - scores), 0.0).sum(1)
+
+
 def build_targets(
     config: TargetsConfig,
     *,

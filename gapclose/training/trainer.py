@@ -52,7 +52,7 @@ class GapTrainer(transformers.Trainer):
         self.term_weights = torch.tensor([getattr(train, t) for t in TERMS])
         self.sampler = sampler
         self.step_counts = torch.zeros(len(TERMS))
-        self.logged, self.logged_steps = torch.zeros(len(TERMS)), 0
+        self.logged, self.logged_steps = torch.zeros(len(TERMS) + 1), 0  # the terms, and the floor of the first
         super().__init__(**kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> MixedSampler:
@@ -109,7 +109,9 @@ class GapTrainer(transformers.Trainer):
         train_adapters_alone(model)  # transformers has just put all modules into training mode
         sums = [term_sums(model, part) for part in inputs["parts"]]
         per_item = torch.stack(sums).sum(0) / self.step_counts.clamp_min(1).to(sums[0].device)
-        self.logged = self.logged.to(per_item.device) + per_item.detach() * self.args.world_size
+        entropy = torch.stack([part["entropy"] for part in inputs["parts"]]).sum().to(per_item)
+        floor = entropy / self.step_counts[0].clamp_min(1).to(per_item)
+        self.logged = self.logged.to(per_item) + torch.cat([per_item.detach(), floor[None]]) * self.args.world_size
         loss = (per_item * self.term_weights.to(per_item.device)).sum() * self.args.world_size
         if self.finite_only:
             whole = self._over_processes(loss.detach(), "mean")  # all processes stop alike
@@ -120,12 +122,15 @@ class GapTrainer(transformers.Trainer):
         return (loss, None) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the mean of every term since the last log line."""
+        """Add the mean of every term since the last log line, and the consistency loss above its
+        floor, the entropy of the targets."""
         steps = self.logged_steps  # not the global step, which includes steps before a resume
         if "loss" in logs and steps > 0:
             terms = self._over_processes(self.logged, "mean")
-            logs |= {f"loss/{t}": round(float(v) / steps, 6) for t, v, w in zip(TERMS, terms, self.term_weights, strict=True) if w > 0}
-            self.logged, self.logged_steps = torch.zeros(len(TERMS)), 0
+            logs |= {f"loss/{t}": round(float(v) / steps, 6) for t, v, w in zip(TERMS, terms[:-1], self.term_weights, strict=True) if w > 0}
+            if self.term_weights[0] > 0:
+                logs["loss/excess"] = round(float(terms[0] - terms[-1]) / steps, 6)
+            self.logged, self.logged_steps = torch.zeros(len(TERMS) + 1), 0
         super().log(logs, *args, **kwargs)
 
 

@@ -165,6 +165,9 @@ def test_the_logged_loss_is_the_weighted_sum_of_the_means_of_each_term(tiny_chec
         mean = np.mean([by_hand(loaded, digits, e) for e in batch if e.term == term])
         assert first[f"loss/{term}"] == pytest.approx(mean, rel=1e-4)
     assert first["loss/retain"] == pytest.approx(0, abs=1e-6)
+    aims = [e.weights[e.weights > 0] for e in batch if e.term == "consistency"]
+    floor = np.mean([-(aim * np.log(aim)).sum() for aim in aims])
+    assert first["loss/excess"] == pytest.approx(first["loss/consistency"] - floor, rel=1e-4)
     for line in whole.losses:
         weighted = line["loss/consistency"] + 0.5 * line["loss/gold"] + line["loss/retain"]
         assert line["loss"] == pytest.approx(weighted, abs=1e-3)
@@ -236,7 +239,7 @@ PINNED = [
 
 def test_the_loss_trajectory_is_pinned(whole):
     """Six steps of the tiny random model: total, consistency, gold, retain. Whoever changes these numbers changes every result."""
-    found = [list(line.values()) for line in whole.losses]
+    found = [[line[name] for name in ("loss", *(f"loss/{t}" for t in TERMS))] for line in whole.losses]
     np.testing.assert_allclose(found, PINNED, atol=1e-3, rtol=1e-4)
 
 

@@ -1,0 +1,115 @@
+"""How far val is from the targets, what ends a round, and the state of a training that ended too early."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from gapclose.evaluation.run_records import read_records
+from gapclose.metrics.bootstrap import Interval
+from gapclose.pipeline.cli import main
+from gapclose.pipeline.config import Config
+from gapclose.training.checkpoint_selection import EpochRecords, state_at_end
+from gapclose.training.config import TargetsConfig, TrainConfig
+from gapclose.training.early_stopping import check_guards
+from gapclose.training.targets import excess_loss, target_of
+
+
+def test_the_excess_is_the_loss_minus_the_entropy_of_the_target():
+    target = np.array([[0.7, 0.3, 0.0], [1.0, 0.0, 0.0], [0.5, 0.5, 0.0]])
+    scores = np.log([[0.2, 0.1, 0.6], [0.25, 0.5, 0.1], [0.5, 0.5, 1e-9]])
+    loss = -(target * scores).sum(1)
+    entropy = np.array([-(0.7 * np.log(0.7) + 0.3 * np.log(0.3)), 0.0, np.log(2)])
+    assert excess_loss(target, scores) == pytest.approx(loss - entropy)
+    assert excess_loss(target, scores)[2] == pytest.approx(0)
+    impossible = np.array([[-1.0, -2.0, -np.inf]])
+    assert np.isfinite(excess_loss(target[:1], impossible)).all()  # no weight, no loss
+
+
+def test_the_target_of_val_is_jeffreys_at_the_operating_point_of_the_round():
+    reading, scores = np.array([[0.8, 0.2]]), np.log([[0.6, 0.3, 0.1]])
+    concepts, alarm = np.array([[0, 0, 1]]), np.array([False, True])
+    found = target_of(TargetsConfig(), reading, scores, concepts, alarm, 2.0)
+    belief = 0.4 / 1.2
+    assert found == pytest.approx(np.array([[(1 - belief) * 2 / 3, (1 - belief) / 3, belief]]))
+
+
+def records(directory, losses, *, base=2.0, **train) -> EpochRecords:
+    """A run directory with an epoch of each loss on val, as training writes them one after the other."""
+    config = Config(run_dir=str(directory), train=TrainConfig(**train))
+    found, lines = EpochRecords(directory, config), []
+    for epoch, value in enumerate(losses, start=1):
+        loss = found.consistency(1, epoch, Interval(value, value - 0.1, value + 0.1), base)
+        action = {"balanced": {"value": 0.5}, "option_balanced": {"value": 0.5}}
+        lines.append({"stage": f"epoch-{epoch}/val", "epoch": epoch, "state": "open", "objections": {}, "action": action, "consistency": loss})
+        (directory / "gap.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "ended"),
+    [
+        ([1.0, 0.5, 0.3], 1, False),
+        ([1.0, 0.5, 0.6], 1, True),
+        ([1.0, 0.5, 0.6], 2, False),
+        ([1.0, 0.5, 0.6, 0.7], 2, True),
+        ([1.0, 0.5, 0.6, 0.4], 2, False),
+        ([1.0, 1.0, 1.0, 1.0, 1.0], None, False),
+        ([1.0, 0.9, 0.8, 0.7, 0.6, 0.5], None, True),  # six of six
+    ],
+)
+def test_patience_counts_epochs_since_the_lowest_loss(tmp_path, losses, patience, ended):
+    assert records(tmp_path, losses, epochs=6, patience=patience).finished(1) == ended
+
+
+def test_a_control_of_training_trains_all_epochs(tmp_path):
+    found = records(tmp_path, [1.0, 2.0, 3.0], epochs=6, patience=1)
+    found.config.targets = TargetsConfig(control="shuffled")
+    assert not found.finished(1)
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([1.5, 1.0], "after epoch 2 the consistency loss on val is 1.000 nats above its floor (base model: 2.000)"),
+        ([1.0, 0.95], None),  # hardly falls any more
+        ([0.4, 0.15], None),  # most of the way
+        ([1.0, 1.2], None),
+    ],
+)
+def test_a_training_that_ends_on_the_way_is_unfinished(tmp_path, losses, said):
+    found = records(tmp_path, losses, epochs=2).unfinished([1])
+    assert (found is None) == (said is None) and (said or "") in (found or "")
+    for state in ("open", "blocked", "over-rejecting"):
+        assert state_at_end({"state": state}, found) == ("unfinished" if said else state)
+    for state in ("closed", "collapsed", "lost", "moved"):
+        assert state_at_end({"state": state}, found) == state
+
+
+def test_rejecting_too_much_is_no_objection_while_the_loss_still_falls(tmp_path):
+    from test_early_stopping import GAP, epoch
+
+    record, base = epoch(honest=1.0, content=0.6)
+    config = Config().guards
+    assert "over-rejection" in check_guards(record, base, GAP, config)
+    for falling in (True, False):
+        loss = {"consistency": {"excess": {}, "base": 2.0, "falling": falling}}
+        assert ("over-rejection" in check_guards(record | loss, base, GAP, config)) is not falling
+
+
+def test_a_round_ends_by_patience_and_does_not_go_on(quick_config, tmp_path, capsys):
+    """A learning rate of zero lowers nothing: two epochs of four are trained, and the same command trains no other."""
+    command = ["close", "--config", str(quick_config), "--run_dir", str(tmp_path), "--train.epochs", "4", "--train.patience", "1"]
+    command += ["--train.learning_rate", "0", "--train.warmup", "0", "--guards.off", "[adapter, sentinel]"]
+    assert main(command) == 0
+    assert "consistency loss on val: " in capsys.readouterr().out
+    found = {r["stage"]: r for r in read_records(tmp_path)}
+    assert [*found] == ["base/val", "base/test", "epoch-1/val", "epoch-2/val", "adapted/test"]
+    loss = found["epoch-2/val"]["consistency"]
+    assert loss["excess"]["value"] == pytest.approx(loss["base"], abs=1e-4) and not loss["falling"]
+    assert found["adapted/test"]["unfinished"] is None
+    before = (tmp_path / "gap.jsonl").read_text()
+    assert main(command) == 0
+    assert (tmp_path / "gap.jsonl").read_text() == before
