@@ -102,12 +102,13 @@ class DataConfig:
             if check.sound("shares") and (len(self.shares) != 4 or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6):
                 check.add(f"{check.named('shares')}; give four shares that add up to 1: of fit, train, val and test", "shares")
             if self.clips is not None and check.sound("clips"):
-                if self.path not in GENERATED:
-                    check.add(
-                        f"{check.named('clips')}, which is for sets that are made ({', '.join(GENERATED)}); leave it out", "clips", "path"
-                    )
-                elif len(self.clips) != 4 or min(self.clips) < 0:
+                if len(self.clips) != 4 or min(self.clips) < 0:
                     check.add(f"{check.named('clips')}; give four numbers of clips, for fit, train, val and test", "clips")
+                elif self.path not in GENERATED:
+                    message = (
+                        f"{check.named('clips')}, which is for generated sets ({', '.join(GENERATED)}) alone; with data.path {self.path!r}"
+                    )
+                    check.add(f"{message} leave it out", "clips", "path")
             if self.path != "digits":
                 for name, plain in (("degraded", 0.0), ("sound", True)):
                     if getattr(self, name) != plain:

@@ -43,7 +43,9 @@ def records(directory, losses, *, base=2.0, **train) -> EpochRecords:
     for epoch, value in enumerate(losses, start=1):
         loss = found.consistency(1, epoch, Interval(value, value - 0.1, value + 0.1), base)
         action = {"balanced": {"value": 0.5}, "option_balanced": {"value": 0.5}}
-        lines.append({"stage": f"epoch-{epoch}/val", "epoch": epoch, "state": "open", "objections": {}, "action": action, "consistency": loss})
+        lines.append(
+            {"stage": f"epoch-{epoch}/val", "epoch": epoch, "state": "open", "objections": {}, "action": action, "consistency": loss}
+        )
         (directory / "gap.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return found
 
