@@ -5,6 +5,7 @@ Everything below is imported when it is first used; ``import gapclose`` loads ne
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -100,4 +101,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULES})
 
 
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # an application decides what is shown
 install()

@@ -10,6 +10,7 @@ import yaml
 # Untold: where and how a run was executed, which a comparison leaves out. Free: what may differ between two starts of one run.
 EXECUTION_ONLY_KEYS = (
     "tracking",
+    "log_level",
     "wandb.",
     "export.",
     "run_dir",

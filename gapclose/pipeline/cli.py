@@ -7,8 +7,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gapclose.pipeline.error_messages import guarded
+
+if TYPE_CHECKING:
+    from gapclose.pipeline.config import Config
 
 USAGE = """\
 usage: gapclose COMMAND [--config FILE] [--any.key value ...]
@@ -28,9 +32,10 @@ usage: gapclose COMMAND [--config FILE] [--any.key value ...]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors a user can fix are printed without a traceback, with exit status 2."""
-    from gapclose.core.logging import spell_out
+    from gapclose.core.logging import configure_logging, spell_out
 
     spell_out()
+    configure_logging("info")  # until the configuration names a level
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -49,15 +54,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(lambda: commands[command](rest))
 
 
+def _configured(command: str, arguments: Sequence[str]) -> Config:
+    """The configuration of a command, whose ``log_level`` holds from here on.
+
+    Raises:
+        ValueError: naming everything that is wrong with it.
+    """
+    from gapclose.core.logging import configure_logging
+    from gapclose.pipeline.config import parse_config
+
+    config = parse_config(arguments, prog=f"gapclose {command}", starting=True)
+    configure_logging(config.log_level)
+    return config
+
+
 def validate(arguments: Sequence[str]) -> None:
     """Everything that can be checked before a model loads; what is wrong with the items does not keep the model from being outlined.
 
     Raises:
         ValueError: all that is wrong, after all that can be shown.
     """
-    from gapclose.pipeline.config import parse_config
-
-    config = parse_config(arguments, prog="gapclose validate", starting=True)
+    config = _configured("validate", arguments)
 
     from gapclose.data.prompt_templates import apply_prompt
     from gapclose.evaluation.controls.text_leak import text_leak
@@ -107,9 +124,7 @@ def validate(arguments: Sequence[str]) -> None:
 
 def measure(arguments: Sequence[str]) -> None:
     """Measure the base model."""
-    from gapclose.pipeline.config import parse_config
-
-    config = parse_config(arguments, prog="gapclose measure", starting=True)
+    config = _configured("measure", arguments)
 
     from gapclose.pipeline.run import run_measure
 
@@ -119,9 +134,7 @@ def measure(arguments: Sequence[str]) -> None:
 
 def close(arguments: Sequence[str]) -> None:
     """The whole loop."""
-    from gapclose.pipeline.config import parse_config
-
-    config = parse_config(arguments, prog="gapclose close", starting=True)
+    config = _configured("close", arguments)
 
     from gapclose.pipeline.run import run_close
 
@@ -141,9 +154,7 @@ def _show(run_dir: Path) -> None:
 
 def export(arguments: Sequence[str]) -> None:
     """Write the exports of a finished run again."""
-    from gapclose.pipeline.config import parse_config
-
-    config = parse_config(arguments, prog="gapclose export", starting=True)
+    config = _configured("export", arguments)
 
     from gapclose.evaluation.run_records import summarise
     from gapclose.export.run import check_export, export_run

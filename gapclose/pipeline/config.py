@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from gapclose.core.config_checks import Checks
 from gapclose.core.errors import ErrorCollector
 from gapclose.core.files import write_text
+from gapclose.core.logging import LEVELS
 from gapclose.core.settings import RESUMABLE_KEYS, flatten, read_settings
 from gapclose.data.config import READERS, DataConfig, LabellingConfig, PromptsConfig
 from gapclose.evaluation.config import CONTROLS, ControlsConfig
@@ -44,6 +45,8 @@ class Config:
     """train on a reading whose verdict is not `real` (`--force`); recorded in the evidence"""
     tracking: str = "none"
     """none or wandb"""
+    log_level: str = "info"
+    """what is logged at least: debug, info, warning or error"""
     objective: str = "consistency"
     """what is trained on: consistency (targets from the reading), gold (labels), consistency+gold, dpo or grpo (TRL's, from the reading)"""
     data: DataConfig = field(default_factory=DataConfig)
@@ -66,6 +69,7 @@ class Config:
     def __post_init__(self) -> None:
         with Checks(self) as check:
             check.choice("tracking", ("none", "wandb"))
+            check.choice("log_level", LEVELS)
             if check.sound("objective") and not CUSTOM.known(self.objective):
                 check.add(f"{check.named('objective')}; choose one of {list(CUSTOM.names)}, or package.module:function", "objective")
             check.number("seed", least=0, most=2**32 - 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gapclose.core.errors import ErrorCollector
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.data.answer_matching import check_told_apart
 from gapclose.data.config import WORDINGS, DataConfig, PromptsConfig
 from gapclose.data.item_set import ItemSet
@@ -26,6 +26,8 @@ from gapclose.pipeline.config import Config
 from gapclose.pipeline.media_fit import unfit
 from gapclose.training.objectives import BY_TRL, needs_reading
 from gapclose.training.trl.dataset import check_supported_media
+
+logger = get_logger(__name__)
 
 MEASURE_SPLITS = {"fit": True, "test": True}
 CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
@@ -117,7 +119,7 @@ def read_checked_items(
             problems.add(f"objective {objective}: TRL makes its own prompts, and {behind}")
     problems.raise_if_any()
     for line in (*items.notes, *([behind] if behind else []), *(f"left out: item {ident!r}: {fault}" for ident, fault in items.skipped)):
-        say(line)
+        logger.info(line)
     return items
 
 

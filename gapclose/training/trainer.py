@@ -9,7 +9,6 @@ Shapes: P answer positions, V vocabulary.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +20,7 @@ from accelerate.utils import DistributedType
 
 from gapclose.core.distributed import refuse_other_engine
 from gapclose.core.errors import LossNotFinite
-from gapclose.core.logging import is_main, say
+from gapclose.core.logging import get_logger, shows_bars
 from gapclose.data.media import MediaLoader
 from gapclose.models.loading import LoadedModel
 from gapclose.models.sharding import is_sharded, is_zero3, wrap_layers
@@ -35,6 +34,8 @@ from gapclose.training.config import TERMS, TrainConfig
 from gapclose.training.lora import enable_checkpointing
 from gapclose.training.losses import answer_nll, topk_kl
 from gapclose.training.sampler import Example, MixedSampler
+
+logger = get_logger(__name__)
 
 FEW_STEPS = 10
 """optimiser steps below which a training is warned of: it will hardly have moved"""
@@ -128,7 +129,7 @@ def term_sums(model: Any, part: dict[str, Any]) -> torch.Tensor:
 def training_arguments(config: TrainConfig, directory: Path, *, seed: int, steps: int) -> dict[str, Any]:
     """What every trainer is told, ours and TRL's. ``steps``: optimiser steps in all, of which a low number is warned of."""
     if steps < FEW_STEPS:
-        say(f"warning: {steps} optimiser steps in all; for more, lower train.global_batch_size or raise train.epochs")
+        logger.warning(f"{steps} optimiser steps in all; for more, lower train.global_batch_size or raise train.epochs")
     return {
         "output_dir": str(directory),
         "per_device_train_batch_size": config.micro_batch_size,
@@ -193,7 +194,7 @@ def make_trainer(
     steps = sampler.steps * config.epochs
     arguments = transformers.TrainingArguments(**training_arguments(config, directory, seed=seed, steps=steps))
     use_one_device(arguments)
-    bar = [ProgressCallback()] if is_main() and sys.stderr.isatty() else []
+    bar = [ProgressCallback()] if shows_bars() else []
     trainer = GapTrainer(
         train=config, sampler=sampler, finite_only=finite_only, model=loaded.model, args=arguments, train_dataset=list(examples),
         data_collator=Collator(loaded, media, trunk, examples), callbacks=[*bar, SetSamplerEpoch(sampler), *callbacks, EvaluateAfterEpoch(after_epoch)],

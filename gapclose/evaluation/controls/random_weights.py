@@ -25,7 +25,7 @@ import torch
 import transformers
 
 from gapclose.core.distributed import run_on_main
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.core.tensor_files import read_tensors, write_tensors
 from gapclose.core.version import __version__
 from gapclose.data.item_set import ItemSet
@@ -35,6 +35,8 @@ from gapclose.metrics.labels import Labels
 from gapclose.models.loading import load_model
 from gapclose.models.random_init import PARTS, draw_anew
 from gapclose.probes.search import choose_probe
+
+logger = get_logger(__name__)
 
 Readings = dict[str, dict[str, list[np.ndarray]]]
 """kind of network -> split -> one reading (N, C) for every draw"""
@@ -58,7 +60,7 @@ def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
     if not config.controls.random_weights:
         return {}
     if config.model.quantisation:
-        say(f"no control with random weights: the weights of a base in {config.model.quantisation} are packed, and cannot be drawn")
+        logger.info(f"no control with random weights: the weights of a base in {config.model.quantisation} are packed, and cannot be drawn")
         return {}
     splits, kinds = _splits(run), tuple(KINDS) if thorough else ("random_decoder",)
     key, paths = _fingerprint(run, splits), {kind: run.directory / "probes" / f"{kind}.safetensors" for kind in kinds}
@@ -80,7 +82,7 @@ def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
 def _readings_of(run: EvaluationContext, kind: str, splits: dict[str, ItemSet]) -> dict[str, list[np.ndarray]]:
     """split -> readings (N, C) of every network of a kind. The run's model is the last of them afterwards."""
     draws, count = run.config.controls.random_draws, sum(len(items) for items in splits.values())
-    say(f"control with random weights ({kind}): {draws} networks of the same shape, each observed on {count} items")
+    logger.info(f"control with random weights ({kind}): {draws} networks of the same shape, each observed on {count} items")
     found: dict[str, list[np.ndarray]] = {split: [] for split in splits if split != "fit"}
     for draw in range(draws):
         name = draw_network(run, KINDS[kind], draw)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import transformers
 
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.data.items import Item
 from gapclose.data.media import MediaLoader
 from gapclose.models.chat_template import chat_text
@@ -26,6 +26,8 @@ from gapclose.models.loading import LoadedModel
 from gapclose.training.config import DpoConfig, TrainConfig
 from gapclose.training.trainer import training_arguments, use_one_device
 from gapclose.training.trl.dataset import forget_reference, make_dataset
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +112,7 @@ def make_dpo_trainer(
     """
     from trl import DPOConfig, DPOTrainer
 
-    say(f"dpo: {len(pairs)} pairs, preferring {count_by_concept(pairs)}")
+    logger.info(f"dpo: {len(pairs)} pairs, preferring {count_by_concept(pairs)}")
 
     seen = any(p.item.media for p in pairs)
     row = in_text if seen else in_messages

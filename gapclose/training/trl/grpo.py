@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import transformers
 
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.data.answer_matching import AnswerMatcher
 from gapclose.data.items import Item
 from gapclose.data.media import MediaLoader
@@ -24,6 +24,8 @@ from gapclose.models.loading import LoadedModel
 from gapclose.training.config import GrpoConfig, TrainConfig
 from gapclose.training.trainer import training_arguments, use_one_device
 from gapclose.training.trl.dataset import forget_reference, make_dataset
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ def make_grpo_trainer(
             f"objective grpo: a global batch of {train.global_batch_size} answers asks {prompts} prompts {config.num_generations} times, "
             f"and there are {len(items)} train items; lower train.global_batch_size or raise grpo.num_generations"
         )
-    say(f"grpo: {len(items)} prompts, {prompts} a step, {config.num_generations} answers to each")
+    logger.info(f"grpo: {len(items)} prompts, {prompts} a step, {config.num_generations} answers to each")
     arguments = GRPOConfig(
         **training_arguments(train, directory, seed=seed, steps=len(items) // prompts * train.epochs),
         beta=config.beta,
