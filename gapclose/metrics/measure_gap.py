@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
+from gapclose.core.imports import require
 from gapclose.data.items import EVERYTHING
 from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.config import GapConfig
@@ -76,8 +77,9 @@ class GapMeasurement(GapFigures):
         """A row for every figure of every modality: columns modality, figure, value, lower, upper.
 
         Raises:
-            ImportError: where pandas is not installed.
+            MissingPackage: where pandas is not installed.
         """
+        require("pandas", "datasets", "GapMeasurement.to_pandas")
         import pandas
 
         scopes = {"all": self, **self.by_modality}
@@ -90,7 +92,12 @@ class GapMeasurement(GapFigures):
         return pandas.DataFrame(rows)
 
     def plot(self) -> Any:
-        """A matplotlib figure: reading and action of every modality with their intervals, one row each."""
+        """A matplotlib figure: reading and action of every modality with their intervals, one row each.
+
+        Raises:
+            MissingPackage: where matplotlib is not installed.
+        """
+        require("matplotlib", "figures", "GapMeasurement.plot")
         from matplotlib.figure import Figure
 
         scopes = {"all": self, **self.by_modality} if len(self.by_modality) > 1 else {"all": self}

@@ -49,7 +49,7 @@ from gapclose.probes.search import choose_probe, not_asked_words
 from gapclose.report.figures import draw_epochs
 from gapclose.training.lora import adapted_experts
 from gapclose.training.objectives import loss_terms
-from gapclose.training.tracking import NoTracker, make_tracker, tracking_doubts
+from gapclose.training.tracking import NoTracker, make_tracker, refuse_missing_tracker, tracking_doubts
 
 logger = get_logger(__name__)
 
@@ -76,6 +76,7 @@ class RunContext:
         self.weights = dict[str, Any]()
         """of a model in memory, while a control may draw others"""
         refuse_quantisation(config.model.quantisation)
+        refuse_missing_tracker(config)
         self.process = check_launch()
         engine = engine_given(self.process)
         refuse_under_engine(config, engine, self.process.num_processes, closing=closing)

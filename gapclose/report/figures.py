@@ -1,4 +1,4 @@
-"""Every figure of a run as a function of its numbers: to inline SVG for the report page, and ``figures/epochs.png``.
+"""Every figure of a run as a function of its numbers: to inline SVG for the report page, and ``figures/epochs.png``; without matplotlib each gives None.
 
 An interval is ``{"value", "lower", "upper"}``, any of them None. Colours are Okabe and Ito's, told apart by colour-blind readers; markers,
 dashes and fills tell the same things apart in grey.
@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from gapclose.core.files import write_in_place
 from gapclose.evaluation.run_records import read_records, record_of, skipped_words
-from gapclose.report.style import INK, styled, to_svg, wrap
+from gapclose.report.style import INK, new_figure, styled, to_svg, whole_numbers, wrap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 READING, FRESH, SENTINEL, ACTION, GENERATED, PALE = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#E69F00", "#e6e6e6"
 WIDTH = 4.1  # inches: on a telephone a point of type is then a little more than a pixel
@@ -69,7 +69,7 @@ def _accuracies(axes: Axes, records: Sequence[Mapping[str, Any]], text: Interval
     if text is not None and text["value"] is not None:
         axes.axhline(text["value"], color="0.5", linewidth=1, linestyle="-.", label="text only (test)")
     axes.set(ylabel="balanced accuracy", ylim=(min(0.4, axes.get_ylim()[0]), 1.02))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(axes.xaxis)
     axes.grid(axis="y", color=PALE)
 
 
@@ -85,7 +85,7 @@ def epochs_svg(records: Sequence[Mapping[str, Any]], text: Interval | None) -> s
     if not records:
         return None
     changed = [r for r in records if "change" in r]
-    figure = Figure(figsize=(WIDTH, 5.4 if changed else 3.4), layout="constrained")
+    figure = new_figure(figsize=(WIDTH, 5.4 if changed else 3.4), layout="constrained")
     rows = figure.subplots(2 if changed else 1, 1, sharex=True, squeeze=False, height_ratios=[2, 1.25] if changed else [1])[:, 0]
     _accuracies(rows[0], records, text)
     figure.legend(*rows[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -122,7 +122,7 @@ def draw_epochs(directory: Path) -> Path | None:
     if not records:
         return None
     base = record_of(directory, "base/test")
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = new_figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
     _accuracies(axes, records, base["controls"]["text_only"]["all"] if base else None)
     axes.set_xlabel("epoch (0 is the base model)")
@@ -152,7 +152,7 @@ def points_svg(name: str, rows: Sequence[tuple[str, Mapping[str, Interval | None
     kinds = [k for k in MARKS if any(k in parts for _, parts in rows)]
     if not rows:
         return None
-    figure = Figure(figsize=(WIDTH, 1.15 + len(rows) * (0.2 + 0.17 * len(kinds))), layout="constrained")
+    figure = new_figure(figsize=(WIDTH, 1.15 + len(rows) * (0.2 + 0.17 * len(kinds))), layout="constrained")
     axes = figure.subplots()
     for k, kind in enumerate(kinds):
         colour, marker, filled = MARKS[kind]
@@ -180,13 +180,13 @@ def points_svg(name: str, rows: Sequence[tuple[str, Mapping[str, Interval | None
 
 
 @styled
-def layers_svg(layers: Sequence[Mapping[str, Any]], chosen: Sequence[int], title: str) -> str:
+def layers_svg(layers: Sequence[Mapping[str, Any]], chosen: Sequence[int], title: str) -> str | None:
     """Balanced accuracy and AUROC of a probe at every layer, and of the model's own later layers applied there (logit lens).
 
     Args:
         chosen: the layers that the frozen probe reads; none where they are not known.
     """
-    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+    figure = new_figure(figsize=(WIDTH, 4.6), layout="constrained")
     rows = figure.subplots(2, 1, sharex=True)
     numbered = [row["layer"] for row in layers]
     for axes, kind, name in zip(rows, ("balanced", "auroc"), ("balanced accuracy", "AUROC"), strict=True):
@@ -199,7 +199,7 @@ def layers_svg(layers: Sequence[Mapping[str, Any]], chosen: Sequence[int], title
             _band(axes, numbered, lens, color=ACTION, marker="D", linestyle="--", label="logit lens")
         axes.set(ylabel=name, ylim=(min(0.4, axes.get_ylim()[0]), 1.02))
         axes.grid(axis="y", color=PALE)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes.xaxis)
     rows[0].set_title(title, loc="left")
     rows[1].set_xlabel("decoder layer (0 is the embedding)")
     figure.legend(*rows[0].get_legend_handles_labels(), loc="outside lower center", ncols=3 if len(chosen) < 2 else 2)
@@ -212,9 +212,9 @@ def layers_svg(layers: Sequence[Mapping[str, Any]], chosen: Sequence[int], title
 
 
 @styled
-def roc_svg(scope: str, curves: Mapping[str, Mapping[str, Any]], name: str, title: str) -> str:
+def roc_svg(scope: str, curves: Mapping[str, Mapping[str, Any]], name: str, title: str) -> str | None:
     """Hit rate against false-alarm rate of reading and action, each with its own operating point marked."""
-    figure = Figure(figsize=(3.4, 3.9), layout="constrained")
+    figure = new_figure(figsize=(3.4, 3.9), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.75", linewidth=1, linestyle=":")
     told = []
@@ -238,11 +238,11 @@ def roc_svg(scope: str, curves: Mapping[str, Mapping[str, Any]], name: str, titl
 
 
 @styled
-def calibration_svg(bins: Sequence[Mapping[str, float]], title: str) -> str:
+def calibration_svg(bins: Sequence[Mapping[str, float]], title: str) -> str | None:
     """Accuracy against confidence of the reading, a point a bin; bins hold about equally many items, so that is no axis of its own."""
     bins = [b for b in bins if b["n"]]
     x, y = (np.array([b[k] for b in bins], dtype=float) for k in ("confidence", "accuracy"))
-    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    figure = new_figure(figsize=(WIDTH, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.75", linewidth=1, linestyle=":")
     axes.plot(x, y, color=READING, linewidth=0.8, alpha=0.6)

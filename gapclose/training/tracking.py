@@ -227,6 +227,16 @@ def make_tracker(config: TrainingSettings, settings: dict[str, Any]) -> NoTracke
     return WandbTracker(config, settings)
 
 
+def refuse_missing_tracker(config: TrainingSettings) -> None:
+    """Look whether the client of the configured tracker is installed; unlike a service that cannot be reached, that never mends itself.
+
+    Raises:
+        MissingPackage: when it is not.
+    """
+    if config.tracking == "wandb":
+        service()
+
+
 def tracking_doubts(config: TrainingSettings) -> list[str]:
     """What will keep a tracker from its records, looked at before anything loads; a run goes on without it."""
     reason = why_unreached() if config.tracking == "wandb" else None

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from gapclose.core.imports import require
+
 LONGEST, NOT_IN_PROJECTS = 128, "/\\#?%:"
 """characters of a name that the service takes, and those that a project's may not have"""
 MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
@@ -28,12 +30,14 @@ BLOCK, WHOLE, LAST = 32768, 1, 4
 
 
 def service() -> Any:
-    """The module ``wandb``. A variable WANDB_... that is empty counts as one that is not set: an empty WANDB_MODE is an error there."""
+    """The module ``wandb``. A variable WANDB_... that is empty counts as one that is not set: an empty WANDB_MODE is an error there.
+
+    Raises:
+        MissingPackage: when it is not installed.
+    """
     for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value.strip()]:
         del os.environ[name]
-    import wandb
-
-    return wandb
+    return require("wandb", "wandb", "tracking wandb")
 
 
 def mode() -> str:

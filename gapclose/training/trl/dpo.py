@@ -24,6 +24,7 @@ from gapclose.data.media import MediaLoader
 from gapclose.models.chat_template import chat_text
 from gapclose.models.loading import LoadedModel
 from gapclose.training.config import DpoConfig, TrainConfig
+from gapclose.training.objectives import require_trl
 from gapclose.training.trainer import training_arguments, use_one_device
 from gapclose.training.trl.dataset import forget_reference, make_dataset
 
@@ -110,6 +111,7 @@ def make_dpo_trainer(
 
     There are no retain items: what holds the model back elsewhere is the KL to the base model that the loss implies.
     """
+    require_trl("dpo")
     from trl import DPOConfig, DPOTrainer
 
     logger.info(f"dpo: {len(pairs)} pairs, preferring {count_by_concept(pairs)}")

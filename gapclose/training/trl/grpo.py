@@ -22,6 +22,7 @@ from gapclose.data.items import Item
 from gapclose.data.media import MediaLoader
 from gapclose.models.loading import LoadedModel
 from gapclose.training.config import GrpoConfig, TrainConfig
+from gapclose.training.objectives import require_trl
 from gapclose.training.trainer import training_arguments, use_one_device
 from gapclose.training.trl.dataset import forget_reference, make_dataset
 
@@ -74,6 +75,7 @@ def make_grpo_trainer(
     Raises:
         ValueError: when there are fewer items than prompts in a global batch.
     """
+    require_trl("grpo")
     from trl import GRPOConfig, GRPOTrainer
     from trl.trainer.utils import RepeatSampler
 
