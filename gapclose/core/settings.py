@@ -39,7 +39,7 @@ WHOLE_KEYS = ("model.template",)
 """keys whose value is a mapping with names of the user's own"""
 
 
-LAST_GROUP = "wandb"
+LAST_GROUP = "grpo"
 """the group that a stored configuration ends with"""
 
 

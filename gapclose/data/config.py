@@ -42,19 +42,25 @@ class DataConfig:
     """reader of the directory: a registered one, or ``package.module:function``; null: what lies there decides"""
     columns: str | None = None
     """column map in YAML for tables; null: columns.yaml in the directory, where there is one"""
-    shares: list[float] = field(default_factory=lambda: [0.3, 0.3, 0.1, 0.3])
-    """of the clips for fit, train, val and test, where the data do not say; they add up to 1; 0 leaves a split out"""
-    split_seed: int = 0
-    """of that dealing; other than the run's seed, so that several seeds are judged on the same test clips"""
-    shuffle_options: bool = False
-    """ask every item with its options in an order of its own, drawn from ``split_seed``; the order is kept in items.json"""
-    about: str | None = None
-    """of IMAVB, only the questions about vision or about audio, without the other half of the films nor the option that it was wrong: for
-    models that only see or only hear; null: all"""
     frames: int = 8
     """taken evenly of every film; tokens, memory and time of a forward grow with it (the source paper takes 50)"""
     side: int = 448
     """longest side of a film's frame in pixels, before the model's own resizing; memory of decoded films grows with its square"""
+    shares: list[float] = field(default_factory=lambda: [0.3, 0.3, 0.1, 0.3])
+    """of the clips for fit, train, val and test, where the data do not say; they add up to 1; 0 leaves a split out"""
+    split_seed: int = 0
+    """of that dealing; other than the run's seed, so that several seeds are judged on the same test clips"""
+    on_error: str = "raise"
+    """what becomes of items whose media cannot be used: raise (list them all and stop) or skip (leave them out, at most 1 % of all, and
+    say so in the evidence)"""
+    about: str | None = None
+    """of IMAVB, only the questions about vision or about audio, without the other half of the films nor the option that it was wrong: for
+    models that only see or only hear; null: all"""
+    shuffle_options: bool = False
+    """ask every item with its options in an order of its own, drawn from ``split_seed``; the order is kept in items.json"""
+    interleave: bool = False
+    """give a film and its own sound track as one, frames and sound in the order of time, instead of one after the other (Qwen2.5-Omni and
+    Qwen3-Omni, which saw films with sound that way in training); the same number of tokens"""
     workers: int = 2
     """threads that decode the next batch's media while the model works; 0: none; results do not depend on it"""
     cache: str | None = None
@@ -62,17 +68,11 @@ class DataConfig:
     cache_gb: float = 20.0
     """what that directory may take, in gigabytes (10^9 bytes): a film of 8 frames of 448 x 252 takes 3 MB, 50 of them 17 MB, a minute of sound
     4 MB; beyond it, what was not used for longest is removed"""
-    interleave: bool = False
-    """give a film and its own sound track as one, frames and sound in the order of time, instead of one after the other (Qwen2.5-Omni and
-    Qwen3-Omni, which saw films with sound that way in training); the same number of tokens"""
-    on_error: str = "raise"
-    """what becomes of items whose media cannot be used: raise (list them all and stop) or skip (leave them out, at most 1 % of all, and
-    say so in the evidence)"""
+    sound: bool = True
+    """of the embedded world: false gives images and the questions about them alone, which is what TRL's trainers can take"""
     degraded: float = 0.0
     """share of the clips of every split whose picture and sound are shuffled, 0..1: ink, loudness and length stay, and the shipped model
     reads nothing there; only with ``path: digits``"""
-    sound: bool = True
-    """of the embedded world: false gives images and the questions about them alone, which is what TRL's trainers can take"""
 
     def __post_init__(self) -> None:
         with Checks(self, "data") as check:

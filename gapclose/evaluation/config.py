@@ -33,14 +33,6 @@ def register_control(name: str, control: ControlFunction) -> ControlFunction:
 class ControlsConfig:
     """What ``gapclose measure`` tries beside the probe. ``gapclose close`` keeps to the majority class, the text and random weights."""
 
-    labels: bool = True
-    """shuffled labels, and a random label per clip; costs 3 x ``draws`` fits of the probe (the ungrouped one once per fold)"""
-    residualise: bool = True
-    """read again without the directions that predict the wording; costs a ridge regression and an SVD of the fit residuals"""
-    codelength: bool = True
-    """online codelength of the concepts given the residuals, and of shuffled ones; costs about ten fits of the probe, and as many a draw"""
-    blank: bool = True
-    """read with media blanked; costs a forward of all fit and test items for every kind of media, and one more for all kinds together"""
     random_weights: bool = True
     """read networks of the same shape with random weights, by the same search, and demand that the model's reading beats theirs; `gapclose close`
     does so too, with random weights in the decoder alone. Costs ``random_draws`` networks of each kind, each of which
@@ -49,25 +41,33 @@ class ControlsConfig:
     """networks of each kind: random weights in the decoder alone, and everywhere; their spread counts, so there are at least 2"""
     layers: bool = True
     """probe every layer, logit lens, embedding layer; costs a forward of all fit and test items, and their residuals of all layers on disk"""
+    baselines: bool = True
+    """what can be had without training (PGLA, bias shifts, the text, the probe as answerer); costs ``probe.folds`` + 1 small perceptrons,
+    and where val has labels, which then choose the settings, the observation of it that ``gapclose close`` uses again"""
+    blank: bool = True
+    """read with media blanked; costs a forward of all fit and test items for every kind of media, and one more for all kinds together"""
+    labels: bool = True
+    """shuffled labels, and a random label per clip; costs 3 x ``draws`` fits of the probe (the ungrouped one once per fold)"""
+    draws: int = 10
+    """how often random labels are drawn"""
+    text_encoder: str | None = None
+    """directory of a sentence encoder for transformers (read by AutoModel, token states averaged), a stronger text control; null: none"""
+    extra: list[str] = field(default_factory=list)
+    """controls of your own: registered ones, or ``package.module:function``; `gapclose measure` judges each beside the reading, and no verdict
+    uses it"""
+    protocol: str | None = None
+    """``imavb``: also the source paper's own figures, flaws included, beside ours (arXiv 2605.13737); costs the forward of every test item
+    that ``layers`` takes too, and four logistic regressions by scikit-learn a layer; null: none"""
+    residualise: bool = True
+    """read again without the directions that predict the wording; costs a ridge regression and an SVD of the fit residuals"""
+    codelength: bool = True
+    """online codelength of the concepts given the residuals, and of shuffled ones; costs about ten fits of the probe, and as many a draw"""
     interchange: bool = True
     """patch the residual of one twin into the other; costs a forward of every test item with a twin"""
     nested: bool = True
     """choose layer, family and strength again inside outer folds of fit; costs the probe's search once more for every fold"""
-    protocol: str | None = None
-    """``imavb``: also the source paper's own figures, flaws included, beside ours (arXiv 2605.13737); costs the forward of every test item
-    that ``layers`` takes too, and four logistic regressions by scikit-learn a layer; null: none"""
-    baselines: bool = True
-    """what can be had without training (PGLA, bias shifts, the text, the probe as answerer); costs ``probe.folds`` + 1 small perceptrons,
-    and where val has labels, which then choose the settings, the observation of it that ``gapclose close`` uses again"""
-    extra: list[str] = field(default_factory=list)
-    """controls of your own: registered ones, or ``package.module:function``; `gapclose measure` judges each beside the reading, and no verdict
-    uses it"""
-    draws: int = 10
-    """how often random labels are drawn"""
     seed: int = 0
     """of the random labels, besides the run's own: another one gives other draws and leaves the rest as it is"""
-    text_encoder: str | None = None
-    """directory of a sentence encoder for transformers (read by AutoModel, token states averaged), a stronger text control; null: none"""
 
     def __post_init__(self) -> None:
         with Checks(self, "controls") as check:

@@ -34,18 +34,18 @@ class ModelConfig:
 
     path: str = "digits"
     """checkpoint directory or hub name; ``digits`` and ``digits-never-taught`` are the tiny models that ship with the package"""
-    revision: str | None = None
-    """branch, tag or commit of a hub name; null: its main branch"""
     dtype: str = "auto"
     """auto (what the checkpoint holds), float32, bfloat16 or float16"""
+    revision: str | None = None
+    """branch, tag or commit of a hub name; null: its main branch"""
+    quantisation: str | None = None
+    """4bit or 8bit: the decoder's linear modules through bitsandbytes, on a CUDA GPU; null: none"""
     attention: str = "sdpa"
     """attention implementation of transformers: sdpa, eager, flash_attention_2"""
     template: dict[str, Any] | None = None
     """variables of the chat template, e.g. ``{enable_thinking: false}``; what it does not know is refused"""
     trust_remote_code: bool = False
     """run code that the checkpoint brings along; leave off unless you have read it"""
-    quantisation: str | None = None
-    """4bit or 8bit: the decoder's linear modules through bitsandbytes, on a CUDA GPU; null: none"""
     sharded: bool = False
     """under launch/fsdp2.yaml, never hold the whole model on one GPU: the base model is observed in shards and read again for training"""
     architecture: str | None = None

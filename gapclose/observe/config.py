@@ -13,17 +13,17 @@ class ObserveConfig:
 
     batch_size: int = 32
     """items per forward; half-precision residuals change with it by about 1e-3, so it is part of an observation's fingerprint"""
-    shard_batches: int = 4
-    """batches per file: what an interruption can lose"""
     max_new_tokens: int = 8
     """length limit of generated answers, in tokens"""
+    share_prefix: bool = False
+    """read the media once for all questions of a clip, where template and model allow it; part of an observation's fingerprint"""
     shared: str | None = None
     """directory in which runs leave what they observed of the base model for one another; null: every run observes for itself"""
     versions: str = "same"
     """same: what was observed under other versions of torch, transformers or gapclose is refused, or observed again where a run replaces it;
     any: it is taken as it is"""
-    share_prefix: bool = False
-    """read the media once for all questions of a clip, where template and model allow it; part of an observation's fingerprint"""
+    shard_batches: int = 4
+    """batches per file: what an interruption can lose"""
 
     def __post_init__(self) -> None:
         with Checks(self, "observe") as check:

@@ -160,6 +160,7 @@ def export(arguments: Sequence[str]) -> None:
     """Write the exports of a finished run again."""
     config = _configured("export", arguments)
 
+    from gapclose.core.files import near_sibling
     from gapclose.evaluation.run_records import summarise
     from gapclose.export.run import check_export, export_run
     from gapclose.pipeline.config import refuse_other_run
@@ -169,7 +170,8 @@ def export(arguments: Sequence[str]) -> None:
 
     directory = Path(config.run_dir)
     if not (directory / "config.yaml").is_file():
-        raise ValueError(f"{directory}: no run there (no config.yaml); run `gapclose close` first")
+        near = "" if directory.is_dir() else near_sibling(directory)
+        raise ValueError(f"{directory}: no run there (no config.yaml); run `gapclose close` first{near}")
     refuse_other_run(config, directory / "config.yaml")
     check_export(config)
     summary = summarise(directory)
@@ -190,8 +192,11 @@ def export(arguments: Sequence[str]) -> None:
 def report(arguments: Sequence[str]) -> None:
     """Show one run, or compare several. Raises: ValueError for directories that are not there."""
     runs, as_json, html = _report_arguments(arguments)
-    if absent := [str(run) for run in runs if not run.is_dir()]:
-        raise ValueError(f"no such run directory: {', '.join(absent)}; name what `run_dir` was")
+    if absent := [run for run in runs if not run.is_dir()]:
+        from gapclose.core.files import near_sibling
+
+        near = "".join(dict.fromkeys(near_sibling(run) for run in absent))
+        raise ValueError(f"no such run directory: {', '.join(map(str, absent))}; name what `run_dir` was{near}")
     if len(runs) > 1:
         from gapclose.report.compare_runs import compare, print_comparison, write_comparison
 

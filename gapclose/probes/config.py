@@ -36,21 +36,21 @@ class ProbeConfig:
     families: list[str] = field(default_factory=lambda: list(FAMILIES))
     """logistic (C is ``strength``), lda (shrinkage is ``strength``), mean_difference (nearest class mean), a registered family, or
     ``package.module:function``"""
-    c: list[float] = field(default_factory=lambda: [0.001, 0.01, 0.1, 1.0])
-    """inverse regularisation of the logistic family, on standardised residuals"""
-    shrinkage: list[float] = field(default_factory=lambda: [0.1, 0.5])
-    """covariance shrinkage of the lda family, 0..1"""
-    strengths: list[float] = field(default_factory=lambda: [1.0])
-    """of the families that are not the package's own"""
-    folds: int = 4
-    """grouped cross-validation folds inside fit"""
     layers: list[int] | None = None
     """candidate layers, counted from 1; null: all that leave ``layers_above`` decoder layers above them"""
     layers_above: int = 2
     """decoder layers that must remain above the probe's layer, for LoRA to act on what the probe reads"""
+    folds: int = 4
+    """grouped cross-validation folds inside fit"""
+    c: list[float] = field(default_factory=lambda: [0.001, 0.01, 0.1, 1.0])
+    """inverse regularisation of the logistic family, on standardised residuals"""
+    shrinkage: list[float] = field(default_factory=lambda: [0.1, 0.5])
+    """covariance shrinkage of the lda family, 0..1"""
     stack: int = 1
     """also try the residuals of the up to so many best single layers, side by side, as one probe; chosen by the same cross-validation
     (1: single layers only)"""
+    strengths: list[float] = field(default_factory=lambda: [1.0])
+    """of the families that are not the package's own"""
 
     def __post_init__(self) -> None:
         with Checks(self, "probe") as check:

@@ -12,12 +12,12 @@ from gapclose.training.wandb_service import LONGEST, NOT_IN_PROJECTS
 class LoraConfig:
     """Where adapters sit and how large they are."""
 
-    layers: str | list[int] = "after_probe"
-    """after_probe (the frozen probe's input stays the base model's own), all, or a list of decoder layers counted from 1"""
     r: int = 16
     """rank"""
     alpha: int = 32
     """scale: updates are multiplied by alpha / r"""
+    layers: str | list[int] = "after_probe"
+    """after_probe (the frozen probe's input stays the base model's own), all, or a list of decoder layers counted from 1"""
     dropout: float = 0.0
     """dropout on the adapters' input, at least 0 and below 1"""
     use_rslora: bool = False
@@ -60,24 +60,24 @@ CONTROLS = ("none", "shuffled", "blank_targets", "blank_media")
 
 @dataclass(kw_only=True)
 class TargetsConfig:
-    """From readings to targets."""
+    """How readings become targets."""
 
     false_alarm_budget: float | None = 0.03
     """share of the standard items of val on which the reading itself may raise an alarm, as far as so many items can tell
     (:mod:`gapclose.probes.posterior`); null: leave the reading's own threshold"""
-    sharpen: float = 1.0
-    """exponent on the reading; .inf gives hard targets"""
     gate: float = 1.0
     """share of the items of every read concept that is kept, the most confident first; 1 keeps all"""
+    sharpen: float = 1.0
+    """exponent on the reading; .inf gives hard targets"""
+    control: str = "none"
+    """none; shuffled (readings permuted among the train items of a modality, evenly over what was read); blank_targets (targets from
+    blanked media, training on the real ones) or blank_media (targets and training from blanked media)"""
     rounds: int = 1
     """times that targets are made and trained on: after each but the last, a probe is fitted again with the same labels on what the adapted
     model carries, chosen on val, and training goes on for as many epochs; ``patience`` may end it before"""
     patience: int = 1
     """rounds in a row whose probe reads val no better than the best one before (mean log-likelihood, as estimated) that end the rounds; the
     round that ends them is not trained"""
-    control: str = "none"
-    """none; shuffled (readings permuted among the train items of a modality, evenly over what was read); blank_targets (targets from
-    blanked media, training on the real ones) or blank_media (targets and training from blanked media)"""
 
     def __post_init__(self) -> None:
         with Checks(self, "targets", infinite=("sharpen",)) as check:
@@ -121,7 +121,7 @@ class GuardsConfig:
 
 @dataclass(kw_only=True)
 class DpoConfig:
-    """Of ``objective: dpo``."""
+    """Settings of ``objective: dpo``."""
 
     beta: float = 0.1
     """how strongly the base model holds the adapted one back, > 0: larger stays nearer"""
@@ -136,7 +136,7 @@ class DpoConfig:
 
 @dataclass(kw_only=True)
 class GrpoConfig:
-    """Of ``objective: grpo``."""
+    """Settings of ``objective: grpo``."""
 
     num_generations: int = 8
     """answers sampled to each prompt, at least 2; must divide train.global_batch_size, which counts answers"""
@@ -178,18 +178,23 @@ POLYNOMIAL_END = 1e-7
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """Optimisation."""
+    """How adapters are trained."""
 
     epochs: int = 3
     """each of as many steps as one pass of the train items takes when they fill the batch beside the retained, with objective consistency, gold
     and consistency+gold alike: so they are compared at equal steps (dpo and grpo take as many as their pairs or prompts fill). The gap is
     measured again after each"""
+    learning_rate: float = 2e-4
+    """peak learning rate of AdamW, at least 0"""
     global_batch_size: int = 72
     """items per optimiser step over all processes, all terms together"""
     micro_batch_size: int = 8
     """items per forward on one process; memory, not results, depends on it"""
-    learning_rate: float = 2e-4
-    """peak learning rate of AdamW, at least 0"""
+    gradient_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, about a third more time"""
+    cache_trunk: bool = False
+    """compute once what lies below the first adapted layer (towers included), keep it on disk while training, and train and re-measure from
+    there; ``gapclose validate`` says what it takes. Left off with a message where it does not fit or the model cannot"""
     lr_scheduler_type: str = "cosine"
     """scheduler of transformers: linear, cosine, cosine_with_restarts, polynomial, constant, constant_with_warmup or inverse_sqrt"""
     warmup: float = 0.1
@@ -198,6 +203,10 @@ class TrainConfig:
     """AdamW's, on adapter weights"""
     max_grad_norm: float = 1.0
     """gradient clipping; 0 switches it off"""
+    logging_steps: int = 10
+    """optimiser steps between loss lines"""
+    save_steps: int = 0
+    """checkpoint every so many optimiser steps besides the end of every epoch; 0: only then"""
     consistency: float = 1.0
     """weight of the consistency term, where the objective has it"""
     gold: float = 1.0
@@ -212,15 +221,6 @@ class TrainConfig:
     """deal both items of a pair of twins (tag ``twin``) into the same global batch, where the gate keeps both; false: every item by itself"""
     retain_tokens: int = 512
     """most probable next tokens kept of the base model for the KL; a smaller vocabulary is kept whole"""
-    gradient_checkpointing: bool = False
-    """recompute activations in the backward pass: less memory, about a third more time"""
-    cache_trunk: bool = False
-    """compute once what lies below the first adapted layer (towers included), keep it on disk while training, and train and re-measure from
-    there; ``gapclose validate`` says what it takes. Left off with a message where it does not fit or the model cannot"""
-    save_steps: int = 0
-    """checkpoint every so many optimiser steps besides the end of every epoch; 0: only then"""
-    logging_steps: int = 10
-    """optimiser steps between loss lines"""
 
     def __post_init__(self) -> None:
         with Checks(self, "train") as check:
@@ -276,7 +276,7 @@ class TrainConfig:
 
 @dataclass(kw_only=True)
 class TrackingConfig:
-    """Where records are mirrored to."""
+    """Where ``tracking: wandb`` mirrors records to."""
 
     project: str = "gapclose"
     """Weights & Biases project, at most 128 characters without any of / \\ # ? % :"""

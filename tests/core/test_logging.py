@@ -19,6 +19,7 @@ PRINTING = {  # module -> what it exists to print
     "core/logging.py": "the handler",
     "data/digits/generate.py": "a command of its own",
     "data/digits/videos.py": "a command of its own",
+    "pipeline/config.py": "help, and the configuration where it is asked for",
     "pipeline/cli.py": "usage, version, what validate found, where a page is",
     "pipeline/error_messages.py": "errors, on standard error",
     "pipeline/model_summary.py": "a table of validate",
