@@ -6,6 +6,7 @@ names are imported on first use: ``import gapclose`` loads neither torch nor tra
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -101,4 +102,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULES})
 
 
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # an application decides what is shown
 install()

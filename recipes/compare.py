@@ -28,10 +28,12 @@ import yaml
 from comparison.tables import Row, write_results
 
 from gapclose.core.files import read_json, write_json
-from gapclose.core.logging import progress, say
+from gapclose.core.logging import configure_logging, get_logger, progress
 from gapclose.evaluation.baselines.compare import BUDGETS
 from gapclose.evaluation.run_records import record_of
 from gapclose.pipeline.config import parse_config, refuse_other_run
+
+logger = get_logger(__name__)
 
 ROOT = Path(__file__).parents[1]
 UNTRAINED = "untrained"
@@ -241,6 +243,7 @@ def main() -> int:
     )
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    configure_logging("info")
     try:
         of = read_comparison(args.config, quick=args.quick)
         narrow(of, args.seeds, args.budgets, args.variants)
@@ -252,7 +255,7 @@ def main() -> int:
     failed = []
     if not args.collect:
         waiting = [j for j in todo if not j.done]
-        say(f"{len(todo)} runs, {len(todo) - len(waiting)} of them finished before")
+        logger.info(f"{len(todo)} runs, {len(todo) - len(waiting)} of them finished before")
         with ThreadPoolExecutor(args.workers) as pool:
             failed = [j for j in progress(pool.map(lambda j: run(of, j), waiting), len(waiting), "runs") if j is not None]
     for job in failed:
@@ -268,7 +271,7 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    say(f"{len({d for row in rows for d in row.directories})} of {len(todo)} runs: {path}")
+    logger.info(f"{len({d for row in rows for d in row.directories})} of {len(todo)} runs: {path}")
     return 1 if failed else 0
 
 

@@ -18,6 +18,7 @@ import torch
 from digits_model import tiny_model
 from sketches import drawn, sketched
 
+from gapclose.core.logging import configure_logging
 from gapclose.data.config import READERS
 from gapclose.data.digits import generate as world
 from gapclose.data.item_set import ItemSet
@@ -37,6 +38,12 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _logged_as_by_the_command_line() -> None:
+    """What a test calls logs as under ``gapclose``, at the level info, whatever the test before it has set."""
+    configure_logging("info")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import json
 import os
@@ -83,6 +84,13 @@ def _number(error: Exception) -> int:
 def nearest(path: Path) -> Path:
     """Return the path, or the lowest existing directory above it."""
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+
+
+def near_sibling(path: Path) -> str:
+    """``; did you mean PATH?`` where something beside a path that is not there has nearly its name; empty otherwise."""
+    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    return f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
 
 
 def wait_for_file(path: Path, seconds: float = 60) -> None:

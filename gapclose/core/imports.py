@@ -1,13 +1,37 @@
-"""Functions that a configuration names as ``package.module:function``."""
+"""Packages that an extra of gapclose installs, and functions named as ``package.module:function``."""
 
 from __future__ import annotations
 
 import importlib
 import re
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 FUNCTION = re.compile(r"[\w.]+:\w+")
+
+
+class MissingPackage(ValueError):
+    """A package that only one of gapclose's extras installs is not there; the message says what needs it and how to get it."""
+
+
+def require(module: str, extra: str, user: str) -> ModuleType:
+    """Import a package that is not among gapclose's required dependencies.
+
+    Args:
+        module: its name, as imported.
+        extra: of gapclose, which installs it.
+        user: what needs it, as the message names it.
+
+    Raises:
+        MissingPackage: when it, or a package that it imports, is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        lacking = (error.name or module).partition(".")[0]
+        why = "which is not installed" if lacking == module else f"which cannot be imported without {lacking}"
+        raise MissingPackage(f'{user} needs {module}, {why}: pip install "gapclose[{extra}]"') from error
 
 
 def named_function(name: str, key: str) -> Callable[..., Any]:

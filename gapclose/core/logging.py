@@ -1,8 +1,13 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere; only on the main process."""
+"""Logging: the logger ``gapclose`` and its children print nothing until a handler is installed.
+
+As a library gapclose leaves that to the application. The command line and the recipes call
+:func:`configure_logging`.
+"""
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import time
@@ -12,11 +17,32 @@ from typing import TypeVar
 T = TypeVar("T")
 QUIET_SECONDS = 2.0  # work shorter than this shows nothing
 LINE_SECONDS = 10.0  # between plain lines
+LEVELS = ("debug", "info", "warning", "error")
+"""values of the key ``log_level``"""
 
 
 def is_main() -> bool:
-    """Whether this process may print: rank 0 of a launch, or the only process."""
+    """Whether this process is rank 0 of a launch, or the only process."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def _from_main_or_error(record: logging.LogRecord) -> bool:
+    """A filter: below errors only rank 0 logs."""
+    return record.levelno >= logging.ERROR or is_main()
+
+
+def get_logger(name: str) -> logging.Logger:
+    """The logger of a module, which drops what is no error on every process but rank 0.
+
+    Args:
+        name: ``__name__`` of the module. Outside the package the logger becomes a child of ``gapclose``, so that a recipe logs as the package does.
+    """
+    logger = logging.getLogger(name if name.partition(".")[0] == "gapclose" else f"gapclose.{name}")
+    logger.addFilter(_from_main_or_error)  # filters of a parent see no records of its children
+    return logger
+
+
+logger = get_logger("gapclose")
 
 
 def spell_out() -> None:
@@ -29,19 +55,49 @@ def spell_out() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def say(message: str) -> None:
-    """Print one line on the main process."""
-    if is_main():
+class PlainFormatter(logging.Formatter):
+    """The message alone; a warning or an error has its level before it, after the indentation."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        text = record.message.lstrip(" ")
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        return record.message[: len(record.message) - len(text)] + level + text
+
+
+class StdoutHandler(logging.Handler):
+    """Prints every record as one line on what is standard output at that moment. A closed pipe raises as for every ``print``."""
+
+    def emit(self, record: logging.LogRecord) -> None:
         spell_out()
-        print(f"{message}\n", end="", flush=True)  # one call, because processes share the output
+        print(f"{self.format(record)}\n", end="", flush=True)  # in one call: processes share the output
+
+
+def configure_logging(level: str) -> None:
+    """Print what gapclose logs at ``level`` and above, as plain lines on standard output. A second call changes the level.
+
+    Args:
+        level: one of :data:`LEVELS`.
+
+    Raises:
+        ValueError: for another level.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"log_level is {level!r}; choose one of {list(LEVELS)}")
+    logger.setLevel(level.upper())
+    if not any(isinstance(handler, StdoutHandler) for handler in logger.handlers):
+        handler = StdoutHandler()
+        handler.setFormatter(PlainFormatter())
+        logger.addHandler(handler)
+
+
+def shows_bars() -> bool:
+    """Whether progress bars are drawn: on a terminal, from rank 0, where the logger is enabled for INFO."""
+    return is_main() and sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)
 
 
 def progress(work: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """Yield from ``work`` and show the progress."""
-    if not is_main():
-        yield from work
-        return
-    if sys.stderr.isatty():
+    """Yield from ``work`` while showing how far it is: a bar on a terminal, log records elsewhere."""
+    if shows_bars():
         from rich.markup import escape
         from rich.progress import track as rich_track
 
@@ -54,7 +110,7 @@ def progress(work: Iterable[T], total: int, label: str) -> Iterator[T]:
         now = time.monotonic()
         if now - last > LINE_SECONDS and done < total:
             remaining = (now - start) / done * (total - done)
-            say(f"{label}: {done}/{total}, about {remaining:.0f} s left")
+            logger.info(f"{label}: {done}/{total}, about {remaining:.0f} s left")
             last = now
     if time.monotonic() - start > QUIET_SECONDS:
-        say(f"{label}: {done}/{total} in {time.monotonic() - start:.1f} s")
+        logger.info(f"{label}: {done}/{total} in {time.monotonic() - start:.1f} s")

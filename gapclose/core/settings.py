@@ -11,6 +11,7 @@ import yaml
 # RESUMABLE_KEYS: may change when a run is resumed.
 EXECUTION_ONLY_KEYS = (
     "tracking",
+    "log_level",
     "wandb.",
     "export.",
     "run_dir",
@@ -39,7 +40,7 @@ WHOLE_KEYS = ("model.template",)
 """keys whose value is a mapping with names that the user chooses"""
 
 
-LAST_GROUP = "wandb"
+LAST_GROUP = "grpo"
 """the last group of a stored configuration"""
 
 

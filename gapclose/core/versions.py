@@ -13,8 +13,10 @@ import torch
 import transformers
 
 from gapclose.core.files import read_json
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.core.version import __version__
+
+logger = get_logger(__name__)
 
 REMEDY = (
     "Install those versions again, or give --observe.versions any to go on with what is there (environment.json keeps what each start ran "
@@ -57,10 +59,10 @@ def refuse_other_versions(directory: Path, accepted: str) -> None:
     listed = "; ".join(f"{', '.join(stages)} ({versions})" for versions, stages in found.items())
     if accepted != "any":
         raise ValueError(f"{directory / 'observations'}: observed under other versions: {listed}. {REMEDY}")
-    say(f"warning: goes on with what was observed under other versions: {listed}")
+    logger.warning(f"goes on with what was observed under other versions: {listed}")
 
 
 def say_other_environment(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Warn when probes, targets, checkpoints or records of this run come from other versions."""
     if before and (other := differing(before.get("versions"), now["versions"])):
-        say(f"warning: checkpoints, records and probes so far are of other versions ({', '.join(other)}); environment.json keeps both")
+        logger.warning(f"checkpoints, records and probes so far are of other versions ({', '.join(other)}); environment.json keeps both")

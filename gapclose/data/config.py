@@ -48,24 +48,31 @@ class DataConfig:
     the files in the directory"""
     columns: str | None = None
     """column map in YAML for tables; null: columns.yaml in the directory, if there is one"""
-    shares: list[float] = field(default_factory=lambda: [0.3, 0.3, 0.1, 0.3])
-    """shares of the clips for fit, train, val and test, where the data name no splits; they add up
-    to 1, and 0 leaves a split out"""
-    split_seed: int = 0
-    """seed of the assignment to splits; separate from the run's seed, so that several seeds share
-    the test clips"""
-    shuffle_options: bool = False
-    """put the options of every gap and transfer item in a random order, drawn from ``split_seed``;
-    items.json records the orders"""
-    about: str | None = None
-    """of IMAVB, use only the questions about vision or about audio, without the other half of the
-    videos and the option that rejects it: for models that only see or only hear; null: all"""
     frames: int = 8
     """frames per video, evenly spaced; tokens, memory and time of a forward grow with them (the
     source paper uses 50)"""
     side: int = 448
     """longest side of a video frame in pixels, before the model's own resizing; memory of decoded
     videos grows with its square"""
+    shares: list[float] = field(default_factory=lambda: [0.3, 0.3, 0.1, 0.3])
+    """shares of the clips for fit, train, val and test, where the data name no splits; they add up
+    to 1, and 0 leaves a split out"""
+    split_seed: int = 0
+    """seed of the assignment to splits; separate from the run's seed, so that several seeds share
+    the test clips"""
+    on_error: str = "raise"
+    """what to do with items whose media cannot be used: raise (list them all and stop) or skip
+    (leave out at most 1 % of all items, and report them in the evidence)"""
+    about: str | None = None
+    """of IMAVB, use only the questions about vision or about audio, without the other half of the
+    videos and the option that rejects it: for models that only see or only hear; null: all"""
+    shuffle_options: bool = False
+    """put the options of every gap and transfer item in a random order, drawn from ``split_seed``;
+    items.json records the orders"""
+    interleave: bool = False
+    """give a video and its own sound track as one, with frames and sound in order of time, instead
+    of one after the other: for Qwen2.5-Omni and Qwen3-Omni, which were trained this way; the number
+    of tokens is the same"""
     workers: int = 2
     """threads that decode the media of the next batch while the model runs; 0: none; results do not
     depend on it"""
@@ -76,19 +83,12 @@ class DataConfig:
     """limit of that directory in gigabytes (10^9 bytes); beyond it, the least recently used files
     are removed. A video of 8 frames of 448 x 252 takes 3 MB, one of 50 frames 17 MB, a minute of
     audio 4 MB"""
-    interleave: bool = False
-    """give a video and its own sound track as one, with frames and sound in order of time, instead
-    of one after the other: for Qwen2.5-Omni and Qwen3-Omni, which were trained this way; the number
-    of tokens is the same"""
-    on_error: str = "raise"
-    """what to do with items whose media cannot be used: raise (list them all and stop) or skip
-    (leave out at most 1 % of all items, and report them in the evidence)"""
-    degraded: float = 0.0
-    """share of the clips of every split whose picture and sound are shuffled, 0..1; ink, loudness
-    and length stay, and the shipped model cannot read them; only with ``path: digits``"""
     sound: bool = True
     """of the digits set: false keeps only images and the questions about them, which TRL's trainers
     support"""
+    degraded: float = 0.0
+    """share of the clips of every split whose picture and sound are shuffled, 0..1; ink, loudness
+    and length stay, and the shipped model cannot read them; only with ``path: digits``"""
 
     def __post_init__(self) -> None:
         with Checks(self, "data") as check:
@@ -105,9 +105,8 @@ class DataConfig:
                 if len(self.clips) != 4 or min(self.clips) < 0:
                     check.add(f"{check.named('clips')}; give four numbers of clips, for fit, train, val and test", "clips")
                 elif self.path not in GENERATED:
-                    message = (
-                        f"{check.named('clips')}, which is for generated sets ({', '.join(GENERATED)}) alone; with data.path {self.path!r}"
-                    )
+                    sets = ", ".join(GENERATED)
+                    message = f"{check.named('clips')}, which is for generated sets ({sets}) alone; with data.path {self.path!r}"
                     check.add(f"{message} leave it out", "clips", "path")
             if self.path != "digits":
                 for name, plain in (("degraded", 0.0), ("sound", True)):

@@ -36,18 +36,6 @@ class ControlsConfig:
     """Controls of ``gapclose measure``. ``gapclose close`` runs only those that need no media
     (majority class, text, order and lengths) and random weights in the decoder."""
 
-    labels: bool = True
-    """shuffled labels, and a random label per clip; costs 3 x ``draws`` probe fits (the ones
-    with folds over items once per fold)"""
-    residualise: bool = True
-    """read residuals without the directions that predict the question's text; costs a ridge
-    regression and an SVD of the fit residuals"""
-    codelength: bool = True
-    """online codelength of the concepts given the residuals, and of shuffled concepts; costs
-    about ten probe fits, and as many per draw"""
-    blank: bool = True
-    """read items with blanked media; costs a forward of all fit and test items per kind of
-    media, and one more for all kinds together"""
     random_weights: bool = True
     """read networks of the same shape with random weights, by the same search; verdicts require
     that the model's reading beats theirs. `gapclose close` uses random weights in the decoder
@@ -59,30 +47,42 @@ class ControlsConfig:
     layers: bool = True
     """probe every layer, logit lens, embedding layer; costs a forward of all fit and test items
     and disk space for their residuals of all layers"""
+    baselines: bool = True
+    """inference-time baselines (PGLA, bias shifts, the text, the probe as answerer); costs
+    ``probe.folds`` + 1 small perceptrons and, if val has labels to choose settings on, its
+    observation, which ``gapclose close`` reuses"""
+    blank: bool = True
+    """read items with blanked media; costs a forward of all fit and test items per kind of
+    media, and one more for all kinds together"""
+    labels: bool = True
+    """shuffled labels, and a random label per clip; costs 3 x ``draws`` probe fits (the ones
+    with folds over items once per fold)"""
+    draws: int = 10
+    """number of draws of random labels"""
+    text_encoder: str | None = None
+    """directory of a sentence encoder for transformers (loaded by AutoModel, token states
+    averaged) as a stronger text control; null: none"""
+    extra: list[str] = field(default_factory=list)
+    """your own controls: registered names or ``package.module:function``; `gapclose measure`
+    compares each with the reading, but verdicts do not use them"""
+    protocol: str | None = None
+    """``imavb``: also compute the source paper's own figures, flaws included, and compare them
+    with ours (arXiv 2605.13737); costs a forward of every test item, shared with ``layers``, and
+    four scikit-learn logistic regressions per layer; null: none"""
+    residualise: bool = True
+    """read residuals without the directions that predict the question's text; costs a ridge
+    regression and an SVD of the fit residuals"""
+    codelength: bool = True
+    """online codelength of the concepts given the residuals, and of shuffled concepts; costs
+    about ten probe fits, and as many per draw"""
     interchange: bool = True
     """replace the residual of an item by its twin's; costs a forward of every test item with a
     twin"""
     nested: bool = True
     """choose layer, family and strength again inside outer folds of fit; costs one more probe
     search per fold"""
-    protocol: str | None = None
-    """``imavb``: also compute the source paper's own figures, flaws included, and compare them
-    with ours (arXiv 2605.13737); costs a forward of every test item, shared with ``layers``, and
-    four scikit-learn logistic regressions per layer; null: none"""
-    baselines: bool = True
-    """inference-time baselines (PGLA, bias shifts, the text, the probe as answerer); costs
-    ``probe.folds`` + 1 small perceptrons and, if val has labels to choose settings on, its
-    observation, which ``gapclose close`` reuses"""
-    extra: list[str] = field(default_factory=list)
-    """your own controls: registered names or ``package.module:function``; `gapclose measure`
-    compares each with the reading, but verdicts do not use them"""
-    draws: int = 10
-    """number of draws of random labels"""
     seed: int = 0
     """seed of the random labels, in addition to the run's; it affects nothing else"""
-    text_encoder: str | None = None
-    """directory of a sentence encoder for transformers (loaded by AutoModel, token states
-    averaged) as a stronger text control; null: none"""
 
     def __post_init__(self) -> None:
         with Checks(self, "controls") as check:

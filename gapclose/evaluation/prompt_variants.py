@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.data.answer_matching import parse_all
 from gapclose.data.item_set import ItemSet
 from gapclose.data.prompt_templates import apply_prompt
@@ -27,6 +27,8 @@ from gapclose.metrics.gap import closure, intervals, statistics
 from gapclose.metrics.labels import Action, Labels
 from gapclose.observe.store import Observations
 from gapclose.probes.refit import refit
+
+logger = get_logger(__name__)
 
 FIGURES = ("balanced", "option_balanced", "standard_accuracy", "rejection", "false_alarm", "auroc")
 """recorded figures of the action"""
@@ -63,7 +65,7 @@ def _measured(run: EvaluationContext, stage: str, name: str, *, fitting: bool) -
     if name == config.prompts.asked:
         seen = run.observe_measured(stage, "test").take([i.id for i in test])
     else:
-        say(f"{stage}: test under the prompt {name}")
+        logger.info(f"{stage}: test under the prompt {name}")
         limit = config.prompts.limit(name, config.observe.max_new_tokens)
         seen = run.observe(
             f"{stage}-test-{_slug(name)}", test, layers=probe.layers, generate=True, replace=stage != "base", max_new_tokens=limit

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gapclose.core.files import near_sibling
 from gapclose.evaluation.run_records import read_records, summarise
 from gapclose.metrics.bootstrap import Interval
 from gapclose.probes.linear import FrozenProbe
@@ -130,7 +131,7 @@ def load_run(path: str | Path) -> RunResult:
     """
     directory = Path(path)
     if not directory.is_dir():
-        raise ValueError(f"{directory}: no such run directory")
+        raise ValueError(f"{directory}: no such run directory{near_sibling(directory)}")
     summary = summarise(directory)
     return RunResult(directory=directory, records=tuple(StageRecord.of(r) for r in read_records(directory)), summary=summary)
 

@@ -9,7 +9,9 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 
 from gapclose.core.files import read_json
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
+
+logger = get_logger(__name__)
 
 STALE = ["*.safetensors", "*.safetensors.index.json", "vllm/*", "evidence.json", "left_out.json", "serving.json", "verified.json"]
 """files that an earlier push may have left in a repository"""
@@ -58,7 +60,7 @@ def push(directory: Path, wanted: Sequence[str], name: str, *, private: bool) ->
             folder, message = directory / kind, f"gapclose: {kind}"
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message, delete_patterns=STALE)
             found.append(f"https://huggingface.co/{repository}")
-            say(f"uploaded {directory / kind} to {found[-1]} ({'private' if private else 'public'})")
+            logger.info(f"uploaded {directory / kind} to {found[-1]} ({'private' if private else 'public'})")
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
         done = f" ({', '.join(found)} went through)" if found else ""
         raise ValueError(

@@ -14,10 +14,12 @@ from typing import Any
 
 import transformers
 
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.models.architecture import build_on_meta, quiet, read_architecture
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import assemble, load_processor
+
+logger = get_logger(__name__)
 
 NAMED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
 """a setting in the error of a strict check of a generation configuration (transformers 5.23)"""
@@ -49,7 +51,7 @@ def rehearse(config: ModelConfig, *, model: bool) -> None:
                 "the checkpoint, or set export.merged and export.omni to false, which leaves the adapter"
             ) from error
     if unset:
-        say(f"export.merged leaves {', '.join(unset)} out of generation_config.json: without do_sample or beams nothing uses them")
+        logger.info(f"export.merged leaves {', '.join(unset)} out of generation_config.json: without do_sample or beams nothing uses them")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from gapclose.core.files import write_json, write_text
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.export.context import ExportSettings
 from gapclose.export.hub import check_push, push
 from gapclose.export.model_card import left_out, model_card
@@ -28,6 +28,8 @@ from gapclose.export.rehearsal import rehearse
 from gapclose.export.verify import verify_in_fresh_process
 from gapclose.export.vllm import Served, served_by_vllm, write_for_vllm
 from gapclose.models.loading import LoadedModel
+
+logger = get_logger(__name__)
 
 
 def check_export(config: ExportSettings) -> None:
@@ -71,7 +73,7 @@ def export_run(directory: Path, config: ExportSettings, loaded: LoadedModel, sum
         if name == "omni":
             write_omni(loaded, config.model, directory / name)
         _write_evidence(directory / name, directory, config, loaded, summary, served)
-        say(f"wrote {directory / name}")
+        logger.info(f"wrote {directory / name}")
     if config.export.verify:
         verify_in_fresh_process(directory)
     if config.export.push:

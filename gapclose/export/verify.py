@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gapclose.core.files import write_json
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
+
+logger = get_logger(__name__)
 
 DIFFERS = 3
 """exit status of the verifying process when an export differs from the measurement"""
@@ -22,7 +24,7 @@ def verify_in_fresh_process(directory: Path) -> dict[str, Any]:
         ValueError: with the process's message, when an export differs from the measurement.
         RuntimeError: with its traceback, when the process failed in another way.
     """
-    say("verifying what was exported, in a fresh process")
+    logger.info("verifying what was exported, in a fresh process")
     command = [sys.executable, "-W", "ignore", "-m", "gapclose.pipeline.verify_export", str(directory)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=_single_process_environment())
     if result.returncode == DIFFERS:
@@ -36,7 +38,7 @@ def verify_in_fresh_process(directory: Path) -> dict[str, Any]:
     write_json(directory / "adapter" / "verified.json", verified)
     for name, facts in verified.items():
         answers = f"{facts['flipped']} other answers, each between options as near as that" if facts["flipped"] else "same answers"
-        say(f"verified {name}: {facts['items']} items, largest score difference {facts['largest_difference']:.2g} nats, {answers}")
+        logger.info(f"verified {name}: {facts['items']} items, largest score difference {facts['largest_difference']:.2g} nats, {answers}")
     return verified
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
+from gapclose.core.imports import require
 from gapclose.data.items import EVERYTHING
 from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.config import GapConfig
@@ -80,8 +81,9 @@ class GapMeasurement(GapFigures):
         """Return one row per modality and figure: columns modality, figure, value, lower, upper.
 
         Raises:
-            ImportError: when pandas is not installed.
+            MissingPackage: when pandas is not installed.
         """
+        require("pandas", "datasets", "GapMeasurement.to_pandas")
         import pandas
 
         scopes = {"all": self, **self.by_modality}
@@ -98,7 +100,11 @@ class GapMeasurement(GapFigures):
 
         Returns:
             a matplotlib figure; with a single modality, only the row for all items.
+
+        Raises:
+            MissingPackage: when matplotlib is not installed.
         """
+        require("matplotlib", "figures", "GapMeasurement.plot")
         from matplotlib.figure import Figure
 
         scopes = {"all": self, **self.by_modality} if len(self.by_modality) > 1 else {"all": self}

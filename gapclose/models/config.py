@@ -35,10 +35,13 @@ class ModelConfig:
     path: str = "digits"
     """checkpoint directory or hub name; ``digits`` and ``digits-never-taught`` are the tiny models
     of the package"""
-    revision: str | None = None
-    """branch, tag or commit of a hub name; null: its main branch"""
     dtype: str = "auto"
     """auto (the dtype of the checkpoint), float32, bfloat16 or float16"""
+    revision: str | None = None
+    """branch, tag or commit of a hub name; null: its main branch"""
+    quantisation: str | None = None
+    """4bit or 8bit: quantise the decoder's linear modules by bitsandbytes, on a CUDA GPU; null:
+    none"""
     attention: str = "sdpa"
     """attention implementation of transformers, e.g. sdpa, eager or flash_attention_2; or a kernel
     on the hub, OWNER/NAME"""
@@ -46,9 +49,6 @@ class ModelConfig:
     """variables of the chat template, e.g. ``{enable_thinking: false}``; unknown names are refused"""
     trust_remote_code: bool = False
     """run code from the checkpoint; leave off unless you have read it"""
-    quantisation: str | None = None
-    """4bit or 8bit: quantise the decoder's linear modules by bitsandbytes, on a CUDA GPU; null:
-    none"""
     sharded: bool = False
     """under launch/fsdp2.yaml, never hold the complete model on one GPU: the base model is observed
     in shards, and loaded again for training"""

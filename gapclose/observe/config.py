@@ -14,19 +14,19 @@ class ObserveConfig:
     batch_size: int = 32
     """items per forward; it changes half-precision residuals by about 1e-3, so it is part of an
     observation's fingerprint"""
-    shard_batches: int = 4
-    """batches per file, which is the most that an interruption can lose"""
     max_new_tokens: int = 8
     """length limit of generated answers, in tokens"""
+    share_prefix: bool = False
+    """run the media once for all questions of a clip, where template and model allow it; part of an
+    observation's fingerprint"""
     shared: str | None = None
     """directory in which runs share their observations of the base model; null: every run observes
     for itself"""
     versions: str = "same"
     """same: observations of other versions of torch, transformers or gapclose are refused, or made
     again where a run replaces them; any: they are used as they are"""
-    share_prefix: bool = False
-    """run the media once for all questions of a clip, where template and model allow it; part of an
-    observation's fingerprint"""
+    shard_batches: int = 4
+    """batches per file, which is the most that an interruption can lose"""
 
     def __post_init__(self) -> None:
         with Checks(self, "observe") as check:

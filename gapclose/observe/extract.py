@@ -21,7 +21,7 @@ from accelerate import PartialState
 
 from gapclose.core.distributed import run_on_all_ranks, run_on_main
 from gapclose.core.files import read_json, wait_for_file, write_json
-from gapclose.core.logging import progress, say
+from gapclose.core.logging import get_logger, progress
 from gapclose.core.versions import versions_now
 from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item
@@ -46,6 +46,8 @@ from gapclose.observe.store import (
     shards_there,
     write_shard,
 )
+
+logger = get_logger(__name__)
 
 
 def observe(
@@ -86,12 +88,14 @@ def observe(
         claim_directory(directory, request, replace, versions=config.versions, finished=manifest.is_file() and len(there) == len(shards))
         there = shards_there(directory, len(shards))
         if left and not manifest.is_file() and fetch_shared(directory, left):
-            say(f"{directory.name}: taken from {left}")
+            logger.info(f"{directory.name}: taken from {left}")
             there = shards_there(directory, len(shards))
         missing = [s for s in range(len(shards)) if s not in there]
         return None if manifest.is_file() and not missing else missing
 
     missing = run_on_main(missing_shards)  # decided once for all: another node's view of the directory may be older
+    left_to_do = "nothing is left to observe" if missing is None else f"{len(missing)} of {len(shards)} shards are left to observe"
+    logger.debug(f"{directory.name}: {len(items)} items, fingerprint {request['fingerprint']}, {left_to_do}")
     if missing is not None:
         begun = time.process_time()
         mine = share_out(shards, missing, is_sharded(loaded.model))

@@ -21,7 +21,7 @@ from accelerate import PartialState
 
 from gapclose.core.distributed import run_on_all_ranks, run_on_main
 from gapclose.core.files import wait_for_file
-from gapclose.core.logging import progress, say
+from gapclose.core.logging import get_logger, progress
 from gapclose.core.tensor_files import Damaged, read_tensors, write_tensors
 from gapclose.core.versions import versions_now
 from gapclose.data.item_set import ItemSet
@@ -34,6 +34,8 @@ from gapclose.observe.answer_rows import prompt_with_answers
 from gapclose.observe.batching import plan_batches
 from gapclose.observe.frozen_cache import HiddenStateCache, Row
 from gapclose.observe.frozen_capture import Entered, answer_rows, capture_hidden, first_of_each, unsupported_reason
+
+logger = get_logger(__name__)
 
 RESERVE = 1 << 30
 """bytes of the disk that must remain free"""
@@ -84,10 +86,12 @@ def write_cache(
     if reason is not None:
         if state.is_main_process:
             shutil.rmtree(directory, ignore_errors=True)  # a full disk would end the run
-        say(f"the frozen trunk is not cached ({directory.name.rpartition('-')[0]}): {reason}; it is computed in every step")
+        logger.info(f"the frozen trunk is not cached ({directory.name.rpartition('-')[0]}): {reason}; it is computed in every step")
         return None
     size = sum(f.stat().st_size for f in files)
-    say(f"frozen trunk of {len(items)} items ({directory.name.rpartition('-')[0]}): {size / 2**20:,.1f} MiB, decoder layers 1..{frozen}")
+    logger.info(
+        f"frozen trunk of {len(items)} items ({directory.name.rpartition('-')[0]}): {size / 2**20:,.1f} MiB, decoder layers 1..{frozen}"
+    )
     return HiddenStateCache(files, frozen)
 
 
@@ -163,7 +167,7 @@ def _is_whole(file: Path) -> bool:
     try:
         read_tensors(file)
     except Damaged as error:
-        say(f"  warning: {f'{error}'.partition(';')[0]}; computing it again")
+        logger.warning(f"  {f'{error}'.partition(';')[0]}; computing it again")
         return False
     return True
 

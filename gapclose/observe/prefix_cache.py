@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import DynamicCache
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.data.items import Item
 from gapclose.data.media import MediaLoader
 from gapclose.models.hooks import answer_logits, rotary_stores
@@ -27,6 +27,8 @@ from gapclose.models.processing import media_signature
 from gapclose.models.structure import unwrap
 from gapclose.observe.batching import group_by_media
 from gapclose.observe.prefix_prompts import CannotShare, on_the_left, split_prompts
+
+logger = get_logger(__name__)
 
 CONTINUED = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
 """cache layers with keys and values per token, or with nothing (for layers without attention, or
@@ -83,7 +85,7 @@ class PrefixCache:
         except CannotShare as reason:
             if str(reason) not in self._said:
                 self._said.add(str(reason))
-                say(f"observe.share_prefix: prompts are run whole where {reason}")
+                logger.info(f"observe.share_prefix: prompts are run whole where {reason}")
             return None
         return read_prefix(model, self.loaded, prefix, clip, suffixes)
 

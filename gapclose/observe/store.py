@@ -20,9 +20,11 @@ import torch
 from safetensors import safe_open
 
 from gapclose.core.files import AGAIN, link_files, read_json, write_json
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.core.tensor_files import read_tensor, reading, write_tensors
 from gapclose.core.versions import REMEDY, differing
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +213,7 @@ def claim_directory(directory: Path, request: dict[str, Any], replace: bool, *, 
                 f"{directory} holds observation {old['fingerprint']}, and this run asks for {request['fingerprint']} ({'; '.join(changed)}). "
                 f"Give the run another directory (--run_dir), or delete {directory} to observe again."
             )
-        say(f"{directory.name}: observing again, since {'; '.join(c for c in changed if not c.startswith('fingerprint'))}")
+        logger.info(f"{directory.name}: observing again, since {'; '.join(c for c in changed if not c.startswith('fingerprint'))}")
     if directory.exists():
         shutil.rmtree(directory)
     write_json(path, request)

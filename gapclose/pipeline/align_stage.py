@@ -15,7 +15,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from gapclose.core.distributed import run_on_main
 from gapclose.core.errors import LossNotFinite
 from gapclose.core.files import read_json, write_json, write_text
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.core.tensor_files import read_tensors, refuse_damaged, seal
 from gapclose.data.items import Item
 from gapclose.data.media import SUPPORTED
@@ -57,6 +57,8 @@ from gapclose.training.trl.factory import make_trl_trainer
 
 if TYPE_CHECKING:
     from gapclose.pipeline.context import RunContext
+
+logger = get_logger(__name__)
 
 
 def training_trunks(run: RunContext, items: Sequence[Item], *, frozen: int, blank: Sequence[str]) -> dict[str, HiddenStateCache | None]:
@@ -112,7 +114,7 @@ class AlignStage:
                 f"same; the evidence will say so. gate.json holds the figures; `gapclose measure` tries all controls, on test"
             )
         for name, why in self.forced.items():
-            say(f"  warning: forced: training on the reading of {name}: {why}")
+            logger.warning(f"  forced: training on the reading of {name}: {why}")
 
     @property
     def blanked(self) -> tuple[str, ...]:
@@ -166,12 +168,12 @@ class AlignStage:
         name = "targets" if number == 1 else f"targets-round-{number}"
         self.run.on_main(lambda: targets.save(self.run.directory / f"{name}.safetensors"))
         facts = targets.summary(train.concepts)
-        say(
+        logger.info(
             f"targets: {facts['kept']} of {facts['items']} train items, {facts['kept_by_concept']}, alarm prior x{facts['prior_factor']:.3g}"
         )
         self.made.append({"round": number, **facts})
         for line in target_words(self.made[-1:]):
-            say(f"  warning: {line}")
+            logger.warning(f"  {line}")
         return targets
 
     def _custom_target(self, targets: Targets) -> np.ndarray:
@@ -211,20 +213,20 @@ class AlignStage:
         self.run.read_again()
         add_lora(self.run.loaded, config.lora, layers, config.seed)
         trainable = sum(p.numel() for p in self.run.loaded.model.parameters() if p.requires_grad)
-        say(f"adapters: {trainable:,} parameters on decoder layers {layers[0]}..{layers[-1]}")
+        logger.info(f"adapters: {trainable:,} parameters on decoder layers {layers[0]}..{layers[-1]}")
         self.train_round(1, base, targets, others)
         rounds, without = list[dict[str, Any]](), 0
         for number in range(2, config.targets.rounds + 1):
             assert teacher is not None
             if objecting := self.epochs.triggered(number - 1):
-                say(f"no round {number}: {', '.join(objecting)} objected to the end of the one before")
+                logger.info(f"no round {number}: {', '.join(objecting)} objected to the end of the one before")
                 break
             self.load_epoch(self.best()["epoch"])
             following = next_teacher(self.run, number)
             rounds.append(compare_rounds(self.run, number, following, teacher, reference, sentinel))
             without = 0 if rounds[-1]["helps"] else without + 1
             rounds[-1]["ended"] = without >= config.targets.patience
-            say(round_words(rounds)[-1])
+            logger.info(round_words(rounds)[-1])
             if rounds[-1]["ended"]:
                 break
             teacher, reference = following, following.val if rounds[-1]["helps"] else reference
@@ -237,10 +239,9 @@ class AlignStage:
         if several:
             self.run.on_main(lambda: write_json(self.run.directory / "rounds.json", rounds))
         stopped, off = self.epochs.stopped(), config.guards.silent
+        remedy = f'  the same command with --guards.off "[{", ".join(sorted({*off, *stopped}))}]" goes on'
         for name, reason in stopped.items():
-            say(f"  warning: stopped by the guard {name}: {reason}")
-        if stopped:
-            say(f'  the same command with --guards.off "[{", ".join(sorted({*off, *stopped}))}]" goes on')
+            logger.warning(f"  stopped by the guard {name}: {reason}" + (f"\n{remedy}" if name == list(stopped)[-1] else ""))
 
     def begin(self, number: int) -> None:
         """Delete the files of a later round that began with another adapter or target probe."""
@@ -298,7 +299,7 @@ class AlignStage:
         if by_trl:
             assert targets is not None
             if config.train.cache_trunk:
-                say(f"train.cache_trunk does nothing for objective {config.objective}, whose steps are TRL's")
+                logger.info(f"train.cache_trunk does nothing for objective {config.objective}, whose steps are TRL's")
             trainer = make_trl_trainer(
                 self.run.loaded, targets, train_items(self.run), self.base_scores, media, config, directory, **common
             )
@@ -311,7 +312,7 @@ class AlignStage:
                 seed=_seed(config.seed, number), trunk=trunks.get("train"), **common,
             )  # fmt: skip
         if resume is not None:
-            say(f"going on from {resume.name}")
+            logger.info(f"going on from {resume.name}")
         try:
             if not self.epochs.finished(number):
                 with whole_checkpoints(directory, trainer):
@@ -331,7 +332,7 @@ class AlignStage:
         excess, at_base = (excess_loss(self.val_target, of.scores) for of in (now, base))
         interval = Interval.of(clips.mean(excess, np.ones(len(excess), dtype=bool)))
         found = self.epochs.consistency(number, epoch, interval, float(at_base.mean()))
-        say(f"  consistency loss on val: {interval.value:.3f} nats above its floor (base model: {found['base']:.3f})")
+        logger.info(f"  consistency loss on val: {interval.value:.3f} nats above its floor (base model: {found['base']:.3f})")
         return {"consistency": found}
 
     def best(self) -> dict[str, Any]:
@@ -375,7 +376,7 @@ class AlignStage:
         rounds = range(1, self.begun + 1)
         epoch, without, unfinished = self.best()["epoch"], self.epochs.unimproved(rounds), self.epochs.unfinished(rounds)
         if run_on_main(lambda: record_of(self.run.directory, "adapted/test")):
-            say("this run was finished before; its last measurement and its exports are written again")
+            logger.info("this run was finished before; its last measurement and its exports are written again")
         if self.run.config.model.sharded and not is_sharded(self.run.loaded.model):  # this start trained nothing
             shard(self.run.loaded.model)
         self.load_epoch(epoch)
@@ -392,9 +393,9 @@ class AlignStage:
         if exported := without is None or self.run.config.export.unimproved:
             self.run.on_main(lambda: export_run(self.run.directory, self.run.config, self.for_export(epoch), summary))
         if unfinished:
-            say(f"  warning: {unfinished}")
+            logger.warning(f"  {unfinished}")
         for line in unimproved_words(without):
             told = "" if exported else f"; nothing is exported (--export.unimproved true exports epoch {epoch} without training again)"
-            say(f"  warning: {line}{told}")
+            logger.warning(f"  {line}{told}")
         self.run.on_main(lambda: write_page(self.run.directory))
         self.run.on_main(lambda: self.run.tracker.finish(summary, self.run.directory / "adapter" if exported else None))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.data.item_set import ItemSet
 from gapclose.evaluation.run_result import RunResult
 from gapclose.pipeline.config import Config, missing_functions
@@ -18,8 +18,10 @@ from gapclose.pipeline.items import Given
 from gapclose.pipeline.paths import missing_places
 from gapclose.pipeline.run import run_close, run_measure
 
-FIXED = ("data", "model", "tracking", "wandb")
-"""configuration groups that do not apply to a model in memory"""
+logger = get_logger(__name__)
+
+FIXED = ("data", "model", "tracking", "wandb", "log_level")
+"""keys of the configuration that a model in memory does not take"""
 
 
 def measure(model: Any, processor: Any, items: ItemSet, *, run_dir: str | Path | None = None, **settings: Any) -> RunResult:
@@ -101,7 +103,7 @@ def _prepared(
         raise ValueError("; ".join(faults))
     if run_dir is None:
         config.run_dir = tempfile.mkdtemp(prefix="gapclose-")
-        say(f"run directory: {config.run_dir}")
+        logger.info(f"run directory: {config.run_dir}")
     config.model.path = str(getattr(model, "name_or_path", "") or type(model).__name__)
     config.data.path = str(items.root)
     config.export = dataclasses.replace(config.export, verify=False)  # a fresh process cannot load a model that is only in memory

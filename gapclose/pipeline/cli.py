@@ -7,8 +7,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gapclose.pipeline.error_messages import guarded
+
+if TYPE_CHECKING:
+    from gapclose.pipeline.config import Config
 
 USAGE = """\
 usage: gapclose COMMAND [--config FILE] [--any.key value ...]
@@ -28,9 +32,10 @@ usage: gapclose COMMAND [--config FILE] [--any.key value ...]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 2 after an error that a user can fix."""
-    from gapclose.core.logging import spell_out
+    from gapclose.core.logging import configure_logging, spell_out
 
     spell_out()
+    configure_logging("info")  # until the configuration names a level
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -49,6 +54,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(lambda: commands[command](rest))
 
 
+def _configured(command: str, arguments: Sequence[str]) -> Config:
+    """The configuration of a command, whose ``log_level`` holds from here on.
+
+    Raises:
+        ValueError: naming everything that is wrong with it.
+    """
+    from gapclose.core.logging import configure_logging
+    from gapclose.pipeline.config import parse_config
+
+    config = parse_config(arguments, prog=f"gapclose {command}", starting=True)
+    configure_logging(config.log_level)
+    return config
+
+
 def validate(arguments: Sequence[str]) -> None:
     """Check everything that can be checked before a model loads.
 
@@ -57,9 +76,7 @@ def validate(arguments: Sequence[str]) -> None:
     Raises:
         ValueError: naming all faults, after everything that can be shown was printed.
     """
-    from gapclose.pipeline.config import parse_config
-
-    config = parse_config(arguments, prog="gapclose validate", starting=True)
+    config = _configured("validate", arguments)
 
     from gapclose.data.prompt_templates import apply_prompt
     from gapclose.evaluation.controls.text_leak import text_leak
@@ -69,12 +86,16 @@ def validate(arguments: Sequence[str]) -> None:
     from gapclose.pipeline.items import is_for_closing, prepare_plain
     from gapclose.pipeline.model_summary import print_outline
     from gapclose.pipeline.validate import missing_on_this_machine, print_histogram, print_leak, unnamed, warnings_for
-    from gapclose.training.tracking import tracking_doubts
+    from gapclose.training.tracking import refuse_missing_tracker, tracking_doubts
 
     closing, absent, items, plain, faults = True, why_absent(config.model), None, None, list[str]()
     shipped = [f"{key} {path}" for key, path in (("data.path", config.data.path), ("model.path", config.model.path)) if path in SHIPPED]
     if shipped:
         print(f"shipped with gapclose: {' and '.join(shipped)}")
+    try:
+        refuse_missing_tracker(config)
+    except ValueError as error:
+        faults.append(str(error))
     try:
         closing = is_for_closing(config)
         plain = prepare_plain(config, closing=closing, without_model=absent is not None)
@@ -109,9 +130,7 @@ def validate(arguments: Sequence[str]) -> None:
 
 def measure(arguments: Sequence[str]) -> None:
     """Measure the base model."""
-    from gapclose.pipeline.config import parse_config
-
-    config = parse_config(arguments, prog="gapclose measure", starting=True)
+    config = _configured("measure", arguments)
 
     from gapclose.pipeline.run import run_measure
 
@@ -121,9 +140,7 @@ def measure(arguments: Sequence[str]) -> None:
 
 def close(arguments: Sequence[str]) -> None:
     """Measure, train, measure again and export."""
-    from gapclose.pipeline.config import parse_config
-
-    config = parse_config(arguments, prog="gapclose close", starting=True)
+    config = _configured("close", arguments)
 
     from gapclose.pipeline.run import run_close
 
@@ -143,10 +160,9 @@ def _show(run_dir: Path) -> None:
 
 def export(arguments: Sequence[str]) -> None:
     """Write the exports of a finished run again."""
-    from gapclose.pipeline.config import parse_config
+    config = _configured("export", arguments)
 
-    config = parse_config(arguments, prog="gapclose export", starting=True)
-
+    from gapclose.core.files import near_sibling
     from gapclose.evaluation.run_records import summarise
     from gapclose.export.run import check_export, export_run
     from gapclose.pipeline.config import refuse_other_run
@@ -156,7 +172,8 @@ def export(arguments: Sequence[str]) -> None:
 
     directory = Path(config.run_dir)
     if not (directory / "config.yaml").is_file():
-        raise ValueError(f"{directory}: no run there (no config.yaml); run `gapclose close` first")
+        near = "" if directory.is_dir() else near_sibling(directory)
+        raise ValueError(f"{directory}: no run there (no config.yaml); run `gapclose close` first{near}")
     refuse_other_run(config, directory / "config.yaml")
     check_export(config)
     summary = summarise(directory)
@@ -177,8 +194,11 @@ def export(arguments: Sequence[str]) -> None:
 def report(arguments: Sequence[str]) -> None:
     """Show one run, or compare several. Raises: ValueError for directories that do not exist."""
     runs, as_json, html = _report_arguments(arguments)
-    if absent := [str(run) for run in runs if not run.is_dir()]:
-        raise ValueError(f"no such run directory: {', '.join(absent)}; name what `run_dir` was")
+    if absent := [run for run in runs if not run.is_dir()]:
+        from gapclose.core.files import near_sibling
+
+        near = "".join(dict.fromkeys(near_sibling(run) for run in absent))
+        raise ValueError(f"no such run directory: {', '.join(map(str, absent))}; name what `run_dir` was{near}")
     if len(runs) > 1:
         from gapclose.report.compare_runs import compare, print_comparison, write_comparison
 

@@ -8,17 +8,18 @@ values. All faults of one configuration are raised together
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
 
 from gapclose.core.config_checks import Checks
 from gapclose.core.errors import ErrorCollector
 from gapclose.core.files import write_text
+from gapclose.core.logging import LEVELS
 from gapclose.core.settings import RESUMABLE_KEYS, flatten, read_settings
 from gapclose.data.config import READERS, DataConfig, LabellingConfig, PromptsConfig
 from gapclose.evaluation.config import CONTROLS, ControlsConfig
@@ -26,6 +27,7 @@ from gapclose.export.config import ExportConfig
 from gapclose.metrics.config import GapConfig
 from gapclose.models.config import ModelConfig
 from gapclose.observe.config import ObserveConfig
+from gapclose.pipeline.config_help import format_help
 from gapclose.pipeline.config_parsing import all_hints, build, read_given
 from gapclose.pipeline.paths import missing_places
 from gapclose.probes.config import PROBE_FAMILIES, ProbeConfig
@@ -41,33 +43,36 @@ class Config:
     """directory for all files of the run; the same command continues an interrupted run"""
     seed: int = 0
     """seed of data, folds, adapters, batch order and resampling"""
-    force: bool = False
-    """train even if the reading's verdict is not `real` (`--force`); the evidence records it"""
-    tracking: str = "none"
-    """none or wandb"""
     objective: str = "consistency"
     """training objective: consistency (targets from the reading), gold (labels), consistency+gold,
     dpo or grpo (by TRL, from the reading), or package.module:function"""
+    tracking: str = "none"
+    """none or wandb"""
+    log_level: str = "info"
+    """what is logged at least: debug, info, warning or error"""
+    force: bool = False
+    """train even if the reading's verdict is not `real` (`--force`); the evidence records it"""
     data: DataConfig = field(default_factory=DataConfig)
-    prompts: PromptsConfig = field(default_factory=PromptsConfig)
-    labelling: LabellingConfig = field(default_factory=LabellingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    observe: ObserveConfig = field(default_factory=ObserveConfig)
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
-    gap: GapConfig = field(default_factory=GapConfig)
-    controls: ControlsConfig = field(default_factory=ControlsConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    wandb: TrackingConfig = field(default_factory=TrackingConfig)
     targets: TargetsConfig = field(default_factory=TargetsConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
+    gap: GapConfig = field(default_factory=GapConfig)
+    controls: ControlsConfig = field(default_factory=ControlsConfig)
     guards: GuardsConfig = field(default_factory=GuardsConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    labelling: LabellingConfig = field(default_factory=LabellingConfig)
     dpo: DpoConfig = field(default_factory=DpoConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
-    export: ExportConfig = field(default_factory=ExportConfig)
-    wandb: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
             check.choice("tracking", ("none", "wandb"))
+            check.choice("log_level", LEVELS)
             if check.sound("objective") and not CUSTOM.known(self.objective):
                 check.add(f"{check.named('objective')}; choose one of {list(CUSTOM.names)}, or package.module:function", "objective")
             check.number("seed", least=0, most=2**32 - 1)
@@ -131,26 +136,26 @@ def parse_config(arguments: Sequence[str], *, prog: str = "gapclose", starting: 
     """Build the configuration from command-line arguments (``--config FILE --any.key value``).
 
     Args:
-        starting: also check the directories that a start writes to, the files that it reads, and
-            user-defined functions.
+        starting: also check what a start needs: directories that it writes to, files that it reads, and functions of the user's own.
 
     Raises:
-        ValueError: naming all faults: unknown keys with the nearest valid key, and invalid values
-            with the allowed values.
+        ValueError: naming everything that is wrong: unknown keys with the nearest valid one, values that do not fit, with what would.
+        SystemExit: after ``--help`` or ``--print_config``, which print what their name says.
     """
-    if any(word in ("-h", "--help") or word.startswith("--print_config") for word in arguments):
-        set_parsing_settings(docstring_parse_attribute_docstrings=True)
-        parser = ArgumentParser(prog=prog)
-        parser.add_argument("--config", action="config", help="YAML file; options after it override its values")
-        parser.add_class_arguments(Config)
-        parser.parse_args(list(arguments))  # exits the process
+    if {"-h", "--help"} & set(arguments):
+        print(format_help(Config, prog))
+        sys.exit(0)
+    wanted = [word for word in arguments if word != "--print_config"]
     problems, hints = ErrorCollector("the configuration", most=1000, alike=1000), all_hints(Config)
-    config = build(Config, read_given(arguments, hints, problems), hints, problems)
+    config = build(Config, read_given(wanted, hints, problems), hints, problems)
     if starting and config is not None:
         for fault in (*missing_places(config.run_dir, config.data, config.model, config.observe), *missing_functions(config)):
             problems.add(fault)
     problems.raise_if_any()
     assert config is not None
+    if len(wanted) < len(arguments):
+        print(_dump(config), end="")
+        sys.exit(0)
     return config
 
 

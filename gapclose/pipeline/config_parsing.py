@@ -17,6 +17,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from gapclose.core.config_checks import Complaint, Faults, hints_of, in_words
 from gapclose.core.errors import ErrorCollector, ItemError, shown
+from gapclose.core.files import near_sibling
 from gapclose.core.parsing import parse_yaml, read_text
 from gapclose.core.settings import WHOLE_KEYS
 
@@ -92,7 +93,7 @@ def _words(hints: dict[str, Any], key: str) -> str:
 def _of_file(path: Path, hints: dict[str, Any], problems: ErrorCollector) -> list[Given]:
     """Return the values of a YAML file; an unknown group is returned as one value."""
     if not path.is_file():
-        problems.add(f"{path}: no such configuration file")
+        problems.add(f"{path}: no such configuration file{near_sibling(path)}")
         return []
     try:
         tree = parse_yaml(read_text(path), aliases=ALIASES, settings=True) or {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from filelock import BaseFileLock
 
 from gapclose.core.distributed import engine_given, run_on_main
 from gapclose.core.files import read_json, remove_leftovers, write_json, write_text
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger, shows_bars
 from gapclose.core.versions import refuse_other_versions, say_other_environment
 from gapclose.data.item_set import ItemSet
 from gapclose.data.prompt_templates import apply_prompt
@@ -50,7 +49,9 @@ from gapclose.probes.search import choose_probe, not_asked_words
 from gapclose.report.figures import draw_epochs
 from gapclose.training.lora import adapted_experts
 from gapclose.training.objectives import loss_terms
-from gapclose.training.tracking import NoTracker, make_tracker, tracking_doubts
+from gapclose.training.tracking import NoTracker, make_tracker, refuse_missing_tracker, tracking_doubts
+
+logger = get_logger(__name__)
 
 MEASURED = ("gap", "transfer", "retain")
 
@@ -69,12 +70,13 @@ class RunContext:
                 configured layers that do not exist and experts that cannot be adapted.
         """
         transformers.logging.set_verbosity_error()
-        if not sys.stderr.isatty():
+        if not shows_bars():
             transformers.logging.disable_progress_bar()
         self.config, self.directory, self.given = config, Path(config.run_dir), given
         self.weights = dict[str, Any]()
         """copy of the weights of a model in memory, while a control may replace them"""
         refuse_quantisation(config.model.quantisation)
+        refuse_missing_tracker(config)
         self.process = check_launch()
         engine = engine_given(self.process)
         refuse_under_engine(config, engine, self.process.num_processes, closing=closing)
@@ -120,10 +122,10 @@ class RunContext:
         self.items = apply_prompt(self.plain, config.prompts.asked, config.prompts)
         refuse_other_items(self.items, self.directory / "items.json")
         for line in tracking_doubts(config) if self.process.is_main_process else ():
-            say(f"  warning: {line}")
+            logger.warning(f"  {line}")
         self.loaded = self._from_memory(self.given) if self.given else load_model(config.model)
         batch = f", global batch {config.train.global_batch_size} in micro-batches of {config.train.micro_batch_size}" if closing else ""
-        say(f"precision {str(self.loaded.model.dtype).removeprefix('torch.')}{batch}")
+        logger.info(f"precision {str(self.loaded.model.dtype).removeprefix('torch.')}{batch}")
         n_layers = len(self.loaded.layers)
         candidates = config.probe.candidates(n_layers)
         if closing:  # the lowest candidate: covers every layer that may get adapters
@@ -229,9 +231,9 @@ class RunContext:
 
         self.on_main(save)
         if choice.not_asked:
-            say(f"  warning: {not_asked_words(choice.not_asked)}")
+            logger.warning(f"  {not_asked_words(choice.not_asked)}")
         found = max(choice.table, key=lambda r: r["given_modality"])
-        say(
+        logger.info(
             f"probe: {layer_words(self.probe.layers)} of {n_layers}, {self.probe.family} ({self.probe.strength:g}), "
             f"out-of-fold accuracy {found['accuracy']:.3f} on {len(fit)} labelled items"
         )
@@ -280,9 +282,9 @@ class RunContext:
         line = f"{record['stage']}: action {action:.3f}, reading {reading:.3f} (balanced)"
         if "change" in record:
             line += f", closure {_number(record['change']['closure'])}, standard accuracy {0.0 - record['change']['standard_drop']['value']:+.3f}"
-        say(f"{line}, state: {record['state']}")
+        logger.info(f"{line}, state: {record['state']}")
         if record["state"] not in ("open", "closed"):
-            say(f"  warning: {record['state']}: {STATES[record['state']]}")
+            logger.warning(f"  {record['state']}: {STATES[record['state']]}")
 
     def measure_base(self, splits: Sequence[str]) -> dict[str, SplitMeasurement]:
         """Measure the base model; on test, also the text-only control and the prompt variants."""
@@ -290,7 +292,7 @@ class RunContext:
         for split in splits:
             found[split] = self.measure("base", split)
             for fault in found[split].acting["all"].faults:
-                say(f"  warning: on {split} {fault}. {ADVICE}")
+                logger.warning(f"  on {split} {fault}. {ADVICE}")
             record = make_record(f"base/{split}", 0, found[split], None, self.config.gap, self.config.seed)
             if split == "test":
                 fit, items = self.items.select(split="fit"), self.measured_items(split)
@@ -317,17 +319,17 @@ class RunContext:
             found = run_controls(self, thorough=thorough)
             gone = [key for key, value in before.items() if value and not found.get(key)]
             if gone:
-                say(f"measurement.json held {', '.join(gone)} and does not any more: the configuration asks for less")
+                logger.info(f"measurement.json held {', '.join(gone)} and does not any more: the configuration asks for less")
             self.on_main(lambda: write_json(path, found))
         for name, verdict in run_on_main(lambda: read_json(path, "verdicts")["verdicts"]).items():
-            say(f"{name} on test: {verdict['word']}")
+            logger.info(f"{name} on test: {verdict['word']}")
 
     def gate(self) -> None:
         """Write ``gate.json``: the verdicts on val, which allow or refuse training."""
         found = gate(self)
         self.on_main(lambda: write_json(self.directory / "gate.json", found))
         for name, verdict in found["verdicts"].items():
-            say(f"{name} on val: {verdict['word']}")
+            logger.info(f"{name} on val: {verdict['word']}")
 
     def track(self) -> None:
         """Start the configured tracker in the main process."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gapclose.core.errors import ErrorCollector
-from gapclose.core.logging import say
+from gapclose.core.imports import MissingPackage
+from gapclose.core.logging import get_logger
 from gapclose.data.answer_matching import check_told_apart
 from gapclose.data.config import WORDINGS, DataConfig, PromptsConfig
 from gapclose.data.generated import GENERATED, write_generated
@@ -25,8 +26,10 @@ from gapclose.models.input_checks import check_kinds, check_options, too_long
 from gapclose.models.loading import load_processor
 from gapclose.pipeline.config import Config
 from gapclose.pipeline.media_fit import unfit
-from gapclose.training.objectives import BY_TRL, needs_reading
+from gapclose.training.objectives import BY_TRL, needs_reading, require_trl
 from gapclose.training.trl.dataset import check_supported_media
+
+logger = get_logger(__name__)
 
 MEASURE_SPLITS = {"fit": True, "test": True}
 CLOSE_SPLITS = {"fit": True, "train": False, "val": True, "test": True}
@@ -113,12 +116,16 @@ def read_checked_items(
         check_expressible(items, problems)
     behind = None if processor is None else left_out_of_prompts(processor)
     if objective in BY_TRL:
+        try:
+            require_trl(objective)
+        except MissingPackage as error:
+            problems.add(str(error))
         check_supported_media(asked[prompts.asked], objective, BY_TRL[objective], problems)
         if behind:
             problems.add(f"objective {objective}: TRL makes its own prompts, and {behind}")
     problems.raise_if_any()
     for line in (*items.notes, *([behind] if behind else []), *(f"left out: item {ident!r}: {fault}" for ident, fault in items.skipped)):
-        say(line)
+        logger.info(line)
     return items
 
 

@@ -11,9 +11,11 @@ import yaml
 from accelerate import PartialState
 
 from gapclose.core.distributed import PATIENCE, engine_faults, engine_given, kind_given, kind_of
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.pipeline.config import Config
 from gapclose.training.objectives import BY_TRL
+
+logger = get_logger(__name__)
 
 
 def refuse_under_engine(config: Config, engine: str, processes: int, *, closing: bool) -> None:
@@ -132,5 +134,5 @@ def check_launch(asked: LaunchRequest | None = None) -> PartialState:
             f"the launcher switches mixed precision on ({mixed}), in training alone: the base model would be observed in another precision "
             "than the adapted one. Launch with --mixed_precision no, and choose the precision of both by model.dtype."
         )
-    say(f"running on {state.num_processes} process{'es' if state.num_processes > 1 else ''} ({engine}, {state.device.type})")  # pyright: ignore[reportOptionalMemberAccess]
+    logger.info(f"running on {state.num_processes} process{'es' if state.num_processes > 1 else ''} ({engine}, {state.device.type})")  # pyright: ignore[reportOptionalMemberAccess]
     return state

@@ -14,7 +14,6 @@ from rich.table import Table
 from torch import nn
 
 from gapclose.core.files import format_bytes, free_bytes, nearest
-from gapclose.core.logging import say
 from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item
 from gapclose.models.architecture import build_on_meta, quiet, read_architecture
@@ -64,7 +63,7 @@ def print_outline(config: Config, items: ItemSet | None, *, absent: str | None) 
         ValueError: as :func:`outline`, after the rows before the fault were printed.
     """
     if absent:
-        say(f"no checkpoint can be read at {config.model.path} ({absent}); sizes are those of {config.model.architecture}")
+        print(f"no checkpoint can be read at {config.model.path} ({absent}); sizes are those of {config.model.architecture}")
     table = Table(title=f"{config.model.path}, without its weights", show_header=False)
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
@@ -74,7 +73,7 @@ def print_outline(config: Config, items: ItemSet | None, *, absent: str | None) 
     finally:
         if table.row_count:
             wide_console().print(table)
-            say("memory is that of one process, without what kernels and allocator take for themselves (docs/your-model.md)")
+            print("memory is that of one process, without what kernels and allocator take for themselves (docs/your-model.md)")
 
 
 def outline(config: Config, items: ItemSet | None, *, absent: bool) -> Iterator[tuple[str, str]]:

@@ -15,9 +15,11 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from gapclose.core.distributed import engine_given
 from gapclose.core.files import read_json, write_json, write_text, writing
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.core.version import __version__
 from gapclose.data.item_set import ItemSet
+
+logger = get_logger(__name__)
 
 SETTLE = 1.0
 """seconds within which a process that has taken a lock has written its note"""
@@ -66,14 +68,14 @@ def lock_run_dir(directory: Path) -> BaseFileLock | None:
         except Timeout:
             if _holder(note).endswith(_here()):
                 raise
-            say(f"{directory} is locked ({_holder(note)}); waiting for {LAPSE} s, in which the lock of a lost node lapses")
+            logger.info(f"{directory} is locked ({_holder(note)}); waiting for {LAPSE} s, in which the lock of a lost node lapses")
             lock.acquire(timeout=LAPSE)
     except Timeout:
         raise ValueError(
             f"{directory}: another process works in this run directory ({_holder(note)}); let it end, or name another one (--run_dir)"
         ) from None
     except (OSError, NotImplementedError) as error:
-        say(f"warning: {directory} cannot be locked ({error}); let no other process work in it")
+        logger.warning(f"{directory} cannot be locked ({error}); let no other process work in it")
         return None
     write_text(note, f"process {os.getpid()}{_here()}")
     return lock

@@ -37,23 +37,23 @@ class ProbeConfig:
     families: list[str] = field(default_factory=lambda: list(FAMILIES))
     """probe families to try: logistic (strengths in ``c``), lda (strengths in ``shrinkage``),
     mean_difference (nearest class mean), a registered family, or ``package.module:function``"""
-    c: list[float] = field(default_factory=lambda: [0.001, 0.01, 0.1, 1.0])
-    """inverse regularisation of the logistic family, on standardised residuals"""
-    shrinkage: list[float] = field(default_factory=lambda: [0.1, 0.5])
-    """covariance shrinkage of the lda family, 0..1"""
-    strengths: list[float] = field(default_factory=lambda: [1.0])
-    """strengths of the families that are not the package's own"""
-    folds: int = 4
-    """grouped cross-validation folds inside fit"""
     layers: list[int] | None = None
     """candidate layers, counted from 1; null: all with at least ``layers_above`` decoder layers
     above them"""
     layers_above: int = 2
     """decoder layers that must remain above the probe's layer, so that LoRA can act on the
     residuals that the probe reads"""
+    folds: int = 4
+    """grouped cross-validation folds inside fit"""
+    c: list[float] = field(default_factory=lambda: [0.001, 0.01, 0.1, 1.0])
+    """inverse regularisation of the logistic family, on standardised residuals"""
+    shrinkage: list[float] = field(default_factory=lambda: [0.1, 0.5])
+    """covariance shrinkage of the lda family, 0..1"""
     stack: int = 1
     """largest number of best single layers that are also tried concatenated, as one probe, in the
     same cross-validation (1: single layers only)"""
+    strengths: list[float] = field(default_factory=lambda: [1.0])
+    """strengths of the families that are not the package's own"""
 
     def __post_init__(self) -> None:
         with Checks(self, "probe") as check:

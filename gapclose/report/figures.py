@@ -1,5 +1,7 @@
 """Draw the figures of a run from its numbers: inline SVG for the page, and ``figures/epochs.png``.
 
+Without matplotlib every function of a figure returns None.
+
 An interval is ``{"value", "lower", "upper"}``, any of them None. The colours of Okabe and Ito are
 distinct for colour-blind readers; markers, dashes and fills make the same distinctions in grey.
 """
@@ -8,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from gapclose.core.files import write_in_place
 from gapclose.evaluation.run_records import read_records, record_of, skipped_words
-from gapclose.report.style import INK, styled, to_svg, wrap
+from gapclose.report.style import INK, new_figure, styled, to_svg, whole_numbers, wrap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 READING, FRESH, SENTINEL, ACTION, GENERATED, PALE = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#E69F00", "#e6e6e6"
 WIDTH = 4.1  # inches: on a phone, one point of type is then slightly more than a pixel
@@ -67,7 +69,7 @@ def _accuracies(axes: Axes, records: Sequence[Mapping[str, Any]], text: Interval
     if text is not None and text["value"] is not None:
         axes.axhline(text["value"], color="0.5", linewidth=1, linestyle="-.", label="text only (test)")
     axes.set(ylabel="balanced accuracy", ylim=(min(0.4, axes.get_ylim()[0]), 1.02))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(axes.xaxis)
     axes.grid(axis="y", color=PALE)
 
 
@@ -86,7 +88,7 @@ def epochs_svg(records: Sequence[Mapping[str, Any]], text: Interval | None) -> s
     if not records:
         return None
     changed = [r for r in records if "change" in r]
-    figure = Figure(figsize=(WIDTH, 5.4 if changed else 3.4), layout="constrained")
+    figure = new_figure(figsize=(WIDTH, 5.4 if changed else 3.4), layout="constrained")
     rows = figure.subplots(2 if changed else 1, 1, sharex=True, squeeze=False, height_ratios=[2, 1.25] if changed else [1])[:, 0]
     _accuracies(rows[0], records, text)
     figure.legend(*rows[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -126,7 +128,7 @@ def draw_epochs(directory: Path) -> Path | None:
     if not records:
         return None
     base = record_of(directory, "base/test")
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = new_figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
     _accuracies(axes, records, base["controls"]["text_only"]["all"] if base else None)
     axes.set_xlabel("epoch (0 is the base model)")
@@ -155,7 +157,7 @@ def points_svg(name: str, rows: Sequence[tuple[str, Mapping[str, Interval | None
     kinds = [k for k in MARKS if any(k in parts for _, parts in rows)]
     if not rows:
         return None
-    figure = Figure(figsize=(WIDTH, 1.15 + len(rows) * (0.2 + 0.17 * len(kinds))), layout="constrained")
+    figure = new_figure(figsize=(WIDTH, 1.15 + len(rows) * (0.2 + 0.17 * len(kinds))), layout="constrained")
     axes = figure.subplots()
     for k, kind in enumerate(kinds):
         colour, marker, filled = MARKS[kind]
@@ -180,7 +182,7 @@ def points_svg(name: str, rows: Sequence[tuple[str, Mapping[str, Interval | None
 
 
 @styled
-def layers_svg(layers: Sequence[Mapping[str, Any]], chosen: Sequence[int], title: str) -> str:
+def layers_svg(layers: Sequence[Mapping[str, Any]], chosen: Sequence[int], title: str) -> str | None:
     """Draw balanced accuracy and AUROC of a probe and of the logit lens at every layer.
 
     The logit lens applies the model's final norm and output head to the residuals of a layer.
@@ -188,7 +190,7 @@ def layers_svg(layers: Sequence[Mapping[str, Any]], chosen: Sequence[int], title
     Args:
         chosen: layers that the frozen probe reads; empty if unknown.
     """
-    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+    figure = new_figure(figsize=(WIDTH, 4.6), layout="constrained")
     rows = figure.subplots(2, 1, sharex=True)
     numbered = [row["layer"] for row in layers]
     for axes, kind, name in zip(rows, ("balanced", "auroc"), ("balanced accuracy", "AUROC"), strict=True):
@@ -201,7 +203,7 @@ def layers_svg(layers: Sequence[Mapping[str, Any]], chosen: Sequence[int], title
             _band(axes, numbered, lens, color=ACTION, marker="D", linestyle="--", label="logit lens")
         axes.set(ylabel=name, ylim=(min(0.4, axes.get_ylim()[0]), 1.02))
         axes.grid(axis="y", color=PALE)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes.xaxis)
     rows[0].set_title(title, loc="left")
     rows[1].set_xlabel("decoder layer (0 is the embedding)")
     figure.legend(*rows[0].get_legend_handles_labels(), loc="outside lower center", ncols=3 if len(chosen) < 2 else 2)
@@ -214,9 +216,9 @@ def layers_svg(layers: Sequence[Mapping[str, Any]], chosen: Sequence[int], title
 
 
 @styled
-def roc_svg(scope: str, curves: Mapping[str, Mapping[str, Any]], name: str, title: str) -> str:
+def roc_svg(scope: str, curves: Mapping[str, Mapping[str, Any]], name: str, title: str) -> str | None:
     """Draw hit rate against false-alarm rate of reading and action, with their operating points."""
-    figure = Figure(figsize=(3.4, 3.9), layout="constrained")
+    figure = new_figure(figsize=(3.4, 3.9), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.75", linewidth=1, linestyle=":")
     told = []
@@ -240,11 +242,11 @@ def roc_svg(scope: str, curves: Mapping[str, Mapping[str, Any]], name: str, titl
 
 
 @styled
-def calibration_svg(bins: Sequence[Mapping[str, float]], title: str) -> str:
+def calibration_svg(bins: Sequence[Mapping[str, float]], title: str) -> str | None:
     """Draw accuracy against confidence of the reading, a point per bin of about equal size."""
     bins = [b for b in bins if b["n"]]
     x, y = (np.array([b[k] for b in bins], dtype=float) for k in ("confidence", "accuracy"))
-    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    figure = new_figure(figsize=(WIDTH, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.75", linewidth=1, linestyle=":")
     axes.plot(x, y, color=READING, linewidth=0.8, alpha=0.6)

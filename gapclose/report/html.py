@@ -33,6 +33,7 @@ from gapclose.metrics.verdict import VERDICTS
 from gapclose.report import figures
 from gapclose.report.console import ADAPTED_COLUMNS, GAPS, PROMPT_COLUMNS, TEST_ROWS, figure
 from gapclose.report.media_embed import Embedder
+from gapclose.report.style import why_no_figures
 from gapclose.report.templating import render
 
 MEASUREMENT_VERSION = 1
@@ -78,6 +79,7 @@ def build_page(directory: Path) -> str:
         fingerprints=_fingerprints(directory),
         trained=summary["adapted"] and summary["adapted"] | {"gain": {"standard_accuracy": turned(summary["standard_drop"])}},
         figures=_figures(summary, records, measured),
+        no_figures=why_no_figures(),
     )
 
 
@@ -179,7 +181,8 @@ def _figures(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], m
         drawn.setdefault("roc", []).append(figures.roc_svg(scope, curves, f"roc{k}", f"{scope}: {counts}"))
     if (measured.get("calibration") or {}).get("bins"):
         drawn["calibration"] = figures.calibration_svg(measured["calibration"]["bins"], counts)
-    return {k: Markup("".join(v)) if isinstance(v, list) else Markup(v) for k, v in drawn.items() if v}
+    joined = {k: "".join(filter(None, v)) if isinstance(v, list) else v for k, v in drawn.items()}
+    return {k: Markup(v) for k, v in joined.items() if v}
 
 
 def _counts(of: Mapping[str, Any]) -> str:

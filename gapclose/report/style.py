@@ -11,11 +11,17 @@ import re
 import textwrap
 import warnings
 from collections.abc import Callable
-from functools import wraps
-from typing import Any
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-from matplotlib.figure import Figure
+from gapclose.core.imports import MissingPackage, require
+from gapclose.core.logging import get_logger
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+logger = get_logger(__name__)
 
 INK = "#333333"
 TAG = re.compile(r"<[^>]*>")
@@ -28,14 +34,43 @@ STYLE: Any = {
 }  # fmt: skip
 
 
+@cache
+def why_no_figures() -> str:
+    """Why no figure can be drawn, and the remedy; empty where matplotlib is installed. The first call of a process logs it."""
+    try:
+        require("matplotlib", "figures", "drawing")
+    except MissingPackage as error:
+        logger.warning(f"figures are left out: {error}")
+        return str(error)
+    return ""
+
+
+def new_figure(**settings: Any) -> Figure:
+    """A matplotlib figure that no window shows."""
+    from matplotlib.figure import Figure
+
+    return Figure(**settings)
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Put ticks at whole numbers alone."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
 def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
     """Make a function draw in :data:`STYLE`, without the user's matplotlibrc.
 
-    Names from the data are not parsed as formulas.
+    Names from the data are not parsed as formulas. Without matplotlib the function returns None.
     """
 
     @wraps(draw)
     def inside(*arguments: Any, **named: Any) -> Any:
+        if why_no_figures():
+            return None
+        import matplotlib
+
         with matplotlib.rc_context(), warnings.catch_warnings():
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(STYLE)

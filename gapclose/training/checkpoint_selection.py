@@ -12,13 +12,15 @@ from typing import Any
 
 from gapclose.core.distributed import run_on_main
 from gapclose.core.files import read_json, write_json
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.evaluation.run_records import read_records, record_of
 from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.status import UNFINISHED, beyond, within
 from gapclose.training.context import TrainingSettings
 from gapclose.training.early_stopping import check_guards, triggered
+
+logger = get_logger(__name__)
 
 FALLING = 0.1
 """share of the loss above its floor by which an epoch must lower it to count as still falling"""
@@ -200,7 +202,7 @@ def best_epoch(
         return 0 if best is None or figure(best, shifted=shifted) <= figure(base, shifted=shifted) + 1e-9 else best["epoch"]
     if among := clean or kept:
         return max(among, key=lambda r: (figure(r, shifted=shifted), -r["epoch"]))["epoch"]
-    say("warning: every epoch loses more standard accuracy than the budget; keeping the one that loses least")
+    logger.warning("every epoch loses more standard accuracy than the budget; keeping the one that loses least")
     return min(after, key=lambda r: (drop[r["epoch"]]["value"], r["epoch"]))["epoch"]
 
 

@@ -12,13 +12,13 @@ from gapclose.training.wandb_service import LONGEST, NOT_IN_PROJECTS
 class LoraConfig:
     """Position and size of the LoRA adapters."""
 
-    layers: str | list[int] = "after_probe"
-    """after_probe (the frozen probe still reads the base model's residuals), all, or a list of
-    decoder layers counted from 1"""
     r: int = 16
     """rank"""
     alpha: int = 32
     """scale: updates are multiplied by alpha / r"""
+    layers: str | list[int] = "after_probe"
+    """after_probe (the frozen probe still reads the base model's residuals), all, or a list of
+    decoder layers counted from 1"""
     dropout: float = 0.0
     """dropout on the adapters' input, at least 0 and below 1"""
     use_rslora: bool = False
@@ -62,17 +62,21 @@ CONTROLS = ("none", "shuffled", "blank_targets", "blank_media")
 
 @dataclass(kw_only=True)
 class TargetsConfig:
-    """How targets are made from readings."""
+    """How readings become targets."""
 
     false_alarm_budget: float | None = 0.03
     """share of the standard items of val on which the reading may raise a false alarm, allowing
     for the uncertainty of the count (:mod:`gapclose.probes.posterior`); null: keep the reading's
     own threshold"""
-    sharpen: float = 1.0
-    """exponent on the reading; .inf gives hard targets"""
     gate: float = 1.0
     """confidence filter: share of the items of every read concept that is kept, most confident
     first; 1 keeps all"""
+    sharpen: float = 1.0
+    """exponent on the reading; .inf gives hard targets"""
+    control: str = "none"
+    """none; shuffled (readings permuted among the train items of a modality, evenly over the
+    read concepts); blank_targets (targets from blanked media, training on the real media);
+    blank_media (targets and training from blanked media)"""
     rounds: int = 1
     """rounds of making targets and training on them, each ``train.epochs`` long. Before each
     later round a probe is fitted again, with the same labels, on the adapted model, and chosen
@@ -80,10 +84,6 @@ class TargetsConfig:
     patience: int = 1
     """the rounds end after this many in a row whose probe reads val no better than the best
     probe before (mean log-likelihood, point estimate); the last of these rounds is not trained"""
-    control: str = "none"
-    """none; shuffled (readings permuted among the train items of a modality, evenly over the
-    read concepts); blank_targets (targets from blanked media, training on the real media);
-    blank_media (targets and training from blanked media)"""
 
     def __post_init__(self) -> None:
         with Checks(self, "targets", infinite=("sharpen",)) as check:
@@ -188,7 +188,7 @@ POLYNOMIAL_END = 1e-7
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """Batches, optimiser and loss weights."""
+    """How adapters are trained."""
 
     epochs: int = 3
     """number of epochs. For the objectives consistency, gold and consistency+gold, an epoch has
@@ -200,12 +200,19 @@ class TrainConfig:
     other objectives: without a better action on val); null: train all epochs. Controls of training
     always train all. With it, use a scheduler that does not depend on the number of epochs, such as
     constant_with_warmup"""
+    learning_rate: float = 2e-4
+    """peak learning rate of AdamW, at least 0"""
     global_batch_size: int = 72
     """items per optimiser step, over all processes and terms"""
     micro_batch_size: int = 8
     """items per forward on one process; affects memory, not results"""
-    learning_rate: float = 2e-4
-    """peak learning rate of AdamW, at least 0"""
+    gradient_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, about a third more time"""
+    cache_trunk: bool = False
+    """hidden-state cache: compute everything below the first adapted layer once (towers
+    included), keep it on disk during training, and start training and measurement from there;
+    ``gapclose validate`` prints its size. Skipped with a message if it does not fit or the model
+    does not support it"""
     lr_scheduler_type: str = "cosine"
     """scheduler of transformers: linear, cosine, cosine_with_restarts, polynomial, constant,
     constant_with_warmup or inverse_sqrt"""
@@ -215,6 +222,11 @@ class TrainConfig:
     """weight decay of AdamW on the adapter weights"""
     max_grad_norm: float = 1.0
     """largest gradient norm, above which gradients are clipped; 0: no clipping"""
+    logging_steps: int = 10
+    """optimiser steps between loss lines"""
+    save_steps: int = 0
+    """optimiser steps between checkpoints, in addition to the one after every epoch; 0: only
+    after epochs"""
     consistency: float = 1.0
     """weight of the consistency term, if the objective has it"""
     gold: float = 1.0
@@ -232,18 +244,6 @@ class TrainConfig:
     retain_tokens: int = 512
     """number of the base model's most probable next tokens that the KL compares; a smaller
     vocabulary is compared completely"""
-    gradient_checkpointing: bool = False
-    """recompute activations in the backward pass: less memory, about a third more time"""
-    cache_trunk: bool = False
-    """hidden-state cache: compute everything below the first adapted layer once (towers
-    included), keep it on disk during training, and start training and measurement from there;
-    ``gapclose validate`` prints its size. Skipped with a message if it does not fit or the model
-    does not support it"""
-    save_steps: int = 0
-    """optimiser steps between checkpoints, in addition to the one after every epoch; 0: only
-    after epochs"""
-    logging_steps: int = 10
-    """optimiser steps between loss lines"""
 
     def __post_init__(self) -> None:
         with Checks(self, "train") as check:
@@ -304,7 +304,7 @@ class TrainConfig:
 
 @dataclass(kw_only=True)
 class TrackingConfig:
-    """Where records are mirrored."""
+    """Where ``tracking: wandb`` mirrors records to."""
 
     project: str = "gapclose"
     """Weights & Biases project, at most 128 characters without any of / \\ # ? % :"""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gapclose.core.imports import require
 from gapclose.core.registry import Registry
 from gapclose.training.config import TERMS, TrainConfig
 
@@ -25,6 +26,16 @@ ObjectiveFunction = Callable[[Any, Any], np.ndarray]
 """(:class:`gapclose.training.targets.Targets`, the train items) -> target distribution (N, O),
 rows sum to one"""
 CUSTOM: Registry[ObjectiveFunction] = Registry("objective", "objective", OBJECTIVES)
+
+
+def require_trl(objective: str) -> None:
+    """Import what an objective that TRL trains is trained with.
+
+    Raises:
+        MissingPackage: when it is not installed.
+    """
+    for module in ("trl", "datasets"):
+        require(module, "trl", f"objective {objective}")
 
 
 def register_objective(name: str, aim: ObjectiveFunction) -> ObjectiveFunction:

@@ -10,9 +10,11 @@ from typing import Any
 
 from gapclose.core.distributed import run_on_all_ranks, run_on_main
 from gapclose.core.files import WriteError, read_json, writing
-from gapclose.core.logging import is_main, say
+from gapclose.core.logging import get_logger, is_main
 from gapclose.core.tensor_files import WHOLE, Damaged, damage
 from gapclose.models.sharding import is_wrapped
+
+logger = get_logger(__name__)
 
 
 @contextmanager
@@ -73,14 +75,14 @@ def last_complete_checkpoint(directory: Path, lost: Callable[[int], str | None] 
             reason = next((gone for epoch in range(1, int(_epoch(folder)) + 1) if (gone := lost(epoch))), None)
         if reason is None:
             for line in skipped:
-                say(f"  warning: {line}; going on from the checkpoint before it, {folder.name}")
+                logger.warning(f"  {line}; going on from the checkpoint before it, {folder.name}")
             return folder
         skipped.append(reason)
     if damaged:
         folders = ", ".join(str(folder) for folder in damaged)
         raise Damaged(f"{'; '.join(skipped)}; delete {folders} and run the same command again, which trains from the beginning")
     for line in skipped:
-        say(f"  warning: {line}; training from the beginning")
+        logger.warning(f"  {line}; training from the beginning")
     return None
 
 

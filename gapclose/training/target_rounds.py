@@ -23,7 +23,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from gapclose.core.distributed import map_across_ranks
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.data.item_set import ItemSet
 from gapclose.data.media import SUPPORTED
 from gapclose.metrics.bootstrap import ClipBootstrap, Interval
@@ -33,6 +33,8 @@ from gapclose.probes.config import ProbeConfig
 from gapclose.probes.linear import FrozenProbe, fit_linear, linear_logits
 from gapclose.probes.search import not_asked, not_asked_words, possible_concepts, score
 from gapclose.training.context import TrainingContext
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ def search(run: TrainingContext, number: int) -> tuple[FrozenProbe, np.ndarray]:
     )  # fmt: skip
     lost = not_asked(right.concept, right.modality, fit.concepts)
     if lost:
-        say(f"  warning: round {number}: {not_asked_words(lost)}")
+        logger.warning(f"  round {number}: {not_asked_words(lost)}")
     evidence = {"chosen_from": table, "n_fit": len(fit), "n_val": len(val), "seed": run.config.seed, "round": number, "not_asked": lost}
     run.on_main(lambda: probe.save(run.directory / "probes" / f"round-{number}", evidence))
     return probe, probe.predict_proba(probe.features(seen["val"]))

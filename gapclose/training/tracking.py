@@ -11,7 +11,7 @@ from typing import Any
 import transformers
 
 from gapclose.core.files import read_json, write_json
-from gapclose.core.logging import is_main, say
+from gapclose.core.logging import get_logger, is_main
 from gapclose.evaluation.run_records import read_records
 from gapclose.training.context import TrainingSettings
 from gapclose.training.wandb_service import (
@@ -25,6 +25,8 @@ from gapclose.training.wandb_service import (
     service,
     why_unreached,
 )
+
+logger = get_logger(__name__)
 
 RECORD = "gap/record"
 """log key of a row's record: its stage and a hash of its content"""
@@ -93,8 +95,8 @@ class WandbTracker(NoTracker):
         if self.run is not None:
             self._safely(self._close)
         if self.waiting:
-            say(
-                f"  warning: tracking: the losses of {len(self.waiting)} steps were not sent; they are in the checkpoints' trainer_state.json"
+            logger.warning(
+                f"  tracking: the losses of {len(self.waiting)} steps were not sent; they are in the checkpoints' trainer_state.json"
             )
 
     def _safely(self, job: Callable[[], None]) -> None:
@@ -106,8 +108,8 @@ class WandbTracker(NoTracker):
             reason = in_one_line(error)
             if reason not in self.warned:
                 self.warned.add(reason)
-                say(
-                    f"  warning: tracking: {reason}; the run goes on. gap.jsonl keeps every record, and those that are missing there are sent at "
+                logger.warning(
+                    f"  tracking: {reason}; the run goes on. gap.jsonl keeps every record, and those that are missing there are sent at "
                     "the next record or the next start"
                 )
 
@@ -128,7 +130,7 @@ class WandbTracker(NoTracker):
         self.known["step"] = max((row["step"] for row in rows if "step" in row), default=0)
         self.known.pop("final", None)
         if mode() == "online":
-            say(
+            logger.info(
                 f"tracking: the last start of this run was cut off. `wandb sync {self.directory / 'wandb'}/*-{self.known['id']}` uploads what it had "
                 "written and not sent"
             )
@@ -224,12 +226,22 @@ def make_tracker(config: TrainingSettings, settings: dict[str, Any]) -> NoTracke
         return NoTracker()
     try:
         if mode() == "disabled":
-            say("tracking is wandb, and WANDB_MODE is disabled: nothing is sent")
+            logger.info("tracking is wandb, and WANDB_MODE is disabled: nothing is sent")
             return NoTracker()
     except Exception as error:  # an error of wandb's settings, already reported by tracking_doubts
-        say(f"  warning: tracking: {in_one_line(error)}; nothing is sent")
+        logger.warning(f"  tracking: {in_one_line(error)}; nothing is sent")
         return NoTracker()
     return WandbTracker(config, settings)
+
+
+def refuse_missing_tracker(config: TrainingSettings) -> None:
+    """Look whether the client of the configured tracker is installed; unlike a service that cannot be reached, that never mends itself.
+
+    Raises:
+        MissingPackage: when it is not.
+    """
+    if config.tracking == "wandb":
+        service()
 
 
 def tracking_doubts(config: TrainingSettings) -> list[str]:
@@ -268,7 +280,7 @@ class LossLines(transformers.TrainerCallback):
         if "loss" in values:
             shown = {k: v for k, v in values.items() if k.startswith(PRINTED) or k == "reward"}
             of_round = f"round {self.number}, " if self.number > 1 else ""
-            say(
+            logger.info(
                 f"{of_round}step {state.global_step}/{state.max_steps}: "
                 + ", ".join(f"{k.removeprefix('loss/')} {v:.4f}" for k, v in shown.items())
             )

@@ -9,7 +9,6 @@ Shapes: P answer positions, V vocabulary.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +20,7 @@ from accelerate.utils import DistributedType
 
 from gapclose.core.distributed import refuse_other_engine
 from gapclose.core.errors import LossNotFinite
-from gapclose.core.logging import is_main, say
+from gapclose.core.logging import get_logger, shows_bars
 from gapclose.data.media import MediaLoader
 from gapclose.models.loading import LoadedModel
 from gapclose.models.sharding import is_sharded, is_zero3, wrap_layers
@@ -35,6 +34,8 @@ from gapclose.training.config import TERMS, TrainConfig
 from gapclose.training.lora import enable_checkpointing
 from gapclose.training.losses import answer_nll, topk_kl
 from gapclose.training.sampler import Example, MixedSampler
+
+logger = get_logger(__name__)
 
 FEW_STEPS = 10
 """a warning is printed below this number of optimiser steps, because the model hardly changes"""
@@ -148,7 +149,7 @@ def training_arguments(config: TrainConfig, directory: Path, *, seed: int, steps
     ``steps`` is the total of optimiser steps; a warning is printed below :data:`FEW_STEPS`.
     """
     if steps < FEW_STEPS:
-        say(f"warning: {steps} optimiser steps in all; for more, lower train.global_batch_size or raise train.epochs")
+        logger.warning(f"{steps} optimiser steps in all; for more, lower train.global_batch_size or raise train.epochs")
     return {
         "output_dir": str(directory),
         "per_device_train_batch_size": config.micro_batch_size,
@@ -215,7 +216,7 @@ def make_trainer(
     steps = sampler.steps * config.epochs
     arguments = transformers.TrainingArguments(**training_arguments(config, directory, seed=seed, steps=steps))
     use_one_device(arguments)
-    bar = [ProgressCallback()] if is_main() and sys.stderr.isatty() else []
+    bar = [ProgressCallback()] if shows_bars() else []
     trainer = GapTrainer(
         train=config, sampler=sampler, finite_only=finite_only, model=loaded.model, args=arguments, train_dataset=list(examples),
         data_collator=Collator(loaded, media, trunk, examples), callbacks=[*bar, SetSamplerEpoch(sampler), *callbacks, EvaluateAfterEpoch(after_epoch)],

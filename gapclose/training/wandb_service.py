@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from gapclose.core.imports import require
+
 LONGEST, NOT_IN_PROJECTS = 128, "/\\#?%:"
 """largest length of a name, and characters that a project name must not contain"""
 MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
@@ -29,12 +31,14 @@ BLOCK, WHOLE, LAST = 32768, 1, 4
 
 def service() -> Any:
     """Import ``wandb``, after removing empty WANDB_... variables: an empty WANDB_MODE is an
-    error there."""
+    error there.
+
+    Raises:
+        MissingPackage: when it is not installed.
+    """
     for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value.strip()]:
         del os.environ[name]
-    import wandb
-
-    return wandb
+    return require("wandb", "wandb", "tracking wandb")
 
 
 def mode() -> str:

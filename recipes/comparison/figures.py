@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from comparison.collect import Mean, mean_over_seeds
-from matplotlib.figure import Figure
 
-from gapclose.report.style import styled
+from gapclose.report.style import new_figure, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Found = Mapping[int, Mapping[str, Any]]
 """seed -> figures"""
@@ -66,14 +68,14 @@ def _error(means: Sequence[Mean]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @styled
-def draw_labels(found: Mapping[tuple[str, int, str], Found], variant: str) -> Figure:
+def draw_labels(found: Mapping[tuple[str, int, str], Found], variant: str) -> Figure | None:
     """Balanced accuracy with intervals: against the number of labels, a line a way; where there is one number of labels, a row a way."""
     budgets, ways = budgets_of(found, variant), [w for w in ways_of(found, variant) if w != BASE]
     means = {
         way: {n: mean_over_seeds([s["balanced"] for s in found[variant, n, way].values()]) for n in budgets if (variant, n, way) in found}
         for way in ways
     }
-    figure = Figure(figsize=(7, 4.2 if len(budgets) > 1 else 1.4 + 0.3 * len(ways)), layout="constrained")
+    figure = new_figure(figsize=(7, 4.2 if len(budgets) > 1 else 1.4 + 0.3 * len(ways)), layout="constrained")
     axes = figure.subplots()
     if len(budgets) == 1:
         for row, way in enumerate(ways):
@@ -116,12 +118,12 @@ def mean_front(fronts: Sequence[Sequence[Sequence[float | None]]]) -> np.ndarray
 
 
 @styled
-def draw_fronts(found: Mapping[tuple[str, int, str], Found], variant: str) -> Figure:
+def draw_fronts(found: Mapping[tuple[str, int, str], Found], variant: str) -> Figure | None:
     """Rejection against standard accuracy on test along the fronts of val: a panel for the fewest and one for the most labels; a line a way,
     the mean over seeds, with the seeds pale behind it."""
     budgets = budgets_of(found, variant)
     shown = sorted({budgets[0], budgets[-1]})
-    figure = Figure(figsize=(4.2 * len(shown) + 1.6, 4.0), layout="constrained")
+    figure = new_figure(figsize=(4.2 * len(shown) + 1.6, 4.0), layout="constrained")
     for axes, labels in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         for way in (w for w in ways_of(found, variant) if w != BASE):
             look, style = _look(way), "--" if way in RIVALS else "-"

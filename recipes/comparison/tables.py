@@ -129,6 +129,8 @@ def write_results(
             f"{path.stem}-{name}-{kind}.svg": draw(found, variant) for kind, draw in (("labels", draw_labels), ("fronts", draw_fronts))
         }
         for file, figure in drawn.items():
+            if figure is None:  # no matplotlib
+                continue
             figure.savefig(path.parent / file, metadata={"Date": None})
             lines += [f"![{_alt(file)}]({file})", ""]
     write_text(path, "\n".join(lines).rstrip() + "\n")

@@ -23,6 +23,7 @@ ILLEGAL: dict[str, list[str] | str] = {
     "seed": ["-1", "4294967296"],
     "force": EITHER,
     "tracking": ["tensorboard"],
+    "log_level": ["verbose", "INFO"],
     "objective": ["sft"],
     "data.path": READ,
     "data.format": READ,

@@ -459,7 +459,7 @@ def test_who_holds_a_run_directory_is_named_and_a_lost_node_is_waited_for(monkey
         run_dir.lock_run_dir(tmp_path)
     assert "locked (process 7 on another-node); waiting" in capsys.readouterr().out
     monkeypatch.setattr(run_dir, "LAPSE", 60)
-    monkeypatch.setattr(run_dir, "say", lambda line: first.kill())  # the file server's part
+    monkeypatch.setattr(run_dir.logger, "info", lambda line: first.kill())  # the file server's part
     lock = run_dir.lock_run_dir(tmp_path)
     assert lock is not None and lock.is_locked
     assert (tmp_path / ".holder").read_text() == f"process {os.getpid()} on {os.uname().nodename}"

@@ -51,7 +51,7 @@ def test_one_table_with_a_row_a_run(runs):
     print_comparison(compare(runs), Console(file=out, width=200))
     rows = {cells[0]: cells for line in out.getvalue().splitlines() if len(cells := [c.strip() for c in line.split("\u2502")[1:-1]]) == 10}
     assert list(rows) == ["plain", "gold", "measured"]
-    assert rows["gold"][1] == "targets.control <b>shuffled</b>, train.gold 0.5" and rows["gold"][-2:] == ["24", "1"]
+    assert rows["gold"][1] == "train.gold 0.5, targets.control <b>shuffled</b>" and rows["gold"][-2:] == ["24", "1"]
     assert rows["measured"][4:8] == ["-", "-", "-", "not judgeable"] and "[" in rows["plain"][2]
     out = StringIO()
     print_comparison(compare(runs), Console(file=out, width=80))

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.table import Table
 
-from gapclose.core.logging import say, spell_out
+from gapclose.core.logging import logger, spell_out
 from gapclose.export.model_card import markdown
 from gapclose.report import figures
 from gapclose.report.console import wide_console
@@ -65,7 +65,7 @@ def test_a_terminal_that_takes_ascii_alone(terminal, errors):
     printed = terminal("ascii", errors)
     spell_out()
     print("error: \u8996", file=sys.stderr)
-    say("\u8996\u899a")
+    logger.info("\u8996\u899a")
     table = Table("\u8996\u899a")
     table.add_row("\u8074\u899a")
     wide_console().print(table)

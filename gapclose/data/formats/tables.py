@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gapclose.core.errors import ErrorCollector, ItemError, shown
+from gapclose.core.imports import MissingPackage, require
 from gapclose.core.parsing import parse_json, read_text
 from gapclose.data.formats.directory import whole_saved, whole_tables
 
@@ -167,7 +168,20 @@ def _numbered(rows: Any) -> Iterator[list[str]]:
         yield cells
 
 
+def _require(module: str, user: str) -> None:
+    """Import what reads a file.
+
+    Raises:
+        ItemError: when it is not installed.
+    """
+    try:
+        require(module, "datasets", user)
+    except MissingPackage as error:
+        raise ItemError(str(error)) from error
+
+
 def _parquet(path: Path) -> Iterator[tuple[int, int, Any]]:
+    _require("pyarrow", "a Parquet table")
     import pyarrow
     import pyarrow.parquet
 
@@ -180,6 +194,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, int, Any]]:
 
 def _saved(folder: Path) -> Iterator[tuple[int, int, Any]]:
     """Yield rows; media columns stay as stored: a path, or bytes with a file name."""
+    _require("datasets", "what `save_to_disk` wrote")
     import datasets
     import pyarrow
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.evaluation.baselines.compare import compare
 from gapclose.evaluation.baselines.operating_point import Seen
 from gapclose.evaluation.controls.suite import ControlSuite
@@ -16,16 +16,18 @@ from gapclose.evaluation.controls.text import read_text, text_out_of_fold
 from gapclose.evaluation.measurement import scored
 from gapclose.metrics.labels import Labels
 
+logger = get_logger(__name__)
+
 
 def run_baselines(of: ControlSuite) -> dict[str, Any] | None:
     """Build the entry ``baselines`` of ``measurement.json``; None, with a message, without alarm
     concepts."""
     known, text, folds = of.known, of.text, of.folds
     if not known.alarm:
-        say("no inference-time baselines: the item set has no alarm concepts, so there are no rejections to move")
+        logger.info("no inference-time baselines: the item set has no alarm concepts, so there are no rejections to move")
         return None
     val = _validation(of)
-    say(f"inference-time baselines: settings chosen on {'val' if val else 'fit, out of fold'}")
+    logger.info(f"inference-time baselines: settings chosen on {'val' if val else 'fit, out of fold'}")
     fit = Seen(
         scores=scored(known, of.seen_fit).scores,
         option_concept=known.option_concept,

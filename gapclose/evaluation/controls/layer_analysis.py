@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gapclose.core.logging import progress, say
+from gapclose.core.logging import get_logger, progress
 from gapclose.evaluation.controls.interchange import interchange, twins
 from gapclose.evaluation.controls.logit_lens import layer_profile, make_lens
 from gapclose.evaluation.controls.scoring import Control
@@ -26,6 +26,8 @@ from gapclose.models.structure import decoder
 from gapclose.observe.store import pad_options
 from gapclose.probes.nested_cv import nested_reading
 from gapclose.probes.refit import refit
+
+logger = get_logger(__name__)
 
 
 def _observe_layers(of: ControlSuite, part: str) -> list[int]:
@@ -55,7 +57,7 @@ def layers(of: ControlSuite) -> tuple[Control, list[dict[str, Any]]]:
     try:
         lens = make_lens(of.run.loaded, of.judged.items, last, of.action.scores, of.config.observe.batch_size)
     except ValueError as error:
-        say(f"no logit lens: {error}")
+        logger.info(f"no logit lens: {error}")
         lens = None
     return embedding, layer_profile(layers, partial(_layer_residual, of), of.known.concept, of.probe, of.judge, lens)
 
@@ -72,10 +74,10 @@ def interchanged(of: ControlSuite) -> dict[str, Any] | None:
     donor_of = twins(of.judged.items)
     place = {i.id: n for n, i in enumerate(of.judged)}
     if not donor_of:
-        say("no interchange: no test item has a twin (tag `twin`: the id of an item of the same clip with another right concept)")
+        logger.info("no interchange: no test item has a twin (tag `twin`: the id of an item of the same clip with another right concept)")
         return None
     if decoder(of.run.loaded.model).config.model_type in SEVERAL_STREAMS:
-        say("no interchange: this decoder keeps several residual streams, of which a twin's residual is only one")
+        logger.info("no interchange: this decoder keeps several residual streams, of which a twin's residual is only one")
         return None
     paired = np.array([i.id in donor_of for i in of.judged])
     items = replace(of.judged, items=tuple(i for i in of.judged if i.id in donor_of))
@@ -104,7 +106,7 @@ def nested(of: ControlSuite) -> dict[str, Any] | None:
             layers=layers, modality=known.modality, seed=of.config.seed, spread=True,
         )  # fmt: skip
     except ValueError as error:
-        say(f"no nested choice of the layer: {error}")
+        logger.info(f"no nested choice of the layer: {error}")
         return None
     judged = of.judge_of(known, found.reading).reading["all"]
     stacks = [list(layers) for layers, _, _ in found.chosen]

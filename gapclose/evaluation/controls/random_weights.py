@@ -27,7 +27,7 @@ import torch
 import transformers
 
 from gapclose.core.distributed import run_on_main
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.core.tensor_files import read_tensors, write_tensors
 from gapclose.core.version import __version__
 from gapclose.data.item_set import ItemSet
@@ -37,6 +37,8 @@ from gapclose.metrics.labels import Labels
 from gapclose.models.loading import load_model
 from gapclose.models.random_init import PARTS, draw_anew
 from gapclose.probes.search import choose_probe
+
+logger = get_logger(__name__)
 
 Readings = dict[str, dict[str, list[np.ndarray]]]
 """kind of network -> split -> one reading (N, C) per draw"""
@@ -62,7 +64,7 @@ def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
     if not config.controls.random_weights:
         return {}
     if config.model.quantisation:
-        say(f"no control with random weights: the weights of a base in {config.model.quantisation} are packed, and cannot be drawn")
+        logger.info(f"no control with random weights: the weights of a base in {config.model.quantisation} are packed, and cannot be drawn")
         return {}
     splits, kinds = _splits(run), tuple(KINDS) if thorough else ("random_decoder",)
     key, paths = _fingerprint(run, splits), {kind: run.directory / "probes" / f"{kind}.safetensors" for kind in kinds}
@@ -85,7 +87,7 @@ def _readings_of(run: EvaluationContext, kind: str, splits: dict[str, ItemSet]) 
     """Return split -> readings (N, C) of every network of a kind. The run's model is the last
     network afterwards."""
     draws, count = run.config.controls.random_draws, sum(len(items) for items in splits.values())
-    say(f"control with random weights ({kind}): {draws} networks of the same shape, each observed on {count} items")
+    logger.info(f"control with random weights ({kind}): {draws} networks of the same shape, each observed on {count} items")
     found: dict[str, list[np.ndarray]] = {split: [] for split in splits if split != "fit"}
     for draw in range(draws):
         name = draw_network(run, KINDS[kind], draw)

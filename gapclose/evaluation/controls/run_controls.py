@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.evaluation.baselines.run_baselines import run_baselines
 from gapclose.evaluation.config import CONTROLS
 from gapclose.evaluation.context import EvaluationContext
@@ -32,6 +32,8 @@ from gapclose.evaluation.controls.suite import ControlSuite
 from gapclose.evaluation.controls.text import read_text
 from gapclose.evaluation.measurement_file import assemble, data_root, verdicts
 from gapclose.metrics.verdict import collect_evidence
+
+logger = get_logger(__name__)
 
 RIVALS = ("majority", "text_only", "text_encoder", "options", "blank_all_refit")
 """controls that a verdict compares with: readers without the media, including the model with
@@ -82,7 +84,7 @@ def run_controls(run: EvaluationContext, *, thorough: bool) -> dict[str, Any]:
         entries += now.label_controls() if wanted.labels else []
         if wanted.codelength:
             known = now.known
-            say("codelength of the concepts given the residuals")
+            logger.info("codelength of the concepts given the residuals")
             facts = (known.concept, known.modality, known.clip, run.probe)
             rest["codelength"] = codelength(now.z_fit, *facts, draws=wanted.draws, rng=now.rng(2))
         rest["interchange"] = interchanged(now) if wanted.interchange else None

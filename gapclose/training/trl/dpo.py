@@ -19,14 +19,17 @@ from typing import Any
 import numpy as np
 import transformers
 
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.data.items import Item
 from gapclose.data.media import MediaLoader
 from gapclose.models.chat_template import chat_text
 from gapclose.models.loading import LoadedModel
 from gapclose.training.config import DpoConfig, TrainConfig
+from gapclose.training.objectives import require_trl
 from gapclose.training.trainer import training_arguments, use_one_device
 from gapclose.training.trl.dataset import forget_reference, make_dataset
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +117,10 @@ def make_dpo_trainer(
     without. There are no retention items; the only constraint elsewhere is the KL to the base model
     that the loss implies.
     """
+    require_trl("dpo")
     from trl import DPOConfig, DPOTrainer
 
-    say(f"dpo: {len(pairs)} pairs, preferring {count_by_concept(pairs)}")
+    logger.info(f"dpo: {len(pairs)} pairs, preferring {count_by_concept(pairs)}")
 
     seen = any(p.item.media for p in pairs)
     row = in_text if seen else in_messages

@@ -17,14 +17,17 @@ from typing import Any
 import numpy as np
 import transformers
 
-from gapclose.core.logging import say
+from gapclose.core.logging import get_logger
 from gapclose.data.answer_matching import AnswerMatcher
 from gapclose.data.items import Item
 from gapclose.data.media import MediaLoader
 from gapclose.models.loading import LoadedModel
 from gapclose.training.config import GrpoConfig, TrainConfig
+from gapclose.training.objectives import require_trl
 from gapclose.training.trainer import training_arguments, use_one_device
 from gapclose.training.trl.dataset import forget_reference, make_dataset
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,7 @@ def make_grpo_trainer(
     Raises:
         ValueError: when there are fewer items than prompts in a global batch.
     """
+    require_trl("grpo")
     from trl import GRPOConfig, GRPOTrainer
     from trl.trainer.utils import RepeatSampler
 
@@ -105,7 +109,7 @@ def make_grpo_trainer(
             f"objective grpo: a global batch of {train.global_batch_size} answers asks {prompts} prompts {config.num_generations} times, "
             f"and there are {len(items)} train items; lower train.global_batch_size or raise grpo.num_generations"
         )
-    say(f"grpo: {len(items)} prompts, {prompts} a step, {config.num_generations} answers to each")
+    logger.info(f"grpo: {len(items)} prompts, {prompts} a step, {config.num_generations} answers to each")
     arguments = GRPOConfig(
         **training_arguments(train, directory, seed=seed, steps=len(items) // prompts * train.epochs),
         beta=config.beta,
