@@ -195,13 +195,13 @@ class TrainConfig:
     as many steps as one pass of the train items takes, with the retention items in every batch;
     so these objectives are compared at equal steps. For dpo and grpo the pairs or prompts
     determine the steps. The gap is measured after each epoch"""
+    learning_rate: float = 2e-4
+    """peak learning rate of AdamW, at least 0"""
     patience: int | None = None
     """end a round after this many epochs in a row without a lower consistency loss on val (for
     other objectives: without a better action on val); null: train all epochs. Controls of training
     always train all. With it, use a scheduler that does not depend on the number of epochs, such as
     constant_with_warmup"""
-    learning_rate: float = 2e-4
-    """peak learning rate of AdamW, at least 0"""
     global_batch_size: int = 72
     """items per optimiser step, over all processes and terms"""
     micro_batch_size: int = 8

@@ -39,7 +39,7 @@ def test_every_key_says_its_type_its_default_and_what_it_is(capsys, monkeypatch)
     monkeypatch.setenv("COLUMNS", "70")
     text = help_text(capsys, "measure")
     assert text.startswith("usage: gapclose measure [--config FILE]")
-    assert "  --train.epochs  (a whole number; default: 3)\n      each of as many steps" in text
+    assert "  --train.epochs  (a whole number; default: 3)\n      number of epochs. For" in text
     assert "  --data.shares  (a list of numbers such as [1, 2]; default: [0.3, 0.3, 0.1, 0.3])\n" in text
     assert "  --targets.false_alarm_budget  (a number or null; default: 0.03)\n" in text
     described = re.findall(r"^  --[\w.]+  \(.*\)\n      \S", text, re.M)
