@@ -87,7 +87,7 @@ def assemble(
         "confusion": confusion(labels, action, reading),
         "calibration": calibration(labels, reading),
         "verdicts": verdicts(proofs, config, acting),
-        "acting": {scope: of.as_dict() for scope, of in (acting or {}).items()},
+        "acting": {scope: of.to_dict() for scope, of in (acting or {}).items()},
         "controls": list(controls),
         "codelength": codelength,
         "layers": list(layers),
@@ -121,7 +121,7 @@ def cells(judge: ControlScorer, action: Action, reading: np.ndarray) -> list[dic
         modality, concept = name.rsplit("/", 1)
         row = {"modality": modality, "concept": concept, "n_items": int((index == k).sum())}
         row["n_clips"] = len(np.unique(labels.clip[index == k]))
-        rows.append(row | {key: Interval.of(mean[:, k]).as_dict() for key, mean in means.items()})
+        rows.append(row | {key: Interval.of(mean[:, k]).to_dict() for key, mean in means.items()})
     return sorted(rows, key=lambda row: (row["modality"], labels.concepts.index(row["concept"])))
 
 
@@ -145,7 +145,7 @@ def curves(judge: ControlScorer, action: Action, reading: np.ndarray) -> dict[st
         for side, (score, alarmed) in sides.items():
             false_alarm, hit = curve(score, positive)
             point = {"false_alarm": float(alarmed[~positive].mean()), "hit": float(alarmed[positive].mean())}
-            area = Interval.of(clips.auroc(score, positive)).as_dict()
+            area = Interval.of(clips.auroc(score, positive)).to_dict()
             found[scope][side] = {"false_alarm": false_alarm.tolist(), "hit": hit.tolist(), "auroc": area, "point": point}
     return found
 
@@ -214,7 +214,7 @@ def verdicts(
             "word": verdict.word,
             "sentence": verdict.why,
             "control": verdict.proof.control,
-            "difference": verdict.proof.difference.as_dict(),
+            "difference": verdict.proof.difference.to_dict(),
             "p": _finite(verdict.proof.p_of_both),
             "p_holm": _finite(verdict.p),
             "mcnemar": _finite(verdict.proof.mcnemar),
@@ -227,7 +227,7 @@ def verdicts(
 def _random(found: Untrained | None) -> dict[str, Any] | None:
     if found is None:
         return None
-    figures = {"balanced": found.accuracy.as_dict(), "chance": found.chance, "difference": found.difference.as_dict()}
+    figures = {"balanced": found.accuracy.to_dict(), "chance": found.chance, "difference": found.difference.to_dict()}
     return {"kind": found.kind, "draws": found.draws, **figures, "p": _finite(found.p)}
 
 

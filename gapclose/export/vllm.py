@@ -63,7 +63,7 @@ class Served:
         version = f", vLLM {self.since} or newer" if self.since else ", of which version of vLLM is not known"
         return f"{words}; give it {where}, with `--enable-lora --max-lora-rank {self.rank}`{version}"
 
-    def facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For ``serving.json``."""
         kept = {k: v for k, v in asdict(self).items() if k != "names"}
         return {**kept, "folder": None if self.word == "no" else self.folder, "tried": False}

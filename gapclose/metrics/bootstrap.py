@@ -8,7 +8,7 @@ Shapes: N items, M clips, R replicates, L distinct scores, r replicates of one b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,13 @@ class Interval:
         lower, upper = np.quantile(replicates, [0.025, 0.975], method="weibull")
         return cls(value, float(lower), float(upper))
 
-    def as_dict(self) -> dict[str, float | None]:
+    @classmethod
+    def from_dict(cls, ends: Mapping[str, float | None]) -> Interval:
+        """From what :meth:`to_dict` gave, with nan for None."""
+        known = (ends[key] for key in ("value", "lower", "upper"))
+        return cls(*(np.nan if end is None else float(end) for end in known))
+
+    def to_dict(self) -> dict[str, float | None]:
         """For JSON, with None for what is not defined."""
         return {k: float(v) if np.isfinite(v) else None for k, v in (("value", self.value), ("lower", self.lower), ("upper", self.upper))}
 

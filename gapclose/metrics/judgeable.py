@@ -42,9 +42,9 @@ class ActionQuality:
     faults: tuple[str, ...]
     """what the model fails, as sentences; empty where it acts"""
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        figures = {name: getattr(self, name).as_dict() for name in ("option_mass", "parse_rate", "standard_accuracy")}
+        figures = {name: getattr(self, name).to_dict() for name in ("option_mass", "parse_rate", "standard_accuracy")}
         return {**figures, "least_standard": self.least_standard, "faults": list(self.faults)}
 
 

@@ -53,7 +53,7 @@ class GapFigures:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: numbers, and ``{"value", "lower", "upper"}`` of every interval."""
-        return {name: value.as_dict() if isinstance(value, Interval) else value for name, value in vars(self).items()}
+        return {name: value.to_dict() if isinstance(value, Interval) else value for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class GapMeasurement(GapFigures):
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; verdicts as a word, a sentence and a p-value."""
-        plain = {name: value.as_dict() if isinstance(value, Interval) else value for name, value in vars(self).items()}
+        plain = {name: value.to_dict() if isinstance(value, Interval) else value for name, value in vars(self).items()}
         plain["by_modality"] = {name: of.to_dict() for name, of in self.by_modality.items()}
         p = {name: of.p if np.isfinite(of.p) else None for name, of in self.verdict.items()}
         plain["verdict"] = {name: {"word": of.word, "sentence": of.why, "p": p[name]} for name, of in self.verdict.items()}

@@ -8,7 +8,6 @@ estimate within chance is no over-rejecting, and no closed either.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,16 +15,13 @@ import numpy as np
 from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.config import GapConfig
 
-Ends = Mapping[str, float | None]
-"""an interval as records hold it: ``value``, ``lower``, ``upper``, None for what is not defined"""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """What a state is decided on."""
 
-    closure: Ends
-    standard_drop: Ends
+    closure: Interval
+    standard_drop: Interval
     frozen_fell: bool
     fresh_fell: bool
     parse_rate: float
@@ -47,23 +43,22 @@ BLOCKED = 0.1
 """closure, as estimated, below which the action does not follow"""
 
 
-def beyond(fall: Ends, budget: float) -> bool:
+def beyond(fall: Interval, budget: float) -> bool:
     """Whether a figure fell by more than ``budget``: as estimated, and beyond chance, the interval of the fall lying above zero.
 
     What one clip does has no interval, and shows nothing.
     """
-    value, lower = fall["value"], fall["lower"]
-    return value is not None and value > budget and lower is not None and lower > 0
+    return fall.value > budget and fall.lower > 0  # of nan neither holds
 
 
-def within(fall: Ends, budget: float) -> bool:
+def within(fall: Interval, budget: float) -> bool:
     """Whether a fall keeps to its budget as estimated: what a claim of success asks, and what the choice of an epoch prefers."""
-    return fall["value"] is not None and fall["value"] <= budget
+    return fall.value <= budget
 
 
 def dropped(now: np.ndarray, base: np.ndarray, tolerance: float) -> bool:
     """:func:`beyond` of a statistic (R + 1,) on the same clips."""
-    return beyond(Interval.of(base - now).as_dict(), tolerance)
+    return beyond(Interval.of(base - now), tolerance)
 
 
 def parses(rate: float, base_rate: float, config: GapConfig) -> bool:
@@ -71,10 +66,9 @@ def parses(rate: float, base_rate: float, config: GapConfig) -> bool:
     return rate >= config.parse_floor * base_rate
 
 
-def is_closed(closure: Ends, standard_drop: Ends, config: GapConfig) -> bool:
+def is_closed(closure: Interval, standard_drop: Interval, config: GapConfig) -> bool:
     """Whether the whole interval of the closure reaches ``gap.closed_at``, at a standard accuracy within its budget as estimated."""
-    lower = closure["lower"]
-    return lower is not None and lower >= config.closed_at and within(standard_drop, config.standard_budget)
+    return closure.lower >= config.closed_at and within(standard_drop, config.standard_budget)
 
 
 def state_of(evidence: Evidence, config: GapConfig) -> str:
@@ -87,8 +81,8 @@ def state_of(evidence: Evidence, config: GapConfig) -> str:
         return "lost"
     if evidence.frozen_fell:
         return "moved"
-    if evidence.closure["value"] is None:
+    if np.isnan(evidence.closure.value):
         return "no gap"
     if is_closed(evidence.closure, evidence.standard_drop, config):
         return "closed"
-    return "blocked" if evidence.closure["value"] < BLOCKED else "open"
+    return "blocked" if evidence.closure.value < BLOCKED else "open"

@@ -60,14 +60,14 @@ class Point:
     standard_items: int = 0
     standard_clips: int = 0
 
-    def facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON, the factor under ``prior_factor``."""
         found = asdict(self)
         return {"prior_factor": found.pop("factor"), **found}
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Point:
-        """From what holds its :meth:`facts` and perhaps more."""
+        """From what holds its :meth:`to_dict` and perhaps more."""
         kept = {f.name: facts[f.name] for f in fields(cls) if f.name != "factor"}
         return cls(factor=facts["prior_factor"], **kept)
 

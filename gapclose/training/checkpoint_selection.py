@@ -13,6 +13,7 @@ from gapclose.core.distributed import run_on_main
 from gapclose.core.files import read_json, write_json
 from gapclose.core.logging import say
 from gapclose.evaluation.run_records import read_records, record_of
+from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.status import beyond, within
 from gapclose.training.context import TrainingSettings
@@ -123,7 +124,7 @@ def best_epoch(
         raise ValueError("no epoch was measured, so none can be chosen; start the same command again")
     after = [r for r in epochs if r["state"] not in ("collapsed", "lost")] or list(epochs)
     shifted = _by_shift(after, config)
-    drop = {r["epoch"]: r["change"]["standard_drop"] for r in after}
+    drop = {r["epoch"]: Interval.from_dict(r["change"]["standard_drop"]) for r in after}
     kept = [r for r in after if shifted or not beyond(drop[r["epoch"]], config.standard_budget)]
     clean = [r for r in kept if not set(r["objections"]) - set(off)]
     clean = [r for r in clean if shifted or within(drop[r["epoch"]], config.standard_budget)] or clean
@@ -134,7 +135,7 @@ def best_epoch(
     if among := clean or kept:
         return max(among, key=lambda r: (figure(r, shifted=shifted), -r["epoch"]))["epoch"]
     say("warning: every epoch loses more standard accuracy than the budget; keeping the one that loses least")
-    return min(after, key=lambda r: (drop[r["epoch"]]["value"], r["epoch"]))["epoch"]
+    return min(after, key=lambda r: (drop[r["epoch"]].value, r["epoch"]))["epoch"]
 
 
 def _by_shift(records: Sequence[Mapping[str, Any]], config: GapConfig) -> bool:

@@ -10,6 +10,7 @@ from test_measurement import measured
 from gapclose.core.settings import read_settings
 from gapclose.evaluation.record import make_record
 from gapclose.evaluation.run_records import read_records, summarise
+from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.status import Evidence, beyond, state_of
 from gapclose.pipeline.cli import main
@@ -58,12 +59,13 @@ def test_a_loss_within_chance_is_no_objection():
         assert (
             ("over-rejection" in check_guards(of, base, gap, GuardsConfig()))
             == objects
-            == beyond(of["change"]["standard_drop"], gap.standard_budget)
+            == beyond(Interval.from_dict(of["change"]["standard_drop"]), gap.standard_budget)
         )
-    evidence = Evidence(closure=drop, standard_drop=drop, frozen_fell=False, fresh_fell=False, parse_rate=1.0, base_parse_rate=1.0)
+    shown, unshown = (Interval.from_dict(of["change"]["standard_drop"]) for of in (record, chance))
+    evidence = Evidence(closure=shown, standard_drop=shown, frozen_fell=False, fresh_fell=False, parse_rate=1.0, base_parse_rate=1.0)
     assert (
         state_of(evidence, gap) == "over-rejecting"
-        and state_of(replace(evidence, standard_drop=chance["change"]["standard_drop"]), gap) != "over-rejecting"
+        and state_of(replace(evidence, standard_drop=unshown), gap) != "over-rejecting"
     )
 
 

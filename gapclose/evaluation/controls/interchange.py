@@ -48,7 +48,7 @@ def interchange(
     unpatched, patched = (Action(chosen=s.argmax(1), scores=s).concept(labels) == wanted for s in (before, after))
 
     def share(values: np.ndarray, where: np.ndarray) -> dict[str, float | None]:
-        return Interval.of(clips.mean(values, where)).as_dict()
+        return Interval.of(clips.mean(values, where)).to_dict()
 
     result: dict[str, Any] = {"layer": layers[-1], "layers": list(layers), "n_pairs": len(donor) // 2}
     result |= {"follows": share(patched, everything), "stays_without_patch": share(unpatched, everything)}

@@ -105,7 +105,7 @@ def nested(of: ControlSuite) -> dict[str, Any] | None:
         return None
     judged = of.judge_of(known, found.reading).reading["all"]
     stacks = [list(layers) for layers, _, _ in found.chosen]
-    return {"balanced": Interval.of(judged.balanced).as_dict(), "layers": [layers[-1] for layers in stacks], "stacks": stacks}
+    return {"balanced": Interval.of(judged.balanced).to_dict(), "layers": [layers[-1] for layers in stacks], "stacks": stacks}
 
 
 def protocol(of: ControlSuite, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

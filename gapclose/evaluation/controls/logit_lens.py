@@ -52,7 +52,7 @@ def layer_profile(
     for layer in progress(layers, len(layers), "reading every layer"):
         test = residual("test", layer)
         found = judge.judge("all", refit(probe, residual("fit", layer).double().numpy(), y, test.double().numpy()))
-        reading = {k: Interval.of(getattr(found, k)).as_dict() for k in ("balanced", "auroc")}
+        reading = {k: Interval.of(getattr(found, k)).to_dict() for k in ("balanced", "auroc")}
         rows.append({"layer": layer, "reading": reading, "lens": None if lens is None else _lens_row(lens(test), judge)})
     return rows
 
@@ -68,7 +68,7 @@ def _lens_row(scores: np.ndarray, judge: ControlScorer) -> dict[str, Any]:
             areas.append(clips.auroc(margins(scores, labels, concepts), positive))
     area = np.mean(areas, axis=0) if areas else np.full(len(clips.weights), np.nan)
     balanced = clips.balanced(said == labels.concept, labels)
-    return {"balanced": Interval.of(balanced).as_dict(), "auroc": Interval.of(area).as_dict()}
+    return {"balanced": Interval.of(balanced).to_dict(), "auroc": Interval.of(area).to_dict()}
 
 
 def margins(scores: np.ndarray, labels: Labels, concepts: Sequence[int]) -> np.ndarray:

@@ -82,8 +82,8 @@ class ControlScorer:
             draws = [self.judge(scope, reading, concept) for reading, concept in zip(control.readings, concepts, strict=True)]
             balanced, area = (self._average([getattr(d, k) for d in draws]) for k in ("balanced", "auroc"))
             found = Interval.of(balanced)
-            result["balanced"][scope], result["auroc"][scope] = found.as_dict(), Interval.of(area).as_dict()
-            result["difference"][scope] = Interval.of(self.reading[scope].balanced - balanced).as_dict()
+            result["balanced"][scope], result["auroc"][scope] = found.to_dict(), Interval.of(area).to_dict()
+            result["difference"][scope] = Interval.of(self.reading[scope].balanced - balanced).to_dict()
             if control.at_chance:
                 level = float(np.mean([chance(self._labels(scope, concept)) for concept in concepts]))
                 result["chance"][scope], result["at_chance"][scope] = level, self._at_chance(found, level)

@@ -102,7 +102,7 @@ def set_beside(
     protocol.within("text", text)
     if encoded is not None:
         protocol.within("encoder", standardised(encoded))
-    found["layers"] = [{"layer": layer, "accuracy": Interval.of(value).as_dict()} for layer, value in protocol.layers]
+    found["layers"] = [{"layer": layer, "accuracy": Interval.of(value).to_dict()} for layer, value in protocol.layers]
     mine = ours(judge, action, entries)
     for name, (label, correction) in FIGURES.items():
         rows = [
@@ -111,7 +111,7 @@ def set_beside(
                 "standard": f.standard,
                 "misleading": f.misleading,
                 "majority": max(f.standard, f.misleading) / (f.standard + f.misleading) if name in ACCURACIES else None,
-                "paper": None if f.value is None else Interval.of(f.value).as_dict(),
+                "paper": None if f.value is None else Interval.of(f.value).to_dict(),
                 "ours": mine.get((name, f.scope)),
                 "skipped": f.skipped,
             }
@@ -134,7 +134,7 @@ def ours(judge: ControlScorer, action: Action, entries: Sequence[Mapping[str, An
             continue
         found |= {(name, scope): value for name, value in half_means(clips, labels, right).items()}
         found |= {("probe", scope): reading, ("own", scope): reading, ("gap", scope): reading - answered}
-    intervals = {key: Interval.of(value).as_dict() for key, value in found.items()}
+    intervals = {key: Interval.of(value).to_dict() for key, value in found.items()}
     controls = {"text_only": "text", "text_encoder": "encoder", "residualised": "residualised"}
     for entry in entries:
         if entry["name"] in controls:
