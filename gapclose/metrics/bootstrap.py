@@ -51,7 +51,12 @@ class Interval:
 
     def to_dict(self) -> dict[str, float | None]:
         """For JSON, with None for what is not defined."""
-        return {k: float(v) if np.isfinite(v) else None for k, v in (("value", self.value), ("lower", self.lower), ("upper", self.upper))}
+        return {"value": finite(self.value), "lower": finite(self.lower), "upper": finite(self.upper)}
+
+
+def finite(value: float) -> float | None:
+    """A number for JSON; None for nan and infinity."""
+    return float(value) if np.isfinite(value) else None
 
 
 class ClipBootstrap:

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
+from gapclose.core.results import Result
 from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.labels import Labels
@@ -27,8 +27,8 @@ ADVICE = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ActionQuality:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActionQuality(Result):
     """Whether a model acts, in one scope."""
 
     option_mass: Interval
@@ -41,11 +41,6 @@ class ActionQuality:
     """what it must reach; None where standard items have one possible answer, or no concept is an alarm"""
     faults: tuple[str, ...]
     """what the model fails, as sentences; empty where it acts"""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        figures = {name: getattr(self, name).to_dict() for name in ("option_mass", "parse_rate", "standard_accuracy")}
-        return {**figures, "least_standard": self.least_standard, "faults": list(self.faults)}
 
 
 def action_quality(statistics: Mapping[str, np.ndarray], labels: Labels, config: GapConfig) -> ActionQuality:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
+from gapclose.core.results import Result
 from gapclose.data.items import EVERYTHING
-from gapclose.metrics.bootstrap import ClipBootstrap, Interval
+from gapclose.metrics.bootstrap import ClipBootstrap, Interval, finite
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.gap import statistics
 from gapclose.metrics.labels import Action, Labels
@@ -29,7 +30,7 @@ Array = Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class GapFigures:
+class GapFigures(Result):
     """Reading, action and the gaps between them on one group of items, each with its 95 % clip-bootstrap interval."""
 
     n_items: int
@@ -51,10 +52,6 @@ class GapFigures:
     false_alarm: Interval
     """share of those on which the action expresses an alarm; without alarms the mean over concepts of one against the rest"""
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: numbers, and ``{"value", "lower", "upper"}`` of every interval."""
-        return {name: value.to_dict() if isinstance(value, Interval) else value for name, value in vars(self).items()}
-
 
 @dataclass(frozen=True, kw_only=True)
 class GapMeasurement(GapFigures):
@@ -66,11 +63,8 @@ class GapMeasurement(GapFigures):
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; verdicts as a word, a sentence and a p-value."""
-        plain = {name: value.to_dict() if isinstance(value, Interval) else value for name, value in vars(self).items()}
-        plain["by_modality"] = {name: of.to_dict() for name, of in self.by_modality.items()}
-        p = {name: of.p if np.isfinite(of.p) else None for name, of in self.verdict.items()}
-        plain["verdict"] = {name: {"word": of.word, "sentence": of.why, "p": p[name]} for name, of in self.verdict.items()}
-        return plain
+        verdicts = {name: {"word": of.word, "sentence": of.why, "p": finite(of.p)} for name, of in self.verdict.items()}
+        return super().to_dict() | {"verdict": verdicts}
 
     def to_pandas(self) -> Any:
         """A row for every figure of every modality: columns modality, figure, value, lower, upper.

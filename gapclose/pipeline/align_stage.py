@@ -355,7 +355,8 @@ class AlignStage:
         record = make_record("adapted/test", epoch, now, base, self.run.config.gap, self.run.config.seed)
         prompts, _ = measure_prompt_variants(self.run, "adapted", self.run.prompted)
         record |= {"prompts": prompts} if prompts else {}
-        record |= {"unimproved": without, "targets": self.made}
+        facts = None if without is None else without.to_dict()
+        record |= {"unimproved": facts, "targets": self.made}
         self.run.record(
             record | {"forced": sorted(self.forced), "stopped": self.epochs.stopped(), "guards_off": self.run.config.guards.silent}
         )
@@ -363,7 +364,7 @@ class AlignStage:
         summary = run_on_main(lambda: summarise(self.run.directory))
         if exported := without is None or self.run.config.export.unimproved:
             self.run.on_main(lambda: export_run(self.run.directory, self.run.config, self.for_export(epoch), summary))
-        for line in unimproved_words(without):
+        for line in unimproved_words(facts):
             told = "" if exported else f"; nothing is exported (--export.unimproved true exports epoch {epoch} without training again)"
             say(f"  warning: {line}{told}")
         self.run.on_main(lambda: write_page(self.run.directory))

@@ -6,12 +6,14 @@ Everything is read from the run directory (``gap.jsonl``, ``stopped.json``), so 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gapclose.core.distributed import run_on_main
 from gapclose.core.files import read_json, write_json
 from gapclose.core.logging import say
+from gapclose.core.results import Result
 from gapclose.evaluation.run_records import read_records, record_of
 from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.config import GapConfig
@@ -53,10 +55,10 @@ class EpochRecords:
 
         return run_on_main(choose)
 
-    def unimproved(self, rounds: Iterable[int]) -> dict[str, Any] | None:
+    def unimproved(self, rounds: Iterable[int]) -> Unimproved | None:
         """Why none of these rounds' epochs is to be preferred to the base model; None where one is."""
 
-        def judge() -> dict[str, Any] | None:
+        def judge() -> Unimproved | None:
             base, among = record_of(self.directory, "base/val"), [r for number in rounds for r in self.read(number)]
             assert base is not None
             return unimproved(among, self.config.gap, self.config.guards.silent, base)
@@ -99,6 +101,21 @@ class EpochRecords:
         path = self.directory / "stopped.json"
         found = read_json(path) if path.is_file() else {}
         return {name: why for name, why in found.items() if name != "round"} if found.get("round", 1) == number else {}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unimproved(Result):
+    """Why no epoch is to be preferred to the base model."""
+
+    epoch: int
+    """the best one all the same"""
+    chosen_by: str
+    base: float
+    """that figure on val of the base model"""
+    adapted: float
+    """that of the epoch"""
+    why: str
+    """a sentence"""
 
 
 def best_epoch(
@@ -149,14 +166,8 @@ def figure(record: Mapping[str, Any], *, shifted: bool) -> float:
     return record["shifted"]["option_balanced"] if record.get("shifted") else record["action"]["option_balanced"]["value"]
 
 
-def unimproved(
-    epochs: Sequence[Mapping[str, Any]], config: GapConfig, off: Sequence[str], base: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """Why no epoch is to be preferred to the base model, None where one is.
-
-    Returns:
-        ``epoch``, the best one all the same; ``chosen_by``; ``base`` and ``adapted``, that figure on val of the two; ``why``, a sentence.
-    """
+def unimproved(epochs: Sequence[Mapping[str, Any]], config: GapConfig, off: Sequence[str], base: Mapping[str, Any]) -> Unimproved | None:
+    """Why no epoch is to be preferred to the base model, None where one is."""
     if best_epoch(epochs, config, off, base):
         return None
     shifted = _by_shift(epochs, config)
@@ -176,4 +187,4 @@ def unimproved(
             f"on val every epoch that is better than the base model ({by} {before:.3f}; epoch {best['epoch']}: {now:.3f}) falls beyond a "
             f"budget, or a guard objects to it (state {best['state']}; {', '.join(best['objections']) or 'no guard'})"
         )
-    return {"epoch": best["epoch"], "chosen_by": by, "base": before, "adapted": now, "why": why}
+    return Unimproved(epoch=best["epoch"], chosen_by=by, base=before, adapted=now, why=why)

@@ -340,7 +340,7 @@ def test_no_concept_has_a_column_of_its_own():
     )  # fmt: skip
     action = Action(chosen=np.array([1, -1, 1]), scores=np.zeros((3, 2)))
     found = confusion(labels, action, np.eye(2)[[0, 0, 1]])
-    assert found["action"] == [[0, 1, 0], [0, 1, 1]] and found["reading"] == [[1, 0, 0], [1, 1, 0]] and found["said"] == ["x", "y", "none"]
+    assert found.action == [[0, 1, 0], [0, 1, 1]] and found.reading == [[1, 0, 0], [1, 1, 0]] and found.said == ["x", "y", "none"]
 
 
 def test_media_are_found_from_the_run_or_from_anywhere(tmp_path):

@@ -6,6 +6,7 @@ Shapes: M fit items, N items, B batch, D width, L decoder layers, C concepts, O 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from gapclose.core.logging import progress
+from gapclose.core.results import Result
 from gapclose.data.items import Item
 from gapclose.evaluation.controls.scoring import ControlScorer
 from gapclose.metrics.bootstrap import Interval
@@ -30,6 +32,24 @@ TOLERANCE = {torch.float32: 0.01}
 # -- layer by layer -----------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConceptAccuracy(Result):
+    """How well something tells the concepts of the test items."""
+
+    balanced: Interval
+    auroc: Interval
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerReading(Result):
+    """Reading and lens of one layer."""
+
+    layer: int
+    reading: ConceptAccuracy
+    lens: ConceptAccuracy | None
+    """None where there is no lens"""
+
+
 def layer_profile(
     layers: Sequence[int],
     residual: Callable[[str, int], torch.Tensor],
@@ -37,7 +57,7 @@ def layer_profile(
     probe: FrozenProbe,
     judge: ControlScorer,
     lens: Callable[[torch.Tensor], np.ndarray] | None,
-) -> list[dict[str, Any]]:
+) -> list[LayerReading]:
     """Reading and lens of every layer with intervals, as they stand in ``measurement.json``.
 
     The probe of a layer is fitted on the fit items with the family and strength that were chosen for the frozen probe, so no layer is
@@ -52,12 +72,12 @@ def layer_profile(
     for layer in progress(layers, len(layers), "reading every layer"):
         test = residual("test", layer)
         found = judge.judge("all", refit(probe, residual("fit", layer).double().numpy(), y, test.double().numpy()))
-        reading = {k: Interval.of(getattr(found, k)).to_dict() for k in ("balanced", "auroc")}
-        rows.append({"layer": layer, "reading": reading, "lens": None if lens is None else _lens_row(lens(test), judge)})
+        reading = ConceptAccuracy(balanced=Interval.of(found.balanced), auroc=Interval.of(found.auroc))
+        rows.append(LayerReading(layer=layer, reading=reading, lens=None if lens is None else _lens_row(lens(test), judge)))
     return rows
 
 
-def _lens_row(scores: np.ndarray, judge: ControlScorer) -> dict[str, Any]:
+def _lens_row(scores: np.ndarray, judge: ControlScorer) -> ConceptAccuracy:
     """Balanced accuracy of the concept that the best option expresses, as for the action, and AUROC of the concept marginals."""
     labels, clips = judge.labels, judge.clips["all"]
     said = Action(chosen=scores.argmax(1), scores=scores).concept(labels)
@@ -68,7 +88,7 @@ def _lens_row(scores: np.ndarray, judge: ControlScorer) -> dict[str, Any]:
             areas.append(clips.auroc(margins(scores, labels, concepts), positive))
     area = np.mean(areas, axis=0) if areas else np.full(len(clips.weights), np.nan)
     balanced = clips.balanced(said == labels.concept, labels)
-    return {"balanced": Interval.of(balanced).to_dict(), "auroc": Interval.of(area).to_dict()}
+    return ConceptAccuracy(balanced=Interval.of(balanced), auroc=Interval.of(area))
 
 
 def margins(scores: np.ndarray, labels: Labels, concepts: Sequence[int]) -> np.ndarray:

@@ -8,11 +8,13 @@ Shapes: M items, D width, C concepts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import softmax
 
 from gapclose.core.logging import progress
+from gapclose.core.results import Result
 from gapclose.evaluation.controls.random_labels import shuffled
 from gapclose.probes.cross_validation import fit_temperature
 from gapclose.probes.linear import FrozenProbe, fit_linear, linear_logits
@@ -58,6 +60,19 @@ def online_bits(residual: np.ndarray, y: np.ndarray, blocks: Sequence[np.ndarray
     return float(bits)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Codelength(Result):
+    """Bits that the concepts take, given the residuals."""
+
+    online_bits: float
+    uniform_bits: float
+    """without residuals"""
+    compression: float
+    """uniform over online bits"""
+    control_compression: float
+    """the same for shuffled concepts"""
+
+
 def codelength(
     residual: np.ndarray,
     y: np.ndarray,
@@ -67,7 +82,7 @@ def codelength(
     *,
     draws: int,
     rng: np.random.Generator,
-) -> dict[str, float]:
+) -> Codelength:
     """Online codelength of the concepts given the residuals (M, D), in bits, with a probe of the chosen family and strength.
 
     ``compression`` is uniform over online bits; ``control_compression`` the same for concepts shuffled within their modality (mean of
@@ -82,9 +97,9 @@ def codelength(
         online_bits(residual, shuffled(y, modality, rng), blocks, concepts, probe.family, probe.strength)
         for _ in progress(range(draws), draws, "codelength of shuffled labels")
     ]
-    return {
-        "online_bits": online,
-        "uniform_bits": uniform,
-        "compression": uniform / online,
-        "control_compression": uniform / float(np.mean(mixed)),
-    }
+    return Codelength(
+        online_bits=online,
+        uniform_bits=uniform,
+        compression=uniform / online,
+        control_compression=uniform / float(np.mean(mixed)),
+    )

@@ -25,8 +25,8 @@ from gapclose.evaluation.controls.random_weights import random_readings
 from gapclose.evaluation.controls.scoring import Control
 from gapclose.evaluation.controls.suite import ControlSuite
 from gapclose.evaluation.controls.text import read_text
-from gapclose.evaluation.measurement_file import assemble, data_root, verdicts
-from gapclose.metrics.verdict import collect_evidence
+from gapclose.evaluation.measurement_file import Gate, Measurement, assemble, data_root
+from gapclose.metrics.verdict import collect_evidence, decide
 
 RIVALS = ("majority", "text_only", "text_encoder", "options", "blank_all_refit")
 """the controls that a verdict compares with: what a reader without the media could know, and what the model makes of it"""
@@ -53,7 +53,7 @@ def extra_control(name: str, suite: ControlSuite, others: Sequence[Control]) -> 
     return control
 
 
-def run_controls(run: EvaluationContext, *, thorough: bool) -> dict[str, Any]:
+def run_controls(run: EvaluationContext, *, thorough: bool) -> Measurement:
     """What ``measurement.json`` holds: with everything that the configuration asks for, or with the text and random weights alone."""
     now, wanted = ControlSuite(run, "test", run.text, random_readings(run, thorough=thorough)), run.config.controls
     controls = now.wording_controls()
@@ -100,7 +100,7 @@ def run_controls(run: EvaluationContext, *, thorough: bool) -> dict[str, Any]:
     )
 
 
-def gate(run: EvaluationContext) -> dict[str, Any]:
+def gate(run: EvaluationContext) -> Gate:
     """What ``gate.json`` holds: verdicts on val, which decide whether to train, so that test is left for the claim.
 
     The controls are those that need no media: the text, order and lengths of the options, the majority class, and random weights.
@@ -110,9 +110,5 @@ def gate(run: EvaluationContext) -> dict[str, Any]:
     now = ControlSuite(run, "val", text, random_readings(run, thorough=False))
     rivals = {c.name: c.readings[0] for c in now.wording_controls()}
     proofs = collect_evidence(now.labels, now.reading, rivals, run.config.gap, seed=run.config.seed, untrained=now.random)
-    return {
-        "split": "val",
-        "n_clips": now.judge.clips["all"].n,
-        "n_items": len(val),
-        "verdicts": verdicts(proofs, run.config.gap, run.measured["val"].acting),
-    }
+    verdicts = decide(proofs, run.config.gap, acting=run.measured["val"].acting)
+    return Gate(split="val", n_clips=now.judge.clips["all"].n, n_items=len(val), verdicts=verdicts)

@@ -6,6 +6,7 @@ Shapes: M fit items, N judged items, D width, L decoder layers, C concepts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from gapclose.evaluation.controls.features import Chosen, action_features, featu
 from gapclose.evaluation.controls.random_labels import clip_labels, concept_shares, shuffled
 from gapclose.evaluation.controls.random_weights import Readings, random_controls
 from gapclose.evaluation.controls.residualize import residualise
-from gapclose.evaluation.controls.scoring import Control, ControlScorer
+from gapclose.evaluation.controls.scoring import Control, ControlScorer, JudgedControl
 from gapclose.evaluation.controls.sentence_encoder import encode
 from gapclose.evaluation.measurement import scored
 from gapclose.metrics.labels import Labels
@@ -122,7 +123,7 @@ class ControlSuite:
             readings=[self._feature_reading(fit, items)],
         )
 
-    def label_controls(self) -> list[dict[str, Any]]:
+    def label_controls(self) -> list[JudgedControl]:
         """The probe fitted on labels that mean nothing; in the last of them on fit alone, where folds may split clips."""
         known, labels, draws = self.known, self.labels, self.config.controls.draws
         rng, groups = self.rng(0), (self.z, labels.modality)
@@ -174,7 +175,7 @@ class ControlSuite:
         right = self.run.fit_reading.argmax(1) == known.concept
         by_chance = np.stack([reading.argmax(1) == concept for reading, concept in zip(inside, drawn, strict=True)])
         found = selectivity(right, by_chance, known.clip, replicates=self.config.gap.replicates, seed=self.config.seed)
-        return [*entries, fit_judge.entry(capacity) | {"selectivity": found._asdict()}]
+        return [*entries, replace(fit_judge.entry(capacity), selectivity=found)]
 
     def residualised(self) -> Control:
         """The probe on residuals without what predicts the wording."""
