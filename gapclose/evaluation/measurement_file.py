@@ -8,28 +8,159 @@ Shapes: N items, C concepts, O options, R replicates.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import softmax
 
+from gapclose.core.results import Result
 from gapclose.data.item_set import ItemSet
-from gapclose.evaluation.controls.logit_lens import margins
-from gapclose.evaluation.controls.scoring import ControlScorer
-from gapclose.metrics.bootstrap import Interval
-from gapclose.metrics.calibration import brier_score, calibration_bins, expected_calibration_error
+from gapclose.evaluation.controls.interchange import Interchange
+from gapclose.evaluation.controls.layer_analysis import NestedChoice
+from gapclose.evaluation.controls.logit_lens import LayerReading, margins
+from gapclose.evaluation.controls.mdl import Codelength
+from gapclose.evaluation.controls.scoring import ControlScorer, JudgedControl
+from gapclose.metrics.bootstrap import Interval, finite
+from gapclose.metrics.calibration import CalibrationBin, brier_score, calibration_bins, expected_calibration_error
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.judgeable import ActionQuality
 from gapclose.metrics.labels import Action, Labels, evidence_for
 from gapclose.metrics.power import minimum_detectable as detectable_difference
 from gapclose.metrics.power import paired_error
-from gapclose.metrics.verdict import Untrained, VerdictEvidence, collect_evidence
-from gapclose.metrics.verdict import decide as judge_proofs
+from gapclose.metrics.verdict import Verdict, VerdictEvidence, collect_evidence, decide
 from gapclose.probes.linear import FrozenProbe
 
-POINTS = 200  # largest number of points of a ROC curve
-UNSAID = 20  # largest number of items listed as known but unsaid
+POINTS = 200  # of a ROC curve
+UNSAID = 20  # items shown
+VERSION = 1
+"""of the form of the file"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gate(Result):
+    """The verdicts by which a training is allowed: ``gate.json``."""
+
+    split: str
+    n_clips: int
+    n_items: int
+    verdicts: Mapping[str, Verdict]
+    """by modality"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeFacts(Result):
+    """The frozen probe in short."""
+
+    layer: int
+    """the highest that it reads"""
+    layers: tuple[int, ...]
+    n_layers: int
+    """of the model"""
+    family: str
+    strength: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell(Result):
+    """Accuracies, 0..1, on the items of one modality and concept."""
+
+    modality: str
+    concept: str
+    n_items: int
+    n_clips: int
+    action: Interval
+    """on the concept"""
+    option: Interval
+    reading: Interval
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RocCurve(Result):
+    """A ROC curve of the alarm concepts together."""
+
+    false_alarm: Sequence[float]
+    hit: Sequence[float]
+    auroc: Interval
+    point: Mapping[str, float]
+    """``false_alarm`` and ``hit`` of what is most probable"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confusion(Result):
+    """Counts of items; rows are right concepts, columns what is said or read, the last for no concept."""
+
+    concepts: Sequence[str]
+    said: Sequence[str]
+    """names of the columns"""
+    action: Sequence[Sequence[int]]
+    reading: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration(Result):
+    """How often the most probable concept is right, by how probable the reading holds it."""
+
+    bins: Sequence[CalibrationBin]
+    ece: float
+    brier: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnsaidItem(Result):
+    """An item whose right concept is read and not said."""
+
+    id: str
+    clip: str
+    modality: str
+    text: str
+    media: Sequence[tuple[str, str]]
+    """kind and path"""
+    options: Sequence[str]
+    said: str
+    right: str
+    reading: Mapping[str, float]
+    """concept -> probability"""
+    action: Mapping[str, float]
+    """option -> probability among the options"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement(Result):
+    """``measurement.json``; what was not asked for is None or empty."""
+
+    version: int = VERSION
+    thorough: bool
+    seed: int
+    n_clips: int
+    n_items: int
+    split: str
+    concepts: tuple[str, ...]
+    alarm: tuple[str, ...]
+    modalities: Sequence[str]
+    probe: ProbeFacts
+    cells: Sequence[Cell]
+    roc: Mapping[str, Mapping[str, RocCurve]]
+    """scope -> ``reading`` and ``action``; empty where no concept is an alarm"""
+    confusion: Confusion
+    calibration: Calibration
+    verdicts: Mapping[str, Verdict]
+    """by modality"""
+    acting: Mapping[str, ActionQuality]
+    """by scope"""
+    controls: Sequence[JudgedControl]
+    codelength: Codelength | None
+    layers: Sequence[LayerReading]
+    nested: NestedChoice | None
+    interchange: Interchange | None
+    baselines: Mapping[str, Any] | None
+    minimum_detectable: Mapping[str, float | None]
+    """by scope"""
+    known_but_unsaid: Sequence[UnsaidItem]
+    data_root: str
+    """what the media paths of the items are relative to"""
+    protocol: Mapping[str, Any] | None
 
 
 def assemble(
@@ -44,63 +175,54 @@ def assemble(
     seed: int,
     data_root: str,
     thorough: bool,
-    controls: Sequence[Mapping[str, Any]],
+    controls: Sequence[JudgedControl],
     rivals: Mapping[str, np.ndarray],
     untrained: Mapping[str, Sequence[np.ndarray]] | None = None,
     acting: Mapping[str, ActionQuality] | None = None,
-    codelength: Mapping[str, float] | None = None,
-    layers: Sequence[Mapping[str, Any]] = (),
-    nested: Mapping[str, Any] | None = None,
-    interchange: Mapping[str, Any] | None = None,
+    codelength: Codelength | None = None,
+    layers: Sequence[LayerReading] = (),
+    nested: NestedChoice | None = None,
+    interchange: Interchange | None = None,
     protocol: Mapping[str, Any] | None = None,
     baselines: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Build the object; parts that were not requested are None or empty.
+) -> Measurement:
+    """The whole object.
 
     Args:
-        items: the N gap items of test. judge: scorer of the probe's ``reading`` (N, C) of them.
-        data_root: directory that the items' media paths are relative to.
-        controls: entries by :meth:`gapclose.evaluation.controls.scoring.ControlScorer.entry`.
-            rivals: readings (N, C) that a verdict compares with.
-        untrained: kind of network with random weights -> draws (N, C). acting: scope -> whether the
-            model answers such questions.
+        items: the N gap items of test. judge: of the probe's ``reading`` (N, C) of them.
+        data_root: what the media paths of the items are relative to.
+        controls: entries by :meth:`gapclose.evaluation.controls.scoring.ControlScorer.entry`. rivals: readings (N, C) that a verdict compares with.
+        untrained: kind of network with random weights -> draws (N, C). acting: scope -> whether the model answers such questions.
     """
     labels = judge.labels
     proofs = collect_evidence(labels, reading, rivals, config, seed=seed, untrained=untrained)
-    return {
-        "version": 1,
-        "thorough": thorough,
-        "seed": seed,
-        "n_clips": judge.clips["all"].n,
-        "n_items": len(items),
-        "split": "test",
-        "concepts": list(labels.concepts),
-        "alarm": list(labels.alarm),
-        "modalities": [s for s in judge.keep if s != "all"],
-        "probe": {
-            "layer": probe.layer,
-            "layers": list(probe.layers),
-            "n_layers": n_layers,
-            "family": probe.family,
-            "strength": probe.strength,
-        },
-        "cells": cells(judge, action, reading),
-        "roc": curves(judge, action, reading),
-        "confusion": confusion(labels, action, reading),
-        "calibration": calibration(labels, reading),
-        "verdicts": verdicts(proofs, config, acting),
-        "acting": {scope: of.as_dict() for scope, of in (acting or {}).items()},
-        "controls": list(controls),
-        "codelength": codelength,
-        "layers": list(layers),
-        "nested": nested,
-        "interchange": interchange,
-        "baselines": baselines,
-        "minimum_detectable": minimum_detectable(judge, reading, rivals, proofs),
-        "known_but_unsaid": known_but_unsaid(items, labels, action, reading),
-        "data_root": data_root,
-        "protocol": protocol,
-    }
+    return Measurement(
+        thorough=thorough,
+        seed=seed,
+        n_clips=judge.clips["all"].n,
+        n_items=len(items),
+        split="test",
+        concepts=tuple(labels.concepts),
+        alarm=tuple(labels.alarm),
+        modalities=[s for s in judge.keep if s != "all"],
+        probe=ProbeFacts(layer=probe.layer, layers=tuple(probe.layers), n_layers=n_layers, family=probe.family, strength=probe.strength),
+        cells=cells(judge, action, reading),
+        roc=curves(judge, action, reading),
+        confusion=confusion(labels, action, reading),
+        calibration=calibration(labels, reading),
+        verdicts=decide(proofs, config, acting=acting),
+        acting=acting or {},
+        controls=controls,
+        codelength=codelength,
+        layers=layers,
+        nested=nested,
+        interchange=interchange,
+        baselines=baselines,
+        minimum_detectable=minimum_detectable(judge, reading, rivals, proofs),
+        known_but_unsaid=known_but_unsaid(items, labels, action, reading),
+        data_root=data_root,
+        protocol=protocol,
+    )
 
 
 def data_root(root: Path, run_directory: Path) -> str:
@@ -108,7 +230,7 @@ def data_root(root: Path, run_directory: Path) -> str:
     return root.relative_to(run_directory).as_posix() if root.is_relative_to(run_directory) else str(root)
 
 
-def cells(judge: ControlScorer, action: Action, reading: np.ndarray) -> list[dict[str, Any]]:
+def cells(judge: ControlScorer, action: Action, reading: np.ndarray) -> list[Cell]:
     """Compute the accuracy of action (on the concept), option and reading in every cell modality
     x concept."""
     labels, clips = judge.labels, judge.clips["all"]
@@ -122,19 +244,19 @@ def cells(judge: ControlScorer, action: Action, reading: np.ndarray) -> list[dic
     rows = []
     for k, name in enumerate(names):
         modality, concept = name.rsplit("/", 1)
-        row = {"modality": modality, "concept": concept, "n_items": int((index == k).sum())}
-        row["n_clips"] = len(np.unique(labels.clip[index == k]))
-        rows.append(row | {key: Interval.of(mean[:, k]).as_dict() for key, mean in means.items()})
-    return sorted(rows, key=lambda row: (row["modality"], labels.concepts.index(row["concept"])))
+        n_items, n_clips = int((index == k).sum()), len(np.unique(labels.clip[index == k]))
+        found = {key: Interval.of(mean[:, k]) for key, mean in means.items()}
+        rows.append(Cell(modality=modality, concept=concept, n_items=n_items, n_clips=n_clips, **found))
+    return sorted(rows, key=lambda row: (row.modality, labels.concepts.index(row.concept)))
 
 
-def curves(judge: ControlScorer, action: Action, reading: np.ndarray) -> dict[str, Any]:
+def curves(judge: ControlScorer, action: Action, reading: np.ndarray) -> dict[str, dict[str, RocCurve]]:
     """Compute ROC curves of the alarm concepts together, with operating points.
 
     An operating point takes the model's answer or the most probable concept. Empty without alarm
     concepts, because one curve cannot show each concept against the rest.
     """
-    found: dict[str, Any] = {}
+    found = dict[str, dict[str, RocCurve]]()
     for scope, keep, labels, clips in judge.scopes():
         alarm = [labels.concepts.index(a) for a in labels.alarm]
         positive = np.isin(labels.concept, alarm)
@@ -149,8 +271,8 @@ def curves(judge: ControlScorer, action: Action, reading: np.ndarray) -> dict[st
         for side, (score, alarmed) in sides.items():
             false_alarm, hit = curve(score, positive)
             point = {"false_alarm": float(alarmed[~positive].mean()), "hit": float(alarmed[positive].mean())}
-            area = Interval.of(clips.auroc(score, positive)).as_dict()
-            found[scope][side] = {"false_alarm": false_alarm.tolist(), "hit": hit.tolist(), "auroc": area, "point": point}
+            area = Interval.of(clips.auroc(score, positive))
+            found[scope][side] = RocCurve(false_alarm=false_alarm.tolist(), hit=hit.tolist(), auroc=area, point=point)
     return found
 
 
@@ -158,14 +280,14 @@ def curve(score: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """Return false-alarm and hit rates of a ROC from (0, 0) to (1, 1), at most :data:`POINTS`."""
     order = np.argsort(-score, kind="stable")
     falling = score[order]
-    ends = np.flatnonzero(np.r_[falling[1:] != falling[:-1], True])  # last of each score
+    ends = np.flatnonzero(np.r_[falling[1:] != falling[:-1], True])  # last item of every distinct score; infinite ones tie too
     hit = np.r_[0, positive[order].cumsum()[ends] / positive.sum()]
     false_alarm = np.r_[0, (~positive[order]).cumsum()[ends] / (~positive).sum()]
     kept = np.unique(np.linspace(0, len(hit) - 1, min(POINTS, len(hit))).round().astype(int))
     return false_alarm[kept], hit[kept]
 
 
-def confusion(labels: Labels, action: Action, reading: np.ndarray) -> dict[str, Any]:
+def confusion(labels: Labels, action: Action, reading: np.ndarray) -> Confusion:
     """Count the concepts of action (scored) and reading by right concept (rows); the last column
     is for none."""
     count = len(labels.concepts)
@@ -176,24 +298,24 @@ def confusion(labels: Labels, action: Action, reading: np.ndarray) -> dict[str, 
         return counts.tolist()
 
     names = list(labels.concepts)
-    tables = {"action": table(action.concept(labels)), "reading": table(reading.argmax(1))}
-    return {"concepts": names, "said": [*names, "none"], **tables}
+    return Confusion(concepts=names, said=[*names, "none"], action=table(action.concept(labels)), reading=table(reading.argmax(1)))
 
 
-def calibration(labels: Labels, reading: np.ndarray) -> dict[str, Any]:
+def calibration(labels: Labels, reading: np.ndarray) -> Calibration:
     """Return the accuracy of the most probable concept by its probability, in bins, with ECE and
     Brier score."""
-    bins = [b._asdict() for b in calibration_bins(reading, labels.concept)]
-    return {"bins": bins, "ece": expected_calibration_error(reading, labels.concept), "brier": brier_score(reading, labels.concept)}
+    concept = labels.concept
+    return Calibration(
+        bins=calibration_bins(reading, concept), ece=expected_calibration_error(reading, concept), brier=brier_score(reading, concept)
+    )
 
 
-def known_but_unsaid(items: ItemSet, labels: Labels, action: Action, reading: np.ndarray) -> list[dict[str, Any]]:
+def known_but_unsaid(items: ItemSet, labels: Labels, action: Action, reading: np.ndarray) -> list[UnsaidItem]:
     """List the items with the most certain right reading whose answer is another concept.
 
     At most :data:`UNSAID`, equally many per modality where possible.
     """
-    # unlike the highest probability, this still differs between items where that rounds to 1
-    doubt = np.where(np.eye(reading.shape[1], dtype=bool)[labels.concept], 0, reading).sum(1)
+    doubt = np.where(np.eye(reading.shape[1], dtype=bool)[labels.concept], 0, reading).sum(1)  # of what rounds to certainty, too
     unsaid = np.flatnonzero((reading.argmax(1) == labels.concept) & (action.concept(labels) != labels.concept))
     unsaid = unsaid[np.argsort(doubt[unsaid], kind="stable")]
     place = np.zeros(len(unsaid), dtype=int)
@@ -206,43 +328,20 @@ def known_but_unsaid(items: ItemSet, labels: Labels, action: Action, reading: np
         item = items.items[n]
         options = [o.text for o in item.options]
         probable = softmax(action.scores[n, : len(options)])
-        row: dict[str, Any] = {"id": item.id, "clip": item.clip, "modality": item.modality, "text": item.text}
-        row |= {"media": [list(m) for m in item.media], "options": options}
-        row |= {"said": options[action.chosen[n]], "right": options[labels.gold[n]]}
-        row["reading"] = {c: float(p) for c, p in zip(labels.concepts, reading[n], strict=True)}
-        row["action"] = {o: float(p) for o, p in zip(options, probable, strict=True)}
+        row = UnsaidItem(
+            id=item.id,
+            clip=item.clip,
+            modality=item.modality,
+            text=item.text,
+            media=item.media,
+            options=options,
+            said=options[action.chosen[n]],
+            right=options[labels.gold[n]],
+            reading={c: float(p) for c, p in zip(labels.concepts, reading[n], strict=True)},
+            action={o: float(p) for o, p in zip(options, probable, strict=True)},
+        )
         rows.append(row)
     return rows
-
-
-def verdicts(
-    proofs: Mapping[str, VerdictEvidence], config: GapConfig, acting: Mapping[str, ActionQuality] | None = None
-) -> dict[str, dict[str, Any]]:
-    """Return word, sentence and underlying figures of every modality's verdict."""
-    return {
-        name: {
-            "word": verdict.word,
-            "sentence": verdict.why,
-            "control": verdict.proof.control,
-            "difference": verdict.proof.difference.as_dict(),
-            "p": _finite(verdict.proof.p_of_both),
-            "p_holm": _finite(verdict.p),
-            "mcnemar": _finite(verdict.proof.mcnemar),
-            "random_weights": _random(verdict.proof.untrained),
-        }
-        for name, verdict in judge_proofs(proofs, config, acting=acting).items()
-    }
-
-
-def _random(found: Untrained | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    figures = {"balanced": found.accuracy.as_dict(), "chance": found.chance, "difference": found.difference.as_dict()}
-    return {"kind": found.kind, "draws": found.draws, **figures, "p": _finite(found.p)}
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
 
 
 def minimum_detectable(
@@ -256,4 +355,4 @@ def minimum_detectable(
     difference = (reading.argmax(1) == labels.concept).astype(float) - (best.argmax(1) == labels.concept)
     error = paired_error(difference, labels.clip, labels.cells[0])
     found = {"all": detectable_difference(error, judge.clips["all"].n), **{name: proof.detectable for name, proof in proofs.items()}}
-    return {scope: _finite(value) for scope, value in found.items()}
+    return {scope: finite(value) for scope, value in found.items()}

@@ -132,11 +132,11 @@ def _figures(now: Statistics, first: Statistics, base: Statistics | None) -> dic
     the prompt's own; ``gap_difference`` is relative to the run's own prompt."""
     kept = {f"action.{k}" for k in FIGURES} | {"reading.balanced", "reading.auroc", "gap.balanced", "gap.matched", "gap.auroc"}
     found = intervals({k: v for k, v in now.items() if k in kept or k.startswith(("within.", "generated."))})
-    found["gap_difference"] = Interval.of(now["gap.balanced"] - first["gap.balanced"]).as_dict()
+    found["gap_difference"] = Interval.of(now["gap.balanced"] - first["gap.balanced"]).to_dict()
     if base is not None:
         changed = closure(base, now)
         found["change"] = intervals({k: changed[k] for k in ("closure", "closure_auroc", "action_gain", "standard_drop")})
-        found["change"]["generated_gain"] = Interval.of(now["generated.balanced"] - base["generated.balanced"]).as_dict()
+        found["change"]["generated_gain"] = Interval.of(now["generated.balanced"] - base["generated.balanced"]).to_dict()
     return found
 
 

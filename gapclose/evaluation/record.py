@@ -27,20 +27,20 @@ def make_record(
     if now.transfer is not None:
         record["transfer"] = intervals(now.transfer)
     if now.retention is not None:
-        record["retention"] = Interval.of(now.retention).as_dict()
+        record["retention"] = Interval.of(now.retention).to_dict()
     if base is None:
-        return record | {"acting": {scope: of.as_dict() for scope, of in now.acting.items()}, "state": _base_state(now)}
+        return record | {"acting": {scope: of.to_dict() for scope, of in now.acting.items()}, "state": _base_state(now)}
     changed = closure(base.overall, now.overall)
     record["change"] = intervals(changed)
     record["change"]["by_modality"] = {m: intervals(closure(base.modality[m], now.modality[m])) for m in now.modality}
     for name in ("fresh", "sentinel"):
         fall = base.overall[f"{name}_probe.balanced"] - now.overall[f"{name}_probe.balanced"]
-        record["change"][f"{name}_drop"] = Interval.of(fall).as_dict()
+        record["change"][f"{name}_drop"] = Interval.of(fall).to_dict()
     record["change"]["significance"] = significance(base, now, config, seed)
     if now.transfer is not None and base.transfer is not None:
         record["change"]["transfer"] = intervals(closure(base.transfer, now.transfer))
     if now.retention is not None and base.retention is not None:
-        record["change"]["retention_drop"] = Interval.of(base.retention - now.retention).as_dict()
+        record["change"]["retention_drop"] = Interval.of(base.retention - now.retention).to_dict()
     record["frozen_probe_shift"] = float(np.abs(now.residual - base.residual).max())
     record["state"] = state_of(_evidence(changed, now, base, config), config)
     return record
@@ -76,8 +76,8 @@ def _evidence(changed: Mapping[str, np.ndarray], now: SplitMeasurement, base: Sp
         return dropped(now.overall[f"{name}.balanced"], base.overall[f"{name}.balanced"], config.reading_tolerance)
 
     return Evidence(
-        closure=Interval.of(changed["closure"]).as_dict(),
-        standard_drop=Interval.of(changed["standard_drop"]).as_dict(),
+        closure=Interval.of(changed["closure"]),
+        standard_drop=Interval.of(changed["standard_drop"]),
         frozen_fell=below_base("reading"),
         fresh_fell=below_base("fresh_probe"),
         parse_rate=now.parse_rate,

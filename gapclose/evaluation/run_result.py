@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from gapclose.core.files import near_sibling
 from gapclose.evaluation.run_records import read_records, summarise
@@ -46,11 +43,11 @@ class StageRecord:
         closure = record.get("change", {}).get("closure")
         return cls(
             **{name: record[name] for name in ("stage", "epoch", "n_items", "n_clips", "state")},
-            reading=_interval(record["reading"]["balanced"]),
-            action=_interval(record["action"]["balanced"]),
-            gap=_interval(record["gap"]["balanced"]),
-            standard_accuracy=_interval(record["action"]["standard_accuracy"]),
-            closure=None if closure is None else _interval(closure),
+            reading=Interval.from_dict(record["reading"]["balanced"]),
+            action=Interval.from_dict(record["action"]["balanced"]),
+            gap=Interval.from_dict(record["gap"]["balanced"]),
+            standard_accuracy=Interval.from_dict(record["action"]["standard_accuracy"]),
+            closure=None if closure is None else Interval.from_dict(closure),
             record=record,
         )
 
@@ -134,8 +131,3 @@ def load_run(path: str | Path) -> RunResult:
         raise ValueError(f"{directory}: no such run directory{near_sibling(directory)}")
     summary = summarise(directory)
     return RunResult(directory=directory, records=tuple(StageRecord.of(r) for r in read_records(directory)), summary=summary)
-
-
-def _interval(of: Mapping[str, float | None]) -> Interval:
-    value, lower, upper = (np.nan if of[key] is None else float(of[key] or 0.0) for key in ("value", "lower", "upper"))
-    return Interval(value, lower, upper)

@@ -97,7 +97,7 @@ def _write_evidence(
     folder: Path, directory: Path, config: ExportSettings, loaded: LoadedModel, summary: dict[str, Any], served: Served
 ) -> None:
     write_json(folder / "evidence.json", summary)
-    write_json(folder / "serving.json", {"vllm": served.facts()})
+    write_json(folder / "serving.json", {"vllm": served.to_dict()})
     missing = left_out(directory)
     if missing["skipped"] or missing["notes"]:
         write_json(folder / "left_out.json", missing)

@@ -27,9 +27,8 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 REFUSED = {
     "use_dora": "it is DoRA (lora.use_dora)",
     "modules_to_save": "it carries whole modules",
-    # vllm-project/vllm#21229 serves adapters of single experts. vLLM's documentation
-    # (docs/features/lora.md) does not name PEFT's adapters of one tensor for all experts. Reports say
-    # that these are dropped silently (#41384, #47088, both closed without a merge).
+    # vllm-project/vllm#21229 serves adapters of experts one by one; its documentation (docs/features/lora.md) does not name PEFT's of a whole
+    # tensor, and reports say that they are dropped silently (#41384, #47088, both closed without a merge)
     "target_parameters": "it adapts experts that are one tensor, which it was reported to drop silently (vllm-project/vllm#41384; "
     "lora.experts false leaves them out)",
     "trainable_token_indices": "it carries embeddings",
@@ -65,8 +64,8 @@ class Served:
         version = f", vLLM {self.since} or newer" if self.since else ", of which version of vLLM is not known"
         return f"{words}; give it {where}, with `--enable-lora --max-lora-rank {self.rank}`{version}"
 
-    def facts(self) -> dict[str, Any]:
-        """Return the content of ``serving.json``."""
+    def to_dict(self) -> dict[str, Any]:
+        """For ``serving.json``."""
         kept = {k: v for k, v in asdict(self).items() if k != "names"}
         return {**kept, "folder": None if self.word == "no" else self.folder, "tried": False}
 

@@ -9,7 +9,7 @@ Shapes: N items, M clips, R replicates, L distinct scores, r replicates of one b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,9 +46,20 @@ class Interval:
         lower, upper = np.quantile(replicates, [0.025, 0.975], method="weibull")
         return cls(value, float(lower), float(upper))
 
-    def as_dict(self) -> dict[str, float | None]:
-        """Return the values for JSON, None where undefined."""
-        return {k: float(v) if np.isfinite(v) else None for k, v in (("value", self.value), ("lower", self.lower), ("upper", self.upper))}
+    @classmethod
+    def from_dict(cls, ends: Mapping[str, float | None]) -> Interval:
+        """From what :meth:`to_dict` gave, with nan for None."""
+        known = (ends[key] for key in ("value", "lower", "upper"))
+        return cls(*(np.nan if end is None else float(end) for end in known))
+
+    def to_dict(self) -> dict[str, float | None]:
+        """For JSON, with None for what is not defined."""
+        return {"value": finite(self.value), "lower": finite(self.lower), "upper": finite(self.upper)}
+
+
+def finite(value: float) -> float | None:
+    """A number for JSON; None for nan and infinity."""
+    return float(value) if np.isfinite(value) else None
 
 
 class ClipBootstrap:
@@ -128,7 +139,7 @@ class ClipBootstrap:
             return found
         with np.errstate(invalid="ignore", divide="ignore"):
             for rows, p, n in self._levels(score, positive):
-                # the first row of zeros is the ROC corner without alarms
+                # a first row of zeros is the corner where nothing alarms
                 tpr, fpr = (np.concatenate([np.zeros((1, k.shape[1])), k.cumsum(0) / k.sum(0)]) for k in (p, n))
                 rate = false_alarm[rows]
                 last = (fpr <= rate).sum(0) - 1  # the last point within the rate, (r,)

@@ -103,7 +103,7 @@ def intervals(statistic: Mapping[str, np.ndarray]) -> dict[str, Any]:
         place = nested
         for key in path:
             place = place.setdefault(key, {})
-        place[leaf] = Interval.of(values).as_dict()
+        place[leaf] = Interval.of(values).to_dict()
     return nested
 
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
+from gapclose.core.results import Result
 from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.labels import Labels
@@ -28,8 +28,8 @@ ADVICE = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ActionQuality:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActionQuality(Result):
     """Whether a model answers the questions of one scope."""
 
     option_mass: Interval
@@ -43,11 +43,6 @@ class ActionQuality:
     no concept is an alarm"""
     faults: tuple[str, ...]
     """failed checks as sentences; empty where the model answers"""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        figures = {name: getattr(self, name).as_dict() for name in ("option_mass", "parse_rate", "standard_accuracy")}
-        return {**figures, "least_standard": self.least_standard, "faults": list(self.faults)}
 
 
 def action_quality(statistics: Mapping[str, np.ndarray], labels: Labels, config: GapConfig) -> ActionQuality:

@@ -13,8 +13,9 @@ import numpy as np
 from scipy.special import logsumexp
 
 from gapclose.core.imports import require
+from gapclose.core.results import Result
 from gapclose.data.items import EVERYTHING
-from gapclose.metrics.bootstrap import ClipBootstrap, Interval
+from gapclose.metrics.bootstrap import ClipBootstrap, Interval, finite
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.gap import statistics
 from gapclose.metrics.labels import Action, Labels
@@ -31,7 +32,7 @@ Array = Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class GapFigures:
+class GapFigures(Result):
     """Reading, action and their gaps on one group of items, with 95 % clip-bootstrap intervals."""
 
     n_items: int
@@ -55,10 +56,6 @@ class GapFigures:
     """share of the standard items on which the action expresses an alarm; without alarms, the mean
     over concepts of one against the rest"""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return numbers, and ``{"value", "lower", "upper"}`` for every interval, ready for JSON."""
-        return {name: value.as_dict() if isinstance(value, Interval) else value for name, value in vars(self).items()}
-
 
 @dataclass(frozen=True, kw_only=True)
 class GapMeasurement(GapFigures):
@@ -71,11 +68,8 @@ class GapMeasurement(GapFigures):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures ready for JSON, each verdict as a word, a sentence and a p-value."""
-        plain = {name: value.as_dict() if isinstance(value, Interval) else value for name, value in vars(self).items()}
-        plain["by_modality"] = {name: of.to_dict() for name, of in self.by_modality.items()}
-        p = {name: of.p if np.isfinite(of.p) else None for name, of in self.verdict.items()}
-        plain["verdict"] = {name: {"word": of.word, "sentence": of.why, "p": p[name]} for name, of in self.verdict.items()}
-        return plain
+        verdicts = {name: {"word": of.word, "sentence": of.why, "p": finite(of.p)} for name, of in self.verdict.items()}
+        return super().to_dict() | {"verdict": verdicts}
 
     def to_pandas(self) -> Any:
         """Return one row per modality and figure: columns modality, figure, value, lower, upper.

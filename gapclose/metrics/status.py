@@ -10,7 +10,6 @@ nor *closed*.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,16 +17,13 @@ import numpy as np
 from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.config import GapConfig
 
-Ends = Mapping[str, float | None]
-"""an interval as stored in records: ``value``, ``lower``, ``upper``, None where undefined"""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """The figures that decide a state."""
 
-    closure: Ends
-    standard_drop: Ends
+    closure: Interval
+    standard_drop: Interval
     frozen_fell: bool
     fresh_fell: bool
     parse_rate: float
@@ -52,26 +48,25 @@ BLOCKED = 0.1
 """estimated closure below which the action does not follow the reading"""
 
 
-def beyond(fall: Ends, budget: float) -> bool:
+def beyond(fall: Interval, budget: float) -> bool:
     """Whether a figure fell by more than ``budget``, as estimated and with an interval above zero.
 
     A fall on one clip has no interval and shows nothing.
     """
-    value, lower = fall["value"], fall["lower"]
-    return value is not None and value > budget and lower is not None and lower > 0
+    return fall.value > budget and fall.lower > 0  # of nan neither holds
 
 
-def within(fall: Ends, budget: float) -> bool:
+def within(fall: Interval, budget: float) -> bool:
     """Whether an estimated fall is within its budget.
 
     Claims of success require this, and the choice of an epoch prefers it.
     """
-    return fall["value"] is not None and fall["value"] <= budget
+    return fall.value <= budget
 
 
 def dropped(now: np.ndarray, base: np.ndarray, tolerance: float) -> bool:
     """Whether a statistic (R + 1,) fell :func:`beyond` ``tolerance`` on the same clips."""
-    return beyond(Interval.of(base - now).as_dict(), tolerance)
+    return beyond(Interval.of(base - now), tolerance)
 
 
 def parses(rate: float, base_rate: float, config: GapConfig) -> bool:
@@ -82,13 +77,12 @@ def parses(rate: float, base_rate: float, config: GapConfig) -> bool:
     return rate >= config.parse_floor * base_rate
 
 
-def is_closed(closure: Ends, standard_drop: Ends, config: GapConfig) -> bool:
+def is_closed(closure: Interval, standard_drop: Interval, config: GapConfig) -> bool:
     """Whether the closure reaches ``gap.closed_at`` and standard accuracy stays within its budget.
 
     The closure counts by the lower end of its interval, standard accuracy by its estimate.
     """
-    lower = closure["lower"]
-    return lower is not None and lower >= config.closed_at and within(standard_drop, config.standard_budget)
+    return closure.lower >= config.closed_at and within(standard_drop, config.standard_budget)
 
 
 def state_of(evidence: Evidence, config: GapConfig) -> str:
@@ -101,8 +95,8 @@ def state_of(evidence: Evidence, config: GapConfig) -> str:
         return "lost"
     if evidence.frozen_fell:
         return "moved"
-    if evidence.closure["value"] is None:
+    if np.isnan(evidence.closure.value):
         return "no gap"
     if is_closed(evidence.closure, evidence.standard_drop, config):
         return "closed"
-    return "blocked" if evidence.closure["value"] < BLOCKED else "open"
+    return "blocked" if evidence.closure.value < BLOCKED else "open"

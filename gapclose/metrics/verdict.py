@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from gapclose.metrics.bootstrap import ClipBootstrap, Interval
+from gapclose.metrics.bootstrap import ClipBootstrap, Interval, finite
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.gap import reading_auroc
 from gapclose.metrics.judgeable import ADVICE, ActionQuality
@@ -41,7 +41,7 @@ LEAST_CLIPS = 6
 0.05 (2 / 2^5)"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Untrained:
     """The reading compared with networks of the same shape with random weights."""
 
@@ -65,8 +65,13 @@ class Untrained:
         """Whether a probe reads such networks above chance."""
         return self.accuracy.lower > self.chance
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        figures = {"balanced": self.accuracy.to_dict(), "chance": self.chance, "difference": self.difference.to_dict()}
+        return {"kind": self.kind, "draws": self.draws, **figures, "p": finite(self.p)}
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class VerdictEvidence:
     """The evidence for the verdict on one modality."""
 
@@ -116,7 +121,7 @@ class VerdictEvidence:
         return minimum_detectable(self.error, self.n_clips)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
     """A word of :data:`VERDICTS` with its reason."""
 
@@ -126,6 +131,20 @@ class Verdict:
     """:attr:`VerdictEvidence.p_of_both`, Holm-corrected over the modalities; nan where it could not
     be tested"""
     proof: VerdictEvidence
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: word, sentence, and the figures that they rest on."""
+        proof = self.proof
+        return {
+            "word": self.word,
+            "sentence": self.why,
+            "control": proof.control,
+            "difference": proof.difference.to_dict(),
+            "p": finite(proof.p_of_both),
+            "p_holm": finite(self.p),
+            "mcnemar": finite(proof.mcnemar),
+            "random_weights": None if proof.untrained is None else proof.untrained.to_dict(),
+        }
 
 
 def collect_evidence(

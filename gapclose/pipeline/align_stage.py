@@ -384,7 +384,8 @@ class AlignStage:
         record = make_record("adapted/test", epoch, now, base, self.run.config.gap, self.run.config.seed)
         prompts, _ = measure_prompt_variants(self.run, "adapted", self.run.prompted)
         record |= {"prompts": prompts} if prompts else {}
-        record |= {"unimproved": without, "unfinished": unfinished, "targets": self.made, "state": state_at_end(record, unfinished)}
+        facts = None if without is None else without.to_dict()
+        record |= {"unimproved": facts, "unfinished": unfinished, "targets": self.made, "state": state_at_end(record, unfinished)}
         self.run.record(
             record | {"forced": sorted(self.forced), "stopped": self.epochs.stopped(), "guards_off": self.run.config.guards.silent}
         )
@@ -394,7 +395,7 @@ class AlignStage:
             self.run.on_main(lambda: export_run(self.run.directory, self.run.config, self.for_export(epoch), summary))
         if unfinished:
             logger.warning(f"  {unfinished}")
-        for line in unimproved_words(without):
+        for line in unimproved_words(facts):
             told = "" if exported else f"; nothing is exported (--export.unimproved true exports epoch {epoch} without training again)"
             logger.warning(f"  {line}{told}")
         self.run.on_main(lambda: write_page(self.run.directory))

@@ -316,7 +316,7 @@ class RunContext:
         path = self.directory / "measurement.json"
         before = run_on_main(lambda: read_json(path) if path.is_file() else {})
         if thorough or not before.get("thorough"):
-            found = run_controls(self, thorough=thorough)
+            found = run_controls(self, thorough=thorough).to_dict()
             gone = [key for key, value in before.items() if value and not found.get(key)]
             if gone:
                 logger.info(f"measurement.json held {', '.join(gone)} and does not any more: the configuration asks for less")
@@ -327,9 +327,9 @@ class RunContext:
     def gate(self) -> None:
         """Write ``gate.json``: the verdicts on val, which allow or refuse training."""
         found = gate(self)
-        self.on_main(lambda: write_json(self.directory / "gate.json", found))
-        for name, verdict in found["verdicts"].items():
-            logger.info(f"{name} on val: {verdict['word']}")
+        self.on_main(lambda: write_json(self.directory / "gate.json", found.to_dict()))
+        for name, verdict in found.verdicts.items():
+            logger.info(f"{name} on val: {verdict.word}")
 
     def track(self) -> None:
         """Start the configured tracker in the main process."""

@@ -27,10 +27,10 @@ def print_leak(leaks: list[Leak]) -> list[str]:
     words = ("modality",)
     add_columns(table, (*words, "clips", "items", "text alone, balanced", "chance"), words)
     for leak in leaks:
-        table.add_row(leak.modality, str(leak.n_clips), str(leak.n_items), show(leak.balanced.as_dict()), f"{leak.chance:.3f}")
+        table.add_row(leak.modality, str(leak.n_clips), str(leak.n_items), show(leak.balanced.to_dict()), f"{leak.chance:.3f}")
     wide_console().print(table)
     return [
-        f"the text alone gives the right concept of {leak.modality} away: {show(leak.balanced.as_dict())} balanced, chance {leak.chance:.3f}; a "
+        f"the text alone gives the right concept of {leak.modality} away: {show(leak.balanced.to_dict())} balanced, chance {leak.chance:.3f}; a "
         "reading must beat that to be called real. Look for words that true and false questions do not share, or ask each question in both"
         for leak in leaks
         if leak.above

@@ -67,14 +67,14 @@ class Point:
     standard_items: int = 0
     standard_clips: int = 0
 
-    def facts(self) -> dict[str, Any]:
-        """Return the fields for JSON, the factor under ``prior_factor``."""
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, the factor under ``prior_factor``."""
         found = asdict(self)
         return {"prior_factor": found.pop("factor"), **found}
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Point:
-        """Build a point from a mapping with its :meth:`facts`; other keys are ignored."""
+        """From what holds its :meth:`to_dict` and perhaps more."""
         kept = {f.name: facts[f.name] for f in fields(cls) if f.name != "factor"}
         return cls(factor=facts["prior_factor"], **kept)
 
@@ -135,7 +135,7 @@ def operating_point(reading: np.ndarray, concept: np.ndarray, alarm: np.ndarray,
     within, possible = rate <= budget + 1e-9, bound <= budget + 1e-9
 
     def best(among: np.ndarray) -> int:
-        return int(np.where(among, recall, -1.0).argmax())  # the first of equals; 1 comes first
+        return int(np.where(among, recall, -1.0).argmax())  # the first of equals, and 1 comes first
 
     place, standing = 0, "exceeded"
     if possible.any():

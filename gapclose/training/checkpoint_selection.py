@@ -7,12 +7,14 @@ training selects as an uninterrupted one does.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gapclose.core.distributed import run_on_main
 from gapclose.core.files import read_json, write_json
 from gapclose.core.logging import get_logger
+from gapclose.core.results import Result
 from gapclose.evaluation.run_records import read_records, record_of
 from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.config import GapConfig
@@ -61,11 +63,11 @@ class EpochRecords:
 
         return run_on_main(choose)
 
-    def unimproved(self, rounds: Iterable[int]) -> dict[str, Any] | None:
+    def unimproved(self, rounds: Iterable[int]) -> Unimproved | None:
         """Explain why the base model is preferred to every epoch of these rounds; None if one is
         better."""
 
-        def judge() -> dict[str, Any] | None:
+        def judge() -> Unimproved | None:
             base, among = record_of(self.directory, "base/val"), [r for number in rounds for r in self.read(number)]
             assert base is not None
             return unimproved(among, self.config.gap, self.config.guards.silent, base)
@@ -93,7 +95,7 @@ class EpochRecords:
         """
         earlier = [r for r in self.records(number) if r["epoch"] < epoch and r.get("consistency")]
         before = earlier[-1]["consistency"]["excess"]["value"] if earlier else base
-        return {"excess": excess.as_dict(), "base": base, "falling": bool(excess.value < (1 - FALLING) * before)}
+        return {"excess": excess.to_dict(), "base": base, "falling": bool(excess.value < (1 - FALLING) * before)}
 
     def finished(self, number: int) -> bool:
         """Return whether a round has ended: by its last epoch, a guard, or ``train.patience``."""
@@ -160,6 +162,21 @@ class EpochRecords:
         return {name: why for name, why in found.items() if name != "round"} if found.get("round", 1) == number else {}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unimproved(Result):
+    """Why no epoch is to be preferred to the base model."""
+
+    epoch: int
+    """the best one all the same"""
+    chosen_by: str
+    base: float
+    """that figure on val of the base model"""
+    adapted: float
+    """that of the epoch"""
+    why: str
+    """a sentence"""
+
+
 def best_epoch(
     epochs: Sequence[Mapping[str, Any]], config: GapConfig, off: Sequence[str] = (), base: Mapping[str, Any] | None = None
 ) -> int:
@@ -192,7 +209,7 @@ def best_epoch(
         raise ValueError("no epoch was measured, so none can be chosen; start the same command again")
     after = [r for r in epochs if r["state"] not in ("collapsed", "lost")] or list(epochs)
     shifted = _by_shift(after, config)
-    drop = {r["epoch"]: r["change"]["standard_drop"] for r in after}
+    drop = {r["epoch"]: Interval.from_dict(r["change"]["standard_drop"]) for r in after}
     kept = [r for r in after if shifted or not beyond(drop[r["epoch"]], config.standard_budget)]
     clean = [r for r in kept if not set(r["objections"]) - set(off)]
     clean = [r for r in clean if shifted or within(drop[r["epoch"]], config.standard_budget)] or clean
@@ -203,7 +220,7 @@ def best_epoch(
     if among := clean or kept:
         return max(among, key=lambda r: (figure(r, shifted=shifted), -r["epoch"]))["epoch"]
     logger.warning("every epoch loses more standard accuracy than the budget; keeping the one that loses least")
-    return min(after, key=lambda r: (drop[r["epoch"]]["value"], r["epoch"]))["epoch"]
+    return min(after, key=lambda r: (drop[r["epoch"]].value, r["epoch"]))["epoch"]
 
 
 def state_at_end(record: Mapping[str, Any], unfinished: str | None) -> str:
@@ -223,15 +240,8 @@ def figure(record: Mapping[str, Any], *, shifted: bool) -> float:
     return record["shifted"]["option_balanced"] if record.get("shifted") else record["action"]["option_balanced"]["value"]
 
 
-def unimproved(
-    epochs: Sequence[Mapping[str, Any]], config: GapConfig, off: Sequence[str], base: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """Explain why the base model is preferred to every epoch; None if one is better.
-
-    Returns:
-        ``epoch``, the best epoch nevertheless; ``chosen_by``, the name of the figure; ``base`` and
-            ``adapted``, its values on val; ``why``, a sentence.
-    """
+def unimproved(epochs: Sequence[Mapping[str, Any]], config: GapConfig, off: Sequence[str], base: Mapping[str, Any]) -> Unimproved | None:
+    """Explain why the base model is preferred to every epoch; None if one is better."""
     if best_epoch(epochs, config, off, base):
         return None
     shifted = _by_shift(epochs, config)
@@ -251,4 +261,4 @@ def unimproved(
             f"on val every epoch that is better than the base model ({by} {before:.3f}; epoch {best['epoch']}: {now:.3f}) falls beyond a "
             f"budget, or a guard objects to it (state {best['state']}; {', '.join(best['objections']) or 'no guard'})"
         )
-    return {"epoch": best["epoch"], "chosen_by": by, "base": before, "adapted": now, "why": why}
+    return Unimproved(epoch=best["epoch"], chosen_by=by, base=before, adapted=now, why=why)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.status import beyond, parses
 from gapclose.training.config import GuardsConfig
@@ -56,10 +57,10 @@ def _adapter(record: Record, base: Record, gap: GapConfig, config: GuardsConfig)
 
 def _beyond(drop: Mapping[str, float | None], budget: float, words: str, key: str) -> str | None:
     """Return the reason when a figure drops :func:`gapclose.metrics.status.beyond` its budget."""
-    if not beyond(drop, budget):
+    fall = Interval.from_dict(drop)
+    if not beyond(fall, budget):
         return None
-    ends = "" if drop["lower"] is None else f" [{drop['lower']:.3f}, {drop['upper']:.3f}]"
-    return f"{words} {drop['value']:.3f}{ends}, beyond {key} {budget:g}"
+    return f"{words} {fall.value:.3f} [{fall.lower:.3f}, {fall.upper:.3f}], beyond {key} {budget:g}"
 
 
 GUARDS: dict[str, Callable[[Record, Record, GapConfig, GuardsConfig], str | None]] = {

@@ -169,7 +169,7 @@ def compare_rounds(
         "layers": list(now.probe.layers),
         "family": now.probe.family,
         "strength": now.probe.strength,
-        "gain": interval.as_dict(),
+        "gain": interval.to_dict(),
         "balanced": {name: _balanced(of, labels) for name, of in (("before", reference), ("now", now.val))},
         "sentinel_agrees": {"before": float((read == sentinel.argmax(1)).mean()), "now": float((said == sentinel.argmax(1)).mean())},
         "changed": float((said != read).mean()),

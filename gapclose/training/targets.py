@@ -110,7 +110,7 @@ class Targets:
         read = self.reading.argmax(1)
         kept = {c: int((self.keep & (read == k)).sum()) for k, c in enumerate(concepts)}
         counts = {"items": len(self.ids), "kept": int(self.keep.sum()), "kept_by_concept": kept, "not_expressible": self.silent}
-        return {**counts, **self.point.facts(), "prior_factor": self.factor}
+        return {**counts, **self.point.to_dict(), "prior_factor": self.factor}
 
 
 def target_of(

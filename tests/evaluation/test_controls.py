@@ -19,6 +19,7 @@ from gapclose.evaluation.controls.residualize import residualise  # fmt: skip
 from gapclose.evaluation.controls.scoring import Control, ControlScorer, chance
 from gapclose.evaluation.controls.sentence_encoder import encode
 from gapclose.evaluation.controls.text import TEXT_MAKERS, text_only
+from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.labels import Labels
 from gapclose.probes.linear import FrozenProbe, fit_linear
 from gapclose.probes.refit import refit, refit_within
@@ -186,13 +187,13 @@ def test_a_probe_on_planted_signal_beats_shuffled_labels(world):
     control = Control(name="s", label="", question="", readings=readings, at_chance=True)
     entry = judge.entry(control)
     scopes = ("all", "audio", "vision")
-    assert entry["chance"] == dict.fromkeys(scopes, 0.5) and chance(test) == 0.5 and False not in entry["at_chance"].values()
+    assert entry.chance == dict.fromkeys(scopes, 0.5) and chance(test) == 0.5 and False not in entry.at_chance.values()
     loose = ControlScorer(test, probe.predict_proba(torch.tensor(z)), 200, 0, detectable=0.5).entry(control)
-    assert loose["at_chance"] == dict.fromkeys(scopes, True)
+    assert loose.at_chance == dict.fromkeys(scopes, True)
     strict = ControlScorer(test, probe.predict_proba(torch.tensor(z)), 200, 0, detectable=1e-6).entry(control)
-    assert strict["at_chance"] == dict.fromkeys(scopes)  # holds chance, and all that matters besides
-    assert entry["difference"]["all"]["lower"] > 0.2 and entry["balanced"]["vision"]["value"] == pytest.approx(0.5, abs=0.12)
-    both = entry["balanced"]["all"]["value"] + entry["difference"]["all"]["value"]
+    assert strict.at_chance == dict.fromkeys(scopes)  # holds chance, and all that matters besides
+    assert entry.difference["all"].lower > 0.2 and entry.balanced["vision"].value == pytest.approx(0.5, abs=0.12)
+    both = entry.balanced["all"].value + entry.difference["all"].value
     assert both == pytest.approx(float(judge.reading["all"].balanced[0]))
 
 
@@ -209,7 +210,7 @@ def test_a_random_label_per_clip_is_at_chance_on_new_clips_and_learnt_by_heart_o
         assert set(y[fit.modality == "audio"]) <= {0, 2}
     readings = [refit(nearest, z_fit, y, z) for y in drawn]
     entry = judge_of(world).entry(Control(name="r", label="", question="", readings=readings, concepts=truth, at_chance=True))
-    assert entry["at_chance"]["all"] and entry["chance"]["all"] == 0.5
+    assert entry.at_chance["all"] and entry.chance["all"] == 0.5
     few, known = planted(6, 3, signal=0.0)  # six clips in twelve dimensions: the last three tell them apart
     y = clip_labels(known.clip, known.modality, concept_shares(known.concept, known.modality, 3), np.random.default_rng(5))
     even = np.arange(len(y)) % 2 == 0
@@ -230,7 +231,7 @@ def test_a_clip_in_both_splits_shows_in_the_random_labels(world):
         drawn, truth = ([y[part] for y in both] for part in (slice(240), slice(240, None)))
         readings = [refit_within(probe, telling, y, fit.modality, telling, fit.modality) for y in drawn]
         control = Control(name="r", label="", question="", readings=readings, concepts=truth, at_chance=True)
-        found[name] = ControlScorer(other, probe.predict_proba(torch.tensor(telling)), 200, 0).entry(control)["balanced"]["all"]["value"]
+        found[name] = ControlScorer(other, probe.predict_proba(torch.tensor(telling)), 200, 0).entry(control).balanced["all"].value
     assert found["by media"] > 0.95 and found["by name"] < 0.65
 
 
@@ -303,12 +304,12 @@ def test_codelength_compresses_planted_signal_and_not_noise(world):
     """Signal takes fewer bits than shuffled labels, which gain only what the modality rules out; noise gains nothing at all."""
     z_fit, fit, _, _, probe = world
     found = codelength(z_fit, fit.concept, fit.modality, fit.clip, probe, draws=3, rng=np.random.default_rng(0))
-    assert found["uniform_bits"] == pytest.approx(240 * np.log2(3))
-    assert found["compression"] == pytest.approx(found["uniform_bits"] / found["online_bits"])
-    assert found["compression"] > 1.5 * found["control_compression"] and found["control_compression"] > 1.1
+    assert found.uniform_bits == pytest.approx(240 * np.log2(3))
+    assert found.compression == pytest.approx(found.uniform_bits / found.online_bits)
+    assert found.compression > 1.5 * found.control_compression and found.control_compression > 1.1
     noise = np.random.default_rng(0).normal(size=z_fit.shape)
     nothing = codelength(noise, fit.concept, fit.modality, fit.clip, probe, draws=2, rng=np.random.default_rng(0))
-    assert nothing["compression"] < 1.08 and abs(nothing["compression"] - nothing["control_compression"]) < 0.06
+    assert nothing.compression < 1.08 and abs(nothing.compression - nothing.control_compression) < 0.06
 
 
 def test_blocks_hold_whole_clips_and_everything_once():
@@ -344,8 +345,8 @@ def test_chance_is_that_of_whoever_knows_the_modality_alone():
     reading = np.eye(3)[labels.concept]
     judge = ControlScorer(labels, reading, 100, 0)
     entry = judge.entry(Control(name="p", label="", question="", readings=[reading], at_chance=True))
-    assert entry["at_chance"] == {"all": False, "audio": False, "vision": False} and entry["difference"]["all"]["value"] == 0
-    assert judge.entry(Control(name="p", label="", question="", readings=[reading]))["at_chance"] is None
+    assert entry.at_chance == {"all": False, "audio": False, "vision": False} and entry.difference["all"].value == 0
+    assert judge.entry(Control(name="p", label="", question="", readings=[reading])).at_chance is None
 
 
 def test_the_interval_of_random_draws_covers_the_draws_as_well_as_the_clips():
@@ -353,7 +354,7 @@ def test_the_interval_of_random_draws_covers_the_draws_as_well_as_the_clips():
     _, labels = planted(20, 0)
     right = np.eye(3)[labels.concept]
     entry = ControlScorer(labels, right, 400, 0).entry(Control(name="d", label="", question="", readings=[right, right[:, [1, 2, 0]]]))
-    assert entry["balanced"]["all"] == {"value": 0.5, "lower": 0.0, "upper": 1.0}
+    assert entry.balanced["all"] == Interval(0.5, 0.0, 1.0)
 
 
 def test_a_set_without_alarms_is_judged_one_against_the_rest():

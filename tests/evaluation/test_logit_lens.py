@@ -12,6 +12,7 @@ from gapclose.data.items import Option
 from gapclose.evaluation.controls.interchange import interchange, twins
 from gapclose.evaluation.controls.logit_lens import final_norm, first_tokens, layer_profile, lens_scores, make_lens
 from gapclose.evaluation.controls.scoring import ControlScorer
+from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.labels import Labels
 from gapclose.models.config import ModelConfig
 from gapclose.models.hooks import patched_at
@@ -119,14 +120,14 @@ def test_every_layer_is_read_by_a_probe_of_its_own(digits):
     asked.clear()
     option = np.where(labels.option_concept == 0, 1.0, 0.0)
     rows = layer_profile([0, 1, 2, 3], residual, known.concept, probe, judge, lambda z: option)
-    assert [r["layer"] for r in rows] == [0, 1, 2, 3] and sorted(asked) == [(p, k) for p in ("fit", "test") for k in range(4)]
+    assert [r.layer for r in rows] == [0, 1, 2, 3] and sorted(asked) == [(p, k) for p in ("fit", "test") for k in range(4)]
     for row in rows:
-        found = row["reading"]["balanced"]["value"]
-        assert found > 0.85 if row["layer"] >= 2 else found < 0.65
-        assert row["lens"]["balanced"]["value"] == 0.5 and row["lens"]["auroc"]["value"] == 0.5
-    assert rows[3]["reading"]["auroc"]["value"] == pytest.approx(float(judge.reading["all"].auroc[0]))
+        found = row.reading.balanced.value
+        assert found > 0.85 if row.layer >= 2 else found < 0.65
+        assert row.lens is not None and row.lens.balanced.value == 0.5 and row.lens.auroc.value == 0.5
+    assert rows[3].reading.auroc.value == pytest.approx(float(judge.reading["all"].auroc[0]))
     bare = layer_profile([3], residual, known.concept, probe, judge, None)
-    assert bare == [{**rows[3], "lens": None}]
+    assert bare == [replace(rows[3], lens=None)]
 
 
 # -- interchange ----------------------------------------------------------------------------------------------------------------------
@@ -228,15 +229,17 @@ def test_answers_that_follow_the_donor_are_counted_against_no_patch():
     always = np.tile([2.0, 0.0, 0.0], (48, 1))
     honest = 5.0 * np.eye(3)[labels.concept]
     found = interchange(labels, donor, always, honest[donor], [3], 100, 0)
-    assert (found["layer"], found["n_pairs"]) == (3, 24) and found["follows"] == {"value": 1.0, "lower": 1.0, "upper": 1.0}
-    assert found["stays_without_patch"]["value"] == 0.5 and set(found["by_modality"]) == {"audio", "vision"}
-    assert (found["to_alarm"]["stays_without_patch"]["value"], found["to_standard"]["stays_without_patch"]["value"]) == (0.0, 1.0)
-    assert "100.0% of the answers" in found["sentence"] and "without it 50.0% do" in found["sentence"]
+    assert (found.layer, found.n_pairs) == (3, 24) and found.follows == Interval(1.0, 1.0, 1.0)
+    assert found.stays_without_patch.value == 0.5 and set(found.by_modality) == {"audio", "vision"}
+    assert found.to_alarm is not None and found.to_standard is not None
+    assert (found.to_alarm.stays_without_patch.value, found.to_standard.stays_without_patch.value) == (0.0, 1.0)
+    assert "100.0% of the answers" in found.sentence and "without it 50.0% do" in found.sentence
     nudged = always.copy()
     nudged[labels.concept[donor] == 1, 1] += 1  # towards the donor's alarm, and too little to be said
     moved = interchange(labels, donor, always, nudged, [3], 100, 0)
-    assert moved["follows"]["value"] == 0.5 and moved["shift"]["value"] > 0.1 and moved["shift_whole"]["value"] == 0
+    assert moved.shift is not None and moved.shift_whole is not None
+    assert moved.follows.value == 0.5 and moved.shift.value > 0.1 and moved.shift_whole.value == 0
     stacked = interchange(labels, donor, always, nudged, [2, 3], 100, 0)
-    assert (stacked["layer"], stacked["layers"]) == (3, [2, 3]) and "the residuals after layers 2, 3 taken" in stacked["sentence"]
+    assert (stacked.layer, stacked.layers) == (3, (2, 3)) and "the residuals after layers 2, 3 taken" in stacked.sentence
     plain = replace(labels, alarm=())
-    assert "to_alarm" not in interchange(plain, donor, always, honest, [3], 100, 0)
+    assert "to_alarm" not in interchange(plain, donor, always, honest, [3], 100, 0).to_dict()

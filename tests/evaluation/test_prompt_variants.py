@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from comparison.collect import asked_items
+from run_schemas import misfit
 
 from gapclose.core.errors import ErrorCollector
 from gapclose.data.answer_matching import AnswerMatcher
@@ -48,6 +49,7 @@ def measured(tiny_config, tmp_path_factory):
 def test_every_prompt_has_its_figures(measured, digits):
     """What the record says of a prompt is what its observations say: action, both readings, answers as they were matched."""
     record = json.loads((measured / "gap.jsonl").read_text())
+    assert misfit("gap", record) == ""
     assert list(record["prompts"]) == ["own", *MEASURED]
     probe = FrozenProbe.load(measured / "probes" / "frozen")
     for name in MEASURED:

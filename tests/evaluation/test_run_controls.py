@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from run_schemas import misfits
 from sketches import drawn
 
 from gapclose.data.answer_matching import parse_lenient
@@ -59,8 +60,9 @@ def is_interval(value) -> bool:
     return set(value) == {"value", "lower", "upper"}
 
 
-def test_everything_is_there_in_its_form(whole, digits):
+def test_everything_is_there_in_its_form(measured, whole, digits):
     """Keys, counts and intervals as a report expects them."""
+    assert misfits(measured) == {}
     assert tuple(whole) == KEYS and (whole["version"], whole["split"], whole["n_clips"], whole["n_items"]) == (1, "test", 24, 96)
     assert (
         whole["concepts"] == list(digits.concepts) and whole["alarm"] == list(digits.alarm) and whole["modalities"] == ["audio", "vision"]
@@ -338,7 +340,7 @@ def test_no_concept_has_a_column_of_its_own():
     )  # fmt: skip
     action = Action(chosen=np.array([1, -1, 1]), scores=np.zeros((3, 2)))
     found = confusion(labels, action, np.eye(2)[[0, 0, 1]])
-    assert found["action"] == [[0, 1, 0], [0, 1, 1]] and found["reading"] == [[1, 0, 0], [1, 1, 0]] and found["said"] == ["x", "y", "none"]
+    assert found.action == [[0, 1, 0], [0, 1, 1]] and found.reading == [[1, 0, 0], [1, 1, 0]] and found.said == ["x", "y", "none"]
 
 
 def test_media_are_found_from_the_run_or_from_anywhere(tmp_path):

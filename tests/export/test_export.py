@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from run_schemas import misfit
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -126,12 +127,14 @@ def test_the_run_verifies_its_adapter_in_a_fresh_process(tiny_run, tiny_config, 
     assert main(["close", "--config", str(tiny_config), "--run_dir", str(run), "--export.verify", "true"]) == 0
     verified = json.loads((run / "adapter" / "verified.json").read_text())
     assert verified["adapter"]["items"] == 64 and verified["adapter"]["largest_difference"] < 1e-4
+    assert misfit("verified", verified) == ""
 
 
 def test_both_exports_reproduce_what_was_measured(with_merged, tiny_run):
     """The adapter exactly, the merged weights but for rounding."""
     found = verify(with_merged)
     assert found["adapter"]["largest_difference"] < 1e-5 and found["merged"]["largest_difference"] < 1e-4
+    assert misfit("verified", found) == ""
     first, second = (load_file(d / "adapter" / "adapter_model.safetensors") for d in (tiny_run, with_merged))
     assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 

@@ -227,7 +227,7 @@ def test_where_reports_contradict_the_list_nothing_is_known(tmp_path, monkeypatc
     write_adapter(loaded, tmp_path / "adapter")
     kind = type(unwrap(loaded.model)).__name__
     served = served_by_vllm(loaded, tmp_path / "adapter")
-    assert served.word == "yes" and "of which version of vLLM is not known" in served.sentence() and served.facts()["since"] is None
+    assert served.word == "yes" and "of which version of vLLM is not known" in served.sentence() and served.to_dict()["since"] is None
     monkeypatch.setitem(LORA_IN_VLLM, kind, InVllm("", since="0.1.2"))
     assert "vLLM 0.1.2 or newer" in served_by_vllm(loaded, tmp_path / "adapter").sentence()
     monkeypatch.setitem(LORA_IN_VLLM, kind, InVllm("", doubt=LORA_IN_VLLM["Qwen3OmniMoeThinkerForConditionalGeneration"].doubt))

@@ -106,7 +106,7 @@ def test_one_clip_has_estimates_and_no_intervals():
     known = replace(labels(), clip=np.full(120, "only"))
     found = statistics(ClipBootstrap(known.clip, 100, 0), known, actions(known, 1.0), readings(known, 1.0))
     for name, values in found.items():
-        interval = Interval.of(values).as_dict()
+        interval = Interval.of(values).to_dict()
         assert interval["value"] is not None and interval["lower"] is interval["upper"] is None, name
     assert np.isnan(closure(found, found)["closure"][0]) and not dropped(found["action.auroc"] - 1, found["action.auroc"], 0.05)
 
@@ -248,7 +248,7 @@ def test_the_clip_bootstrap_is_wider_than_an_item_bootstrap_when_a_clip_is_all_r
 )
 def test_interval(statistic, expected):
     """Percentiles of the finite replicates; None for what is not defined, so that JSON stays strict."""
-    found = tuple(Interval.of(statistic).as_dict().values())
+    found = tuple(Interval.of(statistic).to_dict().values())
     assert [f is None for f in found] == [e is None for e in expected]
     assert [f for f in found if f is not None] == pytest.approx([e for e in expected if e is not None])
 
@@ -278,7 +278,7 @@ def test_closure_on_planted_data():
     # the noise is common to both measurements: paired, nothing of it is left
     assert np.ptp(found["action_gain"]) < 1e-12 < np.ptp(planted(0.4, 0.8, noise)["action.balanced"])
     same = planted(0.8, 0.8, noise)
-    assert Interval.of(closure(same, same)["closure"]).as_dict() == {"value": None, "lower": None, "upper": None}
+    assert Interval.of(closure(same, same)["closure"]).to_dict() == {"value": None, "lower": None, "upper": None}
 
 
 def test_closure_of_measured_statistics_is_paired():
@@ -323,11 +323,11 @@ def test_replicates_without_a_cell_are_averaged_over_the_others():
     assert balanced[0] == pytest.approx(np.mean([1, 1, 1, 0])) and np.isfinite(balanced).all()
 
 
-def ends(value: float, around: float = 0.02) -> dict[str, float | None]:
-    return {"value": value, "lower": value - around, "upper": value + around}
+def ends(value: float, around: float = 0.02) -> Interval:
+    return Interval(value, value - around, value + around)
 
 
-NOTHING: dict[str, float | None] = {"value": None, "lower": None, "upper": None}
+NOTHING = Interval(np.nan, np.nan, np.nan)
 GOOD = Evidence(closure=ends(0.5), standard_drop=ends(0.0), frozen_fell=False, fresh_fell=False, parse_rate=0.98, base_parse_rate=1.0)
 
 
@@ -339,7 +339,7 @@ GOOD = Evidence(closure=ends(0.5), standard_drop=ends(0.0), frozen_fell=False, f
         ({"closure": ends(0.93)}, "closed"),
         ({"closure": ends(1.4, 0.6)}, "open"),
         ({"closure": ends(1.4)}, "closed"),
-        ({"closure": {"value": 1.0, "lower": None, "upper": None}}, "open"),
+        ({"closure": Interval(1.0, np.nan, np.nan)}, "open"),
         ({"closure": ends(0.05)}, "blocked"),
         ({"closure": ends(-0.5)}, "blocked"),
         ({"closure": NOTHING}, "no gap"),
@@ -401,7 +401,7 @@ def test_without_a_gap_there_is_no_closure():
     now = base | {"action.balanced": base["action.balanced"] + 0.1, "action.auroc": base["action.auroc"] + 0.1}
     changed = closure(base, now)
     assert np.isnan(changed["closure"]).all() and np.isnan(changed["closure_auroc"]).all()
-    assert state_of(replace(GOOD, closure=Interval.of(changed["closure"]).as_dict()), GapConfig()) == "no gap"
+    assert state_of(replace(GOOD, closure=Interval.of(changed["closure"])), GapConfig()) == "no gap"
 
 
 def test_log_odds_are_symmetric_and_strictly_rising_at_any_confidence():

@@ -41,7 +41,7 @@ def test_every_threshold_at_its_edge(given, failed):
     found = action_quality(figures(**given), LABELS, CONFIG)
     assert found.least_standard == pytest.approx(0.4)
     assert len(found.faults) == len(failed) and all(key in fault for key, fault in zip(failed, found.faults, strict=True))
-    assert json.loads(json.dumps(found.as_dict()))["faults"] == list(found.faults)
+    assert json.loads(json.dumps(found.to_dict()))["faults"] == list(found.faults)
 
 
 def test_where_standard_accuracy_tells_nothing():

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from run_schemas import misfits
 from safetensors.torch import load_file
 
 from gapclose.core.files import read_json
@@ -86,6 +87,7 @@ def test_a_run_learns_its_pairs(finished, images_directory, tiny_checkpoint):
 
 def test_what_trl_logs_is_recorded_per_epoch(finished):
     """Beside the gap, in the record of truth; the reference is the base model, so the first margin is near 0 and grows."""
+    assert misfits(finished) == {}
     epochs = [r for r in read_records(finished) if r["stage"].startswith("epoch-")]
     assert [r["epoch"] for r in epochs] == [1, 2] and all("training" not in r for r in read_records(finished) if r not in epochs)
     for record in epochs:

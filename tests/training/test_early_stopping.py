@@ -10,6 +10,7 @@ from test_measurement import measured
 from gapclose.core.settings import read_settings
 from gapclose.evaluation.record import make_record
 from gapclose.evaluation.run_records import read_records, summarise
+from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.status import Evidence, beyond, state_of
 from gapclose.pipeline.cli import main
@@ -58,13 +59,11 @@ def test_a_loss_within_chance_is_no_objection():
         assert (
             ("over-rejection" in check_guards(of, base, gap, GuardsConfig()))
             == objects
-            == beyond(of["change"]["standard_drop"], gap.standard_budget)
+            == beyond(Interval.from_dict(of["change"]["standard_drop"]), gap.standard_budget)
         )
-    evidence = Evidence(closure=drop, standard_drop=drop, frozen_fell=False, fresh_fell=False, parse_rate=1.0, base_parse_rate=1.0)
-    assert (
-        state_of(evidence, gap) == "over-rejecting"
-        and state_of(replace(evidence, standard_drop=chance["change"]["standard_drop"]), gap) != "over-rejecting"
-    )
+    shown, unshown = (Interval.from_dict(of["change"]["standard_drop"]) for of in (record, chance))
+    evidence = Evidence(closure=shown, standard_drop=shown, frozen_fell=False, fresh_fell=False, parse_rate=1.0, base_parse_rate=1.0)
+    assert state_of(evidence, gap) == "over-rejecting" and state_of(replace(evidence, standard_drop=unshown), gap) != "over-rejecting"
 
 
 def test_a_shift_that_will_keep_to_the_budget_leaves_nothing_to_object_to():
@@ -135,13 +134,11 @@ def test_the_base_model_is_a_candidate():
     assert best_epoch([after(1, 0.6), after(2, 0.8)], GAP, base=base) == 2 and unimproved([after(2, 0.8)], GAP, [], base) is None
     for worse in ([after(1, 0.6)], [after(1, 0.7)]):
         found = unimproved(worse, GAP, [], base)
-        assert best_epoch(worse, GAP, base=base) == 0 and found is not None and (found["epoch"], found["base"]) == (1, 0.7)
-        assert "no epoch is better than the base model" in found["why"]
+        assert best_epoch(worse, GAP, base=base) == 0 and found is not None and (found.epoch, found.base) == (1, 0.7)
+        assert "no epoch is better than the base model" in found.why
     for spoilt in (after(1, 0.9, drop=0.2), after(1, 0.9, objections=("retention",)), after(1, 0.9, state="lost")):
         found = unimproved([spoilt], GAP, [], base)
-        assert (
-            best_epoch([spoilt], GAP, base=base) == 0 and found is not None and "falls beyond a budget, or a guard objects" in found["why"]
-        )
+        assert best_epoch([spoilt], GAP, base=base) == 0 and found is not None and "falls beyond a budget, or a guard objects" in found.why
     assert best_epoch([after(1, 0.9, objections=("retention",))], GAP, ["retention"], base) == 1
     shifted = GapConfig(replicates=100, choose="shifted")
     by_shift = after(1, 0.2, drop=0.6) | {"shifted": {"option_balanced": 0.75}}

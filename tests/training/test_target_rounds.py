@@ -7,6 +7,7 @@ from html import unescape
 import numpy as np
 import pytest
 import torch
+from run_schemas import misfits
 from safetensors.torch import load_file
 
 from gapclose.evaluation.run_records import read_records, round_words
@@ -46,6 +47,7 @@ def two_rounds(quick_config, tmp_path_factory):
 
 def test_a_second_round_aims_for_what_is_read_of_the_adapted_model(two_rounds, digits):
     """Its targets are those of its own probe on what the best epoch's adapter made of the train items; every place tells of it."""
+    assert misfits(two_rounds) == {}
     rounds = json.loads((two_rounds / "rounds.json").read_text())
     epochs = [(r["epoch"], r["round"]) for r in read_records(two_rounds) if r["stage"].startswith("epoch")]
     assert epochs == [(1, 1), (2, 1), (3, 2), (4, 2)] and [r["round"] for r in rounds] == [2]

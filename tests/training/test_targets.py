@@ -174,7 +174,7 @@ def test_where_no_factor_keeps_the_budget_the_reading_keeps_its_threshold_and_it
     assert "no factor keeps to the budget" in found.words() and "100.0 % of 40 standard items of 40 clips" in found.words()
     none = operating_point(np.array([[0.2, 0.8]] * 5), np.ones(5, dtype=int), alarm, 0.03)
     assert (none.factor, none.standing) == (1.0, "unknown") and none.words()
-    assert Point.of({"round": 1, **found.facts()}) == found and Point().words() == ""
+    assert Point.of({"round": 1, **found.to_dict()}) == found and Point().words() == ""
 
 
 def clips_of_four(clips: int, strength: float, seed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -5,8 +5,8 @@ Shapes: N test items, D width, L decoder layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from gapclose.core.logging import get_logger, progress
-from gapclose.evaluation.controls.interchange import interchange, twins
-from gapclose.evaluation.controls.logit_lens import layer_profile, make_lens
-from gapclose.evaluation.controls.scoring import Control
+from gapclose.core.results import Result
+from gapclose.evaluation.controls.interchange import Interchange, interchange, twins
+from gapclose.evaluation.controls.logit_lens import LayerReading, layer_profile, make_lens
+from gapclose.evaluation.controls.scoring import Control, JudgedControl
 from gapclose.evaluation.controls.sentence_encoder import encode
 from gapclose.evaluation.controls.suite import ControlSuite
 from gapclose.evaluation.protocols.compare import set_beside
@@ -42,7 +43,7 @@ def _layer_residual(of: ControlSuite, part: str, layer: int) -> torch.Tensor:
     return of.stored(f"layers-{part}", items, [layer]).residuals[layer]
 
 
-def layers(of: ControlSuite) -> tuple[Control, list[dict[str, Any]]]:
+def layers(of: ControlSuite) -> tuple[Control, list[LayerReading]]:
     """Return the embedding layer as a control, and reading and lens of every layer."""
     layers = [_observe_layers(of, part) for part in ("fit", "test")][-1]
     fit, test = (_layer_residual(of, part, 0).double().numpy() for part in ("fit", "test"))
@@ -62,7 +63,7 @@ def layers(of: ControlSuite) -> tuple[Control, list[dict[str, Any]]]:
     return embedding, layer_profile(layers, partial(_layer_residual, of), of.known.concept, of.probe, of.judge, lens)
 
 
-def interchanged(of: ControlSuite) -> dict[str, Any] | None:
+def interchanged(of: ControlSuite) -> Interchange | None:
     """Score answers under the twin's residual.
 
     None without twins, or for decoders with several residual streams. The patch replaces everything
@@ -91,11 +92,22 @@ def interchanged(of: ControlSuite) -> dict[str, Any] | None:
     return interchange(labels, donor, of.action.scores[paired], after, of.probe.layers, of.config.gap.replicates, of.config.seed)
 
 
-def nested(of: ControlSuite) -> dict[str, Any] | None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NestedChoice(Result):
+    """The probe chosen again inside every outer fold."""
+
+    balanced: Interval
+    """balanced accuracy on fit, 0..1"""
+    layers: tuple[int, ...]
+    """the highest layer of every fold's probe"""
+    stacks: tuple[tuple[int, ...], ...]
+    """the layers of every fold's probe, rising"""
+
+
+def nested(of: ControlSuite) -> NestedChoice | None:
     """Score the probe on fit with layers, family and strength chosen again inside every outer fold.
 
-    No choice sees the items it is judged on. ``stacks`` are the layers that every fold's probe
-    reads, ``layers`` the highest of each. None if there are too few clips for nested folds.
+    No choice sees the items it is judged on. None if there are too few clips for nested folds.
     """
     config, known = of.config.probe, of.known
     layers = config.candidates(len(of.run.loaded.layers))
@@ -109,11 +121,11 @@ def nested(of: ControlSuite) -> dict[str, Any] | None:
         logger.info(f"no nested choice of the layer: {error}")
         return None
     judged = of.judge_of(known, found.reading).reading["all"]
-    stacks = [list(layers) for layers, _, _ in found.chosen]
-    return {"balanced": Interval.of(judged.balanced).as_dict(), "layers": [layers[-1] for layers in stacks], "stacks": stacks}
+    stacks = tuple(tuple(layers) for layers, _, _ in found.chosen)
+    return NestedChoice(balanced=Interval.of(judged.balanced), layers=tuple(layers[-1] for layers in stacks), stacks=stacks)
 
 
-def protocol(of: ControlSuite, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def protocol(of: ControlSuite, entries: Sequence[JudgedControl]) -> dict[str, Any]:
     """Compare the source paper's figures with ours on the test items, on which nothing was chosen.
 
     The paper does not publish its rule for matching answers to options; the run's is used

@@ -7,6 +7,7 @@ vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from gapclose.core.logging import progress
+from gapclose.core.results import Result
 from gapclose.data.items import Item
 from gapclose.evaluation.controls.scoring import ControlScorer
 from gapclose.metrics.bootstrap import Interval
@@ -29,7 +31,25 @@ TOLERANCE = {torch.float32: 0.01}
 half precision"""
 
 
-# -- layer by layer ---------------------------------------------------------------------------
+# -- layer by layer -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConceptAccuracy(Result):
+    """How well something tells the concepts of the test items."""
+
+    balanced: Interval
+    auroc: Interval
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerReading(Result):
+    """Reading and lens of one layer."""
+
+    layer: int
+    reading: ConceptAccuracy
+    lens: ConceptAccuracy | None
+    """None where there is no lens"""
 
 
 def layer_profile(
@@ -39,7 +59,7 @@ def layer_profile(
     probe: FrozenProbe,
     judge: ControlScorer,
     lens: Callable[[torch.Tensor], np.ndarray] | None,
-) -> list[dict[str, Any]]:
+) -> list[LayerReading]:
     """Compute reading and lens of every layer with intervals, for ``measurement.json``.
 
     Each layer's probe is fitted on the fit items with the frozen probe's family and strength, so no
@@ -55,12 +75,12 @@ def layer_profile(
     for layer in progress(layers, len(layers), "reading every layer"):
         test = residual("test", layer)
         found = judge.judge("all", refit(probe, residual("fit", layer).double().numpy(), y, test.double().numpy()))
-        reading = {k: Interval.of(getattr(found, k)).as_dict() for k in ("balanced", "auroc")}
-        rows.append({"layer": layer, "reading": reading, "lens": None if lens is None else _lens_row(lens(test), judge)})
+        reading = ConceptAccuracy(balanced=Interval.of(found.balanced), auroc=Interval.of(found.auroc))
+        rows.append(LayerReading(layer=layer, reading=reading, lens=None if lens is None else _lens_row(lens(test), judge)))
     return rows
 
 
-def _lens_row(scores: np.ndarray, judge: ControlScorer) -> dict[str, Any]:
+def _lens_row(scores: np.ndarray, judge: ControlScorer) -> ConceptAccuracy:
     """Compute balanced accuracy of the best option's concept, as for the action, and AUROC of
     the concept marginals."""
     labels, clips = judge.labels, judge.clips["all"]
@@ -72,7 +92,7 @@ def _lens_row(scores: np.ndarray, judge: ControlScorer) -> dict[str, Any]:
             areas.append(clips.auroc(margins(scores, labels, concepts), positive))
     area = np.mean(areas, axis=0) if areas else np.full(len(clips.weights), np.nan)
     balanced = clips.balanced(said == labels.concept, labels)
-    return {"balanced": Interval.of(balanced).as_dict(), "auroc": Interval.of(area).as_dict()}
+    return ConceptAccuracy(balanced=Interval.of(balanced), auroc=Interval.of(area))
 
 
 def margins(scores: np.ndarray, labels: Labels, concepts: Sequence[int]) -> np.ndarray:
@@ -82,7 +102,7 @@ def margins(scores: np.ndarray, labels: Labels, concepts: Sequence[int]) -> np.n
     return inside - concept_scores(scores, labels.option_concept, concepts, inside=False)
 
 
-# -- logit lens -------------------------------------------------------------------------------
+# -- logit lens ---------------------------------------------------------------------------------------------------------------------
 
 
 def final_norm(model: Any) -> nn.Module:
@@ -127,7 +147,7 @@ def lens_scores(loaded: LoadedModel, residual: torch.Tensor, tokens: Sequence[Se
     """
     model = unwrap(loaded.model)
     norm, head = final_norm(model), output_embedding(model)
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)  # Gemma caps its logits
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)  # Gemma squashes its logits after the head
     scores = np.full((len(tokens), max(len(t) for t in tokens)), -np.inf)
     for start in range(0, len(residual), batch_size):
         hidden = residual[start : start + batch_size].to(loaded.device, head.weight.dtype)

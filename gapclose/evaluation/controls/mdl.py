@@ -9,11 +9,13 @@ Shapes: M items, D width, C concepts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import softmax
 
 from gapclose.core.logging import progress
+from gapclose.core.results import Result
 from gapclose.evaluation.controls.random_labels import shuffled
 from gapclose.probes.cross_validation import fit_temperature
 from gapclose.probes.linear import FrozenProbe, fit_linear, linear_logits
@@ -43,11 +45,10 @@ def online_bits(residual: np.ndarray, y: np.ndarray, blocks: Sequence[np.ndarray
         residual: (M, D). blocks: items of every block.
     """
     bits, sent = len(blocks[0]) * np.log2(concepts), blocks[0]
-    # logits and concepts of the blocks whose probe was fitted on all concepts
-    earlier: list[tuple[np.ndarray, np.ndarray]] = []
+    earlier: list[tuple[np.ndarray, np.ndarray]] = []  # logits and concepts of the blocks sent by a probe that knew all concepts
     for block in blocks[1:]:
         seen = np.unique(y[sent])
-        if len(seen) < 2 or len(sent) <= len(seen):  # too few for a discriminant
+        if len(seen) < 2 or len(sent) <= len(seen):  # no discriminant is fitted to one item a concept
             bits += len(block) * np.log2(concepts)
         else:
             logits = np.full((len(block), concepts), -np.inf)
@@ -62,6 +63,19 @@ def online_bits(residual: np.ndarray, y: np.ndarray, blocks: Sequence[np.ndarray
     return float(bits)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Codelength(Result):
+    """Bits that the concepts take, given the residuals."""
+
+    online_bits: float
+    uniform_bits: float
+    """without residuals"""
+    compression: float
+    """uniform over online bits"""
+    control_compression: float
+    """the same for shuffled concepts"""
+
+
 def codelength(
     residual: np.ndarray,
     y: np.ndarray,
@@ -71,7 +85,7 @@ def codelength(
     *,
     draws: int,
     rng: np.random.Generator,
-) -> dict[str, float]:
+) -> Codelength:
     """Compute the online codelength of the concepts given the residuals (M, D), in bits.
 
     The probes have the chosen family and strength. ``compression`` is uniform over online bits;
@@ -87,9 +101,9 @@ def codelength(
         online_bits(residual, shuffled(y, modality, rng), blocks, concepts, probe.family, probe.strength)
         for _ in progress(range(draws), draws, "codelength of shuffled labels")
     ]
-    return {
-        "online_bits": online,
-        "uniform_bits": uniform,
-        "compression": uniform / online,
-        "control_compression": uniform / float(np.mean(mixed)),
-    }
+    return Codelength(
+        online_bits=online,
+        uniform_bits=uniform,
+        compression=uniform / online,
+        control_compression=uniform / float(np.mean(mixed)),
+    )

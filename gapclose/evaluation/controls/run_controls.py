@@ -30,8 +30,8 @@ from gapclose.evaluation.controls.random_weights import random_readings
 from gapclose.evaluation.controls.scoring import Control
 from gapclose.evaluation.controls.suite import ControlSuite
 from gapclose.evaluation.controls.text import read_text
-from gapclose.evaluation.measurement_file import assemble, data_root, verdicts
-from gapclose.metrics.verdict import collect_evidence
+from gapclose.evaluation.measurement_file import Gate, Measurement, assemble, data_root
+from gapclose.metrics.verdict import collect_evidence, decide
 
 logger = get_logger(__name__)
 
@@ -62,7 +62,7 @@ def extra_control(name: str, suite: ControlSuite, others: Sequence[Control]) -> 
     return control
 
 
-def run_controls(run: EvaluationContext, *, thorough: bool) -> dict[str, Any]:
+def run_controls(run: EvaluationContext, *, thorough: bool) -> Measurement:
     """Build ``measurement.json``: all configured controls, or (not ``thorough``) only those
     without media and random weights."""
     now, wanted = ControlSuite(run, "test", run.text, random_readings(run, thorough=thorough)), run.config.controls
@@ -110,7 +110,7 @@ def run_controls(run: EvaluationContext, *, thorough: bool) -> dict[str, Any]:
     )
 
 
-def gate(run: EvaluationContext) -> dict[str, Any]:
+def gate(run: EvaluationContext) -> Gate:
     """Build ``gate.json``: verdicts on val that decide whether to train.
 
     So test is kept for the final result. The controls need no media: text, order and lengths of the
@@ -121,9 +121,5 @@ def gate(run: EvaluationContext) -> dict[str, Any]:
     now = ControlSuite(run, "val", text, random_readings(run, thorough=False))
     rivals = {c.name: c.readings[0] for c in now.wording_controls()}
     proofs = collect_evidence(now.labels, now.reading, rivals, run.config.gap, seed=run.config.seed, untrained=now.random)
-    return {
-        "split": "val",
-        "n_clips": now.judge.clips["all"].n,
-        "n_items": len(val),
-        "verdicts": verdicts(proofs, run.config.gap, run.measured["val"].acting),
-    }
+    verdicts = decide(proofs, run.config.gap, acting=run.measured["val"].acting)
+    return Gate(split="val", n_clips=now.judge.clips["all"].n, n_items=len(val), verdicts=verdicts)

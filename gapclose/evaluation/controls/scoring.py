@@ -8,15 +8,17 @@ Shapes: N items, C concepts, K draws, R replicates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gapclose.core.results import Result
 from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.gap import reading_auroc
 from gapclose.metrics.labels import Labels
+from gapclose.metrics.significance import Tested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,30 @@ class Control:
     """whether it is expected to be at chance"""
     concepts: Sequence[np.ndarray] | None = None
     """K draws of (N,), the concepts that each reading is scored by; None: the right concepts"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgedControl(Result):
+    """A control beside the reading, as it stands in ``measurement.json``; by scope."""
+
+    name: str
+    label: str
+    guards: str
+    question: str
+    balanced: Mapping[str, Interval]
+    auroc: Mapping[str, Interval]
+    difference: Mapping[str, Interval]
+    """balanced accuracy of the reading - that of the control"""
+    chance: Mapping[str, float] | None
+    """balanced accuracy of chance; None where the control need not be at chance"""
+    at_chance: Mapping[str, bool | None] | None
+    """None in a scope where the clips do not tell"""
+    selectivity: Tested | None = None
+    """of labels at random that were learnt by heart; other controls have none"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {name: value for name, value in Result.to_dict(self).items() if name != "selectivity" or value is not None}
 
 
 class Judged(NamedTuple):
@@ -71,7 +97,7 @@ class ControlScorer:
         labels = self.labels if concept is None else replace(self.labels, concept=concept)
         return labels.take(self.keep[scope])
 
-    def entry(self, control: Control) -> dict[str, Any]:
+    def entry(self, control: Control) -> JudgedControl:
         """Build the control's entry in ``measurement.json``.
 
         Random draws are averaged; the interval covers their spread as well as that of the clips.
@@ -80,19 +106,27 @@ class ControlScorer:
         None where every modality has one concept.
         """
         concepts = control.concepts or [None] * len(control.readings)
-        result: dict[str, Any] = {k: getattr(control, k) for k in ("name", "label", "guards", "question")}
-        result |= {"balanced": {}, "auroc": {}, "difference": {}}
-        result |= {"chance": {}, "at_chance": {}} if control.at_chance else {"chance": None, "at_chance": None}
+        accuracy, auroc, difference = dict[str, Interval](), dict[str, Interval](), dict[str, Interval]()
+        level, at_chance = dict[str, float](), dict[str, bool | None]()
         for scope in self.keep:
             draws = [self.judge(scope, reading, concept) for reading, concept in zip(control.readings, concepts, strict=True)]
             balanced, area = (self._average([getattr(d, k) for d in draws]) for k in ("balanced", "auroc"))
-            found = Interval.of(balanced)
-            result["balanced"][scope], result["auroc"][scope] = found.as_dict(), Interval.of(area).as_dict()
-            result["difference"][scope] = Interval.of(self.reading[scope].balanced - balanced).as_dict()
+            accuracy[scope], auroc[scope] = Interval.of(balanced), Interval.of(area)
+            difference[scope] = Interval.of(self.reading[scope].balanced - balanced)
             if control.at_chance:
-                level = float(np.mean([chance(self._labels(scope, concept)) for concept in concepts]))
-                result["chance"][scope], result["at_chance"][scope] = level, self._at_chance(found, level)
-        return result
+                level[scope] = float(np.mean([chance(self._labels(scope, concept)) for concept in concepts]))
+                at_chance[scope] = self._at_chance(accuracy[scope], level[scope])
+        return JudgedControl(
+            name=control.name,
+            label=control.label,
+            guards=control.guards,
+            question=control.question,
+            balanced=accuracy,
+            auroc=auroc,
+            difference=difference,
+            chance=level if control.at_chance else None,
+            at_chance=at_chance if control.at_chance else None,
+        )
 
     def _at_chance(self, found: Interval, level: float) -> bool | None:
         """Return whether an accuracy is at chance; None if its interval contains chance and also

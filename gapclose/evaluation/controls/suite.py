@@ -6,6 +6,7 @@ Shapes: M fit items, N judged items, D width, L decoder layers, C concepts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from gapclose.evaluation.controls.features import Chosen, action_features, featu
 from gapclose.evaluation.controls.random_labels import clip_labels, concept_shares, shuffled
 from gapclose.evaluation.controls.random_weights import Readings, random_controls
 from gapclose.evaluation.controls.residualize import residualise
-from gapclose.evaluation.controls.scoring import Control, ControlScorer
+from gapclose.evaluation.controls.scoring import Control, ControlScorer, JudgedControl
 from gapclose.evaluation.controls.sentence_encoder import encode
 from gapclose.evaluation.measurement import scored
 from gapclose.metrics.labels import Labels
@@ -61,7 +62,7 @@ class ControlSuite:
     def rng(self, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.config.seed, self.config.controls.seed, purpose])
 
-    # -- controls ---------------------------------------------------------------------------------
+    # -- controls ---------------------------------------------------------------------------------------------------------------
 
     def wording_controls(self) -> list[Control]:
         """Return controls that need no forward: majority class, text, sentence encoder, order
@@ -124,14 +125,14 @@ class ControlSuite:
             readings=[self._feature_reading(fit, items)],
         )
 
-    def label_controls(self) -> list[dict[str, Any]]:
+    def label_controls(self) -> list[JudgedControl]:
         """Fit the probe on meaningless labels; in the last control on fit alone, where folds may
         split clips."""
         known, labels, draws = self.known, self.labels, self.config.controls.draws
         rng, groups = self.rng(0), (self.z, labels.modality)
         mixed = [shuffled(known.concept, known.modality, rng) for _ in range(draws)]
         shares, rng = concept_shares(known.concept, known.modality, len(known.concepts)), self.rng(1)
-        # one draw for both splits, by media: a clip that leaked to test has one label in both
+        # one draw for both splits, by what a clip shows and plays: one that leaked from fit to test would have one label in both
         media, modality = (np.concatenate(p) for p in ((self.fit.media_keys(), self.judged.media_keys()), self.within))
         both = [clip_labels(media, modality, shares, rng) for _ in range(draws)]
         drawn, truth = [y[: len(known.clip)] for y in both], [y[len(known.clip) :] for y in both]
@@ -177,7 +178,7 @@ class ControlSuite:
         right = self.run.fit_reading.argmax(1) == known.concept
         by_chance = np.stack([reading.argmax(1) == concept for reading, concept in zip(inside, drawn, strict=True)])
         found = selectivity(right, by_chance, known.clip, replicates=self.config.gap.replicates, seed=self.config.seed)
-        return [*entries, fit_judge.entry(capacity) | {"selectivity": found._asdict()}]
+        return [*entries, replace(fit_judge.entry(capacity), selectivity=found)]
 
     def residualised(self) -> Control:
         """Fit the probe on residuals without the directions that predict the text."""

@@ -47,9 +47,9 @@ def text_control(
         text = clips.balanced(reading[keep].argmax(1) == part.concept, part)
         found = measured.overall if scope == "all" else measured.modality[scope]
         difference = Interval.of(found["reading.balanced"] - text)
-        result["text_only"][scope] = Interval.of(text).as_dict()
-        result["majority"][scope] = Interval.of(clips.balanced(guess[keep].argmax(1) == part.concept, part)).as_dict()
-        result["reading_minus_text"][scope] = difference.as_dict()
+        result["text_only"][scope] = Interval.of(text).to_dict()
+        result["majority"][scope] = Interval.of(clips.balanced(guess[keep].argmax(1) == part.concept, part)).to_dict()
+        result["reading_minus_text"][scope] = difference.to_dict()
     return result
 
 

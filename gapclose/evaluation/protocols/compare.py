@@ -7,12 +7,12 @@ Shapes: N items, D width, F features, R replicates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from gapclose.evaluation.controls.scoring import ControlScorer
+from gapclose.evaluation.controls.scoring import ControlScorer, JudgedControl
 from gapclose.evaluation.protocols.imavb import FOLDS, Protocol, standardised, without_text, words
 from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.labels import Action, Labels
@@ -69,7 +69,7 @@ ACCURACIES = ("global", "probe", "text", "encoder", "own", "residualised")
 def set_beside(
     judge: ControlScorer,
     action: Action,
-    entries: Sequence[Mapping[str, Any]],
+    entries: Sequence[JudgedControl],
     *,
     texts: Sequence[str],
     said: np.ndarray,
@@ -107,7 +107,7 @@ def set_beside(
     protocol.within("text", text)
     if encoded is not None:
         protocol.within("encoder", standardised(encoded))
-    found["layers"] = [{"layer": layer, "accuracy": Interval.of(value).as_dict()} for layer, value in protocol.layers]
+    found["layers"] = [{"layer": layer, "accuracy": Interval.of(value).to_dict()} for layer, value in protocol.layers]
     mine = ours(judge, action, entries)
     for name, (label, correction) in FIGURES.items():
         rows = [
@@ -116,8 +116,8 @@ def set_beside(
                 "standard": f.standard,
                 "misleading": f.misleading,
                 "majority": max(f.standard, f.misleading) / (f.standard + f.misleading) if name in ACCURACIES else None,
-                "paper": None if f.value is None else Interval.of(f.value).as_dict(),
-                "ours": mine.get((name, f.scope)),
+                "paper": None if f.value is None else Interval.of(f.value).to_dict(),
+                "ours": None if (own := mine.get((name, f.scope))) is None else own.to_dict(),
                 "skipped": f.skipped,
             }
             for f in protocol.figures
@@ -127,7 +127,7 @@ def set_beside(
     return found
 
 
-def ours(judge: ControlScorer, action: Action, entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, float | None]]:
+def ours(judge: ControlScorer, action: Action, entries: Sequence[JudgedControl]) -> dict[tuple[str, str], Interval]:
     """Return (figure, scope) -> our interval of the corresponding figure, where there is one."""
     found: dict[tuple[str, str], np.ndarray] = {}
     for scope, _, labels, clips in judge.scopes():
@@ -139,11 +139,11 @@ def ours(judge: ControlScorer, action: Action, entries: Sequence[Mapping[str, An
             continue
         found |= {(name, scope): value for name, value in half_means(clips, labels, right).items()}
         found |= {("probe", scope): reading, ("own", scope): reading, ("gap", scope): reading - answered}
-    intervals = {key: Interval.of(value).as_dict() for key, value in found.items()}
+    intervals = {key: Interval.of(value) for key, value in found.items()}
     controls = {"text_only": "text", "text_encoder": "encoder", "residualised": "residualised"}
     for entry in entries:
-        if entry["name"] in controls:
-            intervals |= {(controls[entry["name"]], scope): value for scope, value in entry["balanced"].items()}
+        if entry.name in controls:
+            intervals |= {(controls[entry.name], scope): value for scope, value in entry.balanced.items()}
     return intervals
 
 
