@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/digits
+# of make real: a chat model by its name on the hub, or a directory
+MODEL ?= Qwen/Qwen2.5-Coder-0.5B-Instruct
 # Files of tests are shared out over the cores, four at most; SPREAD= runs them one after the other.
 SPREAD ?= -n logical --maxprocesses 4 --dist loadfile
 # One thread: a tiny model gains little from a second one, and loses much where other work contends for it.
@@ -10,11 +12,12 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo real test test-slow lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       install, then measure, close and re-measure the gap of the tiny omni model (writes $(RUN))"
+	@echo "make real       install, then close the gap of a pretrained language model (MODEL: hub name or directory; docs/pretrained.md)"
 	@echo "make test       install, then run the tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make lint       ruff, pyright, and the direction of imports"
@@ -32,6 +35,10 @@ $(VENV)/ready: pyproject.toml constraints.txt
 
 demo: $(VENV)/ready
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python recipes/close.py --config configs/digits.yaml --run_dir $(RUN) $(ARGS)
+
+real: export HF_HUB_OFFLINE := $(if $(wildcard $(MODEL)),1,0)
+real: $(VENV)/ready
+	$(BIN)/gapclose close --config configs/people.yaml --model.path $(MODEL) $(ARGS)
 
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest $(SPREAD) $(ARGS)
