@@ -20,7 +20,7 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "to_dict"):
         return value.to_dict()
     if hasattr(value, "_asdict"):
-        return value._asdict()
+        return _plain(value._asdict())
     if isinstance(value, Mapping):
         return {key: _plain(of) for key, of in value.items()}
     return [_plain(of) for of in value] if isinstance(value, list | tuple) else value

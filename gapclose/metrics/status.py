@@ -38,11 +38,11 @@ STATES = {
     "closed": "the action follows the reading",
     "blocked": "the reading holds, the action does not follow",
     "open": "part of the gap remains, or is not shown to be closed",
-    "unfinished": "the loss on val was still falling when training ended; raise train.epochs",
+    "unfinished": "the loss on val was still falling at the last epoch; train longer",
     "not judgeable": "the model does not answer such questions",
     "no gap": "the base model's reading is not shown to be ahead of its action",
 }
-UNFINISHED = ("over-rejecting", "blocked", "open")
+UNFINISHED = ("blocked", "open")
 """states that an unfinished training replaces: they are not what it would have ended in"""
 BLOCKED = 0.1
 """estimated closure below which the action does not follow the reading"""

@@ -32,6 +32,7 @@ from gapclose.models.loading import LoadedModel
 from gapclose.models.sharding import is_sharded, is_wrapped, shard
 from gapclose.observe.frozen_cache import HiddenStateCache
 from gapclose.observe.frozen_writer import write_cache
+from gapclose.probes.posterior import expressible, restrict
 from gapclose.report.html import write_page
 from gapclose.training.adapter_io import load_adapter_tensors, save_adapter
 from gapclose.training.checkpoint_selection import EpochRecords, state_at_end
@@ -90,7 +91,8 @@ class AlignStage:
     def __init__(self, run: RunContext) -> None:
         self.run, self.forced, self.begun, self.frozen = run, dict[str, str](), 1, 0
         self.epochs = EpochRecords(run.directory, run.config)
-        self.val_target: np.ndarray | None = None
+        self.val_target: np.ndarray | None = None  # (M, O) of the round, to measure how far val is from it
+        self.val_silent: np.ndarray  # (M,) bool: items without an option for what is read of them
         self.made = list[dict[str, Any]]()  # facts about the targets of every round
         self.base_scores: np.ndarray
 
@@ -161,10 +163,10 @@ class AlignStage:
         )
         if config.objective not in OBJECTIVES:
             targets = dataclasses.replace(targets, target=self._custom_target(targets))
-        elif "consistency" in loss_terms(config.objective):
-            self.val_target = target_of(
-                config.targets, teacher.val, base.scores, known.option_concept, np.isin(train.concepts, train.alarm), targets.factor
-            )
+        elif "consistency" in loss_terms(config.objective) and config.targets.control == "none":
+            reading, self.val_silent = restrict(teacher.val, expressible(known.option_concept, teacher.val.shape[1]))
+            alarm = np.isin(train.concepts, train.alarm)
+            self.val_target, _ = target_of(config.targets, reading, base.scores, known.option_concept, alarm, targets.factor)
         name = "targets" if number == 1 else f"targets-round-{number}"
         self.run.on_main(lambda: targets.save(self.run.directory / f"{name}.safetensors"))
         facts = targets.summary(train.concepts)
@@ -330,8 +332,9 @@ class AlignStage:
             return {}
         clips = ClipBootstrap(now.labels.clip, self.run.config.gap.replicates, self.run.config.seed)
         excess, at_base = (excess_loss(self.val_target, of.scores) for of in (now, base))
-        interval = Interval.of(clips.mean(excess, np.ones(len(excess), dtype=bool)))
-        found = self.epochs.consistency(number, epoch, interval, float(at_base.mean()))
+        counts = ~self.val_silent
+        interval = Interval.of(clips.mean(excess, counts))
+        found = self.epochs.consistency(number, epoch, interval, float(at_base[counts].mean()))
         logger.info(f"  consistency loss on val: {interval.value:.3f} nats above its floor (base model: {found['base']:.3f})")
         return {"consistency": found}
 

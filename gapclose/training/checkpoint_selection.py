@@ -25,7 +25,9 @@ from gapclose.training.early_stopping import check_guards, triggered
 logger = get_logger(__name__)
 
 FALLING = 0.1
-"""share of the loss above its floor by which an epoch must lower it to count as still falling"""
+"""an epoch counts as falling if it lowers the excess loss by more than this share"""
+NEARLY_DONE = 0.1
+"""share of the base model's excess loss below which a training counts as finished"""
 
 
 class EpochRecords:
@@ -90,11 +92,12 @@ class EpochRecords:
             base: the same of the base model.
 
         Returns:
-            ``excess``, ``base``, and ``falling``: whether it is at least :data:`FALLING` below the
-            epoch before (the base model, for the first epoch of a round).
+            ``excess``, ``base``, and ``falling``: whether it is more than :data:`FALLING` below the
+            epoch before. The first epoch of a run is compared with the base model; that of a later
+            round is not falling, because its targets are new.
         """
         earlier = [r for r in self.records(number) if r["epoch"] < epoch and r.get("consistency")]
-        before = earlier[-1]["consistency"]["excess"]["value"] if earlier else base
+        before = earlier[-1]["consistency"]["excess"]["value"] if earlier else base if number == 1 else 0.0
         return {"excess": excess.to_dict(), "base": base, "falling": bool(excess.value < (1 - FALLING) * before)}
 
     def finished(self, number: int) -> bool:
@@ -102,20 +105,23 @@ class EpochRecords:
         return run_on_main(lambda: self._complete(number) or bool(self._fired(number)))
 
     def unfinished(self, rounds: Iterable[int]) -> str | None:
-        """Explain that the last round ended although its loss on val was still falling; None if not.
+        """Explain that training ended at its last epoch although its loss on val was still falling.
 
-        A training whose loss is already below :data:`FALLING` of the base model's has closed most
-        of the distance, and counts as finished.
+        None if a guard or ``train.patience`` ended it, or if the loss is below :data:`NEARLY_DONE`
+        of the base model's.
         """
 
         def judge() -> str | None:
-            last = [of for of in (self.read(number) for number in rounds) if of][-1][-1]
+            records = [of for of in (self.read(number) for number in rounds) if of][-1]
+            last = records[-1]
             loss = last.get("consistency")
-            if not loss or not loss["falling"] or loss["excess"]["value"] <= FALLING * loss["base"]:
+            if len(records) < self.config.train.epochs or not loss or not loss["falling"]:
+                return None
+            if loss["excess"]["value"] <= NEARLY_DONE * loss["base"]:
                 return None
             return (
                 f"after epoch {last['epoch']} the consistency loss on val is {loss['excess']['value']:.3f} nats above its floor (base model: "
-                f"{loss['base']:.3f}) and was still falling; raise train.epochs"
+                f"{loss['base']:.3f}) and was still falling; train again with more train.epochs, in another run_dir"
             )
 
         return run_on_main(judge)
@@ -129,8 +135,11 @@ class EpochRecords:
 
         def first() -> dict[str, str]:
             for number in range(1, self.config.targets.rounds + 1):
-                if not self._complete(number):
-                    return self._fired(number) or self._at_a_step(number)
+                if len(self.read(number)) < self.config.train.epochs:
+                    if found := self._fired(number) or self._at_a_step(number):
+                        return found
+                    if not self._complete(number):
+                        return {}
             return {}
 
         return run_on_main(first)
@@ -148,7 +157,8 @@ class EpochRecords:
         if patience is None or not records or self.config.targets.control != "none":
             return False
         shifted = _by_shift(records, self.config.gap)
-        worth = [-r["consistency"]["excess"]["value"] if r.get("consistency") else figure(r, shifted=shifted) for r in records]
+        by_loss = all(r.get("consistency") for r in records)
+        worth = [-r["consistency"]["excess"]["value"] if by_loss else figure(r, shifted=shifted) for r in records]
         return len(records) - 1 - worth.index(max(worth)) >= patience
 
     def _fired(self, number: int) -> dict[str, str]:

@@ -182,6 +182,8 @@ TERMS = ("consistency", "gold", "retain")
 
 SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt")
 """the schedulers of transformers that have no required settings"""
+STEADY = ("constant", "constant_with_warmup", "inverse_sqrt")
+"""schedulers that do not depend on the number of epochs, so that training may end before the last"""
 POLYNOMIAL_END = 1e-7
 """final learning rate of transformers' polynomial decay; the peak must be above it"""
 
@@ -200,7 +202,7 @@ class TrainConfig:
     patience: int | None = None
     """end a round after this many epochs in a row without a lower consistency loss on val (for
     other objectives: without a better action on val); null: train all epochs. Controls of training
-    always train all. With it, use a scheduler that does not depend on the number of epochs, such as
+    always train all. Needs a scheduler that does not depend on the number of epochs, such as
     constant_with_warmup"""
     global_batch_size: int = 72
     """items per optimiser step, over all processes and terms"""
@@ -252,6 +254,9 @@ class TrainConfig:
             check.number("warmup", least=0, below=1, why="a share of all steps; a number of steps is not taken")
             check.number("retain_share", "gold_share", least=0, most=1)
             check.choice("lr_scheduler_type", SCHEDULERS)
+            if self.patience is not None and check.sound("patience", "lr_scheduler_type") and self.lr_scheduler_type not in STEADY:
+                message = f"{check.named('patience')} with train.lr_scheduler_type {self.lr_scheduler_type}, which decays over train.epochs"
+                check.add(f"{message}; choose one of {list(STEADY)}", "patience", "lr_scheduler_type")
             if self.lr_scheduler_type == "polynomial" and check.sound("learning_rate") and self.learning_rate <= POLYNOMIAL_END:
                 message = (
                     f"train.lr_scheduler_type polynomial ends at {POLYNOMIAL_END:g}, and train.learning_rate is {self.learning_rate:g}"

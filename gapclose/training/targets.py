@@ -115,28 +115,30 @@ class Targets:
 
 def target_of(
     config: TargetsConfig, reading: np.ndarray, scores: np.ndarray, option_concept: np.ndarray, alarm: np.ndarray, factor: float
-) -> np.ndarray:
-    """Return the targets (N, O) of readings (N, C) at a known operating point, without a filter.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the targets (N, O) at a known operating point, and the readings (N, C) they express.
 
     Args:
+        reading: (N, C), restricted to what each item can express.
         scores, option_concept: (N, O) of the base model. alarm: (C,) bool.
-        factor: prior factor on alarm concepts, as :func:`build_targets` chose it.
+        factor: prior factor on alarm concepts.
     """
-    reading, _ = restrict(reading, expressible(option_concept, reading.shape[1]))
-    return jeffrey(sharpen(shift_prior(reading, alarm, factor), config.sharpen), scores, option_concept)
+    shifted = shift_prior(reading, alarm, factor)
+    return jeffrey(sharpen(shifted, config.sharpen), scores, option_concept), shifted
 
 
 def excess_loss(target: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Return the consistency loss of every item above its floor in nats, (N,), at least 0.
 
     The loss is -sum_o t_o log p_o, and its floor, the entropy of the target, is reached by p = t.
-    The difference is KL(target || options).
+    The difference is KL(target || options). An option of probability zero counts as exp(-1000), so
+    that means stay finite.
 
     Args:
         target: (N, O). scores: (N, O) log-probabilities of the options in the full vocabulary.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(target > 0, target * (np.log(target) - scores), 0.0).sum(1)
+        return np.where(target > 0, target * (np.log(target) - np.maximum(scores, -1000.0)), 0.0).sum(1)
 
 
 def build_targets(
@@ -177,8 +179,7 @@ def build_targets(
         if val_option_concept is not None:
             val_reading, _ = restrict(val_reading, expressible(val_option_concept, val_reading.shape[1]))
         point = operating_point(val_reading, val_concept, alarm, config.false_alarm_budget, val_clip)
-    shifted = shift_prior(reading, alarm, point.factor)
-    target = jeffrey(sharpen(shifted, config.sharpen), scores, option_concept)
+    target, shifted = target_of(config, reading, scores, option_concept, alarm, point.factor)
     keep = np.zeros(len(ids), dtype=bool)
     keep[~silent] = confident(shifted[~silent], config.gate)
     return Targets(ids=ids, target=target, keep=keep, reading=shifted, factor=point.factor, point=point, silent=int(silent.sum()))

@@ -39,22 +39,26 @@ CHAT_TEMPLATE = (
 """the language model's own ChatML, with media where they occur and no marks around them"""
 
 
-def load_language_model(path: str) -> tuple[Any, Any]:
-    """A Qwen2 checkpoint in float32, and its tokenizer with the media tokens named.
+def load_language_model(path: str) -> tuple[Any, Any, torch.dtype]:
+    """A Qwen2 checkpoint in float32, its tokenizer with the media tokens named, and the type of its stored weights.
 
     Raises:
-        ValueError: when the checkpoint is of another architecture, or its tokenizer lacks a media token.
+        ValueError: when the checkpoint is of another architecture, its rotary positions are scaled, or
+            its tokenizer lacks a media token.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     config = AutoConfig.from_pretrained(path)
     if config.model_type != "qwen2":
         raise ValueError(f"{path} is a {config.model_type} checkpoint; the text part of a Qwen2.5-Omni thinker has the architecture qwen2")
+    if (rope := config.rope_parameters["rope_type"]) != "default":
+        raise ValueError(f"{path} has rotary positions of type {rope!r}; a thinker has those of type 'default'")
     known = AutoTokenizer.from_pretrained(path).get_vocab()
     if missing := sorted(set(MEDIA_TOKENS.values()) - set(known)):
         raise ValueError(f"the tokenizer of {path} lacks {missing}, which stand for media; take a Qwen2 or Qwen2.5 checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(path, extra_special_tokens=dict(MEDIA_TOKENS), padding_side="left")
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), tokenizer
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    return model, tokenizer, config.dtype or torch.float32
 
 
 def build_processor(tokenizer: Any, seconds: int = 1) -> Any:

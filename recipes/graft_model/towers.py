@@ -17,7 +17,7 @@ import soxr
 import torch
 import torch.nn.functional as F
 from digits_model.batches import distort_image, distort_wave
-from graft_model.assemble import RATE
+from graft_model.assemble import HOP, RATE
 from PIL import Image
 
 from gapclose.core.logging import progress
@@ -43,31 +43,39 @@ Table = dict[tuple[str, str], NamedMedia]
 
 
 def digits_table() -> Table:
-    """Scans and voices of the digits world: those of the base model to train on, those of item sets held out."""
-    ours, others = scan_partition()
-    labels, words = scans()[1], NAMES[:10]
+    """Scans and voices of the digits set's base model, which no item set shows; the last fifth of the scans and one voice are held out."""
+    ours, _ = scan_partition()
+    labels, words, kept = scans()[1], NAMES[:10], 4 * len(scan_partition()[0]) // 5
+    voices = sorted({u.voice for u in utterances() if u.group == "base"})
 
     def images(indices: np.ndarray) -> NamedMedia:
         return NamedMedia(media=[scan_image(int(i)) for i in indices], names=[words[labels[i]] for i in indices])
 
-    def sounds(groups: Sequence[str]) -> NamedMedia:
-        chosen = [u for u in utterances() if u.group in groups]
+    def sounds(of: Sequence[str]) -> NamedMedia:
+        chosen = [u for u in utterances() if u.group == "base" and u.voice in of]
         return NamedMedia(media=[waveform(u) for u in chosen], names=[words[u.digit] for u in chosen])
 
     return {
-        ("vision", "train"): images(ours), ("vision", "held_out"): images(others),
-        ("audio", "train"): sounds(["base"]), ("audio", "held_out"): sounds(["train", "val"]),
+        ("vision", "train"): images(ours[:kept]), ("vision", "held_out"): images(ours[kept:]),
+        ("audio", "train"): sounds(voices[:-1]), ("audio", "held_out"): sounds(voices[-1:]),
     }  # fmt: skip
 
 
-def read_table(path: Path) -> Table:
+SHORTEST = 3 * HOP
+"""samples: a shorter sound gives no audio token"""
+
+
+def read_table(path: Path, seconds: int) -> Table:
     """Media and names from a CSV file with the columns ``path`` (from the file's directory), ``name`` and ``split`` (train, held_out).
+
+    Args:
+        seconds: the longest sound.
 
     Raises:
         ValueError: naming every row that cannot be used.
     """
     found: dict[tuple[str, str], tuple[list[Any], list[str]]] = {}
-    faults = []
+    faults, splits = list[str](), dict[str, str]()
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if set(reader.fieldnames or ()) != {"path", "name", "split"}:
@@ -76,6 +84,8 @@ def read_table(path: Path) -> Table:
             if row["split"] not in ("train", "held_out"):
                 faults.append(f"line {reader.line_num}: split {row['split']!r}; write train or held_out")
                 continue
+            if splits.setdefault(row["path"], row["split"]) != row["split"]:
+                faults.append(f"line {reader.line_num}: {row['path']} is in both splits; a medium that is trained on cannot be held out")
             file_path = path.parent / row["path"]
             kind = "audio" if file_path.suffix.lower() in SOUNDS else "vision"
             try:
@@ -83,11 +93,18 @@ def read_table(path: Path) -> Table:
             except (OSError, RuntimeError) as error:
                 faults.append(f"line {reader.line_num}: {file_path}: {error}")
                 continue
+            if kind == "audio" and not SHORTEST <= len(medium) <= seconds * RATE:  # pyright: ignore[reportArgumentType]
+                length = len(medium) / RATE  # pyright: ignore[reportArgumentType]
+                faults.append(
+                    f"line {reader.line_num}: {file_path} lasts {length:.2f} s; it must last {SHORTEST / RATE} to {seconds} s (--seconds)"
+                )
             media, names = found.setdefault((kind, row["split"]), ([], []))
             media.append(medium)
             names.append(row["name"])
     for kind in sorted({kind for kind, _ in found}):
         faults += [f"no {kind} row has split {split}" for split in ("train", "held_out") if (kind, split) not in found]
+        trained, judged = (set(found.get((kind, split), ([], []))[1]) for split in ("train", "held_out"))
+        faults += [f"{kind}: {name!r} is held out and never trained" for name in sorted(judged - trained)]
     if faults or not found:
         raise ValueError(f"{path}:\n" + "\n".join(f"  - {fault}" for fault in faults or ["no rows"]))
     return {key: NamedMedia(media=media, names=names) for key, (media, names) in found.items()}

@@ -54,5 +54,5 @@ def grafted(language_model, tmp_path_factory) -> Path:
     """The language model with towers that have hardly been trained."""
     out, steps = tmp_path_factory.mktemp("graft") / "model", {"vision": 2, "audio": 2}
     table = {key: towers.NamedMedia(media=of.media[:40], names=of.names[:40]) for key, of in towers.digits_table().items()}
-    graft.graft(str(language_model), out, table, steps=steps, copies=dict.fromkeys(steps, 0), seconds=1, dtype="float32", seed=0)
+    graft.graft(str(language_model), out, table, steps=steps, copies=dict.fromkeys(steps, 0), least=0.0)
     return out

@@ -26,19 +26,21 @@ def test_the_excess_is_the_loss_minus_the_entropy_of_the_target():
     assert excess_loss(target, scores)[2] == pytest.approx(0)
     impossible = np.array([[-1.0, -2.0, -np.inf]])
     assert np.isfinite(excess_loss(target[:1], impossible)).all()  # no weight, no loss
+    assert excess_loss(np.array([[0.0, 0.0, 1.0]]), impossible) == pytest.approx([1000])  # what JSON and means can hold
 
 
 def test_the_target_of_val_is_jeffreys_at_the_operating_point_of_the_round():
     reading, scores = np.array([[0.8, 0.2]]), np.log([[0.6, 0.3, 0.1]])
     concepts, alarm = np.array([[0, 0, 1]]), np.array([False, True])
-    found = target_of(TargetsConfig(), reading, scores, concepts, alarm, 2.0)
+    found, shifted = target_of(TargetsConfig(), reading, scores, concepts, alarm, 2.0)
     belief = 0.4 / 1.2
+    assert shifted == pytest.approx(np.array([[1 - belief, belief]]))
     assert found == pytest.approx(np.array([[(1 - belief) * 2 / 3, (1 - belief) / 3, belief]]))
 
 
 def records(directory, losses, *, base=2.0, **train) -> EpochRecords:
     """A run directory with an epoch of each loss on val, as training writes them one after the other."""
-    config = Config(run_dir=str(directory), train=TrainConfig(**train))
+    config = Config(run_dir=str(directory), train=TrainConfig(**train, lr_scheduler_type="constant"))
     found, lines = EpochRecords(directory, config), []
     for epoch, value in enumerate(losses, start=1):
         loss = found.consistency(1, epoch, Interval(value, value - 0.1, value + 0.1), base)
@@ -84,10 +86,34 @@ def test_a_control_of_training_trains_all_epochs(tmp_path):
 def test_a_training_that_ends_on_the_way_is_unfinished(tmp_path, losses, said):
     found = records(tmp_path, losses, epochs=2).unfinished([1])
     assert (found is None) == (said is None) and (said or "") in (found or "")
-    for state in ("open", "blocked", "over-rejecting"):
+    for state in ("open", "blocked"):
         assert state_at_end({"state": state}, found) == ("unfinished" if said else state)
-    for state in ("closed", "collapsed", "lost", "moved"):
+    for state in ("closed", "over-rejecting", "collapsed", "lost", "moved"):
         assert state_at_end({"state": state}, found) == state
+
+
+def test_a_training_that_something_else_ended_is_not_unfinished(tmp_path):
+    """By patience or a guard: more epochs would not have been trained."""
+    assert records(tmp_path, [1.5, 1.0], epochs=3).unfinished([1]) is None
+
+
+def test_the_first_epoch_of_a_later_round_is_not_falling(tmp_path):
+    """It starts from an adapted model, and its targets are new."""
+    found = records(tmp_path, [1.0, 0.3], epochs=2)
+    assert not found.consistency(2, 3, Interval(0.2, 0.1, 0.3), 2.0)["falling"]
+    assert found.consistency(1, 1, Interval(0.2, 0.1, 0.3), 2.0)["falling"]
+
+
+def test_a_guard_is_named_where_patience_ends_the_round_as_well(tmp_path):
+    found = records(tmp_path, [1.0, 1.1, 1.2], epochs=6, patience=1)
+    lines = [json.loads(line) | {"objections": {"retention": "fell"}} for line in (tmp_path / "gap.jsonl").read_text().splitlines()]
+    (tmp_path / "gap.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert found.stopped() == {"retention": "fell"}
+
+
+def test_patience_needs_a_schedule_that_does_not_know_the_end():
+    with pytest.raises(ValueError, match="which decays over train.epochs; choose one of"):
+        TrainConfig(patience=2)
 
 
 def test_rejecting_too_much_is_no_objection_while_the_loss_still_falls(tmp_path):
@@ -104,7 +130,16 @@ def test_rejecting_too_much_is_no_objection_while_the_loss_still_falls(tmp_path)
 def test_a_round_ends_by_patience_and_does_not_go_on(quick_config, tmp_path, capsys):
     """A learning rate of zero lowers nothing: two epochs of four are trained, and the same command trains no other."""
     command = ["close", "--config", str(quick_config), "--run_dir", str(tmp_path), "--train.epochs", "4", "--train.patience", "1"]
-    command += ["--train.learning_rate", "0", "--train.warmup", "0", "--guards.off", "[adapter, sentinel]"]
+    command += [
+        "--train.lr_scheduler_type",
+        "constant",
+        "--train.learning_rate",
+        "0",
+        "--train.warmup",
+        "0",
+        "--guards.off",
+        "[adapter, sentinel]",
+    ]
     assert main(command) == 0
     assert "consistency loss on val: " in capsys.readouterr().out
     found = {r["stage"]: r for r in read_records(tmp_path)}

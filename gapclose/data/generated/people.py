@@ -1,9 +1,9 @@
 """*people*: short passages, and questions of which half state a detail that the passage contradicts. Text only.
 
 A clip is a passage of three sentences, such as "Anna found a black violin in Paris." A question names a person, a
-colour and an object, and asks for something else: "Where did Anna find the black violin?" In its ``twin`` the colour
-or the object is taken from another sentence. Both details occur in the passage, so no word tells a false question from
-a true one, only what belongs to whom. The prompt says how to object, and the options are the words that answer.
+colour and an object, and asks for something else: "Where did Anna find the violin that is black?" In its ``twin`` the
+colour or the object is taken from another sentence. Both details occur in the passage; only the person they belong to
+differs. So no word tells a false question from a true one. The prompt says how to object, and the options are the words that answer.
 
 Modality is the detail that may be false, ``colour`` or ``object``. Question types ``where`` and ``which`` ask for the
 city and are trained on. Types ``who`` and ``colour`` are kept out of training (purpose ``transfer``). Retention items
@@ -57,9 +57,9 @@ WORDINGS = {
     "colour": ("What colour was the {object} that {name} {past}?", "Which colour had the {object} that {name} {past}?"),
 }
 """question type -> wordings; none repeats the passage's "black violin", which would tell a true question by its pairs of words"""
-ASKED_FOR = {"where": "city", "which": "city", "who": "person", "colour": "colour"}
-TRANSFER = {"who": "colour", "colour": "object"}
-"""question type kept out of training -> the detail that its false questions get wrong"""
+ANSWER = {"where": "the name of the city", "which": "the name of the city", "who": "the name of the person", "colour": "the colour"}
+TRANSFER = {"who": ("colour", "object"), "colour": ("object",)}
+"""question type kept out of training -> the details that its false questions get wrong, in turns"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def question_pair(passage: Passage, kind: str, detail: str, purpose: str, rng: n
     i = int(rng.integers(3))
     other = (i + 1 + int(rng.integers(2))) % 3
     wording = int(rng.integers(len(WORDINGS[kind])))
-    answers = {"city": passage.cities, "person": passage.people, "colour": passage.colours}[ASKED_FOR[kind]]
+    answers = {"who": passage.people, "colour": passage.colours}.get(kind, passage.cities)
     order = [int(n) for n in rng.permutation(3)]
     options = [Option(text=answers[n], concept="standard") for n in order] + [Option(text=OBJECTION, concept="false")]
     made = []
@@ -117,13 +117,13 @@ def question_pair(passage: Passage, kind: str, detail: str, purpose: str, rng: n
         stem = f"{passage.clip}/{kind}-{detail}"
         gold = order.index(i) if premise == "true" else 3
         tags = {"question": kind, "wording": str(wording), "premise": premise, "twin": f"{stem}-{twin}"}
-        made.append(_item(passage, f"{stem}-{premise}", detail, purpose, question, request(ASKED_FOR[kind]), options, gold, tags))
+        made.append(_item(passage, f"{stem}-{premise}", detail, purpose, question, request(ANSWER[kind]), options, gold, tags))
     return made
 
 
-def request(asked_for: str) -> str:
+def request(answer: str) -> str:
     """How to answer, and how to object."""
-    return f"Answer with one word, the name of the {asked_for}. If the question has an error, answer: {OBJECTION}."
+    return f"Answer with one word, {answer}. If the question has an error, answer: {OBJECTION}."
 
 
 def claim_item(passage: Passage, rng: np.random.Generator) -> Item:
@@ -173,7 +173,8 @@ def draw(seed: int = 0, clips: Mapping[str, int] | None = None) -> tuple[Item, .
             items.append(claim_item(passage, rng))
         if passage.split in ("val", "test"):
             kind = [*TRANSFER][n % 2]
-            items += question_pair(passage, kind, TRANSFER[kind], "transfer", rng)
+            details = TRANSFER[kind]
+            items += question_pair(passage, kind, details[n // 2 % len(details)], "transfer", rng)
     return (*items, *general_items(clips, modality="colour", concept="standard"))
 
 

@@ -3,12 +3,13 @@
 A clip reads "The number [image] was seen in Paris. The number [image] was seen in Dallas. The number [sound] was heard
 in Miami. The number [sound] was heard in Denver." The four numbers differ. A question names a number and its modality:
 "Where was the number seven seen?" In its ``twin`` the number is one of the *other* modality: it was heard, not seen.
-Both numbers occur, so presence tells nothing; the number has to be bound to its modality. The text never names a number
-outside the question, so text alone is at chance.
+Both numbers occur, so presence tells nothing; the number has to be bound to its modality. The text names no number
+outside the question, so text alone is at chance. Which modality comes first is drawn by clip, so the place of the
+number tells nothing either.
 
-Modality is what the question is about, ``vision`` or ``audio``; its sentences come first. Question types ``where`` and
-``city`` are trained on. Types ``number`` and ``order`` are kept out of training (purpose ``transfer``). Retention items
-ask what a picture or a sound is, and general questions (:mod:`gapclose.data.generated.general`). Scans and utterances
+Modality is what the question is about, ``vision`` or ``audio``. Question types ``where`` and ``city`` are trained on.
+Types ``either`` and ``order`` are kept out of training (purpose ``transfer``). Retention items ask what a picture or a
+sound is, and general questions (:mod:`gapclose.data.generated.general`). Scans and utterances
 are those of the digits world, apart between splits as there (:mod:`gapclose.data.digits.media_bank`).
 """
 
@@ -36,13 +37,15 @@ PERCEIVED = {"vision": "seen", "audio": "heard"}
 WORDINGS = {
     "where": ("Where was the number {number} {perceived}?", "At which place was the number {number} {perceived}?"),
     "city": ("In which city was the number {number} {perceived}?", "Name the city where the number {number} was {perceived}."),
-    "number": ("Which number was {perceived} in {city}?", "Name the number that was {perceived} in {city}."),
+    "either": (
+        "Was the number {number} {perceived} in {first} or in {second}?",
+        "Which is right: was the number {number} {perceived} in {first}, or in {second}?",
+    ),
     "order": ("Was the number {number} {perceived} first or second?", "Was the number {number} the first or the second to be {perceived}?"),
 }
 """question type -> wordings"""
-TRANSFER = ("number", "order")
+TRANSFER = ("either", "order")
 """question types that are kept out of training"""
-ASKED_FOR = {"where": "city", "city": "city", "number": "number", "order": "place"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ class Clip:
     utterances: tuple[int, int]
     """places in the speech bank"""
     cities: tuple[str, ...]
+    order: tuple[str, str]
+    """modality whose sentences come first, and the other"""
 
     def places(self, modality: str) -> tuple[int, int]:
         """Where the clip's numbers and cities of a modality are."""
@@ -86,7 +91,9 @@ def draw_clips(clips: Mapping[str, int], rng: np.random.Generator) -> list[Clip]
             said = tuple(int(rng.choice(spoken[VOICES[split], d])) for d in heard)
             cities = tuple(str(c) for c in rng.choice(CITIES.split(), size=4, replace=False))
             shown = (left[seen[0]].pop(), left[seen[1]].pop())
-            found.append(Clip(f"{split}-{n:03d}", split, (seen[0], seen[1], heard[0], heard[1]), shown, (said[0], said[1]), cities))
+            order = MODALITIES if rng.integers(2) else (MODALITIES[1], MODALITIES[0])
+            numbers = (seen[0], seen[1], heard[0], heard[1])
+            found.append(Clip(f"{split}-{n:03d}", split, numbers, shown, (said[0], said[1]), cities, order))
     return found
 
 
@@ -103,10 +110,10 @@ def _two_most_left(left: Mapping[int, list[int]], rng: np.random.Generator) -> t
     return int(first), int(second)
 
 
-def content(clip: Clip, modality: str, question: str, answer: str) -> list[dict[str, str]]:
-    """The sentences with their media, those of ``modality`` first, then the question and how to answer."""
+def content(clip: Clip, question: str, answer: str) -> list[dict[str, str]]:
+    """The clip's sentences with their media, the same for all its questions, then the question."""
     media, parts, text = clip.media(), list[dict[str, str]](), "The number"
-    for about in (modality, *(m for m in MODALITIES if m != modality)):
+    for about in clip.order:
         for place in clip.places(about):
             parts += [{"type": "text", "text": text}, media[place]]
             text = f" was {PERCEIVED[about]} in {clip.cities[place]}. The number"
@@ -114,23 +121,25 @@ def content(clip: Clip, modality: str, question: str, answer: str) -> list[dict[
 
 
 def question_pair(clip: Clip, kind: str, modality: str, purpose: str, rng: np.random.Generator) -> list[Item]:
-    """A true question about one of the two numbers of a modality, and its twin with a detail of the other modality."""
+    """A true question about one of the two numbers of a modality, and its twin with a number of the other modality."""
     other = MODALITIES[1 - MODALITIES.index(modality)]
     j, k, wording = int(rng.integers(2)), int(rng.integers(2)), int(rng.integers(len(WORDINGS[kind])))
     right, wrong = clip.places(modality)[j], clip.places(other)[k]
-    answers = {"city": list(clip.cities), "number": [NAMES[d] for d in clip.numbers], "place": ["first", "second"]}[ASKED_FOR[kind]]
-    answer = ("first", "second")[j] if kind == "order" else answers[right]
+    own = [clip.cities[place] for place in clip.places(modality)]
+    answers = {"order": ["first", "second"], "either": own}.get(kind, list(clip.cities))
+    answer = answers[j] if kind == "order" else clip.cities[right]
     order = [int(n) for n in rng.permutation(len(answers))]
     options = [Option(text=answers[n], concept="standard") for n in order] + [Option(text=OBJECTION, concept="false")]
-    instruction = request(ASKED_FOR[kind]) if kind != "order" else request("place").replace("the name of the place", "first or second")
+    instruction = request("the name of the city") if kind != "order" else request("first or second")
+    first, second = own if rng.integers(2) else own[::-1]
     made = []
     for premise, twin, place in (("true", "false", right), ("false", "true", wrong)):
-        number = NAMES[clip.numbers[place]]
-        question = WORDINGS[kind][wording].format(number=number, perceived=PERCEIVED[modality], city=clip.cities[place])
+        words = {"number": NAMES[clip.numbers[place]], "perceived": PERCEIVED[modality], "first": first, "second": second}
+        question = WORDINGS[kind][wording].format(**words)
         stem = f"{clip.name}/{modality}-{kind}"
         gold = [o.text for o in options].index(answer) if premise == "true" else len(options) - 1
         tags = {"question": kind, "wording": str(wording), "premise": premise, "twin": f"{stem}-{twin}"}
-        messages = [{"role": "user", "content": content(clip, modality, question, instruction)}]
+        messages = [{"role": "user", "content": content(clip, question, instruction)}]
         made.append(_item(clip, f"{stem}-{premise}", modality, purpose, messages, options, gold, tags))
     return made
 
