@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gapclose.core.logging import get_logger
 from gapclose.pipeline.error_messages import guarded
 
 if TYPE_CHECKING:
     from gapclose.pipeline.config import Config
+
+logger = get_logger(__name__)
 
 USAGE = """\
 usage: gapclose COMMAND [--config FILE] [--any.key value ...]
@@ -65,6 +68,8 @@ def _configured(command: str, arguments: Sequence[str]) -> Config:
 
     config = parse_config(arguments, prog=f"gapclose {command}", starting=True)
     configure_logging(config.log_level)
+    if not any(word.partition("=")[0] == "--config" for word in arguments):
+        logger.info(f"no --config: the defaults, with data.path {config.data.path} and model.path {config.model.path}, in {config.run_dir}")
     return config
 
 

@@ -20,6 +20,10 @@ def guarded(job) -> int:
     warnings.formatwarning = _plainly  # no source lines for users
     try:
         job()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter tries to flush it once more
+        print("stopped: nothing reads standard output any more", file=sys.stderr)
+        return 1
     except (ValueError, FloatingPointError, OSError, RuntimeError) as error:
         told = str(error) if isinstance(error, ValueError | FloatingPointError) else _told(error)
         if told is None or os.environ.get("GAPCLOSE_DEBUG"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +49,8 @@ def load_language_model(path: str) -> tuple[Any, Any, torch.dtype]:
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    if path.startswith(("/", ".", "~")) and not Path(path).is_dir():
+        raise ValueError(f"{path}: no such directory")
     config = AutoConfig.from_pretrained(path)
     if config.model_type != "qwen2":
         raise ValueError(f"{path} is a {config.model_type} checkpoint; the text part of a Qwen2.5-Omni thinker has the architecture qwen2")

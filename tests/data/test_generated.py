@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gapclose.core.errors import ErrorCollector
 from gapclose.data.config import DataConfig
 from gapclose.data.digits.media_bank import NAMES
 from gapclose.data.generated import general, people, places
 from gapclose.data.item_set import ItemSet
+from gapclose.data.splits import check_clips_apart, check_media_apart
 from gapclose.evaluation.controls.text_leak import text_leak
 
 CLIPS = {"fit": 60, "train": 10, "val": 30, "test": 60}
@@ -108,6 +110,14 @@ def test_splits_share_no_names_scans_or_voices():
 @pytest.mark.parametrize("name", ["people", "places"])
 def test_one_seed_gives_the_same_items(name):
     assert drawn(name, 3) == drawn(name, 3) != drawn(name, 4)
+
+
+@pytest.mark.parametrize("clips", [{"fit": 60, "train": 80, "val": 40, "test": 100}, {"fit": 10, "train": 10, "val": 10, "test": 20}])
+def test_no_two_clips_of_places_show_and_play_the_same(clips, tmp_path):
+    items, problems = places.write(tmp_path, 0, clips=clips), ErrorCollector("places")
+    check_media_apart(items, (), problems)
+    check_clips_apart(items, (), problems)
+    problems.raise_if_any()
 
 
 def test_more_clips_than_there_are_scans_is_refused():

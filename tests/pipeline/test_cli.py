@@ -111,3 +111,13 @@ def test_the_installed_command_reports(tiny_run):
     environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"} | {"PYTHONPATH": str(ROOT)}
     good = subprocess.run([*command, str(tiny_run)], env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert good.returncode == 0 and "generated" in good.stdout and "…" not in good.stdout, good.stderr
+
+
+def test_a_reader_that_leaves_early_ends_the_command_without_a_traceback():
+    """As ``gapclose ... | head`` does."""
+    words = [sys.executable, "-m", "gapclose.pipeline.cli", "close", "--help"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        told = process.stderr.read()
+    assert process.returncode == 1 and told == "stopped: nothing reads standard output any more\n"

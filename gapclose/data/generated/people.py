@@ -50,11 +50,11 @@ WORDINGS = {
         "In which city did {name} {verb} the {object} that is {colour}?",
     ),
     "which": (
-        "The {object} that is {colour} and that {name} {past}: in which city was that?",
+        "{name} {past} the {object} that is {colour}. In which city was that?",
         "Name the city where {name} {past} the {object} that is {colour}.",
     ),
     "who": ("Who {past} the {object} that is {colour}?", "Name the person who {past} the {object} that is {colour}."),
-    "colour": ("What colour was the {object} that {name} {past}?", "Which colour had the {object} that {name} {past}?"),
+    "colour": ("What colour was the {object} that {name} {past}?", "Which colour was the {object} that {name} {past}?"),
 }
 """question type -> wordings; none repeats the passage's "black violin", which would tell a true question by its pairs of words"""
 ANSWER = {"where": "the name of the city", "which": "the name of the city", "who": "the name of the person", "colour": "the colour"}

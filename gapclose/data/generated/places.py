@@ -105,7 +105,7 @@ def _two_most_left(left: Mapping[int, list[int]], rng: np.random.Generator) -> t
     """
     counts = np.array([len(left[d]) for d in range(10)], dtype=float)
     if (counts > 0).sum() < 2:
-        raise ValueError("data.clips asks for more clips of the set places than there are scans; it takes two a clip, 997 in all")
+        raise ValueError("data.clips asks for more clips of the set places than there are scans: 997, and each clip takes two")
     first, second = rng.choice(10, size=2, replace=False, p=counts / counts.sum())
     return int(first), int(second)
 
@@ -145,11 +145,13 @@ def question_pair(clip: Clip, kind: str, modality: str, purpose: str, rng: np.ra
 
 
 def what_item(clip: Clip, modality: str, rng: np.random.Generator) -> Item:
-    """Which number one of the media is: a retention item without a premise."""
-    place = clip.places(modality)[int(rng.integers(2))]
-    verb = "shown" if modality == "vision" else "said"
-    ask = f" is {verb}. Which number is {verb}?\nAnswer with one word, the name of the number."
-    parts = [{"type": "text", "text": "The number"}, clip.media()[place], {"type": "text", "text": ask}]
+    """Which number a picture, or a sound beside it, is: a retention item without a premise."""
+    shown, said = (clip.places(m)[int(rng.integers(2))] for m in MODALITIES)
+    place, verb = (shown, "shown") if modality == "vision" else (said, "said")
+    ask = f" is said. Which number is {verb}?\nAnswer with one word, the name of the number."
+    media = clip.media()
+    text = ({"type": "text", "text": words} for words in ("The number", " is shown. The number", ask))
+    parts = [next(text), media[shown], next(text), media[said], next(text)]
     options = [Option(text=NAMES[d], concept="standard") for d in range(10)]
     messages = [{"role": "user", "content": parts}]
     return _item(clip, f"{clip.name}/what", modality, "retain", messages, options, clip.numbers[place], {"question": "what"})
