@@ -278,6 +278,9 @@ class AlignStage:
             return None if weights.is_file() else f"{weights} is not there"
 
         resume = run_on_main(lambda: last_complete_checkpoint(directory, lost))
+        # an epoch whose adapter is gone is trained again, from the checkpoint before it
+        done = self.epochs.finished(number) and epochs_done(resume) >= len(self.epochs.records(number))
+        ended = bool(self.epochs.triggered(number)) or done
 
         def after_epoch(of_round: int) -> bool:
             epoch = past + of_round
@@ -293,7 +296,7 @@ class AlignStage:
             record["adapter_changed"] = adapter_changed(self.run.loaded.model)
             record |= self.consistency(number, epoch, now, base)
             self.run.record(self.epochs.guarded(record))
-            return self.epochs.finished(number)
+            return self.epochs.finished(number, epoch)
 
         by_trl, finite = config.objective in BY_TRL, "loss" not in config.guards.silent
         common: dict[str, Any] = {"after_epoch": after_epoch, "finite_only": finite, "callbacks": [LossLines(self.run.tracker, number)]}
@@ -307,7 +310,7 @@ class AlignStage:
             )
         else:
             examples = [*(self.aimed_at(targets) if targets else []), *others]
-            if config.train.cache_trunk and epochs_done(resume) < config.train.epochs and not self.epochs.finished(number):
+            if config.train.cache_trunk and not ended:
                 trunks = training_trunks(self.run, [e.item for e in examples], frozen=self.frozen, blank=self.blanked)
             trainer = make_trainer(
                 self.run.loaded, examples, media, config.train, directory, n_train=len(train_items(self.run)),
@@ -316,7 +319,7 @@ class AlignStage:
         if resume is not None:
             logger.info(f"going on from {resume.name}")
         try:
-            if not self.epochs.finished(number):
+            if not ended:
                 with whole_checkpoints(directory, trainer):
                     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except LossNotFinite as error:  # raised in all processes together

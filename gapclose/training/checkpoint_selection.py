@@ -100,9 +100,13 @@ class EpochRecords:
         before = earlier[-1]["consistency"]["excess"]["value"] if earlier else base if number == 1 else 0.0
         return {"excess": excess.to_dict(), "base": base, "falling": bool(excess.value < (1 - FALLING) * before)}
 
-    def finished(self, number: int) -> bool:
-        """Return whether a round has ended: by its last epoch, a guard, or ``train.patience``."""
-        return run_on_main(lambda: self._complete(number) or bool(self._fired(number)))
+    def finished(self, number: int, epoch: int | None = None) -> bool:
+        """Return whether a round has ended: by its last epoch, a guard, or ``train.patience``.
+
+        Args:
+            epoch: look at no later one, whose record may be of a training that was interrupted.
+        """
+        return run_on_main(lambda: self._complete(number, epoch) or bool(self._fired(number)))
 
     def unfinished(self, rounds: Iterable[int]) -> str | None:
         """Explain that training ended at its last epoch although its loss on val was still falling.
@@ -149,9 +153,10 @@ class EpochRecords:
         only."""
         write_json(self.directory / "stopped.json", {"round": number, "loss": reason})
 
-    def _complete(self, number: int) -> bool:
+    def _complete(self, number: int, epoch: int | None = None) -> bool:
         """Whether a round has all its epochs, or ``train.patience`` ended it."""
         records, patience = self.read(number), self.config.train.patience
+        records = [r for r in records if epoch is None or r["epoch"] <= epoch]
         if len(records) >= self.config.train.epochs:
             return True
         if patience is None or not records or self.config.targets.control != "none":

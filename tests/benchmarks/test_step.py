@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
 ROOT = Path(__file__).parent.parent.parent
 
 
+@pytest.mark.slow
 def test_it_prints_ratios_and_targets_take_no_more_memory_than_plain_sft():
     command = [sys.executable, str(ROOT / "benchmarks" / "step.py"), "--device", "cpu", "--repeats", "2", "--batch", "6", "--layers", "6"]
     result = subprocess.run([*command, "--probe_layer", "3"], capture_output=True, text=True, check=False)

@@ -117,6 +117,7 @@ def test_reports_show_every_prompt(measured, capsys):
     assert prompt_words({}) == []
 
 
+@pytest.mark.slow
 def test_a_run_may_be_asked_in_another_prompt(tiny_config, digits, tmp_path):
     """Then its probe, record and items are of that prompt; the data's own is one of the others; the reports read the same items back."""
     command = ["measure", "--config", str(tiny_config), "--run_dir", str(tmp_path), *BARE, "--prompts.asked", "paper"]

@@ -238,6 +238,7 @@ def test_rows_of_a_batch_are_padded_as_prompts_are(loaded, mixed, tmp_path):
         assert torch.equal(stored[key], plain[key]), key
 
 
+@pytest.mark.slow
 def test_a_whole_run_has_the_same_figures(quick_config, tiny_run, tmp_path, capsys):
     directory = tmp_path / "cached"
     command = ["close", "--config", str(quick_config), "--run_dir", str(directory), "--train.cache_trunk", "true"]

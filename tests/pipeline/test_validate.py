@@ -165,18 +165,17 @@ def test_shares_of_a_set_that_names_its_splits_are_told_to_do_nothing(digits_dir
     assert "its items name their splits, so data.shares deals nothing out" in " ".join(capsys.readouterr().out.split())
 
 
-def test_worlds_of_two_seeds_in_one_run_directory_are_two(monkeypatch, tmp_path):
+def test_worlds_of_two_seeds_in_one_run_directory_are_two(tmp_path):
     """Validating with another seed first does not give the run that seed's clips."""
     from gapclose.data.config import DataConfig
-    from gapclose.data.digits import generate as world
     from gapclose.pipeline.config import Config
 
-    few = {"fit": 24, "train": 24, "val": 24, "test": 24}
-    write = world.write
-    monkeypatch.setattr(world, "write", lambda directory, seed, **kwargs: write(directory, seed, clips=few, **kwargs))
-    one, two, again = (prepare_items(Config(run_dir=str(tmp_path), seed=s), closing=True).fingerprint() for s in (0, 1, 0))
+    few = [24, 24, 24, 24]
+    one, two, again = (
+        prepare_items(Config(run_dir=str(tmp_path), seed=s, data=DataConfig(clips=few)), closing=True).fingerprint() for s in (0, 1, 0)
+    )
     assert one == again != two
-    images = prepare_items(Config(run_dir=str(tmp_path), data=DataConfig(sound=False)), closing=True)
+    images = prepare_items(Config(run_dir=str(tmp_path), data=DataConfig(clips=few, sound=False)), closing=True)
     assert images.concepts == ("standard", "false_vision") and {k for i in images for k, _ in i.media} == {"image"}
 
 

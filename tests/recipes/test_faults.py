@@ -215,6 +215,7 @@ def fill_up(at: str, command: list[str], run: Path, log: Path) -> None:
     assert all((p / "complete.json").is_file() for p in run.glob("checkpoints/checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_a_run_whose_disk_fills_up_again_and_again_ends_where_another_does(close_command, closed_run, tmp_path, capsys):
     """While observing, in a checkpoint, while exporting; every start is the same command."""
     run, log = tmp_path / "run", tmp_path / "log"

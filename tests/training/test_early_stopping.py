@@ -178,6 +178,7 @@ def test_a_training_that_changes_nothing_is_stopped_and_stays_stopped(quick_conf
     assert summarise(tmp_path)["stopped"] == {} and "stopped by" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_keeps_the_epochs_before_it(quick_config, tmp_path, monkeypatch):
     """Once an epoch is measured the run ends with it; before that there is nothing to keep."""
     from gapclose.training import trainer

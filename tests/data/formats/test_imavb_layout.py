@@ -247,6 +247,7 @@ def test_films_go_through_measure(directory, tiny_checkpoint, tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "items.json").read_text())["skipped"] == []
 
 
+@pytest.mark.slow
 def test_films_go_through_close(directory, tiny_checkpoint, tmp_path):
     """Training, re-measurement, export and its verification in a fresh process, on films."""
     path = tmp_path / "films.yaml"
