@@ -86,7 +86,7 @@ def draw_clips(clips: Mapping[str, int], rng: np.random.Generator) -> list[Clip]
     found = []
     for split, number in clips.items():
         for n in range(number):
-            seen = _two_most_left(left, rng)
+            seen = _two_digits(left, rng)
             heard = [int(d) for d in rng.choice([d for d in range(10) if d not in seen], size=2, replace=False)]
             said = tuple(int(rng.choice(spoken[VOICES[split], d])) for d in heard)
             cities = tuple(str(c) for c in rng.choice(CITIES.split(), size=4, replace=False))
@@ -97,7 +97,7 @@ def draw_clips(clips: Mapping[str, int], rng: np.random.Generator) -> list[Clip]
     return found
 
 
-def _two_most_left(left: Mapping[int, list[int]], rng: np.random.Generator) -> tuple[int, int]:
+def _two_digits(left: Mapping[int, list[int]], rng: np.random.Generator) -> tuple[int, int]:
     """Two digits, drawn in proportion to their unused scans, so that none runs out early.
 
     Raises:
