@@ -34,10 +34,11 @@ class ErrorCollector:
             return
         count, kinds = len(self.messages), defaultdict[str, list[str]](list)
         for message in self.messages:
+            message = shortened(message)  # before the search for names, whose time grows with the square of a word's length
             kinds[NAMES.sub("", message)].append(message)
         lines = []
         for alike in list(kinds.values())[: self.most]:
-            lines += [f"  - {shortened(m)}" for m in alike[: self.alike]]
+            lines += [f"  - {m}" for m in alike[: self.alike]]
             if len(alike) > self.alike:
                 lines.append(f"    ... and {len(alike) - self.alike} more like it")
         if len(kinds) > self.most:
