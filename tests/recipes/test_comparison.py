@@ -258,7 +258,7 @@ def test_val_chooses_among_the_objectives_and_test_tells_what_it_chose(tmp_path,
         directory = tmp_path / f"{way}-seed0"
         directory.mkdir()
         val = {"stage": "epoch-1/val", "epoch": 1, "state": "open", "objections": {}, "shifted": {"option_balanced": on_val[way]}}
-        val |= {"change": {"standard_drop": {"value": 0.0}}}
+        val |= {"change": {"standard_drop": {"value": 0.0, "lower": 0.0, "upper": 0.0}}}
         (directory / "gap.jsonl").write_text("\n".join(json.dumps(r) for r in (val, val | {"stage": "adapted/test"})))
         (directory / "cost.json").write_text(json.dumps({"cpu_seconds": 60, "cpu_seconds_of_others": 30}))
         rows.append(Row(variant="v", labels=50, seed=0, way=way, directories=[directory]))
