@@ -79,7 +79,7 @@ def test_a_whole_sound_with_a_wrong_header_is_decoded_to_its_last_sample(tmp_pat
 @pytest.mark.parametrize("form", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF", "NIST"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.98])
 def test_a_cut_sound_is_refused_and_both_doubts_are_named(tmp_path, form, share):
-    """Whoever knows that it is whole is told to fix its header."""
+    """The message says how to fix the header of a complete file."""
     data = written(tmp_path / "sound", form)
     with pytest.raises(
         ItemError, match=r"truncated, or its header is wrong: it promises \d+ bytes more .*copy it again, or, where it is whole"

@@ -164,7 +164,7 @@ def test_what_is_no_entry_goes_where_it_may(tmp_path, monkeypatch, tensors):
 
 
 def test_faults_are_not_kept(files):
-    """A file that is fixed is decoded; a fault is told each time."""
+    """A fixed file is decoded; a fault is reported each time."""
     how = {"decoding": Decoding(workers=0, cache=files / "cache")}
     (files / "c.wav").write_bytes(b"")
     for _ in range(2):
