@@ -138,11 +138,16 @@ def test_an_mp3_of_varying_bit_rate_without_a_header_is_decoded_to_its_end(tmp_p
     for name, level, sound in (("loud", 0.0, SOUND), ("quiet", 0.9, np.tile(SOUND * 1e-3, 4))):
         soundfile.write(tmp_path / name, sound, RATE, format="MP3", bitrate_mode="CONSTANT", compression_level=level)
         frames = mp3_frames((tmp_path / name).read_bytes())
-        parts += [f for f in frames if b"Xing" not in f and b"Info" not in f]
-    assert len({len(p) for p in parts}) > 1
-    length = len(decoded(tmp_path / "sound", b"".join(parts)))
+        parts.append([f for f in frames if b"Xing" not in f and b"Info" not in f])
+    loud, quiet = (b"".join(frames) for frames in parts)
+    assert len(parts[0][-1]) > 2 * len(parts[1][-1])
+    length = len(decoded(tmp_path / "sound", loud + quiet))
     assert length / RATE == pytest.approx(5, abs=0.3)
     assert soundfile.info(tmp_path / "sound").duration < 3  # what was heard before
+    assert len(decoded(tmp_path / "sound.mp3", bytes(100) + loud + quiet)) == length  # known by its name alone
+    # the other way round that length is too long, as FFmpeg's own is, and the sound is no cut one
+    assert len(decoded(tmp_path / "sound", quiet + loud)) / RATE == pytest.approx(5, abs=0.3)
+    assert soundfile.info(tmp_path / "sound").duration > 6
 
 
 def test_what_stands_before_and_between_the_frames_of_an_mp3_is_no_sound(tmp_path):

@@ -146,6 +146,11 @@ def test_the_base_is_open_when_it_reads_more_than_it_says(base):
     """Its record has no change to tell of."""
     record = make_record("base/test", 0, base, None, CONFIG, 0)
     assert record["state"] == "open" and "change" not in record and record["retention"]["value"] == 1
+    assert set(record["acting"]) == {"all", "vision", "audio"}  # whether it answers at all, by the figures with their intervals
+    for acting in record["acting"].values():
+        assert all(set(acting[name]) == {"value", "lower", "upper"} for name in ("option_mass", "parse_rate", "standard_accuracy"))
+        assert acting["parse_rate"]["value"] == 1
+    assert record["acting"]["all"]["option_mass"]["value"] == pytest.approx(base.overall["action.option_mass"][0])
     assert record["gap"]["balanced"]["value"] == pytest.approx(base.overall["reading.balanced"][0] - 0.5)
 
 

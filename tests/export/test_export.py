@@ -286,6 +286,8 @@ def test_the_model_card_holds_the_evidence(tiny_run, tiny_config, tiny_checkpoin
     assert json.loads((tiny_run / "adapter" / "evidence.json").read_text()) == summary
     for key in ("balanced", "standard_accuracy", "rejection", "false_alarm", "auroc", "retention"):
         assert f"| {show(summary['base'][key])} | {show(summary['adapted'][key])} |" in card
+    for label, key in (("probability of the options", "option_mass"), ("generated answers that match an option", "parse_lenient")):
+        assert f"| {label} | {show(summary['base'][key])} | {show(summary['adapted'][key])} |" in card
     assert f"{summary['n_clips']} clips, {summary['n_items']} items" in card and f"state: {summary['state']}" in card
     header = yaml.safe_load(card.split("---")[1])
     loading = card.split("```python\n")[1].split("```")[0].replace(".eval()", "")
@@ -303,6 +305,14 @@ def carded(tiny_run, loaded, kind: str, **model) -> tuple[dict, str]:
     config.model = replace(config.model, **model)
     _, header, text = model_card(summarise(tiny_run), config, loaded, kind=kind).split("---\n", 2)
     return yaml.safe_load(header), text
+
+
+def test_names_in_a_card_are_no_markup(tiny_run, loaded):
+    """A sentence about a modality holds its name, whatever that is."""
+    summary = summarise(tiny_run)
+    summary["verdicts"] = {name: of | {"sentence": "a|b *c* <d>"} for name, of in summary["verdicts"].items()}
+    card = model_card(summary, parse_config(["--config", str(tiny_run / "config.yaml")]), loaded)
+    assert card.count(r"a\|b \*c\* \<d>") == 2 and "a|b" not in card
 
 
 KINDS = {

@@ -11,6 +11,7 @@ from gapclose.metrics.verdict import not_established
 from gapclose.observe.store import read_observations
 from gapclose.pipeline.cli import main
 from gapclose.probes.linear import FrozenProbe
+from gapclose.probes.posterior import Point
 from gapclose.training.trainer import GapTrainer
 
 
@@ -51,7 +52,23 @@ def test_the_operating_point_is_chosen_on_what_is_read_of_val(quick_config, tmp_
     val, probe = digits.select(split="val", purpose="gap"), FrozenProbe.load(tmp_path / "probes" / "frozen")
     seen = read_observations(tmp_path / "observations" / "base-val", [i.id for i in val], layers=probe.layers)
     np.testing.assert_array_equal(given["val_reading"], probe.predict_proba(probe.features(seen.residuals)))
-    np.testing.assert_array_equal(given["val_concept"], Labels.of(val).concept)
+    known = Labels.of(val)
+    for name, of in (("val_concept", known.concept), ("val_clip", known.clip), ("val_option_concept", known.option_concept)):
+        np.testing.assert_array_equal(given[name], of)
+
+
+def test_what_a_choice_leaves_out_is_told_and_kept(quick_config, tmp_path, monkeypatch, capsys):
+    """Labels that the choice of the probe takes for mistakes, in the log and in the probe's file; an operating point beyond its budget."""
+    monkeypatch.setattr("gapclose.pipeline.align_stage.make_trainer", lambda *a, **k: (_ for _ in ()).throw(Reached))
+    monkeypatch.setattr("gapclose.probes.search.not_asked", lambda *_: {"vision": {"false_audio": 2}})
+    point = Point(standing="exceeded", budget=0.03, false_alarms=1.0, at_least=0.9, standard_items=40, standard_clips=40)
+    monkeypatch.setattr("gapclose.training.targets.operating_point", lambda *_: point)
+    with pytest.raises(Reached):
+        main(["close", "--config", str(quick_config), "--run_dir", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert "warning: choosing the probe leaves out labels" in told and "vision: false_audio (2 items)" in told
+    assert f"warning: {point.words()}" in told and "no factor keeps to the budget" in point.words()
+    assert json.loads((tmp_path / "probes" / "frozen.json").read_text())["not_asked"] == {"vision": {"false_audio": 2}}
 
 
 @pytest.mark.parametrize(("key", "value"), [("dropout", "0.1"), ("use_dora", "true")])

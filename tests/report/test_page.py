@@ -212,7 +212,7 @@ def test_a_page_with_everything(rich_run):
         "at chance (0.50), as it should be; the reading beats it", "too few clips to tell it from chance (0.50)", "312 bits", "compression of 5.28", "what is read is also used",
         "0.021 (all), 0.030 (audio) and 0.031 (vision)", "layers 6, 6, 5, 6", "the first 10 of 33 s", "image not found", "image not readable",
         "video is not shown here", "and 3 more", "Their probes are fitted and judged in 4 folds",
-        "very folds: 5, where ours reads layer 6", "520 + 260", "0.667", "skipped: its misleading items are of 0 clips", "train.learning_rate", "transformers", "items, media and labels",
+        "very folds: 5, where ours reads layer 6", "520 + 260", "0.667", "skipped: its misleading items are of 0 clips", "train.learning_rate", "transformers", "probability of the options", "answers that parse", "items, media and labels",
     ):  # fmt: skip
         assert words in read.text, words
     assert "does not beat" not in read.text  # of a control that may read as well

@@ -68,7 +68,13 @@ def test_tables_and_verdict(capsys, tiny_run):
     assert [r[0] for r in rows if r[0] in STAGES] == list(STAGES)
     summary = summarise(tiny_run)
     cells = {r[0]: r[1:] for r in rows if len(r) == 3}
-    assert cells["action, balanced"] == [show(summary[side]["balanced"]) for side in ("base", "adapted")]
+    for label, key in (
+        ("action, balanced", "balanced"),
+        ("standard accuracy", "standard_accuracy"),
+        ("probability of the options", "option_mass"),
+        ("answers that parse (lenient)", "parse_lenient"),
+    ):
+        assert cells[label] == [show(summary[side][key]) for side in ("base", "adapted")]
     assert cells["gap, AUROC"] == [show(summary["gap"]["auroc"][side]) for side in ("base", "adapted")]
     assert "24 clips, 96 items, 1 seed (0), 95 % clip-bootstrap intervals" in text
     parts = [r for r in rows if r[0] in ("audio", "vision")]

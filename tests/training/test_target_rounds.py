@@ -3,6 +3,7 @@
 import json
 import shutil
 from html import unescape
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,6 +120,24 @@ def test_a_gain_counts_items_whose_label_is_possible_alone():
     gain, counts = teacher.likelihood_gain(now, before, labels)
     assert np.isfinite(gain).all() and not counts[1] and counts.sum() == 79 and (gain[counts] > 0).all() and gain[1] == 0
     assert teacher.likelihood_gain(now, now, labels)[0].tolist() == [0] * 80
+
+
+def test_a_better_estimate_helps_though_it_is_not_shown(digits):
+    """Few clips can show little in one round: the estimate counts, and whether its interval is above zero is told beside it."""
+    labels = Labels.of(digits.select(split="val", purpose="gap"))
+    run = SimpleNamespace(items=digits, config=SimpleNamespace(gap=SimpleNamespace(replicates=200), seed=0))
+    probe = SimpleNamespace(layers=(1,), family="lda", strength=0.1)
+    even, right = np.full((len(labels.clip), 3), 1 / 3), np.eye(3)[labels.concept]
+    lucky = np.isin(labels.clip, np.unique(labels.clip)[::2])[:, None]
+
+    def compared(of_half: float, of_rest: float) -> dict:
+        believed = np.where(lucky, of_half, of_rest)
+        now = teacher.ProbeReadings(probe=probe, train=even, val=believed * right + (1 - believed) * (1 - right) / 2)
+        return teacher.compare_rounds(run, 2, now, teacher.ProbeReadings(probe=probe, train=even, val=even), even, even)
+
+    unsure, sure, worse = compared(0.96, 0.2), compared(0.9, 0.8), compared(0.05, 0.3)
+    assert unsure["gain"]["lower"] < 0 < unsure["gain"]["value"] and (unsure["helps"], unsure["shown"]) == (True, False)
+    assert (sure["helps"], sure["shown"]) == (True, True) and (worse["helps"], worse["shown"]) == (False, False)
 
 
 @pytest.mark.parametrize("cause", ["a guard", pytest.param("the loss", marks=pytest.mark.slow)])
