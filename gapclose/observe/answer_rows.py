@@ -15,7 +15,6 @@ from gapclose.data.media import MediaLoader
 from gapclose.models.families import PER_TOKEN
 from gapclose.models.loading import LoadedModel
 
-
 Row = tuple[Item, list[list[int]]]
 """an item, and the branches behind its prompt: lists of answer tokens, each blind to the others
 (:mod:`gapclose.models.branches`)"""
@@ -88,7 +87,7 @@ def prompt_with_answers(loaded: LoadedModel, media: MediaLoader, rows: Sequence[
     """Return a processor's output with the branches behind the prompts, and the prompt length."""
     prompt = loaded.prompts([item for item, _ in rows], media)
     length = prompt["input_ids"].shape[1]
-    append_tokens(prompt, [sum(branches, []) for _, branches in rows])
+    append_tokens(prompt, [[token for branch in branches for token in branch] for _, branches in rows])
     return prompt, length
 
 

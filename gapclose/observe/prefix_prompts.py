@@ -118,7 +118,12 @@ def _from_texts(loaded: LoadedModel, batch: Sequence[Item], clips: Any, marks: s
     for places, (_, whole) in zip(clips, cuts, strict=True):
         prefix, suffix = texts[places[0]]
         added = whole[: len(whole) - len(suffix)]  # e.g. the token that ends an image
-        if (marks and not prefix) or added + suffix != whole or (added and added[-1] not in special) or any(texts[n][0] != prefix for n in places):
+        if (
+            (marks and not prefix)
+            or added + suffix != whole
+            or (added and added[-1] not in special)
+            or any(texts[n][0] != prefix for n in places)
+        ):
             return None
         found |= {n: added + texts[n][1] for n in places}
     return [found[n] for n in range(len(batch))]

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from gapclose.data.items import Item
 from gapclose.data.media import MediaLoader
 from gapclose.models.loading import LoadedModel
 from gapclose.models.processing import media_signature

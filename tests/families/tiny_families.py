@@ -443,7 +443,15 @@ BOTH = ("image", "audio")
 ROWS = {
     "Qwen2.5-Omni": Row(build=qwen2_5_omni, kinds=BOTH),
     "Qwen3-Omni": Row(build=qwen3_omni, kinds=BOTH, repeats=6, linears=8, experts=4),
-    "Gemma 3n": Row(build=gemma3n, kinds=BOTH, linears=22, needs=("timm",), reads_once=None, no_trunk="several residual streams", no_branches="layers keep"),
+    "Gemma 3n": Row(
+        build=gemma3n,
+        kinds=BOTH,
+        linears=22,
+        needs=("timm",),
+        reads_once=None,
+        no_trunk="several residual streams",
+        no_branches="layers keep",
+    ),
     "Gemma 4": Row(build=gemma4, kinds=BOTH, linears=18, no_trunk="per_layer_inputs", no_branches="layers keep"),
     "Phi-4-multimodal": Row(build=phi4, kinds=BOTH, linears=8, one_length=True, no_hidden_states_with="image"),
     "Nemotron-H-Omni": Row(build=nemotron_h_omni, kinds=BOTH, linears=9, experts=2, reads_once=False, no_branches="layers keep"),
