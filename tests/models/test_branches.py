@@ -28,10 +28,10 @@ def test_a_branch_sees_its_prompt_and_itself():
 
 def test_a_branch_begins_right_behind_its_prompt():
     """By columns, by counted tokens, and on three axes that lie behind a picture's grid; given twice, they stay."""
-    assert branch_positions(None, BRANCH, 6).tolist() == [[0, 1, 2, 3, 4, 3], [0, 1, 2, 3, 3, 3]]
+    assert branch_positions(None, BRANCH, 6).tolist() == [[0, 1, 2, 3, 4, 3], [0, 1, 2, 3, 3, 4]]
     counted = torch.tensor([[0, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]])
     once = branch_positions(counted, BRANCH, 6)
-    assert once.tolist() == [[0, 0, 1, 2, 3, 2], [0, 1, 2, 3, 3, 3]]
+    assert once.tolist() == [[0, 0, 1, 2, 3, 2], [0, 1, 2, 3, 3, 4]]
     assert torch.equal(branch_positions(once, BRANCH, 6), once)
     grid = torch.stack([counted, counted + 5, counted + 7])
     assert branch_positions(grid, BRANCH, 6).tolist() == [once.tolist(), (once + 5).tolist(), (once + 7).tolist()]
