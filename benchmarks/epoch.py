@@ -88,7 +88,7 @@ def main() -> None:
     adapted: Any = Clips(model=copy.copy(trained["targets_after"].model).eval(), **prompt)
     trained["targets_after"].model.train()
     asked = questions(args.batch, EACH)
-    rows, file = [(item, list[int]()) for item in asked], Path(folder.name) / "measured.safetensors"
+    rows, file = [(item, list[list[int]]()) for item in asked], Path(folder.name) / "measured.safetensors"
 
     def fill() -> None:
         write_states(file, rows, capture_hidden(adapted, rows, adapted.media(asked), args.probe_layer, [args.probe_layer]))

@@ -7,32 +7,30 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 from gapclose.data.items import Item
 from gapclose.models.processing import media_signature
-from gapclose.observe.prefix_prompts import lead
+from gapclose.observe.prefix_prompts import prefix_key
 
 
-def group_by_media(items: Sequence[Item]) -> list[list[int]]:
-    """Group the places of items with the same media prefix, in the order of their first.
+def group_by_clip(items: Sequence[Item]) -> list[list[int]]:
+    """Group the places of items that ask about the same media or, without media, the same clip.
 
-    Items without media form groups of one.
+    Groups are in the order of their first item.
     """
-    found: dict[Any, list[int]] = {}
+    found: dict[str, list[int]] = {}
     for n, item in enumerate(items):
-        shared = lead(item)
-        found.setdefault(n if shared is None else shared, []).append(n)
+        found.setdefault(prefix_key(item), []).append(n)
     return list(found.values())
 
 
-def batch_by_media(items: Sequence[Item], size: int) -> list[list[Item]]:
+def batch_by_clip(items: Sequence[Item], size: int) -> list[list[Item]]:
     """Form batches of at most ``size`` items that keep the questions of a clip together.
 
     Only clips with more questions than ``size`` are split.
     """
     batches: list[list[Item]] = []
-    for places in group_by_media(items):
+    for places in group_by_clip(items):
         for begin in range(0, len(places), size):
             asked = [items[n] for n in places[begin : begin + size]]
             if not batches or len(batches[-1]) + len(asked) > size:
@@ -44,11 +42,11 @@ def batch_by_media(items: Sequence[Item], size: int) -> list[list[Item]]:
 def plan_batches(items: Sequence[Item], size: int, *, by_clip: bool = False) -> list[list[Item]]:
     """Form batches of items with the same kinds of media, in the order of the items within a kind.
 
-    With ``by_clip``, questions about the same media stay together instead.
+    With ``by_clip``, questions about the same clip stay together instead.
     """
     groups: dict[tuple[str, ...], list[Item]] = defaultdict(list)
     for item in items:
         groups[media_signature(item)].append(item)
     if by_clip:
-        return [batch for group in groups.values() for batch in batch_by_media(group, size)]
+        return [batch for group in groups.values() for batch in batch_by_clip(group, size)]
     return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]

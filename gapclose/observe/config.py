@@ -17,8 +17,8 @@ class ObserveConfig:
     max_new_tokens: int = 8
     """length limit of generated answers, in tokens"""
     share_prefix: bool = False
-    """run the media once for all questions of a clip, where template and model allow it; part of an
-    observation's fingerprint"""
+    """run what the prompts of a clip's questions have in common (its media, a passage) once, where
+    template and model allow it; part of an observation's fingerprint"""
     shared: str | None = None
     """directory in which runs share their observations of the base model; null: every run observes
     for itself"""

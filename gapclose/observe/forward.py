@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from gapclose.data.items import Item
+from gapclose.models.branches import branched
 from gapclose.models.hooks import answer_logits, capture_residuals, last_logits, patched_at, reset_rope_deltas, skip_layers
 from gapclose.models.loading import LoadedModel
 from gapclose.models.sharding import all_reduce_max, is_sharded, unsharded_root, unwrap_engine
@@ -105,5 +106,5 @@ def forward_part(model: Any, part: dict[str, Any]) -> torch.Tensor:
     prompt = part["prompt"]
     reset_rope_deltas(model)
     below = skip_layers(model, range(1, part.get("frozen", 0) + 1), prompt.get("inputs_embeds"))
-    with below, answer_logits(model, part["rows"], part["positions"]):
+    with below, branched(model, part.get("branch")), answer_logits(model, part["rows"], part["positions"]):
         return model(**prompt, use_cache=False).logits[0].float().log_softmax(-1)

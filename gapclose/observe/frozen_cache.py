@@ -8,7 +8,7 @@ read.
 
 Files are ``batch-*.safetensors``, read through memory maps. Items are stored without padding, so
 any batch can be made of them. Behind the states of a prompt lie those of its answers of several
-tokens, without the last token of each; they do not change the prompt's.
+tokens, without the last token of each; they do not change the prompt's or each other's.
 
 Shapes: B rows, T tokens, D width of the residual stream, A axes of rotary positions, V vocabulary,
 O options.
@@ -32,11 +32,9 @@ from gapclose.data.items import Item
 from gapclose.models.hooks import capture_residuals
 from gapclose.models.loading import LoadedModel
 from gapclose.models.sharding import unwrap_engine
-from gapclose.observe.answer_rows import AnswerRows
+from gapclose.observe.answer_rows import AnswerRows, Row
 from gapclose.observe.forward import forward_part
 
-Row = tuple[Item, list[int]]
-"""an item, and the answer tokens behind its prompt"""
 OPEN = 64
 """largest number of files that are mapped at once"""
 
@@ -67,9 +65,11 @@ class Place:
 class HiddenStateCache:
     """Stored states that batches are assembled from."""
 
-    def __init__(self, files: Sequence[Path], frozen: int) -> None:
+    def __init__(self, files: Sequence[Path], frozen: int, *, branching: bool = False) -> None:
         self.frozen = frozen
         """decoder layers below the first adapted one"""
+        self.branching = branching
+        """whether the model reads the answers of an item in one row (:class:`AnswerRows`)"""
         self.places: dict[str, Place] = {}
         self.file: Any = lru_cache(maxsize=OPEN)(lambda path: safe_open(path, framework="pt"))
         for path in files:
@@ -84,16 +84,18 @@ class HiddenStateCache:
         Returns:
             ``inputs_embeds`` (B, T, D), ``attention_mask`` (B, T) and, if the decoder takes them,
             ``position_ids`` (B, T) or (A, B, T), instead of a processor's output. Prompts are
-            padded on the left; answers follow them on the right.
+            padded on the left; branches follow them on the right.
         """
         places = [self.places[item.id] for item, _ in rows]
-        length, longest = max(p.tokens for p in places), max(len(context) for _, context in rows)
+        length, longest = max(p.tokens for p in places), max(sum(map(len, branches)) for _, branches in rows)
         spans: list[tuple[int, Path, int, int, int]] = []  # row, file, from, to, first column
-        for b, (place, (_, context)) in enumerate(zip(places, rows, strict=True)):
+        for b, (place, (_, branches)) in enumerate(zip(places, rows, strict=True)):
             spans.append((b, place.file, place.start, place.start + place.tokens, length - place.tokens))
-            if context:
-                answer = place.behind(context)
-                spans.append((b, place.file, answer, answer + len(context), length))
+            column = length
+            for tokens in branches:
+                answer = place.behind(tokens)
+                spans.append((b, place.file, answer, answer + len(tokens), column))
+                column += len(tokens)
         shape = (len(rows), length + longest)
         mask = torch.zeros(shape, dtype=torch.long)
         for b, _, start, end, column in spans:
@@ -123,7 +125,7 @@ class HiddenStateCache:
             O); residuals at the answer position by layer (B, D). Layers below the first adapted one
             are read from the files.
         """
-        laid = AnswerRows()
+        laid = AnswerRows(branching=self.branching)
         for item in batch:
             laid.add_answers(item, [loaded.option_tokens(o.text) for o in item.options])
         prompt, length = self.batch(laid.rows)

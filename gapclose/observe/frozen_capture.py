@@ -17,14 +17,14 @@ from accelerate.utils import send_to_device
 
 from gapclose.data.items import Item
 from gapclose.data.media import MediaLoader
+from gapclose.models.branches import branch_positions, branched
 from gapclose.models.hooks import answer_logits, capture_residuals, skip_layers
 from gapclose.models.loading import LoadedModel
 from gapclose.models.processing import media_signature
 from gapclose.models.sharding import unwrap_engine
 from gapclose.models.structure import decoder, decoder_layers, unwrap
-from gapclose.observe.answer_rows import longest_contexts, prompt_with_answers
+from gapclose.observe.answer_rows import AnswerRows, Row, branch_numbers, prompt_with_answers
 from gapclose.observe.forward import forward_part
-from gapclose.observe.frozen_cache import Row
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 """largest accepted difference between a log-probability from stored states and the model's own, in
@@ -62,12 +62,12 @@ class Entered:
     given"""
 
 
-def answer_rows(loaded: LoadedModel, batch: Sequence[Item]) -> list[Row]:
-    """Repeat each item for every distinct context of its options (:func:`longest_contexts`).
-
-    Items whose options are all single tokens occur once.
-    """
-    return [(i, c) for i in batch for c in longest_contexts([loaded.option_tokens(o.text)[:-1] for o in i.options])]
+def answer_rows(loaded: LoadedModel, batch: Sequence[Item], *, branching: bool) -> AnswerRows:
+    """Lay out all options of a batch."""
+    laid = AnswerRows(branching=branching)
+    for item in batch:
+        laid.add_answers(item, [loaded.option_tokens(o.text) for o in item.options])
+    return laid
 
 
 @torch.inference_mode()
@@ -84,6 +84,7 @@ def capture_hidden(loaded: LoadedModel, rows: Sequence[Row], media: MediaLoader,
     def at_layer(module: Any, args: tuple, kwargs: dict) -> None:
         caught["hidden"] = args[0] if args else kwargs["hidden_states"]
 
+    branch = branch_numbers(rows)
     blocks, last = decoder_layers(model), torch.full((len(rows),), length - 1, device=device)
     handles = [
         decoder(model).register_forward_pre_hook(at_decoder, with_kwargs=True),
@@ -92,7 +93,7 @@ def capture_hidden(loaded: LoadedModel, rows: Sequence[Row], media: MediaLoader,
     try:
         with (
             skip_layers(model, range(frozen + 1, len(blocks) + 1)), capture_residuals(model, layers, last) as residuals,
-            answer_logits(model, last[:1] * 0, last[:1]),
+            branched(model, branch), answer_logits(model, last[:1] * 0, last[:1]),
         ):  # fmt: skip
             model(**inputs, use_cache=False)
     finally:
@@ -102,12 +103,16 @@ def capture_hidden(loaded: LoadedModel, rows: Sequence[Row], media: MediaLoader,
     positions = given.get("position_ids")
     if positions is not None:
         positions = positions.expand(*positions.shape[:-2], len(rows), -1)
+        if branch is not None:
+            positions = branch_positions(positions, branch.to(device), positions.shape[-1])
     return Entered(
         hidden=caught["hidden"], mask=inputs["attention_mask"], positions=positions, length=length, residuals=residuals, given=given
     )
 
 
-def unsupported_reason(loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, frozen: int) -> str | None:
+def unsupported_reason(
+    loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, frozen: int, *, branching: bool
+) -> str | None:
     """Return why the model cannot start from stored states, or None.
 
     Known obstacles are checked first. Then a trial runs the first batch of every combination of
@@ -119,12 +124,12 @@ def unsupported_reason(loaded: LoadedModel, batches: Sequence[Sequence[Item]], m
         return "upper layers of its decoder use keys and values of lower ones"
     tolerance = TOLERANCE[next(unwrap(loaded.model).parameters()).dtype]
     for batch in first_of_each(batches):
-        rows = answer_rows(loaded, batch)
-        entered = capture_hidden(loaded, rows, media, frozen)
+        laid = answer_rows(loaded, batch, branching=branching)
+        entered = capture_hidden(loaded, laid.rows, media, frozen)
         if reason := _not_all(entered, frozen):
             return reason
         try:
-            difference = max_difference(loaded, rows, media, entered, frozen)
+            difference = max_difference(loaded, laid, media, entered, frozen)
         except torch.OutOfMemoryError:
             raise
         except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
@@ -161,15 +166,14 @@ def _not_all(entered: Entered, frozen: int) -> str | None:
 
 
 @torch.inference_mode()
-def max_difference(loaded: LoadedModel, rows: Sequence[Row], media: MediaLoader, entered: Entered, frozen: int) -> float:
+def max_difference(loaded: LoadedModel, laid: AnswerRows, media: MediaLoader, entered: Entered, frozen: int) -> float:
     """The largest difference of a log-probability at the answer positions.
 
     It compares the model's own forward with one from ``entered``.
     """
     model = unwrap_engine(loaded.model)
-    inputs, length = prompt_with_answers(loaded, media, rows)
-    where = torch.arange(len(rows), device=loaded.device)
-    places = {"rows": where, "positions": torch.full_like(where, length - 1)}
+    inputs, length = prompt_with_answers(loaded, media, laid.rows)
+    places = send_to_device(laid.tensors(length), loaded.device)
     stored = {"inputs_embeds": entered.hidden, "attention_mask": entered.mask}
     stored |= {} if entered.positions is None else {"position_ids": entered.positions}
     own = forward_part(model, {"prompt": send_to_device(inputs, loaded.device), **places})

@@ -30,9 +30,10 @@ from gapclose.data.media import MediaLoader
 from gapclose.models.loading import LoadedModel
 from gapclose.models.processing import media_signature
 from gapclose.models.structure import unwrap
-from gapclose.observe.answer_rows import prompt_with_answers
+from gapclose.observe.answer_rows import Row, prompt_with_answers
 from gapclose.observe.batching import plan_batches
-from gapclose.observe.frozen_cache import HiddenStateCache, Row
+from gapclose.observe.branch_trial import can_branch
+from gapclose.observe.frozen_cache import HiddenStateCache
 from gapclose.observe.frozen_capture import Entered, answer_rows, capture_hidden, first_of_each, unsupported_reason
 
 logger = get_logger(__name__)
@@ -77,10 +78,11 @@ def write_cache(
                 shutil.rmtree(other)
         return does_not_fit(loaded, batches, media, directory, files)
 
+    branching = can_branch(loaded, [item for batch in batches for item in batch], media)
     reason = (
-        _first(run_on_all_ranks(lambda: unsupported_reason(loaded, batches, media, frozen)))
+        _first(run_on_all_ranks(lambda: unsupported_reason(loaded, batches, media, frozen, branching=branching)))
         or run_on_main(look_at_disk)
-        or _first(run_on_all_ranks(lambda: _fill(loaded, batches, media, files, frozen, layers)))
+        or _first(run_on_all_ranks(lambda: _fill(loaded, batches, media, files, frozen, layers, branching)))
         or _first(run_on_all_ranks(lambda: _unseen(files)))
     )
     if reason is not None:
@@ -92,7 +94,7 @@ def write_cache(
     logger.info(
         f"frozen trunk of {len(items)} items ({directory.name.rpartition('-')[0]}): {size / 2**20:,.1f} MiB, decoder layers 1..{frozen}"
     )
-    return HiddenStateCache(files, frozen)
+    return HiddenStateCache(files, frozen, branching=branching)
 
 
 def _first(reasons: Sequence[str | None]) -> str | None:
@@ -128,7 +130,7 @@ def does_not_fit(
     tokens = 0.0
     for batch in first_of_each(batches):
         mask = prompt_with_answers(loaded, media, [(item, []) for item in batch])[0]["attention_mask"]
-        behind = sum(len(context) for _, context in answer_rows(loaded, batch))
+        behind = sum(len(tokens) for _, branches in answer_rows(loaded, batch, branching=True).rows for tokens in branches)
         tokens += (int(mask.sum()) + behind) / len(batch) * kinds[media_signature(batch[0])]
     there = sum(f.stat().st_size for f in files if f.is_file())
     needed = trunk_bytes(tokens * MARGIN, loaded.width, next(unwrap(loaded.model).parameters()).element_size()) - there
@@ -145,14 +147,20 @@ def trunk_bytes(tokens: float, width: int, itemsize: int) -> int:
 
 
 def _fill(
-    loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, files: Sequence[Path], frozen: int, layers: Sequence[int]
+    loaded: LoadedModel,
+    batches: Sequence[Sequence[Item]],
+    media: MediaLoader,
+    files: Sequence[Path],
+    frozen: int,
+    layers: Sequence[int],
+    branching: bool,
 ) -> str | None:
     """Write this process's share of the files; return why one could not be written, or None."""
     state = PartialState()
     mine = [b for b in range(state.process_index, len(batches), state.num_processes) if not _is_whole(files[b])]
     for n in progress(range(len(mine)), len(mine), "computing the frozen trunk"):
         media.ahead([item for b in mine[n : n + 2] for item in batches[b]])  # decodes the next while the model runs this one
-        rows = answer_rows(loaded, batches[mine[n]])
+        rows = answer_rows(loaded, batches[mine[n]], branching=branching).rows
         try:
             write_states(files[mine[n]], rows, capture_hidden(loaded, rows, media, frozen, layers))
         except OSError as error:
@@ -173,16 +181,19 @@ def _is_whole(file: Path) -> bool:
 
 
 def write_states(path: Path, rows: Sequence[Row], entered: Entered) -> None:
-    """Write one batch: prompts without padding, each followed by its answers' tokens."""
+    """Write one batch: prompts without padding, each followed by its branches."""
     places, cuts, firsts = list[list[Any]](), list[tuple[int, slice]](), list[int]()
-    for b, (item, context) in enumerate(rows):
+    for b, (item, branches) in enumerate(rows):
         if not places or places[-1][0] != item.id:
             tokens = int(entered.mask[b, : entered.length].sum())
             places.append([item.id, tokens, []])
             firsts.append(b)
             cuts.append((b, slice(entered.length - tokens, entered.length)))
-        places[-1][2].append(context)
-        cuts.append((b, slice(entered.length, entered.length + len(context))))
+        column = entered.length
+        for branch in branches:
+            places[-1][2].append(branch)
+            cuts.append((b, slice(column, column + len(branch))))
+            column += len(branch)
     tensors = {"hidden": torch.cat([entered.hidden[b, cut] for b, cut in cuts])}  # (T, D)
     if entered.positions is not None:
         grid = entered.positions if entered.positions.dim() == 3 else entered.positions[None]

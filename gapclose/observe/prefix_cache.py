@@ -1,8 +1,8 @@
-"""Run the media of a clip once for all its questions.
+"""Run what the prompts of a clip have in common once for all its questions.
 
-The prompts of a clip's questions share a prefix, up to its last media token. The model runs it
-once; its key-value cache, repeated for every question, serves the rest. Where this cannot give the
-results of complete prompts, complete prompts are run and the reason is logged once.
+The prompts of a clip's questions begin alike: with its media, or with a passage of text. The model
+runs this prefix once; its key-value cache, repeated for every question, serves the rest. Where this
+cannot give the results of complete prompts, complete prompts are run and the reason is logged once.
 
 Shapes: B batch (questions), C clips in it, P tokens of the longest prefix, S of the longest suffix,
 V vocabulary.
@@ -25,7 +25,7 @@ from gapclose.models.hooks import answer_logits, rotary_stores
 from gapclose.models.loading import LoadedModel
 from gapclose.models.processing import media_signature
 from gapclose.models.structure import unwrap
-from gapclose.observe.batching import group_by_media
+from gapclose.observe.batching import group_by_clip
 from gapclose.observe.prefix_prompts import CannotShare, on_the_left, split_prompts
 
 logger = get_logger(__name__)
@@ -72,7 +72,7 @@ class PrefixCache:
         Args:
             room: number of tokens that will follow the questions, of options or generated.
         """
-        clips = group_by_media(batch)
+        clips = group_by_clip(batch)
         if len(clips) == len(batch):
             return None
         try:
@@ -90,18 +90,19 @@ class PrefixCache:
         return read_prefix(model, self.loaded, prefix, clip, suffixes)
 
     def check(self, batches: Sequence[Sequence[Item]], forward: Callable[[Sequence[Item], PrefixCache | None], dict[str, Any]]) -> None:
-        """Refuse kinds of media whose first questions differ from complete prompts in any result.
+        """Refuse kinds of media (or none) whose first questions differ from complete prompts in any result.
 
         Args:
             forward: observes a few items, with this cache or (None) as complete prompts.
         """
         tried: set[tuple[str, ...]] = set()
         for batch in batches if self.refusal is None else ():
-            several = [places for places in group_by_media(batch) if len(places) > 1]
+            several = [places for places in group_by_clip(batch) if len(places) > 1]
             kinds = media_signature(batch[0])
             if not several or kinds in tried:
                 continue
             tried.add(kinds)
+            named = " and ".join(kinds) or "text"
             few = [batch[n] for places in several[:2] for n in places[:2]]
             whole = forward(few, None)
             try:
@@ -109,7 +110,7 @@ class PrefixCache:
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, ValueError, IndexError, TypeError, FloatingPointError) as error:
-                self._refused[kinds] = f"a first try with {' and '.join(kinds)} failed ({error})"
+                self._refused[kinds] = f"a first try with {named} failed ({error})"
                 continue
             for key, expected in whole.items():
                 if not isinstance(expected, torch.Tensor):
@@ -117,7 +118,7 @@ class PrefixCache:
                 there = torch.isfinite(expected)
                 off = float((shared[key][there] - expected[there]).abs().max()) / (1 + float(expected[there].abs().max()))
                 if not off <= TOLERANCES.get(unwrap(self.loaded.model).dtype, HALF_PRECISION):
-                    self._refused[kinds] = f"a first try with {' and '.join(kinds)} gave other {key} (off by {off:.1g} of their size)"
+                    self._refused[kinds] = f"a first try with {named} gave other {key} (off by {off:.1g} of their size)"
 
 
 def read_prefix(model: Any, loaded: LoadedModel, prefix: Any, clip: torch.Tensor, suffixes: list[list[int]]) -> dict[str, Any]:

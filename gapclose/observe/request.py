@@ -28,8 +28,13 @@ class HiddenStates(Protocol):
         """Decoder layers below the first adapted one."""
         ...
 
-    def batch(self, rows: Sequence[tuple[Item, list[int]]]) -> tuple[dict[str, torch.Tensor], int]:
-        """Model inputs for items with answer tokens behind their prompts, and the prompt length."""
+    @property
+    def branching(self) -> bool:
+        """Whether the model reads the answers of an item in one row."""
+        ...
+
+    def batch(self, rows: Sequence[tuple[Item, list[list[int]]]]) -> tuple[dict[str, torch.Tensor], int]:
+        """Model inputs for items with branches behind their prompts, and the prompt length."""
         ...
 
     def score(

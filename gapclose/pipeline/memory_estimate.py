@@ -27,6 +27,7 @@ from gapclose.core.files import format_bytes, free_bytes, size_of
 from gapclose.core.memory_meter import Meter
 from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item
+from gapclose.models.branches import branches_unsupported
 from gapclose.models.hooks import answer_logits, last_logits
 from gapclose.models.loading import LoadedModel
 from gapclose.models.quantization import bytes_saved
@@ -158,7 +159,7 @@ def micro_batch(loaded: LoadedModel, gap: Item, retain: Item | None, items: Item
     if retain:
         logps, tokens = torch.zeros(kept), torch.zeros(kept, dtype=torch.int32)
         examples += [Example(item=retain, term="retain", base_logps=logps, base_tokens=tokens) for _ in range(held)]
-    return Collator(loaded, loaded.media(items))(examples)["parts"]
+    return Collator(loaded, loaded.media(items), branching=branches_unsupported(loaded.model) is None)(examples)["parts"]
 
 
 def text_batch(size: int, tokens: int, options: int = 6) -> dict[str, Any]:

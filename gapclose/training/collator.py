@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from gapclose.data.items import Item
 from gapclose.data.media import MediaLoader
 from gapclose.models.loading import LoadedModel
 from gapclose.models.processing import media_signature
-from gapclose.observe.answer_rows import AnswerRows, prompt_with_answers
+from gapclose.observe.answer_rows import AnswerRows, Row, prompt_with_answers
 from gapclose.observe.request import HiddenStates
 from gapclose.training.config import TERMS
 from gapclose.training.sampler import Example
@@ -32,17 +31,24 @@ def _entropy(target: np.ndarray) -> float:
 class Collator:
     """Turn examples into processor inputs and the positions that the loss reads.
 
-    An example has one row if all its options are single tokens, otherwise one row per distinct
-    context; every answer token is predicted from the prompt and the answer tokens before it. Items
-    with different kinds of media go into separate parts.
+    Every answer token is predicted from the prompt and the answer tokens before it
+    (:class:`AnswerRows`). Items with different kinds of media go into separate parts.
     """
 
     def __init__(
-        self, loaded: LoadedModel, media: MediaLoader | None, trunk: HiddenStates | None = None, examples: Sequence[Example] = ()
+        self,
+        loaded: LoadedModel,
+        media: MediaLoader | None,
+        trunk: HiddenStates | None = None,
+        examples: Sequence[Example] = (),
+        *,
+        branching: bool = False,
     ) -> None:
         """``trunk``: hidden-state cache to read instead of media. ``examples``: all examples
-        that batches are made of; required when the model is sharded."""
+        that batches are made of; required when the model is sharded. ``branching``: whether the
+        model reads the answers of an item in one row."""
         self.loaded, self.media, self.trunk = loaded, media, trunk
+        self.branching = branching if trunk is None else trunk.branching
         self.carriers = {"+".join(media_signature(e.item)): e for e in reversed(examples)}
         """kinds of media of a part -> the first example with them"""
 
@@ -76,7 +82,7 @@ class Collator:
         }
 
     def _part(self, examples: Sequence[Example]) -> dict[str, Any]:
-        laid = AnswerRows()
+        laid = AnswerRows(branching=self.branching)
         weights, terms = list[float](), list[int]()  # (G,)
         retained: list[tuple[int, Example]] = []
         for example in examples:
@@ -106,7 +112,7 @@ class Collator:
             part["base_tokens"] = torch.stack([e.base_tokens.long() for _, e in retained])  # type: ignore[union-attr]
         return part
 
-    def _prompt(self, rows: Sequence[tuple[Item, list[int]]]) -> tuple[dict[str, torch.Tensor], int]:
+    def _prompt(self, rows: Sequence[Row]) -> tuple[dict[str, torch.Tensor], int]:
         """Return the model's inputs for prompts followed by answer tokens, and the padded prompt
         length."""
         if self.trunk is not None:

@@ -25,6 +25,7 @@ from gapclose.data.media import MediaLoader
 from gapclose.models.loading import LoadedModel
 from gapclose.models.sharding import is_sharded, is_zero3, wrap_layers
 from gapclose.models.structure import train_adapters_alone
+from gapclose.observe.branch_trial import can_branch
 from gapclose.observe.forward import forward_part
 from gapclose.observe.frozen_cache import HiddenStateCache
 from gapclose.training.adapter_io import save_adapter
@@ -217,9 +218,10 @@ def make_trainer(
     arguments = transformers.TrainingArguments(**training_arguments(config, directory, seed=seed, steps=steps))
     use_one_device(arguments)
     bar = [ProgressCallback()] if shows_bars() else []
+    branching = can_branch(loaded, [e.item for e in examples], media) if trunk is None else trunk.branching
     trainer = GapTrainer(
         train=config, sampler=sampler, finite_only=finite_only, model=loaded.model, args=arguments, train_dataset=list(examples),
-        data_collator=Collator(loaded, media, trunk, examples), callbacks=[*bar, SetSamplerEpoch(sampler), *callbacks, EvaluateAfterEpoch(after_epoch)],
+        data_collator=Collator(loaded, media, trunk, examples, branching=branching), callbacks=[*bar, SetSamplerEpoch(sampler), *callbacks, EvaluateAfterEpoch(after_epoch)],
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
     refuse_other_engine(trainer.accelerator)

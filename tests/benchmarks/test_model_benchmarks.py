@@ -45,3 +45,10 @@ def test_one_process_is_set_against_two():
     works = result("processes", "--items", "8", "--batch", "4", "--global_batch", "6", "--probe_layer", "2")["works"]
     assert works.keys() == {"observe", "train"}
     assert all(work["milliseconds"].keys() == {"1", "2"} for work in works.values())
+
+
+def test_long_answers_and_passages_are_set_against_short_ones():
+    found = result("long_answers", "--batch", "4", "--probe_layer", "2")
+    assert found["largest_difference"] < 1e-4 and found["ways"]["train, one row"]["to"] == "train, one token"
+    ratio = {name: way["ratio"]["median"] for name, way in found["ways"].items()}
+    assert ratio["train, one row"] < ratio["train, rows of their own"] / 2 and ratio["passage, shared"] < 0.8

@@ -34,6 +34,7 @@ from gapclose.models.random_init import PARTS, draw_anew
 from gapclose.models.structure import decoder_layers, unwrap
 from gapclose.observe import prefix_cache as shared_prefix
 from gapclose.observe.batching import plan_batches
+from gapclose.observe.branch_trial import can_branch
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import forward_batches
 from gapclose.observe.frozen_writer import write_cache
@@ -214,7 +215,7 @@ def test_questions_behind_one_reading_of_a_clip_give_what_their_whole_prompts_gi
     assert shared.answers == whole.answers and len(set(shared.answers)) > 1
     if case.row.reads_once is None:
         return
-    several = [len(b) for b in batches if b[0].media]
+    several = [len(b) for b in batches]
     assert read[-len(several) or None :] == (several if case.row.reads_once else [])
     assert ("observe.share_prefix: prompts are run whole" in capsys.readouterr().out) == (not case.row.reads_once)
 
@@ -286,6 +287,12 @@ def test_scores_from_stored_states_are_those_of_the_whole_model(case, tmp_path, 
     for layer in (PROBE, *layers):
         assert_near(found.residuals[layer], plain.residuals[layer])
     assert_near(found.scores, plain.scores)
+
+
+def test_answers_of_several_tokens_share_a_prompt(case, capsys):
+    """In one row they have the log-probabilities of rows of their own, with all kinds of media; where they have not, that is said."""
+    assert can_branch(case.loaded, case.items.items, case.loaded.media(case.items)) == (not case.row.no_branches)
+    assert ("a prompt of its own: " in (said := capsys.readouterr().out)) == bool(case.row.no_branches) and case.row.no_branches in said
 
 
 def test_half_precision_says_nearly_the_same(case, tmp_path):

@@ -434,6 +434,8 @@ class Row:
     """whether the questions of a clip can follow on one reading of it: not where a state moves on with every token; None: with some media"""
     no_trunk: str = ""
     """words of why what enters the first adapted layer is not all that the layers above it need"""
+    no_branches: str = ""
+    """words of why answers of several tokens cannot stand in one row"""
     slow: bool = False
 
 
@@ -441,10 +443,18 @@ BOTH = ("image", "audio")
 ROWS = {
     "Qwen2.5-Omni": Row(build=qwen2_5_omni, kinds=BOTH),
     "Qwen3-Omni": Row(build=qwen3_omni, kinds=BOTH, repeats=6, linears=8, experts=4),
-    "Gemma 3n": Row(build=gemma3n, kinds=BOTH, linears=22, needs=("timm",), reads_once=None, no_trunk="several residual streams"),
-    "Gemma 4": Row(build=gemma4, kinds=BOTH, linears=18, no_trunk="per_layer_inputs"),
+    "Gemma 3n": Row(
+        build=gemma3n,
+        kinds=BOTH,
+        linears=22,
+        needs=("timm",),
+        reads_once=None,
+        no_trunk="several residual streams",
+        no_branches="layers keep",
+    ),
+    "Gemma 4": Row(build=gemma4, kinds=BOTH, linears=18, no_trunk="per_layer_inputs", no_branches="layers keep"),
     "Phi-4-multimodal": Row(build=phi4, kinds=BOTH, linears=8, one_length=True, no_hidden_states_with="image"),
-    "Nemotron-H-Omni": Row(build=nemotron_h_omni, kinds=BOTH, linears=9, experts=2, reads_once=False),
+    "Nemotron-H-Omni": Row(build=nemotron_h_omni, kinds=BOTH, linears=9, experts=2, reads_once=False, no_branches="layers keep"),
     "Qwen2.5-VL": Row(build=qwen2_5_vl, kinds=("image",)),
     "Qwen3-VL": Row(build=qwen3_vl, kinds=("image",)),
     "LLaVA-OneVision": Row(build=llava_onevision, kinds=("image",)),

@@ -232,9 +232,9 @@ def test_rows_of_a_batch_are_padded_as_prompts_are(loaded, mixed, tmp_path):
     others = [i for i in mixed if len(i.media) == len(item.media)]
     example = [Example(item=i, term="consistency", weights=np.ones(len(i.options))) for i in (item, *others[:5])]
     (stored,) = Collator(loaded, None, trunk)(example)["parts"]
-    (plain,) = Collator(loaded, media)(example)["parts"]
+    (plain,) = Collator(loaded, media, branching=True)(example)["parts"]
     assert torch.equal(stored["prompt"]["attention_mask"], plain["prompt"]["attention_mask"])
-    for key in ("rows", "positions", "place", "token", "weight"):
+    for key in ("rows", "positions", "place", "token", "weight", "branch"):
         assert torch.equal(stored[key], plain[key]), key
 
 

@@ -14,7 +14,7 @@ from gapclose.data.items import Item, Option
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import load_model
 from gapclose.observe import prefix_cache as module
-from gapclose.observe.batching import batch_by_media, group_by_media, plan_batches
+from gapclose.observe.batching import batch_by_clip, group_by_clip, plan_batches
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import _forward, forward_batches, observe
 from gapclose.observe.prefix_cache import PrefixCache
@@ -95,7 +95,7 @@ def test_questions_of_a_clip_give_what_their_whole_prompts_give(model, items, re
     assert_equal(shared, whole)
     assert len(set(whole.answers)) > 3
     batches = plan_batches(items.items, SHARED.batch_size, by_clip=True)
-    expected = [(len(group_by_media(b)), len(b)) for b in batches if b[0].media]
+    expected = [(len(group_by_clip(b)), len(b)) for b in batches]
     assert read[-len(expected) :] == expected and max(questions for _, questions in expected) > 4
 
 
@@ -147,6 +147,35 @@ def test_patched_residuals_go_behind_the_reading(model, items, read):
     assert len(read) == 1  # the first try
 
 
+def test_questions_about_a_passage_run_it_once(model, items, read):
+    """A clip of text: the decoder sees the common beginning once, however it is worded, and every question from where it differs."""
+    passage = "The clip shows the digit 7. Is it odd or even? Why? " * 4
+    texts = ("Odd?", "Odd, would you say?", "Is it high?")
+    few = [ask(items.items[0], str(n), text=passage + text) for n, text in enumerate(texts)]
+    tokens = model.written(few)
+    common = next(n for n, column in enumerate(zip(*tokens, strict=False)) if len(set(column)) > 1)
+    seen = []
+    handle = model.layers[0].register_forward_hook(lambda m, a, out: seen.append((out[0] if isinstance(out, tuple) else out).shape[:2]))
+    try:
+        scored = ObservationRequest(layers=LAYERS)
+        options = [replace(i, options=[Option(text="odd", concept="standard")], gold=0) for i in few]
+        _forward(model, options, model.media(items), SHARED, scored, PrefixCache(model))
+    finally:
+        handle.remove()
+    assert [tuple(shape) for shape in seen] == [(1, common), (3, max(map(len, tokens)) - common)]
+    assert common > 40
+    assert_equal(*both(model, replace(items, items=tuple(few)), generate=True))
+
+
+def test_prompts_without_a_common_token_are_run_whole(loaded, items, read, capsys):
+    """A template that begins with the question leaves two questions of a text nothing to share."""
+    loaded.processor.chat_template = "{{ messages[0]['content'][0]['text'] }}{% if add_generation_prompt %} so:{% endif %}"
+    few = replace(items, items=tuple(ask(items.items[0], str(n), text=text) for n, text in enumerate(["Odd?", "Why?"])))
+    shared, whole = both(loaded, few)
+    assert not read and torch.equal(shared.scores, whole.scores)
+    assert "differ from their first token on" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_answers_end_where_generate_ends_them(loaded, items, several):
     """At any of the end tokens that the model names; after one, nothing is said."""
@@ -170,7 +199,7 @@ def test_questions_of_a_clip_share_a_batch(items):
             for item in batch:
                 spread.setdefault(tuple(item.media) or item.id, set()).add(n)
         assert max(map(len, spread.values())) == (2 if size < 4 else 1)
-    assert [len(b) for b in batch_by_media(items.items[:3], 2)] == [2, 1]
+    assert [len(b) for b in batch_by_clip(items.items[:3], 2)] == [2, 1]
 
 
 def test_observations_shared_and_whole_are_not_mixed(model, items, tmp_path):
@@ -197,7 +226,7 @@ def test_clips_with_one_question_are_run_whole(model, items, read):
 
 def test_questions_before_their_media_are_run_whole(model, items, read):
     """A clip cannot be read once behind different words."""
-    turned = [replace(i, messages=[{"role": "user", "content": i.messages[0]["content"][::-1]}]) for i in items]
+    turned = [replace(i, messages=[{"role": "user", "content": i.messages[0]["content"][::-1]}]) for i in items if i.media]
     shared, whole = both(model, replace(items, items=tuple(turned)))
     assert not read and torch.equal(shared.scores, whole.scores)
 
@@ -208,7 +237,7 @@ def test_a_template_that_puts_the_question_first_is_found_out(loaded, items, rea
     turned = "{% for part in message['content'][::-1] %}"
     assert parts in loaded.processor.chat_template
     loaded.processor.chat_template = loaded.processor.chat_template.replace(parts, turned)
-    shared, whole = both(loaded, items)
+    shared, whole = both(loaded, replace(items, items=tuple(i for i in items if i.media)))
     assert not read and torch.equal(shared.scores, whole.scores)
     said = [line for line in capsys.readouterr().out.splitlines() if "share_prefix" in line]
     assert said and all("differ before the end of its media" in line or "nothing follows" in line for line in said)
@@ -227,9 +256,9 @@ def test_a_first_try_that_goes_wrong_refuses_the_kind(model, items, monkeypatch,
     real = module.continuation_positions
     monkeypatch.setattr(module, "continuation_positions", lambda *a, **k: real(*a, **k) + 3)
     shared, whole = both(model, items)
-    assert len(read) == 3 and torch.equal(shared.scores, whole.scores)
+    assert len(read) == 4 and torch.equal(shared.scores, whole.scores)
     said = [line for line in capsys.readouterr().out.splitlines() if "share_prefix" in line]
-    assert len(said) == 3 and all("a first try with" in line and "gave other" in line for line in said)
+    assert len(said) == 4 and all("a first try with" in line and "gave other" in line for line in said)
 
 
 def test_what_cannot_be_continued_is_run_whole(loaded, items, read, capsys):

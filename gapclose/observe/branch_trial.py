@@ -1,0 +1,75 @@
+"""Find out whether a model reads the answers of an item in one row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from accelerate.utils import send_to_device
+
+from gapclose.core.distributed import run_on_all_ranks
+from gapclose.core.logging import get_logger
+from gapclose.data.items import Item
+from gapclose.data.media import MediaLoader
+from gapclose.models.branches import branches_unsupported
+from gapclose.models.loading import LoadedModel
+from gapclose.models.processing import media_signature
+from gapclose.models.sharding import unwrap_engine
+from gapclose.models.structure import unwrap
+from gapclose.observe.answer_rows import AnswerRows, prompt_with_answers
+from gapclose.observe.forward import forward_part
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""largest accepted difference between log-probabilities of an answer token in a row of branches and
+in a row of its own; a wrong mask or position differs far more"""
+
+logger = get_logger(__name__)
+
+
+def can_branch(loaded: LoadedModel, items: Sequence[Item], media: MediaLoader) -> bool:
+    """Whether rows with several branches give what rows of their own give, on all processes alike.
+
+    The model's settings are looked at first. Then a trial runs the first item with several contexts
+    of every combination of media both ways. A reason against it is logged.
+    """
+    reasons = run_on_all_ranks(lambda: _refusal(loaded, items, media))
+    reason = next((r for r in reasons if r is not None), None)
+    if reason:
+        logger.info(f"every answer of several tokens has a prompt of its own: {reason}")
+    return reason is None
+
+
+@torch.no_grad()
+def _refusal(loaded: LoadedModel, items: Sequence[Item], media: MediaLoader) -> str | None:
+    tried: dict[tuple[str, ...], Item] = {}
+    for item in items:
+        if media_signature(item) not in tried and len(_laid(loaded, item, branching=False).rows) > 1:
+            tried[media_signature(item)] = item
+    if not tried:
+        return None
+    if reason := branches_unsupported(loaded.model):
+        return reason
+    allowed = TOLERANCE[next(unwrap(loaded.model).parameters()).dtype]
+    for item in tried.values():
+        try:
+            apart, together = (_answers(loaded, _laid(loaded, item, branching=b), media) for b in (False, True))
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, RuntimeError, LookupError) as error:
+            return f"a first try failed ({type(error).__name__}: {error})"
+        if not (difference := float((apart - together).abs().max())) <= allowed:
+            return f"in one row, a log-probability differs by {difference:.2g} ({allowed:g} is allowed)"
+    return None
+
+
+def _laid(loaded: LoadedModel, item: Item, *, branching: bool) -> AnswerRows:
+    laid = AnswerRows(branching=branching)
+    laid.add_answers(item, [loaded.option_tokens(o.text) for o in item.options])
+    return laid
+
+
+def _answers(loaded: LoadedModel, laid: AnswerRows, media: MediaLoader) -> torch.Tensor:
+    """Log-probabilities of the answer tokens, (G,)."""
+    prompt, length = prompt_with_answers(loaded, media, laid.rows)
+    part = send_to_device({"prompt": prompt, **laid.tensors(length)}, loaded.device)
+    return forward_part(unwrap_engine(loaded.model), part)[part["place"], part["token"]]
