@@ -23,6 +23,7 @@ from gapclose.metrics.alarms import AlarmRates
 from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.calibration import EventBin
 from gapclose.probes.linear import FrozenProbe
+from gapclose.probes.posterior import at_least
 
 NAME = "monitor"
 """name of the folder of an export, and of the files in it"""
@@ -97,6 +98,28 @@ class MonitorFile:
         """Probability (N,) that the premise is false, from probabilities of the concepts (N, C)."""
         return false_premise(concepts, self.probe.concepts, self.alarm)
 
+    @property
+    def hits_at_least(self) -> float:
+        """One-sided 95 % lower bound of the share of false premises that are flagged, 0..1.
+
+        Counted as if every clip were one item (:func:`gapclose.probes.posterior.at_least`).
+        """
+        return float(at_least(np.array(self.rates.hits.value), self.rates.alarm_items, self.rates.clips))
+
+    @property
+    def false_alarms_at_most(self) -> float:
+        """One-sided 95 % upper bound of the share of true premises that are flagged, 0..1."""
+        quiet = np.array(1 - self.rates.false_alarms.value)
+        return float(1 - at_least(quiet, self.rates.items - self.rates.alarm_items, self.rates.clips))
+
+    def promise(self) -> str:
+        """Return a sentence on hits and false alarms for clips like those of the split."""
+        rates = self.rates
+        return (
+            f"There it flags {100 * rates.hits.value:.1f} % of the false premises (at least {100 * self.hits_at_least:.1f} %) and "
+            f"{100 * rates.false_alarms.value:.1f} % of the true ones (at most {100 * self.false_alarms_at_most:.1f} %; one-sided 95 % bounds)."
+        )
+
     def facts(self) -> dict[str, Any]:
         """What ``monitor.json`` holds beside the probe's own facts."""
         named = " or ".join(self.alarm)
@@ -110,6 +133,8 @@ class MonitorFile:
             "false_alarm_rate": self.false_alarm_rate,
             "split": self.split,
             "rates": self.rates.to_dict(),
+            "hits_at_least": self.hits_at_least,
+            "false_alarms_at_most": self.false_alarms_at_most,
             "calibration": [b._asdict() for b in self.calibration],
             "model": self.model.to_dict(),
         }
