@@ -46,7 +46,8 @@ class Monitor:
 
     def __init__(self, file: MonitorFile) -> None:
         self.file = file
-        self._prepared: WeakKeyDictionary[Any, tuple[Any, LoadedModel]] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[Any, tuple[Any, Any, str]] = WeakKeyDictionary()
+        """model -> its processor, the processor with the variables of the chat template, and the hash"""
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, revision: str | None = None) -> Monitor:
@@ -196,28 +197,36 @@ class Monitor:
             raise ValueError(f"{len(options)} lists of options for {len(conversations)} conversations; give one list, or one for each")
         for n, conversation in enumerate(conversations):
             label = f"conversation {n}"
-            check_messages(list(conversation) if isinstance(conversation, Sequence) else conversation, label, problems, within=False)
+            turns = list(conversation) if isinstance(conversation, Sequence) else []
+            check_messages(turns, label, problems, within=False)
             own = options if shared else options[n]
-            rows = [{"text": o.text, "concept": o.concept} if isinstance(o, Option) else dict(o) for o in own or ()]
+            rows = [
+                {"text": o.text, "concept": o.concept} if isinstance(o, Option) else dict(o) if isinstance(o, Mapping) else o
+                for o in own or ()
+            ]
             listed = read_options({"options": rows}, label, self.file.probe.concepts, problems)[0] if own is not None else []
-            items.append(Item(id=label, clip=label, split="test", modality="-", messages=list(conversation), options=listed))
+            items.append(Item(id=label, clip=label, split="test", modality="-", messages=turns, options=listed))
         if not conversations:
             problems.add("there are none; give messages")
         problems.raise_if_any()
         return items
 
     def _prepare(self, model: Any, processor: Any) -> LoadedModel:
-        """Check that this is the monitor's model, and prepare it with its processor, once."""
+        """Check that this is the monitor's model, and prepare it with its processor.
+
+        The base model is checked once, its adapters every time.
+        """
         if model.training:
             raise ValueError("the model is in training mode, where dropout would change readings; call model.eval() first")
-        known, loaded = self._prepared.get(model, (None, None))
-        if loaded is None or known is not processor:
-            wanted = self.file.model
+        wanted = self.file.model
+        known, own, fingerprint = self._known.get(model, (None, None, ""))
+        if known is not processor:
             own = copy.deepcopy(processor) if wanted.template else processor
             set_variables(own, wanted.template)
-            loaded = assemble(model, own, path=str(getattr(model, "name_or_path", "")), fingerprint="")
+        loaded = assemble(model, own, path=str(getattr(model, "name_or_path", "")), fingerprint=fingerprint)
+        if known is not processor:
             loaded.fingerprint = base_fingerprint(model, own, wanted)
-            self._prepared[model] = (processor, loaded)
+            self._known[model] = (processor, own, loaded.fingerprint)
         refuse_adapters(model, self.file, loaded.fingerprint)
         return loaded
 

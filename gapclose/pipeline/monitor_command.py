@@ -102,7 +102,8 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def read_questions(path: Path, split: str | None, file: MonitorFile) -> tuple[Path, list[Item]]:
     """Read questions, from an item set or from a file with one JSON object per line.
 
-    A line needs ``messages`` alone. ``options`` and ``gold`` are as in items.jsonl.
+    A line needs ``messages`` alone; ``options`` and ``gold`` are as in items.jsonl. Questions with
+    another purpose than ``gap``, the default, are left out.
 
     Returns:
         The directory that media lie in, and the questions.
@@ -124,7 +125,7 @@ def read_questions(path: Path, split: str | None, file: MonitorFile) -> tuple[Pa
             if line.strip() and (item := _question(line, f"{path}:{number}", number, file.probe.concepts, problems)):
                 items.append(item)
         problems.raise_if_any()
-    items = [i for i in items if split in (None, i.split)]
+    items = [i for i in items if split in (None, i.split) and i.purpose == "gap"]
     if not items:
         raise ValueError(f"{path}: there is no question{'' if split is None else f' of split {split!r}'}")
     counted = Counter(i.id for i in items)
@@ -156,11 +157,8 @@ def _question(line: str, where: str, number: int, concepts: tuple[str, ...], pro
 
 
 def flags_of(file: MonitorFile, items: Sequence[Item], found: Sequence[Reading], *, replicates: int, seed: int) -> Flags:
-    """Put readings and labels together.
-
-    Hits and false alarms are those of labelled questions with purpose ``gap``.
-    """
-    judged = np.array([i.gold is not None and i.purpose == "gap" for i in items])
+    """Put readings and labels together."""
+    judged = np.array([i.gold is not None for i in items])
     flag, clip = np.array([r.flag for r in found]), np.array([i.clip for i in items])
     alarm = np.array([i.concept in file.alarm for i in items])
     rates = alarm_rates(flag[judged], alarm[judged], clip[judged], replicates=replicates, seed=seed) if judged.any() else None
@@ -176,7 +174,6 @@ def _row(item: Item, reading: Reading) -> dict[str, Any]:
     row = {
         "id": item.id,
         "clip": item.clip,
-        "purpose": item.purpose,
         "reading": reading.reading,
         "flag": reading.flag,
         "concept": item.concept,
@@ -204,6 +201,9 @@ def print_flags(flags: Flags, items: Sequence[Item]) -> None:
             table.add_row(name, show(interval.to_dict()), of)
         console.print(table)
     answered = "text" in flags.questions[0]
+    if answered:
+        named = [q["disagrees"] for q in flags.questions if q["disagrees"] is not None]
+        print(f"{sum(named)} of {len(named)} answers that name an option disagree with their reading")
     table = Table(title=f"the {min(LISTED, len(items))} highest readings")
     add_columns(table, ["reading", "flag", "question", *(["answer"] if answered else [])], ["flag", "question", "answer"])
     for row, item in sorted(zip(flags.questions, items, strict=True), key=lambda of: -of[0]["reading"])[:LISTED]:

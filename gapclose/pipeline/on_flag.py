@@ -55,7 +55,7 @@ def other_texts(
 
 def with_hint(messages: Messages) -> Messages:
     """Return the messages with :data:`HINT` at the end of the last user message."""
-    last = max(n for n, m in enumerate(messages) if m["role"] == "user")
+    last = max((n for n, m in enumerate(messages) if m["role"] == "user"), default=len(messages) - 1)
     content = messages[last]["content"]
     hinted = f"{content}\n{HINT}" if isinstance(content, str) else [*content, {"type": "text", "text": HINT}]
     return [{**m, "content": hinted} if n == last else m for n, m in enumerate(messages)]

@@ -18,6 +18,7 @@ from digits_model import tiny_model
 from gapclose import Monitor, load_model
 from gapclose.data.items import Option
 from gapclose.evaluation.monitor_file import MonitorFile
+from gapclose.models.checkpoint import memory_fingerprint
 from gapclose.models.config import ModelConfig
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.extract import forward_batches
@@ -58,7 +59,11 @@ def test_readings_and_answers_are_those_of_the_runs_observation(tiny_run, monito
     messages, options = [i.messages for i in items], [i.options for i in items]
     answers = monitor.generate(adapted.model, adapted.processor, messages, options=options, **SHORT, **given)
     assert [a.text for a in answers] == stored.answers
-    for found in (answers, monitor.check(adapted.model, adapted.processor, messages, **given), monitor.check(loaded.model, loaded.processor, messages, **given)):
+    for found in (
+        answers,
+        monitor.check(adapted.model, adapted.processor, messages, **given),
+        monitor.check(loaded.model, loaded.processor, messages, **given),
+    ):
         assert np.abs(np.array([[*r.concepts.values()] for r in found]) - wanted).max() < 1e-5
         assert np.abs(np.array([r.reading for r in found]) - wanted[:, 1:].sum(1)).max() < 1e-5
     assert {i.messages[0]["content"][0]["type"] for i in items} == {"image"} and digits.alarm == tuple(probe.concepts[1:])
@@ -123,6 +128,18 @@ def test_adapters_that_the_probe_reads_through_must_be_those_of_its_calibration(
         through.check(loaded.model, loaded.processor, SAY)
 
 
+def test_a_model_in_memory_is_known_with_and_without_adapters(monitor, loaded):
+    """By its weights, as those of runs on a model in memory are."""
+    made = memory_fingerprint(loaded.model, loaded.processor)
+    mine = watches(monitor, model=replace(monitor.file.model, fingerprint=made))
+    add_lora(loaded, LoraConfig(r=2), [5], seed=0)
+    assert mine.check(loaded.model.eval(), loaded.processor, SAY)
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[0] += 1
+    with pytest.raises(ValueError, match=f"with the hash {made}"):
+        watches(mine).check(loaded.model, loaded.processor, SAY)
+
+
 @pytest.mark.parametrize(("threshold", "flag"), [(0.0, True), (1.0, False)])
 def test_answers_are_compared_with_the_flag_where_options_are_given(monitor, loaded, threshold, flag):
     mine = watches(monitor, threshold=threshold)
@@ -144,7 +161,10 @@ def test_flagged_answers_are_asked_again_abstained_from_or_escalated(monitor, lo
     again = flagging.generate(*ask, on_flag="ask_again", **SHORT)[0]
     assert (again.text, again.before, again.reading) == (hinted.text, first.text, first.reading)
     assert flagging.generate(*ask, on_flag="abstain", **SHORT)[0].text == ABSTENTION
-    assert flagging.generate(*ask, on_flag="escalate", escalate=lambda m: f"person: {m[0]['content']}", **SHORT)[0].text == "person: Is it odd?"
+    assert (
+        flagging.generate(*ask, on_flag="escalate", escalate=lambda m: f"person: {m[0]['content']}", **SHORT)[0].text
+        == "person: Is it odd?"
+    )
     assert flagging.generate(*ask, on_flag=lambda m, a: f"{a.reading:.3f}", **SHORT)[0].text == f"{first.reading:.3f}"
     assert flagging.generate(*ask, on_flag=lambda m, a: None, **SHORT)[0] == first
     assert silent.generate(*ask, on_flag="abstain", **SHORT)[0].before is None
@@ -174,7 +194,9 @@ def test_wrong_arguments_are_refused_by_name(monitor, loaded, given, message):
 def test_a_monitor_is_found_in_export_and_run_or_made_of_the_runs_files(tiny_run, monitor, tmp_path, monkeypatch):
     exported = json.loads((tiny_run / "adapter" / "monitor" / "monitor.json").read_text())
     made = Monitor.from_run(tiny_run)
-    assert {**made.file.facts(), "layer": made.file.probe.layer}.items() <= exported.items() and exported["rates"]["false_alarms"]["value"] <= 0.05
+    assert {**made.file.facts(), "layer": made.file.probe.layer}.items() <= exported.items() and exported["rates"]["false_alarms"][
+        "value"
+    ] <= 0.05
     for place in (tiny_run, tiny_run / "adapter" / "monitor"):
         assert Monitor.from_pretrained(place).file.facts() == monitor.file.facts()
     bare = Path(shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("adapter", "checkpoints", "figures")))
@@ -208,7 +230,11 @@ def test_a_monitor_with_adapters_below_is_calibrated_on_the_adapted_model(tiny_r
 def test_a_damaged_or_later_file_is_refused(tiny_run, tmp_path):
     folder = Path(shutil.copytree(tiny_run / "adapter" / "monitor", tmp_path / "monitor"))
     facts = json.loads((folder / "monitor.json").read_text())
-    for changed, message in (({"version": 2}, "reads version 1"), ({"rates": {}}, "not the file of a monitor"), ({"alarm": ["x"]}, "are not the probe's")):
+    for changed, message in (
+        ({"version": 2}, "reads version 1"),
+        ({"rates": {}}, "not the file of a monitor"),
+        ({"alarm": ["x"]}, "are not the probe's"),
+    ):
         (folder / "monitor.json").write_text(json.dumps(facts | changed))
         with pytest.raises(ValueError, match=message):
             MonitorFile.load(folder)
@@ -232,21 +258,27 @@ def test_the_command_flags_an_item_set_and_judges_it(tiny_run, digits_directory,
     out = tmp_path / "flags.csv"
     assert main(["monitor", str(tiny_run), "--items", str(digits_directory), "--split", "test", "--answers", "--out", str(out)]) == 0
     rows, said = [*csv.DictReader(out.open())], capsys.readouterr().out
-    assert len(rows) > 90 and rows[0].keys() == {"id", "clip", "purpose", "reading", "flag", "concept", "text", "option", "disagrees"}
-    gap = [r for r in rows if r["purpose"] == "gap"]
-    hits = np.mean([r["flag"] == "True" for r in gap if r["concept"] != "standard"])
+    assert len(rows) == 96 and rows[0].keys() == {"id", "clip", "reading", "flag", "concept", "text", "option", "disagrees"}
+    hits = np.mean([r["flag"] == "True" for r in rows if r["concept"] != "standard"])
+    named = [r["disagrees"] for r in rows if r["disagrees"]]
+    assert f"{named.count('True')} of {len(named)} answers that name an option disagree" in said
     assert f"hits         │ {hits:.3f}" in said and "precision" in said and "clip-bootstrap" in said
 
 
 def test_the_command_takes_a_file_of_questions_without_labels(tiny_run, digits_directory, tmp_path, capsys):
     image = next(digits_directory.glob("media/*.png"))
     shutil.copy(image, tmp_path / "a.png")
-    rows = [{"messages": [{"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text", "text": "Odd?"}]}]}, {"messages": SAY}]
+    rows = [
+        {"messages": [{"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text", "text": "Odd?"}]}]},
+        {"messages": SAY},
+    ]
     path, out = tmp_path / "questions.jsonl", tmp_path / "flags.json"
     path.write_text("\n".join(map(json.dumps, rows)))
     assert main(["monitor", str(tiny_run), "--items", str(path), "--base", "--out", str(out)]) == 0
     found = json.loads(out.read_text())
-    assert [q["id"] for q in found["questions"]] == ["line 1", "line 2"] and found["rates"] is None and "hits" not in capsys.readouterr().out
+    assert (
+        [q["id"] for q in found["questions"]] == ["line 1", "line 2"] and found["rates"] is None and "hits" not in capsys.readouterr().out
+    )
     path.write_text('{"messages": [], "color": 1}\n{"messages": [1]}\nno')
     assert main(["monitor", str(tiny_run), "--items", str(path)]) == 2
     said = capsys.readouterr().err
