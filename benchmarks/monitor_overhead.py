@@ -40,7 +40,7 @@ from gapclose.observe.forward import generate
 from gapclose.probes.linear import FrozenProbe
 
 WANTED = 1.02
-DEFAULTS = {"tiny": {"batch": 16, "repeats": 41, "new_tokens": 8}}
+DEFAULTS = {"tiny": {"batch": 16, "repeats": 31, "new_tokens": 8}}
 CLIPS = {"fit": 4, "train": 4, "val": 4, "test": 8}
 
 
@@ -71,20 +71,19 @@ def main() -> None:
         items = load_items(place)
         loaded = load_model(ModelConfig(path="digits", dtype="float32"))
         loaded.model.to(device)
-        loaded.model.generation_config.eos_token_id = None  # every answer is as long as the limit
         setting = describe(args, loaded.model)
         asked = [*items.select(split="test", purpose="gap")][: args.batch]
-        monitor = random_monitor(loaded, items)
+        monitor, full = random_monitor(loaded, items), {"min_new_tokens": args.new_tokens}  # every answer is as long as the limit
 
         @torch.no_grad()
         def alone() -> list[str]:
             media = MediaLoader(items.root, loaded.sampling_rate)
             inputs = {k: v.to(device) for k, v in loaded.prompts(asked, media).items()}
-            return generate(loaded, loaded.model, inputs, args.new_tokens)
+            return generate(loaded, loaded.model, inputs, args.new_tokens, full)
 
         def watched() -> list[Any]:
             messages = [i.messages for i in asked]
-            settings = {"max_new_tokens": args.new_tokens, "root": items.root, "batch_size": args.batch}
+            settings = {"max_new_tokens": args.new_tokens, "root": items.root, "batch_size": args.batch, **full}
             return monitor.generate(loaded.model, loaded.processor, messages, **settings)
 
         same = alone() == [answer.text for answer in watched()]
