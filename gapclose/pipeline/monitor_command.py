@@ -77,7 +77,8 @@ def monitor_questions(arguments: Sequence[str]) -> None:
         found = monitor.check(loaded.model, loaded.processor, messages, **given)
     flags = flags_of(monitor.file, items, found, replicates=config.gap.replicates, seed=config.seed)
     print_flags(flags, items)
-    print(f"on {monitor.file.split}, {monitor.file.rates.items} items, {monitor.file.rates.clips} clips: {monitor.file.promise()}")
+    chosen = monitor.file
+    print(f"The threshold was chosen on {chosen.split} ({chosen.rates.items} items, {chosen.rates.clips} clips). {chosen.promise()}")
     write_flags(flags, args.out or args.run / "flags.csv")
 
 
