@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gapclose.observe.store import Observations
     from gapclose.pipeline.api import close, measure
     from gapclose.pipeline.config import Config, parse_config
+    from gapclose.pipeline.monitor import Monitor
     from gapclose.probes.config import ProbeConfig, register_probe_family
     from gapclose.probes.linear import FrozenProbe
     from gapclose.probes.search import choose_probe
@@ -50,6 +51,7 @@ EXPORTS = {
     "observe.store": ["Observations"],
     "pipeline.api": ["close", "measure"],
     "pipeline.config": ["Config", "parse_config"],
+    "pipeline.monitor": ["Monitor"],
     "probes.config": ["ProbeConfig", "register_probe_family"],
     "probes.linear": ["FrozenProbe"],
     "probes.search": ["choose_probe"],
@@ -70,6 +72,7 @@ __all__ = [
     "ItemSet",
     "LoadedModel",
     "ModelConfig",
+    "Monitor",
     "Observations",
     "Option",
     "ProbeConfig",

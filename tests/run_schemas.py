@@ -17,6 +17,7 @@ PLACES = {
     "probe": ["probes/*.json"],
     **{name: [f"{folder}/{name}.json" for folder in EXPORTS] for name in ("evidence", "left_out", "serving")},
     "verified": ["adapter/verified.json"],
+    "monitor": ["adapter/monitor/monitor.json"],
 }
 """schema -> where its files lie in a run directory"""
 OTHERS = (

@@ -59,6 +59,17 @@ def test_the_examples_run(path, tiny_run, tiny_checkpoint, digits_directory, tmp
     assert "adapted/test" in capsys.readouterr().out if path.startswith("docs") else "state" in str(space["run"].to_dict())  # type: ignore[attr-defined]
 
 
+def test_the_examples_of_the_monitor_run(tiny_run, tiny_checkpoint, digits_directory, monkeypatch, capsys):
+    """As they stand, but for the model and the run."""
+    space = dict[str, object]()
+    for block in examples(ROOT / "docs" / "monitor.md"):
+        block = block.replace('path="digits"', f'path="{tiny_checkpoint}", dtype="float32"').replace(
+            "runs/digits/data-seed0", str(digits_directory)
+        )
+        exec(compile(block.replace('"runs/digits"', f'"{tiny_run}"'), "monitor.md", "exec"), space)
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
 @pytest.mark.parametrize("block", examples(ROOT / "docs" / "extending.md"), ids=["reader", "control", "objective", "probe family"])
 def test_extensions_register(block):
     exec(compile(block, "extending.md", "exec"), {})

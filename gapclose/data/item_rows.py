@@ -55,8 +55,8 @@ def read_item(line: str, where: str, concepts: tuple[str, ...], spelled: Spellin
     tags = _read_tags(row.get("tags") or {}, label, spelled, problems)
     if not (row.get("stem") is None or (isinstance(row["stem"], str) and row["stem"].strip())):
         problems.add(f"{label}: stem is {shown(row['stem'])}; write the question without its options, or leave the key out")
-    _check_messages(row.get("messages"), label, problems)
-    options, gold = _read_options(row, label, concepts, problems)
+    check_messages(row.get("messages"), label, problems)
+    options, gold = read_options(row, label, concepts, problems)
     if len(problems) > before:
         return None
     return Item(
@@ -99,7 +99,12 @@ def _read_tags(tags: Any, label: str, spelled: Spellings, problems: ErrorCollect
     return found
 
 
-def _check_messages(messages: Any, label: str, problems: ErrorCollector) -> None:
+def check_messages(messages: Any, label: str, problems: ErrorCollector, *, within: bool = True) -> None:
+    """Add to ``problems`` everything that is wrong with the messages of a question.
+
+    Args:
+        within: refuse media outside the directory of the set.
+    """
     if not isinstance(messages, list) or not messages:
         problems.add(f"{label}: messages is {shown(messages)}; it must be a non-empty list of {{role, content}}")
         return
@@ -118,13 +123,14 @@ def _check_messages(messages: Any, label: str, problems: ErrorCollector) -> None
                 problems.add(f"{label}: content part {shown(part)} needs `type` (one of {list(CONTENT_TYPES)}) and `text` or `path`")
             elif field == "path" and (fault := path_fault(part["path"])):
                 problems.add(f"{label}: {kind} is {shown(part['path'])}, {fault}")
-            elif field == "path" and leaves(part["path"]):
+            elif within and field == "path" and leaves(part["path"]):
                 problems.add(f"{label}: {kind} is {shown(part['path'])}, which leaves the set's directory; move or link the file into it")
             elif unknown := sorted(set(part) - {"type", field}):
                 problems.add(f"{label}: content part {shown(part)} has the keys {unknown}; nothing looks at them, take them out")
 
 
-def _read_options(row: dict, label: str, concepts: tuple[str, ...], problems: ErrorCollector) -> tuple[list[Option], int | None]:
+def read_options(row: dict, label: str, concepts: tuple[str, ...], problems: ErrorCollector) -> tuple[list[Option], int | None]:
+    """Return the options of a row and the place of the right one, or None; faults go to ``problems``."""
     raw = row.get("options")
     if not isinstance(raw, list) or len(raw) < 2:
         problems.add(f"{label}: options is {shown(raw)}; it must list at least two of {{text, concept}}")

@@ -32,9 +32,14 @@ class ExportConfig:
     where merging rounds every weight again (0.2 nats by default). Their generated answers may
     differ if the two best options lay nearer than that."""
 
+    monitor_false_alarms: float = 0.05
+    """largest share of the standard items of val that the exported monitor may flag, which bounds
+    its threshold"""
+
     def __post_init__(self) -> None:
         with Checks(self, "export") as check:
             check.number("tolerance", above=0)
+            check.number("monitor_false_alarms", least=0, below=1)
             if self.push is None or not check.sound("push"):
                 return
             if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push):

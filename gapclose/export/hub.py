@@ -13,7 +13,16 @@ from gapclose.core.logging import get_logger
 
 logger = get_logger(__name__)
 
-STALE = ["*.safetensors", "*.safetensors.index.json", "vllm/*", "evidence.json", "left_out.json", "serving.json", "verified.json"]
+STALE = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "vllm/*",
+    "monitor/*",
+    "evidence.json",
+    "left_out.json",
+    "serving.json",
+    "verified.json",
+]
 """files that an earlier push may have left in a repository"""
 
 

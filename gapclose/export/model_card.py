@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import transformers
 
 from gapclose.core.files import read_json
+from gapclose.evaluation.monitor_file import MonitorFile
 from gapclose.evaluation.run_records import round_words
 from gapclose.evaluation.summary_text import claims, show, verdict
 from gapclose.export.context import ExportSettings
@@ -75,31 +77,85 @@ def loading(kind: str, loaded: LoadedModel, config: ExportSettings) -> str:
     asked = [f"Asked with {_told(config.model.template, '`')} in the chat template."] if config.model.template else []
     if kind == "omni":
         return "\n\n".join(["As the checkpoint that it was made of: every part but the decoder is that one's.", *asked])
+    name = _class_name(loaded)
+    here = "this directory, or its name on the hub"
+    if kind == "merged":
+        how = _loaded_with(kind, config)
+        code = [f"from transformers import {name}", "", f'model = {name}.from_pretrained("merged", {_told(how)}).eval()   # {here}']
+        return "\n\n".join([*asked, _block(code)])
+    if config.model.quantisation is not None:
+        asked.insert(0, f"The base was quantised ({config.model.quantisation}, by bitsandbytes), and is loaded so here.")
+    imports, code = _adapter_code(name, loaded, config)
+    return "\n\n".join([*asked, _block([*imports, "", *code])])
+
+
+def _class_name(loaded: LoadedModel) -> str:
+    """The class of transformers that loads the model."""
     model = unwrap(loaded.model)
     name = type(model).__name__
-    if not hasattr(transformers, name):  # a class in the checkpoint's own code
-        name = auto_class(model.config).__name__
+    return name if hasattr(transformers, name) else auto_class(model.config).__name__  # else a class in the checkpoint's own code
+
+
+def _adapter_code(name: str, loaded: LoadedModel, config: ExportSettings, *beside: str) -> tuple[list[str], list[str]]:
+    """Return imports and code that load the base, of class ``name``, with the adapter.
+
+    Args:
+        beside: further names to import from transformers.
+    """
+    named = _told(_loaded_with("adapter", config))
+    imports, code = ["from peft import PeftModel"], list[str]()
+    if config.model.quantisation is not None:
+        imports.insert(0, "import torch")
+        beside = (*beside, "BitsAndBytesConfig")
+        settings = quantised_settings(config.model.quantisation, unwrap(loaded.model), decoder_layers(unwrap(loaded.model)))
+        code.append(f"quantised = BitsAndBytesConfig({_told(settings)})")
+        named += ", quantization_config=quantised"
+    imports.append(f"from transformers import {', '.join([*sorted(beside), name])}")
+    code += [
+        f'base = {name}.from_pretrained("{base_name(loaded)}", {named})',
+        'model = PeftModel.from_pretrained(base, "adapter").eval()   # this directory, or its name on the hub',
+    ]
+    return imports, code
+
+
+def _loaded_with(kind: str, config: ExportSettings) -> dict[str, Any]:
+    """Arguments of ``from_pretrained``."""
     how: dict[str, Any] = {"dtype": config.model.dtype}
     if kind == "adapter" and config.model.revision is not None:
         how["revision"] = config.model.revision
     if config.model.trust_remote_code:
         how["trust_remote_code"] = True
-    here = "this directory, or its name on the hub"
-    if kind == "merged":
-        code = [f"from transformers import {name}", "", f'model = {name}.from_pretrained("merged", {_told(how)}).eval()   # {here}']
-        return "\n\n".join([*asked, "\n".join(["```python", *code, "```"])])
-    code, named = ["from peft import PeftModel", f"from transformers import {name}", ""], _told(how)
-    if config.model.quantisation is not None:
-        asked.insert(0, f"The base was quantised ({config.model.quantisation}, by bitsandbytes), and is loaded so here.")
-        code = ["import torch", code[0], f"from transformers import BitsAndBytesConfig, {name}", ""]
-        settings = quantised_settings(config.model.quantisation, model, decoder_layers(model))
-        code.append(f"quantised = BitsAndBytesConfig({_told(settings)})")
-        named += ", quantization_config=quantised"
+    return how
+
+
+def _block(code: Sequence[str]) -> str:
+    return "\n".join(["```python", *code, "```"])
+
+
+def watching(monitor: MonitorFile, loaded: LoadedModel, config: ExportSettings) -> str:
+    """Return the section on the monitor, with code that uses it."""
+    rates, named = monitor.rates, " or ".join(f"`{a}`" for a in monitor.alarm)
+    imports, code = _adapter_code(_class_name(loaded), loaded, config, "AutoProcessor")
+    how = {key: value for key, value in _loaded_with("adapter", config).items() if key != "dtype"}
+    given = "".join(f", {of}" for of in [_told(how)] if of)
     code += [
-        f'base = {name}.from_pretrained("{base_name(loaded)}", {named})',
-        f'model = PeftModel.from_pretrained(base, "adapter").eval()   # {here}',
+        f'processor = AutoProcessor.from_pretrained("{base_name(loaded)}"{given})',
+        'monitor = Monitor.from_pretrained("adapter")   # this directory, or its name on the hub',
+        'question = [{"type": "text", "text": "What is it?"}]   # media are parts such as {"type": "image", "path": "scan.png"}',
+        'for answer in monitor.generate(model, processor, [{"role": "user", "content": question}], max_new_tokens=8):',
+        "    print(answer.text, answer.reading, answer.flag)",
     ]
-    return "\n\n".join([*asked, "\n".join(["```python", *code, "```"])])
+    serves = "It serves the base model as well" if monitor.model.adapters_above else "It serves this adapter alone"
+    return f"""## Monitor
+
+`monitor/` holds the frozen probe. Its reading is the probability that a premise of the question is false ({named}).
+Readings above {monitor.threshold:.3g} are flagged. That threshold was chosen on {monitor.split} ({rates.items} items, {rates.clips} clips) for at most
+{100 * monitor.false_alarm_rate:g} % false alarms. {monitor.promise()}
+{serves}.
+
+{_block(["from gapclose import Monitor", *imports, "", *code])}
+
+"""
 
 
 def _told(settings: dict[str, Any], mark: str = "") -> str:
@@ -114,6 +170,7 @@ def model_card(
     loaded: LoadedModel,
     missing: dict[str, Any] | None = None,
     served: Served | None = None,
+    monitor: MonitorFile | None = None,
     *,
     kind: str = "adapter",
 ) -> str:
@@ -122,6 +179,7 @@ def model_card(
     Args:
         missing: result of :func:`left_out`.
         served: judgement on vLLM.
+        monitor: what the export holds in ``monitor/``.
         kind: kind of the export: adapter, merged or omni.
     """
     adapted, base = summary["adapted"], summary["base"]
@@ -165,7 +223,7 @@ Base model: `{base_name(loaded)}`{revision}.
 
 {loading(kind, loaded, config)}
 
-## Evidence
+{watching(monitor, loaded, config) if monitor else ""}## Evidence
 
 Test: {summary["n_clips"]} clips, {summary["n_items"]} items, one seed, 95 % clip-bootstrap intervals. Epoch {summary["epoch"]} was chosen on validation clips;
 test clips were used once.

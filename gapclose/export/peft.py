@@ -26,9 +26,14 @@ def write_adapter(loaded: LoadedModel, folder: Path, revision: str | None = None
         write_json(path, read_json(path) | {"base_model_name_or_path": base_name(loaded), "revision": revision})
 
 
+def checkpoint_name(path: str) -> str:
+    """Return a checkpoint's name on the hub, or the last part of its local directory."""
+    return Path(path).name if Path(path).exists() else path
+
+
 def base_name(loaded: LoadedModel) -> str:
-    """Return the base's name on the hub, or the last part of its local directory."""
-    return Path(loaded.path).name if Path(loaded.path).exists() else loaded.path
+    """Return the :func:`checkpoint_name` of the base."""
+    return checkpoint_name(loaded.path)
 
 
 def write_merged(loaded: LoadedModel, config: ModelConfig, folder: Path) -> None:

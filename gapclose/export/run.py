@@ -1,6 +1,7 @@
 """Export the adapted model with its evidence, verify it against the measurement, and upload it.
 
     adapter/   PEFT's, always; also in adapter/vllm/ if vLLM needs other names      (peft, vllm)
+               adapter/monitor/ holds the frozen probe and its threshold            (monitor)
     merged/    the measured model with the adapter merged in                        (peft)
     omni/      the complete checkpoint with the adapter merged into its thinker;
                every other part is unchanged bit for bit                            (omni)
@@ -19,9 +20,12 @@ import torch
 
 from gapclose.core.files import write_json, write_text
 from gapclose.core.logging import get_logger
+from gapclose.data.item_set import ItemSet
+from gapclose.evaluation.monitor_file import NAME, MonitorFile
 from gapclose.export.context import ExportSettings
 from gapclose.export.hub import check_push, push
 from gapclose.export.model_card import left_out, model_card
+from gapclose.export.monitor import NoMonitor, monitor_of
 from gapclose.export.omni import check_whole, write_omni
 from gapclose.export.peft import write_adapter, write_merged
 from gapclose.export.rehearsal import rehearse
@@ -57,22 +61,26 @@ def check_checkpoint(config: ExportSettings) -> None:
         rehearse(config.model, model=config.export.merged)
 
 
-def export_run(directory: Path, config: ExportSettings, loaded: LoadedModel, summary: dict[str, Any]) -> None:
+def export_run(directory: Path, config: ExportSettings, loaded: LoadedModel, summary: dict[str, Any], items: ItemSet) -> None:
     """Write ``adapter/``; as configured, also write ``merged/`` and ``omni/``, verify and upload.
 
     The model ends on the CPU unless it is quantised.
+
+    Args:
+        items: of the run, under its own prompt; those of val calibrate the monitor.
     """
     leave_gpu(loaded, config)
     wanted = ["adapter", *(["merged"] if config.export.merged else []), *(["omni"] if config.export.omni else [])]
     write_adapter(loaded, directory / "adapter", config.model.revision)
     served = served_by_vllm(loaded, directory / "adapter")
     write_for_vllm(directory / "adapter", served)
+    monitor = _write_monitor(directory, config, items)
     for name in wanted:
         if name == "merged":
             write_merged(loaded, config.model, directory / name)
         if name == "omni":
             write_omni(loaded, config.model, directory / name)
-        _write_evidence(directory / name, directory, config, loaded, summary, served)
+        _write_evidence(directory / name, directory, config, loaded, summary, served, monitor if name == "adapter" else None)
         logger.info(f"wrote {directory / name}")
     if config.export.verify:
         verify_in_fresh_process(directory)
@@ -93,12 +101,29 @@ def leave_gpu(loaded: LoadedModel, config: ExportSettings) -> None:
         torch.cuda.empty_cache()
 
 
+def _write_monitor(directory: Path, config: ExportSettings, items: ItemSet) -> MonitorFile | None:
+    """Write ``adapter/monitor``; return what it holds, or None where none can be made, which is logged."""
+    try:
+        monitor = monitor_of(directory, config, items)
+    except NoMonitor as error:
+        logger.warning(f"no monitor is exported: {error}")
+        return None
+    monitor.save(directory / "adapter" / NAME)
+    return monitor
+
+
 def _write_evidence(
-    folder: Path, directory: Path, config: ExportSettings, loaded: LoadedModel, summary: dict[str, Any], served: Served
+    folder: Path,
+    directory: Path,
+    config: ExportSettings,
+    loaded: LoadedModel,
+    summary: dict[str, Any],
+    served: Served,
+    monitor: MonitorFile | None,
 ) -> None:
     write_json(folder / "evidence.json", summary)
     write_json(folder / "serving.json", {"vllm": served.to_dict()})
     missing = left_out(directory)
     if missing["skipped"] or missing["notes"]:
         write_json(folder / "left_out.json", missing)
-    write_text(folder / "README.md", model_card(summary, config, loaded, missing, served, kind=folder.name))
+    write_text(folder / "README.md", model_card(summary, config, loaded, missing, served, monitor, kind=folder.name))

@@ -34,11 +34,40 @@ def calibration_bins(reading: np.ndarray, concept: np.ndarray, bins: int = BINS)
     if bins < 1:
         raise ValueError(f"{bins} bins; there must be at least one")
     confidence, right = reading.max(1), reading.argmax(1) == concept
+    return [CalibrationBin(float(confidence[m].mean()), float(right[m].mean()), int(m.sum())) for m in _alike(confidence, bins)]
+
+
+class EventBin(NamedTuple):
+    """Items with similar probabilities of an event."""
+
+    predicted: float
+    """mean probability"""
+    observed: float
+    """share of the items where the event is true"""
+    n: int
+
+
+def event_bins(probability: np.ndarray, event: np.ndarray, bins: int = BINS) -> list[EventBin]:
+    """Predicted and observed frequency of an event in bins of equally many items, rising.
+
+    Bins are those of :func:`calibration_bins`.
+
+    Args:
+        probability: (N,) in 0..1. event: (N,) bool.
+
+    Raises:
+        ValueError: when lengths differ or there are no items.
+    """
+    if len(probability) != len(event) or not len(event):
+        raise ValueError(f"{len(probability)} probabilities of {len(event)} events; they must be of the same items, at least one")
+    return [EventBin(float(probability[m].mean()), float(event[m].mean()), int(m.sum())) for m in _alike(probability, bins)]
+
+
+def _alike(values: np.ndarray, bins: int) -> list[np.ndarray]:
+    """Masks (N,) of bins of equally many items, by rising value; empty bins are left out."""
     # lowest rank of ties; values that differ by rounding count as ties
-    place = (rankdata(confidence.round(12), method="min").astype(int) - 1) * bins // len(right)
-    return [
-        CalibrationBin(float(confidence[m].mean()), float(right[m].mean()), int(m.sum())) for m in (place == b for b in np.unique(place))
-    ]
+    place = (rankdata(values.round(12), method="min").astype(int) - 1) * bins // len(values)
+    return [place == b for b in np.unique(place)]
 
 
 def expected_calibration_error(reading: np.ndarray, concept: np.ndarray, bins: int = BINS) -> float:

@@ -74,7 +74,7 @@ def memory_fingerprint(model: Any, processor: Any) -> str:
 
     It covers config, attention and generation settings, the processor's settings and vocabulary,
     and the blocks of every parameter and buffer that :func:`checkpoint_fingerprint` reads of a
-    file.
+    file. LoRA adapters of PEFT do not count: a model has the same hash with and without them.
     """
     generation = getattr(model, "generation_config", None)
     stated = [_lasting(of.to_diff_dict()) for of in (model.config, generation) if of is not None]
@@ -85,7 +85,8 @@ def memory_fingerprint(model: Any, processor: Any) -> str:
     tokenizer = getattr(processor, "tokenizer", processor)  # not its files, which store the padding of the last batch
     settings |= {"template": getattr(processor, "chat_template", None), "vocabulary": sorted(tokenizer.get_vocab().items())}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    weights = {name.replace(".base_layer.", "."): t for name, t in model.state_dict().items() if ".lora_" not in name}
+    for name, tensor in sorted(weights.items()):
         raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         for place, size in _blocks(len(raw)):

@@ -93,11 +93,16 @@ def skip_layers(model: Any, layers: Iterable[int], hidden: torch.Tensor | None =
 
 
 @contextmanager
-def capture_residuals(model: Any, layers: Sequence[int], positions: torch.Tensor) -> Iterator[dict[int, torch.Tensor]]:
+def capture_residuals(
+    model: Any, layers: Sequence[int], positions: torch.Tensor, *, once: bool = False
+) -> Iterator[dict[int, torch.Tensor]]:
     """Inside, every forward fills the yielded dict: layer -> residuals at ``positions``, (B, D).
 
     Layer *l* is the output of decoder block *l*, counted from 1; 0 is the input of the first block
     (the embedding). Unlike ``hidden_states[-1]``, the last layer comes before the final norm.
+
+    Args:
+        once: only the first forward fills the dict. In generation that is the forward of the prompt.
     """
     found: dict[int, torch.Tensor] = {}
     blocks = decoder_layers(model)
@@ -109,12 +114,14 @@ def capture_residuals(model: Any, layers: Sequence[int], positions: torch.Tensor
 
     def after(layer: int):
         def hook(module: nn.Module, args: tuple, output: Any) -> None:
-            found[layer] = pool(output[0] if isinstance(output, tuple | list) else output)
+            if not (once and layer in found):
+                found[layer] = pool(output[0] if isinstance(output, tuple | list) else output)
 
         return hook
 
     def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        found[0] = pool(args[0] if args else kwargs["hidden_states"])
+        if not (once and 0 in found):
+            found[0] = pool(args[0] if args else kwargs["hidden_states"])
 
     handles = [blocks[0].register_forward_pre_hook(before, with_kwargs=True)] if 0 in layers else []
     handles += [blocks[layer - 1].register_forward_hook(after(layer)) for layer in layers if layer > 0]

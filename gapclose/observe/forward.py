@@ -6,7 +6,7 @@ Shapes: B batch, T prompt tokens, D width, O options (padded to the longest list
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,11 +79,16 @@ def _score(
     return scores
 
 
-def generate(loaded: LoadedModel, model: Any, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> list[str]:
-    """Generate greedy answers from the logits alone.
+def generate(
+    loaded: LoadedModel, model: Any, inputs: dict[str, torch.Tensor], max_new_tokens: int, sampling: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Generate answers from the logits alone, greedy unless ``sampling`` says otherwise.
 
     A repetition penalty or another setting of the checkpoint could give answers that disagree with
     the scores.
+
+    Args:
+        sampling: further arguments of transformers' ``generate``, e.g. ``{"do_sample": True}``.
     """
     base, tokenizer = unwrap(model), loaded.tokenizer
     own = base.generation_config  # generate() takes missing arguments from there
@@ -92,7 +97,8 @@ def generate(loaded: LoadedModel, model: Any, inputs: dict[str, torch.Tensor], m
     base.generation_config = transformers.GenerationConfig(**ends, pad_token_id=pad)
     try:
         with last_logits(base), unsharded_root(model):
-            generated = base.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, synced_gpus=is_sharded(model))
+            how = {"do_sample": False, "num_beams": 1, **(sampling or {})}
+            generated = base.generate(**inputs, max_new_tokens=max_new_tokens, **how, synced_gpus=is_sharded(model))
     finally:
         base.generation_config = own
     return tokenizer.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

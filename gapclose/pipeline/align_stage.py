@@ -398,7 +398,7 @@ class AlignStage:
         self.run.on_main(lambda: shutil.rmtree(self.run.directory / "trunk", ignore_errors=True))  # no longer needed
         summary = run_on_main(lambda: summarise(self.run.directory))
         if exported := without is None or self.run.config.export.unimproved:
-            self.run.on_main(lambda: export_run(self.run.directory, self.run.config, self.for_export(epoch), summary))
+            self.run.on_main(lambda: export_run(self.run.directory, self.run.config, self.for_export(epoch), summary, self.run.items))
         if unfinished:
             logger.warning(f"  {unfinished}")
         for line in unimproved_words(facts):

@@ -1,4 +1,4 @@
-"""The command ``gapclose``: validate, measure, close, report, export."""
+"""The command ``gapclose``: validate, measure, close, report, export, monitor."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ usage: gapclose COMMAND [--config FILE] [--any.key value ...]
   report   RUN [--json]     show what a run measured, as tables or as one JSON object, and write RUN/report.html
   report   RUN RUN ...      compare runs, a row each; --json gives a list
            --html FILE      write the page (of one run, or the comparison) to FILE
+  monitor  RUN --items FILE flag questions whose premise seems to be false, by the frozen probe of a run; `gapclose monitor --help`
 
 `gapclose close --help` lists every key of the configuration. On several GPUs:
   accelerate launch --config_file launch/ddp.yaml recipes/close.py --config FILE
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gapclose {__version__}")
         return 0
     command, rest = arguments[0], arguments[1:]
-    commands = {"validate": validate, "measure": measure, "close": close, "report": report, "export": export}
+    commands = {"validate": validate, "measure": measure, "close": close, "report": report, "export": export, "monitor": monitor}
     if command not in commands:
         near = difflib.get_close_matches(command, commands, n=1)
         print(f"unknown command {command!r}{f'; did you mean {near[0]!r}?' if near else ''}\n\n{USAGE}", file=sys.stderr)
@@ -171,6 +172,7 @@ def export(arguments: Sequence[str]) -> None:
     from gapclose.evaluation.run_records import summarise
     from gapclose.export.run import check_export, export_run
     from gapclose.pipeline.config import refuse_other_run
+    from gapclose.pipeline.items import run_items
     from gapclose.pipeline.memory_estimate import refuse_small_disk_for_exports
     from gapclose.pipeline.run_dir import lock_run_dir
     from gapclose.training.lora import load_adapter
@@ -191,9 +193,16 @@ def export(arguments: Sequence[str]) -> None:
     lock = lock_run_dir(directory)
     loaded = load_adapter(config.model, directory / "checkpoints" / f"epoch-{summary['epoch']}")
     refuse_small_disk_for_exports(loaded, config)
-    export_run(directory, config, loaded, summary)
+    export_run(directory, config, loaded, summary, run_items(config))
     if lock is not None:
         lock.release()
+
+
+def monitor(arguments: Sequence[str]) -> None:
+    """Flag questions by the monitor of a run."""
+    from gapclose.pipeline.monitor_command import monitor_questions
+
+    monitor_questions(arguments)
 
 
 def report(arguments: Sequence[str]) -> None:

@@ -189,6 +189,22 @@ def prepare_items(config: Config, *, closing: bool, without_model: bool = False)
     return apply_prompt(prepare_plain(config, closing=closing, without_model=without_model), config.prompts.asked, config.prompts)
 
 
+def run_items(config: Config) -> ItemSet:
+    """Return the items of a finished run under its own prompt template, without a look at their media.
+
+    Raises:
+        ValueError: naming every problem of the set.
+    """
+    directory = Path(config.data.path)
+    if config.data.path in GENERATED:
+        directory = generated_directory(config)
+        make_generated(config.data, directory, config.seed)
+    problems = ErrorCollector(f"the item set {directory}")
+    items = in_order(read_data(directory, config.data, problems), config.data, config.prompts, problems)
+    problems.raise_if_any()
+    return apply_prompt(items, config.prompts.asked, config.prompts)
+
+
 def prepare_plain(
     config: Config,
     *,

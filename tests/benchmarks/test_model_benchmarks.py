@@ -33,6 +33,11 @@ def test_shared_and_whole_prompts_have_the_same_scores():
     assert max(found["largest_difference"] for found in asked.values()) < 1e-4
 
 
+def test_the_monitor_changes_no_answer():
+    found = result("monitor_overhead", "--batch", "4", "--new_tokens", "3")
+    assert found["same_answers"] and found["ratio"] > 0
+
+
 def test_re_measuring_is_a_share_of_an_epoch():
     found = result("epoch", "--batch", "4", "--micro_batch", "3", "--probe_layer", "2")
     assert len(found["milliseconds_an_item"]) == 5 and len(found["shares"]) == 6

@@ -32,7 +32,7 @@ class Hub:
         self.private.setdefault(name, private)
 
     def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str, delete_patterns: list[str]) -> None:
-        stale = ("model-00001-of-00002.safetensors", "vllm/adapter_config.json", "left_out.json")
+        stale = ("model-00001-of-00002.safetensors", "vllm/adapter_config.json", "monitor/monitor.json", "left_out.json")
         assert all(any(fnmatch(name, p) for p in delete_patterns) for name in stale)
         assert not any(fnmatch(name, p) for p in delete_patterns for name in ("notes.md", "figures/gap.png"))  # no export's
         if self.down or not folder_path.is_dir():

@@ -148,6 +148,7 @@ ILLEGAL: dict[str, list[str] | str] = {
     "export.unimproved": EITHER,
     "export.verify": EITHER,
     "export.tolerance": ["0", "-1"],
+    "export.monitor_false_alarms": ["-0.1", "1"],
     "wandb.project": ["a/b", "a:b", "p" * 129],
     "wandb.name": ["n" * 129],
 }

@@ -1,0 +1,229 @@
+"""The command ``gapclose monitor``: flag the questions of a file, and judge the flags where labels are there."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from gapclose.core.errors import ErrorCollector, ItemError, shown
+from gapclose.core.files import near_sibling, write_text
+from gapclose.core.parsing import parse_json, read_text
+from gapclose.core.results import Result
+from gapclose.data.item_rows import check_messages, read_options
+from gapclose.data.items import Item
+from gapclose.data.load import load_items
+from gapclose.evaluation.monitor_file import MonitorFile
+from gapclose.evaluation.summary_text import show
+from gapclose.metrics.alarms import AlarmRates, alarm_rates
+from gapclose.models.loading import load_model
+from gapclose.pipeline.config import parse_config
+from gapclose.pipeline.monitor import Monitor
+from gapclose.pipeline.monitor_results import MonitoredAnswer, Reading
+from gapclose.report.console import add_columns, wide_console
+from gapclose.training.lora import load_adapter
+
+LISTED = 20
+"""questions on the console, the highest readings first"""
+DEFAULTS = {"split": "test", "modality": "-", "purpose": "gap"}
+KEYS = {*DEFAULTS, "id", "clip", "messages", "options", "gold", "tags", "stem"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(Result):
+    """The readings of a file of questions."""
+
+    threshold: float
+    false_alarm_rate: float
+    rates: AlarmRates | None
+    """of the labelled questions; None where none is labelled"""
+    questions: list[dict[str, Any]]
+    """one per question: id, clip, reading, flag, concept where it is labelled, and the answer"""
+
+
+def monitor_questions(arguments: Sequence[str]) -> None:
+    """Flag questions, print a table, and write every flag to a file.
+
+    Raises:
+        ValueError: for a run or file that cannot be used.
+    """
+    args = _arguments(arguments)
+    monitor, config = (
+        Monitor.from_pretrained(args.run),
+        parse_config(["--config", str(args.run / "config.yaml"), "--run_dir", str(args.run)]),
+    )
+    root, items = read_questions(args.items, args.split, monitor.file)
+    adapter = args.run / "adapter"
+    loaded = load_model(config.model) if args.base or not adapter.is_dir() else load_adapter(config.model, adapter)
+    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    given: dict[str, Any] = {"batch_size": config.observe.batch_size, "root": root}
+    messages = [i.messages for i in items]
+    found: Sequence[Reading]
+    if args.answers:
+        length, choices = config.observe.max_new_tokens, [i.options for i in items]
+        given |= {"max_new_tokens": length, "options": choices if all(choices) else None}
+        found = monitor.generate(loaded.model, loaded.processor, messages, **given)
+    else:
+        found = monitor.check(loaded.model, loaded.processor, messages, **given)
+    flags = flags_of(monitor.file, items, found, replicates=config.gap.replicates, seed=config.seed)
+    print_flags(flags, items)
+    chosen = monitor.file
+    print(f"The threshold was chosen on {chosen.split} ({chosen.rates.items} items, {chosen.rates.clips} clips). {chosen.promise()}")
+    write_flags(flags, args.out or args.run / "flags.csv")
+
+
+def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="gapclose monitor", description="Flag questions whose premise seems to be false, by the probe of a run."
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    parser.add_argument("--items", type=Path, required=True, help="item set (a directory), or a file with one question per line (JSON)")
+    parser.add_argument("--split", help="only this split")
+    parser.add_argument("--answers", action="store_true", help="also answer, and say where answer and reading disagree")
+    parser.add_argument("--base", action="store_true", help="run the base model, not the adapted one")
+    parser.add_argument("--out", type=Path, help="file for the flags, .csv or .json (default: RUN/flags.csv)")
+    args = parser.parse_args(arguments)
+    if args.out and args.out.suffix not in (".csv", ".json"):
+        raise ValueError(f"--out {args.out}: write to a .csv or a .json file")
+    if not (args.run / "config.yaml").is_file():
+        raise ValueError(f"{args.run}: no run there (no config.yaml){'' if args.run.is_dir() else near_sibling(args.run)}")
+    return args
+
+
+def read_questions(path: Path, split: str | None, file: MonitorFile) -> tuple[Path, list[Item]]:
+    """Read questions, from an item set or from a file with one JSON object per line.
+
+    A line needs ``messages`` alone; ``options`` and ``gold`` are as in items.jsonl. Questions with
+    another purpose than ``gap``, the default, are left out.
+
+    Returns:
+        The directory that media lie in, and the questions.
+
+    Raises:
+        ValueError: naming every fault, or when there are none.
+    """
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or directory{near_sibling(path)}")
+    root, items = path if path.is_dir() else path.parent, list[Item]()
+    if path.is_dir():
+        found = load_items(path)
+        if strange := sorted(set(found.concepts) - set(file.probe.concepts)):
+            raise ValueError(f"{path}: the monitor does not know the concepts {strange}; it knows {list(file.probe.concepts)}")
+        items = list(found)
+    else:
+        problems = ErrorCollector(f"the questions {path}")
+        for number, line in enumerate(read_text(path).split("\n"), 1):
+            if line.strip() and (item := _question(line, f"{path}:{number}", number, file.probe.concepts, problems)):
+                items.append(item)
+        problems.raise_if_any()
+    items = [i for i in items if split in (None, i.split) and i.purpose == "gap"]
+    if not items:
+        raise ValueError(f"{path}: there is no question{'' if split is None else f' of split {split!r}'}")
+    counted = Counter(i.id for i in items)
+    if twice := [ident for ident, n in counted.items() if n > 1]:
+        raise ValueError(f"{path}: the ids {twice[:3]} are used more than once; give every question its own id")
+    return root, items
+
+
+def _question(line: str, where: str, number: int, concepts: tuple[str, ...], problems: ErrorCollector) -> Item | None:
+    """The question on a line; None if ``problems`` received a fault."""
+    try:
+        row = parse_json(line, "write one JSON object per line")
+    except ItemError as fault:
+        problems.add(f"{where}: {fault}")
+        return None
+    if not isinstance(row, dict) or (unknown := sorted(set(row) - KEYS)):
+        problems.add(
+            f"{where}: {f'unknown keys {unknown}' if isinstance(row, dict) else shown(row)}; write an object with some of {sorted(KEYS)}"
+        )
+        return None
+    before = len(problems)
+    check_messages(row.get("messages"), where, problems)
+    options, gold = read_options(row, where, concepts, problems) if row.get("options") else ([], None)
+    ident = str(row.get("id", f"line {number}"))
+    named = {key: str(row.get(key, value)) for key, value in DEFAULTS.items()}
+    if len(problems) > before:
+        return None
+    return Item(id=ident, clip=str(row.get("clip", ident)), **named, messages=row["messages"], options=options, gold=gold)
+
+
+def flags_of(file: MonitorFile, items: Sequence[Item], found: Sequence[Reading], *, replicates: int, seed: int) -> Flags:
+    """Put readings and labels together."""
+    judged = np.array([i.gold is not None for i in items])
+    flag, clip = np.array([r.flag for r in found]), np.array([i.clip for i in items])
+    alarm = np.array([i.concept in file.alarm for i in items])
+    rates = alarm_rates(flag[judged], alarm[judged], clip[judged], replicates=replicates, seed=seed) if judged.any() else None
+    return Flags(
+        threshold=file.threshold,
+        false_alarm_rate=file.false_alarm_rate,
+        rates=rates,
+        questions=[_row(i, r) for i, r in zip(items, found, strict=True)],
+    )
+
+
+def _row(item: Item, reading: Reading) -> dict[str, Any]:
+    row = {
+        "id": item.id,
+        "clip": item.clip,
+        "reading": reading.reading,
+        "flag": reading.flag,
+        "concept": item.concept,
+    }
+    if isinstance(reading, MonitoredAnswer):
+        row |= {"text": reading.text, "option": reading.option, "disagrees": reading.disagrees}
+    return row
+
+
+def print_flags(flags: Flags, items: Sequence[Item]) -> None:
+    """Print hits and false alarms, and the questions with the highest readings, in 80 columns."""
+    console, flagged = wide_console(), sum(q["flag"] for q in flags.questions)
+    print(
+        f"{flagged} of {len(flags.questions)} questions flagged: reading above {flags.threshold:.3g}, "
+        f"chosen on val for at most {100 * flags.false_alarm_rate:g} % false alarms"
+    )
+    if rates := flags.rates:
+        table = Table(title=f"{rates.items} labelled questions, {rates.clips} clips, 95 % clip-bootstrap intervals")
+        add_columns(table, ["figure", "value", "of"], ["figure", "of"])
+        for name, interval, of in (
+            ("hits", rates.hits, f"{rates.alarm_items} with a false premise"),
+            ("false alarms", rates.false_alarms, f"{rates.items - rates.alarm_items} with a true premise"),
+            ("precision", rates.precision, f"{rates.flagged} flagged"),
+        ):
+            table.add_row(name, show(interval.to_dict()), of)
+        console.print(table)
+    answered = "text" in flags.questions[0]
+    if answered:
+        named = [q["disagrees"] for q in flags.questions if q["disagrees"] is not None]
+        print(f"{sum(named)} of {len(named)} answers that name an option disagree with their reading")
+    table = Table(title=f"the {min(LISTED, len(items))} highest readings")
+    add_columns(table, ["reading", "flag", "question", *(["answer"] if answered else [])], ["flag", "question", "answer"])
+    for row, item in sorted(zip(flags.questions, items, strict=True), key=lambda of: -of[0]["reading"])[:LISTED]:
+        question = " ".join(item.text.split())
+        cut = question if len(question) <= 40 else f"{question[:37]}..."
+        table.add_row(
+            f"{row['reading']:.3f}", "yes" if row["flag"] else "", cut, *([" ".join(row["text"].split())[:16]] if answered else [])
+        )
+    console.print(table)
+
+
+def write_flags(flags: Flags, path: Path) -> None:
+    """Write every question with its reading as CSV, or everything as JSON, and print the path."""
+    if path.suffix == ".json":
+        write_text(path, json.dumps(flags.to_dict(), indent=1, ensure_ascii=False) + "\n")
+    else:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(flags.questions[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(flags.questions)
+        write_text(path, text.getvalue())
+    print(f"flags: {path}")
