@@ -19,7 +19,6 @@ from gapclose.core.logging import get_logger
 from gapclose.core.tensor_files import read_tensors, refuse_damaged, seal
 from gapclose.data.items import Item
 from gapclose.data.media import SUPPORTED
-from gapclose.evaluation.baselines.shift import after_shift
 from gapclose.evaluation.measurement import SplitMeasurement
 from gapclose.evaluation.prompt_variants import measure_prompt_variants
 from gapclose.evaluation.record import make_record
@@ -289,8 +288,7 @@ class AlignStage:
             self.run.on_main(lambda: seal(checkpoints / f"epoch-{epoch}"))
             self.run.loaded.model.eval()
             now = self.run.measure(f"epoch-{epoch}", "val", replace=True, trunk=trunks.get("val"))
-            record = make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed)
-            record |= {"shifted": after_shift(now, base, config.gap.standard_budget)}
+            record = self.run.epoch_record(f"epoch-{epoch}/val", epoch, now, base)
             record |= {"round": number} if config.targets.rounds > 1 else {}
             record |= {"training": epoch_figures(trainer.state.log_history, of_round)} if by_trl else {}
             record["adapter_changed"] = adapter_changed(self.run.loaded.model)
