@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gapclose.observe.store import Observations
     from gapclose.pipeline.api import close, measure
     from gapclose.pipeline.config import Config, parse_config
+    from gapclose.pipeline.gap_callback import GapCallback
     from gapclose.probes.config import ProbeConfig, register_probe_family
     from gapclose.probes.linear import FrozenProbe
     from gapclose.probes.search import choose_probe
@@ -50,6 +51,7 @@ EXPORTS = {
     "observe.store": ["Observations"],
     "pipeline.api": ["close", "measure"],
     "pipeline.config": ["Config", "parse_config"],
+    "pipeline.gap_callback": ["GapCallback"],
     "probes.config": ["ProbeConfig", "register_probe_family"],
     "probes.linear": ["FrozenProbe"],
     "probes.search": ["choose_probe"],
@@ -63,6 +65,7 @@ _MODULES = {name: module for module, names in EXPORTS.items() for name in names}
 __all__ = [
     "Config",
     "FrozenProbe",
+    "GapCallback",
     "GapMeasurement",
     "GapTrainer",
     "Interval",

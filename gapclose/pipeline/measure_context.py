@@ -7,16 +7,13 @@ Runs (:class:`gapclose.pipeline.context.RunContext`) and trainings that others s
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 
 from gapclose.core.distributed import run_on_main
-from gapclose.core.files import write_text
 from gapclose.core.logging import get_logger
 from gapclose.data.item_set import ItemSet
 from gapclose.evaluation.baselines.shift import after_shift
@@ -25,7 +22,7 @@ from gapclose.evaluation.controls.text import read_text, text_control
 from gapclose.evaluation.measurement import SplitMeasurement, measure
 from gapclose.evaluation.prompt_variants import Measures, measure_prompt_variants
 from gapclose.evaluation.record import make_record
-from gapclose.evaluation.run_records import layer_words, read_records
+from gapclose.evaluation.run_records import layer_words, read_records, write_records
 from gapclose.metrics.judgeable import ADVICE
 from gapclose.metrics.labels import Labels
 from gapclose.metrics.status import STATES
@@ -47,7 +44,6 @@ MEASURED = ("gap", "transfer", "retain")
 class MeasureContext:
     """Items, a model and its probes; every file goes to ``directory``."""
 
-    process: PartialState
     plain: ItemSet
     items: ItemSet
     loaded: LoadedModel
@@ -149,9 +145,8 @@ class MeasureContext:
             record["n_skipped"] = len(self.items.skipped)
 
         def write() -> None:
-            path = self.directory / "gap.jsonl"
             records = {r["stage"]: r for r in read_records(self.directory)} | {record["stage"]: record}  # a replaced record keeps its place
-            write_text(path, "".join(json.dumps(r, allow_nan=False) + "\n" for r in records.values()))
+            write_records(self.directory, records.values())
             self.on_record(record)
 
         self.on_main(write)
