@@ -101,7 +101,7 @@ class GapCallback(transformers.TrainerCallback):
         self.processor, self.every, self.out = processor, every, out
         self.run: MeasureContext | None = None
         self.trainer: transformers.Trainer | None = None
-        self.last_step, self.stopped = -1, dict[str, str]()
+        self.last_step, self.stopped, self.place = -1, dict[str, str](), 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the base model.
@@ -113,9 +113,8 @@ class GapCallback(transformers.TrainerCallback):
         self.trainer, self.last_step, self.stopped = _running_trainer(), -1, {}
         if self.trainer is None:
             logger.warning("GapCallback: no transformers.Trainer called it, so its figures are in gap.jsonl alone")
-        elif self in (others := self.trainer.callback_handler.callbacks):
-            # before the trackers, which close at the end of the training; a new list, since this one is being gone through
-            self.trainer.callback_handler.callbacks = [self, *(c for c in others if c is not self)]
+        else:
+            self.place = self._move(0)  # before the trackers, which close at the end of the training
         self._refuse(model)
         if processor is None:
             raise ValueError("GapCallback needs a processor: give it one (processor=...), or the trainer its processing_class")
@@ -156,8 +155,16 @@ class GapCallback(transformers.TrainerCallback):
             self._measure_val(state, control, kwargs["model"])
         if self.run is not None and "test" in self.run.measured:
             self._measure(state, kwargs["model"], "test", "adapted/test", best or state.global_step)
-        if self.trainer is not None and self in (order := self.trainer.callback_handler.callbacks):
-            self.trainer.callback_handler.callbacks = [*(c for c in order if c is not self), self]  # the user's order again
+        if self.trainer is not None:
+            self._move(self.place)
+
+    def _move(self, place: int) -> int:
+        """Move this callback to a place among those of the trainer, and return where it was."""
+        assert self.trainer is not None
+        handler = self.trainer.callback_handler
+        before, others = handler.callbacks.index(self), [c for c in handler.callbacks if c is not self]
+        handler.callbacks = [*others[:place], self, *others[place:]]  # a new list: the old one is being gone through
+        return before
 
     def _refuse(self, model: Any) -> None:
         """Refuse models that cannot be measured while they are trained.
