@@ -3,19 +3,17 @@
     python recipes/sft_with_gap.py runs/sft                           # two minutes of CPU
     python recipes/sft_with_gap.py runs/sft --report_to wandb
 
-SFT sees the labelled answers of `train`, questions with false premises among them. GapCallback measures before training, after
-every epoch and at the end. Its figures are in the log, in every tracker, and in RUN/gapclose.
+SFT sees the labelled answers of `train`, questions with false premises among them. GapCallback measures before training, after every
+epoch and at the end. Its figures are in the log, in every tracker, and in RUN/gapclose.
 """
 
-import argparse
+import argparse  # noqa: I001 (gapclose before the others: it lets torchvision be imported beside a CPU build of torch)
 from pathlib import Path
 
 from gapclose import GapCallback, ItemSet, ModelConfig, load_items, load_model, load_run
 from gapclose.data.generated import write_generated
-
-# isort: split
 import torch
-from datasets import Dataset  # gapclose comes first: it lets torchvision be imported beside a CPU build of torch
+from datasets import Dataset
 from peft import LoraConfig
 from PIL import Image
 from trl import SFTConfig, SFTTrainer
@@ -25,9 +23,7 @@ def dataset(items: ItemSet) -> Dataset:
     """The train items as TRL takes them: messages without paths, pictures beside them."""
     rows = []
     for item in items.select(split="train"):
-        prompt = [
-            {"role": m["role"], "content": [{k: v for k, v in p.items() if k != "path"} for p in m["content"]]} for m in item.messages
-        ]
+        prompt = [m | {"content": [{k: v for k, v in p.items() if k != "path"} for p in m["content"]]} for m in item.messages]
         answer = [{"role": "assistant", "content": [{"type": "text", "text": item.options[item.gold].text}]}]
         rows.append({"prompt": prompt, "completion": answer, "images": [Image.open(items.root / path) for _, path in item.media]})
     return Dataset.from_list(rows)
@@ -40,7 +36,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--report_to", nargs="*", default=[], help="trackers, as of transformers")
     given = parser.parse_args()
-
     if not (given.run / "items").exists():
         write_generated("digits", given.run / "items", seed=0, clips=given.clips, sound=False)  # TRL takes no audio
     items, loaded = load_items(given.run / "items"), load_model(ModelConfig(path="digits"))
@@ -51,13 +46,11 @@ def main() -> None:
         output_dir=str(given.run), num_train_epochs=given.epochs, per_device_train_batch_size=8, learning_rate=5e-3, max_length=None,
         logging_steps=5, save_strategy="no", report_to=given.report_to, use_cpu=not gpu, bf16=gpu,
     )  # fmt: skip
-    trainer = SFTTrainer(
-        loaded.model, args=arguments, train_dataset=dataset(items), processing_class=loaded.processor, peft_config=adapters,
-        callbacks=[GapCallback(items, every="epoch", observe={"batch_size": 64, "max_new_tokens": 4})],
-    )  # fmt: skip
-    trainer.train()
+    watch, data = GapCallback(items, every="epoch", observe={"max_new_tokens": 4}), dataset(items)
+    common = {"processing_class": loaded.processor, "peft_config": adapters, "callbacks": [watch]}
+    SFTTrainer(loaded.model, args=arguments, train_dataset=data, **common).train()
     for record in load_run(given.run / "gapclose").records:
-        print(f"{record.stage:12} action {record.action.value:.3f}  reading {record.reading.value:.3f}  state {record.state}")
+        print(f"{record.stage:12} action {record.action.value:.3f}  reading {record.reading.value:.3f}  {record.state}")
 
 
 if __name__ == "__main__":
