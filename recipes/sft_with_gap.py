@@ -1,6 +1,6 @@
 """Fine-tune the tiny digits model with TRL, and watch the gap in the trainer's own log.
 
-    python recipes/sft_with_gap.py runs/sft                           # two minutes of CPU
+    python recipes/sft_with_gap.py runs/sft                           # 40 seconds of one core
     python recipes/sft_with_gap.py runs/sft --report_to wandb
 
 SFT sees the labelled answers of `train`, questions with false premises among them. GapCallback measures before training, after every

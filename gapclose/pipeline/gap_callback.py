@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 import shutil
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,6 +30,7 @@ from gapclose.models.training_state import training_set_aside
 from gapclose.pipeline.config import config_of, missing_functions
 from gapclose.pipeline.items import Given, prepare_plain
 from gapclose.pipeline.measure_context import MeasureContext
+from gapclose.training.callbacks import running_trainer
 from gapclose.training.config import GUARDS as KNOWN_GUARDS
 from gapclose.training.config import GuardsConfig
 from gapclose.training.early_stopping import GUARDS, check_guards, triggered
@@ -110,7 +110,7 @@ class GapCallback(transformers.TrainerCallback):
             ValueError: see the class.
         """
         model, processor = kwargs["model"], self.processor or kwargs.get("processing_class")
-        self.trainer, self.last_step, self.stopped = _running_trainer(), -1, {}
+        self.trainer, self.last_step, self.stopped = running_trainer(), -1, {}
         if self.trainer is None:
             logger.warning("GapCallback: no transformers.Trainer called it, so its figures are in gap.jsonl alone")
         else:
@@ -278,23 +278,11 @@ class GapCallback(transformers.TrainerCallback):
         if trainer is None or record is None:
             return
         due = trainer.control.should_log
-        trainer.log({f"{'eval' if split == 'val' else split}_{name}": value for name, value in headlines(record).items()})
+        figures: dict[str, Any] = {f"{'eval' if split == 'val' else split}_{name}": value for name, value in headlines(record).items()}
+        trainer.log(figures)
         trainer.control.should_log = due  # the line of the loss is still to come
 
 
 def _plain(value: Any) -> Any:
     """Return a setting as it is read back from JSON."""
     return json.loads(json.dumps(dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value))
-
-
-def _running_trainer() -> transformers.Trainer | None:
-    """Return the trainer that is calling: callbacks are not given it (transformers 5.23).
-
-    It is the nearest one that is ``self`` of a function on the stack. Remove when callbacks get it.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        if isinstance(owner := frame.f_locals.get("self"), transformers.Trainer):
-            return owner
-        frame = frame.f_back
-    return None
