@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gapclose.observe.store import Observations
     from gapclose.pipeline.api import close, measure
     from gapclose.pipeline.config import Config, parse_config
+    from gapclose.pipeline.gap_callback import GapCallback
     from gapclose.pipeline.monitor import Monitor
     from gapclose.probes.config import ProbeConfig, register_probe_family
     from gapclose.probes.linear import FrozenProbe
@@ -51,6 +52,7 @@ EXPORTS = {
     "observe.store": ["Observations"],
     "pipeline.api": ["close", "measure"],
     "pipeline.config": ["Config", "parse_config"],
+    "pipeline.gap_callback": ["GapCallback"],
     "pipeline.monitor": ["Monitor"],
     "probes.config": ["ProbeConfig", "register_probe_family"],
     "probes.linear": ["FrozenProbe"],
@@ -65,6 +67,7 @@ _MODULES = {name: module for module, names in EXPORTS.items() for name in names}
 __all__ = [
     "Config",
     "FrozenProbe",
+    "GapCallback",
     "GapMeasurement",
     "GapTrainer",
     "Interval",

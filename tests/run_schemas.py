@@ -24,6 +24,7 @@ OTHERS = (
     "observations/*/*.json",
     "checkpoints/**/*.json",
     "stopped.json",
+    "callback.json",
     "wandb.json",
     "data-seed*/*.json*",
     *(f"{e}/**/*.json" for e in EXPORTS),

@@ -43,7 +43,30 @@ class EvaluationSettings(Protocol):
     def controls(self) -> ControlsConfig: ...
 
 
-class EvaluationContext(Protocol):
+class ProbedContext(Protocol):
+    """A model with items and frozen probes; :class:`gapclose.pipeline.measure_context.MeasureContext` is one."""
+
+    @property
+    def config(self) -> EvaluationSettings: ...
+    @property
+    def plain(self) -> ItemSet:
+        """The items before a prompt is applied."""
+        ...
+
+    @property
+    def probe(self) -> FrozenProbe: ...
+    def observe(
+        self, stage: str, items: ItemSet, *, replace: bool = False, max_new_tokens: int | None = None, **wanted: Any
+    ) -> Observations:
+        """Observe items under the current model into ``observations/STAGE``."""
+        ...
+
+    def observe_measured(self, stage: str, split: str) -> Observations:
+        """Observe the measured items of a split under the current model, with generated answers."""
+        ...
+
+
+class EvaluationContext(ProbedContext, Protocol):
     """A run whose probes are fitted; :class:`gapclose.pipeline.context.RunContext` is one."""
 
     adapter: str
@@ -51,16 +74,9 @@ class EvaluationContext(Protocol):
     random draw"""
 
     @property
-    def config(self) -> EvaluationSettings: ...
-    @property
     def directory(self) -> Path: ...
     @property
     def process(self) -> PartialState: ...
-    @property
-    def plain(self) -> ItemSet:
-        """The items before a prompt is applied."""
-        ...
-
     @property
     def items(self) -> ItemSet:
         """The items under the run's own prompt."""
@@ -68,8 +84,6 @@ class EvaluationContext(Protocol):
 
     @property
     def loaded(self) -> LoadedModel: ...
-    @property
-    def probe(self) -> FrozenProbe: ...
     @property
     def sentinel(self) -> FrozenProbe: ...
     @property
@@ -85,16 +99,6 @@ class EvaluationContext(Protocol):
     @property
     def measured(self) -> dict[str, SplitMeasurement]:
         """The base model's measurement by split."""
-        ...
-
-    def observe(
-        self, stage: str, items: ItemSet, *, replace: bool = False, max_new_tokens: int | None = None, **wanted: Any
-    ) -> Observations:
-        """Observe items under the current model into ``observations/STAGE``."""
-        ...
-
-    def observe_measured(self, stage: str, split: str) -> Observations:
-        """Observe the measured items of a split under the current model, with generated answers."""
         ...
 
     def on_main(self, write: Callable[[], object]) -> None:

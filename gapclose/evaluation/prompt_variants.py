@@ -20,7 +20,7 @@ from gapclose.core.logging import get_logger
 from gapclose.data.answer_matching import parse_all
 from gapclose.data.item_set import ItemSet
 from gapclose.data.prompt_templates import apply_prompt
-from gapclose.evaluation.context import EvaluationContext
+from gapclose.evaluation.context import ProbedContext
 from gapclose.evaluation.measurement import Statistics, scored
 from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.gap import closure, intervals, statistics
@@ -36,7 +36,7 @@ Measures = dict[str, dict[str, Statistics]]
 """prompt -> scope (``all`` or a modality) -> statistics, each (R + 1,)"""
 
 
-def measure_prompt_variants(run: EvaluationContext, stage: str, base: Measures | None = None) -> tuple[dict[str, Any], Measures]:
+def measure_prompt_variants(run: ProbedContext, stage: str, base: Measures | None = None) -> tuple[dict[str, Any], Measures]:
     """Measure the test gap items under every prompt in ``prompts.measured`` and the run's own.
 
     The current model is used.
@@ -56,7 +56,7 @@ def measure_prompt_variants(run: EvaluationContext, stage: str, base: Measures |
     return {name: _record(found[name], first, (base or {}).get(name)) for name in names}, found
 
 
-def _measured(run: EvaluationContext, stage: str, name: str, *, fitting: bool) -> dict[str, Statistics]:
+def _measured(run: ProbedContext, stage: str, name: str, *, fitting: bool) -> dict[str, Statistics]:
     """Compute statistics of the test gap items under one prompt, by scope; with ``fitting`` also
     those of a probe fitted under it."""
     config, probe = run.config, run.probe
@@ -80,7 +80,7 @@ def _measured(run: EvaluationContext, stage: str, name: str, *, fitting: bool) -
     return {scope: _statistics(run, keep, labels, action, reading, within, answers) for scope, keep in scopes.items()}
 
 
-def _refitted(run: EvaluationContext, name: str, items: ItemSet, seen: Observations) -> np.ndarray:
+def _refitted(run: ProbedContext, name: str, items: ItemSet, seen: Observations) -> np.ndarray:
     """Return the reading (N, C) of a probe fitted under this prompt."""
     fit = items.select(split="fit", purpose="gap")
     known = run.observe(f"base-fit-{_slug(name)}", fit, layers=run.probe.layers)
@@ -88,7 +88,7 @@ def _refitted(run: EvaluationContext, name: str, items: ItemSet, seen: Observati
     return refit(run.probe, z_fit, Labels.of(fit).concept, z)
 
 
-def _answers(run: EvaluationContext, name: str, items: ItemSet, seen: Observations) -> dict[str, np.ndarray]:
+def _answers(run: ProbedContext, name: str, items: ItemSet, seen: Observations) -> dict[str, np.ndarray]:
     """Match generated answers to options (N,), -1 for none: ``exact`` matching only, and the
     run's ``matched``."""
     assert seen.answers is not None
@@ -97,7 +97,7 @@ def _answers(run: EvaluationContext, name: str, items: ItemSet, seen: Observatio
 
 
 def _statistics(
-    run: EvaluationContext,
+    run: ProbedContext,
     keep: np.ndarray,
     labels: Labels,
     action: Action,

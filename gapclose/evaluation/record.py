@@ -17,7 +17,7 @@ from gapclose.metrics.status import Evidence, dropped, state_of
 
 
 def make_record(
-    stage: str, epoch: int, now: SplitMeasurement, base: SplitMeasurement | None, config: GapConfig, seed: int
+    stage: str, epoch: float, now: SplitMeasurement, base: SplitMeasurement | None, config: GapConfig, seed: int
 ) -> dict[str, Any]:
     """Build one line of ``gap.jsonl``: every figure with its interval, the changes since
     ``base`` on the same clips, and the state."""

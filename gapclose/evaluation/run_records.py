@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gapclose.core.files import read_json
+from gapclose.core.files import read_json, write_text
 from gapclose.probes.posterior import Point
 
 
@@ -38,6 +38,50 @@ def read_records(directory: Path) -> list[dict[str, Any]]:
             f"{path}: {'; '.join(problems) or 'empty'}. Put a copy of the file in its place, or delete {what} and run the same command again: "
             "what is gone is measured again, of an epoch by training it again"
         )
+    return found
+
+
+def write_records(directory: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write ``gap.jsonl`` anew, with these records in this order."""
+    write_text(directory / "gap.jsonl", "".join(json.dumps(r, allow_nan=False) + "\n" for r in records))
+
+
+HEADLINES = {
+    "gap/balanced": "gap.balanced",
+    "gap/matched": "gap.matched",
+    "gap/auroc": "gap.auroc",
+    "action/balanced": "action.balanced",
+    "action/auroc": "action.auroc",
+    "action/generated": "generated.balanced_lenient",
+    "reading/balanced": "reading.balanced",
+    "reading/auroc": "reading.auroc",
+    "reading/fresh": "fresh_probe.balanced",
+    "standard_accuracy": "action.standard_accuracy",
+    "rejection": "action.rejection",
+    "false_alarm": "action.false_alarm",
+    "parse_rate": "generated.parse_lenient",
+    "retention": "retention",
+    "closure": "change.closure",
+    "frozen_probe_shift": "frozen_probe_shift",
+    "state": "state",
+}
+"""name in a tracker -> dotted name in a record"""
+
+
+def headlines(record: Mapping[str, Any]) -> dict[str, float | str]:
+    """Return the figures of a record that a tracker shows, by :data:`HEADLINES`.
+
+    Of an interval it is the estimate. A figure that the record does not have, or that is not
+    defined, is left out.
+    """
+    found = dict[str, float | str]()
+    for name, place in HEADLINES.items():
+        value: Any = record
+        for key in place.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        value = value.get("value") if isinstance(value, Mapping) else value
+        if value is not None:
+            found[name] = value
     return found
 
 

@@ -21,7 +21,8 @@ class StageRecord:
 
     stage: str
     """``base/val``, ``epoch-2/val``, ``adapted/test`` and so on"""
-    epoch: int
+    epoch: float
+    """an int, or a fraction where :class:`gapclose.GapCallback` measures between epochs"""
     n_items: int
     n_clips: int
     reading: Interval

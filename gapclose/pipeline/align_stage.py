@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,16 +13,15 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from gapclose.core.distributed import run_on_main
 from gapclose.core.errors import LossNotFinite
-from gapclose.core.files import read_json, write_json, write_text
+from gapclose.core.files import read_json, write_json
 from gapclose.core.logging import get_logger
 from gapclose.core.tensor_files import read_tensors, refuse_damaged, seal
 from gapclose.data.items import Item
 from gapclose.data.media import SUPPORTED
-from gapclose.evaluation.baselines.shift import after_shift
 from gapclose.evaluation.measurement import SplitMeasurement
 from gapclose.evaluation.prompt_variants import measure_prompt_variants
 from gapclose.evaluation.record import make_record
-from gapclose.evaluation.run_records import read_records, record_of, round_words, summarise, target_words, unimproved_words
+from gapclose.evaluation.run_records import read_records, record_of, round_words, summarise, target_words, unimproved_words, write_records
 from gapclose.export.run import export_run
 from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.labels import Labels, option_concepts
@@ -255,7 +253,7 @@ class AlignStage:
         shutil.rmtree(path.parent, ignore_errors=True)
         stale = {r["stage"] for r in self.epochs.read(number)}
         kept = [r for r in read_records(self.run.directory) if r["stage"] not in stale]
-        write_text(self.run.directory / "gap.jsonl", "".join(json.dumps(r, allow_nan=False) + "\n" for r in kept))
+        write_records(self.run.directory, kept)
         write_json(path, start)
 
     def train_round(self, number: int, base: SplitMeasurement, targets: Targets | None, others: list[Example]) -> None:
@@ -289,8 +287,7 @@ class AlignStage:
             self.run.on_main(lambda: seal(checkpoints / f"epoch-{epoch}"))
             self.run.loaded.model.eval()
             now = self.run.measure(f"epoch-{epoch}", "val", replace=True, trunk=trunks.get("val"))
-            record = make_record(f"epoch-{epoch}/val", epoch, now, base, config.gap, config.seed)
-            record |= {"shifted": after_shift(now, base, config.gap.standard_budget)}
+            record = self.run.epoch_record(f"epoch-{epoch}/val", epoch, now, base)
             record |= {"round": number} if config.targets.rounds > 1 else {}
             record |= {"training": epoch_figures(trainer.state.log_history, of_round)} if by_trl else {}
             record["adapter_changed"] = adapter_changed(self.run.loaded.model)

@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from gapclose.core.logging import get_logger
 from gapclose.data.item_set import ItemSet
 from gapclose.evaluation.run_result import RunResult
-from gapclose.pipeline.config import Config, missing_functions
+from gapclose.pipeline.config import Config, config_of, missing_functions
 from gapclose.pipeline.items import Given
 from gapclose.pipeline.paths import missing_places
 from gapclose.pipeline.run import run_close, run_measure
@@ -78,19 +78,9 @@ def _prepared(
         ValueError: for unknown settings, settings that need a checkpoint, unsupported models, and
             paths or functions that cannot be used.
     """
-    known = {f.name: f for f in dataclasses.fields(Config) if f.name not in FIXED and f.name != "run_dir"}
-    if unknown := sorted(set(settings) - set(known)):
-        raise ValueError(f"unknown settings {unknown}; choose some of {sorted(known)}")
-    values: dict[str, Any] = {}
-    for name, value in settings.items():
-        group = known[name].default_factory
-        if isinstance(value, dict) and dataclasses.is_dataclass(group):
-            keys = {f.name for f in dataclasses.fields(group)}
-            if wrong := sorted(set(value) - keys):
-                raise ValueError(f"unknown keys {wrong} in {name}; choose some of {sorted(keys)}")
-            value = group(**value)
-        values[name] = value
-    config = Config(**({} if run_dir is None else {"run_dir": str(run_dir)}), **values)
+    allowed = [f.name for f in dataclasses.fields(Config) if f.name not in FIXED and f.name != "run_dir"]
+    config = config_of(settings, allowed)
+    config.run_dir = config.run_dir if run_dir is None else str(run_dir)
     for key in ("merged", "omni", "push"):
         if getattr(config.export, key):
             raise ValueError(f"export.{key} needs a checkpoint on disk; save the model, and use the command `gapclose close`")

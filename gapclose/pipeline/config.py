@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,30 @@ class Config:
                 job()
             except ValueError as error:
                 check.add(str(error), *keys)
+
+
+def config_of(settings: Mapping[str, Any], allowed: Collection[str]) -> Config:
+    """Build a configuration from keys of the top level, whose groups may be dictionaries.
+
+    Args:
+        allowed: the keys that the caller takes.
+
+    Raises:
+        ValueError: naming unknown keys, or values that do not fit.
+    """
+    known = {f.name: f for f in dataclasses.fields(Config) if f.name in allowed}
+    if unknown := sorted(set(settings) - set(known)):
+        raise ValueError(f"unknown settings {unknown}; choose some of {sorted(known)}")
+    values: dict[str, Any] = {}
+    for name, value in settings.items():
+        group = known[name].default_factory
+        if isinstance(value, dict) and dataclasses.is_dataclass(group):
+            keys = {f.name for f in dataclasses.fields(group)}
+            if wrong := sorted(set(value) - keys):
+                raise ValueError(f"unknown keys {wrong} in {name}; choose some of {sorted(keys)}")
+            value = group(**value)
+        values[name] = value
+    return Config(**values)
 
 
 def known_keys(kind: Any = Config, prefix: str = "") -> Iterator[str]:

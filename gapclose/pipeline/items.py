@@ -212,6 +212,7 @@ def prepare_plain(
     alone: Callable[[Callable[[], None]], None] = lambda write: write(),
     without_model: bool = False,
     given: Given | None = None,
+    splits: dict[str, bool] | None = None,
 ) -> ItemSet:
     """Read, check and relabel the items of a run, without a prompt template.
 
@@ -221,6 +222,7 @@ def prepare_plain(
         alone: runs a function in one process of a launch while the others wait.
         without_model: skip the checks that need the model's processor.
         given: items and processor that are already in memory.
+        splits: split -> whether it must be labelled; None: what measuring or closing needs.
 
     Raises:
         ValueError: naming every problem of the set.
@@ -229,7 +231,7 @@ def prepare_plain(
     if config.data.path in GENERATED and not given:
         directory = generated_directory(config)
         alone(lambda: make_generated(config.data, directory, config.seed))
-    splits = CLOSE_SPLITS if closing else MEASURE_SPLITS
+    splits = splits or (CLOSE_SPLITS if closing else MEASURE_SPLITS)
     retain = closing and config.train.retain > 0
     limits: dict[str, Any] = {
         "without_model": without_model,

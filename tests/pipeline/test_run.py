@@ -81,7 +81,7 @@ def test_experts_that_cannot_be_adapted_so_are_refused_before_anything_costly(qu
         return ["model.layers.3.mlp.experts.gate_up_proj"]
 
     monkeypatch.setattr("gapclose.training.lora.expert_names", experts)
-    monkeypatch.setattr("gapclose.pipeline.context.observe", lambda *args, **kwargs: pytest.fail("observed"))
+    monkeypatch.setattr("gapclose.pipeline.measure_context.observe", lambda *args, **kwargs: pytest.fail("observed"))
     assert main(["close", "--config", str(quick_config), "--run_dir", str(tmp_path / "run"), f"--lora.{key}", value]) == 2
     assert f"lora.{key} is" in (message := capsys.readouterr().err) and "lora.experts to false" in message
     assert asked == [[2, 3, 4, 5]] and not (tmp_path / "run" / "config.yaml").exists()

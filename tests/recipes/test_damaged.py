@@ -144,7 +144,7 @@ def test_a_damaged_shard_is_named_and_observed_again_when_it_is_deleted(tiny_con
     assert f"{shard} is damaged (" in told and told.endswith("; delete it and run the same command again\n")
     shard.unlink()
     others = {p: p.stat().st_mtime_ns for p in shard.parent.glob("shard-*")}
-    monkeypatch.setattr("gapclose.pipeline.context.choose_probe", lambda *_, **__: (_ for _ in ()).throw(ValueError("far enough")))
+    monkeypatch.setattr("gapclose.pipeline.measure_context.choose_probe", lambda *_, **__: (_ for _ in ()).throw(ValueError("far enough")))
     assert start(tiny_config, run, capsys)[2] == "error: far enough\n"
     again = read_tensors(shard)[0]
     assert again.keys() == before.keys() and all(torch.equal(again[name], before[name]) for name in before)

@@ -1,0 +1,288 @@
+"""Re-measurement of the gap in anyone's training: :class:`GapCallback`."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import transformers
+from peft import PeftModel
+
+from gapclose.core.distributed import kind_of, run_on_main
+from gapclose.core.files import read_json, write_json
+from gapclose.core.logging import get_logger
+from gapclose.data.item_set import ItemSet
+from gapclose.data.load import load_items
+from gapclose.data.prompt_templates import apply_prompt
+from gapclose.evaluation.record import make_record
+from gapclose.evaluation.run_records import headlines, read_records, record_of, write_records
+from gapclose.models.checkpoint import memory_fingerprint
+from gapclose.models.loading import assemble
+from gapclose.models.sharding import is_wrapped
+from gapclose.models.training_state import training_set_aside
+from gapclose.pipeline.config import config_of, missing_functions
+from gapclose.pipeline.items import Given, prepare_plain
+from gapclose.pipeline.measure_context import MeasureContext
+from gapclose.training.callbacks import running_trainer
+from gapclose.training.config import GUARDS as KNOWN_GUARDS
+from gapclose.training.config import GuardsConfig
+from gapclose.training.early_stopping import GUARDS, check_guards, triggered
+from gapclose.training.lora import adapter_changed
+
+logger = get_logger(__name__)
+
+SETTINGS = ("seed", "probe", "observe", "gap", "prompts", "labelling")
+"""keys of the configuration that decide the figures"""
+MARK = "callback.json"
+"""file that tells a directory of this callback from that of a run"""
+FILES = (MARK, "gap.jsonl", "probes", "observations")
+
+
+class GapCallback(transformers.TrainerCallback):
+    """Measures the gap before a training, after its epochs or every N steps, and at its end.
+
+    It works in ``transformers.Trainer`` and its subclasses, such as TRL's, on one process or under
+    DDP. The training takes the same steps as without it, bit for bit.
+
+    At the beginning the base model is observed: a ``PeftModel`` with its adapters disabled, any other
+    model as it is. The frozen probe is chosen on ``fit``, as :func:`gapclose.measure` does. ``val``
+    is measured then and again as ``every`` says; ``test``, if the items have it, at the beginning and
+    at the end. Every record goes to ``OUT/gap.jsonl``, and its headline figures to the trainer's
+    ``log``, so to every tracker in ``report_to``. :func:`gapclose.load_run` reads a directory with
+    ``test``.
+
+    Args:
+        items: item set with labelled splits ``fit`` and ``val``, or the directory of one.
+        processor: the model's processor, or the tokenizer of a text-only model; it is copied. None:
+            the trainer's ``processing_class``.
+        every: ``"epoch"``, or a number of optimiser steps.
+        out: directory for all files; None: ``gapclose`` in the trainer's ``output_dir``. A training
+            that starts anew replaces them; one that resumes goes on from them.
+        stop_on: guards that end the training when they object in ``guards.patience`` measurements
+            in a row: over-rejection, parsing, retention, fresh, sentinel, adapter.
+        settings: configuration groups as dictionaries or dataclasses: ``probe``, ``observe``, ``gap``,
+            ``prompts``, ``labelling`` and ``guards``, as for :func:`gapclose.measure`, and ``seed``.
+
+    Raises:
+        ValueError: for settings that do not exist or do not fit. At the beginning of the training,
+            for faults of the items, and for a model that is sharded.
+    """
+
+    def __init__(
+        self,
+        items: ItemSet | str | Path,
+        *,
+        processor: Any = None,
+        every: str | int = "epoch",
+        out: str | Path | None = None,
+        stop_on: Sequence[str] = (),
+        **settings: Any,
+    ) -> None:
+        if every != "epoch" and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
+            raise ValueError(f"every is {every!r}; it must be 'epoch' or a number of optimiser steps, 1 or more")
+        if unknown := sorted(set(stop_on) - set(GUARDS)):
+            raise ValueError(f"stop_on names {unknown}; choose some of {list(GUARDS)}")
+        guards = settings.get("guards", {})
+        guards = dataclasses.asdict(guards) if isinstance(guards, GuardsConfig) else guards
+        if guards.get("off") is not None:
+            raise ValueError("guards.off is not taken here; stop_on names the guards that are on")
+        settings |= {"guards": guards | {"off": [name for name in KNOWN_GUARDS if name not in stop_on]}}
+        self.config = config_of(settings, (*SETTINGS, "guards"))
+        if faults := list(missing_functions(self.config)):
+            raise ValueError("; ".join(faults))
+        self.items = items if isinstance(items, ItemSet) else load_items(items)
+        self.processor, self.every, self.out = processor, every, out
+        self.run: MeasureContext | None = None
+        self.trainer: transformers.Trainer | None = None
+        self.last_step, self.stopped, self.place = -1, dict[str, str](), 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure the base model.
+
+        Raises:
+            ValueError: see the class.
+        """
+        model, processor = kwargs["model"], self.processor or kwargs.get("processing_class")
+        self.trainer, self.last_step, self.stopped = running_trainer(), -1, {}
+        if self.trainer is None:
+            logger.warning("GapCallback: no transformers.Trainer called it, so its figures are in gap.jsonl alone")
+        else:
+            self.place = self._move(0)  # before the trackers, which close at the end of the training
+        self._refuse(model)
+        if processor is None:
+            raise ValueError("GapCallback needs a processor: give it one (processor=...), or the trainer its processing_class")
+        directory = Path(self.out) if self.out is not None else Path(args.output_dir) / "gapclose"
+        self.config.run_dir, self.config.data.path = str(directory), str(self.items.root)
+        self.config.model.path = str(getattr(model, "name_or_path", "") or type(model).__name__)
+        given = Given(items=self.items, model=model, processor=copy.deepcopy(processor))
+        splits = {"fit": True, "val": True} | ({"test": True} if self.items.select(split="test").items else {})
+        self.run = run = MeasureContext(self.config, directory)
+        run.plain = prepare_plain(self.config, closing=False, given=given, splits=splits)
+        run.items = apply_prompt(run.plain, self.config.prompts.asked, self.config.prompts)
+        with training_set_aside(model):
+            run.loaded = assemble(model, given.processor, path=self.config.model.path, fingerprint="")
+            base, resumed = memory_fingerprint(model, given.processor), state.global_step
+            run.loaded.fingerprint = run_on_main(lambda: self._claim(base, resumed, has_adapters=isinstance(model, PeftModel)))
+            with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
+                run.fit_probes()
+                run.measure_base([split for split in splits if split != "fit"])
+            for split in () if resumed else run.measured:
+                self._log(split, f"base/{split}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Measure every N steps."""
+        if self.every != "epoch" and state.global_step % int(self.every) == 0:
+            self._measure_val(state, control, kwargs["model"])
+        return control
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Measure after every epoch."""
+        if self.every == "epoch":
+            self._measure_val(state, control, kwargs["model"])
+        return control
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure what was trained: ``val`` unless it was just measured, and ``test``."""
+        best = state.best_global_step if args.load_best_model_at_end else None
+        if best is None and self.last_step != state.global_step:
+            self._measure_val(state, control, kwargs["model"])
+        if self.run is not None and "test" in self.run.measured:
+            self._measure(state, kwargs["model"], "test", "adapted/test", best or state.global_step)
+        if self.trainer is not None:
+            self._move(self.place)
+
+    def _move(self, place: int) -> int:
+        """Move this callback to a place among those of the trainer, and return where it was."""
+        assert self.trainer is not None
+        handler = self.trainer.callback_handler
+        before, others = handler.callbacks.index(self), [c for c in handler.callbacks if c is not self]
+        handler.callbacks = [*others[:place], self, *others[place:]]  # a new list: the old one is being gone through
+        return before
+
+    def _refuse(self, model: Any) -> None:
+        """Refuse models that cannot be measured while they are trained.
+
+        Raises:
+            ValueError: for models whose parameters an engine holds, or that are on several devices.
+        """
+        kind = "ddp" if self.trainer is None else kind_of(str(self.trainer.accelerator.distributed_type))
+        if kind != "ddp" or is_wrapped(model):
+            raise ValueError(
+                f"GapCallback measures models of which every process holds all parameters, not under {kind}; train under DDP, or use the "
+                "command `gapclose close`, which runs under FSDP2 and ZeRO"
+            )
+        if len(set((getattr(model, "hf_device_map", None) or {"": 0}).values())) > 1:
+            raise ValueError("GapCallback does not measure a model that is spread over several devices; load it without device_map")
+
+    def _claim(self, base: str, resumed: int, *, has_adapters: bool) -> str:
+        """Make the directory ready, and return the fingerprint of the base model. Main process only.
+
+        Args:
+            base: fingerprint of the model as it is now. resumed: optimiser steps that it has taken.
+
+        Raises:
+            ValueError: when the directory holds something else, or nothing of the training that is
+                resumed.
+        """
+        assert self.run is not None
+        directory, items = self.run.directory, self.run.items.fingerprint(labels=True)
+        now = {"items": items, "settings": {name: _plain(getattr(self.config, name)) for name in SETTINGS}}
+        before = read_json(directory / MARK, "base", "items", "settings") if (directory / MARK).is_file() else None
+        if before is None and any((directory / name).exists() for name in FILES):
+            raise ValueError(f"{directory} holds a run of gapclose; give GapCallback another directory (out=...)")
+        if resumed and before is None and not has_adapters:
+            raise ValueError(
+                f"the training goes on from step {resumed}, and {directory} holds no measurement of its base model; name the directory of its "
+                "start (out=...), or start anew"
+            )
+        if resumed and before is not None:
+            if changed := [name for name, value in now.items() if before[name] != value]:
+                raise ValueError(
+                    f"{directory}: {' and '.join(changed)} of GapCallback are not those with which this training started; use the same, or "
+                    "another directory (out=...)"
+                )
+            write_records(directory, [r for r in read_records(directory) if r.get("step", 0) <= resumed and r["stage"] != "adapted/test"])
+            return before["base"]
+        for name in FILES:
+            path = directory / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / MARK, {"base": base, **now})
+        return base
+
+    def _measure_val(self, state: Any, control: Any, model: Any) -> None:
+        """Measure ``val``, and stop the training where a guard of ``stop_on`` asks for it."""
+        step = state.global_step
+        stage = f"epoch-{math.ceil(round(state.epoch, 6))}/val" if self.every == "epoch" else f"step-{step}/val"
+        self._measure(state, model, "val", stage, step)
+        self.last_step = step
+        if fired := run_on_main(self._fired):
+            self.stopped = fired
+            control.should_training_stop = True
+            for name, reason in fired.items():
+                logger.warning(f"  stopped by the guard {name}: {reason}")
+
+    def _fired(self) -> dict[str, str]:
+        assert self.run is not None
+        return triggered([r for r in read_records(self.run.directory) if "objections" in r], self.config.guards)
+
+    def _measure(self, state: Any, model: Any, split: str, stage: str, step: int) -> None:
+        """Measure a split of the model as it is, and write and log the record.
+
+        Args:
+            step: optimiser steps after which the model was what it is.
+        """
+        run = self.run
+        assert run is not None
+        epoch = round(state.epoch * step / max(state.global_step, 1), 4)
+        with training_set_aside(model):
+            before = run.loaded
+            run.loaded = assemble(model, before.processor, path=before.path, fingerprint=before.fingerprint)
+            run.adapter = memory_fingerprint(model, before.processor)
+            try:
+                now = run.measure("now", split, replace=True)
+            except FloatingPointError as error:  # in all processes; it is no reason to end somebody's training
+                logger.warning(f"  {stage} is not measured: {error}")
+                return
+            finally:
+                run.on_main(lambda: shutil.rmtree(run.directory / "observations" / f"now-{split}", ignore_errors=True))
+            of = (stage, int(epoch) if float(epoch).is_integer() else epoch, now, run.measured[split])
+            if split == "val":
+                record = run.epoch_record(*of)
+                lora = any("lora_" in name for name, _ in model.named_parameters())
+                record["adapter_changed"] = adapter_changed(model) if lora else run.adapter != before.fingerprint
+                base = run_on_main(lambda: record_of(run.directory, "base/val"))
+                assert base is not None
+                record["objections"] = check_guards(record, base, self.config.gap, self.config.guards)
+            else:
+                record = make_record(*of, self.config.gap, self.config.seed) | {"stopped": self.stopped}
+            run.record(record | {"step": step})
+            self._log(split, stage)
+
+    def _log(self, split: str, stage: str) -> None:
+        """Hand the headline figures of a record to the trainer's log.
+
+        Inside :func:`training_set_aside`: in evaluation mode TRL's trainers add none of the metrics
+        that they collect for their next line.
+        """
+        assert self.run is not None
+        directory, trainer = self.run.directory, self.trainer
+        record = run_on_main(lambda: record_of(directory, stage))
+        if trainer is None or record is None:
+            return
+        due = trainer.control.should_log
+        figures: dict[str, Any] = {f"{'eval' if split == 'val' else split}_{name}": value for name, value in headlines(record).items()}
+        trainer.log(figures)
+        trainer.control.should_log = due  # the line of the loss is still to come
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as it is read back from JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value))
