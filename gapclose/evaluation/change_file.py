@@ -14,7 +14,6 @@ import numpy as np
 from scipy.special import softmax
 
 from gapclose.core.results import Result
-from gapclose.data.item_set import ItemSet
 from gapclose.evaluation.context import EvaluationContext
 from gapclose.evaluation.controls.scoring import ControlScorer
 from gapclose.evaluation.examples import varied
