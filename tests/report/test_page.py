@@ -115,7 +115,7 @@ def unsaid(number: int, **other) -> dict:
 def rich_run(tiny_run, tmp_path):
     """A finished run with a full measurement.json beside it, media short and long, and texts that try to get out."""
     directory, media = tmp_path / "rich", tmp_path / "rich" / "data-seed0"
-    shutil.copytree(tiny_run, directory, ignore=shutil.ignore_patterns("checkpoints", "adapter"))
+    shutil.copytree(tiny_run, directory, ignore=shutil.ignore_patterns("checkpoints", "adapter", "change.json"))
     media.mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (28, 28, 3), dtype=np.uint8)).save(media / "a.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (900, 1600, 3), dtype=np.uint8)).save(media / "large.png")
@@ -253,7 +253,7 @@ def test_texts_of_items_are_only_texts(rich_run):
 
 def test_a_run_without_a_measurement(tiny_run, tmp_path):
     """Sections without numbers are left out; the two controls that gap.jsonl records stay."""
-    shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "adapter", "measurement.json"))
+    shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "adapter", "measurement.json", "change.json"))
     read = check(page.write_page(tmp_path / "run").read_text())
     assert titles(read) == ["sides", "epochs", "controls", "settings"] == [a["href"][1:] for a in read.all("a")]
     assert len(read.all("svg")) == 2 and "majority class" in read.text and "text only" in read.text
