@@ -25,7 +25,7 @@ NEXT_STEPS: Mapping[str, Mapping[str, str]] = {
         "moved": "Keep the adapters above the probe (`lora.layers: after_probe`), so that they cannot move what it reads.",
         "lost": "Do not use this adapter; lower `train.learning_rate`, or keep the adapters above the probe (`lora.layers: after_probe`).",
         "collapsed": "Do not use this adapter; lower `train.learning_rate` or raise `train.retain`, and train again.",
-        "no gap": f"The base model has no gap on test, so no closure can be claimed. {_MORE}",
+        "no gap": f"No closure can be claimed without a gap. {_MORE}",
     },
     "verdict": {
         "real": "This reading may be trained on; report it with its interval and the controls that it beats.",

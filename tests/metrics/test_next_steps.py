@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -81,5 +82,5 @@ def test_page_and_terminal_say_state_and_step(tiny_run, tmp_path, capsys, state)
     step = NEXT_STEPS["trained"][state]
     assert f"next: {step}" in capsys.readouterr().out
     page = build_page(run)
-    head = re.sub("<[^>]+>", "", page[page.index("<h1") : page.index('<p class="headline"')])
-    assert state in head and step.replace("`", "") in head and STATES[state].capitalize()[:20] in head
+    head = unescape(re.sub("<[^>]+>", "", page[page.index("<h1") : page.index('<p class="headline"')]))
+    assert state in head and step.replace("`", "") in head and STATES[state].capitalize() in head
