@@ -369,6 +369,11 @@ def test_the_page_in_a_browser(rich_run, tmp_path):
             assert browser.evaluate("document.documentElement.scrollWidth") <= browser.evaluate("innerWidth") == width
             inside = "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, svg, thead')).map(e => e.getBoundingClientRect())"
             assert browser.evaluate(f"Math.max(...{inside}.map(r => r.right))") <= width
+            size = "e => parseFloat(getComputedStyle(e).fontSize)"
+            others = browser.evaluate(
+                f"Math.max(...[...document.querySelectorAll('body *')].filter(e => !e.closest('svg, h1')).map({size}))"
+            )
+            assert browser.evaluate(f"({size})(document.querySelector('h1.state'))") > 1.3 * others  # the state is the largest thing
             assert browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
             loaded = (
                 "Promise.all([...document.querySelectorAll('audio')].map(a => new Promise(done => {"
@@ -377,5 +382,11 @@ def test_the_page_in_a_browser(rich_run, tmp_path):
             )
             durations = browser.evaluate(loaded)
             assert len(durations) == 19 and min(durations) >= 0.99 and max(durations) == pytest.approx(10, abs=0.2)
+        look = "['body', 'figure svg text'].map(e => getComputedStyle(document.querySelector(e))).map((s, k) => k ? s.fill : s.backgroundColor)"
+        light = browser.evaluate(look)
+        browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        assert light == ["rgb(255, 255, 255)", "rgb(51, 51, 51)"] and browser.evaluate(look) == ["rgb(21, 23, 26)", "rgb(228, 230, 232)"]
+        browser.call("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        assert browser.evaluate(look)[1] == light[1]
         assert browser.requested() == [] and browser.complaints() == []
         assert len(browser.evaluate("document.body.innerText")) > 5000
