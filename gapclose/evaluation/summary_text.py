@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from gapclose.evaluation.run_records import layer_words, prompt_words, round_words, target_words, unimproved_words
+from gapclose.metrics.next_steps import NEXT_STEPS
 from gapclose.metrics.status import STATES
+from gapclose.metrics.verdict import VERDICTS
 
 
 def show(interval: dict[str, float | None] | None, digits: int = 3) -> str:
@@ -67,6 +69,19 @@ def verdict(summary: dict[str, Any]) -> list[str]:
         if summary["transfer"] and summary["transfer"]["closure"]:
             lines.append(f"closure on the held-out question type: {show(summary['transfer']['closure'])}")
     return [*lines, *caveats(summary), state_line(summary)]
+
+
+def next_steps(summary: Mapping[str, Any]) -> list[str]:
+    """Return the next step for the state of a run, and one for every verdict that is not ``real``.
+
+    Where no reading is real, the first verdict comes before a state that builds on the reading.
+    """
+    of_state = NEXT_STEPS["trained" if summary["adapted"] else "measured"][summary["state"]]
+    doubted = {name: of["word"] for name, of in summary["verdicts"].items() if of["word"] in VERDICTS and of["word"] != "real"}
+    steps = {word: NEXT_STEPS["verdict"][word] for word in doubted.values()}
+    if summary["state"] in ("open", "closed") and steps and len(doubted) == len(summary["verdicts"]):
+        return list(steps.values())
+    return list(dict.fromkeys([of_state, *steps.values()]))
 
 
 ABOUT_READING = {

@@ -18,6 +18,7 @@ from gapclose.core.logging import get_logger
 from gapclose.core.tensor_files import read_tensors, refuse_damaged, seal
 from gapclose.data.items import Item
 from gapclose.data.media import SUPPORTED
+from gapclose.evaluation.change_file import measure_change
 from gapclose.evaluation.measurement import SplitMeasurement
 from gapclose.evaluation.prompt_variants import measure_prompt_variants
 from gapclose.evaluation.record import make_record
@@ -392,6 +393,7 @@ class AlignStage:
         self.run.record(
             record | {"forced": sorted(self.forced), "stopped": self.epochs.stopped(), "guards_off": self.run.config.guards.silent}
         )
+        self.run.on_main(lambda: write_json(self.run.directory / "change.json", measure_change(self.run, epoch).to_dict()))
         self.run.on_main(lambda: shutil.rmtree(self.run.directory / "trunk", ignore_errors=True))  # no longer needed
         summary = run_on_main(lambda: summarise(self.run.directory))
         if exported := without is None or self.run.config.export.unimproved:

@@ -27,6 +27,7 @@ usage: gapclose COMMAND [--config FILE] [--any.key value ...]
   report   RUN [--json]     show what a run measured, as tables or as one JSON object, and write RUN/report.html
   report   RUN RUN ...      compare runs, a row each; --json gives a list
            --html FILE      write the page (of one run, or the comparison) to FILE
+           --all            print every inference-time method at every budget, not the best setting of each
   monitor  RUN --items FILE flag questions whose premise seems to be false, by the frozen probe of a run; `gapclose monitor --help`
 
 `gapclose close --help` lists every key of the configuration. On several GPUs:
@@ -207,7 +208,7 @@ def monitor(arguments: Sequence[str]) -> None:
 
 def report(arguments: Sequence[str]) -> None:
     """Show one run, or compare several. Raises: ValueError for directories that do not exist."""
-    runs, as_json, html = _report_arguments(arguments)
+    runs, as_json, html, everything = _report_arguments(arguments)
     if absent := [run for run in runs if not run.is_dir()]:
         from gapclose.core.files import near_sibling
 
@@ -229,7 +230,7 @@ def report(arguments: Sequence[str]) -> None:
     if as_json:
         print(json.dumps(summarise(runs[0]), indent=1))
     else:
-        print_report(runs[0])
+        print_report(runs[0], everything=everything)
         html = html or runs[0] / "report.html"
 
     def write(path: Path) -> None:
@@ -256,8 +257,8 @@ def _write(page: Path | None, write: Callable[[Path], object], *, quiet: bool) -
         print(f"page: {page}")
 
 
-def _report_arguments(arguments: Sequence[str]) -> tuple[list[Path], bool, Path | None]:
-    """Return the run directories, whether ``--json`` is set, and the file of ``--html``.
+def _report_arguments(arguments: Sequence[str]) -> tuple[list[Path], bool, Path | None, bool]:
+    """Return the run directories, whether ``--json`` is set, the file of ``--html``, and whether ``--all`` is set.
 
     Raises:
         ValueError: with the usage, when no run is named or an option is unknown.
@@ -271,12 +272,14 @@ def _report_arguments(arguments: Sequence[str]) -> tuple[list[Path], bool, Path 
             html = next(words, "") if word == "--html" else word.partition("=")[2]
             unknown += [] if html and not html.startswith("-") else ["--html needs a file"]
         elif word.startswith("-"):
-            unknown += [] if word == "--json" else [word]
+            unknown += [] if word in ("--json", "--all") else [word]
         else:
             runs.append(Path(word))
     if not runs or unknown:
-        raise ValueError(f"usage: gapclose report RUN [RUN ...] [--json] [--html FILE]{f' (unknown: {unknown})' if unknown else ''}")
-    return runs, "--json" in arguments, Path(html) if html else None
+        raise ValueError(
+            f"usage: gapclose report RUN [RUN ...] [--json] [--html FILE] [--all]{f' (unknown: {unknown})' if unknown else ''}"
+        )
+    return runs, "--json" in arguments, Path(html) if html else None, "--all" in arguments
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from gapclose.evaluation.run_records import read_records
 NEEDED: dict[str, tuple[str, ...]] = {
     "items.json": ("fingerprint",),
     "measurement.json": ("verdicts",),
+    "change.json": ("epoch",),
     "gate.json": ("verdicts",),
     "wandb.json": ("id",),
 }

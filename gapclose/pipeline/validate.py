@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from rich.table import Table
-
 from gapclose.data.item_set import ItemSet
 from gapclose.data.prompt_templates import apply_prompt
 from gapclose.data.question_text import unnamed_options
@@ -16,19 +14,17 @@ from gapclose.metrics.verdict import LEAST_CLIPS
 from gapclose.models.config import SHIPPED
 from gapclose.models.quantization import refuse_quantisation
 from gapclose.pipeline.config import Config
-from gapclose.report.console import add_columns, wide_console
+from gapclose.report.console import wide_console
+from gapclose.report.tables import print_table
 
 
 def print_leak(leaks: list[Leak]) -> list[str]:
     """Print a row per modality; return a warning for each one whose text predicts the concept."""
     if not leaks:
         return []
-    table = Table(title="what the text alone gives away: TF-IDF and logistic regression, out of fold by clip, labelled gap items")
-    words = ("modality",)
-    add_columns(table, (*words, "clips", "items", "text alone, balanced", "chance"), words)
-    for leak in leaks:
-        table.add_row(leak.modality, str(leak.n_clips), str(leak.n_items), show(leak.balanced.to_dict()), f"{leak.chance:.3f}")
-    wide_console().print(table)
+    title = "what the text alone gives away: TF-IDF and logistic regression, out of fold by clip, labelled gap items"
+    rows = [[of.modality, str(of.n_clips), str(of.n_items), show(of.balanced.to_dict()), f"{of.chance:.3f}"] for of in leaks]
+    print_table(wide_console(), title, ("modality", "clips", "items", "text alone, balanced", "chance"), rows, words=("modality",))
     return [
         f"the text alone gives the right concept of {leak.modality} away: {show(leak.balanced.to_dict())} balanced, chance {leak.chance:.3f}; a "
         "reading must beat that to be called real. Look for words that true and false questions do not share, or ask each question in both"
@@ -86,9 +82,7 @@ def print_histogram(items: ItemSet) -> None:
     """Print clips, items, labelled items and items per concept by split, purpose and modality."""
     out = f" ({len(items.skipped)} left out)" if items.skipped else ""
     title = f"{items.name}: {len(items)} items{out}, {len({i.clip for i in items})} clips, alarm concepts {list(items.alarm)}"
-    table = Table(title=title)
-    words = ("split", "purpose", "modality")
-    add_columns(table, (*words, "clips", "items", "labelled", *items.concepts), words)
+    words, rows = ("split", "purpose", "modality"), []
     groups = Counter((i.split, i.purpose, i.modality) for i in items)
     for split, purpose, modality in sorted(groups):
         members = [i for i in items if (i.split, i.purpose, i.modality) == (split, purpose, modality)]
@@ -99,5 +93,5 @@ def print_histogram(items: ItemSet) -> None:
             sum(i.gold is not None for i in members),
             *(concepts[c] for c in items.concepts),
         )
-        table.add_row(split, purpose, modality, *map(str, counts))
-    wide_console().print(table)
+        rows.append([split, purpose, modality, *map(str, counts)])
+    print_table(wide_console(), title, (*words, "clips", "items", "labelled", *items.concepts), rows, words=words, keys=len(words))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from gapclose.core.settings import EXECUTION_ONLY_KEYS, read_settings
 from gapclose.evaluation.run_records import skipped_words, summarise
 from gapclose.evaluation.summary_text import show
 from gapclose.metrics.significance import holm
-from gapclose.report.console import add_columns, wide_console
+from gapclose.report.console import wide_console
+from gapclose.report.tables import print_table
 
 COLUMNS = {
     "base action": ("base", "balanced"),
@@ -63,9 +64,12 @@ def cells(run: dict[str, Any]) -> list[Any]:
     return found
 
 
-def differences(run: dict[str, Any]) -> str:
-    """Return the differing settings of a run as ``key value, key value``."""
-    return ", ".join(f"{key} {'null' if value is None else value}" for key, value in run["differs"].items()) or "-"
+def differences(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the settings of every run that most of the runs do not share, as ``key value, key value``."""
+    every = [{key: "null" if value is None else str(value) for key, value in run["differs"].items()} for run in runs]
+    counts = {key: Counter(of[key] for of in every).most_common(1)[0] for key in (every[0] if every else ())}
+    shared = {(key, value) for key, (value, count) in counts.items() if count > len(runs) / 2}
+    return [", ".join(f"{key} {value}" for key, value in of.items() if (key, value) not in shared) or "-" for of in every]
 
 
 def names(directories: Sequence[str]) -> list[str]:
@@ -102,7 +106,7 @@ def claimed(runs: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
             p = corrected.get((n, name))
             word = of["word"] if of["word"] != "real" or p is None or p <= 0.05 else "real alone, not among all compared"
             change = gains.get((n, name))
-            told = ("-", "-") if change is None else (f"{change[0]:+.2f}", f"{change[1]:.2g}")
+            told = ("-", "-") if change is None else (f"{round(change[0], 2) + 0:+.2f}", f"{change[1]:.2g}")
             rows.append((called[n], name, of["difference"], "-" if p is None else f"{p:.2g}", *told, word))
     return rows
 
@@ -119,21 +123,18 @@ def skipped(runs: Sequence[dict[str, Any]]) -> str:
 
 def print_comparison(runs: Sequence[dict[str, Any]], console: Console | None = None) -> None:
     """Print a table of runs, and one of claims by run and modality, corrected over all runs."""
-    words = ("run", "differs in", "state")
-    table = Table(title=f"{len(runs)} runs on test clips: balanced accuracy, 95 % clip-bootstrap intervals{skipped(runs)}")
+    title = f"{len(runs)} runs on test clips: balanced accuracy, 95 % clip-bootstrap intervals{skipped(runs)}"
     more = ("left out",) if skipped(runs) else ()
-    add_columns(table, ("run", "differs in", *COLUMNS, "state", "clips", *more, "seed"), words)
-    for name, run in zip(names([r["run"] for r in runs]), runs, strict=True):
+    rows = []
+    for name, run, differs in zip(names([r["run"] for r in runs]), runs, differences(runs), strict=True):
         counts = (run["n_clips"], *((run["n_skipped"],) if more else ()), run["seed"])
-        table.add_row(name, differences(run), *(show(i, 2) for i in cells(run)), run["state"], *map(str, counts))
+        rows.append([name, differs, *(show(i, 2) for i in cells(run)), run["state"], *map(str, counts)])
     console = console or wide_console()
-    console.print(table)
-    claims = Table(title=_title(runs))
-    add_columns(claims, CLAIMS, ("run", "modality", "verdict"))
-    for row in claimed(runs):
-        claims.add_row(*(show(cell, 2) if isinstance(cell, dict) else cell for cell in row))
-    if claims.row_count:
-        console.print(claims)
+    headings, words = ("run", "differs in", *COLUMNS, "state", "clips", *more, "seed"), ("run", "differs in", "state")
+    print_table(console, title, headings, rows, words=words, aside=("differs in", "clips", *more, "seed"))
+    if claims := claimed(runs):
+        told = [[show(cell, 2) if isinstance(cell, dict) else str(cell) for cell in row] for row in claims]
+        print_table(console, _title(runs), CLAIMS, told, words=("run", "modality", "verdict"), aside=CLAIMS[4:6], keys=2)
 
 
 def write_comparison(runs: Sequence[dict[str, Any]], path: Path) -> None:
@@ -154,7 +155,7 @@ def write_comparison(runs: Sequence[dict[str, Any]], path: Path) -> None:
         figures.points_svg("accuracies", sides, title, "balanced accuracy"),
         figures.points_svg("closures", closures, title, "closure"),
     )
-    rows = [(n, r, cells(r), differences(r)) for n, r in zip(called, runs, strict=True)]
+    rows = [(n, r, cells(r), d) for n, r, d in zip(called, runs, differences(runs), strict=True)]
     rest = {"claims": claimed(runs), "claims_title": _title(runs), "claims_columns": CLAIMS, "skipped": bool(skipped(runs))}
     write_text(path, render("compare.html.j2", rows=rows, columns=list(COLUMNS), **rest, figures=[Markup(d) for d in drawn if d]))
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from gapclose.core.files import read_json
 from gapclose.core.logging import spell_out
 from gapclose.evaluation.run_records import prompt_name, read_records, skipped_words, summarise
-from gapclose.evaluation.summary_text import budget_name, claims, show, turned, verdict
+from gapclose.evaluation.summary_text import budget_name, claims, next_steps, show, turned, verdict
+from gapclose.report.baselines import best_point, setting_words, standard_budget
+from gapclose.report.change import counts_line, premise_rows, ranking_rows, read_change
+from gapclose.report.tables import Row, print_table
 
 TEST_ROWS = {
     "action, balanced": "balanced",
@@ -47,72 +49,80 @@ def wide_console() -> Console:
     return Console(width=width, markup=False, emoji=False)
 
 
-def add_columns(table: Table, headings: Sequence[str], words: Sequence[str]) -> None:
-    """Add columns, those in ``words`` left-aligned.
+def print_report(directory: Path, console: Console | None = None, *, everything: bool = False) -> None:
+    """Print the measurements of a run: stages, test, modalities, then the verdict and the next step in words.
 
-    On a narrow terminal they fold, because cut headings could look alike.
+    Args:
+        everything: the whole table of inference-time baselines, not a line for each method.
     """
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in words else "right", overflow="fold")
-
-
-def print_report(directory: Path, console: Console | None = None) -> None:
-    """Print the measurements of a run: stages, test, modalities, then the verdict in words."""
     console = console or wide_console()
     summary, records = summarise(directory), read_records(directory)
     out = skipped_words(summary["n_skipped"])
-    stages = Table(title=f"{directory}: balanced accuracy by stage{out}")
     headings = ("stage", "action", "generated", "reading", "fresh", "sentinel", "retained", "closure", "state")
-    add_columns(stages, headings, ("stage", "state"))
+    stages = []
     for r in records:
         plain = (r["action"]["balanced"], r["generated"]["balanced_lenient"], r["reading"]["balanced"], r["fresh_probe"]["balanced"])
         plain += (r["sentinel_probe"]["balanced"], r.get("retention"), r.get("change", {}).get("closure"))
         cells = ["-" if v is None or v["value"] is None else f"{v['value']:.3f}" for v in plain]
-        stages.add_row(r["stage"], *cells, r["state"])
-    console.print(stages)
+        stages.append([r["stage"], *cells, r["state"]])
+    title = f"{directory}: balanced accuracy by stage{out}"
+    print_table(console, title, headings, stages, words=("stage", "state"), aside=("fresh", "sentinel", "retained"))
+    _print_test(summary, out, console)
+    _print_modalities(summary, out, console)
+    if summary["prompts"]:
+        print_prompts(summary["prompts"], console)
+    if change := read_change(directory, summary):
+        print_change(change, console)
+    path = directory / "measurement.json"
+    if path.is_file() and (baselines := read_json(path).get("baselines")):
+        if everything:
+            print_baselines(baselines, summary, console)
+        else:
+            print_best_baselines(baselines, summary, standard_budget(directory), console)
+    *sentences, last = verdict(summary)
+    for line in [*claims(summary), *sentences, *(f"next: {step}" for step in next_steps(summary)), last]:
+        console.print(line, highlight=False, soft_wrap=True)
 
-    test = Table(
-        title=f"test: {summary['n_clips']} clips, {summary['n_items']} items{out}, 1 seed ({summary['seed']}), 95 % clip-bootstrap intervals"
-    )
-    add_columns(test, ("figure", "base", "adapted"), ("figure",))
+
+def _print_test(summary: dict[str, Any], out: str, console: Console) -> None:
+    """Print every figure on test clips, of base and adapted model."""
+    title = f"test: {summary['n_clips']} clips, {summary['n_items']} items{out}, 1 seed ({summary['seed']}), 95 % clip-bootstrap intervals"
     adapted = summary["adapted"] or {}
-    for label, key in TEST_ROWS.items():
-        test.add_row(label, show(summary["base"][key]), show(adapted.get(key)))
-    test.add_section()
-    for label, kind in GAPS.items():
-        test.add_row(label, show(summary["gap"][kind]["base"]), show(summary["gap"][kind]["adapted"]))
-    test.add_row("fresh probe, balanced", show(summary["fresh_probe"]["base"]), show(summary["fresh_probe"]["adapted"]))
-    test.add_row("sentinel probe, balanced", show(summary["sentinel_probe"]["base"]), show(summary["sentinel_probe"]["adapted"]))
-    if summary["transfer"]:
-        test.add_row("held-out question type, action", show(summary["transfer"]["base"]), show(summary["transfer"]["adapted"]))
-    console.print(test)
+    rows: list[Row] = [(label, show(summary["base"][key]), show(adapted.get(key))) for label, key in TEST_ROWS.items()]
+    both = {label: summary["gap"][kind] for label, kind in GAPS.items()}
+    both |= {f"{kind} probe, balanced": summary[f"{kind}_probe"] for kind in ("fresh", "sentinel")}
+    both |= {"held-out question type, action": summary["transfer"]} if summary["transfer"] else {}
+    rows += [None, *((label, show(of["base"]), show(of["adapted"])) for label, of in both.items())]
+    print_table(console, title, ("figure", "base", "adapted"), rows, words=("figure",))
 
-    parts = Table(title=f"by modality (p: whether the change of the action is chance){out}")
-    headings = (
-        "modality",
-        "verdict",
-        "action base",
-        "action adapted",
-        "reading",
-        "gap base",
-        "gap adapted",
-        "closure",
-        "p (Holm)",
-    )
-    add_columns(parts, headings, ("modality", "verdict"))
+
+def _print_modalities(summary: dict[str, Any], out: str, console: Console) -> None:
+    """Print action, reading, gap and closure of every modality."""
+    title = f"by modality (p: whether the change of the action is chance){out}"
+    headings = ("modality", "verdict", "action base", "action adapted", "reading", "gap base", "gap adapted", "closure", "p (Holm)")
+    rows = []
     for name, part in summary["modality"].items():
         gap = part["gap"]["balanced"]
         row = (part["base"], part["adapted"], part["reading"], gap["base"], gap["adapted"], part["closure"])
         word, gain = summary["verdicts"].get(name, {}).get("word", "-"), part["significance"]
-        parts.add_row(name, word, *(show(value, 2) for value in row), f"{gain['p_holm']:.2g}" if gain else "-")
-    console.print(parts)
-    if summary["prompts"]:
-        print_prompts(summary["prompts"], console)
-    path = directory / "measurement.json"
-    if path.is_file() and (baselines := read_json(path).get("baselines")):
-        print_baselines(baselines, summary, console)
-    for line in [*claims(summary), *verdict(summary)]:
-        console.print(line, highlight=False, soft_wrap=True)
+        rows.append([name, word, *(show(value, 2) for value in row), f"{gain['p_holm']:.2g}" if gain else "-"])
+    print_table(console, title, headings, rows, words=("modality", "verdict"))
+
+
+def print_change(change: dict[str, Any], console: Console) -> None:
+    """Print what training changed on test: answers by premise, ranking and calibration, and how many answers turned."""
+    headings = ("premise", "base accepts", "base rejects", "adapted accepts", "adapted rejects")
+    rows: list[Row] = []
+    for row in premise_rows(change):
+        rows += [None] if rows and row.first else []
+        cells = [f"{count} ({100 * share:.0f} %)" for side in (row.base, row.adapted) for count, share in side]
+        rows.append([f"{row.premise} ({row.scope})", *cells])
+    if rows:
+        print_table(console, "test: answers by premise, items", headings, rows, words=("premise",))
+    found = [(label, show(before), show(after)) for label, before, after in ranking_rows(change)]
+    if found:
+        print_table(console, "test: ranking and calibration", ("figure", "base", "adapted"), found, words=("figure",))
+    console.print(counts_line(change), highlight=False, soft_wrap=True)
 
 
 PROMPT_COLUMNS = {
@@ -149,34 +159,47 @@ def print_prompts(prompts: dict[str, Any], console: Console) -> None:
     if all(of["adapted"] for of in prompts.values()):
         sides["adapted"] = ("test under several prompts, adapted model, trained under the first", ADAPTED_COLUMNS)
     for side, (title, columns) in sides.items():
-        table = Table(title=title)
-        add_columns(table, ("prompt", *columns), ("prompt",))
-        for name, of in prompts.items():
-            table.add_row(prompt_name(name), *(show(figure(of[side], path), 2) for path in columns.values()))
-        console.print(table)
+        rows = [[prompt_name(name), *(show(figure(of[side], path), 2) for path in columns.values())] for name, of in prompts.items()]
+        print_table(console, title, ("prompt", *columns), rows, words=("prompt",))
+
+
+def _baselines_title(baselines: dict[str, Any], summary: dict[str, Any]) -> str:
+    out = skipped_words(summary["n_skipped"])
+    return f"without training: chosen on {baselines['n_choice']} items of {baselines['chosen_on']}, judged on test{out}"
+
+
+def print_best_baselines(baselines: dict[str, Any], summary: dict[str, Any], budget: float, console: Console) -> None:
+    """Print a line for every inference-time baseline, with the setting that was chosen within the run's budget."""
+
+    def row(name: str, point: dict[str, Any], change: dict[str, Any] | None, setting: str) -> list[str]:
+        plain = ["-" if not of or of["value"] is None else f"{of['value'] + 0:.2f}" for of in (change, point["rejection"])]
+        return [name, show(point["balanced"], 2), *plain, setting]
+
+    rows: list[Row] = [row("base model", baselines["base"], None, "-")]
+    for method in baselines["methods"]:
+        if point := best_point(method, budget):
+            rows.append(row(method["name"], point, point["gain"]["standard_accuracy"], setting_words(point)))
+    if summary["adapted"]:
+        rows += [None, row("trained (this run)", summary["adapted"], turned(summary["standard_drop"]), "-")]
+    title = f"{_baselines_title(baselines, summary)}; at most {100 * budget:g} points of standard accuracy lost there (all: --all)"
+    headings = ("method", "balanced", "standard acc. change", "rejected", "setting")
+    print_table(console, title, headings, rows, words=("method", "setting"))
 
 
 def print_baselines(baselines: dict[str, Any], summary: dict[str, Any], console: Console) -> None:
     """Print the inference-time baselines by method and budget, and this run's trained model."""
-    table = Table(
-        title=f"without training: chosen on {baselines['n_choice']} items of {baselines['chosen_on']}, judged on test"
-        + skipped_words(summary["n_skipped"])
-    )
     headings = ("method", "budget, points", "balanced", "option, balanced", "standard acc. change", "rejected", "AUROC")
-    add_columns(table, headings, ("method",))
 
-    def add(name: str, budget: str, point: dict[str, Any], change: dict[str, Any] | None) -> None:
+    def row(name: str, budget: str, point: dict[str, Any], change: dict[str, Any] | None) -> list[str]:
         figures = (point["balanced"], point["option_balanced"], change, point["rejection"], point["auroc"])
-        table.add_row(name, budget, *(show(figure, 2) for figure in figures))
+        return [name, budget, *(show(figure, 2) for figure in figures)]
 
-    add("base model", "", baselines["base"], None)
+    rows: list[Row] = [row("base model", "", baselines["base"], None)]
     for method in baselines["methods"]:
-        table.add_section()
+        rows.append(None)
         for point in method["points"]:
-            first = point is method["points"][0]
             budget = budget_name(point) + ("" if point["setting"] else " (unchanged)")
-            add(method["label"] if first else "", budget, point, point["gain"]["standard_accuracy"])
+            rows.append(row(method["label"], budget, point, point["gain"]["standard_accuracy"]))
     if summary["adapted"]:
-        table.add_section()
-        add("trained (this run)", "", summary["adapted"], turned(summary["standard_drop"]))
-    console.print(table)
+        rows += [None, row("trained (this run)", "", summary["adapted"], turned(summary["standard_drop"]))]
+    print_table(console, _baselines_title(baselines, summary), headings, rows, words=("method", "budget, points"))

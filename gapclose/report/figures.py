@@ -94,7 +94,8 @@ def epochs_svg(records: Sequence[Mapping[str, Any]], text: Interval | None) -> s
     figure.legend(*rows[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     counts = _counts(records[0], "validation")
     label = f"Balanced accuracy per epoch. {counts}. " + "; ".join(
-        f"epoch {r['epoch']}: action {_text(r['action']['balanced'])}, reading {_text(r['reading']['balanced'])}" for r in records
+        f"epoch {r['epoch']}: action {interval_text(r['action']['balanced'])}, reading {interval_text(r['reading']['balanced'])}"
+        for r in records
     )
     if changed:
         closures = [r["change"]["closure"] for r in changed]
@@ -112,7 +113,9 @@ def epochs_svg(records: Sequence[Mapping[str, Any]], text: Interval | None) -> s
                 word, (record["epoch"], top if np.isfinite(top) else 0), (0, 4), textcoords="offset points", ha="center", fontsize=7.5
             )
         rows[1].set(ylabel="closure", ylim=(low - 0.1, high + 0.55 * (high - low)), xlim=(-0.4, max(epochs) + 0.5))
-        label += ". Closure: " + "; ".join(f"epoch {r['epoch']}: {_text(c)}, {r['state']}" for r, c in zip(changed, closures, strict=True))
+        label += ". Closure: " + "; ".join(
+            f"epoch {r['epoch']}: {interval_text(c)}, {r['state']}" for r, c in zip(changed, closures, strict=True)
+        )
     rows[-1].set_xlabel("epoch (0 is the base model)")
     rows[0].set_title(counts, loc="left")
     return to_svg(figure, "epochs", label)
@@ -177,7 +180,7 @@ def points_svg(name: str, rows: Sequence[tuple[str, Mapping[str, Interval | None
     axes.set_title(title, loc="left")
     if len(kinds) > 1:
         figure.legend(loc="outside lower center", ncols=len(kinds), columnspacing=1.2, handletextpad=0.3)
-    told = "; ".join(f"{label}: " + ", ".join(f"{k} {_text(i)}" for k, i in parts.items()) for label, parts in rows)
+    told = "; ".join(f"{label}: " + ", ".join(f"{k} {interval_text(i)}" for k, i in parts.items()) for label, parts in rows)
     return to_svg(figure, name, f"{title}. {told}")
 
 
@@ -208,58 +211,15 @@ def layers_svg(layers: Sequence[Mapping[str, Any]], chosen: Sequence[int], title
     rows[1].set_xlabel("decoder layer (0 is the embedding)")
     figure.legend(*rows[0].get_legend_handles_labels(), loc="outside lower center", ncols=3 if len(chosen) < 2 else 2)
     told = "; ".join(
-        f"layer {r['layer']}: reading {_text(r['reading']['balanced'])}"
-        + (f", logit lens {_text(r['lens']['balanced'])}" if r.get("lens") else "")
+        f"layer {r['layer']}: reading {interval_text(r['reading']['balanced'])}"
+        + (f", logit lens {interval_text(r['lens']['balanced'])}" if r.get("lens") else "")
         for r in layers
     )
     return to_svg(figure, "layers", f"Balanced accuracy by layer. {title}. {told}")
 
 
-@styled
-def roc_svg(scope: str, curves: Mapping[str, Mapping[str, Any]], name: str, title: str) -> str | None:
-    """Draw hit rate against false-alarm rate of reading and action, with their operating points."""
-    figure = new_figure(figsize=(3.4, 3.9), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="0.75", linewidth=1, linestyle=":")
-    told = []
-    for kind, style in (("reading", "-"), ("action", "--")):
-        curve, (colour, marker, _) = curves.get(kind), MARKS[kind]
-        if not curve:
-            continue
-        auroc, point = curve["auroc"], curve.get("point")
-        axes.plot(curve["false_alarm"], curve["hit"], color=colour, linestyle=style, linewidth=1.6, label=f"{kind}, AUROC {_text(auroc)}")
-        told.append(f"{kind}: AUROC {_text(auroc)}")
-        if point:
-            axes.plot(
-                point["false_alarm"], point["hit"], color=colour, marker=marker, markersize=8, markeredgecolor="white", linestyle="none",
-                clip_on=False, zorder=5,
-            )  # fmt: skip
-            told[-1] += f", operating point: hits {point['hit']:.2f} at false alarms {point['false_alarm']:.2f}"
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="false alarms", ylabel="hits", aspect="equal")
-    axes.set_title(title, loc="left")
-    figure.legend(loc="outside lower center", ncols=1)
-    return to_svg(figure, name, f"ROC, {scope}. {title}. " + "; ".join(told))
-
-
-@styled
-def calibration_svg(bins: Sequence[Mapping[str, float]], title: str) -> str | None:
-    """Draw accuracy against confidence of the reading, a point per bin of about equal size."""
-    bins = [b for b in bins if b["n"]]
-    x, y = (np.array([b[k] for b in bins], dtype=float) for k in ("confidence", "accuracy"))
-    figure = new_figure(figsize=(WIDTH, 3.4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="0.75", linewidth=1, linestyle=":")
-    axes.plot(x, y, color=READING, linewidth=0.8, alpha=0.6)
-    axes.scatter(x, y, s=26, color=READING, edgecolor="white", linewidth=0.8, alpha=0.85, zorder=3, clip_on=False)
-    start = min(0.5, float(x.min(initial=1)) - 0.05)
-    axes.set(xlabel="confidence of the reading", ylabel="accuracy", xlim=(start, 1.02))
-    axes.set_ylim(min(start, float(y.min(initial=1)) - 0.05), 1.02)
-    axes.set_title(title, loc="left")
-    told = "; ".join(f"confidence {b['confidence']:.2f}: accuracy {b['accuracy']:.2f} ({b['n']} items)" for b in bins)
-    return to_svg(figure, "calibration", f"Calibration of the reading. {title}. {told}")
-
-
-def _text(interval: Interval | None) -> str:
+def interval_text(interval: Interval | None) -> str:
+    """Return an interval for the label of a figure."""
     if interval is None or interval["value"] is None:
         return "not measured"
     return f"{interval['value']:.2f}" + (f" [{interval['lower']:.2f}, {interval['upper']:.2f}]" if interval["lower"] is not None else "")

@@ -14,7 +14,6 @@ from typing import Any
 from markupsafe import Markup
 
 from gapclose.core.files import read_json, write_text
-from gapclose.core.settings import read_settings
 from gapclose.core.version import __version__
 from gapclose.evaluation.run_records import (
     layer_words,
@@ -27,17 +26,24 @@ from gapclose.evaluation.run_records import (
     skipped_words,
     summarise,
 )
-from gapclose.evaluation.summary_text import turned, verdict
+from gapclose.evaluation.summary_text import next_steps, turned, verdict
+from gapclose.metrics.next_steps import NEXT_STEPS
 from gapclose.metrics.status import STATES
 from gapclose.metrics.verdict import VERDICTS
-from gapclose.report import figures
+from gapclose.report import curves, figures
+from gapclose.report.baselines import best_point, setting_words, standard_budget
+from gapclose.report.change import KINDS, compared, counts_line, premise_rows, ranking_rows, read_change, without_change
 from gapclose.report.console import ADAPTED_COLUMNS, GAPS, PROMPT_COLUMNS, TEST_ROWS, figure
+from gapclose.report.control_rows import controls
 from gapclose.report.media_embed import Embedder
+from gapclose.report.provenance import environment, fingerprints, settings
 from gapclose.report.style import why_no_figures
 from gapclose.report.templating import render
 
 MEASUREMENT_VERSION = 1
 THUMBNAILS = 4  # per item
+MEDIA_BYTES = 2_000_000
+"""of all media on a page, as URIs"""
 
 
 def write_page(directory: Path, path: Path | None = None) -> Path:
@@ -55,13 +61,27 @@ def write_page(directory: Path, path: Path | None = None) -> Path:
 def build_page(directory: Path) -> str:
     """Return the page of one run as HTML; the same records give the same bytes."""
     summary, records, measured = summarise(directory), read_records(directory), read_measurement(directory)
-    base = record_of(directory, "base/test")
+    base, change = record_of(directory, "base/test"), read_change(directory, summary)
     assert base is not None
+    sides, probe, budget = compared(measured, change), read_json(directory / "probes" / "frozen.json"), standard_budget(directory)
     return render(
         "report.html.j2",
+        change=change,
+        kinds=KINDS,
+        sides=sides,
+        turned_answers=counts_line(change) if change else without_change(summary),
+        premise_rows=premise_rows(change) if change else [],
+        ranking_rows=ranking_rows(change) if change else [],
+        examples={
+            kind: _with_media(directory, change, items, MEDIA_BYTES // len(KINDS)) for kind, items in change.get("examples", {}).items()
+        },
+        budget=budget,
+        best_baselines=_best_baselines(measured, budget),
+        next_steps=next_steps(summary),
+        after_verdict=NEXT_STEPS["verdict"],
         name=directory.resolve().name,
         out=skipped_words(summary["n_skipped"]),
-        concepts=measured.get("concepts") or read_json(directory / "probes" / "frozen.json").get("concepts"),
+        concepts=measured.get("concepts") or probe.get("concepts"),
         s=summary,
         m=measured,
         headline=headline(summary),
@@ -73,12 +93,12 @@ def build_page(directory: Path) -> str:
         test_rows=_test_rows(summary),
         epochs=sorted((r for r in records if r["stage"].endswith("/val")), key=lambda r: r["epoch"]),
         controls=controls(summary, base, measured),
-        unsaid=_unsaid(directory, measured),
-        settings=_settings(directory),
-        environment=_environment(directory),
-        fingerprints=_fingerprints(directory),
+        unsaid=[] if change else _with_media(directory, measured, measured.get("known_but_unsaid") or []),
+        settings=settings(directory),
+        environment=environment(directory),
+        fingerprints=fingerprints(directory),
         trained=summary["adapted"] and summary["adapted"] | {"gain": {"standard_accuracy": turned(summary["standard_drop"])}},
-        figures=_figures(summary, records, measured),
+        figures=_figures(summary, records, measured, sides, probe),
         no_figures=why_no_figures(),
     )
 
@@ -155,7 +175,13 @@ def _prompt_tables(prompts: Mapping[str, Any]) -> list[tuple[dict[str, Any], str
     ]
 
 
-def _figures(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> dict[str, Any]:
+def _figures(
+    summary: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    measured: Mapping[str, Any],
+    compared: Mapping[str, Any],
+    probe: Mapping[str, Any],
+) -> dict[str, Any]:
     """Draw every figure that has numbers, by section."""
     drawn: dict[str, Any] = {}
     title = f"{_counts(summary)}, 95 % intervals"
@@ -172,15 +198,22 @@ def _figures(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], m
     drawn["epochs"] = figures.epochs_svg(records, summary["text_only"]["balanced"])
     counts = _counts({**(measured if measured.get("n_clips") else summary), "n_skipped": summary["n_skipped"]})
     title = f"{counts}, 95 % intervals"
-    if measured.get("cells"):
-        cells = [(f"{c['modality']} / {c['concept']}", {"reading": c["reading"], "base action": c["action"]}) for c in measured["cells"]]
-        drawn["cells"] = figures.points_svg("cells", cells, title, "accuracy")
+    if cells := compared["cells"]:
+        rows = [
+            (f"{c['modality']} / {c['concept']}", {"reading": c["reading"], "base action": c["action"], "adapted action": c.get("adapted")})
+            for c in cells
+        ]
+        drawn["cells"] = figures.points_svg("cells", rows, title, "accuracy")
     if measured.get("layers"):
         drawn["layers"] = figures.layers_svg(measured["layers"], layers_of(measured.get("probe")), title)
-    for k, (scope, curves) in enumerate((measured.get("roc") or {}).items()):
-        drawn.setdefault("roc", []).append(figures.roc_svg(scope, curves, f"roc{k}", f"{scope}: {counts}"))
-    if (measured.get("calibration") or {}).get("bins"):
-        drawn["calibration"] = figures.calibration_svg(measured["calibration"]["bins"], counts)
+    elif summary["adapted"] and measured:
+        drawn["search"] = curves.search_svg(
+            probe.get("chosen_from") or [], layers_of(probe), f"{probe.get('n_fit')} items of fit, out of fold"
+        )
+    for k, (scope, sides) in enumerate(compared["roc"].items()):
+        drawn.setdefault("roc", []).append(curves.roc_svg(scope, sides, f"roc{k}", f"{scope}: {counts}"))
+    if compared["calibration"]:
+        drawn["calibration"] = curves.calibration_svg({name: of["bins"] for name, of in compared["calibration"].items()}, counts)
     joined = {k: "".join(filter(None, v)) if isinstance(v, list) else v for k, v in drawn.items()}
     return {k: Markup(v) for k, v in joined.items() if v}
 
@@ -189,72 +222,19 @@ def _counts(of: Mapping[str, Any]) -> str:
     return f"{of.get('n_clips')} test clips, 1 seed ({of.get('seed')}){skipped_words(of.get('n_skipped', 0))}"
 
 
-def controls(summary: Mapping[str, Any], base: Mapping[str, Any], measured: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return every control with a row per scope: guarded figure, own figure, difference, meaning.
+def _with_media(
+    directory: Path, source: Mapping[str, Any], items: Sequence[Mapping[str, Any]], budget: int = MEDIA_BYTES
+) -> list[dict[str, Any]]:
+    """Return items for the page, with embedded media and what is read of them.
 
-    Without measurement.json, these are the two controls in ``gap.jsonl``.
+    Args:
+        source: the file that they are of, which says what their paths are relative to.
     """
-    given = measured.get("controls")
-    if given is None:
-        known = base["controls"]
-        given = [
-            {"name": "text_only", "label": "text only", "question": "could the wording alone give it away?", "guards": "reading",
-             "balanced": known["text_only"], "difference": known["reading_minus_text"]},
-            {"name": "majority", "label": "majority class", "question": "is it more than always naming the commonest concept?",
-             "guards": "reading", "balanced": known["majority"]},
-        ]  # fmt: skip
-    shown = []
-    for control in given:
-        rows = []
-        for scope in sorted(control["balanced"], key=lambda s: (s != "all", s)):
-            difference, chance = ((control.get(key) or {}).get(scope) for key in ("difference", "chance"))
-            rows.append(
-                {
-                    "scope": scope,
-                    "guarded": _guarded(summary, control["guards"], scope),
-                    "balanced": control["balanced"][scope],
-                    "auroc": (control.get("auroc") or {}).get(scope),
-                    "difference": difference,
-                    "meaning": _meaning(difference, chance, (control.get("at_chance") or {}).get(scope)),
-                }
-            )
-        shown.append({**control, "rows": rows})
-    return shown
-
-
-def _guarded(summary: Mapping[str, Any], guards: str, scope: str) -> Any:
-    """Return the balanced accuracy that a control guards, of reading or action, or None."""
-    if guards not in ("reading", "action"):
-        return None
-    part = summary["modality"].get(scope)
-    if scope == "all":
-        return summary["reading" if guards == "reading" else "base"]["balanced"]
-    return part["reading" if guards == "reading" else "base"] if part else None
-
-
-def _meaning(difference: Any, chance: float | None, at_chance: bool | None) -> tuple[bool, str] | None:
-    """Return (whether the result is as expected, description), or None if nothing is claimed."""
-    good, words = True, []
-    if chance is not None and chance < 1:
-        good = at_chance is not False
-        told = {True: "at chance ({}), as it should be", False: "not at chance ({})", None: "too few clips to tell it from chance ({})"}
-        words.append(told[at_chance].format(f"{chance:.2f}"))
-    if difference is not None and difference["lower"] is not None:
-        beaten = difference["lower"] > 0
-        good = good and beaten
-        if chance is None and not beaten:  # no fault: e.g. residuals without the wording may read as well
-            return None
-        words.append("the reading beats it" if beaten else "the reading does not beat it")
-    return (good, "; ".join(words)) if words else None
-
-
-def _unsaid(directory: Path, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return items with a right, most certain reading and a wrong answer, with embedded media."""
-    root = Path(measured.get("data_root") or ".")
+    root = Path(source.get("data_root") or ".")
     if not root.is_absolute() and (directory / root).is_dir():
         root = directory / root
-    embedder, shown = Embedder(root), []
-    for item in measured.get("known_but_unsaid") or []:
+    embedder, shown = Embedder(root, budget), list[dict[str, Any]]()
+    for item in items:
         media = item.get("media") or []
         shown.append(
             {
@@ -262,55 +242,13 @@ def _unsaid(directory: Path, measured: Mapping[str, Any]) -> list[dict[str, Any]
                 "embedded": [embedder.embed(kind, path) for kind, path in media[:THUMBNAILS]],
                 "more": max(0, len(media) - THUMBNAILS),
                 "reads": sorted((item.get("reading") or {}).items(), key=lambda pair: -pair[1])[:2],
-                "sure": (item.get("action") or {}).get(item["said"]),
+                "sure": (item.get("action") or {}).get(item.get("said")),
             }
         )
     return shown
 
 
-def _rows(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Flatten a nested dict to (dotted key, value); an interval is one value."""
-    rows: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        nested = isinstance(value, Mapping) and set(value) != {"value", "lower", "upper"}
-        rows += _rows(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
-    return rows
-
-
-def _settings(directory: Path) -> list[tuple[str, str]]:
-    """Return every setting of a run.
-
-    Absolute paths are cut to their last part, because pages are shared.
-    """
-    return [(key, _shown(value)) for key, value in read_settings(directory).items() if key != "run_dir"]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, str) and value.startswith("/"):
-        return f"…/{Path(value).name}"
-    if isinstance(value, list):
-        return ", ".join(map(_shown, value))
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _environment(directory: Path) -> list[tuple[str, str]]:
-    """Return versions, device, seed and code revision, and the different ones of earlier starts."""
-    path = directory / "environment.json"
-    tree = read_json(path) if path.is_file() else {}
-    several = (tree, *tree.pop("earlier", []))
-    now, *starts = ({key.removeprefix("versions."): _shown(value) for key, value in _rows(one)} for one in several)
-    others = [", ".join(f"{key} {value}" for key, value in start.items() if now.get(key) != value) for start in starts]
-    return [*now.items(), *(("an earlier start", words) for words in others)]
-
-
-def _fingerprints(directory: Path) -> list[tuple[str, str]]:
-    """Return the fingerprints of items, model and adapter."""
-    found = []
-    if (directory / "items.json").is_file():
-        found.append(("items, media and labels", read_json(directory / "items.json")["fingerprint"]))
-    for stage, label in (("base-test", "base model"), ("adapted-test", "adapted model")):
-        path = directory / "observations" / stage / "manifest.json"
-        if path.is_file():
-            manifest = read_json(path)
-            found += [(f"{label}, {key}", manifest[key]) for key in ("model", "adapter", "fingerprint") if manifest.get(key)]
-    return found
+def _best_baselines(measured: Mapping[str, Any], budget: float) -> list[tuple[str, dict[str, Any], str]]:
+    """Return (label, point, setting in words) of every inference-time method that has a setting within the budget."""
+    methods = (measured.get("baselines") or {}).get("methods", [])
+    return [(of["label"], point, setting_words(point)) for of in methods if (point := best_point(of, budget))]

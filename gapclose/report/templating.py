@@ -22,7 +22,14 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"interval": interval, "number": number, "breakable": breakable, "layers": layers, "stacks": stacks}
+    environment.filters |= {
+        "interval": interval,
+        "number": number,
+        "breakable": breakable,
+        "layers": layers,
+        "stacks": stacks,
+        "coded": coded,
+    }
     return environment.get_template(template).render(version=__version__, **values)
 
 
@@ -57,3 +64,8 @@ def stacks(nested: Mapping[str, Any]) -> str:
 def breakable(value: Any) -> Markup:
     """Escape text, and allow line breaks after ``_``, ``/`` and ``.``."""
     return Markup(re.sub(r"([_/.])(?=\w)", r"\1<wbr>", str(escape(value))))
+
+
+def coded(value: str) -> Markup:
+    """Escape text, and set what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(value))))

@@ -84,7 +84,7 @@ def start(config: Path, run: Path, capsys, *more: str) -> tuple[int, str, str]:
 
 
 STATE = [
-    "gap.jsonl", "items.json", "environment.json", "measurement.json", "stopped.json", "wandb.json", "rounds.json",
+    "gap.jsonl", "items.json", "environment.json", "measurement.json", "change.json", "stopped.json", "wandb.json", "rounds.json",
     "observations/base-fit/request.json", "observations/base-test/manifest.json",
 ]  # fmt: skip
 

@@ -115,7 +115,7 @@ def unsaid(number: int, **other) -> dict:
 def rich_run(tiny_run, tmp_path):
     """A finished run with a full measurement.json beside it, media short and long, and texts that try to get out."""
     directory, media = tmp_path / "rich", tmp_path / "rich" / "data-seed0"
-    shutil.copytree(tiny_run, directory, ignore=shutil.ignore_patterns("checkpoints", "adapter"))
+    shutil.copytree(tiny_run, directory, ignore=shutil.ignore_patterns("checkpoints", "adapter", "change.json"))
     media.mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (28, 28, 3), dtype=np.uint8)).save(media / "a.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (900, 1600, 3), dtype=np.uint8)).save(media / "large.png")
@@ -253,7 +253,7 @@ def test_texts_of_items_are_only_texts(rich_run):
 
 def test_a_run_without_a_measurement(tiny_run, tmp_path):
     """Sections without numbers are left out; the two controls that gap.jsonl records stay."""
-    shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "adapter", "measurement.json"))
+    shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "adapter", "measurement.json", "change.json"))
     read = check(page.write_page(tmp_path / "run").read_text())
     assert titles(read) == ["sides", "epochs", "controls", "settings"] == [a["href"][1:] for a in read.all("a")]
     assert len(read.all("svg")) == 2 and "majority class" in read.text and "text only" in read.text
@@ -369,6 +369,11 @@ def test_the_page_in_a_browser(rich_run, tmp_path):
             assert browser.evaluate("document.documentElement.scrollWidth") <= browser.evaluate("innerWidth") == width
             inside = "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, svg, thead')).map(e => e.getBoundingClientRect())"
             assert browser.evaluate(f"Math.max(...{inside}.map(r => r.right))") <= width
+            size = "e => parseFloat(getComputedStyle(e).fontSize)"
+            others = browser.evaluate(
+                f"Math.max(...[...document.querySelectorAll('body *')].filter(e => !e.closest('svg, h1')).map({size}))"
+            )
+            assert browser.evaluate(f"({size})(document.querySelector('h1.state'))") > 1.3 * others  # the state is the largest thing
             assert browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
             loaded = (
                 "Promise.all([...document.querySelectorAll('audio')].map(a => new Promise(done => {"
@@ -377,5 +382,11 @@ def test_the_page_in_a_browser(rich_run, tmp_path):
             )
             durations = browser.evaluate(loaded)
             assert len(durations) == 19 and min(durations) >= 0.99 and max(durations) == pytest.approx(10, abs=0.2)
+        look = "['body', 'figure svg text'].map(e => getComputedStyle(document.querySelector(e))).map((s, k) => k ? s.fill : s.backgroundColor)"
+        light = browser.evaluate(look)
+        browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        assert light == ["rgb(255, 255, 255)", "rgb(51, 51, 51)"] and browser.evaluate(look) == ["rgb(21, 23, 26)", "rgb(228, 230, 232)"]
+        browser.call("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        assert browser.evaluate(look)[1] == light[1]
         assert browser.requested() == [] and browser.complaints() == []
         assert len(browser.evaluate("document.body.innerText")) > 5000

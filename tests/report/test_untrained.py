@@ -9,6 +9,8 @@ import pytest
 from rich.console import Console
 
 from gapclose.core.files import write_json
+from gapclose.pipeline.cli import main
+from gapclose.report.baselines import best_point, setting_words
 from gapclose.report.console import print_report
 from gapclose.report.html import build_page
 
@@ -44,29 +46,40 @@ def run(tiny_run, tmp_path):
     return tmp_path / "run"
 
 
-def test_the_page_has_a_row_for_every_method_and_budget(run):
-    """Labels are escaped; where no setting helps, the row says that nothing was changed."""
+def test_the_page_has_a_row_for_every_method(run):
+    """With its best setting; below it, folded away, a row for every budget. Labels are escaped; where no setting helps, the row says so."""
     page = build_page(run)
     section = page[page.index('<section id="baselines"') :].partition("</section>")[0]
-    assert (
-        section.count('<th scope="row">') == 5
-        and "trained, this run" in section
-        and "PGLA &lt;b&gt;" in section
-        and "440 items of val" in section
-    )
-    assert ">any</th>" in section and ">3</th>" in section and ">0 (unchanged)</th>" in section
-    assert "0.81" in section and "\u22120.07" in section and '<a href="#baselines">' in page
+    best, whole = section.split("<details>")
+    assert best.count('<th scope="row">') == 3 and "trained, this run" in best and "within 5 points" in best
+    assert "PGLA &lt;b&gt;" in best and "gamma 1" in best and "0.72" in best and "0.81" not in best and "440 items of val" in section
+    assert whole.count('<th scope="row">') == 3 and ">any</th>" in whole and ">3</th>" in whole and ">0 (unchanged)</th>" in whole
+    assert "0.81" in whole and "\u22120.07" in whole and '<a href="#baselines">' in page
 
 
-def test_the_terminal_has_the_same_table(run):
-    """On a narrow terminal nothing is cut off."""
-    wide, narrow = StringIO(), StringIO()
-    print_report(run, Console(file=wide, width=160))
-    print_report(run, Console(file=narrow, width=80))
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in wide.getvalue().splitlines() if line.startswith("│")]
-    mine = [row for row in rows if len(row) == 7 and row[1] in ("any", "3", "0 (unchanged)")]
-    assert [row[0] for row in mine] == ["PGLA <b>", "", ""] and mine[0][2] == "0.81 [0.79, 0.83]" and mine[0][4] == "-0.07 [-0.09, -0.05]"
-    assert "440 items of val" in wide.getvalue() and "…" not in narrow.getvalue()
+def cells_of(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+
+
+def test_the_terminal_has_a_line_for_every_method(run, capsys):
+    """With its best setting; every budget with --all."""
+    assert main(["report", str(run)]) == 0
+    short = capsys.readouterr().out
+    assert [row for row in cells_of(short) if row[0] == "pgla"] == [["pgla", "0.72 [0.70, 0.74]", "-0.03", "0.72", "gamma 1"]]
+    assert "440 items of val" in short and "0.81" not in short
+    assert main(["report", str(run), "--all"]) == 0
+    mine = [row for row in cells_of(capsys.readouterr().out) if len(row) == 7 and row[1] in ("any", "3", "0 (unchanged)")]
+    assert [row[0] for row in mine] == ["PGLA <b>"] * 3 and mine[0][2] == "0.81 [0.79, 0.83]" and mine[0][4] == "-0.07 [-0.09, -0.05]"
+
+
+def test_the_best_setting_is_that_of_the_largest_budget_within_the_runs():
+    """Whatever its figures on test are; none where every budget is larger."""
+    method = BASELINES["methods"][0]
+    spoilt = {"points": [point | figures(0.9 - n / 10) for n, point in enumerate(reversed(method["points"]))]}
+    for of in (method, spoilt):
+        assert [best_point(of, budget)["budget"] for budget in (0.0, 0.02, 0.03, 1.0)] == [0.0, 0.0, 0.03, 0.03]
+    assert best_point({"points": method["points"][:2]}, 0.01) is None
+    assert setting_words(method["points"][0]) == "gamma 2" and setting_words(method["points"][2]) == "unchanged"
 
 
 def test_without_baselines_there_is_no_table(run):

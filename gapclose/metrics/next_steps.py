@@ -1,0 +1,40 @@
+"""The next step after every state and every verdict, in one sentence each.
+
+Console, page and documents use this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_ACTING = "List the options in the prompt, ask for one of them, or ask questions that this model can answer; then measure again."
+_MORE = "Ask harder questions, or label more test clips if the interval of the gap is wide."
+
+NEXT_STEPS: Mapping[str, Mapping[str, str]] = {
+    "measured": {
+        "open": "Run `gapclose close` with this configuration to train the answers towards the reading.",
+        "no gap": f"There is no gap to close on these items. {_MORE}",
+        "not judgeable": _ACTING,
+    },
+    "trained": {
+        "closed": "Use the adapter in `adapter/`; before you publish the figure, repeat the run with two other values of `seed`.",
+        "open": "Look at the examples that are still wrong; then train with more `train.epochs` or a larger `lora.r`.",
+        "unfinished": "Train again with more `train.epochs`, in another `run_dir`.",
+        "blocked": "Raise `train.learning_rate`, `train.epochs` or `lora.r`, and train again in another `run_dir`.",
+        "over-rejecting": "Lower `targets.false_alarm_budget` or raise `train.retain`, and train again in another `run_dir`.",
+        "moved": "Keep the adapters above the probe (`lora.layers: after_probe`), so that they cannot move what it reads.",
+        "lost": "Do not use this adapter; lower `train.learning_rate`, or keep the adapters above the probe (`lora.layers: after_probe`).",
+        "collapsed": "Do not use this adapter; lower `train.learning_rate` or raise `train.retain`, and train again.",
+        "no gap": f"No closure can be claimed without a gap. {_MORE}",
+    },
+    "verdict": {
+        "real": "This reading may be trained on; report it with its interval and the controls that it beats.",
+        "readable without training": "Do not call the reading knowledge; ask about content, or raise `controls.random_draws` to be surer.",
+        "explained by text": "Balance the wording of true and false premises until `gapclose validate` no longer warns of the text; measure again.",
+        "not readable": "Check labels and media; let the probe search other layers (`probe.layers`), or ask about something else.",
+        "too few clips": "Label more clips in `fit` and `test`; the verdict names the difference that these can find.",
+        "not judgeable": _ACTING,
+    },
+}
+"""``measured``: state of a base model that was only measured; ``trained``: state after training;
+``verdict``: on the reading of a modality -> what to do next"""

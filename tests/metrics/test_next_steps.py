@@ -1,0 +1,86 @@
+"""The next step: one for every state and verdict, in terminal, page and documents."""
+
+import re
+import shutil
+from html import unescape
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from gapclose.core.files import read_json, write_json
+from gapclose.evaluation.summary_text import next_steps
+from gapclose.metrics.next_steps import NEXT_STEPS
+from gapclose.metrics.status import STATES
+from gapclose.metrics.verdict import VERDICTS
+from gapclose.pipeline.config import Config
+from gapclose.report.console import print_report
+from gapclose.report.html import build_page
+
+ROOT = Path(__file__).parents[2]
+STEPS = {(kind, word): step for kind, steps in NEXT_STEPS.items() for word, step in steps.items()}
+
+
+def test_no_state_and_no_verdict_is_without_one():
+    """A base model has three states (gapclose.evaluation.record); what is trained has all but the one that ends before training."""
+    assert set(NEXT_STEPS["measured"]) == {"open", "no gap", "not judgeable"}
+    assert set(NEXT_STEPS["trained"]) == set(STATES) - {"not judgeable"}
+    assert set(NEXT_STEPS["verdict"]) == set(VERDICTS)
+
+
+@pytest.mark.parametrize("place", STEPS, ids=" ".join)
+def test_a_step_is_one_line_and_names_keys_that_there_are(place):
+    step, config = STEPS[place], Config()
+    assert step.endswith(".") and "\n" not in step and len(step) <= 130
+    for key in re.findall(r"`([a-z]+\.[a-z_]+)(?:: \w+)?`", step):
+        group, _, name = key.partition(".")
+        assert hasattr(getattr(config, group), name), key
+    for name in re.findall(r"`(seed|run_dir)`", step):
+        assert hasattr(config, name)
+
+
+def test_the_documents_have_the_same_words():
+    """docs/measuring.md has a row for every state and verdict."""
+    text = (ROOT / "docs" / "measuring.md").read_text()
+    rows = {tuple(cell.strip() for cell in line.strip("|").split("|")) for line in text.splitlines() if line.startswith("| `")}
+    for (kind, word), step in STEPS.items():
+        wanted = {"measured": "base model", "trained": "after training", "verdict": "verdict"}[kind]
+        assert any(row[0] == f"`{word}`" and row[1] == wanted and row[2] == step for row in rows), (kind, word)
+
+
+def summary(state: str, *words: str, adapted: bool = True) -> dict:
+    return {
+        "state": state,
+        "adapted": {} if not adapted else {"balanced": 1},
+        "verdicts": {str(n): {"word": w} for n, w in enumerate(words)},
+    }
+
+
+def test_doubt_comes_before_success():
+    """Of a closed gap whose reading is not shown, the next step is about the reading; of one that failed, about the failure first."""
+    trained, verdict = NEXT_STEPS["trained"], NEXT_STEPS["verdict"]
+    assert next_steps(summary("closed", "real", "real")) == [trained["closed"]]
+    assert next_steps(summary("closed", "too few clips", "too few clips")) == [verdict["too few clips"]]
+    assert next_steps(summary("closed", "real", "explained by text")) == [trained["closed"], verdict["explained by text"]]
+    assert next_steps(summary("collapsed", "not readable")) == [trained["collapsed"], verdict["not readable"]]
+    assert next_steps(summary("open", "real", adapted=False)) == [NEXT_STEPS["measured"]["open"]]
+    assert next_steps(summary("not judgeable", "not judgeable", adapted=False)) == [NEXT_STEPS["measured"]["not judgeable"]]
+
+
+@pytest.mark.parametrize("state", NEXT_STEPS["trained"])
+def test_page_and_terminal_say_state_and_step(tiny_run, tmp_path, capsys, state):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("checkpoints", "adapter", "observations", "change.json"))
+    lines = (run / "gap.jsonl").read_text().splitlines()
+    lines[-1] = re.sub(r'"state": "[^"]*"', f'"state": "{state}"', lines[-1])
+    (run / "gap.jsonl").write_text("\n".join(lines) + "\n")
+    measured = read_json(run / "measurement.json")
+    for of in measured["verdicts"].values():
+        of["word"] = "real"
+    write_json(run / "measurement.json", measured)
+    print_report(run, Console(width=200))
+    step = NEXT_STEPS["trained"][state]
+    assert f"next: {step}" in capsys.readouterr().out
+    page = build_page(run)
+    head = unescape(re.sub("<[^>]+>", "", page[page.index("<h1") : page.index('<p class="headline"')]))
+    assert state in head and step.replace("`", "") in head and STATES[state].capitalize() in head
