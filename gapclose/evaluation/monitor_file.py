@@ -158,13 +158,13 @@ class MonitorFile:
             )
         probe = FrozenProbe.load(folder / NAME)
         try:
-            counts = {f.name: facts["rates"][f.name] for f in fields(AlarmRates)}
-            intervals = {k: Interval.from_dict(v) for k, v in counts.items() if isinstance(v, dict)}
+            counts: dict[str, Any] = {f.name: facts["rates"][f.name] for f in fields(AlarmRates)}
+            counts |= {k: Interval.from_dict(v) for k, v in counts.items() if isinstance(v, dict)}
             return cls(
                 probe=probe,
                 alarm=tuple(facts["alarm"]),
                 **{k: facts[k] for k in ("threshold", "false_alarm_rate", "split")},
-                rates=AlarmRates(**(counts | intervals)),
+                rates=AlarmRates(**counts),
                 calibration=tuple(EventBin(**b) for b in facts["calibration"]),
                 model=MonitoredModel(**facts["model"]),
             )

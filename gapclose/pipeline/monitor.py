@@ -192,20 +192,20 @@ class Monitor:
         given = list(messages)
         conversations = [given] if given and isinstance(given[0], Mapping) else given
         problems, items = ErrorCollector("the conversations"), list[Item]()
-        shared = options is None or all(isinstance(o, Option | Mapping) for o in options)
-        if not shared and len(options) != len(conversations):
-            raise ValueError(f"{len(options)} lists of options for {len(conversations)} conversations; give one list, or one for each")
+        listed: list[Any] = list(options or ())
+        shared = all(isinstance(o, Option | Mapping) for o in listed)
+        if not shared and len(listed) != len(conversations):
+            raise ValueError(f"{len(listed)} lists of options for {len(conversations)} conversations; give one list, or one for each")
         for n, conversation in enumerate(conversations):
             label = f"conversation {n}"
             turns = list(conversation) if isinstance(conversation, Sequence) else []
             check_messages(turns, label, problems, within=False)
-            own = options if shared else options[n]
             rows = [
                 {"text": o.text, "concept": o.concept} if isinstance(o, Option) else dict(o) if isinstance(o, Mapping) else o
-                for o in own or ()
+                for o in (listed if shared else listed[n])
             ]
-            listed = read_options({"options": rows}, label, self.file.probe.concepts, problems)[0] if own is not None else []
-            items.append(Item(id=label, clip=label, split="test", modality="-", messages=turns, options=listed))
+            own = read_options({"options": rows}, label, self.file.probe.concepts, problems)[0] if options is not None else []
+            items.append(Item(id=label, clip=label, split="test", modality="-", messages=turns, options=own))
         if not conversations:
             problems.add("there are none; give messages")
         problems.raise_if_any()

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 
 from gapclose.core.errors import ErrorCollector, ItemError, shown
 from gapclose.core.files import near_sibling, write_text
@@ -30,7 +29,8 @@ from gapclose.models.loading import load_model
 from gapclose.pipeline.config import parse_config
 from gapclose.pipeline.monitor import Monitor
 from gapclose.pipeline.monitor_results import MonitoredAnswer, Reading
-from gapclose.report.console import add_columns, wide_console
+from gapclose.report.console import wide_console
+from gapclose.report.tables import print_table
 from gapclose.training.lora import load_adapter
 
 LISTED = 20
@@ -151,10 +151,19 @@ def _question(line: str, where: str, number: int, concepts: tuple[str, ...], pro
     check_messages(row.get("messages"), where, problems)
     options, gold = read_options(row, where, concepts, problems) if row.get("options") else ([], None)
     ident = str(row.get("id", f"line {number}"))
-    named = {key: str(row.get(key, value)) for key, value in DEFAULTS.items()}
+    split, modality, purpose = (str(row.get(key, value)) for key, value in DEFAULTS.items())
     if len(problems) > before:
         return None
-    return Item(id=ident, clip=str(row.get("clip", ident)), **named, messages=row["messages"], options=options, gold=gold)
+    return Item(
+        id=ident,
+        clip=str(row.get("clip", ident)),
+        split=split,
+        modality=modality,
+        purpose=purpose,
+        messages=row["messages"],
+        options=options,
+        gold=gold,
+    )
 
 
 def flags_of(file: MonitorFile, items: Sequence[Item], found: Sequence[Reading], *, replicates: int, seed: int) -> Flags:
@@ -192,28 +201,25 @@ def print_flags(flags: Flags, items: Sequence[Item]) -> None:
         f"chosen on val for at most {100 * flags.false_alarm_rate:g} % false alarms"
     )
     if rates := flags.rates:
-        table = Table(title=f"{rates.items} labelled questions, {rates.clips} clips, 95 % clip-bootstrap intervals")
-        add_columns(table, ["figure", "value", "of"], ["figure", "of"])
-        for name, interval, of in (
-            ("hits", rates.hits, f"{rates.alarm_items} with a false premise"),
-            ("false alarms", rates.false_alarms, f"{rates.items - rates.alarm_items} with a true premise"),
-            ("precision", rates.precision, f"{rates.flagged} flagged"),
-        ):
-            table.add_row(name, show(interval.to_dict()), of)
-        console.print(table)
+        title = f"{rates.items} labelled questions, {rates.clips} clips, 95 % clip-bootstrap intervals"
+        rows = [
+            ("hits", show(rates.hits.to_dict()), f"{rates.alarm_items} with a false premise"),
+            ("false alarms", show(rates.false_alarms.to_dict()), f"{rates.items - rates.alarm_items} with a true premise"),
+            ("precision", show(rates.precision.to_dict()), f"{rates.flagged} flagged"),
+        ]
+        print_table(console, title, ["figure", "value", "of"], rows, words=["figure", "of"])
     answered = "text" in flags.questions[0]
     if answered:
         named = [q["disagrees"] for q in flags.questions if q["disagrees"] is not None]
         print(f"{sum(named)} of {len(named)} answers that name an option disagree with their reading")
-    table = Table(title=f"the {min(LISTED, len(items))} highest readings")
-    add_columns(table, ["reading", "flag", "question", *(["answer"] if answered else [])], ["flag", "question", "answer"])
+    rows = list[list[str]]()
     for row, item in sorted(zip(flags.questions, items, strict=True), key=lambda of: -of[0]["reading"])[:LISTED]:
         question = " ".join(item.text.split())
         cut = question if len(question) <= 40 else f"{question[:37]}..."
-        table.add_row(
-            f"{row['reading']:.3f}", "yes" if row["flag"] else "", cut, *([" ".join(row["text"].split())[:16]] if answered else [])
-        )
-    console.print(table)
+        answer = [" ".join(row["text"].split())[:16]] if answered else []
+        rows.append([f"{row['reading']:.3f}", "yes" if row["flag"] else "", cut, *answer])
+    headings = ["reading", "flag", "question", *(["answer"] if answered else [])]
+    print_table(console, f"the {len(rows)} highest readings", headings, rows, words=["flag", "question", "answer"])
 
 
 def write_flags(flags: Flags, path: Path) -> None:
