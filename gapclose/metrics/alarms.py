@@ -20,7 +20,7 @@ def choose_threshold(reading: np.ndarray, alarm: np.ndarray, rate: float) -> flo
     """Return the threshold with the largest hits minus false alarms, within a false-alarm rate.
 
     Of equals the highest is taken, which flags least. It lies halfway between two neighbouring
-    readings, so rounding does not move an item across it.
+    readings, or between the highest and 1, so rounding does not move an item across it.
 
     Args:
         reading: (N,) in 0..1.
@@ -37,10 +37,9 @@ def choose_threshold(reading: np.ndarray, alarm: np.ndarray, rate: float) -> flo
     hits, false_alarms = (1 - np.bincount(place[of], minlength=len(levels)).cumsum() / of.sum() for of in (alarm, ~alarm))
     better = np.where(false_alarms <= rate + 1e-9, (hits - false_alarms).round(9), -np.inf)
     best = len(levels) - 1 - int(better[::-1].argmax())
-    if best == len(levels) - 1:
-        return float(levels[best])
-    middle = (levels[best] + levels[best + 1]) / 2
-    return float(middle if middle < levels[best + 1] else levels[best])
+    above = levels[best + 1] if best + 1 < len(levels) else 1.0
+    middle = (levels[best] + above) / 2
+    return float(middle if middle < above else levels[best])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +50,10 @@ class AlarmRates(Result):
     clips: int
     alarm_items: int
     """items whose premise is false"""
+    alarm_clips: int
+    """clips with such items"""
+    standard_clips: int
+    """clips with items whose premise is true"""
     flagged: int
     hits: Interval
     """share of the items with a false premise that are flagged"""
@@ -72,6 +75,8 @@ def alarm_rates(flag: np.ndarray, alarm: np.ndarray, clip: np.ndarray, *, replic
         items=len(flag),
         clips=clips.n,
         alarm_items=int(alarm.sum()),
+        alarm_clips=len(np.unique(clip[alarm])),
+        standard_clips=len(np.unique(clip[~alarm])),
         flagged=int(flag.sum()),
         hits=Interval.of(clips.mean(flag, alarm)),
         false_alarms=Interval.of(clips.mean(flag, ~alarm)),

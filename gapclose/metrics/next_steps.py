@@ -18,7 +18,7 @@ NEXT_STEPS: Mapping[str, Mapping[str, str]] = {
     },
     "trained": {
         "closed": "Use the adapter in `adapter/`; before you publish the figure, repeat the run with two other values of `seed`.",
-        "open": "Look at the examples that are still wrong; then train with more `train.epochs` or a larger `lora.r`.",
+        "open": "Train with more `train.epochs` or a larger `lora.r`, in another `run_dir`; after several tries, report the last on new test clips.",
         "unfinished": "Train again with more `train.epochs`, in another `run_dir`.",
         "blocked": "Raise `train.learning_rate`, `train.epochs` or `lora.r`, and train again in another `run_dir`.",
         "over-rejecting": "Lower `targets.false_alarm_budget` or raise `train.retain`, and train again in another `run_dir`.",

@@ -1,9 +1,9 @@
 """Several continuations of one prompt in one row, each blind to the others.
 
 Behind a prompt lie its *branches*, one after another: the beginnings of its answers. A token of a
-branch attends to the prompt and to the tokens before it in its own branch. Its position is the one
-that it has right behind the prompt. So every branch gives what a row of its own gives, and the prompt
-is computed once.
+branch attends to the prompt and to the earlier tokens of its branch. Positions of a branch count on
+from the end of the prompt. Every branch then has the results of a row of its own, and the prompt is
+computed once.
 
 Shapes: B rows, T tokens of prompt and branches, S of the branches alone, A axes of rotary positions.
 """
@@ -52,18 +52,19 @@ def branch_mask(attention: torch.Tensor, branch: torch.Tensor, dtype: torch.dtyp
     return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
-def branch_positions(positions: torch.Tensor | None, branch: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Return positions in which every branch begins right behind the prompt.
+def branch_positions(positions: torch.Tensor | None, branch: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    """Return positions in which every branch counts on from the end of the prompt.
 
     Args:
-        positions: (B, T) or (A, B, T), as if the branches were one text; None: the decoder counts
-            columns.
+        positions: (B, T) or (A, B, T), as if the branches were one text; None: the tokens of
+            ``attention`` are counted.
         branch: (B, S), as in :func:`branch_mask`.
-        tokens: T.
+        attention: (B, T), as in :func:`branch_mask`.
     """
     rows, behind = branch.shape
+    tokens = attention.shape[1]
     if positions is None:
-        positions = torch.arange(tokens, device=branch.device)[None]
+        positions = (attention.long().cumsum(-1) - 1).clamp_min(0)
     positions = positions.expand(*positions.shape[:-2], rows, -1)
     earlier = (branch[:, :, None] == branch[:, None, :]).tril(-1)  # (B, S, S)
     first = positions[..., tokens - behind, None]
@@ -86,7 +87,7 @@ def branched(model: Any, branch: torch.Tensor | None) -> Iterator[None]:
         if not (isinstance(attention, torch.Tensor) and attention.dim() == 2):
             raise ValueError("attention between the tokens of a prompt depends on its media")
         own = branch.to(attention.device)
-        places = branch_positions(kwargs.get("position_ids"), own, attention.shape[1])
+        places = branch_positions(kwargs.get("position_ids"), own, attention)
         mask = branch_mask(attention, own, next(module.parameters()).dtype)
         return args, kwargs | {"attention_mask": mask, "position_ids": places}
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
 from gapclose.models.families import KEPT_APART
+from gapclose.models.structure import unwrap
 
 HASHED = (
     "tokenizer*",
@@ -76,6 +77,7 @@ def memory_fingerprint(model: Any, processor: Any) -> str:
     and the blocks of every parameter and buffer that :func:`checkpoint_fingerprint` reads of a
     file. LoRA adapters of PEFT do not count: a model has the same hash with and without them.
     """
+    model = unwrap(model)
     generation = getattr(model, "generation_config", None)
     stated = [_lasting(of.to_diff_dict()) for of in (model.config, generation) if of is not None]
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True, default=str).encode())

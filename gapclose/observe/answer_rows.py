@@ -74,6 +74,14 @@ class AnswerRows:
         }
 
 
+def answer_rows(loaded: LoadedModel, batch: Sequence[Item], *, branching: bool) -> AnswerRows:
+    """Lay out items with all their options."""
+    laid = AnswerRows(branching=branching)
+    for item in batch:
+        laid.add_answers(item, [loaded.option_tokens(o.text) for o in item.options])
+    return laid
+
+
 def branch_numbers(rows: Sequence[Row]) -> torch.Tensor | None:
     """The branch of every token behind the prompts, (B, S); 0 for padding. None if no row has several."""
     if all(len(branches) < 2 for _, branches in rows):

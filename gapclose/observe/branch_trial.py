@@ -16,7 +16,7 @@ from gapclose.models.loading import LoadedModel
 from gapclose.models.processing import media_signature
 from gapclose.models.sharding import unwrap_engine
 from gapclose.models.structure import unwrap
-from gapclose.observe.answer_rows import AnswerRows, prompt_with_answers
+from gapclose.observe.answer_rows import AnswerRows, answer_rows, prompt_with_answers
 from gapclose.observe.forward import forward_part
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -30,7 +30,8 @@ def can_branch(loaded: LoadedModel, items: Sequence[Item], media: MediaLoader) -
     """Whether rows with several branches give what rows of their own give, on all processes alike.
 
     The model's settings are looked at first. Then a trial runs the first item with several contexts
-    of every combination of media both ways. A reason against it is logged.
+    of every combination of media both ways, beside the one with the shortest text, so that one of
+    them is padded. A reason against it is logged.
     """
     reasons = run_on_all_ranks(lambda: _refusal(loaded, items, media))
     reason = next((r for r in reasons if r is not None), None)
@@ -43,16 +44,18 @@ def can_branch(loaded: LoadedModel, items: Sequence[Item], media: MediaLoader) -
 def _refusal(loaded: LoadedModel, items: Sequence[Item], media: MediaLoader) -> str | None:
     tried: dict[tuple[str, ...], Item] = {}
     for item in items:
-        if media_signature(item) not in tried and len(_laid(loaded, item, branching=False).rows) > 1:
+        if media_signature(item) not in tried and len(answer_rows(loaded, [item], branching=False).rows) > 1:
             tried[media_signature(item)] = item
     if not tried:
         return None
     if reason := branches_unsupported(loaded.model):
         return reason
-    allowed = TOLERANCE[next(unwrap(loaded.model).parameters()).dtype]
-    for item in tried.values():
+    allowed = TOLERANCE.get(next(unwrap(loaded.model).parameters()).dtype, TOLERANCE[torch.float32])
+    for kinds, item in tried.items():
+        shortest = min((i for i in items if media_signature(i) == kinds), key=lambda i: len(i.text))
+        pair = [item, shortest]
         try:
-            apart, together = (_answers(loaded, _laid(loaded, item, branching=b), media) for b in (False, True))
+            apart, together = (_answers(loaded, answer_rows(loaded, pair, branching=b), media) for b in (False, True))
         except torch.OutOfMemoryError:
             raise
         except (TypeError, ValueError, RuntimeError, LookupError) as error:
@@ -60,12 +63,6 @@ def _refusal(loaded: LoadedModel, items: Sequence[Item], media: MediaLoader) -> 
         if not (difference := float((apart - together).abs().max())) <= allowed:
             return f"in one row, a log-probability differs by {difference:.2g} ({allowed:g} is allowed)"
     return None
-
-
-def _laid(loaded: LoadedModel, item: Item, *, branching: bool) -> AnswerRows:
-    laid = AnswerRows(branching=branching)
-    laid.add_answers(item, [loaded.option_tokens(o.text) for o in item.options])
-    return laid
 
 
 def _answers(loaded: LoadedModel, laid: AnswerRows, media: MediaLoader) -> torch.Tensor:

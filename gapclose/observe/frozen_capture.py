@@ -23,12 +23,12 @@ from gapclose.models.loading import LoadedModel
 from gapclose.models.processing import media_signature
 from gapclose.models.sharding import unwrap_engine
 from gapclose.models.structure import decoder, decoder_layers, unwrap
-from gapclose.observe.answer_rows import AnswerRows, Row, branch_numbers, prompt_with_answers
+from gapclose.observe.answer_rows import AnswerRows, Row, answer_rows, branch_numbers, prompt_with_answers
 from gapclose.observe.forward import forward_part
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 """largest accepted difference between a log-probability from stored states and the model's own, in
-the same batch; beyond it the cache is not used"""
+the same rows; beyond it the cache is not used"""
 UNDERSTOOD = {
     "input_ids",
     "inputs_embeds",
@@ -60,14 +60,6 @@ class Entered:
     given: dict[str, Any]
     """the decoder's arguments besides the prompt's own inputs, and the attention mask that it was
     given"""
-
-
-def answer_rows(loaded: LoadedModel, batch: Sequence[Item], *, branching: bool) -> AnswerRows:
-    """Lay out all options of a batch."""
-    laid = AnswerRows(branching=branching)
-    for item in batch:
-        laid.add_answers(item, [loaded.option_tokens(o.text) for o in item.options])
-    return laid
 
 
 @torch.inference_mode()
@@ -104,7 +96,7 @@ def capture_hidden(loaded: LoadedModel, rows: Sequence[Row], media: MediaLoader,
     if positions is not None:
         positions = positions.expand(*positions.shape[:-2], len(rows), -1)
         if branch is not None:
-            positions = branch_positions(positions, branch.to(device), positions.shape[-1])
+            positions = branch_positions(positions, branch.to(device), inputs["attention_mask"])
     return Entered(
         hidden=caught["hidden"], mask=inputs["attention_mask"], positions=positions, length=length, residuals=residuals, given=given
     )

@@ -30,11 +30,11 @@ from gapclose.data.media import MediaLoader
 from gapclose.models.loading import LoadedModel
 from gapclose.models.processing import media_signature
 from gapclose.models.structure import unwrap
-from gapclose.observe.answer_rows import Row, prompt_with_answers
+from gapclose.observe.answer_rows import Row, answer_rows, prompt_with_answers
 from gapclose.observe.batching import plan_batches
 from gapclose.observe.branch_trial import can_branch
 from gapclose.observe.frozen_cache import HiddenStateCache
-from gapclose.observe.frozen_capture import Entered, answer_rows, capture_hidden, first_of_each, unsupported_reason
+from gapclose.observe.frozen_capture import Entered, capture_hidden, first_of_each, unsupported_reason
 
 logger = get_logger(__name__)
 

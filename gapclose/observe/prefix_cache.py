@@ -21,6 +21,7 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 from gapclose.core.logging import get_logger
 from gapclose.data.items import Item
 from gapclose.data.media import MediaLoader
+from gapclose.models.families import PER_TOKEN
 from gapclose.models.hooks import answer_logits, rotary_stores
 from gapclose.models.loading import LoadedModel
 from gapclose.models.processing import media_signature
@@ -103,7 +104,8 @@ class PrefixCache:
                 continue
             tried.add(kinds)
             named = " and ".join(kinds) or "text"
-            few = [batch[n] for places in several[:2] for n in places[:2]]
+            unlike = sorted(several, key=lambda places: len(batch[places[0]].text))  # so that prefixes are padded
+            few = [batch[n] for places in (unlike[0], *unlike[1:][-1:]) for n in places[:2]]
             whole = forward(few, None)
             try:
                 shared = forward(few, self)
@@ -125,8 +127,8 @@ def read_prefix(model: Any, loaded: LoadedModel, prefix: Any, clip: torch.Tensor
     """Run the prefixes; return the model's inputs for the questions behind them."""
     prefix, clip = {k: v.to(loaded.device) for k, v in prefix.items()}, clip.to(loaded.device)
     attention, first = prefix["attention_mask"], torch.zeros(1, dtype=torch.long)
-    own = any(hasattr(m, "rope_deltas") for m in unwrap(model).modules())  # media have rotary positions of their own
-    counted = {} if own else {"position_ids": (attention.long().cumsum(-1) - 1).clamp_min(0)}
+    own = bool(prefix.keys() - PER_TOKEN) and any(hasattr(m, "rope_deltas") for m in unwrap(model).modules())
+    counted = {} if own else {"position_ids": (attention.long().cumsum(-1) - 1).clamp_min(0)}  # own: those of media, on three axes
     with answer_logits(model, first, first):  # these logits are not used
         cache = model(**prefix, **counted, use_cache=True).past_key_values
     cache.reorder_cache(clip)  # copies rows, each any number of times

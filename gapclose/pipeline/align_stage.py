@@ -312,7 +312,7 @@ class AlignStage:
                 trunks = training_trunks(self.run, [e.item for e in examples], frozen=self.frozen, blank=self.blanked)
             trainer = make_trainer(
                 self.run.loaded, examples, media, config.train, directory, n_train=len(train_items(self.run)),
-                seed=_seed(config.seed, number), trunk=trunks.get("train"), **common,
+                seed=_seed(config.seed, number), trunk=trunks.get("train"), branch_trial=not (ended or config.model.sharded), **common,
             )  # fmt: skip
         if resume is not None:
             logger.info(f"going on from {resume.name}")

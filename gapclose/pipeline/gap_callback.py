@@ -34,7 +34,7 @@ from gapclose.training.callbacks import running_trainer
 from gapclose.training.config import GUARDS as KNOWN_GUARDS
 from gapclose.training.config import GuardsConfig
 from gapclose.training.early_stopping import GUARDS, check_guards, triggered
-from gapclose.training.lora import adapter_changed
+from gapclose.training.lora import adapter_changed, adapter_fingerprint
 
 logger = get_logger(__name__)
 
@@ -129,7 +129,7 @@ class GapCallback(transformers.TrainerCallback):
         with training_set_aside(model):
             run.loaded = assemble(model, given.processor, path=self.config.model.path, fingerprint="")
             base, resumed = memory_fingerprint(model, given.processor), state.global_step
-            run.loaded.fingerprint = run_on_main(lambda: self._claim(base, resumed, has_adapters=isinstance(model, PeftModel)))
+            run.loaded.fingerprint = run_on_main(lambda: self._claim(base, resumed, [*splits], has_adapters=isinstance(model, PeftModel)))
             with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
                 run.fit_probes()
                 run.measure_base([split for split in splits if split != "fit"])
@@ -181,15 +181,16 @@ class GapCallback(transformers.TrainerCallback):
         if len(set((getattr(model, "hf_device_map", None) or {"": 0}).values())) > 1:
             raise ValueError("GapCallback does not measure a model that is spread over several devices; load it without device_map")
 
-    def _claim(self, base: str, resumed: int, *, has_adapters: bool) -> str:
+    def _claim(self, base: str, resumed: int, splits: Sequence[str], *, has_adapters: bool) -> str:
         """Make the directory ready, and return the fingerprint of the base model. Main process only.
 
         Args:
             base: fingerprint of the model as it is now. resumed: optimiser steps that it has taken.
+            splits: those that are observed.
 
         Raises:
-            ValueError: when the directory holds something else, or nothing of the training that is
-                resumed.
+            ValueError: when the directory holds something else, or not the base model of the training
+                that is resumed.
         """
         assert self.run is not None
         directory, items = self.run.directory, self.run.items.fingerprint(labels=True)
@@ -208,6 +209,14 @@ class GapCallback(transformers.TrainerCallback):
                     f"{directory}: {' and '.join(changed)} of GapCallback are not those with which this training started; use the same, or "
                     "another directory (out=...)"
                 )
+            observed = directory / "observations"
+            if not has_adapters and (missing := [s for s in splits if not (observed / f"base-{s}" / "manifest.json").is_file()]):
+                raise ValueError(
+                    f"{observed}: the base model's observations of {', '.join(missing)} are not there, and the weights are trained already; "
+                    "restore them, or start anew"
+                )
+            for left in observed.glob("now-*"):  # of a measurement that was interrupted, after another step
+                shutil.rmtree(left)
             write_records(directory, [r for r in read_records(directory) if r.get("step", 0) <= resumed and r["stage"] != "adapted/test"])
             return before["base"]
         for name in FILES:
@@ -221,9 +230,10 @@ class GapCallback(transformers.TrainerCallback):
         """Measure ``val``, and stop the training where a guard of ``stop_on`` asks for it."""
         step = state.global_step
         stage = f"epoch-{math.ceil(round(state.epoch, 6))}/val" if self.every == "epoch" else f"step-{step}/val"
-        self._measure(state, model, "val", stage, step)
+        measured = self._measure(state, model, "val", stage, step)
         self.last_step = step
-        if fired := run_on_main(self._fired):
+        not_finite = {"parsing": f"{stage} could not be measured"} if "parsing" not in (self.config.guards.off or []) else {}
+        if fired := run_on_main(self._fired) if measured else not_finite:
             self.stopped = fired
             control.should_training_stop = True
             for name, reason in fired.items():
@@ -233,8 +243,10 @@ class GapCallback(transformers.TrainerCallback):
         assert self.run is not None
         return triggered([r for r in read_records(self.run.directory) if "objections" in r], self.config.guards)
 
-    def _measure(self, state: Any, model: Any, split: str, stage: str, step: int) -> None:
+    def _measure(self, state: Any, model: Any, split: str, stage: str, step: int) -> bool:
         """Measure a split of the model as it is, and write and log the record.
+
+        Returns whether it could be measured: numbers that are not finite are a warning.
 
         Args:
             step: optimiser steps after which the model was what it is.
@@ -245,18 +257,18 @@ class GapCallback(transformers.TrainerCallback):
         with training_set_aside(model):
             before = run.loaded
             run.loaded = assemble(model, before.processor, path=before.path, fingerprint=before.fingerprint)
-            run.adapter = memory_fingerprint(model, before.processor)
+            lora = any("lora_" in name for name, _ in model.named_parameters())
+            run.adapter = adapter_fingerprint(model) if lora else memory_fingerprint(model, before.processor)
             try:
                 now = run.measure("now", split, replace=True)
             except FloatingPointError as error:  # in all processes; it is no reason to end somebody's training
                 logger.warning(f"  {stage} is not measured: {error}")
-                return
+                return False
             finally:
                 run.on_main(lambda: shutil.rmtree(run.directory / "observations" / f"now-{split}", ignore_errors=True))
             of = (stage, int(epoch) if float(epoch).is_integer() else epoch, now, run.measured[split])
             if split == "val":
                 record = run.epoch_record(*of)
-                lora = any("lora_" in name for name, _ in model.named_parameters())
                 record["adapter_changed"] = adapter_changed(model) if lora else run.adapter != before.fingerprint
                 base = run_on_main(lambda: record_of(run.directory, "base/val"))
                 assert base is not None
@@ -265,6 +277,7 @@ class GapCallback(transformers.TrainerCallback):
                 record = make_record(*of, self.config.gap, self.config.seed) | {"stopped": self.stopped}
             run.record(record | {"step": step})
             self._log(split, stage)
+        return True
 
     def _log(self, split: str, stage: str) -> None:
         """Hand the headline figures of a record to the trainer's log.

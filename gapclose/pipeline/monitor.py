@@ -63,8 +63,11 @@ class Monitor:
             ValueError: when there is no monitor, or one of its files is damaged.
         """
         folder = Path(path)
-        if not folder.exists() and str(path).count("/") == 1 and not str(path).startswith((".", "~")):
-            folder = Path(huggingface_hub.snapshot_download(str(path), revision=revision, allow_patterns=[f"{NAME}/*"]))
+        if not folder.parent.exists() and str(path).count("/") == 1 and not str(path).startswith((".", "~")):
+            try:
+                folder = Path(huggingface_hub.snapshot_download(str(path), revision=revision, allow_patterns=[f"{NAME}/*"]))
+            except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+                raise ValueError(f"{path}: no such directory, and the hub gives no such monitor ({error})") from error
         for place in (folder, folder / NAME, folder / "adapter" / NAME):
             if (place / f"{NAME}.json").is_file():
                 return cls(MonitorFile.load(place))
@@ -119,8 +122,8 @@ class Monitor:
             model: the base model, or a PEFT model of it, in evaluation mode.
             processor: its processor, or the tokenizer of a text-only model. It is set to pad on the
                 left.
-            messages: one conversation or a list of them, in the form of items
-                (docs/your-data.md): ``{"role", "content"}``, content parts with ``path`` for media.
+            messages: one conversation or a list of them, in the form of items and in the words of
+                the run's prompt (docs/your-data.md): ``{"role", "content"}``, content parts with ``path`` for media.
             max_new_tokens: length limit of answers.
             options: possible answers with their concepts, ``{"text", "concept"}`` each; one list for
                 all conversations, or one per conversation.
@@ -180,8 +183,7 @@ class Monitor:
         def read(batch: Sequence[Item], inputs: dict[str, torch.Tensor]) -> tuple[list[str], dict[int, torch.Tensor]]:
             return [""] * len(batch), read_prompts(loaded, inputs, self.file.probe.layers)
 
-        readings = [reading for _, reading in self._run(loaded, items, read, batch_size, root)]
-        return [reading for reading in readings if reading is not None]
+        return [reading for _, reading in self._run(loaded, items, read, batch_size, root) if reading is not None]
 
     def _items(self, messages: Any, options: Any) -> list[Item]:
         """Check the arguments and return one item per conversation.
@@ -204,7 +206,7 @@ class Monitor:
                 {"text": o.text, "concept": o.concept} if isinstance(o, Option) else dict(o) if isinstance(o, Mapping) else o
                 for o in (listed if shared else listed[n])
             ]
-            own = read_options({"options": rows}, label, self.file.probe.concepts, problems)[0] if options is not None else []
+            own = read_options({"options": rows}, label, self.file.probe.concepts, problems)[0] if rows else []
             items.append(Item(id=label, clip=label, split="test", modality="-", messages=turns, options=own))
         if not conversations:
             problems.add("there are none; give messages")

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from gapclose.core.errors import ErrorCollector, ItemError, shown
 from gapclose.core.files import near_sibling, write_text
 from gapclose.core.parsing import parse_json, read_text
 from gapclose.core.results import Result
+from gapclose.data.config import PromptsConfig
 from gapclose.data.item_rows import check_messages, read_options
 from gapclose.data.items import Item
 from gapclose.data.load import load_items
+from gapclose.data.prompt_templates import apply_prompt
 from gapclose.evaluation.monitor_file import MonitorFile
 from gapclose.evaluation.summary_text import show
 from gapclose.metrics.alarms import AlarmRates, alarm_rates
@@ -45,8 +47,8 @@ class Flags(Result):
 
     threshold: float
     false_alarm_rate: float
-    rates: AlarmRates | None
-    """of the labelled questions; None where none is labelled"""
+    rates: Mapping[str, AlarmRates]
+    """split -> of its labelled questions"""
     questions: list[dict[str, Any]]
     """one per question: id, clip, reading, flag, concept where it is labelled, and the answer"""
 
@@ -62,7 +64,7 @@ def monitor_questions(arguments: Sequence[str]) -> None:
         Monitor.from_pretrained(args.run),
         parse_config(["--config", str(args.run / "config.yaml"), "--run_dir", str(args.run)]),
     )
-    root, items = read_questions(args.items, args.split, monitor.file)
+    root, items = read_questions(args.items, args.split, monitor.file, config.prompts)
     adapter = args.run / "adapter"
     loaded = load_model(config.model) if args.base or not adapter.is_dir() else load_adapter(config.model, adapter)
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -71,7 +73,7 @@ def monitor_questions(arguments: Sequence[str]) -> None:
     found: Sequence[Reading]
     if args.answers:
         length, choices = config.observe.max_new_tokens, [i.options for i in items]
-        given |= {"max_new_tokens": length, "options": choices if all(choices) else None}
+        given |= {"max_new_tokens": length, "options": choices}
         found = monitor.generate(loaded.model, loaded.processor, messages, **given)
     else:
         found = monitor.check(loaded.model, loaded.processor, messages, **given)
@@ -79,6 +81,10 @@ def monitor_questions(arguments: Sequence[str]) -> None:
     print_flags(flags, items)
     chosen = monitor.file
     print(f"The threshold was chosen on {chosen.split} ({chosen.rates.items} items, {chosen.rates.clips} clips). {chosen.promise()}")
+    if {"fit", chosen.split} & set(flags.rates):
+        print(
+            f"In the run's own items, fit made the probe and {chosen.split} its threshold: only the rates of test are those of new clips."
+        )
     write_flags(flags, args.out or args.run / "flags.csv")
 
 
@@ -100,11 +106,12 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def read_questions(path: Path, split: str | None, file: MonitorFile) -> tuple[Path, list[Item]]:
+def read_questions(path: Path, split: str | None, file: MonitorFile, prompts: PromptsConfig) -> tuple[Path, list[Item]]:
     """Read questions, from an item set or from a file with one JSON object per line.
 
     A line needs ``messages`` alone; ``options`` and ``gold`` are as in items.jsonl. Questions with
-    another purpose than ``gap``, the default, are left out.
+    another purpose than ``gap``, the default, are left out. Questions of an item set get the prompt
+    of the run; those of a file are asked as they are written.
 
     Returns:
         The directory that media lie in, and the questions.
@@ -119,7 +126,11 @@ def read_questions(path: Path, split: str | None, file: MonitorFile) -> tuple[Pa
         found = load_items(path)
         if strange := sorted(set(found.concepts) - set(file.probe.concepts)):
             raise ValueError(f"{path}: the monitor does not know the concepts {strange}; it knows {list(file.probe.concepts)}")
-        items = list(found)
+        items = list(apply_prompt(found, prompts.asked, prompts))
+    elif prompts.asked != "own":
+        raise ValueError(
+            f"{path}: this run asks in the prompt {prompts.asked!r} (prompts.asked), which only questions of an item set can get"
+        )
     else:
         problems = ErrorCollector(f"the questions {path}")
         for number, line in enumerate(read_text(path).split("\n"), 1):
@@ -171,7 +182,12 @@ def flags_of(file: MonitorFile, items: Sequence[Item], found: Sequence[Reading],
     judged = np.array([i.gold is not None for i in items])
     flag, clip = np.array([r.flag for r in found]), np.array([i.clip for i in items])
     alarm = np.array([i.concept in file.alarm for i in items])
-    rates = alarm_rates(flag[judged], alarm[judged], clip[judged], replicates=replicates, seed=seed) if judged.any() else None
+    splits = np.array([i.split for i in items])
+    rates = {
+        split: alarm_rates(flag[of], alarm[of], clip[of], replicates=replicates, seed=seed)
+        for split in dict.fromkeys(splits.tolist())
+        if (of := judged & (splits == split)).any()
+    }
     return Flags(
         threshold=file.threshold,
         false_alarm_rate=file.false_alarm_rate,
@@ -198,10 +214,10 @@ def print_flags(flags: Flags, items: Sequence[Item]) -> None:
     console, flagged = wide_console(), sum(q["flag"] for q in flags.questions)
     print(
         f"{flagged} of {len(flags.questions)} questions flagged: reading above {flags.threshold:.3g}, "
-        f"chosen on val for at most {100 * flags.false_alarm_rate:g} % false alarms"
+        f"chosen for at most {100 * flags.false_alarm_rate:g} % false alarms"
     )
-    if rates := flags.rates:
-        title = f"{rates.items} labelled questions, {rates.clips} clips, 95 % clip-bootstrap intervals"
+    for split, rates in flags.rates.items():
+        title = f"{split}: {rates.items} labelled questions, {rates.clips} clips, 95 % clip-bootstrap intervals"
         rows = [
             ("hits", show(rates.hits.to_dict()), f"{rates.alarm_items} with a false premise"),
             ("false alarms", show(rates.false_alarms.to_dict()), f"{rates.items - rates.alarm_items} with a true premise"),

@@ -9,8 +9,8 @@ from typing import Any
 
 from gapclose.core.files import read_json
 from gapclose.core.version import __version__
+from gapclose.evaluation.change_file import VERSION
 
-CHANGE_VERSION = 1
 KINDS = {"gained": "Gained: wrong before, right after", "lost": "Lost: right before, wrong after", "still_wrong": "Still wrong"}
 """key of ``examples`` -> heading"""
 
@@ -25,9 +25,9 @@ def read_change(directory: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     if not summary["adapted"] or not path.is_file():
         return {}
     found = read_json(path)
-    if found.get("version") != CHANGE_VERSION:
+    if found.get("version") != VERSION:
         raise ValueError(
-            f"{path} has version {found.get('version')!r} and this gapclose ({__version__}) reads version {CHANGE_VERSION}; delete it, or run "
+            f"{path} has version {found.get('version')!r} and this gapclose ({__version__}) reads version {VERSION}; delete it, or run "
             "`gapclose close` again with the same configuration, which writes it anew and trains nothing"
         )
     return found if found["epoch"] == summary["epoch"] else {}
@@ -122,11 +122,12 @@ def compared(measured: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str
     }
 
 
-def without_change(summary: Mapping[str, Any]) -> str:
+def without_change(directory: Path, summary: Mapping[str, Any]) -> str:
     """Say why a trained run shows nothing of base and adapted model side by side."""
     if not summary["adapted"]:
         return ""
+    other = (directory / "change.json").is_file()
     return (
-        "This run has no change.json, which holds base and adapted model side by side. `gapclose close` with the same configuration writes it, "
-        "and trains nothing again."
+        f"This run has {'a change.json of another epoch' if other else 'no change.json'}. That file holds base and adapted model side by side; "
+        "`gapclose close` with the same configuration writes it, and trains nothing again."
     )

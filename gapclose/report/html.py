@@ -69,7 +69,7 @@ def build_page(directory: Path) -> str:
         change=change,
         kinds=KINDS,
         sides=sides,
-        turned_answers=counts_line(change) if change else without_change(summary),
+        turned_answers=counts_line(change) if change else without_change(directory, summary),
         premise_rows=premise_rows(change) if change else [],
         ranking_rows=ranking_rows(change) if change else [],
         examples={

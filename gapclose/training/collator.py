@@ -46,9 +46,9 @@ class Collator:
     ) -> None:
         """``trunk``: hidden-state cache to read instead of media. ``examples``: all examples
         that batches are made of; required when the model is sharded. ``branching``: whether the
-        model reads the answers of an item in one row."""
+        model reads the answers of an item in one row, as the ``trunk`` was filled."""
         self.loaded, self.media, self.trunk = loaded, media, trunk
-        self.branching = branching if trunk is None else trunk.branching
+        self.branching = branching
         self.carriers = {"+".join(media_signature(e.item)): e for e in reversed(examples)}
         """kinds of media of a part -> the first example with them"""
 

@@ -201,6 +201,7 @@ def make_trainer(
     finite_only: bool = True,
     callbacks: Sequence[transformers.TrainerCallback] = (),
     trunk: HiddenStateCache | None = None,
+    branch_trial: bool = True,
 ) -> GapTrainer:
     """Build a trainer over ``examples`` that writes checkpoints to ``directory``.
 
@@ -210,6 +211,7 @@ def make_trainer(
         after_epoch: called with the epoch after every epoch; returns whether training must stop.
         finite_only: raise LossNotFinite, in all processes together, if the loss is not finite.
         trunk: hidden-state cache of all examples; None: every step computes everything.
+        branch_trial: whether to try if the answers of an item can share a row; False: they do not.
     """
     if config.gradient_checkpointing:
         enable_checkpointing(loaded)
@@ -218,7 +220,7 @@ def make_trainer(
     arguments = transformers.TrainingArguments(**training_arguments(config, directory, seed=seed, steps=steps))
     use_one_device(arguments)
     bar = [ProgressCallback()] if shows_bars() else []
-    branching = can_branch(loaded, [e.item for e in examples], media) if trunk is None else trunk.branching
+    branching = branch_trial and can_branch(loaded, [e.item for e in examples], media) if trunk is None else trunk.branching
     trainer = GapTrainer(
         train=config, sampler=sampler, finite_only=finite_only, model=loaded.model, args=arguments, train_dataset=list(examples),
         data_collator=Collator(loaded, media, trunk, examples, branching=branching), callbacks=[*bar, SetSamplerEpoch(sampler), *callbacks, EvaluateAfterEpoch(after_epoch)],

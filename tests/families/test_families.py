@@ -202,8 +202,9 @@ def test_questions_behind_one_reading_of_a_clip_give_what_their_whole_prompts_gi
     real = shared_prefix.read_prefix
     monkeypatch.setattr(shared_prefix, "read_prefix", lambda *given: (read.append(len(given[-1])), real(*given))[1])
     clips = [i for n, i in enumerate(case.items) if n % 6 < 3]
+    passages = {i.id: "" if i.media else "The clip shows a digit. " * (n % 6) for n, i in enumerate(case.items)}  # of unequal length
     other = ("Odd?", "Is the digit odd, even, high or low, would you say?")
-    asked = [i for clip in clips for i in (clip, *(another(clip, text) for text in other))]
+    asked = [another(clip, passages[clip.id] + text) for clip in clips for text in (clip.text, *other)]
     batches = plan_batches(asked, 6, by_clip=True)
     shared, whole = (
         forward_batches(case.loaded, batches, case.loaded.media(case.items), how, ObservationRequest(layers=case.layers, generate=True))

@@ -30,7 +30,7 @@ def test_separate_readings_are_parted_in_the_middle_whatever_the_rate():
 
 def test_a_reading_that_knows_nothing_flags_nothing():
     same = np.full(10, 0.5)
-    assert not (same > choose_threshold(same, ALARM, 0.05)).any()
+    assert choose_threshold(same, ALARM, 0.05) == 0.75  # far enough from them that rounding flags none
 
 
 @pytest.mark.parametrize("one", [np.zeros(10, dtype=bool), np.ones(10, dtype=bool)])
@@ -42,6 +42,9 @@ def test_a_threshold_needs_items_of_both_kinds(one):
 def test_rates_are_counted_and_have_intervals():
     found = alarm_rates(READING > 0.45, ALARM, np.arange(10), replicates=200, seed=0)
     assert (found.items, found.clips, found.alarm_items, found.flagged) == (10, 10, 5, 5)
+    assert (found.alarm_clips, found.standard_clips) == (5, 5)
+    shared = alarm_rates(READING > 0.45, ALARM, np.array([0] * 5 + [1, 1, 1, 2, 2]), replicates=200, seed=0)
+    assert (shared.clips, shared.alarm_clips, shared.standard_clips) == (3, 2, 1)
     assert (found.hits.value, found.false_alarms.value, found.precision.value) == (0.8, 0.2, 0.8)
     assert found.hits.lower < 0.8 < found.hits.upper
 

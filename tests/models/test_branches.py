@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 
 from gapclose.data.items import Option
 from gapclose.models import branches
@@ -27,14 +28,14 @@ def test_a_branch_sees_its_prompt_and_itself():
 
 
 def test_a_branch_begins_right_behind_its_prompt():
-    """By columns, by counted tokens, and on three axes that lie behind a picture's grid; given twice, they stay."""
-    assert branch_positions(None, BRANCH, 6).tolist() == [[0, 1, 2, 3, 4, 3], [0, 1, 2, 3, 3, 4]]
+    """By counted tokens, as they are given, and on three axes that lie behind a picture's grid; given twice, they stay."""
+    assert branch_positions(None, BRANCH, ATTENTION).tolist() == [[0, 0, 1, 2, 3, 2], [0, 1, 2, 3, 3, 4]]
     counted = torch.tensor([[0, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]])
-    once = branch_positions(counted, BRANCH, 6)
+    once = branch_positions(counted, BRANCH, ATTENTION)
     assert once.tolist() == [[0, 0, 1, 2, 3, 2], [0, 1, 2, 3, 3, 4]]
-    assert torch.equal(branch_positions(once, BRANCH, 6), once)
+    assert torch.equal(branch_positions(once, BRANCH, ATTENTION), once)
     grid = torch.stack([counted, counted + 5, counted + 7])
-    assert branch_positions(grid, BRANCH, 6).tolist() == [once.tolist(), (once + 5).tolist(), (once + 7).tolist()]
+    assert branch_positions(grid, BRANCH, ATTENTION).tolist() == [once.tolist(), (once + 5).tolist(), (once + 7).tolist()]
 
 
 def test_answers_are_laid_out_in_one_row_or_in_several(digits):
@@ -56,6 +57,25 @@ def test_answers_are_laid_out_in_one_row_or_in_several(digits):
     assert {places[1][p] for p, t in columns[1] if t == 7} == {(1, 1)}
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("family", [transformers.OPTForCausalLM, transformers.LlamaForCausalLM])
+def test_padded_prompts_keep_their_positions(family):
+    """Also where positions are learned, one for each place, and counted by the mask: a padded row has the results of a row alone."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    more = {"ffn_dim": 32, "word_embed_proj_dim": 16} if family is transformers.OPTForCausalLM else {"intermediate_size": 32}
+    model = family(family.config_class(**sizes, **more)).eval()
+    prompts, answers = [[5, 6, 7, 8], [9, 10]], [[11, 12], [13]]
+    ids = torch.tensor([[*[1] * (4 - len(p)), *p, *answers[0], *answers[1]] for p in prompts])
+    attention = torch.tensor([[*[0] * (4 - len(p)), *[1] * (len(p) + 3)] for p in prompts])
+    with branches.branched(model, torch.tensor([[1, 1, 2]] * 2)):
+        together = model(input_ids=ids, attention_mask=attention, use_cache=False).logits
+    for row, prompt in enumerate(prompts):
+        for answer, columns in zip(answers, ([4, 5], [6]), strict=True):
+            alone = model(input_ids=torch.tensor([[*prompt, *answer]]), use_cache=False).logits[0, len(prompt) :]
+            torch.testing.assert_close(together[row, columns], alone, atol=1e-5, rtol=1e-5)
+
+
 def long_options(digits):
     options = [Option(text=t, concept="standard") for t in ("odd", "an odd number", "unseen detail here")]
     return [replace(i, options=options, gold=0) for i in digits.items[:2]]
@@ -68,7 +88,9 @@ def test_a_model_whose_branches_disturb_each_other_is_found_out(loaded, digits, 
     if fault == "mask":
         monkeypatch.setattr(branches, "branch_mask", lambda attention, branch, dtype: branch_mask(attention, branch.clamp_max(1), dtype))
     else:
-        monkeypatch.setattr(branches, "branch_positions", lambda positions, branch, tokens: torch.arange(tokens).expand(len(branch), -1))
+        monkeypatch.setattr(
+            branches, "branch_positions", lambda positions, branch, mask: torch.arange(mask.shape[1]).expand(len(branch), -1)
+        )
     assert not can_branch(loaded, items, media)
     assert "in one row, a log-probability differs by" in capsys.readouterr().out
 

@@ -231,7 +231,7 @@ def test_rows_of_a_batch_are_padded_as_prompts_are(loaded, mixed, tmp_path):
     item = next(i for i in mixed if len(loaded.option_tokens(i.options[0].text)) > 1)
     others = [i for i in mixed if len(i.media) == len(item.media)]
     example = [Example(item=i, term="consistency", weights=np.ones(len(i.options))) for i in (item, *others[:5])]
-    (stored,) = Collator(loaded, None, trunk)(example)["parts"]
+    (stored,) = Collator(loaded, None, trunk, branching=True)(example)["parts"]
     (plain,) = Collator(loaded, media, branching=True)(example)["parts"]
     assert torch.equal(stored["prompt"]["attention_mask"], plain["prompt"]["attention_mask"])
     for key in ("rows", "positions", "place", "token", "weight", "branch"):

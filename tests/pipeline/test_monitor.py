@@ -276,9 +276,7 @@ def test_the_command_takes_a_file_of_questions_without_labels(tiny_run, digits_d
     path.write_text("\n".join(map(json.dumps, rows)))
     assert main(["monitor", str(tiny_run), "--items", str(path), "--base", "--out", str(out)]) == 0
     found = json.loads(out.read_text())
-    assert (
-        [q["id"] for q in found["questions"]] == ["line 1", "line 2"] and found["rates"] is None and "hits" not in capsys.readouterr().out
-    )
+    assert [q["id"] for q in found["questions"]] == ["line 1", "line 2"] and found["rates"] == {} and "hits" not in capsys.readouterr().out
     path.write_text('{"messages": [], "color": 1}\n{"messages": [1]}\nno')
     assert main(["monitor", str(tiny_run), "--items", str(path)]) == 2
     said = capsys.readouterr().err

@@ -97,7 +97,7 @@ def test_a_run_reads_back_from_its_own_file(offline, tiny_run, tmp_path):
 
     logged = next(r.artifact for kind, r in kept if kind == "artifact" and r.artifact.type == "model")
     assert logged.name == "mirror-adapter" and json.loads(logged.metadata) == {"state": summary["state"]}
-    assert {e.path for e in logged.manifest.contents} == {p.name for p in adapter.iterdir()}
+    assert {e.path for e in logged.manifest.contents} == {p.relative_to(adapter).as_posix() for p in adapter.rglob("*") if p.is_file()}
 
 
 def test_a_resumed_run_keeps_its_id(offline, tmp_path):
