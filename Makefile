@@ -16,14 +16,14 @@ export TOKENIZERS_PARALLELISM ?= false
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       install, then measure, close and re-measure the gap of the tiny omni model (writes $(RUN))"
-	@echo "make real       install, then close the gap of a pretrained language model (MODEL: hub name or directory; docs/pretrained.md)"
-	@echo "make test       install, then run the tests"
-	@echo "make test-slow  the tests that take minutes"
-	@echo "make test-newest  the tests with the newest transformers, peft, trl and accelerate, in an environment of its own"
-	@echo "make lint       ruff, pyright, and the direction of imports"
+	@echo "make demo           install, then measure, close and re-measure the gap of the tiny omni model (writes $(RUN))"
+	@echo "make real           install, then close the gap of a pretrained language model (MODEL: hub name or directory; docs/pretrained.md)"
+	@echo "make test           install, then run the tests"
+	@echo "make test-slow      the tests that take minutes"
+	@echo "make test-newest    the tests with the newest transformers, peft, trl and accelerate, in an environment of its own"
+	@echo "make lint           ruff, pyright, and the direction of imports"
 	@echo "make release-check  builds wheel and sdist, installs them outside the checkout, runs version, import and quickstart (DEMO=1: the demo too)"
-	@echo "make clean      removes .venv, .venv-newest, dist and runs"
+	@echo "make clean          removes .venv, .venv-newest, dist and runs"
 
 # torch first and alone: it keeps pip from choosing a build of its own when other packages ask for it
 $(VENV)/ready: pyproject.toml constraints.txt
