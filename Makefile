@@ -12,16 +12,18 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo real test test-slow lint clean
+.PHONY: help demo real test test-slow test-newest lint release-check clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       install, then measure, close and re-measure the gap of the tiny omni model (writes $(RUN))"
-	@echo "make real       install, then close the gap of a pretrained language model (MODEL: hub name or directory; docs/pretrained.md)"
-	@echo "make test       install, then run the tests"
-	@echo "make test-slow  the tests that take minutes"
-	@echo "make lint       ruff, pyright, and the direction of imports"
-	@echo "make clean      removes .venv and runs"
+	@echo "make demo           install, then measure, close and re-measure the gap of the tiny omni model (writes $(RUN))"
+	@echo "make real           install, then close the gap of a pretrained language model (MODEL: hub name or directory; docs/pretrained.md)"
+	@echo "make test           install, then run the tests"
+	@echo "make test-slow      the tests that take minutes"
+	@echo "make test-newest    the tests with the newest transformers, peft, trl and accelerate, in an environment of its own"
+	@echo "make lint           ruff, pyright, and the direction of imports"
+	@echo "make release-check  builds wheel and sdist, installs them outside the checkout, runs version, import and quickstart (DEMO=1: the demo too)"
+	@echo "make clean          removes .venv, .venv-newest, dist and runs"
 
 # torch first and alone: it keeps pip from choosing a build of its own when other packages ask for it
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -47,11 +49,22 @@ test-slow: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,deepspeed]"
 	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
+# What is known to work is installed first and then replaced, so that torch and the rest stay as they are where they can.
+NEWEST := .venv-newest
+test-newest:
+	$(MAKE) VENV=$(NEWEST) $(NEWEST)/ready
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade transformers peft trl accelerate
+	$(NEWEST)/bin/python -m pip list | grep -iE "^(torch|transformers|peft|trl|accelerate) "
+	$(MAKE) VENV=$(NEWEST) test
+
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+release-check:
+	$(PYTHON) tests/release_check.py $(if $(DEMO),--demo) $(if $(SITE),--site $(SITE))
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(NEWEST) dist runs
