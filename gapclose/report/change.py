@@ -107,18 +107,24 @@ def compared(measured: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str
         "What the adapted model says": adapted["confusion"]["action"],
         "What the probe reads": base["confusion"]["reading"],
     }
+    curves = {
+        scope: {"reading": of["reading"], "base action": of["action"], "adapted action": adapted["roc"][scope]["action"]}
+        for scope, of in base["roc"].items()
+    }
+    calibration = {
+        "reading": base["calibration"]["reading"],
+        "base action": base["calibration"]["action"],
+        "adapted action": adapted["calibration"]["action"],
+    }
+    if base["confusion"]["reading"] != adapted["confusion"]["reading"]:  # adapters reach the probe's layer
+        tables["What the probe reads of the adapted model"] = adapted["confusion"]["reading"]
+        curves = {scope: {**of, "adapted reading": adapted["roc"][scope]["reading"]} for scope, of in curves.items()}
+        calibration["adapted reading"] = adapted["calibration"]["reading"]
     return {
         "cells": [{**row, "adapted": after["action"]} for row, after in zip(base["cells"], adapted["cells"], strict=True)],
-        "roc": {
-            scope: {"reading": of["reading"], "base action": of["action"], "adapted action": adapted["roc"][scope]["action"]}
-            for scope, of in base["roc"].items()
-        },
+        "roc": curves,
         "confusion": {**base["confusion"], "tables": tables},
-        "calibration": {
-            "reading": base["calibration"]["reading"],
-            "base action": base["calibration"]["action"],
-            "adapted action": adapted["calibration"]["action"],
-        },
+        "calibration": calibration,
     }
 
 

@@ -17,8 +17,8 @@ def roc_svg(scope: str, curves: Mapping[str, Mapping[str, Any]], name: str, titl
     figure = new_figure(figsize=(3.4, 3.65 + 0.17 * len(curves)), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.75", linewidth=1, linestyle=":")
-    told = []
-    for kind, style in (("reading", "-"), ("base action", ":"), ("adapted action", "--"), ("action", "--")):
+    described = []
+    for kind, style in (("reading", "-"), ("adapted reading", "-."), ("base action", ":"), ("adapted action", "--"), ("action", "--")):
         curve, (colour, marker, filled) = curves.get(kind), MARKS[kind]
         if not curve:
             continue
@@ -26,17 +26,17 @@ def roc_svg(scope: str, curves: Mapping[str, Mapping[str, Any]], name: str, titl
         axes.plot(
             curve["false_alarm"], curve["hit"], color=colour, linestyle=style, linewidth=1.6, label=f"{kind}, AUROC {interval_text(auroc)}"
         )
-        told.append(f"{kind}: AUROC {interval_text(auroc)}")
+        described.append(f"{kind}: AUROC {interval_text(auroc)}")
         if point:
             axes.plot(
                 point["false_alarm"], point["hit"], color=colour, marker=marker, markersize=8, linestyle="none", clip_on=False, zorder=5,
                 markeredgecolor="white" if filled else colour, markerfacecolor=colour if filled else "white",
             )  # fmt: skip
-            told[-1] += f", operating point: hits {point['hit']:.2f} at false alarms {point['false_alarm']:.2f}"
+            described[-1] += f", operating point: hits {point['hit']:.2f} at false alarms {point['false_alarm']:.2f}"
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="false alarms", ylabel="hits", aspect="equal")
     axes.set_title(title, loc="left")
     figure.legend(loc="outside lower center", ncols=1)
-    return to_svg(figure, name, f"ROC, {scope}. {title}. " + "; ".join(told))
+    return to_svg(figure, name, f"ROC, {scope}. {title}. " + "; ".join(described))
 
 
 @styled
@@ -49,7 +49,7 @@ def calibration_svg(curves: Mapping[str, Sequence[Mapping[str, float]]], title: 
     figure = new_figure(figsize=(WIDTH, 3.4 + 0.3 * (len(curves) > 1)), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.75", linewidth=1, linestyle=":")
-    told, low = [], np.array([1.0])
+    described, low = [], np.array([1.0])
     for kind, bins in curves.items():
         bins, (colour, marker, filled) = [b for b in bins if b["n"]], MARKS[kind]
         x, y = (np.array([b[k] for b in bins], dtype=float) for k in ("confidence", "accuracy"))
@@ -59,7 +59,7 @@ def calibration_svg(curves: Mapping[str, Sequence[Mapping[str, float]]], title: 
             alpha=0.85, zorder=3, clip_on=False, label=kind,
         )  # fmt: skip
         low = np.concatenate([low, x, y])
-        told.append(
+        described.append(
             f"{kind}: " + "; ".join(f"confidence {b['confidence']:.2f}: accuracy {b['accuracy']:.2f} ({b['n']} items)" for b in bins)
         )
     start = min(0.5, float(np.nanmin(low)) - 0.05)
@@ -68,7 +68,7 @@ def calibration_svg(curves: Mapping[str, Sequence[Mapping[str, float]]], title: 
     axes.set_title(title, loc="left")
     if len(curves) > 1:
         figure.legend(loc="outside lower center", ncols=len(curves), columnspacing=1.2, handletextpad=0.3)
-    return to_svg(figure, "calibration", f"Calibration. {title}. {'. '.join(told)}")
+    return to_svg(figure, "calibration", f"Calibration. {title}. {'. '.join(described)}")
 
 
 @styled
@@ -93,5 +93,5 @@ def search_svg(tried: Sequence[Mapping[str, Any]], chosen: Sequence[int], title:
     axes.grid(axis="y", color=PALE)
     whole_numbers(axes.xaxis)
     axes.set_title(title, loc="left")
-    told = "; ".join(f"layer {k}: {best[k]:.2f}" for k in layers)
-    return to_svg(figure, "search", f"Accuracy of the best probe of every layer in the search. {title}. {told}")
+    described = "; ".join(f"layer {k}: {best[k]:.2f}" for k in layers)
+    return to_svg(figure, "search", f"Accuracy of the best probe of every layer in the search. {title}. {described}")

@@ -48,6 +48,17 @@ def test_its_figures_are_those_of_the_records(tiny_run, change):
     assert sum(counts.values()) == change["n_items"] and change["epoch"] == summarise(tiny_run)["epoch"]
 
 
+def test_a_reading_that_training_moved_stands_beside_that_of_the_base(run, change):
+    """In tables, curves and calibration; where adapters lie above the probe it is the same, and stands there once."""
+    name = "What the probe reads of the adapted model"
+    assert name not in build_page(run)
+    counts = change["adapted"]["confusion"]["reading"]
+    counts[0][0], counts[0][1] = counts[0][0] - 1, counts[0][1] + 1
+    write_json(run / "change.json", change)
+    page = build_page(run)
+    assert name in page and page.count("adapted reading") >= 2
+
+
 def test_examples_are_what_they_are_called(change, digits):
     """Answers of both models, right by concept as everywhere; at most three of one question, and each item once."""
     concept = {i.id: {o.text: o.concept for o in i.options} for i in digits}
