@@ -216,6 +216,10 @@ def test_a_resumed_training_goes_on_from_the_measured_base(by_steps, passages, t
     other = trainer_of_text(tmp_path / "again", passages, GapCallback(passages, every=2, **TEXT | {"gap": {"replicates": 200}}))
     with pytest.raises(ValueError, match="settings of GapCallback are not those with which this training started"):
         other.train(resume_from_checkpoint=checkpoint)
+    shutil.rmtree(tmp_path / "again" / "gapclose" / "observations" / "base-val")
+    without = trainer_of_text(tmp_path / "again", passages, GapCallback(passages, every=2, **TEXT))
+    with pytest.raises(ValueError, match="base model's observations of val are not there, and the weights are trained already"):
+        without.train(resume_from_checkpoint=checkpoint)
     shutil.rmtree(tmp_path / "again" / "gapclose")
     lost = trainer_of_text(tmp_path / "again", passages, GapCallback(passages, every=2, **TEXT))
     with pytest.raises(ValueError, match="goes on from step 4, and .* holds no measurement of its base model"):
@@ -251,6 +255,9 @@ def test_a_loss_of_the_numbers_does_not_end_the_training(passages, tmp_path, cap
         trainer.train()
     assert [r["stage"] for r in read_records(tmp_path / "gapclose")] == ["base/val", "base/test"]
     assert "epoch-1/val is not measured" in caplog.text and trainer.state.global_step == 1
+    trainer = trainer_of_text(tmp_path, passages, Spoil(), GapCallback(passages, every=1, stop_on=["parsing"], **TEXT), max_steps=3)
+    trainer.train()
+    assert trainer.state.global_step == 1  # the guard of what the model says ends it
 
 
 def test_dpo_of_a_model_that_only_sees(images, tmp_path):
