@@ -17,6 +17,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from gapclose.core.version import __version__
+
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
 FAILING = {errno.EIO, errno.ESTALE}
@@ -242,3 +244,19 @@ def read_json(path: str | Path, *needs: str, kind: type = dict) -> Any:
     if lacking := [key for key in needs if key not in value]:
         raise ValueError(f"{path}: has no {', '.join(lacking)}; {AGAIN}")
     return value
+
+
+def read_versioned(path: str | Path, version: int, remedy: str, *needs: str) -> dict[str, Any]:
+    """Read a JSON object of a given form.
+
+    Args:
+        version: what its ``version`` must be. remedy: what to do about another.
+        needs: required keys.
+
+    Raises:
+        ValueError: as :func:`read_json`, and for another version.
+    """
+    found = read_json(path, *needs)
+    if found.get("version") != version:
+        raise ValueError(f"{path} has version {found.get('version')!r} and this gapclose ({__version__}) reads version {version}; {remedy}")
+    return found

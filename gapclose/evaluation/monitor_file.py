@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gapclose.core.files import read_json
+from gapclose.core.files import read_versioned
 from gapclose.core.results import Result
 from gapclose.data.item_set import Framing
 from gapclose.metrics.alarms import AlarmRates
@@ -152,11 +152,8 @@ class MonitorFile:
             ValueError: when a file is missing, damaged, or of a later version.
         """
         path = folder / f"{NAME}.json"
-        facts = read_json(path, "version", "alarm", "threshold", "false_alarm_rate", "split", "rates", "calibration", "model")
-        if facts["version"] != VERSION:
-            raise ValueError(
-                f"{path}: version {facts['version']!r}, and this gapclose reads version {VERSION}; install the one that wrote it"
-            )
+        keys = ("alarm", "threshold", "false_alarm_rate", "split", "rates", "calibration", "model")
+        facts = read_versioned(path, VERSION, "install the version that wrote it", *keys)
         probe = FrozenProbe.load(folder / NAME)
         try:
             counts: dict[str, Any] = {f.name: facts["rates"][f.name] for f in fields(AlarmRates)}

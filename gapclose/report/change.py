@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gapclose.core.files import read_json
-from gapclose.core.version import __version__
+from gapclose.core.files import read_versioned
 from gapclose.evaluation.change_file import VERSION
 
 KINDS = {"gained": "Gained: wrong before, right after", "lost": "Lost: right before, wrong after", "still_wrong": "Still wrong"}
@@ -24,12 +23,8 @@ def read_change(directory: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     path = directory / "change.json"
     if not summary["adapted"] or not path.is_file():
         return {}
-    found = read_json(path)
-    if found.get("version") != VERSION:
-        raise ValueError(
-            f"{path} has version {found.get('version')!r} and this gapclose ({__version__}) reads version {VERSION}; delete it, or run "
-            "`gapclose close` again with the same configuration, which writes it anew and trains nothing"
-        )
+    remedy = "delete it, or run `gapclose close` again with the same configuration, which writes it anew and trains nothing"
+    found = read_versioned(path, VERSION, remedy)
     return found if found["epoch"] == summary["epoch"] else {}
 
 

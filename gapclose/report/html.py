@@ -13,8 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from gapclose.core.files import read_json, write_text
-from gapclose.core.version import __version__
+from gapclose.core.files import read_json, read_versioned, write_text
 from gapclose.evaluation.run_records import (
     layer_words,
     layers_of,
@@ -110,15 +109,8 @@ def read_measurement(directory: Path) -> dict[str, Any]:
         ValueError: when another version of gapclose wrote it.
     """
     path = directory / "measurement.json"
-    if not path.is_file():
-        return {}
-    measured = read_json(path)
-    if measured.get("version") != MEASUREMENT_VERSION:
-        raise ValueError(
-            f"{path} has version {measured.get('version')!r} and this gapclose ({__version__}) reads version {MEASUREMENT_VERSION}; "
-            "show it with the version that wrote it (environment.json), or measure again"
-        )
-    return measured
+    remedy = "show it with the version that wrote it (environment.json), or measure again"
+    return read_versioned(path, MEASUREMENT_VERSION, remedy) if path.is_file() else {}
 
 
 def headline(summary: Mapping[str, Any]) -> str:
