@@ -7,18 +7,17 @@ import threading
 
 import numpy as np
 import pytest
-
-pytest.importorskip("fastapi", reason="the endpoint needs FastAPI (the extra `serve`)")
-uvicorn = pytest.importorskip("uvicorn", reason="the endpoint needs uvicorn (the extra `serve`)")
-openai = pytest.importorskip("openai", reason="the endpoint is asked with OpenAI's client (the extra `dev`)")
-
-import httpx
 import torch
 
 from gapclose import Monitor
 from gapclose.models.config import ModelConfig
 from gapclose.pipeline.cli import main
 from gapclose.training.lora import load_adapter
+
+pytest.importorskip("fastapi", reason="the endpoint needs FastAPI (the extra `serve`)")
+httpx = pytest.importorskip("httpx", reason="OpenAI's client brings it (the extra `dev`)")
+uvicorn = pytest.importorskip("uvicorn", reason="the endpoint needs uvicorn (the extra `serve`)")
+openai = pytest.importorskip("openai", reason="the endpoint is asked with OpenAI's client (the extra `dev`)")
 
 KEY = "a key of the test"
 SAY = [{"role": "user", "content": "Is it odd?"}]
@@ -170,6 +169,52 @@ def test_answers_at_once_wait_for_each_other(client, tiny_run):
         for thread in threads:
             getattr(thread, step)()
     assert [found[n] for n in range(4)] == alone and len({c.gapclose["reading"] for c in alone}) > 1
+
+
+def test_an_answer_that_nobody_waits_for_is_given_up(address, tiny_run, monkeypatch):
+    """The model's thread learns of it, whether the client wanted a stream or not."""
+    from gapclose.pipeline.chat_server import ServedModel
+    from gapclose.pipeline.token_recorder import Stopped
+
+    for stream in (False, True):
+        left = threading.Event()
+
+        def answer(self, request, recorder, deadline, left=left):
+            recorder.finish("a")
+            while not recorder.stopped:
+                left.wait(0.01)
+            left.set()
+            raise Stopped
+
+        monkeypatch.setattr(ServedModel, "answer", answer)
+        ask, headers = {"model": tiny_run.name, "messages": SAY, "stream": stream}, {"Authorization": f"Bearer {KEY}"}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{address}/chat/completions", json=ask, headers=headers, timeout=httpx.Timeout(60, read=1))
+        assert left.wait(60)
+
+
+def test_a_request_that_waited_too_long_and_a_failure_have_a_status(client, tiny_run, monkeypatch):
+    from gapclose.pipeline.chat_server import ServedModel
+
+    ask, known = {"model": tiny_run.name, "messages": SAY}, ServedModel.answer
+    monkeypatch.setattr(ServedModel, "answer", lambda self, request, recorder, deadline: known(self, request, recorder, 0.0))
+    for stream in (False, True):
+        with pytest.raises(openai.InternalServerError, match="other answers took the 120 s") as caught:
+            client.chat.completions.create(**ask, stream=stream)
+        assert caught.value.status_code == 503
+
+    def fail(self, request, recorder, deadline):
+        recorder.finish("begun")
+        raise RuntimeError("a detail of the machine")
+
+    monkeypatch.setattr(ServedModel, "answer", fail)
+    with pytest.raises(openai.InternalServerError, match="the answer failed; the server's log") as caught:
+        client.chat.completions.create(**ask)
+    assert caught.value.status_code == 500
+    pieces = client.chat.completions.create(**ask, stream=True)
+    assert next(pieces).choices[0].delta.content == "begun"
+    with pytest.raises(openai.APIError, match="^(?!.*detail).*the answer failed"):
+        next(pieces)
 
 
 def test_what_cannot_be_served_is_refused_before_the_model_loads(tiny_run, tmp_path, monkeypatch, capsys):
