@@ -44,11 +44,11 @@ class AskedFigures(Result):
     """``scores`` of the options, from log-probabilities, or ``text`` of the answer"""
     action: Mapping[str, Any]
     """figures as in ``measurement.json``; ``auroc`` is null without scores"""
-    parse_rate: Mapping[str, float | None]
+    parse_rate: dict[str, float | None]
     """share of the answers that match an option"""
     reordered: int
     """questions that were asked a second time, with their options in the reverse order"""
-    flips: Mapping[str, float | None]
+    flips: dict[str, float | None]
     """share of them where the other order changed the option"""
 
 

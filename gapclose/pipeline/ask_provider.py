@@ -5,6 +5,7 @@ Only :mod:`gapclose.pipeline.ask` imports this module: it needs the extra ``api`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ FILMS = {".mp4": "mp4", ".mpeg": "mpeg", ".mpg": "mpeg", ".mov": "mov"}
 TOP = 20
 """first tokens to list, the most that OpenAI gives"""
 RETRIES = 5
+REQUEST_END = re.compile(r"(?:\\n|\n)\}(?:\\n|\n)+")
+"""end of the request that inspect puts before an error, with its newlines as they are or escaped"""
 Question = tuple[str, Item]
 """a name that is unique among the questions, and the item"""
 
@@ -123,7 +126,9 @@ def ask_questions(
 
 def _reason(message: str) -> str:
     """What an error says, without the request that inspect puts before it."""
-    return " ".join(message.rpartition("\n}\n")[2].split())[:300] or "no reason is given"
+    *before, told = REQUEST_END.split(message)
+    told = told.replace("\\'", "'").removesuffix("')") if before else told
+    return " ".join(told.split())[:300] or "no reason is given"
 
 
 def messages(item: Item, root: Path, folder: Path) -> list[ChatMessage]:
