@@ -26,6 +26,8 @@ from gapclose.report.tables import print_table
 NO_GAP = "This model was only asked. Its residual stream was not seen, so there is no reading and no gap."
 AGAIN = " (options reversed)"
 """marks the second time that a question is asked"""
+CHARACTERS = 4
+"""of text for one token, roughly"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +68,11 @@ def ask(arguments: Sequence[str]) -> None:
         raise ValueError(f"{args.items}: there is no labelled question of split {args.split!r}")
     other = {i.id: turned for i in items if (turned := _reversed(i))}
     questions = [*((i.id, i) for i in items), *((ident + AGAIN, i) for ident, i in other.items())]
-    _print_size([i for _, i in questions], args.tokens)
+    _print_size([i for _, i in questions], args.tokens, args.price)
     args.out.mkdir(parents=True, exist_ok=True)
     asked = ask_questions(
         questions, items.root, model=args.model, folder=args.out, max_tokens=args.tokens, connections=args.connections,
-        logprobs=not args.without_logprobs, cache=args.cache, prices=args.prices, cost_limit=args.cost_limit,
+        logprobs=not args.without_logprobs, cache=args.cache, price=args.price,
     )  # fmt: skip
     kept = replace(items, items=tuple(i for i in items if i.id in asked.answers))
     unanswered = Counter(asked.faults.values())
@@ -123,16 +125,13 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--connections", type=int, default=4, help="requests at once (default: %(default)s)")
     parser.add_argument("--without_logprobs", action="store_true", help="for providers that refuse to give log-probabilities")
     parser.add_argument("--cache", action="store_true", help="take answers to the same requests from inspect_ai's cache")
-    parser.add_argument("--prices", type=Path, metavar="FILE", help="inspect_ai's file of prices (YAML or JSON), for costs in dollars")
-    parser.add_argument("--cost_limit", type=float, help="dollars for one question, by --prices; inspect_ai ends a question beyond")
+    parser.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="dollars for a million tokens, for costs")
     args = parser.parse_args(arguments)
-    for name in ("limit", "tokens", "connections", "cost_limit"):
+    for name in ("limit", "tokens", "connections"):
         if (value := getattr(args, name)) is not None and value <= 0:
             raise ValueError(f"--{name} is {value}; it must be above 0")
-    if args.prices is not None and not args.prices.is_file():
-        raise ValueError(f"--prices {args.prices}: no such file{near_sibling(args.prices)}")
-    if args.cost_limit is not None and args.prices is None:
-        raise ValueError("--cost_limit needs the prices of the model; give --prices FILE")
+    if args.price is not None and min(args.price) < 0:
+        raise ValueError(f"--price is {args.price}; prices are at least 0")
     return args
 
 
@@ -145,14 +144,14 @@ def _reversed(item: Item) -> Item | None:
     return turned if turned.messages != item.messages else None
 
 
-def _print_size(items: Sequence[Item], tokens: int) -> None:
-    media = Counter(kind for item in items for kind, _ in item.media)
-    words = ", ".join(f"{count} of {kind}" for kind, count in sorted(media.items()))
-    characters = sum(len(i.text) for i in items)
-    print(
-        f"{len(items)} requests: about {characters // 4:,} tokens of text, media: {words or 'none'}; answers of at most {tokens} tokens",
-        flush=True,
-    )
+def _print_size(items: Sequence[Item], tokens: int, price: Sequence[float] | None) -> None:
+    """Print what is about to be asked, and what its text and its answers cost at most."""
+    media, text = Counter(kind for item in items for kind, _ in item.media), sum(len(i.text) for i in items) // CHARACTERS
+    words = ", ".join(f"{count} of {kind}" for kind, count in sorted(media.items())) or "none"
+    print(f"{len(items)} requests: about {text:,} tokens of text, media: {words}; answers of at most {tokens} tokens", flush=True)
+    if price is not None:
+        sent, written = price[0] * text / 1e6, price[1] * tokens * len(items) / 1e6
+        print(f"about ${sent:.4f} for the text, at most ${written:.4f} for the answers; what media cost, the provider counts", flush=True)
 
 
 def print_asked(found: AskedModel) -> None:

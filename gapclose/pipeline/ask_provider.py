@@ -25,6 +25,10 @@ from inspect_ai.model import (
     ContentText,
     ContentVideo,
     GenerateConfig,
+    ModelCost,
+    ModelInfo,
+    get_model_info,
+    set_model_info,
 )
 from inspect_ai.solver import generate
 
@@ -67,8 +71,7 @@ def ask_questions(
     connections: int,
     logprobs: bool,
     cache: bool,
-    prices: Path | None,
-    cost_limit: float | None,
+    price: tuple[float, float] | None,
 ) -> Asked:
     """Ask every question once, greedily.
 
@@ -78,12 +81,15 @@ def ask_questions(
         folder: for inspect's log, and for media in formats that providers do not take.
         logprobs: ask for log-probabilities.
         cache: take answers to the same requests from inspect's cache.
-        prices: inspect's file of model prices.
-        cost_limit: in dollars, for each question.
+        price: dollars for a million tokens, of requests and of answers.
 
     Raises:
         ValueError: when inspect refuses the model or its settings.
     """
+    if price is not None:
+        sent, written = price
+        cost = ModelCost(input=sent, output=written, input_cache_write=sent, input_cache_read=sent)
+        set_model_info(model, (get_model_info(model) or ModelInfo()).model_copy(update={"cost": cost}))
     faults, samples, media = dict[str, str](), list[Sample](), folder / "media"
     for name, item in questions:
         try:
@@ -103,10 +109,7 @@ def ask_questions(
         "ctl_server": False,
     }
     try:
-        (log,) = inspect_ai.eval(
-            task, model=model, log_dir=str(folder / "log"), fail_on_error=False, cost_limit=cost_limit,
-            model_cost_config=None if prices is None else str(prices), **quiet,
-        )  # fmt: skip
+        (log,) = inspect_ai.eval(task, model=model, log_dir=str(folder / "log"), fail_on_error=False, **quiet)
     except Exception as error:  # clients raise errors of any kind for a missing key or an unknown model
         raise ValueError(f"{model}: {_reason(str(error))}") from error
     if log.samples is None:

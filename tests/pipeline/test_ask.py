@@ -101,7 +101,8 @@ def served(shipped, digits):
 
 def test_a_served_models_action_is_that_of_its_measurement(served, shipped, digits, digits_directory, tmp_path, capsys):
     """With picture and sound, by log-probabilities; the key is written nowhere."""
-    assert main(["ask", "--model", MODEL, "--items", str(digits_directory), "--out", str(tmp_path), "--limit", "24"]) == 0
+    command = ["ask", "--model", MODEL, "--items", str(digits_directory), "--out", str(tmp_path), "--limit", "24", "--price", "2.5", "10"]
+    assert main(command) == 0
     found, said = json.loads((tmp_path / "asked.json").read_text()), capsys.readouterr().out
     items = [i for i in digits if i.split == "test" and i.purpose == "gap"][:24]
     kept = digits.select(split="test", purpose="gap")
@@ -118,7 +119,9 @@ def test_a_served_models_action_is_that_of_its_measurement(served, shipped, digi
     )
     assert abs(action["auroc"]["value"] - wanted["auroc"]["value"]) < 0.05, "tokens below the twenty first ones rank as equals"
     assert [q["answer"] for q in found["questions"]] == seen.answers and found["figures"]["by"] == "scores"
-    assert found["usage"][MODEL]["input_tokens"] == found["usage"][MODEL]["total_tokens"] - found["usage"][MODEL]["output_tokens"] > 0
+    used, most = found["usage"][MODEL], 24 * 32 * 10 / 1e6
+    assert used["total_cost"] == pytest.approx(used["input_tokens"] * 2.5e-6 + used["output_tokens"] * 1e-5) and used["input_tokens"] > 0
+    assert f"at most ${most:.4f} for the answers" in said and f"${used['total_cost']:.4f}" in said
     assert found["unanswered"] == {} and "no reading and no gap" in said and "24 of audio, 24 of image" in said
     (log,) = (tmp_path / "log").iterdir()
     with zipfile.ZipFile(log) as entries:
@@ -172,8 +175,7 @@ def test_questions_are_asked_in_both_orders_and_what_a_provider_refuses_is_count
     [
         (["--items", "no"], "no: no such item set"),
         (["--split", "none"], "no labelled question of split 'none'"),
-        (["--cost_limit", "1"], "give --prices FILE"),
-        (["--prices", "no.yaml"], "no.yaml: no such file"),
+        (["--price", "1", "-1"], "prices are at least 0"),
         (["--limit", "0"], "--limit is 0; it must be above 0"),
         (["--model", "nobody/x", "--limit", "1"], "nobody/x: "),
     ],
