@@ -1,4 +1,4 @@
-"""The command ``gapclose``: validate, measure, close, report, export, monitor."""
+"""The command ``gapclose``: validate, measure, close, report, export, monitor, serve, ask."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ usage: gapclose COMMAND [--config FILE] [--any.key value ...]
            --html FILE      write the page (of one run, or the comparison) to FILE
            --all            print every inference-time method at every budget, not the best setting of each
   monitor  RUN --items FILE flag questions whose premise seems to be false, by the frozen probe of a run; `gapclose monitor --help`
+  serve    --run RUN        answer chats over HTTP as OpenAI does, with the reading beside every answer; `gapclose serve --help`
+  ask      --model PROVIDER/MODEL --items DIR --out DIR   the answers of a model behind an API, without a gap; `gapclose ask --help`
 
 `gapclose close --help` lists every key of the configuration. On several GPUs:
   accelerate launch --config_file launch/ddp.yaml recipes/close.py --config FILE
@@ -51,7 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gapclose {__version__}")
         return 0
     command, rest = arguments[0], arguments[1:]
-    commands = {"validate": validate, "measure": measure, "close": close, "report": report, "export": export, "monitor": monitor}
+    commands = {
+        "validate": validate,
+        "measure": measure,
+        "close": close,
+        "report": report,
+        "export": export,
+        "monitor": monitor,
+        "serve": serve,
+        "ask": ask,
+    }
     if command not in commands:
         near = difflib.get_close_matches(command, commands, n=1)
         print(f"unknown command {command!r}{f'; did you mean {near[0]!r}?' if near else ''}\n\n{USAGE}", file=sys.stderr)
@@ -204,6 +215,20 @@ def monitor(arguments: Sequence[str]) -> None:
     from gapclose.pipeline.monitor_command import monitor_questions
 
     monitor_questions(arguments)
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """Serve the model of a run over HTTP."""
+    from gapclose.pipeline.serve import serve as serve_run
+
+    serve_run(arguments)
+
+
+def ask(arguments: Sequence[str]) -> None:
+    """Judge the answers of a model behind an API."""
+    from gapclose.pipeline.ask import ask as ask_model
+
+    ask_model(arguments)
 
 
 def report(arguments: Sequence[str]) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from gapclose.core.errors import ErrorCollector, ItemError, shown
 from gapclose.core.files import near_sibling, write_text
@@ -27,13 +26,11 @@ from gapclose.data.prompt_templates import apply_prompt
 from gapclose.evaluation.monitor_file import MonitorFile
 from gapclose.evaluation.summary_text import show
 from gapclose.metrics.alarms import AlarmRates, alarm_rates
-from gapclose.models.loading import load_model
-from gapclose.pipeline.config import parse_config
 from gapclose.pipeline.monitor import Monitor
 from gapclose.pipeline.monitor_results import MonitoredAnswer, Reading
+from gapclose.pipeline.run_model import load_run_model, refuse_no_run, run_config
 from gapclose.report.console import wide_console
 from gapclose.report.tables import print_table
-from gapclose.training.lora import load_adapter
 
 LISTED = 20
 """questions on the console, the highest readings first"""
@@ -60,14 +57,9 @@ def monitor_questions(arguments: Sequence[str]) -> None:
         ValueError: for a run or file that cannot be used.
     """
     args = _arguments(arguments)
-    monitor, config = (
-        Monitor.from_pretrained(args.run),
-        parse_config(["--config", str(args.run / "config.yaml"), "--run_dir", str(args.run)]),
-    )
+    monitor, config = Monitor.from_pretrained(args.run), run_config(args.run)
     root, items = read_questions(args.items, args.split, monitor.file, config.prompts)
-    adapter = args.run / "adapter"
-    loaded = load_model(config.model) if args.base or not adapter.is_dir() else load_adapter(config.model, adapter)
-    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load_run_model(config, args.run, base=args.base)
     given: dict[str, Any] = {"batch_size": config.observe.batch_size, "root": root}
     messages = [i.messages for i in items]
     found: Sequence[Reading]
@@ -101,8 +93,7 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.out and args.out.suffix not in (".csv", ".json"):
         raise ValueError(f"--out {args.out}: write to a .csv or a .json file")
-    if not (args.run / "config.yaml").is_file():
-        raise ValueError(f"{args.run}: no run there (no config.yaml){'' if args.run.is_dir() else near_sibling(args.run)}")
+    refuse_no_run(args.run)
     return args
 
 

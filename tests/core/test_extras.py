@@ -18,8 +18,8 @@ from gapclose.report import figures, style
 from gapclose.report.html import build_page
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = ("trl", "wandb", "datasets", "figures")
-BLOCKED = ("trl", "wandb", "datasets", "matplotlib", "pyarrow", "pandas")
+EXTRAS = ("trl", "wandb", "datasets", "figures", "serve")
+BLOCKED = ("trl", "wandb", "datasets", "matplotlib", "fastapi", "uvicorn", "pyarrow", "pandas")
 """the packages of those extras, and two that datasets brings along"""
 
 

@@ -1,0 +1,180 @@
+"""The command ``gapclose ask``: the action of a model behind an API. It has no reading, and so no gap."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gapclose.core.errors import ItemError
+from gapclose.core.files import near_sibling, write_text
+from gapclose.core.imports import require
+from gapclose.core.results import Result
+from gapclose.data.items import Item
+from gapclose.data.load import load_items
+from gapclose.data.option_shuffle import reordered
+from gapclose.evaluation.asked_answers import AskedFigures, judge
+from gapclose.evaluation.summary_text import show
+from gapclose.metrics.config import GapConfig
+from gapclose.report.console import wide_console
+from gapclose.report.tables import print_table
+
+NO_GAP = "This model was only asked. Its residual stream was not seen, so there is no reading and no gap."
+AGAIN = " (options reversed)"
+"""marks the second time that a question is asked"""
+CHARACTERS = 4
+"""of text for one token, roughly"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedModel(Result):
+    """The answers of a model that was asked."""
+
+    model: str
+    items: str
+    split: str
+    figures: AskedFigures
+    unanswered: dict[str, int]
+    """reason -> number of requests"""
+    usage: dict[str, Any]
+    """tokens by model, and dollars where a price is known"""
+    log: str
+    """inspect's log"""
+    questions: list[dict[str, Any]]
+    """id, concept, answer, and answer to the reverse order"""
+    note: str = NO_GAP
+
+
+def ask(arguments: Sequence[str]) -> None:
+    """Ask a model every question of an item set, in both orders of options, and judge its answers.
+
+    Raises:
+        ValueError: for arguments, items or a model that cannot be used.
+    """
+    args = _arguments(arguments)
+    for module in ("inspect_ai", "openai"):
+        require(module, "api", "gapclose ask")
+    from gapclose.pipeline.ask_provider import ask_questions
+
+    if not args.items.is_dir():
+        raise ValueError(f"{args.items}: no such item set{near_sibling(args.items)}")
+    items = load_items(args.items).select(split=args.split, purpose="gap")
+    items = replace(items, items=tuple(i for i in items if i.gold is not None)[: args.limit])
+    if not len(items):
+        raise ValueError(f"{args.items}: there is no labelled question of split {args.split!r}")
+    other = {i.id: turned for i in items if (turned := _reversed(i))}
+    questions = [*((i.id, i) for i in items), *((ident + AGAIN, i) for ident, i in other.items())]
+    _print_size([i for _, i in questions], args.tokens, args.price)
+    args.out.mkdir(parents=True, exist_ok=True)
+    asked = ask_questions(
+        questions, items.root, model=args.model, folder=args.out, max_tokens=args.tokens, connections=args.connections,
+        logprobs=not args.without_logprobs, cache=args.cache, price=args.price,
+    )  # fmt: skip
+    kept = replace(items, items=tuple(i for i in items if i.id in asked.answers))
+    unanswered = Counter(asked.faults.values())
+    if not len(kept):
+        raise ValueError(
+            f"{args.model} answered none of {len(questions)} questions: {unanswered.most_common(1)[0][0]}; inspect's log: {asked.log}"
+        )
+    second = {
+        ident: (turned, asked.answers[ident + AGAIN])
+        for ident, turned in other.items()
+        if ident in asked.answers and ident + AGAIN in asked.answers
+    }
+    defaults = GapConfig()
+    found = AskedModel(
+        model=args.model,
+        items=items.name,
+        split=args.split,
+        figures=judge(kept, [asked.answers[i.id] for i in kept], second, replicates=defaults.replicates, seed=0),
+        unanswered=dict(unanswered),
+        usage=dict(asked.usage),
+        log=asked.log,
+        questions=[
+            {
+                "id": i.id,
+                "concept": i.concept,
+                "answer": asked.answers[i.id].text,
+                "reversed": second[i.id][1].text if i.id in second else None,
+            }
+            for i in kept
+        ],
+    )
+    print_asked(found)
+    path = args.out / "asked.json"
+    write_text(path, json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
+    print(f"answers: {path}")
+
+
+def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="gapclose ask",
+        description="Ask a model behind an API the questions of an item set, through inspect_ai, and judge its answers.",
+        epilog="Keys are read from the environment, as inspect_ai documents them for each provider.",
+    )
+    parser.add_argument("--model", required=True, help="PROVIDER/MODEL as inspect_ai names it, e.g. openai/gpt-4o")
+    parser.add_argument("--items", type=Path, required=True, metavar="DIR", help="item set")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for asked.json and inspect's log")
+    parser.add_argument("--split", default="test", help="default: %(default)s")
+    parser.add_argument("--limit", type=int, help="only so many items, the first ones, e.g. to see what they cost")
+    parser.add_argument("--tokens", type=int, default=32, help="longest answer (default: %(default)s)")
+    parser.add_argument("--connections", type=int, default=4, help="requests at once (default: %(default)s)")
+    parser.add_argument("--without_logprobs", action="store_true", help="for providers that refuse to give log-probabilities")
+    parser.add_argument("--cache", action="store_true", help="take answers to the same requests from inspect_ai's cache")
+    parser.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="dollars for a million tokens, for costs")
+    args = parser.parse_args(arguments)
+    for name in ("limit", "tokens", "connections"):
+        if (value := getattr(args, name)) is not None and value <= 0:
+            raise ValueError(f"--{name} is {value}; it must be above 0")
+    if args.price is not None and min(args.price) < 0:
+        raise ValueError(f"--price is {args.price}; prices are at least 0")
+    return args
+
+
+def _reversed(item: Item) -> Item | None:
+    """The item with its options in the reverse order; None where its text does not list them, or cannot be written anew."""
+    try:
+        turned = reordered(item, range(len(item.options))[::-1], shown=True)
+    except ItemError:
+        return None
+    return turned if turned.messages != item.messages else None
+
+
+def _print_size(items: Sequence[Item], tokens: int, price: Sequence[float] | None) -> None:
+    """Print what is about to be asked, and what its text and its answers cost at most."""
+    media, text = Counter(kind for item in items for kind, _ in item.media), sum(len(i.text) for i in items) // CHARACTERS
+    words = ", ".join(f"{count} of {kind}" for kind, count in sorted(media.items())) or "none"
+    print(f"{len(items)} requests: about {text:,} tokens of text, media: {words}; answers of at most {tokens} tokens", flush=True)
+    if price is not None:
+        sent, written = price[0] * text / 1e6, price[1] * tokens * len(items) / 1e6
+        print(f"about ${sent:.4f} for the text, at most ${written:.4f} for the answers; what media cost, the provider counts", flush=True)
+
+
+def print_asked(found: AskedModel) -> None:
+    """Print figures, unanswered questions and usage, in 80 columns."""
+    console, of = wide_console(), found.figures
+    title = f"{found.model}: {of.items} items, {of.clips} clips, 95 % clip-bootstrap intervals"
+    names = {
+        "balanced": "action, balanced", "option_balanced": "options right, balanced", "standard_accuracy": "standard accuracy",
+        "rejection": "rejection rate", "false_alarm": "false alarms", "auroc": "AUROC", "dprime": "d'", "criterion": "criterion",
+    }  # fmt: skip
+    rows = [(shown, show(of.action[name])) for name, shown in names.items()]
+    rows += [("answers that match an option", show(of.parse_rate)), (f"flips in the reverse order, of {of.reordered}", show(of.flips))]
+    print_table(console, title, ["figure", "value"], rows, words=["figure"])
+    print(f"judged by the {of.by} of the {'options' if of.by == 'scores' else 'answers'}")
+    if found.unanswered:
+        print_table(
+            console,
+            "requests without an answer",
+            ["number", "reason"],
+            [(str(n), why) for why, n in found.unanswered.items()],
+            words=["reason"],
+        )
+    for name, used in found.usage.items():
+        cost = f", ${used['total_cost']:.4f}" if used.get("total_cost") is not None else ", no price known"
+        print(f"{name}: {used.get('input_tokens', 0):,} tokens in, {used.get('output_tokens', 0):,} out{cost}")
+    print(found.note)
