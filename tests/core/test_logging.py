@@ -19,14 +19,17 @@ PRINTING = {  # module -> what it exists to print
     "core/logging.py": "the handler",
     "data/digits/generate.py": "a command of its own",
     "data/digits/videos.py": "a command of its own",
+    "export/model_card.py": "snippets of the card, which its readers run",
+    "pipeline/ask.py": "what a model that was asked answered, and its costs",
     "pipeline/config.py": "help, and the configuration where it is asked for",
     "pipeline/cli.py": "usage, version, what validate found, where a page is",
     "pipeline/error_messages.py": "errors, on standard error",
     "pipeline/model_summary.py": "a table of validate",
-    "pipeline/validate.py": "tables of validate",
+    "pipeline/monitor_command.py": "flags, and where they are",
+    "pipeline/serve.py": "the address",
     "pipeline/verify_export.py": "its result, for the process that started it",
-    "report/compare_runs.py": "the comparison",
     "report/console.py": "the report",
+    "report/tables.py": "tables of any command",
 }
 
 
