@@ -32,7 +32,7 @@ def dataset(items: ItemSet) -> Dataset:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path, help="directory of the run")
-    parser.add_argument("--clips", type=int, nargs=4, default=[60, 40, 30, 40], help="of fit, train, val and test")
+    parser.add_argument("--clips", type=int, nargs=4, default=[60, 40, 30, 40], help="of fit, train, val and test, 16 or more of each")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--report_to", nargs="*", default=[], help="trackers, as of transformers")
     given = parser.parse_args()
