@@ -22,7 +22,7 @@ STEPS = {(kind, word): step for kind, steps in NEXT_STEPS.items() for word, step
 
 
 def test_no_state_and_no_verdict_is_without_one():
-    """A base model has three states (gapclose.evaluation.record); what is trained has all but the one that ends before training."""
+    """A base model has three states (gapclose.evaluation.record); a trained one has the others."""
     assert set(NEXT_STEPS["measured"]) == {"open", "no gap", "not judgeable"}
     assert set(NEXT_STEPS["trained"]) == set(STATES) - {"not judgeable"}
     assert set(NEXT_STEPS["verdict"]) == set(VERDICTS)

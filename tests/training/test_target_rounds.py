@@ -123,7 +123,7 @@ def test_a_gain_counts_items_whose_label_is_possible_alone():
 
 
 def test_a_better_estimate_helps_though_it_is_not_shown(digits):
-    """Few clips can show little in one round: the estimate counts, and whether its interval is above zero is told beside it."""
+    """Few clips can show little in one round. The estimate counts; whether its interval is above zero is a field of its own."""
     labels = Labels.of(digits.select(split="val", purpose="gap"))
     run = SimpleNamespace(items=digits, config=SimpleNamespace(gap=SimpleNamespace(replicates=200), seed=0))
     probe = SimpleNamespace(layers=(1,), family="lda", strength=0.1)
