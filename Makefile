@@ -17,7 +17,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 help:
 	@echo "make demo           install, then measure, close and re-measure the gap of the tiny omni model (writes $(RUN))"
-	@echo "make real           install, then close the gap of a pretrained language model (MODEL: hub name or directory; docs/pretrained.md)"
+	@echo "make real           install, then close the gap of a pretrained language model (MODEL: hub name or directory; docs/start/pretrained.md)"
 	@echo "make test           install, then run the tests"
 	@echo "make test-slow      the tests that take minutes"
 	@echo "make test-newest    the tests with the newest transformers, peft, trl and accelerate, in an environment of its own"

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("registries")
 
 @pytest.mark.parametrize(
     "path",
-    [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"],
+    [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"],
     ids=lambda p: p.name,
 )
 def test_links_lead_somewhere_and_nothing_waits_to_be_filled_in(path):
@@ -21,7 +21,7 @@ def test_links_lead_somewhere_and_nothing_waits_to_be_filled_in(path):
     targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", text) if not t.startswith(("http", "#"))]
     assert not [t for t in targets if not (path.parent / t.partition("#")[0]).exists()]
     headings = {other: {re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", other.read_text(), re.M)}
-                for other in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}  # fmt: skip
+                for other in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))}  # fmt: skip
     anchors = [(path if not t.partition("#")[0] else (path.parent / t.partition("#")[0]).resolve(), t.partition("#")[2])
                for t in re.findall(r"\]\(([^)\s]+\.md#[^)\s]+|#[^)\s]+)\)", text) if not t.startswith("http")]  # fmt: skip
     assert not [(file.name, anchor) for file, anchor in anchors if anchor not in headings[file]]
@@ -39,14 +39,14 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/python.md"])
+@pytest.mark.parametrize("path", ["README.md", "docs/how-to/python.md"])
 def test_the_examples_run(path, tiny_run, tiny_checkpoint, digits_directory, tmp_path, monkeypatch, capsys):
     """As they stand, but for the model, the run and the settings, which are the tests' own: those of the text take minutes."""
     monkeypatch.chdir(tmp_path)
     blocks, space = examples(ROOT / path), dict[str, object]()
-    if path == "docs/python.md":
+    if path == "docs/how-to/python.md":
         pytest.importorskip("jsonschema", reason="an example checks a file of a run with jsonschema (the extra `dev`)")
-    assert len(blocks) == {"README.md": 3, "docs/python.md": 4}[path] and (
+    assert len(blocks) == {"README.md": 3, "docs/how-to/python.md": 4}[path] and (
         path != "README.md" or all(len(block.splitlines()) <= 8 for block in blocks)
     )
     for block in blocks:
@@ -62,7 +62,7 @@ def test_the_examples_run(path, tiny_run, tiny_checkpoint, digits_directory, tmp
 def test_the_examples_of_the_monitor_run(tiny_run, tiny_checkpoint, digits_directory, monkeypatch, capsys):
     """As they stand, but for the model and the run."""
     space = dict[str, object]()
-    for block in examples(ROOT / "docs" / "monitor.md"):
+    for block in examples(ROOT / "docs" / "how-to" / "monitor.md"):
         block = block.replace('path="digits"', f'path="{tiny_checkpoint}", dtype="float32"').replace(
             "runs/digits/data-seed0", str(digits_directory)
         )
@@ -70,6 +70,6 @@ def test_the_examples_of_the_monitor_run(tiny_run, tiny_checkpoint, digits_direc
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
-@pytest.mark.parametrize("block", examples(ROOT / "docs" / "extending.md"), ids=["reader", "control", "objective", "probe family"])
+@pytest.mark.parametrize("block", examples(ROOT / "docs" / "how-to" / "extending.md"), ids=["reader", "control", "objective", "probe family"])
 def test_extensions_register(block):
     exec(compile(block, "extending.md", "exec"), {})

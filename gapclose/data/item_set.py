@@ -80,7 +80,7 @@ class ItemSet:
         name: str = "items",
         root: str | Path = ".",
     ) -> ItemSet:
-        """Make a set of rows in memory, with the keys of ``items.jsonl`` (docs/your-data.md).
+        """Make a set of rows in memory, with the keys of ``items.jsonl`` (docs/how-to/data.md).
 
         Args:
             rows: one dictionary per item: ``id``, ``clip``, ``split``, ``modality``, ``messages``,

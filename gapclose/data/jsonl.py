@@ -65,7 +65,7 @@ def read_items(directory: str | Path, problems: ErrorCollector | None = None) ->
     header_file, items_file = directory / "set.json", directory / "items.jsonl"
     for path, remedy in ((header_file, "declare the concepts there"), (items_file, "put one item per line there")):
         if not path.is_file():
-            problems.add(f"{path}: no such file; {remedy} (docs/your-data.md shows the format)")
+            problems.add(f"{path}: no such file; {remedy} (docs/how-to/data.md shows the format)")
     problems.raise_if_any()
 
     concepts, alarm, name = _read_header(header_file, problems)

@@ -37,7 +37,7 @@ def measure(model: Any, processor: Any, items: ItemSet, *, run_dir: str | Path |
             temporary directory, named in the result.
         settings: configuration groups as dictionaries or dataclasses, and plain keys, e.g.
             ``gap={"replicates": 1000}``, ``controls={"random_weights": False}``, ``seed=1``
-            (docs/python.md).
+            (docs/how-to/python.md).
 
     Raises:
         ValueError: naming the faults of settings, items and media, before the first forward.

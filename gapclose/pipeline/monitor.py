@@ -123,7 +123,7 @@ class Monitor:
             processor: its processor, or the tokenizer of a text-only model. It is set to pad on the
                 left.
             messages: one conversation or a list of them, in the form of items and in the words of
-                the run's prompt (docs/your-data.md): ``{"role", "content"}``, content parts with ``path`` for media.
+                the run's prompt (docs/how-to/data.md): ``{"role", "content"}``, content parts with ``path`` for media.
             max_new_tokens: length limit of answers.
             options: possible answers with their concepts, ``{"text", "concept"}`` each; one list for
                 all conversations, or one per conversation.

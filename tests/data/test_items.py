@@ -173,7 +173,7 @@ def test_a_faulty_header_is_named_and_told_once(tmp_path, fault):
 def test_missing_files_and_other_encodings_are_named(tmp_path):
     """A missing directory names both files; a file in another encoding is no traceback."""
     message = complaint(tmp_path / "nowhere")
-    assert "set.json: no such file" in message and "items.jsonl: no such file" in message and "docs/your-data.md" in message
+    assert "set.json: no such file" in message and "items.jsonl: no such file" in message and "docs/how-to/data.md" in message
     directory = put(tmp_path / "latin", row("a"))
     (directory / "items.jsonl").write_bytes(json.dumps(row("a", gold="ö"), ensure_ascii=False).encode("latin-1"))
     assert "items.jsonl: not UTF-8" in complaint(directory)

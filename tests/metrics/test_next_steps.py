@@ -40,8 +40,8 @@ def test_a_step_is_one_line_and_names_keys_that_there_are(place):
 
 
 def test_the_documents_have_the_same_words():
-    """docs/measuring.md has a row for every state and verdict."""
-    text = (ROOT / "docs" / "measuring.md").read_text()
+    """docs/understand/measuring.md has a row for every state and verdict."""
+    text = (ROOT / "docs" / "understand" / "measuring.md").read_text()
     rows = {tuple(cell.strip() for cell in line.strip("|").split("|")) for line in text.splitlines() if line.startswith("| `")}
     for (kind, word), step in STEPS.items():
         wanted = {"measured": "base model", "trained": "after training", "verdict": "verdict"}[kind]
