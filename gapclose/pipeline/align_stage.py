@@ -32,6 +32,7 @@ from gapclose.models.sharding import is_sharded, is_wrapped, shard
 from gapclose.observe.frozen_cache import HiddenStateCache
 from gapclose.observe.frozen_writer import write_cache
 from gapclose.probes.posterior import expressible, restrict
+from gapclose.report.example_figure import draw_example
 from gapclose.report.html import write_page
 from gapclose.training.adapter_io import load_adapter_tensors, save_adapter
 from gapclose.training.checkpoint_selection import EpochRecords, state_at_end
@@ -394,6 +395,7 @@ class AlignStage:
             record | {"forced": sorted(self.forced), "stopped": self.epochs.stopped(), "guards_off": self.run.config.guards.silent}
         )
         self.run.on_main(lambda: write_json(self.run.directory / "change.json", measure_change(self.run, epoch).to_dict()))
+        self.run.on_main(lambda: draw_example(self.run.directory))
         self.run.on_main(lambda: shutil.rmtree(self.run.directory / "trunk", ignore_errors=True))  # no longer needed
         summary = run_on_main(lambda: summarise(self.run.directory))
         if exported := without is None or self.run.config.export.unimproved:

@@ -7,6 +7,8 @@ from io import StringIO
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 from rich.console import Console
 from test_page import check, titles
 
@@ -15,6 +17,7 @@ from gapclose.evaluation.examples import varied
 from gapclose.evaluation.run_records import record_of, summarise
 from gapclose.report.change import KINDS, counts_line
 from gapclose.report.console import print_report
+from gapclose.report.example_figure import draw_example
 from gapclose.report.html import build_page
 
 
@@ -184,3 +187,44 @@ def test_texts_of_examples_are_only_texts(run, change):
     write_json(run / "change.json", json.loads(json.dumps(change)))
     page = build_page(run)
     assert "<script" not in page and evil in check(page).text
+
+
+def drawn(run, change):
+    """Texts of the figure of one question, and whether the file is a picture."""
+    write_json(run / "change.json", change)
+    texts = list[str]()
+
+    class Written(Figure):
+        def text(self, x, y, s, **look):
+            texts.append(s)
+            return super().text(x, y, s, **look)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gapclose.report.example_figure.new_figure", lambda **settings: Written(**settings))
+        path = draw_example(run)
+    with Image.open(path) as image:
+        assert image.width == 1080 and len(set(image.convert("RGB").resize((90, 60)).get_flattened_data())) > 10
+    return texts
+
+
+def test_the_figure_of_one_question_shows_both_answers_and_the_reading(run, change):
+    """A question about an image is drawn before others; damaged media are named in their place."""
+    assert (run / "figures" / "example.png").is_file()  # the run wrote it
+    gained = change["examples"]["gained"]
+    of = next(e for e in gained if e["modality"] == "vision")
+    texts = drawn(run, change)
+    assert " ".join(texts).startswith(of["text"]) and f"right: {of['right']}" in " ".join(texts)
+    assert texts[-5].startswith(f"{of['base']['said']} ✗") and texts[-1].startswith(f"{of['adapted']['said']} ✓")
+    assert texts[-4:-1:2] == ["frozen probe reads", "after training"] and texts[-3].startswith(max(of["reading"], key=of["reading"].get))
+    (run / "broken.png").write_bytes(b"no image")
+    broken = of | {"media": [["image", str(run / "broken.png")], ["video", "media/film.mp4"]]}
+    assert drawn(run, change | {"examples": change["examples"] | {"gained": [broken]}}) == texts
+
+
+def test_without_an_answer_that_became_right_there_is_no_such_figure(run, change):
+    """A question without media takes the whole width."""
+    write_json(run / "change.json", change | {"examples": change["examples"] | {"gained": []}})
+    assert draw_example(run) is None
+    alone = change["examples"]["gained"][0] | {"media": [], "text": "Maria saw a blue hat. " * 8 + "\n\nWhere was it?"}
+    texts = drawn(run, change | {"examples": change["examples"] | {"gained": [alone]}})
+    assert texts[:4][-2:] == ["", "Where was it?"] and len(texts[0]) > 62

@@ -1,0 +1,111 @@
+"""Draw one test question with the base model's answer, the probe's reading, and the adapted model's answer."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from gapclose.core.files import read_versioned, write_in_place
+from gapclose.evaluation.change_file import VERSION
+from gapclose.report.figures import ACTION, READING, SENTINEL
+from gapclose.report.style import INK, new_figure, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, LINE, MEDIUM = 7.2, 0.2, 1.25
+"""inches: the figure's width, the height of a line of text, the height of a medium"""
+SHOWN = 3
+"""media of an item that are drawn"""
+WRONG, RIGHT = ACTION, SENTINEL
+
+
+def first_example(change: Mapping[str, Any], root: Path) -> Mapping[str, Any] | None:
+    """Return the first item that training made right, an item about an image that can be shown before others; None without any."""
+    gained = change["examples"]["gained"]
+    about_images = [
+        e for e in gained if e["modality"] in ("vision", "image") and any(k == "image" and (root / p).is_file() for k, p in e["media"])
+    ]
+    return next(iter([*about_images, *gained]), None)
+
+
+def answer_rows(example: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return (who, what, colour) of the three lines below the question."""
+    concept = max(example["reading"], key=example["reading"].__getitem__)
+    rows = []
+    for who, answer in (("base model answers", example["base"]), ("after training", example["adapted"])):
+        right = answer["said"] == example["right"]
+        rows.append((who, f"{answer['said']} {'✓' if right else '✗'}   probability {answer['probability']:.2f}", RIGHT if right else WRONG))
+    reading = (f"{concept}   probability {example['reading'][concept]:.2f}", READING)
+    return [rows[0], ("frozen probe reads", *reading), rows[1]]
+
+
+@styled
+def draw_example(directory: Path) -> Path | None:
+    """Draw the first example that training made right to ``figures/example.png`` of a closed run.
+
+    Returns:
+        The file; None where no answer became right.
+    """
+    path = directory / "change.json"
+    change = read_versioned(path, VERSION, "run `gapclose close` again, which writes it anew and trains nothing")
+    root = directory / change["data_root"]
+    example = first_example(change, root)
+    if example is None:
+        return None
+    media = [(kind, root / file) for kind, file in example["media"] if kind in ("image", "audio") and (root / file).is_file()][:SHOWN]
+    question = [line for part in example["text"].splitlines() for line in textwrap.wrap(part, 62 if media else 90) or [""]]
+    height = max(LINE * (len(question) + 1) * 1.1 + 1.45, MEDIUM * len(media) + 0.3)
+    figure: Figure = new_figure(figsize=(WIDTH, height))
+    left = 0.3 if media else 0.03
+    for n, (kind, file) in enumerate(media):
+        axes = figure.add_axes((0.03, 1 - ((n + 1) * MEDIUM - 0.05) / height, 0.22, (MEDIUM - 0.3) / height))
+        try:
+            (draw_image if kind == "image" else draw_audio)(axes, file)
+        except (OSError, ValueError, soundfile.LibsndfileError) as error:
+            axes.set_axis_off()
+            axes.text(0.5, 0.5, f"{kind} not drawn\n({type(error).__name__})", fontsize=8, ha="center", va="center")
+    _write(figure, left, height, question, example)
+    out = directory / "figures" / "example.png"
+    write_in_place(out, lambda p: figure.savefig(p, format="png", dpi=150, transparent=False))
+    return out
+
+
+def _write(figure: Figure, left: float, height: float, question: Sequence[str], example: Mapping[str, Any]) -> None:
+    """Write question, options and answers, from the top down."""
+    y = height - 0.3
+    for line in question:
+        figure.text(left, y / height, line, fontsize=10.5, weight="bold", va="center")
+        y -= LINE * 1.1
+    figure.text(
+        left, y / height, f"options: {', '.join(example['options'])}; right: {example['right']}", fontsize=8.5, color="#777777", va="center"
+    )
+    y -= 0.42
+    for who, what, colour in answer_rows(example):
+        figure.text(left, y / height, who, fontsize=10, color=INK, va="center")
+        figure.text(left + 0.22, y / height, what, fontsize=10.5, weight="bold", color=colour, va="center")
+        y -= 0.31
+
+
+def draw_image(axes: Axes, path: Path) -> None:
+    """Draw a picture; a tiny one keeps sharp pixels."""
+    with Image.open(path) as image:
+        axes.imshow(np.asarray(image.convert("RGB")), interpolation="nearest" if max(image.size) < 64 else "antialiased")
+    axes.set(xticks=[], yticks=[])
+    axes.set_title("image", fontsize=8)
+
+
+def draw_audio(axes: Axes, path: Path) -> None:
+    """Draw the wave of a recording over its seconds."""
+    samples, rate = soundfile.read(path, always_2d=True)
+    axes.plot(np.arange(len(samples)) / rate, samples.mean(axis=1), color=INK, linewidth=0.4)
+    axes.set(yticks=[])
+    axes.tick_params(labelsize=7)
+    axes.set_title("audio (seconds)", fontsize=8)
