@@ -40,12 +40,16 @@ def test_a_step_is_one_line_and_names_keys_that_there_are(place):
 
 
 def test_the_documents_have_the_same_words():
-    """docs/understand/measuring.md has a row for every state and verdict."""
-    text = (ROOT / "docs" / "understand" / "measuring.md").read_text()
-    rows = {tuple(cell.strip() for cell in line.strip("|").split("|")) for line in text.splitlines() if line.startswith("| `")}
-    for (kind, word), step in STEPS.items():
-        wanted = {"measured": "base model", "trained": "after training", "verdict": "verdict"}[kind]
-        assert any(row[0] == f"`{word}`" and row[1] == wanted and row[2] == step for row in rows), (kind, word)
+    """docs/understand/verdicts.md has a row for every state and verdict: the word, its rule, the next step."""
+    text = (ROOT / "docs" / "understand" / "verdicts.md").read_text()
+    sections = {part.partition("\n")[0]: part for part in text.split("\n## ")}
+    for kind, heading in {
+        "measured": "States of a base model",
+        "trained": "States after training",
+        "verdict": "Verdicts on a reading",
+    }.items():
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in sections[heading].splitlines() if line.startswith("| `")]
+        assert {word.strip("`"): step for word, _, step in rows} == dict(NEXT_STEPS[kind])
 
 
 def summary(state: str, *words: str, adapted: bool = True) -> dict:
