@@ -48,7 +48,7 @@ def configuration() -> str:
     for group in document_groups(Config):
         lines += ["", f"## {group.name or 'run'}", "", f"{plain(group.title[:1].upper() + group.title[1:])}.", ""]
         for key in group.keys:
-            lines += [f'<a id="{key.key}"></a>`{key.key}` {plain(key.values)}; default: `{key.default}`', f":   {plain(key.text)}", ""]
+            lines += [f'<a id="{key.key}"></a>`{key.key}` <small>{plain(key.values)}; default: `{key.default}`</small>', f":   {plain(key.text)}", ""]
     return "\n".join(lines)
 
 
@@ -80,18 +80,13 @@ def command_line() -> str:
 
 
 def python() -> str:
-    """Directives of mkdocstrings for every public name.
-
-    Raises:
-        ValueError: when the headings above do not hold every public name once.
-    """
+    """Directives of mkdocstrings for every public name, those without a heading above at the end."""
     import gapclose
 
-    named = [name for names in API.values() for name in names]
-    if sorted(named) != sorted(set(gapclose.__all__) - {"__version__"}):
-        raise ValueError(f"docs/hooks/site_reference.py: API and gapclose.__all__ differ by {sorted(set(named) ^ set(gapclose.__all__))}")
+    named = {name for names in API.values() for name in names}
+    rest = [name for name in gapclose.__all__ if name not in named and name != "__version__"]
     lines = []
-    for heading, names in API.items():
+    for heading, names in {**API, **({"More": rest} if rest else {})}.items():
         lines += [f"## {heading}", ""] + [f"::: gapclose.{name}\n" for name in names]
     return "\n".join(lines)
 
@@ -112,7 +107,7 @@ def files() -> str:
 
 
 def _entries(schema: Mapping[str, Any]) -> list[str]:
-    found = [line for key, part in _keys(schema, "") for line in (f"`{key}` {plain(_values(part))}", f":   {_text(part)}", "")]
+    found = [line for key, part in _keys(schema, "") for line in (f"`{key}` <small>{plain(_values(part))}</small>", f":   {_text(part)}", "")]
     return found or [plain(_values(schema)), ""]
 
 
