@@ -97,7 +97,9 @@ def test_the_examples_of_the_monitor_run(tiny_run, tiny_checkpoint, digits_direc
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
-@pytest.mark.parametrize("block", examples(ROOT / "docs" / "how-to" / "extending.md"), ids=["reader", "control", "objective", "probe family"])
+@pytest.mark.parametrize(
+    "block", examples(ROOT / "docs" / "how-to" / "extending.md"), ids=["reader", "control", "objective", "probe family"]
+)
 def test_extensions_register(block):
     exec(compile(block, "extending.md", "exec"), {})
 
@@ -156,6 +158,8 @@ def faults_of(line: str, help_of) -> list[str]:
         source = (ROOT / recipe).read_text()
         return [f"{recipe} has no option --{key}" for key, _ in options(given) if f'"--{key}"' not in source]
     command, *given = rest
+    if is_placeholder(command):
+        return []
     if command in ("validate", "measure", "close", "export"):
         return faults_of_settings(given)
     if command in ("monitor", "serve", "ask", "report"):

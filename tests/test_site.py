@@ -1,5 +1,6 @@
 """The site of the documentation: what its hooks fill in, and that it builds without a warning."""
 
+import csv
 import os
 import re
 import subprocess
@@ -70,6 +71,17 @@ def test_links_that_leave_the_site_become_code(page, link, expected):
 
 def test_roles_of_docstrings_become_code():
     assert on_page_content("as for :func:<code>measure</code>") == "as for <code>measure</code>"
+
+
+def test_every_interval_of_the_comparison_is_in_its_tables():
+    """docs/results/comparison.md shows a part of the CSV files beside it."""
+    there = set[tuple[str, ...]]()
+    for path in (DOCS / "results").glob("comparison-*.csv"):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                there |= {tuple(row[k] for k in (name, f"{name} lower", f"{name} upper")) for name in row if f"{name} lower" in row}
+    shown = re.findall(r"(-?\d\.\d{3}) \[(-?\d\.\d{3}), (-?\d\.\d{3})\]", (DOCS / "results/comparison.md").read_text())
+    assert len(shown) > 30 and [interval for interval in shown if interval not in there] == []
 
 
 @pytest.mark.slow

@@ -48,7 +48,11 @@ def configuration() -> str:
     for group in document_groups(Config):
         lines += ["", f"## {group.name or 'run'}", "", f"{plain(group.title[:1].upper() + group.title[1:])}.", ""]
         for key in group.keys:
-            lines += [f'<a id="{key.key}"></a>`{key.key}` <small>{plain(key.values)}; default: `{key.default}`</small>', f":   {plain(key.text)}", ""]
+            lines += [
+                f'<a id="{key.key}"></a>`{key.key}` <small>{plain(key.values)}; default: `{key.default}`</small>',
+                f":   {plain(key.text)}",
+                "",
+            ]
     return "\n".join(lines)
 
 
@@ -107,7 +111,9 @@ def files() -> str:
 
 
 def _entries(schema: Mapping[str, Any]) -> list[str]:
-    found = [line for key, part in _keys(schema, "") for line in (f"`{key}` <small>{plain(_values(part))}</small>", f":   {_text(part)}", "")]
+    found = [
+        line for key, part in _keys(schema, "") for line in (f"`{key}` <small>{plain(_values(part))}</small>", f":   {_text(part)}", "")
+    ]
     return found or [plain(_values(schema)), ""]
 
 
@@ -146,7 +152,11 @@ def _values(part: Mapping[str, Any]) -> str:
     words = " or ".join(kinds) if isinstance(kinds, list) else kinds
     if "array" in words and isinstance(part.get("items"), dict):
         words = words.replace("array", f"list of {_values(part['items'])}")
-    limits = [f"{word} {part[key]}" for key, word in (("minimum", "at least"), ("exclusiveMinimum", "above"), ("maximum", "at most")) if key in part]
+    limits = [
+        f"{word} {part[key]}"
+        for key, word in (("minimum", "at least"), ("exclusiveMinimum", "above"), ("maximum", "at most"))
+        if key in part
+    ]
     return ", ".join([words, *limits])
 
 

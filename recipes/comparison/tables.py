@@ -32,7 +32,6 @@ from gapclose.core.files import read_json, write_text
 from gapclose.evaluation.baselines.compare import BUDGETS
 from gapclose.metrics.config import GapConfig
 
-
 HEADS = {
     "differences": "Differences in balanced accuracy, seed by seed (of one seed, item by item):",
     "points": "Operating points: balanced accuracy, and standard accuracy, on test where standard accuracy on val may fall by so much. Trained "
@@ -135,7 +134,12 @@ def write_results(
     tables = list[Table]()
     for variant in variants:
         lines += [f"## {variant}", ""]
-        for table in (_table(found, variant, also_on[variant]), _differences(found, variant), _points(found, variant), _noise(found, variant)):
+        for table in (
+            _table(found, variant, also_on[variant]),
+            _differences(found, variant),
+            _points(found, variant),
+            _noise(found, variant),
+        ):
             if table.rows:
                 lines += [*([HEADS[table.kind], ""] if table.kind in HEADS else []), *table.markdown(), ""]
                 tables.append(table)
