@@ -69,7 +69,8 @@ def test_links_that_leave_the_site_become_code(page, link, expected):
     assert links_inside(f"See {link}.\n", page) == f"See {expected}.\n" or links_inside(link, page) == expected
 
 
-def test_roles_of_docstrings_become_code():
+def test_roles_of_docstrings_become_code_and_intervals_stay_together():
+    assert on_page_content("<td>0.5 [-0.4, 0.6]</td>") == "<td>0.5&nbsp;[-0.4,&nbsp;0.6]</td>"
     assert on_page_content("as for :func:<code>measure</code>") == "as for <code>measure</code>"
 
 

@@ -22,7 +22,8 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Called by mkdocs for every page: roles of docstrings, such as :func:`close`, become plain code."""
+    """Called by mkdocs for every page: roles of docstrings become plain code, and intervals do not break at a line's end."""
+    html = re.sub(r"(-?\d+\.\d+) \[(-?\d+\.\d+), (-?\d+\.\d+)\]", r"\1&nbsp;[\2,&nbsp;\3]", html)
     return re.sub(r":(?:func|class|meth|mod|data):<code>~?([^<]+)</code>", r"<code>\1</code>", html)
 
 
