@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo real test test-slow test-newest lint release-check clean
+.PHONY: help demo real test test-slow test-newest lint release-check docs docs-check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,7 +23,9 @@ help:
 	@echo "make test-newest    the tests with the newest transformers, peft, trl and accelerate, in an environment of its own"
 	@echo "make lint           ruff, pyright, and the direction of imports"
 	@echo "make release-check  builds wheel and sdist, installs them outside the checkout, runs version, import and quickstart (DEMO=1: the demo too)"
-	@echo "make clean          removes .venv, .venv-newest, dist and runs"
+	@echo "make docs           the documentation as a site, on a local port"
+	@echo "make docs-check     builds that site into site/; warnings are errors"
+	@echo "make clean          removes .venv, .venv-newest, dist, site and runs"
 
 # torch first and alone: it keeps pip from choosing a build of its own when other packages ask for it
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -66,5 +68,15 @@ lint: $(VENV)/ready
 release-check:
 	$(PYTHON) tests/release_check.py $(if $(DEMO),--demo) $(if $(SITE),--site $(SITE))
 
+$(VENV)/docs: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	touch $@
+
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+docs-check: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) $(NEWEST) dist runs
+	rm -rf $(VENV) $(NEWEST) dist site runs

@@ -1,30 +1,40 @@
-"""What the documents must not hold."""
+"""The documents: links, examples, command lines, and what they must not hold."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from documented_commands import command_lines, is_placeholder, options, words
+from prose import pages
+
+from gapclose.core.errors import ErrorCollector
+from gapclose.pipeline.config import Config
+from gapclose.pipeline.config_parsing import all_hints, fitted, read_given
 
 ROOT = Path(__file__).parent.parent
+GENERATED = "<!-- generated: "
+"""begins the line of a page where the site has more; its anchors are checked where the site is built"""
 
 pytestmark = pytest.mark.usefixtures("registries")
 
 
-@pytest.mark.parametrize(
-    "path",
-    [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"],
-    ids=lambda p: p.name,
-)
+def page_name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", [*pages(), ROOT / "CHANGELOG.md"], ids=page_name)
 def test_links_lead_somewhere_and_nothing_waits_to_be_filled_in(path):
     text = path.read_text()
     assert not re.findall(r"@\w+@|\bTODO\b|\bTBD\b|\b(?:EXAMPLE|RANDOM)_[A-Z]+\b", text)
     targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", text) if not t.startswith(("http", "#"))]
     assert not [t for t in targets if not (path.parent / t.partition("#")[0]).exists()]
     headings = {other: {re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", other.read_text(), re.M)}
-                for other in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))}  # fmt: skip
+                for other in pages()}  # fmt: skip
     anchors = [(path if not t.partition("#")[0] else (path.parent / t.partition("#")[0]).resolve(), t.partition("#")[2])
                for t in re.findall(r"\]\(([^)\s]+\.md#[^)\s]+|#[^)\s]+)\)", text) if not t.startswith("http")]  # fmt: skip
-    assert not [(file.name, anchor) for file, anchor in anchors if anchor not in headings[file]]
+    assert not [(file.name, anchor) for file, anchor in anchors if anchor not in headings[file] and GENERATED not in file.read_text()]
 
 
 def examples(path: Path) -> list[str]:
@@ -39,16 +49,31 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/how-to/python.md"])
+RUN = ("README.md", "docs/how-to/python.md", "docs/how-to/monitor.md", "docs/how-to/extending.md", "docs/reference/files.md")
+"""pages whose examples are run below"""
+NOT_RUN = {
+    "docs/how-to/data.md": "a function to match answers, which stands alone",
+    "docs/how-to/prompts.md": "a function to match answers, which stands alone",
+}
+"""pages whose examples are compiled only -> why"""
+
+
+def test_every_example_is_run_or_says_why_not():
+    shown = {page_name(path) for path in pages() if examples(path)}
+    assert shown <= {*RUN, *NOT_RUN}
+    for name in shown & set(NOT_RUN):
+        for block in examples(ROOT / name):
+            compile(block, name, "exec")
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/how-to/python.md", "docs/reference/files.md"])
 def test_the_examples_run(path, tiny_run, tiny_checkpoint, digits_directory, tmp_path, monkeypatch, capsys):
     """As they stand, but for the model, the run and the settings, which are the tests' own: those of the text take minutes."""
     monkeypatch.chdir(tmp_path)
     blocks, space = examples(ROOT / path), dict[str, object]()
-    if path == "docs/how-to/python.md":
+    if any("jsonschema" in block for block in blocks):
         pytest.importorskip("jsonschema", reason="an example checks a file of a run with jsonschema (the extra `dev`)")
-    assert len(blocks) == {"README.md": 3, "docs/how-to/python.md": 4}[path] and (
-        path != "README.md" or all(len(block.splitlines()) <= 8 for block in blocks)
-    )
+    assert blocks and (path != "README.md" or all(len(block.splitlines()) <= 8 for block in blocks))
     for block in blocks:
         block = block.replace('path="digits"', f'path="{tiny_checkpoint}", dtype="float32"').replace(
             "runs/digits/data-seed0", str(digits_directory)
@@ -56,7 +81,9 @@ def test_the_examples_run(path, tiny_run, tiny_checkpoint, digits_directory, tmp
         block = block.replace('"runs/digits"', f'"{tiny_run}"').replace('"runs/digits/gap.jsonl"', f'"{tiny_run}/gap.jsonl"')
         block = re.sub(r'run_dir="(runs/memory[^"]*)".*\)\n', rf'run_dir="\1", {SMALL})\n', block)
         exec(compile(block, path, "exec"), space)
-    assert "adapted/test" in capsys.readouterr().out if path.startswith("docs") else "state" in str(space["run"].to_dict())  # type: ignore[attr-defined]
+    told = capsys.readouterr().out
+    assert "run.records" not in "".join(blocks) or "adapted/test" in told
+    assert "run" not in space or "state" in str(space["run"].to_dict())  # type: ignore[attr-defined]
 
 
 def test_the_examples_of_the_monitor_run(tiny_run, tiny_checkpoint, digits_directory, monkeypatch, capsys):
@@ -70,6 +97,96 @@ def test_the_examples_of_the_monitor_run(tiny_run, tiny_checkpoint, digits_direc
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
-@pytest.mark.parametrize("block", examples(ROOT / "docs" / "how-to" / "extending.md"), ids=["reader", "control", "objective", "probe family"])
+@pytest.mark.parametrize(
+    "block", examples(ROOT / "docs" / "how-to" / "extending.md"), ids=["reader", "control", "objective", "probe family"]
+)
 def test_extensions_register(block):
     exec(compile(block, "extending.md", "exec"), {})
+
+
+HINTS = all_hints(Config)
+COMMANDS = command_lines()
+SHOWN = {name: [line for page, line in COMMANDS if page == name] for name in dict.fromkeys(page for page, _ in COMMANDS)}
+
+
+def faults_of_settings(given: list[str]) -> list[str]:
+    """What is wrong with words that name a configuration file and keys; values that the reader fills in are not looked at."""
+    problems, known = ErrorCollector("a command line"), list[str]()
+    for key, value in options(given):
+        if key in ("print_config", "help"):
+            continue
+        if key == "config" and value is not None and is_placeholder(value):
+            continue
+        known += [f"--{key}", *([value] if value is not None else [])]
+    found = read_given(known, HINTS, problems)
+    for one in found:
+        if one.where == "command line" and one.key in HINTS and not is_placeholder(str(one.value)):
+            try:
+                fitted(one, HINTS[one.key])
+            except ValueError as error:
+                problems.add(str(error))
+    return problems.messages
+
+
+@pytest.fixture(scope="module")
+def help_of():
+    """``command`` -> what ``gapclose COMMAND --help`` prints."""
+    shown: dict[str, str] = {}
+
+    def call(command: str) -> str:
+        if command not in shown:
+            arguments = [sys.executable, "-m", "gapclose.pipeline.cli", command, "--help"]
+            shown[command] = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        return shown[command]
+
+    return call
+
+
+def faults_of(line: str, help_of) -> list[str]:
+    """What is wrong with a command line: files, options, keys or values that do not exist."""
+    first, *rest = words(line)
+    if first == "make":
+        targets = re.findall(r"^([a-z][\w-]*):(?!=)", (ROOT / "Makefile").read_text(), re.M)
+        return [] if rest[0] in targets else [f"no target {rest[0]}"]
+    if recipe := next((w for w in [first, *rest] if w.startswith("recipes/")), None):
+        if not (ROOT / recipe).is_file():
+            return [f"no file {recipe}"]
+        given = [first, *rest][[first, *rest].index(recipe) + 1 :]
+        launcher = [w for w in rest if w.startswith("launch/") and not (ROOT / w).is_file()]
+        if recipe == "recipes/close.py":
+            return launcher + faults_of_settings(given)
+        source = (ROOT / recipe).read_text()
+        return [f"{recipe} has no option --{key}" for key, _ in options(given) if f'"--{key}"' not in source]
+    command, *given = rest
+    if is_placeholder(command):
+        return []
+    if command in ("validate", "measure", "close", "export"):
+        return faults_of_settings(given)
+    if command in ("monitor", "serve", "ask", "report"):
+        return [f"gapclose {command} has no option --{key}" for key, _ in options(given) if f"--{key}" not in help_of(command)]
+    return [] if command in ("--version", "--help") else [f"no command {command}"]
+
+
+@pytest.mark.parametrize("page", SHOWN)
+def test_command_lines_name_what_exists(page, help_of, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = {line: faults_of(line, help_of) for line in SHOWN[page]}
+    assert {line: faults for line, faults in found.items() if faults} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "gapclose close --config configs/none.yaml",
+        "gapclose close --config configs/digits.yaml --train.epoch 3",
+        "gapclose close --train.epochs some",
+        "gapclose shut --config configs/digits.yaml",
+        "gapclose report runs/digits --page x.html",
+        "python recipes/compare.py --fast",
+        "accelerate launch --config_file launch/none.yaml recipes/close.py --config configs/digits.yaml",
+        "make nothing",
+    ],
+)
+def test_a_command_line_with_a_fault_is_noticed(line, help_of, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert faults_of(line, help_of)

@@ -36,9 +36,10 @@ def python_versions() -> list[str]:
     return [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", c)]
 
 
-def test_there_is_a_workflow_for_tests_lint_package_and_the_newest_libraries():
+def test_there_is_a_workflow_for_tests_lint_package_docs_and_the_newest_libraries():
     run = {path.stem: {step["run"].strip() for step in steps(load(path)) if "run" in step} for path in WORKFLOWS}
     expected = {"tests": "make test", "lint": "make lint", "package": "make release-check", "newest": "make test-newest"}
+    expected["docs"] = "make docs-check"
     assert {name: command for name, command in expected.items() if command not in run.get(name, set())} == {}
     assert "schedule" in load(GITHUB / "workflows/newest.yml")["on"]
 

@@ -87,6 +87,7 @@ class ItemSet:
                 ``options``, and ``gold`` where known.
             concepts: everything that an option may express.
             alarm: the concepts that reject the question, such as a false premise.
+            name: name of the set.
             root: directory that paths of media are relative to.
 
         Raises:
@@ -137,8 +138,12 @@ class ItemSet:
         """Make a set of a ``datasets.Dataset`` or any iterable of rows.
 
         Args:
+            dataset: the rows.
             to_row: converts a row of the dataset to one for :meth:`from_list`.
-            concepts, alarm, name, root: as in :meth:`from_list`.
+            concepts: as in :meth:`from_list`.
+            alarm: as in :meth:`from_list`.
+            name: name of the set.
+            root: as in :meth:`from_list`.
 
         Raises:
             ValueError: as :meth:`from_list`.

@@ -55,11 +55,13 @@ def close(model: Any, processor: Any, items: ItemSet, *, run_dir: str | Path | N
         model: a transformers model. It gets adapters and ends on the CPU with those of the best
             epoch, as the result's ``model``. After an error or an interruption it has no adapters,
             and the same call with the same ``run_dir`` continues.
-        processor, run_dir, settings: as for :func:`measure`. If the run improves on its base model
-            (or with ``export.unimproved``), its adapter is written to ``run_dir/adapter``, with
-            ``model.name_or_path`` as its base.
-        items: item set with splits ``fit``, ``train``, ``val`` and ``test``; all but ``train``
+        processor: as for :func:`measure`.
+        items: item set with splits ``fit``, ``train``, ``val`` and ``test``; all except ``train``
             labelled.
+        run_dir: as for :func:`measure`. If the run improves on its base model (or with
+            ``export.unimproved``), its adapter is written to ``run_dir/adapter``, with
+            ``model.name_or_path`` as its base.
+        settings: as for :func:`measure`.
 
     Raises:
         ValueError: naming the faults of settings, items and media, before the first forward; also

@@ -1,4 +1,4 @@
-"""``gapclose close --help``: every key of the configuration with its type, its default and the docstring below its field.
+"""``gapclose close --help``, and the page on the configuration: every key of the configuration with its type, its default and the docstring below its field.
 
 Written from the dataclasses alone: a parser with a hundred options would take most of a second to build.
 """
@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import shutil
 import textwrap
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ import yaml
 
 from gapclose.core.config_checks import hints_of, in_words
 
-FIRST = "run: where a run is written, its seed, its objective, and how it reports"
-"""heading of the keys outside any group"""
+FIRST = "where a run is written, its seed, its objective, and how it reports"
+"""title of the keys outside any group"""
 NARROWEST, WIDEST = 60, 110
 """columns of the text, whatever the terminal has"""
 
@@ -36,6 +37,53 @@ def _field_docs(file: str) -> dict[tuple[str, str], str]:
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class KeyDoc:
+    """What a user reads about one key."""
+
+    key: str
+    """dotted key, such as train.epochs"""
+    values: str
+    """the values that it takes, in words"""
+    default: str
+    """its default, in YAML"""
+    text: str
+    """the docstring below its field; code in single backticks"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupDoc:
+    """A group of the configuration."""
+
+    name: str
+    """its key; empty for the keys outside any group"""
+    title: str
+    """what its keys set"""
+    keys: list[KeyDoc]
+
+
+def document_groups(kind: Any) -> list[GroupDoc]:
+    """Describe every key of a configuration, in the order of its fields.
+
+    Args:
+        kind: dataclass of the configuration. Its own keys form the first group.
+    """
+    groups = {f.name: f.default_factory for f in dataclasses.fields(kind) if dataclasses.is_dataclass(f.default_factory)}
+    found = []
+    for name, group in {"": kind, **groups}.items():
+        docstring = (group.__doc__ or "").partition("\n")[0].rstrip(".").replace("``", "`")
+        docs, hints, keys = _field_docs(inspect.getfile(group)), hints_of(group), list[KeyDoc]()
+        for field in dataclasses.fields(group):
+            if field.name in groups and group is kind:
+                continue
+            default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+            key = field.name if group is kind else f"{name}.{field.name}"
+            text = docs.get((group.__name__, field.name), "").replace("``", "`")
+            keys.append(KeyDoc(key=key, values=in_words(hints[field.name]), default=_as_yaml(default), text=text))
+        found.append(GroupDoc(name=name, title=FIRST if group is kind else f"{docstring[:1].lower()}{docstring[1:]}", keys=keys))
+    return found
+
+
 def format_help(kind: Any, prog: str) -> str:
     """The help of a command that takes a configuration: its options, then a section for every group, in the order of the fields.
 
@@ -47,18 +95,10 @@ def format_help(kind: Any, prog: str) -> str:
     lines += _entry("--help", "show this help and exit")
     lines += _entry("--config FILE", "YAML file with keys and groups; a key after it overrides its value, and so does a later file")
     lines += _entry("--print_config", "print the configuration that the other options make, as YAML, and exit")
-    groups = {f.name: f.default_factory for f in dataclasses.fields(kind) if dataclasses.is_dataclass(f.default_factory)}
-    for name, group in {"": kind, **groups}.items():
-        docstring = (group.__doc__ or "").partition("\n")[0].rstrip(".").replace("``", "`")
-        lines += ["", FIRST if group is kind else f"{name}: {docstring[:1].lower()}{docstring[1:]}"]
-        docs, hints = _field_docs(inspect.getfile(group)), hints_of(group)
-        for field in dataclasses.fields(group):
-            if field.name in groups and group is kind:
-                continue
-            key = field.name if group is kind else f"{name}.{field.name}"
-            default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
-            about = f"{in_words(hints[field.name])}; default: {_as_yaml(default)}"
-            lines += _entry(f"--{key}  ({about})", docs.get((group.__name__, field.name), "").replace("``", "`"))
+    for group in document_groups(kind):
+        lines += ["", f"{group.name}: {group.title}" if group.name else f"run: {group.title}"]
+        for key in group.keys:
+            lines += _entry(f"--{key.key}  ({key.values}; default: {key.default})", key.text)
     return "\n".join(lines)
 
 

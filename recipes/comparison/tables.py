@@ -1,4 +1,4 @@
-"""Write what a comparison of objectives found: Markdown tables, with the figures of :mod:`comparison.figures`."""
+"""Write what a comparison of objectives found: tables in Markdown and CSV, with the figures of :mod:`comparison.figures`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,21 @@ from comparison.collect import (
     untrained,
     untrained_front,
 )
+from comparison.csv_tables import Table, write_csv
 from comparison.figures import BASE, BY_VAL, Found, budgets_of, draw_fronts, draw_labels, ways_of
 
 from gapclose.core.files import read_json, write_text
 from gapclose.evaluation.baselines.compare import BUDGETS
 from gapclose.metrics.config import GapConfig
+
+HEADS = {
+    "differences": "Differences in balanced accuracy, seed by seed (of one seed, item by item):",
+    "points": "Operating points: balanced accuracy, and standard accuracy, on test where standard accuracy on val may fall by so much. Trained "
+    "models are moved by a shift of their rejections, the others by their settings; both are chosen on val:",
+    "noise": "Clips whose picture and sound are noise: calibration error of the answers over concepts, and confident (0.9) wrong rejections, of "
+    "models as trained, without shifts (of methods without training, only answers are stored):",
+}
+"""kind of table -> the sentence above it"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +105,7 @@ def gather(
 def write_results(
     rows: Sequence[Row], path: Path, budget: float, total: int, *, objectives: Sequence[str], also_on: Mapping[str, str | None]
 ) -> None:
-    """Write ``path`` (Markdown) and its figures beside it.
+    """Write ``path`` (Markdown), its tables as CSV (:func:`write_csv`) and its figures beside it.
 
     Args:
         budget: standard accuracy that every way may lose. total: runs that the comparison has, finished or not. objectives: those that val
@@ -121,9 +131,18 @@ def write_results(
         "and its layer by seed.",
         "",
     ]
+    tables = list[Table]()
     for variant in variants:
-        lines += [f"## {variant}", "", *_table(found, variant, also_on[variant]), "", *_differences(found, variant)]
-        lines += [*_points(found, variant), *_noise(found, variant)]
+        lines += [f"## {variant}", ""]
+        for table in (
+            _table(found, variant, also_on[variant]),
+            _differences(found, variant),
+            _points(found, variant),
+            _noise(found, variant),
+        ):
+            if table.rows:
+                lines += [*([HEADS[table.kind], ""] if table.kind in HEADS else []), *table.markdown(), ""]
+                tables.append(table)
         name = "-".join("".join(c if c.isalnum() else " " for c in variant).split())
         drawn = {
             f"{path.stem}-{name}-{kind}.svg": draw(found, variant) for kind, draw in (("labels", draw_labels), ("fronts", draw_fronts))
@@ -134,6 +153,7 @@ def write_results(
             figure.savefig(path.parent / file, metadata={"Date": None})
             lines += [f"![{_alt(file)}]({file})", ""]
     write_text(path, "\n".join(lines).rstrip() + "\n")
+    write_csv(tables, path.with_suffix(""))
 
 
 def made_by(rows: Sequence[Row]) -> str:
@@ -163,7 +183,7 @@ def _count(values: Sequence[float | None]) -> str:
     return f"{sum(there):.0f}" if there else "-"
 
 
-def _table(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str, also_on: str | None) -> list[str]:
+def _table(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str, also_on: str | None) -> Table:
     also = [f"on {also_on}"] if also_on else []
     names = ["labels", "way", "seeds", "balanced", "standard accuracy", "rejection", "base counted", *also, "as it is: balanced, standard"]
     out = any(s["skipped"] for seeds in found.values() for s in seeds.values())
@@ -180,7 +200,7 @@ def _table(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str
         "over budget",
         *(["items left out"] if out else []),
     ]
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    rows = list[list[str]]()
     for labels in budgets_of(found, variant):
         for way in ways_of(found, variant):
             seeds = found.get((variant, labels, way))
@@ -204,8 +224,8 @@ def _table(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str
             flags = ("not_real", *(["stopped"] if halted else []), "over_budget")
             cells += [_count([s["more"].get(name) for s in seeds.values()]) for name in flags]
             cells += [" + ".join(str(s["skipped"]) for s in seeds.values())] if out else []
-            lines.append("| " + " | ".join(cells) + " |")
-    return lines
+            rows.append(cells)
+    return Table(kind="ways", variant=variant, names=names, rows=rows)
 
 
 def _labels(labels: int, seeds: Mapping[int, Any]) -> str:
@@ -222,8 +242,8 @@ def pairs(ways: Sequence[str]) -> list[tuple[str, str]]:
     return list(dict.fromkeys([*((first, w) for w in ways if w != first), *together]))
 
 
-def _differences(found: Mapping[tuple[str, int, str], Found], variant: str) -> list[str]:
-    budgets, rows = budgets_of(found, variant), []
+def _differences(found: Mapping[tuple[str, int, str], Found], variant: str) -> Table:
+    budgets, rows = budgets_of(found, variant), list[list[str]]()
     for ours, theirs in pairs(ways_of(found, variant)):
         cells, plain = [], []
         for labels in budgets:
@@ -234,46 +254,31 @@ def _differences(found: Mapping[tuple[str, int, str], Found], variant: str) -> l
             mine, rival = ({n: s["own"] for n, s in seeds.items()} for seeds in two)
             mean = against(mine, rival, "balanced") if trained_both else None
             plain.append(_show(mean) if mean else "-")
-        rows.append(f"| {ours} - {theirs} | " + " | ".join(cells) + " |")
-        rows += [f"| the same as trained, without shifts | {' | '.join(plain)} |"] if set(plain) != {"-"} else []
-    if not rows:
-        return []
-    head = ["Differences in balanced accuracy, seed by seed (of one seed, item by item), by number of labels:", ""]
-    return [*head, "| | " + " | ".join(map(str, budgets)) + " |", "|---|" + "---|" * len(budgets), *rows, ""]
+        rows.append([f"{ours} - {theirs}", *cells])
+        rows += [[f"{ours} - {theirs}, as trained, without shifts", *plain]] if set(plain) != {"-"} else []
+    return Table(kind="differences", variant=variant, names=["difference", *(f"{n} labels" for n in budgets)], rows=rows)
 
 
-def _points(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str) -> list[str]:
-    rows = []
+def _points(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str) -> Table:
+    rows = list[list[str]]()
     for labels in budgets_of(found, variant):
         for way in (w for w in ways_of(found, variant) if w != BASE):
             seeds, cells = found.get((variant, labels, way), {}), []
             for budget in BUDGETS if seeds else ():
                 means = [mean_over_seeds([s["at"][budget][name] for s in seeds.values()]) for name in ("balanced", "standard")]
                 cells.append(f"{_show(means[0])}, {means[1].interval.value:.3f}")
-            rows += [f"| {labels} | {way} | " + " | ".join(cells) + " |"] if cells else []
+            rows += [[str(labels), way, *cells]] if cells else []
     named = ["any loss" if b is None else f"{100 * b:g} point{'s' * (b != 0.01)}" for b in BUDGETS]
-    head = [
-        "Operating points: balanced accuracy, and standard accuracy, on test where standard accuracy on val may fall by so much. Trained models are "
-        "moved by a shift of their rejections, the others by their settings; both are chosen on val:",
-        "",
-    ]
-    return [*head, "| labels | way | " + " | ".join(named) + " |", "|---|---|" + "---|" * len(BUDGETS), *rows, ""]
+    return Table(kind="points", variant=variant, names=["labels", "way", *named], rows=rows)
 
 
-def _noise(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str) -> list[str]:
-    rows = []
+def _noise(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str) -> Table:
+    rows = list[list[str]]()
     for labels in budgets_of(found, variant):
         for way in ways_of(found, variant):
             seeds = found.get((variant, labels, way), {})
             seen = [s["degraded"] for s in seeds.values() if np.isfinite(s["degraded"]["ece"][0])]
             if seen:
                 shown = [_show(mean_over_seeds([s[k] for s in seen])) for k in ("ece", "sure_and_wrong")]
-                rows.append(f"| {labels} | {way} | {' | '.join(shown)} |")
-    if not rows:
-        return []
-    head = [
-        "Clips whose picture and sound are noise: calibration error of the answers over concepts, and confident (0.9) wrong rejections, of models "
-        "as trained, without shifts (of methods without training, only answers are stored):",
-        "",
-    ]
-    return [*head, "| labels | way | calibration error | confident wrong rejections |", "|---|---|---|---|", *rows, ""]
+                rows.append([str(labels), way, *shown])
+    return Table(kind="noise", variant=variant, names=["labels", "way", "calibration error", "confident wrong rejections"], rows=rows)

@@ -1,5 +1,6 @@
 """The comparison of objectives through its real command: every run is a real one, an interrupted comparison goes on, failures are named."""
 
+import csv
 import importlib.util
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from comparison import tables as compared
 from comparison.collect import Answers, against, chosen_on_val, cpu_minutes, figures, mean_over_seeds, on_degraded, trained
+from comparison.csv_tables import Table, numbers_of, write_csv
 from comparison.figures import mean_front
 from comparison.tables import BY_VAL, Row, pairs
 from sketches import drawn, sketched
@@ -124,6 +126,11 @@ def test_a_comparison_runs_goes_on_and_is_collected(comparison, compared_here, r
     assert record is not None
     balanced = figures(found["adapted"], 0)["balanced"]
     assert balanced[0] == pytest.approx(record["action"]["balanced"]["value"]) and f"{balanced[0]:.3f} [" in text
+    with (runs / "results-part-ways.csv").open(newline="") as file:
+        rows = {row["way"]: row for row in csv.DictReader(file)}
+    assert rows["gold"]["as it is: balanced"] == f"{balanced[0]:.3f}" and rows["gold"]["labels"] == "48"
+    assert len(rows) == sum(line.startswith("| 48 | ") for line in text.partition("Differences")[0].splitlines())
+    assert {p.name for p in runs.glob("*.csv")} == {f"results-part-{kind}.csv" for kind in ("ways", "differences", "points")}
     assert (
         "| on phrasing=someone | " in text
         and "Operating points:" in text
@@ -227,6 +234,37 @@ def test_a_way_may_have_alternatives_of_which_val_chooses(recipe, tmp_path):
     runs = [run("a", 0.02, 0.7), run("b", 0.03, 0.8), run("c", 0.04, 0.9)]
     own = GapConfig(standard_budget=0.03)
     assert chosen_on_val(runs, own) == 1 and chosen_on_val(runs, GapConfig(choose="shifted")) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "cell", "expected"),
+    [
+        ("balanced", "0.985 [0.976, 1.009]", {"balanced": "0.985", "balanced lower": "0.976", "balanced upper": "1.009"}),
+        ("1 point", "0.5 (-0.4, 0.6), 0.988", {"1 point": "0.5", "1 point lower": "-0.4", "1 point upper": "0.6", "1 point: standard accuracy": "0.988"}),
+        ("way", "gold, chosen (val chose 2, 1)", {"way": "gold, chosen", "val chose": "2, 1"}),
+        ("labels", "50 (48)", {"labels": "50", "labelled items": "48"}),
+        ("closure", "0.370 (2 of 5)", {"closure": "0.370", "closure: seeds": "2 of 5"}),
+        ("reading", "0.994, 6 6", {"reading: AUROC": "0.994", "reading: layers": "6 6"}),
+        ("over budget", "-", {}),
+    ],
+)  # fmt: skip
+def test_a_cell_of_a_table_is_taken_apart(name, cell, expected):
+    assert numbers_of(name, cell) == expected
+
+
+def test_tables_of_one_kind_share_a_csv_file(tmp_path):
+    tables = [
+        Table(kind="ways", variant="plain", names=["way", "balanced"], rows=[["gold", "0.500 [0.400, 0.600]"]]),
+        Table(kind="ways", variant="noisy, twice", names=["way", "stopped"], rows=[["gold", "1"]]),
+        Table(kind="noise", variant="plain", names=["way"], rows=[["gold"]]),
+    ]
+    ways, noise = write_csv(tables, tmp_path / "results")
+    assert ways.read_text().splitlines() == [
+        "variant,way,balanced,balanced lower,balanced upper,stopped",
+        "plain,gold,0.500,0.400,0.600,",
+        '"noisy, twice",gold,,,,1',
+    ]
+    assert noise.name == "results-noise.csv" and tables[0].markdown()[1:] == ["|---|---|", "| gold | 0.500 [0.400, 0.600] |"]
 
 
 def test_what_is_set_against_what():
