@@ -44,6 +44,10 @@ PUBLISHED = (
 )
 
 
+GRAFT = "models/graft"
+"""directory that configs/places.yaml names; a recipe writes it"""
+
+
 def _words(name: str) -> list[str]:
     """The parts of a name between dots, dashes and underscores."""
     return re.findall(r"[a-z0-9]+", name.lower())
@@ -62,6 +66,8 @@ def published(path: str) -> Published | None:
 
 def remedy(path: str) -> str:
     """Return known facts on the model that ``path`` names, to add to a loading error; else empty."""
+    if path.rstrip("/").endswith(GRAFT):
+        return f"; make it first: python recipes/graft.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --out {path}"
     found = published(path)
     if found is None:
         return ""
