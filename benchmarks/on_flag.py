@@ -5,9 +5,9 @@ A finished run of the digits world (``gapclose close --seed 2 --run_dir runs/see
 The same for the adapted model of the run:
     OMP_NUM_THREADS=1 python benchmarks/on_flag.py runs/seed-2 --adapted
 
-Every question of the split is asked without the monitor, with the monitor alone, and with each handler. The monitor's own handlers need no
-labels. ``escalate`` is measured with two functions: the run's other model (the adapted one for the base model, and the reverse), and a person
-who always knows the answer, which is the most that any function can do.
+Every question of the split is answered once beside its reading. Then each handler gets the flagged answers that do not object already, as in
+:meth:`gapclose.Monitor.generate`. No handler needs labels. ``escalate`` is measured with two functions: the run's other model (the adapted one
+for the base model, and the reverse), and a person who always knows the answer, which is the most that any function can do.
 
 Answers are judged by the option that they name. An abstention names none, so it counts as neither right nor accepting. A prompt is one that
 some model reads; generated tokens include the one that ends an answer. Both are means over questions. Intervals resample clips.
@@ -21,7 +21,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from gapclose.models.structure import unwrap
 from gapclose.observe.batching import plan_batches
 from gapclose.observe.forward import generate
 from gapclose.pipeline.items import run_items
+from gapclose.pipeline.on_flag import OnFlag, other_texts
 from gapclose.pipeline.run_model import load_run_model, run_config
 
 COLUMNS = {
@@ -120,7 +121,12 @@ def judge(run: Run, texts: Sequence[str], counted: Counted) -> dict[str, Any]:
     right = np.array([o is not None and o.text == i.gold for o, i in zip(named, items, strict=True)])
     accepts = np.array([o is not None and o.concept not in run.monitor.file.alarm for o in named])
     silent = np.array([o is None for o in named])
-    shares = {"true_right": (right, ~false), "false_right": (right, false), "false_accepted": (accepts, false), "no_answer": (silent, silent | True)}
+    shares = {
+        "true_right": (right, ~false),
+        "false_right": (right, false),
+        "false_accepted": (accepts, false),
+        "no_answer": (silent, silent | True),
+    }
     figures = {name: Interval.of(clips.mean(of.astype(float), where)).to_dict() for name, (of, where) in shares.items()}
     return {**figures, "prompts": counted.prompts / len(items), "tokens": counted.tokens / len(items)}
 
@@ -138,44 +144,45 @@ def main() -> None:
         batch_size=config.observe.batch_size, replicates=config.gap.replicates, seed=config.seed,
     )  # fmt: skip
     watched, other = (load_run_model(config, args.run, base=base) for base in (not args.adapted, args.adapted))
-    by_messages = {json.dumps(i.messages): i for i in run.asked}
+    names, messages = {id(i.messages): i for i in run.asked}, [i.messages for i in run.asked]
+    other_name = "base" if args.adapted else "adapted"
+    with counting(watched.model) as first:
+        answers = run.monitor.generate(
+            watched.model, watched.processor, messages, root=run.items.root, max_new_tokens=run.max_new_tokens, batch_size=run.batch_size,
+            options=[i.options for i in run.asked],
+        )  # fmt: skip
+    texts, flagged = [a.text for a in answers], [n for n, a in enumerate(answers) if a.flag and a.disagrees is not False]
+    to_other = dict[str, str]()
 
-    def to_other(messages: Any) -> str:
-        return alone(run, other, [by_messages[json.dumps(messages)]])[0]
+    def ask(loaded: LoadedModel, conversations: Sequence[Any]) -> list[str]:
+        return alone(run, loaded, [replace(run.asked[n], messages=list(m)) for n, m in zip(flagged, conversations, strict=True)])
 
-    def to_person(messages: Any) -> str:
-        return str(by_messages[json.dumps(messages)].gold)
-
-    given = {"root": run.items.root, "max_new_tokens": run.max_new_tokens, "batch_size": run.batch_size, "options": [i.options for i in run.asked]}
-    messages, other_name = [i.messages for i in run.asked], "base" if args.adapted else "adapted"
-
-    def with_monitor(**handler: Any) -> list[str]:
-        return [a.text for a in run.monitor.generate(watched.model, watched.processor, messages, **given, **handler)]
-
-    ways: dict[str, Callable[[], list[str]]] = {
-        "without monitor": lambda: alone(run, watched, run.asked),
-        "monitor, no handler": with_monitor,
-        "ask_again": lambda: with_monitor(on_flag="ask_again"),
-        "abstain": lambda: with_monitor(on_flag="abstain"),
-        f"escalate to the {other_name} model": lambda: with_monitor(on_flag="escalate", escalate=to_other),
-        "escalate to a person who is right": lambda: with_monitor(on_flag="escalate", escalate=to_person),
+    handlers: dict[str, tuple[OnFlag, Callable[[Any], str] | None]] = {
+        "ask_again": ("ask_again", None),
+        "abstain": ("abstain", None),
+        f"escalate to the {other_name} model": ("escalate", lambda m: to_other[names[id(m)].id]),
+        "escalate to a person who is right": ("escalate", lambda m: str(names[id(m)].gold)),
     }
-    found = dict[str, Any]()
-    for name, way in ways.items():
-        with counting(watched.model, other.model) as counted:
-            texts = way()
-        found[name] = judge(run, texts, counted)
+    found = {"without monitor": judge(run, texts, first)}
+    for name, (on_flag, escalate) in handlers.items():
+        with counting(watched.model, other.model) as more:
+            if name.endswith("model"):  # in batches, not one by one
+                to_other |= zip([run.asked[n].id for n in flagged], ask(other, [messages[n] for n in flagged]), strict=True)
+            new = other_texts(on_flag, escalate, [(messages[n], answers[n]) for n in flagged], lambda m: ask(watched, m))
+        changed = dict(zip(flagged, new, strict=True))
+        counted = Counted(first.prompts + more.prompts, first.tokens + more.tokens)
+        found[name] = judge(run, [changed.get(n) or text for n, text in enumerate(texts)], counted)
     false = sum(i.concept in run.monitor.file.alarm for i in run.asked)
     kind = "adapted" if args.adapted else "base"
     title = (
         f"{kind} model, {args.split}: {len(run.asked) - false} questions with a true and {false} with a false premise, "
-        f"{len({i.clip for i in run.asked})} clips, 95 % clip-bootstrap intervals"
+        f"{len({i.clip for i in run.asked})} clips, {len(flagged)} answers handled, 95 % clip-bootstrap intervals"
     )
     table = Table("on_flag", *COLUMNS.values(), "prompts", "generated tokens", title=title)
     for name, of in found.items():
         table.add_row(name, *(show(of[key]) for key in COLUMNS), f"{of['prompts']:.2f}", f"{of['tokens']:.2f}")
     Console(width=170).print(table)
-    print(json.dumps({"model": kind, "split": args.split, "threshold": run.monitor.file.threshold, "ways": found}))
+    print(json.dumps({"model": kind, "split": args.split, "threshold": run.monitor.file.threshold, "handled": len(flagged), "ways": found}))
 
 
 if __name__ == "__main__":

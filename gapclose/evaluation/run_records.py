@@ -10,7 +10,6 @@ from typing import Any
 from gapclose.core.files import read_json, write_text
 from gapclose.probes.posterior import Point
 
-
 CALLBACK_MARK = "callback.json"
 """file that tells a directory of :class:`gapclose.GapCallback` from that of a run"""
 CALLBACK_FOLDER = "gapclose"

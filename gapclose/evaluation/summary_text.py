@@ -83,7 +83,9 @@ def next_steps(summary: Mapping[str, Any]) -> list[str]:
 
     Where no reading is real, the first verdict comes before a state that builds on the reading.
     """
-    of_state = (CALLBACK_STEPS if summary.get("callback") else NEXT_STEPS)["trained" if summary["adapted"] else "measured"][summary["state"]]
+    of_state = (CALLBACK_STEPS if summary.get("callback") else NEXT_STEPS)["trained" if summary["adapted"] else "measured"][
+        summary["state"]
+    ]
     doubted = {name: of["word"] for name, of in summary["verdicts"].items() if of["word"] in VERDICTS and of["word"] != "real"}
     steps = {word: NEXT_STEPS["verdict"][word] for word in doubted.values()}
     if summary["state"] in ("open", "closed") and steps and len(doubted) == len(summary["verdicts"]):

@@ -36,7 +36,9 @@ def read_architecture(config: ModelConfig, path: str | None = None) -> Any:
         with quiet():
             found = transformers.AutoConfig.from_pretrained(path, **known)
     except (OSError, ValueError) as error:
-        raise ValueError(f"model.path {path!r}{absent_words(path)} cannot be read as a transformers checkpoint: {error}{remedy(path)}") from error
+        raise ValueError(
+            f"model.path {path!r}{absent_words(path)} cannot be read as a transformers checkpoint: {error}{remedy(path)}"
+        ) from error
     return trained_part(found)
 
 

@@ -85,8 +85,14 @@ def _configured(command: str, arguments: Sequence[str]) -> Config:
     if not any(word.partition("=")[0] == "--config" for word in arguments):
         defaults = type(config)()
         demo = (config.data.path, config.model.path) == (defaults.data.path, defaults.model.path)
-        what = f"the digits demo that gapclose ships (its generated items and its tiny model), in {config.run_dir}; --config FILE for your own"
-        logger.info(f"no --config: {what}" if demo else f"no --config: data.path {config.data.path}, model.path {config.model.path}, in {config.run_dir}")
+        what = (
+            f"the digits demo that gapclose ships (its generated items and its tiny model), in {config.run_dir}; --config FILE for your own"
+        )
+        logger.info(
+            f"no --config: {what}"
+            if demo
+            else f"no --config: data.path {config.data.path}, model.path {config.model.path}, in {config.run_dir}"
+        )
     return config
 
 

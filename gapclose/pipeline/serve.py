@@ -7,7 +7,6 @@ import ipaddress
 import os
 import socket
 from contextlib import suppress
-from pathlib import Path
 
 from gapclose.core.imports import require
 from gapclose.pipeline.command_arguments import KEY
