@@ -13,7 +13,7 @@ import transformers
 
 from gapclose.core.files import near_sibling
 from gapclose.models.families import trained_part
-from gapclose.models.known_checkpoints import GRAFT, remedy
+from gapclose.models.known_checkpoints import GRAFT, recipe, remedy
 
 if TYPE_CHECKING:
     from gapclose.models.config import ModelConfig
@@ -45,7 +45,9 @@ def read_architecture(config: ModelConfig, path: str | None = None) -> Any:
 def refuse_no_directory(path: str) -> None:
     """Refuse a path that cannot be a hub name and is no directory. Raises: ValueError."""
     if is_local(path) and not Path(path).is_dir():
-        raise ValueError(f"model.path {path!r}: no such directory{remedy(path) or '; is it mistyped? A name on the hub is OWNER/NAME'}")
+        raise ValueError(
+            f"model.path {path!r}: no such directory{recipe(path) or f'; is it mistyped? A name on the hub is OWNER/NAME{remedy(path)}'}"
+        )
 
 
 def is_local(path: str) -> bool:
@@ -59,7 +61,8 @@ def is_local(path: str) -> bool:
 
 def absent_words(path: str) -> str:
     """Return that a path is no directory here, so that the hub was asked; empty where it is one."""
-    return "" if Path(path).is_dir() else f" is no directory here{near_sibling(Path(path))}, and as a name on the hub it"
+    near = near_sibling(Path(path)).removeprefix("; ")
+    return "" if Path(path).is_dir() else f" is no directory here{f' ({near})' if near else ''}, and as a name on the hub it"
 
 
 def why_absent(config: ModelConfig) -> str | None:

@@ -64,10 +64,15 @@ def published(path: str) -> Published | None:
     return exact or next((p for p, words in names if last[: len(words)] == words), None)
 
 
-def remedy(path: str) -> str:
-    """Return known facts on the model that ``path`` names, to add to a loading error; else empty."""
+def recipe(path: str) -> str:
+    """Return the command that writes the directory ``path``, to add to an error; else empty."""
     if path.rstrip("/").endswith(GRAFT):
         return f"; make it first: python recipes/graft.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --out {path}"
+    return ""
+
+
+def remedy(path: str) -> str:
+    """Return known facts on the model that ``path`` names, to add to a loading error; else empty."""
     found = published(path)
     if found is None:
         return ""

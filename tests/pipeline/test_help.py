@@ -13,7 +13,6 @@ from gapclose import load_run
 from gapclose.pipeline.cli import _configured, main
 from gapclose.pipeline.config import Config, known_keys, parse_config
 
-
 COMMANDS = ("validate", "measure", "close", "export", "report", "monitor", "serve", "ask")
 
 

@@ -23,12 +23,12 @@ from wandb_files import finished, values
 
 from gapclose import GapCallback, ItemSet, load_items, load_run, measure
 from gapclose.evaluation.run_records import HEADLINES, read_records, record_of
+from gapclose.metrics.next_steps import CALLBACK_STEPS
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import load_model
 from gapclose.models.training_state import training_set_aside
-from gapclose.training.trl.dataset import messages_for_trl
-from gapclose.metrics.next_steps import CALLBACK_STEPS
 from gapclose.pipeline.cli import main
+from gapclose.training.trl.dataset import messages_for_trl
 
 SETTINGS = {
     "observe": {"batch_size": 32, "shard_batches": 1, "max_new_tokens": 3},
