@@ -113,12 +113,18 @@ def alone(run: Run, loaded: LoadedModel, items: Sequence[Item]) -> list[str]:
     return [found[i.id] for i in items]
 
 
+def right_answer(item: Item) -> str:
+    """The option of the label."""
+    assert item.gold is not None
+    return item.options[item.gold].text
+
+
 def judge(run: Run, texts: Sequence[str], counted: Counted) -> dict[str, Any]:
     """Shares of the answers, with clip-bootstrap intervals, and means of the costs."""
     items, clips = run.asked, ClipBootstrap(np.array([i.clip for i in run.asked]), run.replicates, run.seed)
     named = [None if n < 0 else item.options[n] for n, item in zip(AnswerMatcher()(list(texts), items), items, strict=True)]
     false = np.array([i.concept in run.monitor.file.alarm for i in items])
-    right = np.array([o is not None and o.text == i.gold for o, i in zip(named, items, strict=True)])
+    right = np.array([o is not None and o == i.options[i.gold] for o, i in zip(named, items, strict=True)])
     accepts = np.array([o is not None and o.concept not in run.monitor.file.alarm for o in named])
     silent = np.array([o is None for o in named])
     shares = {
@@ -161,7 +167,7 @@ def main() -> None:
         "ask_again": ("ask_again", None),
         "abstain": ("abstain", None),
         f"escalate to the {other_name} model": ("escalate", lambda m: to_other[names[id(m)].id]),
-        "escalate to a person who is right": ("escalate", lambda m: str(names[id(m)].gold)),
+        "escalate to a person who is right": ("escalate", lambda m: right_answer(names[id(m)])),
     }
     found = {"without monitor": judge(run, texts, first)}
     for name, (on_flag, escalate) in handlers.items():

@@ -38,14 +38,16 @@ STORAGE = "/dev/shm/gapclose"
 """where vLLM writes hidden states; each file is removed once it is read"""
 CONNECTOR = "vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connector"
 """module of vLLM whose ``load_hidden_states`` waits for a file and reads it"""
-WATCHED = ("/v1/chat/completions", "/v1/completions")
+WATCHED = "/v1/chat/completions"
+"""other endpoints answer without a reading"""
 REFUSED = {"stream": "in a stream", "kv_transfer_params": "with kv_transfer_params of the client's own"}
 """key of a request -> the kind of request that is refused; so is ``n`` above 1"""
 
 Load = Callable[[str], Mapping[str, torch.Tensor]]
 """reads a file of vLLM: ``hidden_states`` (T, L, D) and ``token_ids`` (T,)"""
 Message = MutableMapping[str, Any]
-Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 
 def engine_settings(file: MonitorFile, storage: str = STORAGE) -> dict[str, Any]:
@@ -128,10 +130,10 @@ class VllmMonitor:
 
 
 class MonitorMiddleware:
-    """Adds ``gapclose: {reading, flag}`` to the completions of ``vllm serve``.
+    """Adds ``gapclose: {reading, flag}`` to the chat completions of ``vllm serve``.
 
     The monitor is that of the directory in :data:`FOLDER`. A response without a reading becomes an
-    error, so that no answer goes out unread.
+    error, so that no chat completion goes out unread.
     """
 
     def __init__(self, app: Any, monitor: VllmMonitor | None = None) -> None:
@@ -139,7 +141,7 @@ class MonitorMiddleware:
         self.monitor = monitor or VllmMonitor(_monitor_file(os.environ.get(FOLDER)))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in WATCHED:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] != WATCHED:
             await self.app(scope, receive, send)
             return
         body = await _whole_body(receive)
@@ -168,7 +170,7 @@ class MonitorMiddleware:
         except (ValueError, FloatingPointError, OSError, SafetensorError) as error:
             await _answer(send, 500, {"error": {"message": f"the answer has no reading: {error}", "type": "server_error"}})
             return
-        kept = [(name, value) for name, value in head["headers"] if name.lower() not in (b"content-length", b"content-type")]
+        kept = [(name, value) for name, value in head.get("headers", ()) if name.lower() not in (b"content-length", b"content-type")]
         await _answer(send, 200, {**answer, "gapclose": {"reading": reading.reading, "flag": reading.flag}}, kept)
 
 
