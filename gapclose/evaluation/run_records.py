@@ -10,6 +10,11 @@ from typing import Any
 from gapclose.core.files import read_json, write_text
 from gapclose.probes.posterior import Point
 
+CALLBACK_MARK = "callback.json"
+"""file that tells a directory of :class:`gapclose.GapCallback` from that of a run"""
+CALLBACK_FOLDER = "gapclose"
+"""its directory in the trainer's ``output_dir``, unless it is given another"""
+
 
 def read_records(directory: Path) -> list[dict[str, Any]]:
     """Return every measurement of a run, oldest first; empty before the first one.
@@ -110,6 +115,7 @@ def _summary(directory: Path) -> dict[str, Any]:
     if base is None:
         raise ValueError(
             f"{directory}: no measurement of the base model on test in gap.jsonl; run `gapclose measure` or `gapclose close` first"
+            f"{near_run(directory)}"
         )
     controls, change = base["controls"], (adapted or {}).get("change", {})
     probe = read_json(directory / "probes" / "frozen.json", "layer", "family")
@@ -142,6 +148,7 @@ def _summary(directory: Path) -> dict[str, Any]:
         "gap": {kind: _both(base, adapted, "gap", kind) for kind in ("balanced", "matched", "auroc")},
         "modality": {name: _modality(name, base, adapted) for name in base["modality"]},
         "transfer": None,
+        "callback": {"step": (adapted or {}).get("step")} if (directory / CALLBACK_MARK).is_file() else None,
         "prompts": _prompts(base, adapted),
         "state": (adapted or base)["state"],
         "epoch": (adapted or base)["epoch"],
@@ -161,6 +168,12 @@ def _summary(directory: Path) -> dict[str, Any]:
             "share_of_closure": closures[0] / closures[1] if closures[0] is not None and closures[1] else None,
         }
     return summary
+
+
+def near_run(directory: Path) -> str:
+    """Return ``; did you mean PATH?`` where GapCallback wrote into its default directory below this one; else empty."""
+    below = directory / CALLBACK_FOLDER
+    return f"; did you mean {str(below)!r}?" if (below / CALLBACK_MARK).is_file() else ""
 
 
 def read_verdicts(directory: Path) -> dict[str, dict[str, Any]]:

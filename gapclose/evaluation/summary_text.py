@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gapclose.evaluation.run_records import layer_words, prompt_words, round_words, target_words, unimproved_words
-from gapclose.metrics.next_steps import NEXT_STEPS
+from gapclose.metrics.next_steps import CALLBACK_STEPS, NEXT_STEPS
 from gapclose.metrics.status import STATES
 from gapclose.metrics.verdict import VERDICTS
 
@@ -63,7 +63,7 @@ def verdict(summary: dict[str, Any]) -> list[str]:
             f"closure: {show(summary['closure'])} (reading changed by {show(summary['reading_change'])}); "
             f"standard accuracy fell by {show(summary['standard_drop'])}"
             + (f", retention by {show(summary['retention_drop'])}; " if summary["retention_drop"] else "; ")
-            + f"the adapter is that of epoch {summary['epoch']}; "
+            + f"{trained_words(summary)}; "
             f"residuals under the frozen probe moved by {summary['frozen_probe_shift']:.3g}"
         )
         if summary["transfer"] and summary["transfer"]["closure"]:
@@ -71,12 +71,21 @@ def verdict(summary: dict[str, Any]) -> list[str]:
     return [*lines, *caveats(summary), state_line(summary)]
 
 
+def trained_words(summary: Mapping[str, Any]) -> str:
+    """Return which model was measured last: an epoch's adapter, or a state of another training."""
+    if callback := summary.get("callback"):
+        return f"the model is that after step {callback['step']} of a training that GapCallback measured, epoch {summary['epoch']:g}"
+    return f"the adapter is that of epoch {summary['epoch']}"
+
+
 def next_steps(summary: Mapping[str, Any]) -> list[str]:
     """Return the next step for the state of a run, and one for every verdict that is not ``real``.
 
     Where no reading is real, the first verdict comes before a state that builds on the reading.
     """
-    of_state = NEXT_STEPS["trained" if summary["adapted"] else "measured"][summary["state"]]
+    of_state = (CALLBACK_STEPS if summary.get("callback") else NEXT_STEPS)["trained" if summary["adapted"] else "measured"][
+        summary["state"]
+    ]
     doubted = {name: of["word"] for name, of in summary["verdicts"].items() if of["word"] in VERDICTS and of["word"] != "real"}
     steps = {word: NEXT_STEPS["verdict"][word] for word in doubted.values()}
     if summary["state"] in ("open", "closed") and steps and len(doubted) == len(summary["verdicts"]):

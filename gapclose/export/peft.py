@@ -21,7 +21,7 @@ def write_adapter(loaded: LoadedModel, folder: Path, revision: str | None = None
         revision: configured revision of the base on the hub, or None.
     """
     with new_folder(folder) as place:
-        loaded.model.save_pretrained(str(place))
+        loaded.model.save_pretrained(str(place), save_embedding_layers=False)
         path = place / "adapter_config.json"
         write_json(path, read_json(path) | {"base_model_name_or_path": base_name(loaded), "revision": revision})
 

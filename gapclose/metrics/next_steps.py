@@ -1,6 +1,6 @@
 """The next step after every state and every verdict, in one sentence each.
 
-Console, page and documents use this table.
+Console, page and documents use :data:`NEXT_STEPS`.
 """
 
 from __future__ import annotations
@@ -38,3 +38,24 @@ NEXT_STEPS: Mapping[str, Mapping[str, str]] = {
 }
 """``measured``: state of a base model that was only measured; ``trained``: state after training;
 ``verdict``: on the reading of a modality -> what to do next"""
+
+_STOPPED = "Train less, at a lower learning rate, or with a guard that ends the training (`stop_on`)."
+CALLBACK_STEPS: Mapping[str, Mapping[str, str]] = {
+    "measured": {
+        "open": "Report again at the end of the training, which measures test again.",
+        "no gap": f"There is no gap to close on these items. {_MORE}",
+        "not judgeable": _ACTING,
+    },
+    "trained": {
+        "closed": "Use the trained model; before you publish the figure, repeat the training with two other seeds.",
+        "open": "Train longer, or on more questions with a false premise; `gapclose close` trains towards the reading.",
+        "unfinished": "Train longer.",
+        "blocked": "Add questions with a false premise to the training data; `gapclose close` trains towards the reading.",
+        "over-rejecting": "Add questions with a true premise to the training data, or train less.",
+        "moved": "Train only the layers above the probe, so that the training cannot move what it reads.",
+        "lost": f"Do not use this model. {_STOPPED}",
+        "collapsed": f"Do not use this model. {_STOPPED}",
+        "no gap": f"No closure can be claimed without a gap. {_MORE}",
+    },
+}
+"""the same for a training that :class:`gapclose.GapCallback` measured, which has settings of its own"""

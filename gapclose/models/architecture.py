@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from gapclose.core.files import near_sibling
 from gapclose.models.families import trained_part
-from gapclose.models.known_checkpoints import remedy
+from gapclose.models.known_checkpoints import GRAFT, recipe, remedy
 
 if TYPE_CHECKING:
     from gapclose.models.config import ModelConfig
@@ -35,19 +36,33 @@ def read_architecture(config: ModelConfig, path: str | None = None) -> Any:
         with quiet():
             found = transformers.AutoConfig.from_pretrained(path, **known)
     except (OSError, ValueError) as error:
-        raise ValueError(f"model.path {path!r} cannot be read as a transformers checkpoint: {error}{remedy(path)}") from error
+        raise ValueError(
+            f"model.path {path!r}{absent_words(path)} cannot be read as a transformers checkpoint: {error}{remedy(path)}"
+        ) from error
     return trained_part(found)
 
 
 def refuse_no_directory(path: str) -> None:
     """Refuse a path that cannot be a hub name and is no directory. Raises: ValueError."""
     if is_local(path) and not Path(path).is_dir():
-        raise ValueError(f"model.path {path!r}: no such directory; is it mistyped? A name on the hub is OWNER/NAME{remedy(path)}")
+        raise ValueError(
+            f"model.path {path!r}: no such directory{recipe(path) or f'; is it mistyped? A name on the hub is OWNER/NAME{remedy(path)}'}"
+        )
 
 
 def is_local(path: str) -> bool:
-    """Whether a path cannot be a hub name: it begins like a path, or has more than one slash."""
-    return path.startswith((".", "/", "~")) or path.rstrip("/").count("/") > 1
+    """Whether a path is a directory rather than a hub name.
+
+    It begins like a path, has more than one slash, or is the :data:`GRAFT` of a shipped
+    configuration.
+    """
+    return path.startswith((".", "/", "~")) or path.rstrip("/").count("/") > 1 or path.rstrip("/") == GRAFT
+
+
+def absent_words(path: str) -> str:
+    """Return that a path is no directory here, so that the hub was asked; empty where it is one."""
+    near = near_sibling(Path(path)).removeprefix("; ")
+    return "" if Path(path).is_dir() else f" is no directory here{f' ({near})' if near else ''}, and as a name on the hub it"
 
 
 def why_absent(config: ModelConfig) -> str | None:

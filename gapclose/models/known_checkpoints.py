@@ -44,6 +44,10 @@ PUBLISHED = (
 )
 
 
+GRAFT = "models/graft"
+"""directory that configs/places.yaml names; a recipe writes it"""
+
+
 def _words(name: str) -> list[str]:
     """The parts of a name between dots, dashes and underscores."""
     return re.findall(r"[a-z0-9]+", name.lower())
@@ -58,6 +62,13 @@ def published(path: str) -> Published | None:
     last = _words(path.rstrip("/").rpartition("/")[2])
     names = ((p, _words(name)) for p in PUBLISHED for name in (p.name, p.hub.rpartition("/")[2]))
     return exact or next((p for p, words in names if last[: len(words)] == words), None)
+
+
+def recipe(path: str) -> str:
+    """Return the command that writes the directory ``path``, to add to an error; else empty."""
+    if path.rstrip("/").endswith(GRAFT):
+        return f"; make it first: python recipes/graft.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --out {path}"
+    return ""
 
 
 def remedy(path: str) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item
 from gapclose.data.media import MediaLoader
-from gapclose.models.architecture import attention_of, auto_class, build_on_meta, read_architecture, refuse_no_directory
+from gapclose.models.architecture import absent_words, attention_of, auto_class, build_on_meta, read_architecture, refuse_no_directory
 from gapclose.models.chat_template import answer_tokens, set_variables, tokenizer_of
 from gapclose.models.checkpoint import checkpoint_fingerprint, checkpoint_folder, refuse_incomplete, refuse_parts_apart, unreadable_weights
 from gapclose.models.config import ModelConfig, near_shipped
@@ -167,7 +167,7 @@ def load_processor(config: ModelConfig) -> Any:
         raise ValueError(f"the processor of model.path {config.path!r} needs a package that is not installed: {error}") from error
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"model.path {config.path!r} has no processor or tokenizer that transformers can read ({error}); give a checkpoint directory"
+            f"model.path {config.path!r}{absent_words(path)} has no processor or tokenizer that transformers can read ({error}); give a checkpoint directory"
             f"{near_shipped(config.path)}"
         ) from error
     refuse_parts_apart(processor, path, config.revision)

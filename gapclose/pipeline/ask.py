@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from gapclose.core.errors import ItemError
@@ -20,7 +19,7 @@ from gapclose.data.option_shuffle import reordered
 from gapclose.evaluation.asked_answers import AskedFigures, judge
 from gapclose.evaluation.summary_text import show
 from gapclose.metrics.config import GapConfig
-from gapclose.report.console import wide_console
+from gapclose.report.console import print_sentence, wide_console
 from gapclose.report.tables import print_table
 
 NO_GAP = "This model was only asked. Its residual stream was not seen, so there is no reading and no gap."
@@ -49,13 +48,15 @@ class AskedModel(Result):
     note: str = NO_GAP
 
 
-def ask(arguments: Sequence[str]) -> None:
+def ask(args: argparse.Namespace) -> None:
     """Ask a model every question of an item set, in both orders of options, and judge its answers.
+
+    Args:
+        args: of :func:`gapclose.pipeline.command_arguments.ask_arguments`.
 
     Raises:
         ValueError: for arguments, items or a model that cannot be used.
     """
-    args = _arguments(arguments)
     for module in ("inspect_ai", "openai"):
         require(module, "api", "gapclose ask")
     from gapclose.pipeline.ask_provider import ask_questions
@@ -110,31 +111,6 @@ def ask(arguments: Sequence[str]) -> None:
     print(f"answers: {path}")
 
 
-def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="gapclose ask",
-        description="Ask a model behind an API the questions of an item set, through inspect_ai, and judge its answers.",
-        epilog="Keys are read from the environment, as inspect_ai documents them for each provider.",
-    )
-    parser.add_argument("--model", required=True, help="PROVIDER/MODEL as inspect_ai names it, e.g. openai/gpt-4o")
-    parser.add_argument("--items", type=Path, required=True, metavar="DIR", help="item set")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for asked.json and inspect's log")
-    parser.add_argument("--split", default="test", help="default: %(default)s")
-    parser.add_argument("--limit", type=int, help="only so many items, the first ones, e.g. to see what they cost")
-    parser.add_argument("--tokens", type=int, default=32, help="longest answer (default: %(default)s)")
-    parser.add_argument("--connections", type=int, default=4, help="requests at once (default: %(default)s)")
-    parser.add_argument("--without_logprobs", action="store_true", help="for providers that refuse to give log-probabilities")
-    parser.add_argument("--cache", action="store_true", help="take answers to the same requests from inspect_ai's cache")
-    parser.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="dollars for a million tokens, for costs")
-    args = parser.parse_args(arguments)
-    for name in ("limit", "tokens", "connections"):
-        if (value := getattr(args, name)) is not None and value <= 0:
-            raise ValueError(f"--{name} is {value}; it must be above 0")
-    if args.price is not None and min(args.price) < 0:
-        raise ValueError(f"--price is {args.price}; prices are at least 0")
-    return args
-
-
 def _reversed(item: Item) -> Item | None:
     """The item with its options in the reverse order; None where its text does not list them, or cannot be written anew."""
     try:
@@ -177,4 +153,4 @@ def print_asked(found: AskedModel) -> None:
     for name, used in found.usage.items():
         cost = f", ${used['total_cost']:.4f}" if used.get("total_cost") is not None else ", no price known"
         print(f"{name}: {used.get('input_tokens', 0):,} tokens in, {used.get('output_tokens', 0):,} out{cost}")
-    print(found.note)
+    print_sentence(console, found.note)

@@ -31,6 +31,7 @@ from inspect_ai.model import (
     set_model_info,
 )
 from inspect_ai.solver import generate
+from rich.text import Text
 
 from gapclose.data.audio import USUAL_RATE, read_audio
 from gapclose.data.images import read_image
@@ -111,7 +112,10 @@ def ask_questions(
     try:
         (log,) = inspect_ai.eval(task, model=model, log_dir=str(folder / "log"), fail_on_error=False, **quiet)
     except Exception as error:  # clients raise errors of any kind for a missing key or an unknown model
-        raise ValueError(f"{model}: {_reason(str(error))}") from error
+        told = str(error)
+        if type(error).__name__ == "PrerequisiteError":  # inspect writes it for a console, in rich's markup
+            told = Text.from_markup(told).plain.removeprefix("ERROR: ")
+        raise ValueError(f"{model}: {_reason(told)}") from error
     if log.samples is None:
         raise ValueError(f"{model}: {_reason(log.error.message) if log.error else 'nothing came back'}")
     answers = dict[str, AskedAnswer]()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gapclose.core.logging import get_logger
+from gapclose.pipeline.command_arguments import ask_arguments, monitor_arguments, report_arguments, serve_arguments
 from gapclose.pipeline.error_messages import guarded
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ usage: gapclose COMMAND [--config FILE] [--any.key value ...]
            --html FILE      write the page (of one run, or the comparison) to FILE
            --all            print every inference-time method at every budget, not the best setting of each
   monitor  RUN --items FILE flag questions whose premise seems to be false, by the frozen probe of a run; `gapclose monitor --help`
-  serve    --run RUN        answer chats over HTTP as OpenAI does, with the reading beside every answer; `gapclose serve --help`
+  serve    RUN              answer chats over HTTP as OpenAI does, with the reading beside every answer; `gapclose serve --help`
   ask      --model PROVIDER/MODEL --items DIR --out DIR   the answers of a model behind an API, without a gap; `gapclose ask --help`
 
 `gapclose close --help` lists every key of the configuration. On several GPUs:
@@ -82,7 +83,16 @@ def _configured(command: str, arguments: Sequence[str]) -> Config:
     config = parse_config(arguments, prog=f"gapclose {command}", starting=True)
     configure_logging(config.log_level)
     if not any(word.partition("=")[0] == "--config" for word in arguments):
-        logger.info(f"no --config: the defaults, with data.path {config.data.path} and model.path {config.model.path}, in {config.run_dir}")
+        defaults = type(config)()
+        demo = (config.data.path, config.model.path) == (defaults.data.path, defaults.model.path)
+        what = (
+            f"the digits demo that gapclose ships (its generated items and its tiny model), in {config.run_dir}; --config FILE for your own"
+        )
+        logger.info(
+            f"no --config: {what}"
+            if demo
+            else f"no --config: data.path {config.data.path}, model.path {config.model.path}, in {config.run_dir}"
+        )
     return config
 
 
@@ -212,28 +222,35 @@ def export(arguments: Sequence[str]) -> None:
 
 def monitor(arguments: Sequence[str]) -> None:
     """Flag questions by the monitor of a run."""
+    args = monitor_arguments(arguments)  # before imports that take seconds
+
     from gapclose.pipeline.monitor_command import monitor_questions
 
-    monitor_questions(arguments)
+    monitor_questions(args)
 
 
 def serve(arguments: Sequence[str]) -> None:
     """Serve the model of a run over HTTP."""
+    args = serve_arguments(arguments)  # before imports that take seconds
+
     from gapclose.pipeline.serve import serve as serve_run
 
-    serve_run(arguments)
+    serve_run(args)
 
 
 def ask(arguments: Sequence[str]) -> None:
     """Judge the answers of a model behind an API."""
+    args = ask_arguments(arguments)  # before imports that take seconds
+
     from gapclose.pipeline.ask import ask as ask_model
 
-    ask_model(arguments)
+    ask_model(args)
 
 
 def report(arguments: Sequence[str]) -> None:
     """Show one run, or compare several. Raises: ValueError for directories that do not exist."""
-    runs, as_json, html, everything = _report_arguments(arguments)
+    args = report_arguments(arguments)
+    runs, as_json, html = args.runs, args.json, args.html
     if absent := [run for run in runs if not run.is_dir()]:
         from gapclose.core.files import near_sibling
 
@@ -255,7 +272,7 @@ def report(arguments: Sequence[str]) -> None:
     if as_json:
         print(json.dumps(summarise(runs[0]), indent=1))
     else:
-        print_report(runs[0], everything=everything)
+        print_report(runs[0], everything=args.all)
         html = html or runs[0] / "report.html"
 
     def write(path: Path) -> None:
@@ -280,31 +297,6 @@ def _write(page: Path | None, write: Callable[[Path], object], *, quiet: bool) -
         raise ValueError(f"{page}: the page cannot be written ({error.strerror}); name another place with --html FILE") from error
     if not quiet:
         print(f"page: {page}")
-
-
-def _report_arguments(arguments: Sequence[str]) -> tuple[list[Path], bool, Path | None, bool]:
-    """Return the run directories, whether ``--json`` is set, the file of ``--html``, and whether ``--all`` is set.
-
-    Raises:
-        ValueError: with the usage, when no run is named or an option is unknown.
-    """
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        sys.exit(0)
-    runs, unknown, html, words = [], [], None, iter(arguments)
-    for word in words:
-        if word == "--html" or word.startswith("--html="):
-            html = next(words, "") if word == "--html" else word.partition("=")[2]
-            unknown += [] if html and not html.startswith("-") else ["--html needs a file"]
-        elif word.startswith("-"):
-            unknown += [] if word in ("--json", "--all") else [word]
-        else:
-            runs.append(Path(word))
-    if not runs or unknown:
-        raise ValueError(
-            f"usage: gapclose report RUN [RUN ...] [--json] [--html FILE] [--all]{f' (unknown: {unknown})' if unknown else ''}"
-        )
-    return runs, "--json" in arguments, Path(html) if html else None, "--all" in arguments
 
 
 if __name__ == "__main__":

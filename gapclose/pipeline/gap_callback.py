@@ -22,7 +22,7 @@ from gapclose.data.item_set import ItemSet
 from gapclose.data.load import load_items
 from gapclose.data.prompt_templates import apply_prompt
 from gapclose.evaluation.record import make_record
-from gapclose.evaluation.run_records import headlines, read_records, record_of, write_records
+from gapclose.evaluation.run_records import CALLBACK_FOLDER, CALLBACK_MARK, headlines, read_records, record_of, write_records
 from gapclose.models.checkpoint import memory_fingerprint
 from gapclose.models.loading import assemble
 from gapclose.models.sharding import is_wrapped
@@ -40,9 +40,7 @@ logger = get_logger(__name__)
 
 SETTINGS = ("seed", "probe", "observe", "gap", "prompts", "labelling")
 """keys of the configuration that decide the figures"""
-MARK = "callback.json"
-"""file that tells a directory of this callback from that of a run"""
-FILES = (MARK, "gap.jsonl", "probes", "observations")
+FILES = (CALLBACK_MARK, "gap.jsonl", "probes", "observations")
 
 
 class GapCallback(transformers.TrainerCallback):
@@ -118,7 +116,7 @@ class GapCallback(transformers.TrainerCallback):
         self._refuse(model)
         if processor is None:
             raise ValueError("GapCallback needs a processor: give it one (processor=...), or the trainer its processing_class")
-        directory = Path(self.out) if self.out is not None else Path(args.output_dir) / "gapclose"
+        directory = Path(self.out) if self.out is not None else Path(args.output_dir) / CALLBACK_FOLDER
         self.config.run_dir, self.config.data.path = str(directory), str(self.items.root)
         self.config.model.path = str(getattr(model, "name_or_path", "") or type(model).__name__)
         given = Given(items=self.items, model=model, processor=copy.deepcopy(processor))
@@ -195,7 +193,7 @@ class GapCallback(transformers.TrainerCallback):
         assert self.run is not None
         directory, items = self.run.directory, self.run.items.fingerprint(labels=True)
         now = {"items": items, "settings": {name: _plain(getattr(self.config, name)) for name in SETTINGS}}
-        before = read_json(directory / MARK, "base", "items", "settings") if (directory / MARK).is_file() else None
+        before = read_json(directory / CALLBACK_MARK, "base", "items", "settings") if (directory / CALLBACK_MARK).is_file() else None
         if before is None and any((directory / name).exists() for name in FILES):
             raise ValueError(f"{directory} holds a run of gapclose; give GapCallback another directory (out=...)")
         if resumed and before is None and not has_adapters:
@@ -223,7 +221,7 @@ class GapCallback(transformers.TrainerCallback):
             path = directory / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / MARK, {"base": base, **now})
+        write_json(directory / CALLBACK_MARK, {"base": base, **now})
         return base
 
     def _measure_val(self, state: Any, control: Any, model: Any) -> None:

@@ -13,7 +13,7 @@ from gapclose.core.imports import MissingPackage
 from gapclose.core.logging import get_logger
 from gapclose.data.answer_matching import check_told_apart
 from gapclose.data.config import WORDINGS, DataConfig, PromptsConfig
-from gapclose.data.generated import GENERATED, write_generated
+from gapclose.data.generated import GENERATED, MEDIA, write_generated
 from gapclose.data.item_set import ItemSet
 from gapclose.data.label_budget import relabel
 from gapclose.data.load import in_order, read_data
@@ -22,7 +22,9 @@ from gapclose.data.prompt_templates import apply_prompt, apply_template
 from gapclose.data.splits import check_clips_apart, check_media_apart, check_splits_filled, check_twins
 from gapclose.models.chat_template import left_out_of_prompts
 from gapclose.models.config import SHIPPED, ModelConfig
+from gapclose.models.families import part_for
 from gapclose.models.input_checks import check_kinds, check_options, too_long
+from gapclose.models.known_checkpoints import GRAFT
 from gapclose.models.loading import load_processor
 from gapclose.pipeline.config import Config
 from gapclose.pipeline.media_fit import unfit
@@ -184,6 +186,22 @@ def make_generated(data: DataConfig, directory: Path, seed: int) -> None:
     write_generated(data.path, directory, seed, clips=data.clips, **options)
 
 
+def refuse_without_media(config: Config) -> None:
+    """Refuse a model that cannot take the media of a generated set, before the set is made.
+
+    Raises:
+        ValueError: naming the kinds of media.
+    """
+    processor = load_processor(config.model)
+    kinds = [kind for kind in MEDIA[config.data.path] if kind != "audio" or config.data.sound]
+    if missing := [kind for kind in kinds if part_for(processor, kind) is None]:
+        example = f"; `python recipes/graft.py --model {config.model.path} --out {GRAFT}` adds both to a Qwen2 language model"
+        raise ValueError(
+            f"model.path {config.model.path!r} takes no {' and no '.join(missing)}, and the questions of data.path {config.data.path!r} "
+            f"have {' and '.join(kinds)}; choose a model that takes them{example if len(missing) == len(kinds) == 2 else ''}"
+        )
+
+
 def prepare_items(config: Config, *, closing: bool, without_model: bool = False) -> ItemSet:
     """Return the items of :func:`prepare_plain` under the run's own prompt template."""
     return apply_prompt(prepare_plain(config, closing=closing, without_model=without_model), config.prompts.asked, config.prompts)
@@ -230,6 +248,8 @@ def prepare_plain(
     directory = Path(config.data.path)
     if config.data.path in GENERATED and not given:
         directory = generated_directory(config)
+        if not without_model:
+            refuse_without_media(config)
         alone(lambda: make_generated(config.data, directory, config.seed))
     splits = splits or (CLOSE_SPLITS if closing else MEASURE_SPLITS)
     retain = closing and config.train.retain > 0

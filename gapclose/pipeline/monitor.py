@@ -10,7 +10,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import huggingface_hub
-import numpy as np
 import torch
 
 from gapclose.core.errors import ErrorCollector
@@ -28,7 +27,7 @@ from gapclose.observe.forward import generate
 from gapclose.observe.reading import generate_and_read, read_prompts
 from gapclose.pipeline.config import parse_config
 from gapclose.pipeline.items import run_items
-from gapclose.pipeline.monitor_results import MonitoredAnswer, Reading
+from gapclose.pipeline.monitor_results import MonitoredAnswer, Reading, readings_of
 from gapclose.pipeline.monitored_model import base_fingerprint, refuse_adapters
 from gapclose.pipeline.on_flag import Messages, OnFlag, check_on_flag, other_texts
 
@@ -241,21 +240,9 @@ class Monitor:
         for batch in plan_batches(items, batch_size):
             inputs = {k: v.to(loaded.device) for k, v in loaded.prompts(batch, media).items()}
             texts, residuals = ask(batch, inputs)
-            readings = self._readings(batch, residuals) if residuals else [None] * len(batch)
+            readings = readings_of(self.file, residuals, [i.id for i in batch]) if residuals else [None] * len(batch)
             found |= {item.id: (text, reading) for item, text, reading in zip(batch, texts, readings, strict=True)}
         return [found[item.id] for item in items]
-
-    def _readings(self, batch: Sequence[Item], residuals: Mapping[int, torch.Tensor]) -> list[Reading]:
-        """Read residuals by layer (B, D). Raises: FloatingPointError."""
-        concepts = self.file.concepts(residuals)
-        for item, row in zip(batch, concepts, strict=True):
-            if not np.isfinite(row).all():
-                raise FloatingPointError(f"{item.id}: a residual is not finite; load the model in float32 or bfloat16")
-        names = self.file.probe.concepts
-        return [
-            Reading(reading=float(r), flag=bool(r > self.file.threshold), concepts=dict(zip(names, row.tolist(), strict=True)))
-            for r, row in zip(self.file.reading(concepts), concepts, strict=True)
-        ]
 
     def _answer(self, item: Item, text: str, reading: Reading | None) -> MonitoredAnswer:
         """An answer with the option that it names."""

@@ -28,8 +28,8 @@ from gapclose.evaluation.summary_text import show
 from gapclose.metrics.alarms import AlarmRates, alarm_rates
 from gapclose.pipeline.monitor import Monitor
 from gapclose.pipeline.monitor_results import MonitoredAnswer, Reading
-from gapclose.pipeline.run_model import load_run_model, refuse_no_run, run_config
-from gapclose.report.console import wide_console
+from gapclose.pipeline.run_model import load_run_model, run_config
+from gapclose.report.console import print_sentence, wide_console
 from gapclose.report.tables import print_table
 
 LISTED = 20
@@ -50,13 +50,15 @@ class Flags(Result):
     """one per question: id, clip, reading, flag, concept where it is labelled, and the answer"""
 
 
-def monitor_questions(arguments: Sequence[str]) -> None:
+def monitor_questions(args: argparse.Namespace) -> None:
     """Flag questions, print a table, and write every flag to a file.
+
+    Args:
+        args: of :func:`gapclose.pipeline.command_arguments.monitor_arguments`.
 
     Raises:
         ValueError: for a run or file that cannot be used.
     """
-    args = _arguments(arguments)
     monitor, config = Monitor.from_pretrained(args.run), run_config(args.run)
     root, items = read_questions(args.items, args.split, monitor.file, config.prompts)
     loaded = load_run_model(config, args.run, base=args.base)
@@ -72,29 +74,14 @@ def monitor_questions(arguments: Sequence[str]) -> None:
     flags = flags_of(monitor.file, items, found, replicates=config.gap.replicates, seed=config.seed)
     print_flags(flags, items)
     chosen = monitor.file
-    print(f"The threshold was chosen on {chosen.split} ({chosen.rates.items} items, {chosen.rates.clips} clips). {chosen.promise()}")
+    console, clips = wide_console(), f"{chosen.rates.items} items, {chosen.rates.clips} clips"
+    print_sentence(console, f"The threshold was chosen on {chosen.split} ({clips}). {chosen.promise()}")
     if {"fit", chosen.split} & set(flags.rates):
-        print(
-            f"In the run's own items, fit made the probe and {chosen.split} its threshold: only the rates of test are those of new clips."
+        print_sentence(
+            console,
+            f"In the run's own items, fit made the probe and {chosen.split} its threshold: only the rates of test are those of new clips.",
         )
     write_flags(flags, args.out or args.run / "flags.csv")
-
-
-def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="gapclose monitor", description="Flag questions whose premise seems to be false, by the probe of a run."
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
-    parser.add_argument("--items", type=Path, required=True, help="item set (a directory), or a file with one question per line (JSON)")
-    parser.add_argument("--split", help="only this split")
-    parser.add_argument("--answers", action="store_true", help="also answer, and say where answer and reading disagree")
-    parser.add_argument("--base", action="store_true", help="run the base model, not the adapted one")
-    parser.add_argument("--out", type=Path, help="file for the flags, .csv or .json (default: RUN/flags.csv)")
-    args = parser.parse_args(arguments)
-    if args.out and args.out.suffix not in (".csv", ".json"):
-        raise ValueError(f"--out {args.out}: write to a .csv or a .json file")
-    refuse_no_run(args.run)
-    return args
 
 
 def read_questions(path: Path, split: str | None, file: MonitorFile, prompts: PromptsConfig) -> tuple[Path, list[Item]]:
@@ -203,9 +190,10 @@ def _row(item: Item, reading: Reading) -> dict[str, Any]:
 def print_flags(flags: Flags, items: Sequence[Item]) -> None:
     """Print hits and false alarms, and the questions with the highest readings, in 80 columns."""
     console, flagged = wide_console(), sum(q["flag"] for q in flags.questions)
-    print(
+    print_sentence(
+        console,
         f"{flagged} of {len(flags.questions)} questions flagged: reading above {flags.threshold:.3g}, "
-        f"chosen for at most {100 * flags.false_alarm_rate:g} % false alarms"
+        f"chosen for at most {100 * flags.false_alarm_rate:g} % false alarms",
     )
     for split, rates in flags.rates.items():
         title = f"{split}: {rates.items} labelled questions, {rates.clips} clips, 95 % clip-bootstrap intervals"
@@ -218,15 +206,16 @@ def print_flags(flags: Flags, items: Sequence[Item]) -> None:
     answered = "text" in flags.questions[0]
     if answered:
         named = [q["disagrees"] for q in flags.questions if q["disagrees"] is not None]
-        print(f"{sum(named)} of {len(named)} answers that name an option disagree with their reading")
+        counted = f"{sum(named)} of {len(named)} answers that name an option disagree with their reading"
+        print_sentence(console, counted if named else "no answer names an option, so none can be compared with its reading")
     rows = list[list[str]]()
     for row, item in sorted(zip(flags.questions, items, strict=True), key=lambda of: -of[0]["reading"])[:LISTED]:
         question = " ".join(item.text.split())
         cut = question if len(question) <= 40 else f"{question[:37]}..."
         answer = [" ".join(row["text"].split())[:16]] if answered else []
-        rows.append([f"{row['reading']:.3f}", "yes" if row["flag"] else "", cut, *answer])
-    headings = ["reading", "flag", "question", *(["answer"] if answered else [])]
-    print_table(console, f"the {len(rows)} highest readings", headings, rows, words=["flag", "question", "answer"])
+        rows.append([f"{row['reading']:.3f}", "yes" if row["flag"] else "", row["id"], cut, *answer])
+    headings = ["reading", "flag", "id", "question", *(["answer"] if answered else [])]
+    print_table(console, f"the {len(rows)} highest readings", headings, rows, words=["flag", "id", "question", "answer"])
 
 
 def write_flags(flags: Flags, path: Path) -> None:

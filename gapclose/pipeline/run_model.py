@@ -6,16 +6,9 @@ from pathlib import Path
 
 import torch
 
-from gapclose.core.files import near_sibling
 from gapclose.models.loading import LoadedModel, load_model
 from gapclose.pipeline.config import Config, parse_config
 from gapclose.training.lora import load_adapter
-
-
-def refuse_no_run(run: Path) -> None:
-    """Raise ValueError if a directory holds no run."""
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run}: no run there (no config.yaml){'' if run.is_dir() else near_sibling(run)}")
 
 
 def run_config(run: Path) -> Config:

@@ -37,16 +37,25 @@ TEST_ROWS = {
 GAPS = {"gap, balanced": "balanced", "gap, matched false alarms": "matched", "gap, AUROC": "auroc"}
 
 
+FILE_WIDTH = 160
+"""columns of a file or pipe, where every table fits"""
+
+
 def wide_console() -> Console:
     """Return a console on standard output.
 
-    In a file or pipe it is wide enough for every table, unless COLUMNS is set. Names from the data
+    A file or pipe has :data:`FILE_WIDTH` columns, unless COLUMNS is set. Names from the data
     are printed literally: brackets are not markup, and ``:smile:`` is not an emoji. Characters that
     the output's encoding does not have are printed as escapes.
     """
     spell_out()
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else FILE_WIDTH
     return Console(width=width, markup=False, emoji=False)
+
+
+def print_sentence(console: Console, text: str) -> None:
+    """Print a sentence, wrapped between words; in a file or pipe on one line, where it can be searched for."""
+    console.print(text, highlight=False, soft_wrap=console.width >= FILE_WIDTH and not console.is_terminal)
 
 
 def print_report(directory: Path, console: Console | None = None, *, everything: bool = False) -> None:
@@ -81,7 +90,7 @@ def print_report(directory: Path, console: Console | None = None, *, everything:
             print_best_baselines(baselines, summary, standard_budget(directory), console)
     *sentences, last = verdict(summary)
     for line in [*claims(summary), *sentences, *(f"next: {step}" for step in next_steps(summary)), last]:
-        console.print(line, highlight=False, soft_wrap=True)
+        print_sentence(console, line)
 
 
 def _print_test(summary: dict[str, Any], out: str, console: Console) -> None:
@@ -122,7 +131,7 @@ def print_change(change: dict[str, Any], console: Console) -> None:
     found = [(label, show(before), show(after)) for label, before, after in ranking_rows(change)]
     if found:
         print_table(console, "test: ranking and calibration", ("figure", "base", "adapted"), found, words=("figure",))
-    console.print(counts_line(change), highlight=False, soft_wrap=True)
+    print_sentence(console, counts_line(change))
 
 
 PROMPT_COLUMNS = {

@@ -49,7 +49,7 @@ def save_adapter(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
 
     def write() -> None:
         with writing(folder.parent):
-            model.save_pretrained(str(folder), state_dict=tensors)  # type: ignore[operator]
+            model.save_pretrained(str(folder), state_dict=tensors, save_embedding_layers=False)  # type: ignore[operator]
             apply_umask(*folder.glob("*.safetensors"))
 
     run_on_main(write)
@@ -67,7 +67,7 @@ def load_adapter_tensors(model: nn.Module, weights: Mapping[str, torch.Tensor]) 
     """
     parameters = {name: p for name, p in model.named_parameters() if "lora_" in name}
     stands_for = {name: torch.tensor(place) for place, name in enumerate(parameters)}  # PEFT renames keys
-    saved = peft.get_peft_model_state_dict(model, state_dict=stands_for)  # type: ignore[arg-type]
+    saved = peft.get_peft_model_state_dict(model, state_dict=stands_for, save_embedding_layers=False)  # type: ignore[arg-type]
     if lacking := sorted(saved.keys() ^ weights.keys()):
         return lacking
     names = list(parameters)

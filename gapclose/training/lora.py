@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,17 @@ from gapclose.models.loading import LoadedModel, load_model
 from gapclose.models.structure import expert_names, linear_names, unwrap
 from gapclose.training.adapter_io import adapter_tensors
 from gapclose.training.config import LoraConfig
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Inside, PEFT does not warn that it reads a name which transformers 5.23 deprecates.
+
+    Remove when PEFT reads ``is_activation_checkpointing``.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated", category=FutureWarning)
+        yield
 
 
 def adapted_experts(model: Any, config: LoraConfig, layers: Sequence[int]) -> list[str]:
@@ -53,7 +66,8 @@ def add_lora(loaded: LoadedModel, config: LoraConfig, layers: Sequence[int], see
         target_modules=modules, target_parameters=experts or None, task_type="CAUSAL_LM",
         exclude_modules=_same_end(loaded.model, modules) or None,
     )  # fmt: skip
-    loaded.model = peft.get_peft_model(loaded.model, settings)
+    with quiet_peft():
+        loaded.model = peft.get_peft_model(loaded.model, settings)
     refuse_misplaced(loaded.model, modules, experts)
 
 
@@ -110,9 +124,10 @@ def load_adapter(config: ModelConfig, folder: Path) -> LoadedModel:
     """
     refuse_damaged(folder, f"delete {folder} and run `gapclose close` of this run again, which trains that epoch again")
     loaded = load_model(config)
-    loaded.model = peft.PeftModel.from_pretrained(loaded.model, str(folder))
+    with quiet_peft():
+        loaded.model = peft.PeftModel.from_pretrained(loaded.model, str(folder))
     written = load_file(folder / "adapter_model.safetensors")
-    applied = peft.get_peft_model_state_dict(loaded.model)
+    applied = peft.get_peft_model_state_dict(loaded.model, save_embedding_layers=False)
     missing = sorted(set(written) ^ set(applied))
     if missing:
         raise ValueError(

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from gapclose.core.files import read_json, write_json
 from gapclose.evaluation.summary_text import next_steps
-from gapclose.metrics.next_steps import NEXT_STEPS
+from gapclose.metrics.next_steps import CALLBACK_STEPS, NEXT_STEPS
 from gapclose.metrics.status import STATES
 from gapclose.metrics.verdict import VERDICTS
 from gapclose.pipeline.config import Config
@@ -26,6 +26,13 @@ def test_no_state_and_no_verdict_is_without_one():
     assert set(NEXT_STEPS["measured"]) == {"open", "no gap", "not judgeable"}
     assert set(NEXT_STEPS["trained"]) == set(STATES) - {"not judgeable"}
     assert set(NEXT_STEPS["verdict"]) == set(VERDICTS)
+    assert {kind: set(steps) for kind, steps in CALLBACK_STEPS.items()} == {kind: set(NEXT_STEPS[kind]) for kind in ("measured", "trained")}
+
+
+def test_a_training_that_the_callback_measured_has_steps_without_settings_of_a_run():
+    for state, step in CALLBACK_STEPS["trained"].items():
+        assert next_steps(summary(state) | {"callback": {"step": 4}}) == [step]
+        assert step.endswith(".") and len(step) <= 130 and "run_dir" not in step and "lora." not in step and "train." not in step
 
 
 @pytest.mark.parametrize("place", STEPS, ids=" ".join)

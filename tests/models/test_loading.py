@@ -272,6 +272,12 @@ def test_loading_says_what_is_no_checkpoint(tmp_path):
     """And refuses a dtype that does not exist."""
     with pytest.raises(ValueError, match="cannot be read as a transformers checkpoint"):
         load_model(ModelConfig(path=str(tmp_path)))
+    with pytest.raises(
+        ValueError, match=r"'models/graft': no such directory; make it first: python recipes/graft\.py --model .* --out models/graft"
+    ):
+        load_model(ModelConfig(path="models/graft"))
+    with pytest.raises(ValueError, match="'nobody/nothing' is no directory here, and as a name on the hub it cannot be read"):
+        load_model(ModelConfig(path="nobody/nothing"))
     with pytest.raises(ValueError, match=r"model\.dtype is 'fp32'"):
         ModelConfig(dtype="fp32")
 

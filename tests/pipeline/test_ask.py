@@ -170,6 +170,15 @@ def test_questions_are_asked_in_both_orders_and_what_a_provider_refuses_is_count
     assert "answered none of 12 questions" in (err := capsys.readouterr().err) and "this model answers nothing" in err
 
 
+def test_a_missing_key_is_named_without_markup(digits_directory, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("inspect_ai", reason="questions are put by inspect_ai (the extra `api`)")
+    for name in ("OPENAI_API_KEY", "AZUREAI_OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    asked = ["ask", "--model", "openai/gpt-4o", "--items", str(digits_directory), "--out", str(tmp_path), "--limit", "1"]
+    assert main(asked) == 2
+    assert "No OPENAI_API_KEY, " in (message := capsys.readouterr().err) and "[" not in message and "ERROR" not in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

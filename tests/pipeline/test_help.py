@@ -10,8 +10,10 @@ import pytest
 import yaml
 
 from gapclose import load_run
-from gapclose.pipeline.cli import main
+from gapclose.pipeline.cli import _configured, main
 from gapclose.pipeline.config import Config, known_keys, parse_config
+
+COMMANDS = ("validate", "measure", "close", "export", "report", "monitor", "serve", "ask")
 
 
 def help_text(capsys, command: str = "close") -> str:
@@ -95,12 +97,43 @@ def test_a_path_that_is_not_there_names_the_nearest_beside_it(tmp_path, tiny_con
     assert f"data.columns is '{tmp_path}/c.yaml'; no such file" in told("validate", "--data.columns", f"{tmp_path}/c.yaml")
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_prints_its_own_usage(command, capsys):
+    assert help_text(capsys, command).startswith(f"usage: gapclose {command} [")
+
+
+@pytest.mark.parametrize("command", ["report", "monitor", "serve", "ask"])
+def test_a_mistaken_option_is_told_with_the_usage_of_its_command(command, tmp_path, capsys):
+    assert main([command, str(tmp_path), "--colour"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and f"usage: gapclose {command} [" in message and "Traceback" not in message
+
+
+@pytest.mark.parametrize("command", ["monitor", "serve"])
+def test_a_directory_of_a_callback_has_no_monitor(command, tmp_path, capsys):
+    (tmp_path / "gapclose").mkdir()
+    (tmp_path / "gapclose" / "callback.json").write_text("{}")
+    for place in (tmp_path, tmp_path / "gapclose"):
+        assert main([command, str(place), *(["--items", "x"] if command == "monitor" else [])]) == 2
+        assert "GapCallback measured a training there" in capsys.readouterr().err
+
+
+def test_without_a_configuration_the_demo_is_named(tmp_path, capsys, monkeypatch):
+    """Whatever the command; and not where items or model are the user's own."""
+    monkeypatch.chdir(tmp_path)
+    for command in ("validate", "measure", "close", "export"):
+        _configured(command, [])
+        assert capsys.readouterr().out.startswith("no --config: the digits demo that gapclose ships")
+    _configured("close", ["--data.path", "people"])
+    assert capsys.readouterr().out == "no --config: data.path people, model.path digits, in runs/digits\n"
+
+
 @pytest.mark.parametrize(
     ("code", "limit"),
     [
         ("import gapclose", 0.5),
         ("from gapclose.pipeline.cli import main; main(['--help'])", 0.5),
-        ("from gapclose.pipeline.cli import main; main(['close', '--help'])", 1.0),
+        *((f"from gapclose.pipeline.cli import main; main(['{command}', '--help'])", 1.0) for command in COMMANDS),
     ],
 )
 def test_help_is_quick(code, limit):

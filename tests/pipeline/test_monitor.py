@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import transformers
 from digits_model import tiny_model
 
 from gapclose import Monitor, load_model
-from gapclose.data.items import Option
+from gapclose.data.items import Item, Option
 from gapclose.evaluation.monitor_file import MonitorFile
 from gapclose.models.checkpoint import memory_fingerprint
 from gapclose.models.config import ModelConfig
@@ -25,6 +26,8 @@ from gapclose.observe.extract import forward_batches
 from gapclose.observe.request import ObservationRequest
 from gapclose.observe.store import read_observations
 from gapclose.pipeline.cli import main
+from gapclose.pipeline.monitor_command import flags_of, print_flags
+from gapclose.pipeline.monitor_results import MonitoredAnswer
 from gapclose.pipeline.on_flag import ABSTENTION, HINT
 from gapclose.probes.linear import FrozenProbe
 from gapclose.training.config import LoraConfig
@@ -263,6 +266,21 @@ def test_the_command_flags_an_item_set_and_judges_it(tiny_run, digits_directory,
     named = [r["disagrees"] for r in rows if r["disagrees"]]
     assert f"{named.count('True')} of {len(named)} answers that name an option disagree" in said
     assert f"hits         │ {hits:.3f}" in said and "precision" in said and "clip-bootstrap" in said
+    assert max(rows, key=lambda r: float(r["reading"]))["id"] in said
+
+
+def test_answers_without_options_are_not_counted_as_compared(monitor, capsys):
+    item = Item(id="a", clip="a", split="test", modality="-", messages=SAY, options=[])
+    answer = MonitoredAnswer(reading=0.2, flag=False, concepts={}, text="odd", option=None, disagrees=None)
+    print_flags(flags_of(monitor.file, [item], [answer], replicates=10, seed=0), [item])
+    assert "no answer names an option, so none can be compared with its reading" in capsys.readouterr().out
+
+
+def test_an_adapter_loads_without_warnings_of_peft(tiny_run, tiny_checkpoint):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_adapter(ModelConfig(path=str(tiny_checkpoint), dtype="float32"), tiny_run / "adapter")
+    assert [str(w.message) for w in caught if "gradient_checkpointing" in str(w.message) or "config file" in str(w.message)] == []
 
 
 def test_the_command_takes_a_file_of_questions_without_labels(tiny_run, digits_directory, tmp_path, capsys):

@@ -38,7 +38,7 @@ def address(tiny_run):
         patch.setattr(uvicorn, "Server", Server)
         patch.setenv("GAPCLOSE_API_KEY", KEY)
         limits = ["--tokens", "8", "--megabytes", "0.5"]
-        thread = threading.Thread(target=main, args=(["serve", "--run", str(tiny_run), "--port", "0", *limits],), daemon=True)
+        thread = threading.Thread(target=main, args=(["serve", str(tiny_run), "--port", "0", *limits],), daemon=True)
         thread.start()
         assert started.wait(120)
         server, port = servers[0]
@@ -225,11 +225,12 @@ def test_what_cannot_be_served_is_refused_before_the_model_loads(tiny_run, tmp_p
         taken.listen()
         port = str(taken.getsockname()[1])
         for arguments, message in (
-            (["--run", str(tmp_path)], "no run there"),
-            (["--run", str(tiny_run), "--host", "0.0.0.0"], "set a key in the environment variable GAPCLOSE_API_KEY"),
-            (["--run", str(tiny_run), "--port", port], f"127.0.0.1:{port} cannot be used"),
-            (["--run", str(tiny_run), "--seconds", "0"], "--seconds is 0.0; it must be above 0"),
+            ([str(tmp_path)], "no run there"),
+            ([str(tiny_run), "--host", "0.0.0.0"], "set a key in the environment variable GAPCLOSE_API_KEY"),
+            ([str(tiny_run), "--port", port], f"127.0.0.1:{port} cannot be used"),
+            ([str(tiny_run), "--seconds", "0"], "--seconds is 0.0; it must be above 0"),
+            (["--run", str(tiny_run)], "the following arguments are required: RUN"),
         ):
             assert main(["serve", *arguments]) == 2 and message in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    assert main(["serve", "--run", str(tiny_run)]) == 2 and 'pip install "gapclose[serve]"' in capsys.readouterr().err
+    assert main(["serve", str(tiny_run)]) == 2 and 'pip install "gapclose[serve]"' in capsys.readouterr().err

@@ -29,6 +29,16 @@ def row(ident: str, split: str, *media: str, **changes) -> dict:
     return plain | {"messages": [{"role": "user", "content": content}]} | changes
 
 
+def test_a_model_without_media_is_refused_before_a_generated_set_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("gapclose.pipeline.items.load_processor", lambda config: SimpleNamespace())
+    config, run = Path(__file__).parents[2] / "configs" / "places.yaml", tmp_path / "run"
+    with pytest.raises(
+        ValueError, match="'digits' takes no image and no audio, and the questions of data.path 'places' have image and audio"
+    ):
+        prepare_items(parse_config(["--config", str(config), "--model.path", "digits", "--run_dir", str(run)]), closing=True)
+    assert not run.exists()
+
+
 @pytest.fixture
 def faulty(tmp_path):
     """A set with every kind of fault, and what must be said about each."""

@@ -150,7 +150,7 @@ def test_a_missing_run_is_an_error_with_the_remedy(capsys, tmp_path):
     assert "run `gapclose measure` or `gapclose close` first" in message
     assert f"no such run directory: {tmp_path / 'nowhere'}; name what `run_dir` was" in complaint(capsys, str(tmp_path / "nowhere"))
     for arguments in ((), ("a", "--yaml"), ("a", "--html"), ("a", "--html", "--json")):
-        assert "usage: gapclose report RUN [RUN ...] [--json] [--html FILE]" in complaint(capsys, *arguments)
+        assert "usage: gapclose report [-h] [--json] [--html FILE] [--all] RUN [RUN ...]" in complaint(capsys, *arguments)
     assert "--yaml" in complaint(capsys, "a", "--yaml")
     message = complaint(capsys, "here", "there")
     assert "no such run directory: here, there;" in message

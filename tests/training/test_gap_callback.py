@@ -23,9 +23,11 @@ from wandb_files import finished, values
 
 from gapclose import GapCallback, ItemSet, load_items, load_run, measure
 from gapclose.evaluation.run_records import HEADLINES, read_records, record_of
+from gapclose.metrics.next_steps import CALLBACK_STEPS
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import load_model
 from gapclose.models.training_state import training_set_aside
+from gapclose.pipeline.cli import main
 from gapclose.training.trl.dataset import messages_for_trl
 
 SETTINGS = {
@@ -126,6 +128,18 @@ def test_records_fit_the_schema_and_the_model_s_own_precision_is_measured(traine
     assert all(r["adapter_changed"] for r in records if r["stage"].startswith("epoch"))
     assert records[1]["action"] != records[4]["action"] and load_run(trained.out).adapted is not None
     assert sorted(p.name for p in (trained.out / "observations").iterdir()) == ["base-fit", "base-test", "base-val"]
+
+
+def test_the_report_is_about_that_training(trained, capsys):
+    """It names the step, gives no advice on settings of a run, and is found from the trainer's own directory."""
+    assert main(["report", str(trained.out)]) == 0
+    said = capsys.readouterr().out
+    assert "the model is that after step 4 of a training that GapCallback measured, epoch 2;" in said and "the adapter is that" not in said
+    state = load_run(trained.out).state
+    assert f"next: {CALLBACK_STEPS['trained'][state]}" in said
+    assert "which choose the checkpoint" not in (trained.out / "report.html").read_text()
+    assert main(["report", str(trained.out.parent)]) == 2
+    assert f"; did you mean '{trained.out}'?" in capsys.readouterr().err
 
 
 def test_trackers_get_the_headline_figures(trained):

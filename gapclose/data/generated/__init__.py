@@ -10,6 +10,8 @@ from gapclose.data.items import SPLITS
 
 GENERATED = ("digits", "people", "places")
 """names of the sets, for ``data.path``"""
+MEDIA = {"digits": ("image", "audio"), "people": (), "places": ("image", "audio")}
+"""name of a set -> the kinds of media in its questions; ``data.sound`` false leaves the audio out"""
 
 
 def write_generated(name: str, directory: Path, seed: int, *, clips: Sequence[int] | None = None, **options: Any) -> None:

@@ -1,0 +1,221 @@
+"""The monitor's reading for vLLM, from the hidden states that vLLM itself extracts.
+
+vLLM's *hidden state extraction* writes the residual stream of chosen layers at every token of a
+prompt, and names the file in the ``kv_transfer_params`` of the response. Layer *l* is counted as
+here: the output of decoder block *l*, from 1. This module names the options, reads such a file, and
+adds the reading to the responses of ``vllm serve`` (its option ``--middleware``). It uses no internal
+interface of vLLM.
+
+    python -m gapclose.pipeline.vllm_monitor runs/digits/adapter/monitor    # prints the options
+
+Not tried with a real vLLM: the tests use files and responses of the form that its documentation
+describes (docs/how-to/serving.md).
+
+Shapes: T prompt tokens, L layers of the probe, D width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import json
+import os
+import shlex
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from gapclose.evaluation.monitor_file import MonitorFile
+from gapclose.pipeline.monitor_results import Reading, readings_of
+
+FOLDER = "GAPCLOSE_MONITOR"
+"""environment variable with the directory of the monitor, for ``vllm serve``"""
+STORAGE = "/dev/shm/gapclose"
+"""where vLLM writes hidden states; each file is removed once it is read"""
+CONNECTOR = "vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connector"
+"""module of vLLM whose ``load_hidden_states`` waits for a file and reads it"""
+WATCHED = "/v1/chat/completions"
+"""other endpoints answer without a reading"""
+REFUSED = {"stream": "in a stream", "kv_transfer_params": "with kv_transfer_params of the client's own"}
+"""key of a request -> the kind of request that is refused; so is ``n`` above 1"""
+
+Load = Callable[[str], Mapping[str, torch.Tensor]]
+"""reads a file of vLLM: ``hidden_states`` (T, L, D) and ``token_ids`` (T,)"""
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+def engine_settings(file: MonitorFile, storage: str = STORAGE) -> dict[str, Any]:
+    """Arguments of ``vllm.LLM`` with which it extracts what the probe reads.
+
+    Args:
+        storage: directory for the files, best in memory.
+    """
+    layers = {"eagle_aux_hidden_state_layer_ids": sorted(file.probe.layers)}
+    return {
+        "enable_chunked_prefill": False,
+        "speculative_config": {
+            "method": "extract_hidden_states",
+            "num_speculative_tokens": 1,
+            "draft_model_config": {"hf_config": layers},
+        },
+        "kv_transfer_config": {
+            "kv_connector": "ExampleHiddenStatesConnector",
+            "kv_role": "kv_producer",
+            "kv_connector_extra_config": {"shared_storage_path": storage},
+        },
+    }
+
+
+def serve_options(file: MonitorFile, storage: str = STORAGE) -> str:
+    """The options of ``vllm serve``, for a shell."""
+    settings = engine_settings(file, storage)
+    words = ["--no-enable-chunked-prefill", "--middleware", "gapclose.pipeline.vllm_monitor.MonitorMiddleware"]
+    for name in ("speculative_config", "kv_transfer_config"):
+        words += [f"--{name}", json.dumps(settings[name])]
+    return shlex.join(words)
+
+
+def load_hidden_states(path: str) -> Mapping[str, torch.Tensor]:
+    """Read a file by vLLM's own function, which waits until it is written."""
+    return importlib.import_module(CONNECTOR).load_hidden_states(path)
+
+
+class VllmMonitor:
+    """Reads the requests of a vLLM engine that has :func:`engine_settings`.
+
+    The base model of the engine is not checked against the monitor's, since vLLM does not give its
+    weights away.
+    """
+
+    def __init__(self, file: MonitorFile, load: Load = load_hidden_states) -> None:
+        self.file, self.load = file, load
+
+    def read(self, kv_transfer_params: Mapping[str, Any] | None) -> Reading:
+        """Read one request at the last token of its prompt, and remove its file.
+
+        Args:
+            kv_transfer_params: of the request's output.
+
+        Raises:
+            ValueError: when there is no file, or it holds something else.
+            FloatingPointError: when a residual is not finite.
+        """
+        path = (kv_transfer_params or {}).get("hidden_states_path")
+        if path is None:
+            raise ValueError(
+                "vLLM names no file of hidden states (kv_transfer_params.hidden_states_path); start it with the options of serve_options"
+            )
+        try:
+            found = self.load(path)
+            residuals = self._last(found["hidden_states"], len(found["token_ids"]), path)
+        finally:
+            for place in (Path(path), Path(f"{path}.lock")):
+                place.unlink(missing_ok=True)
+        return readings_of(self.file, residuals, [path])[0]
+
+    def _last(self, states: torch.Tensor, tokens: int, path: str) -> dict[int, torch.Tensor]:
+        """Residuals by layer (1, D) at the last prompt token. Raises: ValueError."""
+        layers, width = sorted(self.file.probe.layers), len(self.file.probe.mean) // len(self.file.probe.layers)
+        if not tokens or tuple(states.shape) != (tokens, len(layers), width):
+            raise ValueError(
+                f"{path}: hidden states of shape {list(states.shape)} for {tokens} prompt tokens; the probe reads layers {layers} of width {width}"
+            )
+        return {layer: states[-1:, k].float() for k, layer in enumerate(layers)}
+
+
+class MonitorMiddleware:
+    """Adds ``gapclose: {reading, flag}`` to the chat completions of ``vllm serve``.
+
+    The monitor is that of the directory in :data:`FOLDER`. A response without a reading becomes an
+    error, so that no chat completion goes out unread.
+    """
+
+    def __init__(self, app: Any, monitor: VllmMonitor | None = None) -> None:
+        self.app = app
+        self.monitor = monitor or VllmMonitor(_monitor_file(os.environ.get(FOLDER)))
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] != WATCHED:
+            await self.app(scope, receive, send)
+            return
+        body = await _whole_body(receive)
+        if fault := _fault(body):
+            await _answer(send, 400, {"error": {"message": fault, "type": "invalid_request_error"}})
+            return
+        rest, head, content = [{"type": "http.request", "body": body, "more_body": False}], dict[str, Any](), bytearray()
+
+        async def again() -> Message:
+            return rest.pop() if rest else await receive()
+
+        async def keep(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                head.update(message)
+            elif message["type"] == "http.response.body":
+                content.extend(message.get("body", b""))
+
+        await self.app(scope, again, keep)
+        if head.get("status") != 200:
+            await send({**head, "type": "http.response.start"})
+            await send({"type": "http.response.body", "body": bytes(content)})
+            return
+        answer = json.loads(content)
+        try:
+            reading = await asyncio.to_thread(self.monitor.read, answer.pop("kv_transfer_params", None))
+        except (ValueError, FloatingPointError, OSError, SafetensorError) as error:
+            await _answer(send, 500, {"error": {"message": f"the answer has no reading: {error}", "type": "server_error"}})
+            return
+        kept = [(name, value) for name, value in head.get("headers", ()) if name.lower() not in (b"content-length", b"content-type")]
+        await _answer(send, 200, {**answer, "gapclose": {"reading": reading.reading, "flag": reading.flag}}, kept)
+
+
+def _monitor_file(folder: str | None) -> MonitorFile:
+    """Load the monitor. Raises: ValueError."""
+    if not folder:
+        raise ValueError(f"set the environment variable {FOLDER} to the directory of a monitor, such as runs/digits/adapter/monitor")
+    return MonitorFile.load(Path(folder))
+
+
+def _fault(body: bytes) -> str | None:
+    """Why a request cannot be read beside its answer; None where it can, or where vLLM refuses it."""
+    try:
+        request = json.loads(body)
+    except ValueError:
+        return None
+    if not isinstance(request, dict):
+        return None
+    kinds = [kind for key, kind in REFUSED.items() if request.get(key)] + (["with n above 1"] if (request.get("n") or 1) != 1 else [])
+    return f"an answer {' and '.join(kinds)} has no reading; ask for one whole answer" if kinds else None
+
+
+async def _whole_body(receive: Receive) -> bytes:
+    content, more = bytearray(), True
+    while more:
+        message = await receive()
+        content.extend(message.get("body", b""))
+        more = message["type"] == "http.request" and message.get("more_body", False)
+    return bytes(content)
+
+
+async def _answer(send: Send, status: int, value: Mapping[str, Any], more: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    content = json.dumps(value).encode()
+    headers = [*more, (b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Print the options with which `vllm serve` gives the reading of a monitor.")
+    parser.add_argument("folder", type=Path, help="directory of the monitor, such as runs/digits/adapter/monitor")
+    parser.add_argument("--storage", default=STORAGE, help="directory for hidden states, best in memory (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    print(serve_options(MonitorFile.load(args.folder), args.storage))
+
+
+if __name__ == "__main__":
+    main()
