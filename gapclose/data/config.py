@@ -39,7 +39,7 @@ class DataConfig:
 
     path: str = "digits"
     """directory with set.json and items.jsonl, in the layout of IMAVB or AVHBench, or with tables
-    and a column map (docs/how-to/data.md); ``digits``, ``people`` and ``places`` are generated in the
+    and a column map (docs/how-to/data-formats.md); ``digits``, ``people`` and ``places`` are generated in the
     run directory (docs/start/pretrained.md)"""
     clips: list[int] | None = None
     """of a generated set: number of clips for fit, train, val and test; null: the set's own"""
@@ -145,7 +145,7 @@ LONG = ("binary_explained", "free")
 
 @dataclass(kw_only=True)
 class PromptsConfig:
-    """Prompts of the items, and matching of generated answers to options (docs/how-to/data.md)."""
+    """Prompts of the items, and matching of generated answers to options (docs/how-to/prompts.md)."""
 
     asked: str = "own"
     """prompt of the run: own (the items' messages), paper, binary, binary_explained, free, or

@@ -162,7 +162,7 @@ def refuse_parts_apart(processor: Any, path: str, revision: str | None) -> None:
     if found:
         raise ValueError(
             f"model.path {path!r} keeps adapters beside its weights ({', '.join(f'{n} for {folders[n]}' for n in found)}), which are not "
-            "loaded with it; merge the one for your items into a checkpoint of your own: docs/how-to/models.md, *Adapters that a checkpoint "
+            "loaded with it; merge the one for your items into a checkpoint of your own: docs/how-to/families.md, *Adapters that a checkpoint "
             "brings along*"
         )
 

@@ -73,7 +73,7 @@ def print_outline(config: Config, items: ItemSet | None, *, absent: str | None) 
     finally:
         if table.row_count:
             wide_console().print(table)
-            print("memory is that of one process, without what kernels and allocator take for themselves (docs/how-to/models.md)")
+            print("memory is that of one process, without what kernels and allocator take for themselves (docs/how-to/models-in-detail.md)")
 
 
 def outline(config: Config, items: ItemSet | None, *, absent: bool) -> Iterator[tuple[str, str]]:

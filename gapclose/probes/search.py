@@ -6,7 +6,7 @@ the modality would otherwise win. Every candidate has its own temperature, fitte
 out-of-fold logits. Folds never split a clip.
 
 One layer (or stack of layers) is in memory at a time, and the processes of a launch can divide the
-layers. docs/how-to/gpus.md lists the memory needed besides the N x D residuals.
+layers. docs/how-to/large-sets.md lists the memory needed besides the N x D residuals.
 
 Shapes: N items, D width (of all layers of a probe together), C concepts.
 """

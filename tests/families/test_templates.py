@@ -176,7 +176,7 @@ def phi4_with_adapters(tmp_path_factory):
 
 
 def test_adapters_beside_the_weights_are_not_passed_over(phi4_with_adapters, tmp_path):
-    """Refused before any weight is read, and the way out that docs/how-to/models.md shows gives the adapted model."""
+    """Refused before any weight is read, and the way out that docs/how-to/families.md shows gives the adapted model."""
     directory = phi4_with_adapters
     with pytest.raises(ValueError, match=r"keeps adapters beside its weights \(vision-lora for images, .*, speech-lora for sounds alone\)"):
         load_model(ModelConfig(path=str(directory), dtype="float32"))

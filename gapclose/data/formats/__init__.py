@@ -21,7 +21,10 @@ from gapclose.data.item_set import ItemSet
 from gapclose.data.jsonl import read_items
 from gapclose.data.splits import SplitAssignment, by_clip, check_apart, find_twins
 
-KNOWN = "name a directory with set.json and items.jsonl, one in the layout of IMAVB or AVHBench, or tables with a columns.yaml (docs/how-to/data.md)"
+KNOWN = (
+    "name a directory with set.json and items.jsonl, one in the layout of IMAVB or AVHBench, or tables with a columns.yaml "
+    "(docs/how-to/data-formats.md)"
+)
 
 
 def read_set(
@@ -100,7 +103,7 @@ def _refuse_unreadable(directory: Path, names: list[str], problems: ErrorCollect
         few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         problems.add(
             f"data.path {str(directory)!r}: tables {few}, and nothing that says what their columns mean; put a columns.yaml beside them "
-            "or name one with data.columns (docs/how-to/data.md shows one)"
+            "or name one with data.columns (docs/how-to/data-formats.md shows one)"
         )
     else:
         problems.add(f"data.path {str(directory)!r}: nothing in it that can be read; {KNOWN}")

@@ -61,10 +61,10 @@ def read_map(path: Path, problems: ErrorCollector) -> ColumnMap | None:
     try:
         raw = parse_yaml(read_text(path))
     except (OSError, ItemError) as error:
-        problems.add(f"{path}: the column map cannot be read ({error}); write it in YAML (docs/how-to/data.md shows one)")
+        problems.add(f"{path}: the column map cannot be read ({error}); write it in YAML (docs/how-to/data-formats.md shows one)")
         return None
     if not isinstance(raw, dict):
-        problems.add(f"{path}: holds {type(raw).__name__}, not keys and values; write a column map (docs/how-to/data.md shows one)")
+        problems.add(f"{path}: holds {type(raw).__name__}, not keys and values; write a column map (docs/how-to/data-formats.md shows one)")
         return None
     _refuse_unknown(raw, KEYS, path, problems)
     concepts, alarm = (_names(raw, key, path, problems) for key in ("concepts", "alarm"))

@@ -365,7 +365,7 @@ def test_a_place_that_cannot_be_written_is_told_once(tmp_path, monkeypatch, save
 
 
 FAULTS = {
-    "no YAML": ("a: [", ["columns.yaml: the column map cannot be read", "docs/how-to/data.md shows one"]),
+    "no YAML": ("a: [", ["columns.yaml: the column map cannot be read", "docs/how-to/data-formats.md shows one"]),
     "a list": ("[a]", ["columns.yaml: holds list, not keys and values"]),
     "unknown key": ({"optoins": {}}, ["unknown key 'optoins'; did you mean 'options'?"]),
     "unknown field": ({"columns": {"audo": "file", "gold": "digit"}}, ["columns: unknown key 'audo'; did you mean 'audio'?"]),
@@ -503,7 +503,7 @@ def test_zeros_that_one_table_lost_are_told(said, rows):
 
 
 PLACES = {
-    "nothing there": (lambda p: p / "nowhere", ["no such directory", "docs/how-to/data.md"]),
+    "nothing there": (lambda p: p / "nowhere", ["no such directory", "docs/how-to/data-formats.md"]),
     "a file": (lambda p: p / "clips.jsonl", ["is a file; name the directory"]),
     "an empty directory": (lambda p: (p / "empty").mkdir() or p / "empty", ["nothing in it that can be read", "set.json and items.jsonl"]),
     "tables without a map": (lambda p: (p / "columns.yaml").unlink() or p, ["tables clips, and nothing that says what their columns mean"]),
