@@ -21,7 +21,7 @@ from gapclose.pipeline.cli import main
 from gapclose.pipeline.config import Config
 from gapclose.training.config import TrackingConfig
 from gapclose.training.tracking import MIRRORED, LossLines, NoTracker, WandbTracker, make_tracker, scalars, tracking_doubts
-from gapclose.training.wandb_service import LONGEST, artifact_name, run_name, within
+from gapclose.training.trackers.wandb_service import LONGEST, artifact_name, run_name, within
 
 ROOT = Path(__file__).parents[2]
 
@@ -255,7 +255,7 @@ def test_a_service_that_never_answers_is_waited_for_within_a_bound(online, monke
     """A socket that takes the connection and is silent."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
-        monkeypatch.setattr("gapclose.training.wandb_service.SECONDS", 0.2)
+        monkeypatch.setattr("gapclose.training.trackers.wandb_service.SECONDS", 0.2)
         (found,) = tracking_doubts(Config(tracking="wandb"))
     assert "cannot be reached" in found
     assert within(lambda: time.sleep(60), 0.1) == "no answer within 0.1 s"

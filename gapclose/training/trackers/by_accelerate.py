@@ -1,0 +1,155 @@
+"""TensorBoard, Trackio and MLflow: the headline figures, by the trackers of accelerate."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import yaml
+from accelerate import PartialState
+from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, TrackioTracker
+
+from gapclose.core.settings import flatten
+from gapclose.evaluation.run_records import read_records
+from gapclose.training.trackers.base import Tracker, records_at
+from gapclose.training.trackers.figures import EPOCH_FIGURES, STEP_FIGURES, TEST_FIGURES, epoch_figures, step_figures
+from gapclose.training.trackers.wandb_service import group_name, run_name
+
+SPLITS = {"val": EPOCH_FIGURES, "test": tuple(f"test/{name}" for name in TEST_FIGURES)}
+"""split -> headline figures of its measurements"""
+STEPS = tuple(STEP_FIGURES.values())
+PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+"""variables of MLflow that bound how long a server that does not answer is waited for, unless the user has set them"""
+
+
+class ByAccelerate(Tracker):
+    """A tracker that keeps numbers by name and step; the step of a measurement is its epoch."""
+
+    run: GeneralTracker | None
+
+    @abstractmethod
+    def points(self) -> Iterable[tuple[str, int]]:
+        """Yield name and step of every number that the tracker holds of the run in ``self.known``."""
+
+    @property
+    def run_name(self) -> str:
+        """The configured name of the run, or that of its directory."""
+        return self.config.wandb.name or run_name(self.directory)
+
+    def started(self, tracker: GeneralTracker) -> GeneralTracker:
+        """Start a tracker of accelerate."""
+        PartialState()  # its logger needs that
+        tracker.start()
+        return tracker
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Send numbers of one step."""
+        assert self.run is not None
+        if values:
+            self.run.log(dict(values), step=step)
+
+    def send_record(self, record: Mapping[str, Any], digest: str) -> None:
+        """Send the headline figures of a measurement at its epoch."""
+        self.log(epoch_figures(record), record["epoch"])
+
+    def send_losses(self, step: int, values: Mapping[str, float]) -> None:
+        """Send the headline figures of an optimiser step."""
+        self.log(step_figures(values), step)
+
+    def read_back(self) -> dict[str, Any]:
+        """Look which epochs and steps the tracker holds."""
+        steps = defaultdict[str, set[int]](set)
+        for name, step in self.points():
+            steps[name].add(step)
+        epochs = {split: set().union(*(steps[name] for name in names)) for split, names in SPLITS.items()}
+        last = max(set().union(*(steps[name] for name in STEPS)), default=0)
+        return {"records": records_at(read_records(self.directory), epochs), "step": last}
+
+    def close(self) -> None:
+        """Close the run."""
+        assert self.run is not None
+        self.run.finish()
+
+
+class TensorBoard(ByAccelerate):
+    """Event files in ``RUN/tensorboard``, flushed after every row."""
+
+    name = package = "tensorboard"
+    folder: ClassVar[str] = "tensorboard"
+
+    def open(self, known: str | None) -> tuple[GeneralTracker, str]:
+        """Open an event file; a later start adds one to the same folder."""
+        tracker = self.started(TensorBoardTracker(self.folder, str(self.directory)))
+        if known is None:
+            tracker.log({"config": "```yaml\n" + yaml.safe_dump(self.settings, sort_keys=False) + "```"})
+        return tracker, self.folder
+
+    def points(self) -> Iterable[tuple[str, int]]:
+        """Read the event files."""
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(self.directory / self.folder), size_guidance={"scalars": 0})
+        events.Reload()
+        for name in events.Tags()["scalars"]:
+            yield from ((name, event.step) for event in events.Scalars(name))
+
+
+class Trackio(ByAccelerate):
+    """A run in Trackio's local database, or in the Space or server that its variables name."""
+
+    name = package = "trackio"
+
+    def open(self, known: str | None) -> tuple[GeneralTracker, str]:
+        """Open the run by its name, and continue it if this directory began it."""
+        settings = {key: value for key, value in flatten(self.settings).items() if value is not None}
+        given = {"name": known or self.run_name, "group": self.config.wandb.group or group_name(self.settings), "embed": False}
+        given |= {"resume": "must" if known else "never", "config": settings, "auto_log_gpu": False, "auto_log_cpu": False}
+        tracker = self.started(TrackioTracker(self.config.wandb.project, **given))
+        return tracker, tracker.tracker.name
+
+    def points(self) -> Iterable[tuple[str, int]]:
+        """Read the local database."""
+        from trackio.sqlite_storage import SQLiteStorage
+
+        for row in SQLiteStorage.get_logs(self.config.wandb.project, self.known["id"]):
+            yield from ((name, row["step"]) for name in row if name in {*STEPS, *(n for names in SPLITS.values() for n in names)})
+
+    def send_alert(self, guard: str, reason: str) -> None:
+        """Send an alert."""
+        import trackio
+
+        assert self.run is not None
+        self.run.tracker.alert(title=guard, text=reason, level=trackio.AlertLevel.WARN)
+
+
+class MLflow(ByAccelerate):
+    """A run in the MLflow that ``MLFLOW_TRACKING_URI`` names, or in its local default."""
+
+    name = package = "mlflow"
+
+    def open(self, known: str | None) -> tuple[GeneralTracker, str]:
+        """Open the run in the experiment of the project's name."""
+        for variable, value in PATIENCE.items():
+            os.environ.setdefault(variable, value)
+        tags = {"group": self.config.wandb.group or group_name(self.settings), "seed": str(self.config.seed)}
+        tracker = self.started(MLflowTracker(self.config.wandb.project, run_id=known, run_name=self.run_name, tags=tags))
+        if known is None:
+            tracker.store_init_configuration(flatten(self.settings))
+        return tracker, tracker.tracker.info.run_id
+
+    def points(self) -> Iterable[tuple[str, int]]:
+        """Ask for the history of every figure."""
+        import mlflow
+
+        client = mlflow.MlflowClient()
+        for name in client.get_run(self.known["id"]).data.metrics:
+            yield from ((name, metric.step) for metric in client.get_metric_history(self.known["id"], name))
+
+    def send_results(self, summary: Mapping[str, Any]) -> None:
+        """Tag the run with its state."""
+        import mlflow
+
+        mlflow.set_tag("state", summary["state"])
