@@ -71,9 +71,11 @@ class Tracker(ABC):
 
     def send_inputs(self) -> None:
         """Declare what the run has as input, after it was opened, where the tracker takes it."""
+        return
 
     def send_alert(self, guard: str, reason: str) -> None:
         """Send an alert about a guard that was triggered, where the tracker has alerts."""
+        return
 
     def results(self, summary: Mapping[str, Any]) -> Any:
         """Return what :meth:`send_results` would send, as a value of JSON: it is sent when that has changed."""
@@ -81,9 +83,11 @@ class Tracker(ABC):
 
     def send_results(self, summary: Mapping[str, Any]) -> None:
         """Send the results of the finished run."""
+        return
 
     def send_adapter(self, adapter: Path, summary: Mapping[str, Any]) -> None:
         """Send the exported adapter, where the tracker takes files."""
+        return
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Send the figures of one measurement, after any unsent records."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
 from typing import Any, ClassVar
 
 import yaml
@@ -103,12 +106,28 @@ class Trackio(ByAccelerate):
     name = package = "trackio"
 
     def open(self, known: str | None) -> tuple[GeneralTracker, str]:
-        """Open the run by its name, and continue it if this directory began it."""
+        """Open the run. Trackio continues runs by name, so a name that another run has gets six digits."""
+        name, where = known or self.run_name, self.config.wandb
+        if known is None and name in self._names():
+            name = f"{name}-{hashlib.sha256(str(self.directory.resolve()).encode()).hexdigest()[:6]}"
         settings = {key: value for key, value in flatten(self.settings).items() if value is not None}
-        given = {"name": known or self.run_name, "group": self.config.wandb.group or group_name(self.settings), "embed": False}
-        given |= {"resume": "must" if known else "never", "config": settings, "auto_log_gpu": False, "auto_log_cpu": False}
-        tracker = self.started(TrackioTracker(self.config.wandb.project, **given))
-        return tracker, tracker.tracker.name
+        given: dict[str, Any] = {"name": name, "group": where.group or group_name(self.settings), "config": settings, "resume": "allow"}
+        with redirect_stdout(io.StringIO()):  # it prints how to open its dashboard
+            return self.started(TrackioTracker(where.project, embed=False, auto_log_gpu=False, auto_log_cpu=False, **given)), name
+
+    def close(self) -> None:
+        """Wait until everything is in the database."""
+        with redirect_stdout(io.StringIO()):
+            super().close()
+
+    def _names(self) -> set[str]:
+        """Return the names of the project's runs in the local database."""
+        import trackio
+
+        try:
+            return {run.name for run in trackio.Api().runs(self.config.wandb.project)}
+        except ValueError:  # there is no such project yet
+            return set()
 
     def points(self) -> Iterable[tuple[str, int]]:
         """Read the local database."""

@@ -21,7 +21,6 @@ from gapclose.training.trackers.figures import (
 from gapclose.training.trackers.wandb_results import adapter_artifact, check_rows, check_table, example_table, items_artifact
 from gapclose.training.trackers.wandb_service import (
     FINISH_SECONDS,
-    LONGEST,
     START_SECONDS,
     group_name,
     mode,
