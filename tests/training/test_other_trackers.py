@@ -99,7 +99,7 @@ def test_the_headline_figures_read_back(name, tiny_run, tmp_path):
     assert not known["open"] and list(known["records"]) == [r["stage"] for r in records]
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.slow)])
 def test_what_a_kill_kept_back_is_sent_once(name, when, tmp_path):
     """Killed between the file of truth and the tracker, or right after the tracker was handed the record."""
     run = tmp_path / "run"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gapclose.evaluation.run_records import record_of
+from gapclose.evaluation.run_records import read_records, record_of
 from gapclose.training.trackers.base import Tracker, logger
 from gapclose.training.trackers.figures import (
     DETAIL,
@@ -109,8 +109,9 @@ class WandbTracker(Tracker):
         if "examples" in uploads and (table := example_table(self.directory, media="media" in uploads)):
             tables["examples"] = table
         self.run.log(tables)
-        best = self.best_figures(summary)
+        best, last = self.best_figures(summary), [r for r in read_records(self.directory) if split_of(r) == "val"][-1:]
         found: dict[str, Any] = {"state": summary["state"]} | {f"best/{name}": value for name, value in best.items()}
+        found |= epoch_figures(last[0]) if last else {}  # offline, a run that was continued knows only its own rows
         found |= {"best/epoch": summary["epoch"]} if best else {}
         found |= {f"verdict/{name}": of["word"] for name, of in (summary.get("verdicts") or {}).items()}
         for stage in ("base", "adapted"):
