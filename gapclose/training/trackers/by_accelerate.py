@@ -141,7 +141,8 @@ class Trackio(ByAccelerate):
         import trackio
 
         assert self.run is not None
-        self.run.tracker.alert(title=guard, text=reason, level=trackio.AlertLevel.WARN)
+        with redirect_stdout(io.StringIO()):  # it prints alerts; the run has logged the guard
+            self.run.tracker.alert(title=guard, text=reason, level=trackio.AlertLevel.WARN)
 
 
 class MLflow(ByAccelerate):
