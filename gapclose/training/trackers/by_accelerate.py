@@ -15,6 +15,7 @@ import yaml
 from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, TrackioTracker
 
+from gapclose.core.imports import require
 from gapclose.core.settings import flatten
 from gapclose.evaluation.run_records import read_records
 from gapclose.training.trackers.base import Tracker, records_at
@@ -31,8 +32,6 @@ PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIE
 class ByAccelerate(Tracker):
     """A tracker that keeps numbers by name and step; the step of a measurement is its epoch."""
 
-    run: GeneralTracker | None
-
     @abstractmethod
     def points(self) -> Iterable[tuple[str, int]]:
         """Yield name and step of every number that the tracker holds of the run in ``self.known``."""
@@ -42,7 +41,11 @@ class ByAccelerate(Tracker):
         """The configured name of the run, or that of its directory."""
         return self.config.wandb.name or run_name(self.directory)
 
-    def started(self, tracker: GeneralTracker) -> GeneralTracker:
+    def imported(self, module: str) -> Any:
+        """Import the package, or a module in it, which the extra of this name installs."""
+        return require(module, self.name, f"tracking {self.name}")
+
+    def started(self, tracker: GeneralTracker) -> Any:
         """Start a tracker of accelerate."""
         PartialState()  # its logger needs that
         tracker.start()
@@ -50,7 +53,6 @@ class ByAccelerate(Tracker):
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Send numbers of one step."""
-        assert self.run is not None
         if values:
             self.run.log(dict(values), step=step)
 
@@ -73,7 +75,6 @@ class ByAccelerate(Tracker):
 
     def close(self) -> None:
         """Close the run."""
-        assert self.run is not None
         self.run.finish()
 
 
@@ -83,7 +84,7 @@ class TensorBoard(ByAccelerate):
     name = package = "tensorboard"
     folder: ClassVar[str] = "tensorboard"
 
-    def open(self, known: str | None) -> tuple[GeneralTracker, str]:
+    def open(self, known: str | None) -> tuple[Any, str]:
         """Open an event file; a later start adds one to the same folder."""
         tracker = self.started(TensorBoardTracker(self.folder, str(self.directory)))
         if known is None:
@@ -92,9 +93,8 @@ class TensorBoard(ByAccelerate):
 
     def points(self) -> Iterable[tuple[str, int]]:
         """Read the event files."""
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-        events = EventAccumulator(str(self.directory / self.folder), size_guidance={"scalars": 0})
+        reader = self.imported("tensorboard.backend.event_processing.event_accumulator")
+        events = reader.EventAccumulator(str(self.directory / self.folder), size_guidance={"scalars": 0})
         events.Reload()
         for name in events.Tags()["scalars"]:
             yield from ((name, event.step) for event in events.Scalars(name))
@@ -105,7 +105,7 @@ class Trackio(ByAccelerate):
 
     name = package = "trackio"
 
-    def open(self, known: str | None) -> tuple[GeneralTracker, str]:
+    def open(self, known: str | None) -> tuple[Any, str]:
         """Open the run. Trackio continues runs by name, so a name that another run has gets six digits."""
         name, where = known or self.run_name, self.config.wandb
         if known is None and name in self._names():
@@ -122,27 +122,21 @@ class Trackio(ByAccelerate):
 
     def _names(self) -> set[str]:
         """Return the names of the project's runs in the local database."""
-        import trackio
-
         try:
-            return {run.name for run in trackio.Api().runs(self.config.wandb.project)}
+            return {run.name for run in self.imported("trackio").Api().runs(self.config.wandb.project)}
         except ValueError:  # there is no such project yet
             return set()
 
     def points(self) -> Iterable[tuple[str, int]]:
         """Read the local database."""
-        from trackio.sqlite_storage import SQLiteStorage
-
-        for row in SQLiteStorage.get_logs(self.config.wandb.project, self.known["id"]):
+        storage = self.imported("trackio.sqlite_storage").SQLiteStorage
+        for row in storage.get_logs(self.config.wandb.project, self.known["id"]):
             yield from ((name, row["step"]) for name in row if name in {*STEPS, *(n for names in SPLITS.values() for n in names)})
 
     def send_alert(self, guard: str, reason: str) -> None:
         """Send an alert."""
-        import trackio
-
-        assert self.run is not None
         with redirect_stdout(io.StringIO()):  # it prints alerts; the run has logged the guard
-            self.run.tracker.alert(title=guard, text=reason, level=trackio.AlertLevel.WARN)
+            self.run.tracker.alert(title=guard, text=reason)
 
 
 class MLflow(ByAccelerate):
@@ -150,7 +144,7 @@ class MLflow(ByAccelerate):
 
     name = package = "mlflow"
 
-    def open(self, known: str | None) -> tuple[GeneralTracker, str]:
+    def open(self, known: str | None) -> tuple[Any, str]:
         """Open the run in the experiment of the project's name."""
         for variable, value in PATIENCE.items():
             os.environ.setdefault(variable, value)
@@ -162,14 +156,10 @@ class MLflow(ByAccelerate):
 
     def points(self) -> Iterable[tuple[str, int]]:
         """Ask for the history of every figure."""
-        import mlflow
-
-        client = mlflow.MlflowClient()
+        client = self.imported("mlflow").MlflowClient()
         for name in client.get_run(self.known["id"]).data.metrics:
             yield from ((name, metric.step) for metric in client.get_metric_history(self.known["id"], name))
 
     def send_results(self, summary: Mapping[str, Any]) -> None:
         """Tag the run with its state."""
-        import mlflow
-
-        mlflow.set_tag("state", summary["state"])
+        self.imported("mlflow").set_tag("state", summary["state"])
