@@ -26,6 +26,9 @@ OTHERS = (
     "stopped.json",
     "callback.json",
     "wandb.json",
+    "tensorboard.json",
+    "trackio.json",
+    "mlflow.json",
     "data-seed*/*.json*",
     *(f"{e}/**/*.json" for e in EXPORTS),
 )

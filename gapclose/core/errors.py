@@ -74,3 +74,9 @@ class LossNotFinite(FloatingPointError):
 
     Other numbers that are not finite raise errors of their own.
     """
+
+
+def in_one_line(error: Exception) -> str:
+    """Return an error's message without line breaks, cut after 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]} ..."

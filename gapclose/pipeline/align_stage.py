@@ -298,7 +298,7 @@ class AlignStage:
             return self.epochs.finished(number, epoch)
 
         by_trl, finite = config.objective in BY_TRL, "loss" not in config.guards.silent
-        common: dict[str, Any] = {"after_epoch": after_epoch, "finite_only": finite, "callbacks": [LossLines(self.run.tracker, number)]}
+        common: dict[str, Any] = {"after_epoch": after_epoch, "finite_only": finite, "callbacks": [LossLines(self.run.trackers, number)]}
         media, trunks = self.run.loaded.media(self.run.items, blank=self.blanked), dict[str, HiddenStateCache | None]()
         if by_trl:
             assert targets is not None
@@ -374,7 +374,7 @@ class AlignStage:
         return load_adapter(self.run.config.model, self.run.directory / "checkpoints" / f"epoch-{epoch}")
 
     def finish(self, base: SplitMeasurement) -> None:
-        """Measure the best epoch's adapter on test once, export it, and close the tracker.
+        """Measure the best epoch's adapter on test once, export it, and close the trackers.
 
         It is exported only if it improves on the base model on val, or with ``export.unimproved``.
         """
@@ -406,4 +406,4 @@ class AlignStage:
             told = "" if exported else f"; nothing is exported (--export.unimproved true exports epoch {epoch} without training again)"
             logger.warning(f"  {line}{told}")
         self.run.on_main(lambda: write_page(self.run.directory))
-        self.run.on_main(lambda: self.run.tracker.finish(summary, self.run.directory / "adapter" if exported else None))
+        self.run.on_main(lambda: self.run.trackers.finish(summary, self.run.directory / "adapter" if exported else None))

@@ -114,14 +114,14 @@ def validate(arguments: Sequence[str]) -> None:
     from gapclose.pipeline.items import is_for_closing, prepare_plain
     from gapclose.pipeline.model_summary import print_outline
     from gapclose.pipeline.validate import missing_on_this_machine, print_histogram, print_leak, unnamed, warnings_for
-    from gapclose.training.tracking import refuse_missing_tracker, tracking_doubts
+    from gapclose.training.tracking import refuse_missing_trackers, tracking_doubts
 
     closing, absent, items, plain, faults = True, why_absent(config.model), None, None, list[str]()
     shipped = [f"{key} {path}" for key, path in (("data.path", config.data.path), ("model.path", config.model.path)) if path in SHIPPED]
     if shipped:
         print(f"shipped with gapclose: {' and '.join(shipped)}")
     try:
-        refuse_missing_tracker(config)
+        refuse_missing_trackers(config)
     except ValueError as error:
         faults.append(str(error))
     try:

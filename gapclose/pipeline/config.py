@@ -31,8 +31,9 @@ from gapclose.pipeline.config_help import format_help
 from gapclose.pipeline.config_parsing import all_hints, build, read_given
 from gapclose.pipeline.paths import missing_places
 from gapclose.probes.config import PROBE_FAMILIES, ProbeConfig
-from gapclose.training.config import TERMS, DpoConfig, GrpoConfig, GuardsConfig, LoraConfig, TargetsConfig, TrackingConfig, TrainConfig
+from gapclose.training.config import TERMS, DpoConfig, GrpoConfig, GuardsConfig, LoraConfig, TargetsConfig, TrainConfig
 from gapclose.training.objectives import CUSTOM, active_terms, idle_terms, loss_terms
+from gapclose.training.trackers.config import TRACKERS, TrackingConfig
 
 
 @dataclass(kw_only=True)
@@ -46,8 +47,8 @@ class Config:
     objective: str = "consistency"
     """training objective: consistency (targets from the reading), gold (labels), consistency+gold,
     dpo or grpo (by TRL, from the reading), or package.module:function"""
-    tracking: str = "none"
-    """none or wandb"""
+    tracking: list[str] | str = "none"
+    """none, wandb, tensorboard, trackio, mlflow, or a list of these"""
     log_level: str = "info"
     """what is logged at least: debug, info, warning or error"""
     force: bool = False
@@ -71,7 +72,7 @@ class Config:
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
-            check.choice("tracking", ("none", "wandb"))
+            check.choice("tracking", TRACKERS if isinstance(self.tracking, list) else ("none", *TRACKERS))
             check.choice("log_level", LEVELS)
             if check.sound("objective") and not CUSTOM.known(self.objective):
                 check.add(f"{check.named('objective')}; choose one of {list(CUSTOM.names)}, or package.module:function", "objective")

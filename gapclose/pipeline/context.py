@@ -30,7 +30,7 @@ from gapclose.pipeline.run_files import refuse_damaged_files
 from gapclose.report.figures import draw_epochs
 from gapclose.training.lora import adapted_experts
 from gapclose.training.objectives import loss_terms
-from gapclose.training.tracking import NoTracker, make_tracker, refuse_missing_tracker, tracking_doubts
+from gapclose.training.tracking import Trackers, make_trackers, refuse_missing_trackers, tracking_doubts
 
 logger = get_logger(__name__)
 
@@ -56,7 +56,7 @@ class RunContext(MeasureContext):
         self.weights = dict[str, Any]()
         """copy of the weights of a model in memory, while a control may replace them"""
         refuse_quantisation(config.model.quantisation)
-        refuse_missing_tracker(config)
+        refuse_missing_trackers(config)
         self.process = check_launch()
         engine = engine_given(self.process)
         refuse_under_engine(config, engine, self.process.num_processes, closing=closing)
@@ -78,7 +78,7 @@ class RunContext(MeasureContext):
             if self.lock is not None:
                 unlock_run_dir(self.directory, self.lock, made=made)
             raise
-        self.tracker: NoTracker = NoTracker()
+        self.trackers = Trackers()
 
     def _take(self) -> None:
         """Lock the run directory before anything is written, unless its run has other settings."""
@@ -158,8 +158,8 @@ class RunContext(MeasureContext):
             self.loaded.model = load_model(self.config.model).model
 
     def on_record(self, record: dict[str, Any]) -> None:
-        """Send a new record to the tracker, and redraw the figure."""
-        self.tracker.record(record)
+        """Send a new record to the trackers, and redraw the figure."""
+        self.trackers.record(record)
         draw_epochs(self.directory)
 
     def examine(self, *, thorough: bool) -> None:
@@ -188,9 +188,9 @@ class RunContext(MeasureContext):
             logger.info(f"{name} on val: {verdict.word}")
 
     def track(self) -> None:
-        """Start the configured tracker in the main process."""
+        """Start the configured trackers in the main process."""
 
         def start() -> None:
-            self.tracker = make_tracker(self.config, dataclasses.asdict(self.config))
+            self.trackers = make_trackers(self.config, dataclasses.asdict(self.config))
 
         self.on_main(start)

@@ -32,7 +32,7 @@ def run_measure(config: Config, given: Given | None = None) -> RunResult:
     run.weights.clear()
     summary = run_on_main(lambda: summarise(run.directory))
     run.on_main(lambda: write_page(run.directory))
-    run.on_main(lambda: run.tracker.finish(summary, None))
+    run.on_main(lambda: run.trackers.finish(summary, None))
     return run_on_main(lambda: load_run(run.directory))
 
 

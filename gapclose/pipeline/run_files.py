@@ -11,13 +11,14 @@ from safetensors import safe_open
 from gapclose.core.files import read_json
 from gapclose.core.tensor_files import reading
 from gapclose.evaluation.run_records import read_records
+from gapclose.training.trackers.config import TRACKERS
 
 NEEDED: dict[str, tuple[str, ...]] = {
     "items.json": ("fingerprint",),
     "measurement.json": ("verdicts",),
     "change.json": ("epoch",),
     "gate.json": ("verdicts",),
-    "wandb.json": ("id",),
+    **{f"{name}.json": ("id",) for name in TRACKERS},
 }
 """file of a run -> required keys"""
 OTHERS = ("environment.json", "stopped.json")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from gapclose.core.config_checks import Checks
-from gapclose.training.wandb_service import LONGEST, NOT_IN_PROJECTS
 
 
 @dataclass(kw_only=True)
@@ -305,22 +304,3 @@ class TrainConfig:
     def epoch_steps(self, n_train: int) -> int:
         """Return the optimiser steps of an epoch over ``n_train`` items."""
         return max(1, n_train // (self.global_batch_size - self.counts()["retain"]))
-
-
-@dataclass(kw_only=True)
-class TrackingConfig:
-    """Where ``tracking: wandb`` mirrors records to."""
-
-    project: str = "gapclose"
-    """Weights & Biases project, at most 128 characters without any of / \\ # ? % :"""
-    name: str | None = None
-    """run name, at most 128 characters; null: the name of the run directory"""
-
-    def __post_init__(self) -> None:
-        with Checks(self, "wandb") as check:
-            for name in ("project", "name"):
-                if check.sound(name) and len(getattr(self, name) or "") > LONGEST:
-                    check.add(f"{check.named(name)}; Weights & Biases takes at most {LONGEST} characters", name)
-            if check.sound("project") and (wrong := sorted(set(self.project) & set(NOT_IN_PROJECTS))):
-                message = f"{check.named('project')}; Weights & Biases takes no {' '.join(wrong)} in it"
-                check.add(f"{message} (an owner is named by WANDB_ENTITY, not here)" if "/" in wrong else message, "project")

@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from gapclose.evaluation.context import EvaluationContext, EvaluationSettings
-from gapclose.training.config import DpoConfig, GrpoConfig, GuardsConfig, TargetsConfig, TrackingConfig, TrainConfig
+from gapclose.training.config import DpoConfig, GrpoConfig, GuardsConfig, TargetsConfig, TrainConfig
+from gapclose.training.trackers.config import TrackingConfig
 
 
 class TrainingSettings(EvaluationSettings, Protocol):
@@ -27,7 +28,7 @@ class TrainingSettings(EvaluationSettings, Protocol):
     @property
     def grpo(self) -> GrpoConfig: ...
     @property
-    def tracking(self) -> str: ...
+    def tracking(self) -> list[str] | str: ...
     @property
     def wandb(self) -> TrackingConfig: ...
 

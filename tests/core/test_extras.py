@@ -54,6 +54,11 @@ def test_one_function_says_what_is_missing(without, tmp_path, monkeypatch):
         ("trl", ["--objective", "dpo"], 'objective dpo needs trl, which is not installed: pip install "gapclose[trl]"'),
         ("datasets", ["--objective", "grpo"], 'objective grpo needs datasets, which is not installed: pip install "gapclose[trl]"'),
         ("wandb", ["--tracking", "wandb"], 'tracking wandb needs wandb, which is not installed: pip install "gapclose[wandb]"'),
+        (
+            "trackio",
+            ["--tracking", "[wandb, trackio]"],
+            'tracking trackio needs trackio, which is not installed: pip install "gapclose[trackio]"',
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["validate", "close"])

@@ -72,7 +72,7 @@ WRONG = {  # arguments -> what the message says
     ("--export.verify", "perhaps"): ["export.verify is 'perhaps'; it must be true or false"],
     ("--train.epochs", "0"): ["train.epochs is 0; it must be at least 1"],
     ("--seed=-1",): ["seed is -1; it must lie in 0..4294967295"],
-    ("--tracking", "tensorboard"): ["tracking is 'tensorboard'; choose one of ['none', 'wandb']"],
+    ("--tracking", "aim"): ["tracking is 'aim'; choose one of ['none', 'wandb', 'tensorboard', 'trackio', 'mlflow']"],
     ("--targets.gate", "0"): ["targets.gate is 0.0; it must lie in (0, 1]"],
     ("--targets.control", "shuffle"): ["targets.control is 'shuffle'; choose one of"],
     ("--lora.layers", "before"): ["lora.layers is 'before'; choose after_probe, all, or a list"],

@@ -22,7 +22,7 @@ ILLEGAL: dict[str, list[str] | str] = {
     "run_dir": CREATED,
     "seed": ["-1", "4294967296"],
     "force": EITHER,
-    "tracking": ["tensorboard"],
+    "tracking": ["aim", "[none, wandb]", "[wandb, aim]", "[wandb, wandb]"],
     "log_level": ["verbose", "INFO"],
     "objective": ["sft"],
     "data.path": READ,
@@ -151,6 +151,8 @@ ILLEGAL: dict[str, list[str] | str] = {
     "export.monitor_false_alarms": ["-0.1", "1"],
     "wandb.project": ["a/b", "a:b", "p" * 129],
     "wandb.name": ["n" * 129],
+    "wandb.group": ["g" * 129],
+    "wandb.upload": ["[weights]", "[items, items]", "[media]"],
 }
 HINTS = all_hints(Config)
 LEAVES = [key for key in known_keys() if not dataclasses.is_dataclass(HINTS[key])]

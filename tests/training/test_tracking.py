@@ -4,38 +4,49 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 import types
 from pathlib import Path
 
 import pytest
+from tracked_records import INTERVAL, KILLED, RECORDS, SUMMARY, written
 from wandb_files import finished, stored, values
 
 from gapclose.core.files import read_json
+from gapclose.core.imports import MissingPackage
+from gapclose.data.config import DataConfig
 from gapclose.evaluation.run_records import read_records, summarise
+from gapclose.models.config import ModelConfig
 from gapclose.pipeline.cli import main
 from gapclose.pipeline.config import Config
-from gapclose.training.config import TrackingConfig
-from gapclose.training.tracking import MIRRORED, LossLines, NoTracker, WandbTracker, make_tracker, scalars, tracking_doubts
-from gapclose.training.wandb_service import LONGEST, artifact_name, run_name, within
+from gapclose.training.config import GuardsConfig, TargetsConfig
+from gapclose.training.trackers.config import TRACKERS, TrackingConfig
+from gapclose.training.trackers.figures import DETAIL, EPOCH_FIGURES, STEP_FIGURES, TEST_FIGURES, epoch_figures, scalars
+from gapclose.training.trackers.wandb_results import EXAMPLE_COLUMNS, MOST, chosen_examples
+from gapclose.training.trackers.wandb_service import LONGEST, artifact_name, group_name, run_name, within
+from gapclose.training.trackers.wandb_tracker import RECORD, WandbTracker
+from gapclose.training.tracking import CLASSES, LossLines, Trackers, make_trackers, refuse_missing_trackers, tracking_doubts
 
 ROOT = Path(__file__).parents[2]
+
+
+def switch_offline(patch: pytest.MonkeyPatch, directory: Path) -> None:
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR"):
+        patch.setenv(name, str(directory / "wandb-home"))
+    patch.setenv("WANDB_MODE", "offline")
+    patch.setenv("WANDB_SILENT", "true")
 
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     """wandb writes nothing outside the test's directory and sends nothing."""
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / "wandb-home"))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-
-
-INTERVAL = {"value": 0.5, "lower": 0.25, "upper": 0.75}
+    switch_offline(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -54,58 +65,167 @@ def test_scalars(record, expected):
     assert dict(scalars(record)) == expected
 
 
-def test_a_run_reads_back_from_its_own_file(offline, tiny_run, tmp_path):
-    """Configuration, every figure of two measurements, losses, the final table and the adapter artifact."""
-    config = Config(run_dir=str(tmp_path / "mirror"), tracking="wandb", wandb=TrackingConfig(project="test", name="named"))
-    Path(config.run_dir).mkdir()
-    records, summary, adapter = read_records(tiny_run), summarise(tiny_run), tiny_run / "adapter"
-    chosen = [next(r for r in records if r["stage"] == stage) for stage in ("base/test", "epoch-2/val")]
+def tracked(**settings) -> Trackers:
+    """The trackers of a run with these settings, which is mirrored to Weights & Biases."""
+    config = Config(**{"tracking": "wandb"} | settings)
+    return make_trackers(config, dataclasses.asdict(config))
 
-    tracker = make_tracker(config, dataclasses.asdict(config))
-    assert isinstance(tracker, WandbTracker)
-    tracker.record(chosen[0])
-    for step in (1, 2):
-        tracker.losses(step, {"loss": 1 / step, "loss/retain": 0.25, "kl": 0.1})
-    tracker.record(chosen[1])
-    tracker.finish(summary, adapter)
 
-    file, kept = finished(Path(config.run_dir))
-    run = next(r.run for kind, r in kept if kind == "run")
-    assert (run.project, run.display_name, run.run_id) == ("test", "named", read_json(Path(config.run_dir) / "wandb.json")["id"])
-    settings = {k: v for k, v in values(run.config.update).items() if k != "_wandb"}
-    assert settings == json.loads(json.dumps(dataclasses.asdict(config)))
-
+@pytest.fixture(scope="module")
+def mirrored(tiny_run, tmp_path_factory) -> types.SimpleNamespace:
+    """A finished run of the tiny model, mirrored from its files: what is in the file of Weights & Biases afterwards."""
+    directory = tmp_path_factory.mktemp("mirror") / "mirror"
+    shutil.copytree(tiny_run, directory, ignore=shutil.ignore_patterns("observations", "checkpoints", "gap.jsonl"))
+    config = Config(
+        run_dir=str(directory), tracking="wandb", wandb=TrackingConfig(project="test", name="named", upload=["examples", "media"])
+    )
+    records, summary = read_records(tiny_run), summarise(tiny_run)
+    with pytest.MonkeyPatch.context() as patch:
+        switch_offline(patch, directory.parent)
+        trackers = make_trackers(config, dataclasses.asdict(config))
+        for step, record in enumerate(records, start=1):
+            written(directory, *records[:step])
+            trackers.record(record)
+            trackers.losses(step, {"loss": 1 / step, "loss/retain": 0.25, "learning_rate": 0.1, "clip_ratio/low": 0.1})
+        trackers.finish(summary, directory / "adapter")
+        file, kept = finished(directory)
     rows = [values(r.history.item) for kind, r in kept if kind == "history"]
-    measured = [r for r in rows if "epoch" in r]
-    for record, row, split in zip(chosen, measured, ("test", "val"), strict=True):
-        figures = {k.removeprefix(f"gap/{split}/"): v for k, v in row.items() if k.startswith("gap/")}
+    return types.SimpleNamespace(directory=directory, config=config, records=records, summary=summary, file=file, kept=kept, rows=rows)
+
+
+def tables(mirrored) -> dict[str, dict]:
+    """Name of a table -> its content."""
+    files = mirrored.file.parent.glob("files/media/table/**/*.json")
+    return {path.name.split("_")[0]: json.loads(path.read_text()) for path in files}
+
+
+def test_settings_and_group_read_back(mirrored):
+    run = next(r.run for kind, r in mirrored.kept if kind == "run")
+    assert (run.project, run.display_name, run.run_id) == ("test", "named", read_json(mirrored.directory / "wandb.json")["id"])
+    settings = json.loads(json.dumps(dataclasses.asdict(mirrored.config)))
+    assert {k: v for k, v in values(run.config.update).items() if k != "_wandb"} == settings
+    assert run.run_group == group_name(settings)
+
+
+def test_the_workspace_shows_few_figures_and_keeps_all(mirrored):
+    """Headline figures have readable names and an axis; every number of every record and step is below the hidden prefix."""
+    measured = [r for r in mirrored.rows if RECORD in r]
+    assert [row[RECORD].split("#")[0] for row in measured] == [r["stage"] for r in mirrored.records]
+    for record, row in zip(mirrored.records, measured, strict=True):
+        split, prefix = record["stage"].split("/")[-1], "" if record["stage"].endswith("val") else "test/"
+        details = {k.removeprefix(f"{DETAIL}{split}/"): v for k, v in row.items() if k.startswith(f"{DETAIL}{split}/")}
+        assert details.pop("state") == record["state"] and row["epoch"] == record["epoch"]
         expected = dict(scalars({k: v for k, v in record.items() if k not in ("epoch", "seed")}))
-        assert figures.pop("gap/record").startswith(f"{record['stage']}#")
-        assert figures.pop("state") == record["state"] and row["epoch"] == record["epoch"]
-        assert figures == pytest.approx(expected) and len(expected) > 100
-        assert figures["action/balanced"] == record["action"]["balanced"]["value"]
-    assert [(r["step"], r["loss"], r["loss/retain"]) for r in rows if "loss" in r] == [(1, 1.0, 0.25), (2, 0.5, 0.25)]
-    steps = {r.metric.glob_name: r.metric.step_metric for kind, r in kept if kind == "metric" and r.metric.glob_name}
-    assert steps["gap/*"] == "epoch" and {n: s for n, s in steps.items() if s == "step"}.keys() == {f"{n}*" for n in MIRRORED}
+        assert details == pytest.approx(expected) and len(expected) > 100
+        assert row[f"{prefix}action/balanced"] == record["action"]["balanced"]["value"]
+        assert row[f"{prefix}gap/balanced"] == record["gap"]["balanced"]["value"]
+    losses = [
+        (r["step"], r["train/loss"], r["train/retain"], r["train/lr"], r[f"{DETAIL}train/clip_ratio/low"])
+        for r in mirrored.rows
+        if "step" in r
+    ]
+    assert losses == [(n, 1 / n, 0.25, 0.1, 0.1) for n in range(1, len(mirrored.records) + 1)]
 
-    (table,) = file.parent.glob("files/media/table/*.json")
-    assert json.loads(table.read_text())["data"] == [[name, value] for name, value in scalars(summary)]
-    final = {}
-    for kind, r in kept:
-        final |= values(r.summary.update) if kind == "summary" else {}
-    assert final["final/state"] == summary["state"] and final["final/base/balanced"] == summary["base"]["balanced"]["value"]
+    logged = {name for row in mirrored.rows for name in row if not name.startswith((DETAIL, "_"))} - {"epoch", "step"}
+    shown = {"/".join(name.split("/")[:1]) if name.startswith(("examples/", "controls/")) else name for name in logged}
+    assert {"gap/balanced", "closure", "excess", "test/closure", "train/loss", "examples", "controls"} < shown and len(shown) <= 25
+    assert shown <= {*EPOCH_FIGURES, *(f"test/{n}" for n in TEST_FIGURES), *STEP_FIGURES.values(), "examples", "controls"}
+    defined = {r.metric.name or r.metric.glob_name: r.metric for kind, r in mirrored.kept if kind == "metric"}
+    assert {name for name, m in defined.items() if m.options.hidden} == {"epoch", "step", f"{DETAIL}*"} and defined[
+        f"{DETAIL}*"
+    ].summary.none
+    assert {name for name, m in defined.items() if m.step_metric == "epoch"} == {*EPOCH_FIGURES, "test/*"}
+    assert {name for name, m in defined.items() if m.step_metric == "step"} == {"train/*"}
 
-    logged = next(r.artifact for kind, r in kept if kind == "artifact" and r.artifact.type == "model")
-    assert logged.name == "mirror-adapter" and json.loads(logged.metadata) == {"state": summary["state"]}
-    assert {e.path for e in logged.manifest.contents} == {p.relative_to(adapter).as_posix() for p in adapter.rglob("*") if p.is_file()}
+
+def test_the_summary_has_the_last_and_the_best_figures(mirrored):
+    found = {}
+    for kind, r in mirrored.kept:
+        found |= values(r.summary.update) if kind == "summary" else {}
+    of = {r["stage"]: r for r in mirrored.records}
+    best, last = (of[f"epoch-{n}/val"] for n in (mirrored.summary["epoch"], 2))
+    for name, value in epoch_figures(best).items():
+        assert found[f"best/{name}"] == pytest.approx(value)
+    for name, value in epoch_figures(last).items():
+        assert found[name] == pytest.approx(value)
+    assert found["best/epoch"] == best["epoch"] and found["state"] == mirrored.summary["state"]
+    assert found["test/base/action/balanced"] == of["base/test"]["action"]["balanced"]["value"]
+    assert found["test/adapted/closure"] == of["adapted/test"]["change"]["closure"]["value"]
+    assert {k: v for k, v in found.items() if k.startswith("verdict/")} == {
+        f"verdict/{name}": verdict["word"] for name, verdict in mirrored.summary["verdicts"].items()
+    }
+    assert not [name for name in found if name.startswith(DETAIL) and name != f"{DETAIL}final" and not name.startswith(f"{DETAIL}final/")]
+
+
+def test_tables_hold_examples_verdicts_and_the_complete_summary(mirrored):
+    found, change = tables(mirrored), read_json(mirrored.directory / "change.json")
+    assert found["final"]["data"] == [[name, value] for name, value in scalars(mirrored.summary)]
+    examples = chosen_examples(change)
+    assert (
+        found["examples"]["columns"] == [*EXAMPLE_COLUMNS, "image", "audio"] and 0 < len(examples) == len(found["examples"]["data"]) <= MOST
+    )
+    for (kind, item), row in zip(examples, found["examples"]["data"], strict=True):
+        assert row[:4] == [kind, item["modality"], item["text"], item["right"]]
+        assert row[4] in (item["base"]["said"], item["base"]["written"]) and row[5] in (item["adapted"]["said"], item["adapted"]["written"])
+        assert row[6].split(" (")[0] == max(item["reading"], key=item["reading"].get)
+        assert (row[7]["_type"], row[8]["_type"]) == ("image-file", "audio-file")
+    many = {"examples": {"gained": [{"n": n} for n in range(40)], "lost": [{"n": n} for n in range(40)]}}
+    assert [kind for kind, _ in chosen_examples(many)] == ["gained"] * 25 + ["lost"] * 25
+    checks = [dict(zip(found["controls"]["columns"], row, strict=True)) for row in found["controls"]["data"]]
+    verdicts = {(c["name"], c["modality"]): c["outcome"] for c in checks if c["kind"] == "verdict"}
+    for split, of in (("test", mirrored.summary["verdicts"]), ("val", mirrored.summary["gate"]["verdicts"])):
+        assert all(verdicts[split, name] == verdict["word"] for name, verdict in of.items())
+    controls = {c["name"] for c in read_json(mirrored.directory / "measurement.json")["controls"]}
+    assert {c["name"] for c in checks if c["kind"] == "control"} == controls and {"majority", "text_only"} <= controls
+
+
+def test_artifacts_have_their_evidence(mirrored):
+    """The adapter with its probe; of the items the name and the fingerprint alone."""
+    found = {r.artifact.type: r.artifact for kind, r in mirrored.kept if kind == "artifact"}
+    model, items, adapter = found["model"], found["dataset"], mirrored.directory / "adapter"
+    contents = {e.path for e in model.manifest.contents}
+    assert contents == {p.relative_to(adapter).as_posix() for p in adapter.rglob("*") if p.is_file()} | {
+        "probes/frozen.json", "probes/frozen.safetensors",
+    }  # fmt: skip
+    told, bound = json.loads(model.metadata), read_json(mirrored.directory / "items.json")
+    assert model.name == "mirror-adapter" and told["state"] == mirrored.summary["state"] and told["closure"] == mirrored.summary["closure"]
+    assert told["hashes"]["items"] == bound["fingerprint"] and {len(told["hashes"][name]) for name in ("adapter", "probe")} == {64}
+    assert items.name == "digits-items" and [e.path for e in items.manifest.contents] == ["fingerprint.json"]
+    assert json.loads(items.metadata) == {"name": "digits", "fingerprint": bound["fingerprint"], "items": bound["items"]}
+
+
+def test_user_data_is_uploaded_only_where_the_key_says_so(offline, mirrored, tmp_path):
+    """Nothing of the examples, or the item file."""
+    run = tmp_path / "run"
+    shutil.copytree(mirrored.directory, run, ignore=shutil.ignore_patterns("wandb*"))
+    root = tmp_path / "set"
+    root.mkdir()
+    (root / "items.jsonl").write_text("{}\n")
+    (run / "items.json").write_text(json.dumps({"fingerprint": "abc", "items": 1, "root": str(root)}))
+    tracked(run_dir=str(run), wandb=TrackingConfig(upload=["items"], group="mine")).finish(mirrored.summary, None)
+    file, kept = finished(run)
+    assert next(r.run for kind, r in kept if kind == "run").run_group == "mine"
+    assert {path.name.split("_")[0] for path in file.parent.glob("files/media/table/**/*.json")} == {"final", "controls"}
+    (items,) = [r.artifact for kind, r in kept if kind == "artifact" and r.artifact.type == "dataset"]
+    assert {e.path for e in items.manifest.contents} == {"fingerprint.json", "items.jsonl"}
+
+
+def test_seeds_have_one_group():
+    """Whatever else differs between them; other data, models, objectives and controls have another one."""
+    first = dataclasses.asdict(Config(seed=0))
+    assert group_name(first) == group_name(dataclasses.asdict(Config(seed=1, run_dir="elsewhere")))
+    others = [Config(objective="gold"), Config(targets=TargetsConfig(control="shuffled"))]
+    others += [Config(model=ModelConfig(path="a/digits")), Config(data=DataConfig(path="b/digits"))]
+    assert len({group_name(first), *(group_name(dataclasses.asdict(c)) for c in others)}) == 5
+    long = dataclasses.asdict(Config(model=ModelConfig(path="m" * 300), data=DataConfig(path="d" * 300)))
+    assert len(group_name(long)) <= LONGEST
 
 
 def test_a_resumed_run_keeps_its_id(offline, tmp_path):
     """The id lives in the run directory."""
-    config = Config(run_dir=str(tmp_path), tracking="wandb")
     ids = []
     for _ in range(2):
-        tracker = WandbTracker(config, {})
+        (tracker,) = tracked(run_dir=str(tmp_path)).members
         ids.append(tracker.run.id)
         tracker.run.finish()
     assert ids[0] == ids[1] == read_json(tmp_path / "wandb.json")["id"]
@@ -132,39 +252,6 @@ def test_nothing_else_differs_when_it_is_off(offline, tiny_run, tiny_config, tmp
     assert sorted(tracked.glob("wandb/offline-run-*")) == before and stages(tracked) == [("test", 0)]
 
 
-RECORDS = [
-    {"stage": stage, "epoch": epoch, "seed": 0, "state": "open", "action": {"balanced": INTERVAL}}
-    for stage, epoch in (("base/val", 0), ("base/test", 0), ("epoch-1/val", 1), ("adapted/test", 1))
-]
-SUMMARY = {"state": "open", "balanced": 0.5}
-KILLED = """
-import json, os, signal, sys
-from pathlib import Path
-from gapclose.pipeline.config import Config
-from gapclose.training.tracking import make_tracker
-
-def main():
-    directory, records, before = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3] == "before"
-    tracker = make_tracker(Config(run_dir=str(directory), tracking="wandb"), {})
-    for number, record in enumerate(records):
-        with (directory / "gap.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\\n")
-        if before and number + 1 == len(records):
-            os.kill(os.getpid(), signal.SIGKILL)
-        tracker.record(record)
-        tracker.losses(number + 1, {"loss": 0.5})
-    os.kill(os.getpid(), signal.SIGKILL)
-
-main()
-"""
-
-
-def written(directory: Path, *records: dict) -> None:
-    """The file of truth, as a run keeps it."""
-    directory.mkdir(exist_ok=True)
-    (directory / "gap.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-
-
 def rows_of(directory: Path) -> list[dict]:
     """The history of all offline runs in a run directory, whether they ended or were killed."""
     files = sorted(directory.glob("wandb/offline-run-*/*.wandb"))
@@ -179,7 +266,15 @@ def stages(directory: Path) -> list[tuple[str, int]]:
             break
         time.sleep(0.1)
     rows = [r for r in rows_of(directory) if "epoch" in r]
+    for row in rows:  # the headline figures go with the others
+        assert sum(name.endswith("action/balanced") and not name.startswith(DETAIL) for name in row) == 1
     return [(next(k.split("/")[1] for k in row if k.endswith("/state")), row["epoch"]) for row in rows]
+
+
+def alerts_of(directory: Path) -> list[str]:
+    """The titles of all alerts in a run directory."""
+    files = sorted(directory.glob("wandb/offline-run-*/*.wandb"))
+    return [r.alert.title for path in files for r in stored(path) if r.WhichOneof("record_type") == "alert"]
 
 
 @pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.slow)])
@@ -188,7 +283,7 @@ def test_what_a_kill_kept_back_is_sent_by_the_next_start(offline, tmp_path, when
     it: every stage arrives once, in order; the finished run sends nothing again."""
     run = tmp_path / "run"
     run.mkdir()
-    command = [sys.executable, "-c", KILLED, str(run), json.dumps(RECORDS[:2]), when]
+    command = [sys.executable, "-c", KILLED, str(run), json.dumps(RECORDS[:2]), when, "wandb"]
     environment = {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"} | {"PYTHONPATH": str(ROOT)}  # a service of its own
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
@@ -197,7 +292,7 @@ def test_what_a_kill_kept_back_is_sent_by_the_next_start(offline, tmp_path, when
     stages(run)  # waits until the client's service has noticed that its process is gone
 
     def start(*later: dict) -> None:
-        tracker = make_tracker(Config(run_dir=str(run), tracking="wandb"), {})
+        tracker = tracked(run_dir=str(run), guards=GuardsConfig(patience=1))
         for record in later:
             written(run, *[r for r in read_records(run) if r["stage"] != record["stage"]], record)
             tracker.record(record)
@@ -207,15 +302,15 @@ def test_what_a_kill_kept_back_is_sent_by_the_next_start(offline, tmp_path, when
 
     start(*RECORDS[2:])
     expected = [("val", 0), ("test", 0), ("val", 1), ("test", 1)]
-    assert stages(run) == expected
-    assert [r["step"] for r in rows_of(run) if "loss" in r] == [1, 2] and not read_json(run / "wandb.json")["open"]
+    assert stages(run) == expected and alerts_of(run) == ["retention"]
+    assert [r["step"] for r in rows_of(run) if "train/loss" in r] == [1, 2] and not read_json(run / "wandb.json")["open"]
     before = sorted(run.glob("wandb/offline-run-*"))
     start(RECORDS[-1])
     assert (
         stages(run) == expected and sorted(run.glob("wandb/offline-run-*")) == before and read_json(run / "wandb.json")["id"] == known["id"]
     )
     start(RECORDS[-1] | {"state": "closed"})  # measured anew, with another outcome
-    assert stages(run) == [*expected, ("test", 1)]
+    assert stages(run) == [*expected, ("test", 1)] and alerts_of(run) == ["retention"]
 
 
 @pytest.fixture
@@ -255,7 +350,7 @@ def test_a_service_that_never_answers_is_waited_for_within_a_bound(online, monke
     """A socket that takes the connection and is silent."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
-        monkeypatch.setattr("gapclose.training.wandb_service.SECONDS", 0.2)
+        monkeypatch.setattr("gapclose.training.trackers.wandb_service.SECONDS", 0.2)
         (found,) = tracking_doubts(Config(tracking="wandb"))
     assert "cannot be reached" in found
     assert within(lambda: time.sleep(60), 0.1) == "no answer within 0.1 s"
@@ -266,12 +361,12 @@ def test_a_tracker_that_cannot_be_reached_costs_nothing(online, monkeypatch, tmp
     import wandb
 
     written(tmp_path, *RECORDS[:2])
-    tracker = make_tracker(Config(run_dir=str(tmp_path), tracking="wandb"), {})
+    tracker = tracked(run_dir=str(tmp_path))
     for number in (1, 2):
         tracker.record(RECORDS[number])
         tracker.losses(number, {"loss": 0.5})
     told = capsys.readouterr().out
-    assert told.count("warning: tracking: ") == 1 and "cannot be reached" in told and "the run goes on" in told
+    assert told.count("warning: tracking wandb: ") == 1 and "cannot be reached" in told and "the run goes on" in told
     assert not (tmp_path / "wandb.json").exists()
     wandb.teardown()
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -279,12 +374,12 @@ def test_a_tracker_that_cannot_be_reached_costs_nothing(online, monkeypatch, tmp
     tracker.record(RECORDS[3])
     tracker.finish(SUMMARY, None)
     assert stages(tmp_path) == [("val", 0), ("test", 0), ("val", 1), ("test", 1)]
-    assert [r["step"] for r in rows_of(tmp_path) if "loss" in r] == [1, 2]
+    assert [r["step"] for r in rows_of(tmp_path) if "train/loss" in r] == [1, 2]
 
 
 def test_a_tracker_that_fails_later_costs_nothing(offline, tmp_path, monkeypatch, capsys):
     """Whatever its client raises, at any call: the next one sends what is missing."""
-    tracker = make_tracker(Config(run_dir=str(tmp_path), tracking="wandb"), {})
+    (tracker,) = tracked(run_dir=str(tmp_path)).members
     assert isinstance(tracker, WandbTracker) and tracker.run is not None
     written(tmp_path, *RECORDS[:1])
     with monkeypatch.context() as broken:
@@ -303,7 +398,7 @@ def test_a_tracker_that_is_switched_off_keeps_nothing(online, monkeypatch, tmp_p
     """WANDB_MODE=disabled, and one that wandb does not know: nothing is remembered as sent."""
     for value, says in (("disabled", "nothing is sent"), ("sometimes", "warning: tracking: ")):
         monkeypatch.setenv("WANDB_MODE", value)
-        assert type(make_tracker(Config(run_dir=str(tmp_path), tracking="wandb"), {})) is NoTracker
+        assert tracked(run_dir=str(tmp_path)).members == ()
         assert says in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
@@ -338,7 +433,7 @@ def test_loss_lines_show_rewards_and_kl_where_there_are_any(capsys):
     """Few on the line, more in the tracker, and neither what is no figure nor what only times the step."""
     seen = {}
 
-    class Kept(NoTracker):
+    class Kept(Trackers):
         def losses(self, step, values):
             seen[step] = dict(values)
 
@@ -358,15 +453,27 @@ def test_loss_lines_show_rewards_and_kl_where_there_are_any(capsys):
     }
 
 
-def test_no_tracker_keeps_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_missing_package_is_refused_with_its_extra(name, monkeypatch):
+    """Also where it is one of several; the extras are declared."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert [line.partition(">")[0] for line in project["optional-dependencies"][name]] == [CLASSES[name].package]
+    monkeypatch.setitem(sys.modules, CLASSES[name].package, None)
+    for tracking in (name, [name]):
+        with pytest.raises(MissingPackage, match=rf"tracking {name} needs {CLASSES[name].package}.*gapclose\[{name}\]"):
+            refuse_missing_trackers(Config(tracking=tracking))
+
+
+def test_without_trackers_nothing_is_kept(tmp_path, monkeypatch):
     """It takes every call without wandb being there at all, and is what other ranks get."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would fail
-    tracker = make_tracker(Config(), {})
-    assert type(tracker) is NoTracker
-    tracker.record({})
-    tracker.losses(1, {})
-    tracker.finish({}, None)
+    for tracking in ("none", []):
+        trackers = tracked(tracking=tracking)
+        assert trackers.members == ()
+        trackers.record({})
+        trackers.losses(1, {})
+        trackers.finish({}, None)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setenv("RANK", "1")
-    assert type(make_tracker(Config(tracking="wandb"), {})) is NoTracker
+    assert tracked().members == ()

@@ -9,11 +9,12 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from gapclose.core.errors import in_one_line
 from gapclose.core.imports import require
 
 LONGEST, NOT_IN_PROJECTS = 128, "/\\#?%:"
@@ -106,29 +107,23 @@ def within(job: Callable[[], None], seconds: float) -> str | None:
     return found[0] if found else f"no answer within {seconds:g} s"
 
 
-def in_one_line(error: Exception) -> str:
-    """Return an error's message without line breaks, cut after 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]} ..."
-
-
 def run_name(directory: Path) -> str:
     """Return the name of the run directory, cut to the allowed length."""
     return _printable(directory)[:LONGEST]
 
 
-def artifact_name(directory: Path) -> str:
-    """Return ``NAME-adapter``, with the run directory's name as a valid artifact name.
+def artifact_name(directory: Path, kind: str = "adapter") -> str:
+    """Return ``NAME-KIND``, with the directory's name as a valid artifact name.
 
     Every character except ASCII letters and digits, ``-``, ``_`` and ``.`` becomes ``-``. A changed
     or shortened name ends in six digits of the SHA-256 of the original, so that two directories
     have two artifacts.
     """
-    name, most = _printable(directory), LONGEST - len("-adapter")
+    name, most = _printable(directory), LONGEST - len(f"-{kind}")
     fit = re.sub(r"[^A-Za-z0-9_.-]", "-", name)
     if fit != name or len(fit) > most:
         fit = f"{fit[: most - 7]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-    return f"{fit}-adapter"
+    return f"{fit}-{kind}"
 
 
 def _printable(directory: Path) -> str:
@@ -138,17 +133,28 @@ def _printable(directory: Path) -> str:
     return "".join(c if c.isprintable() else "-" for c in name.encode("utf-8", "replace").decode())
 
 
-def rows_written(directory: Path, run_id: str) -> list[dict[str, Any]]:
-    """Return the rows in a run's own files, in order: those that reached the disk, uploaded or not.
+def group_name(settings: Mapping[str, Any]) -> str:
+    """Return the group of a run's seeds: the names of its data and model, and six digits of a hash.
 
-    The client keeps every row in ``wandb/*-ID/run-ID.wandb``: a head of 7 bytes, then log blocks of
-    32 KiB in LevelDB's format. Each piece has its own head (checksum, length, kind); records are
-    protobuf. A last piece that was cut off by a kill is left out.
+    The hash is of both paths, the objective and the control of training, so runs that differ in one
+    of these have another group. The seed and all other settings play no part.
+    """
+    paths = [str(settings[group]["path"]) for group in ("data", "model")]
+    told = json.dumps([*paths, settings["objective"], settings["targets"]["control"]])
+    names = "-".join(_printable(Path(path))[:50] for path in paths)
+    return f"{names}-{hashlib.sha256(told.encode()).hexdigest()[:6]}"
+
+
+def records_written(directory: Path, run_id: str) -> Iterator[Any]:
+    """Yield the protobuf records of a run's own files, in order: those that reached the disk, uploaded or not.
+
+    The client keeps them in ``wandb/*-ID/run-ID.wandb``: a head of 7 bytes, then log blocks of
+    32 KiB in LevelDB's format. Each piece has its own head (checksum, length, kind). A last piece
+    that was cut off by a kill is left out.
     """
     from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2
 
-    rows = []
     for path in sorted(directory.glob(f"wandb/*-{run_id}/run-{run_id}.wandb")):
         data, place, body = path.read_bytes(), 7, b""
         while place + 7 <= len(data):
@@ -166,6 +172,11 @@ def rows_written(directory: Path, run_id: str) -> list[dict[str, Any]]:
                 except DecodeError:
                     break
                 body = b""
-                if record.WhichOneof("record_type") == "history":
-                    rows.append({e.key or "/".join(e.nested_key): json.loads(e.value_json) for e in record.history.item})
-    return rows
+                yield record
+
+
+def row_of(record: Any) -> dict[str, Any]:
+    """Return the logged values of a record; empty unless it is a row of the history."""
+    if record.WhichOneof("record_type") != "history":
+        return {}
+    return {e.key or "/".join(e.nested_key): json.loads(e.value_json) for e in record.history.item}

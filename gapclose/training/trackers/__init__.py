@@ -1,0 +1,1 @@
+"""Trackers that mirror a run: Weights & Biases, TensorBoard, Trackio and MLflow."""
