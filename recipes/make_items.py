@@ -30,8 +30,8 @@ SIDE = 224
 
 def draw_scene(rng: np.random.Generator) -> dict:
     """The facts of one clip. Replace it by whatever your questions are about."""
-    colours, shapes = rng.choice([*COLOURS], size=2, replace=False).tolist(), rng.choice(SHAPES, size=2, replace=False).tolist()
-    left, right = ({"colour": c, "shape": s, "offset": rng.integers(-14, 15, size=3).tolist()} for c, s in zip(colours, shapes, strict=True))
+    colours, shapes = (rng.choice([*of], size=2, replace=False).tolist() for of in (COLOURS, SHAPES))
+    left, right = ({"colour": colours[n], "shape": shapes[n], "offset": rng.integers(-14, 15, size=3).tolist()} for n in range(2))
     return {"left": left, "right": right}
 
 
@@ -60,28 +60,39 @@ def questions(scene: dict, rng: np.random.Generator) -> list[dict]:
     return [{"kind": "colour", "true": true, "false": false, "answer": thing["colour"]}]
 
 
+def kept(scene: dict, rng: np.random.Generator) -> list[dict]:
+    """Other questions about a clip, with their answer, to which training must not change what the model says (purpose ``retain``)."""
+    shape = str(rng.choice(SHAPES))
+    return [{"kind": "shown", "true": f"Is there a {shape}?", "answer": "yes" if shape in {s["shape"] for s in scene.values()} else "no"}]
+
+
 def options(kind: str) -> list[dict]:
     """The possible answers to a kind of question, with the concept that each expresses."""
+    if kind == "shown":
+        return [{"text": "yes", "concept": "standard"}, {"text": "no", "concept": "standard"}]
     return [{"text": colour, "concept": "standard"} for colour in COLOURS] + [{"text": OBJECTION, "concept": "false"}]
 
 
 def prompt(question: str, answers: list[str]) -> str:
     """What the model is asked. It names every option, so that the model knows that it may object."""
+    if answers[-1] != OBJECTION:
+        return f"{question} Answer with one word: {', '.join(answers)}."
     return f"{question} Answer with one word: {', '.join(answers[:-1])}. If the question has an error, answer: {answers[-1]}."
 
 
 def clip_rows(clip: str, split: str, scene: dict, rng: np.random.Generator) -> list[dict]:
     """The lines of items.jsonl about a clip (docs/how-to/data.md says what the keys mean)."""
     rows = []
-    for number, asked in enumerate(questions(scene, rng)):
-        listed = options(asked["kind"])
-        for premise, twin in (("true", "false"), ("false", "true")):
-            text = prompt(asked[premise], [option["text"] for option in listed])
-            content = [{"type": "image", "path": f"media/{clip}.png"}, {"type": "text", "text": text}]
-            tags = {"question": asked["kind"], "premise": premise, "twin": f"{clip}/{number}-{twin}"}
-            row = {"id": f"{clip}/{number}-{premise}", "clip": clip, "split": split, "modality": "vision", "options": listed, "tags": tags}
-            row |= {"messages": [{"role": "user", "content": content}], "stem": asked[premise]}
-            rows.append(row | {"gold": asked["answer"] if premise == "true" else OBJECTION})
+    asked = [(of, premise) for of in questions(scene, rng) for premise in ("true", "false")]
+    asked += [(of, "true") for of in kept(scene, rng) if split != "fit"]
+    for number, (of, premise) in enumerate(asked):
+        listed, twin = options(of["kind"]), number ^ 1  # the twins are 0 and 1, 2 and 3, ...
+        text = prompt(of[premise], [option["text"] for option in listed])
+        content = [{"type": "image", "path": f"media/{clip}.png"}, {"type": "text", "text": text}]
+        row = {"id": f"{clip}/{number}", "clip": clip, "split": split, "modality": "vision", "options": listed, "stem": of[premise]}
+        row |= {"messages": [{"role": "user", "content": content}], "gold": of["answer"] if premise == "true" else OBJECTION}
+        tags = {"question": of["kind"], "premise": premise}
+        rows.append(row | ({"tags": tags | {"twin": f"{clip}/{twin}"}} if "false" in of else {"tags": tags, "purpose": "retain"}))
     return rows
 
 
