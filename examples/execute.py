@@ -18,9 +18,31 @@ from nbclient import NotebookClient
 HERE = Path(__file__).parent
 
 
-def kept(output: dict) -> bool:
-    """Whether an output is shown: not what goes to standard error."""
-    return not (output["output_type"] == "stream" and output["name"] == "stderr")
+def tidied(outputs: list[dict]) -> list[dict]:
+    """The outputs to keep: standard output in one piece, no standard error, and no ``repr`` beside a table or picture."""
+    found: list[dict] = []
+    for output in outputs:
+        if output["output_type"] == "stream":
+            if output["name"] == "stdout" and found and found[-1]["output_type"] == "stream":
+                found[-1]["text"] += output["text"]
+            elif output["name"] == "stdout":
+                found.append(output)
+            continue
+        if len(output.get("data", {})) > 1:
+            output["data"].pop("text/plain", None)
+        output.get("metadata", {}).clear()
+        found.append(output)
+    return found
+
+
+def tidy(notebook: nbformat.NotebookNode) -> None:
+    """Leave in a notebook what does not depend on the machine or the time of its execution."""
+    for number, cell in enumerate(notebook.cells):
+        cell["id"], cell["metadata"] = f"cell-{number}", {}
+        if cell.cell_type == "code":
+            cell.outputs = tidied(cell.outputs)
+    notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.validate(notebook)
 
 
 def execute(path: Path, out: Path, seconds: int) -> None:
@@ -32,15 +54,7 @@ def execute(path: Path, out: Path, seconds: int) -> None:
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as directory:
         NotebookClient(notebook, timeout=seconds, kernel_name="python3", resources={"metadata": {"path": directory}}).execute()
-    for number, cell in enumerate(notebook.cells):
-        cell["id"] = f"cell-{number}"
-        cell.metadata = {}
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if kept(output)]
-            for output in cell.outputs:
-                output.get("metadata", {}).clear()
-    notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.validate(notebook)
+    tidy(notebook)
     nbformat.write(notebook, out / path.name)
 
 
