@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 
 def tidied(outputs: list[dict]) -> list[dict]:
-    """The outputs to keep: standard output in one piece, no standard error, and no ``repr`` beside a table or picture."""
+    """The outputs to keep: standard output in one piece, no standard error, one form of a table or picture."""
     found: list[dict] = []
     for output in outputs:
         if output["output_type"] == "stream":
@@ -30,6 +30,8 @@ def tidied(outputs: list[dict]) -> list[dict]:
             continue
         if len(output.get("data", {})) > 1:
             output["data"].pop("text/plain", None)
+            if "image/png" in output["data"]:
+                output["data"].pop("image/jpeg", None)
         output.get("metadata", {}).clear()
         found.append(output)
     return found
