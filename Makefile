@@ -12,12 +12,13 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo real test test-slow test-newest lint release-check docs docs-check clean
+.PHONY: help demo real notebooks test test-slow test-newest lint release-check docs docs-check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo           install, then measure, close and re-measure the gap of the tiny omni model (writes $(RUN))"
 	@echo "make real           install, then close the gap of a pretrained language model (MODEL: hub name or directory; docs/start/pretrained.md)"
+	@echo "make notebooks      install, then execute the notebooks of examples/ again (ARGS=\"--out DIRECTORY\" for copies)"
 	@echo "make test           install, then run the tests"
 	@echo "make test-slow      the tests that take minutes"
 	@echo "make test-newest    the tests with the newest transformers, peft, trl and accelerate, in an environment of its own"
@@ -44,11 +45,15 @@ real: export HF_HUB_OFFLINE := $(if $(wildcard $(MODEL)),1,0)
 real: $(VENV)/ready
 	$(BIN)/gapclose close --config configs/people.yaml --model.path $(MODEL) $(ARGS)
 
+notebooks: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,notebooks]"
+	OMP_NUM_THREADS=1 $(BIN)/python examples/execute.py $(ARGS)
+
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 test-slow: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,deepspeed]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,deepspeed,notebooks]"
 	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
 # What is known to work is installed first and then replaced, so that torch and the rest stay as they are where they can.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gapclose.core.files import near_sibling
+from gapclose.evaluation.result_table import result_table
 from gapclose.evaluation.run_records import read_records, summarise
 from gapclose.metrics.bootstrap import Interval
 from gapclose.probes.linear import FrozenProbe
@@ -115,6 +116,10 @@ class RunResult:
     def to_dict(self) -> dict[str, Any]:
         """The summary, for JSON."""
         return self.summary
+
+    def _repr_html_(self) -> str:
+        """The figures on test with state and next step, as a notebook shows them."""
+        return result_table(self.summary)
 
 
 def load_run(path: str | Path) -> RunResult:

@@ -43,10 +43,7 @@ def monitor_of(directory: Path, config: ExportSettings, items: ItemSet, rate: fl
             kind.
         ValueError: when a file of the run is damaged.
     """
-    rate = config.export.monitor_false_alarms if rate is None else rate
     probe = FrozenProbe.load(directory / "probes" / "frozen")
-    if not items.alarm:
-        raise NoMonitor(f"{directory}: no concept of the items is an alarm, so there is nothing to flag")
     n_layers = read_json(directory / "measurement.json", "probe")["probe"]["n_layers"]
     above = config.lora.chosen(n_layers, probe.layer)[0] > probe.layer
     stage = f"base-{SPLIT}"
@@ -57,6 +54,23 @@ def monitor_of(directory: Path, config: ExportSettings, items: ItemSet, rate: fl
                 f"{directory}: adapters lie below the probe's layer, and the run is not finished; finish it with `gapclose close`"
             )
         stage = f"epoch-{record['epoch']}-{SPLIT}"
+    return monitor_of_observations(directory, config, items, stage, above=above, rate=rate)
+
+
+def monitor_of_observations(
+    directory: Path, config: ExportSettings, items: ItemSet, stage: str, *, above: bool, rate: float | None = None
+) -> MonitorFile:
+    """Make a monitor from the frozen probe in ``directory`` and from stored observations of val.
+
+    Args:
+        stage: folder of the observations, e.g. ``base-val``.
+        above: whether the probe reads the base model's residuals, before and after training.
+        directory, config, items, rate: as for :func:`monitor_of`, with the same errors.
+    """
+    rate = config.export.monitor_false_alarms if rate is None else rate
+    probe = FrozenProbe.load(directory / "probes" / "frozen")
+    if not items.alarm:
+        raise NoMonitor(f"{directory}: no concept of the items is an alarm, so there is nothing to flag")
     folder = directory / "observations" / stage
     if not (folder / "manifest.json").is_file():
         raise NoMonitor(f"{folder} is not there; a threshold needs the observations of {SPLIT}, which `gapclose close` makes")

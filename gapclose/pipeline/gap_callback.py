@@ -23,6 +23,7 @@ from gapclose.data.load import load_items
 from gapclose.data.prompt_templates import apply_prompt
 from gapclose.evaluation.record import make_record
 from gapclose.evaluation.run_records import CALLBACK_FOLDER, CALLBACK_MARK, headlines, read_records, record_of, write_records
+from gapclose.export.monitor import monitor_of_observations
 from gapclose.models.checkpoint import memory_fingerprint
 from gapclose.models.loading import assemble
 from gapclose.models.sharding import is_wrapped
@@ -30,6 +31,8 @@ from gapclose.models.training_state import training_set_aside
 from gapclose.pipeline.config import config_of, missing_functions
 from gapclose.pipeline.items import Given, prepare_plain
 from gapclose.pipeline.measure_context import MeasureContext
+from gapclose.pipeline.monitor import Monitor
+from gapclose.pipeline.monitored_model import reaches_probe
 from gapclose.training.callbacks import running_trainer
 from gapclose.training.config import GUARDS as KNOWN_GUARDS
 from gapclose.training.config import GuardsConfig
@@ -155,6 +158,30 @@ class GapCallback(transformers.TrainerCallback):
             self._measure(state, kwargs["model"], "test", "adapted/test", best or state.global_step)
         if self.trainer is not None:
             self._move(self.place)
+
+    def monitor(self, *, false_alarm_rate: float | None = None) -> Monitor:
+        """Return a monitor of the model that was trained, with a threshold chosen on ``val``.
+
+        It also serves the base model. Call it after the training, in one process.
+
+        Args:
+            false_alarm_rate: largest share of the standard items of ``val`` that may be flagged, 0..1;
+                None: 0.05.
+
+        Raises:
+            ValueError: before a training, and where the training changed what the probe reads: the
+                monitor would have no calibration for the trained model.
+        """
+        if self.run is None or self.trainer is None:
+            raise ValueError("there is no monitor before the training; call trainer.train() first")
+        model, probe = self.trainer.model, self.run.probe
+        if not any("lora_" in name for name, _ in model.named_parameters()) or reaches_probe(model, probe.layer):
+            raise ValueError(
+                f"the training changed weights at or below decoder layer {probe.layer}, which the probe reads; put LoRA on the layers above it "
+                f"(layers_to_transform from {probe.layer}, counted from 0), or run gapclose.measure on the trained model and use Monitor.from_run"
+            )
+        made = monitor_of_observations(self.run.directory, self.config, self.run.items, "base-val", above=True, rate=false_alarm_rate)
+        return Monitor(made)
 
     def _move(self, place: int) -> int:
         """Move this callback to a place among those of the trainer, and return where it was."""

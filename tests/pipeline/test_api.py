@@ -1,5 +1,6 @@
 """Runs on a model in memory give what the commands give; the import stays light."""
 
+import dataclasses
 import importlib
 import json
 import shutil
@@ -142,3 +143,13 @@ def test_records_that_lack_figures_are_damaged(tiny_run, tmp_path, capsys):
 def test_version_and_near_commands(capsys):
     assert main(["--version"]) == 0 and capsys.readouterr().out.strip() == f"gapclose {gapclose.__version__}"
     assert main(["mesure"]) == 2 and "did you mean 'measure'?" in capsys.readouterr().err
+
+
+def test_a_notebook_shows_a_result_as_a_table(tiny_run):
+    """Figures are those of the summary; without training there is no column for an adapted model."""
+    trained = load_run(tiny_run)
+    page = trained._repr_html_()
+    assert f"<td>{trained.gap.value:.3f} [" in page and f"state: {trained.state}" in page and "next: " in page
+    assert page.count("adapted model</th>") == 1 and "closure</th>" in page
+    alone = dataclasses.replace(trained, summary=trained.summary | {"adapted": None, "closure": None, "state": "no gap"})
+    assert "adapted model" not in alone._repr_html_() and "closure</th>" not in alone._repr_html_()

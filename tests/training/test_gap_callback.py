@@ -21,12 +21,13 @@ from transformers.integrations.integration_utils import rewrite_logs
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from wandb_files import finished, values
 
-from gapclose import GapCallback, ItemSet, load_items, load_run, measure
+from gapclose import GapCallback, ItemSet, Monitor, load_items, load_run, measure
 from gapclose.evaluation.run_records import HEADLINES, read_records, record_of
 from gapclose.metrics.next_steps import CALLBACK_STEPS
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import load_model
 from gapclose.models.training_state import training_set_aside
+from gapclose.observe.store import read_observations
 from gapclose.pipeline.cli import main
 from gapclose.training.trl.dataset import messages_for_trl
 
@@ -180,6 +181,30 @@ def test_a_guard_ends_the_training(tiny_checkpoint, images, tmp_path):
 
 
 # -- a text model, all weights of the last layer, in transformers' own trainer ----------------------
+
+
+def test_its_monitor_reads_what_it_observed_and_serves_both_models(trained, tiny_checkpoint, images, tmp_path):
+    watch, val = trained.order[1], images.select(split="val", purpose="gap").items[:6]
+    watch.monitor(false_alarm_rate=0.2).save(tmp_path)
+    monitor, seen = (
+        Monitor.from_pretrained(tmp_path),
+        read_observations(trained.out / "observations" / "base-val").take([i.id for i in val]),
+    )
+    wanted = watch.run.probe.predict_proba(watch.run.probe.features(seen.residuals))[:, 1]
+    assert monitor.file.false_alarm_rate == 0.2 and monitor.file.model.adapters_above
+    base = load_model(ModelConfig(path=str(tiny_checkpoint), dtype="float32"))
+    for model, processor in ((trained.watched.model.eval(), trained.watched.processing_class), (base.model.eval(), base.processor)):
+        found = monitor.check(model, processor, [i.messages for i in val], root=images.root)
+        np.testing.assert_allclose([reading.reading for reading in found], wanted, atol=1e-4)
+
+
+def test_no_monitor_of_a_model_whose_reading_is_not_the_base_models(trained, images, monkeypatch):
+    with pytest.raises(ValueError, match="no monitor before the training"):
+        GapCallback(images, **SETTINGS).monitor()
+    watch = trained.order[1]
+    monkeypatch.setattr(watch, "trainer", SimpleNamespace(model=torch.nn.Linear(2, 2)))  # all weights were trained
+    with pytest.raises(ValueError, match="which the probe reads; put LoRA on the layers above it"):
+        watch.monitor()
 
 
 @pytest.fixture(scope="module")
