@@ -10,6 +10,7 @@ longest list), K kept tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from accelerate import PartialState
 from gapclose.core.distributed import run_on_all_ranks, run_on_main
 from gapclose.core.files import read_json, wait_for_file, write_json
 from gapclose.core.logging import get_logger, progress
+from gapclose.core.settings import AUTO
 from gapclose.core.versions import versions_now
 from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item
@@ -76,7 +78,8 @@ def observe(
             are named.
         FloatingPointError: when a residual is not finite or a score is nan, naming the item.
     """
-    batches = plan_batches(items.items, config.batch_size, by_clip=config.share_prefix)
+    config = _decided(loaded, items, directory, config, wanted)
+    batches = plan_batches(items.items, config.batch_size, by_clip=bool(config.share_prefix))
     shards = [batches[i : i + config.shard_batches] for i in range(0, len(batches), config.shard_batches)]
     request = request_of(loaded, items, config, wanted)
     request["versions"] = versions_now()
@@ -157,9 +160,41 @@ def _reader(
     """Return a prefix cache that was checked on its first clips; None if it is not requested."""
     if not config.share_prefix or wanted.trunk is not None:
         return None
-    reader, tried = PrefixCache(loaded), ObservationRequest(layers=wanted.layers or (len(loaded.layers),))
+    return _checked(PrefixCache(loaded), batches, media, config, wanted)
+
+
+def _checked(
+    reader: PrefixCache, batches: Sequence[Sequence[Item]], media: MediaLoader, config: ObserveConfig, wanted: ObservationRequest
+) -> PrefixCache:
+    loaded, tried = reader.loaded, ObservationRequest(layers=wanted.layers or (len(reader.loaded.layers),))
     reader.check(batches, lambda few, by: _forward(loaded, few, media, config, tried, by))
     return reader
+
+
+def sharing_refusal(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted: ObservationRequest) -> str | None:
+    """Return why ``observe.share_prefix: auto`` comes to false for ``items``, or None if to true.
+
+    It is true if the first clips of some combination of media have the results of whole prompts when
+    their questions share a prefix. All processes get the same answer.
+    """
+    batches, media = plan_batches(items.items, config.batch_size, by_clip=True), loaded.media(items, blank=wanted.blank)
+    if is_sharded(loaded.model):  # known without a try, in which processes would have to run equally many forwards
+        return PrefixCache(loaded).refusal or "processes hold parts of the model"
+    reasons = run_on_all_ranks(lambda: _checked(PrefixCache(loaded, quiet=True), batches, media, config, wanted).reason())
+    return next((r for r in reasons if r is not None), None)
+
+
+def _decided(loaded: LoadedModel, items: ItemSet, directory: Path, config: ObserveConfig, wanted: ObservationRequest) -> ObserveConfig:
+    """Return the configuration with ``share_prefix`` decided: as before in ``directory``, else by a try."""
+    if config.share_prefix != AUTO:
+        return config
+    path = directory / "request.json"
+    before = run_on_main(lambda: bool(read_json(path).get("share_prefix")) if path.is_file() else None)
+    if before is None:
+        reason = "scores come from stored states" if wanted.trunk is not None else sharing_refusal(loaded, items, config, wanted)
+        before = reason is None
+        logger.info(f"observe.share_prefix auto: {'on' if before else f'off, since {reason}'}")
+    return dataclasses.replace(config, share_prefix=before)
 
 
 def share_out(shards: Sequence[Sequence[Sequence[Item]]], missing: Sequence[int], run_on_all_ranks: bool) -> list[tuple[int, bool]]:

@@ -50,11 +50,15 @@ class PrefixCache:
             window, can be continued. A recurrent state (Mamba, linear attention) cannot, since
             questions of unequal length are padded behind the prefix. A sharded model cannot either:
             its processes must run equally many forwards, and their number depends on the clips.
+        quiet: do not log why complete prompts are run.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        self.loaded, self._said = loaded, set[str]()
+    def __init__(self, loaded: LoadedModel, *, quiet: bool = False) -> None:
+        self.loaded, self.quiet = loaded, quiet
+        self._said, self._read = dict[str, None](), 0
         self._refused: dict[tuple[str, ...], str] = {}
+        self.equal = set[tuple[str, ...]]()
+        """kinds of media whose first questions had the results of complete prompts (:meth:`check`)"""
         model = unwrap(loaded.model)
         layers = DynamicCache(config=model.config).layers
         others = sorted({type(layer).__name__ for layer in layers if type(layer) not in CONTINUED})
@@ -85,9 +89,11 @@ class PrefixCache:
                 raise CannotShare(f"prompts go beyond the sliding window of {self.window} tokens, which counts padding too")
         except CannotShare as reason:
             if str(reason) not in self._said:
-                self._said.add(str(reason))
-                logger.info(f"observe.share_prefix: prompts are run whole where {reason}")
+                self._said[str(reason)] = None
+                if not self.quiet:
+                    logger.info(f"observe.share_prefix: prompts are run whole where {reason}")
             return None
+        self._read += 1
         return read_prefix(model, self.loaded, prefix, clip, suffixes)
 
     def check(self, batches: Sequence[Sequence[Item]], forward: Callable[[Sequence[Item], PrefixCache | None], dict[str, Any]]) -> None:
@@ -106,7 +112,7 @@ class PrefixCache:
             named = " and ".join(kinds) or "text"
             unlike = sorted(several, key=lambda places: len(batch[places[0]].text))  # so that prefixes are padded
             few = [batch[n] for places in (unlike[0], *unlike[1:][-1:]) for n in places[:2]]
-            whole = forward(few, None)
+            whole, before = forward(few, None), self._read
             try:
                 shared = forward(few, self)
             except torch.OutOfMemoryError:
@@ -121,6 +127,15 @@ class PrefixCache:
                 off = float((shared[key][there] - expected[there]).abs().max()) / (1 + float(expected[there].abs().max()))
                 if not off <= TOLERANCES.get(unwrap(self.loaded.model).dtype, HALF_PRECISION):
                     self._refused[kinds] = f"a first try with {named} gave other {key} (off by {off:.1g} of their size)"
+            if self._read > before and kinds not in self._refused:
+                self.equal.add(kinds)
+
+    def reason(self) -> str | None:
+        """Return why nothing is shared, after :meth:`check`, or None if some kind of media is."""
+        if self.equal:
+            return None
+        found = [*self._refused.values(), *self._said]
+        return self.refusal or (found[0] if found else "no clip has several questions")
 
 
 def read_prefix(model: Any, loaded: LoadedModel, prefix: Any, clip: torch.Tensor, suffixes: list[list[int]]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ SETTINGS = ("seed", "probe", "observe", "gap", "prompts", "labelling")
 """keys of the configuration that decide the figures"""
 MARK = "callback.json"
 """file that tells a directory of this callback from that of a run"""
-FILES = (MARK, "gap.jsonl", "probes", "observations")
+FILES = (MARK, "auto.json", "gap.jsonl", "probes", "observations")
 
 
 class GapCallback(transformers.TrainerCallback):

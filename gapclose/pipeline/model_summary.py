@@ -14,13 +14,14 @@ from rich.table import Table
 from torch import nn
 
 from gapclose.core.files import format_bytes, free_bytes, nearest
+from gapclose.core.settings import AUTO
 from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item
 from gapclose.models.architecture import build_on_meta, quiet, read_architecture
 from gapclose.models.loading import LoadedModel, assemble, load_processor
 from gapclose.models.quantization import outside
 from gapclose.models.structure import decoder, decoder_layers, output_embedding, unwrap
-from gapclose.observe.frozen_writer import RESERVE, trunk_bytes
+from gapclose.observe.frozen_writer import AUTO_SHARE, RESERVE, trunk_bytes
 from gapclose.pipeline.config import Config
 from gapclose.pipeline.memory_estimate import (
     Memory,
@@ -32,6 +33,7 @@ from gapclose.pipeline.memory_estimate import (
     training_step,
     weight_bytes,
 )
+from gapclose.pipeline.training_cache import idle
 from gapclose.report.console import wide_console
 from gapclose.training.lora import adapted_experts, add_lora
 from gapclose.training.objectives import BY_TRL
@@ -261,13 +263,15 @@ def _cached(items: ItemSet | None, seen: Seen | None, config: Config, loaded: Lo
     if config.lora.layers == "all" or config.objective in BY_TRL:
         return
     label, size = "frozen trunk on disk", (loaded.width, loaded.model.dtype.itemsize)
-    asked = "" if config.train.cache_trunk else " (train.cache_trunk is off)"
+    auto = config.train.cache_trunk == AUTO
+    why = idle(config) if auto else None
+    asked = " (train.cache_trunk is off)" if config.train.cache_trunk is False else f" (train.cache_trunk auto: off, since {why})" if why else ""
     if items is None or seen is None:
         yield label, f"{format_bytes(trunk_bytes(1000, *size))} for a thousand tokens{asked}"
         return
     needed = trunk_bytes(cached_items(items, config) * statistics.mean(seen.tokens), *size)
     free = free_bytes(Path(config.run_dir))
-    short = ": it would be left off" if needed + RESERVE > free else ""
+    short = ": it would be left off" if needed + RESERVE > free or (auto and needed > AUTO_SHARE * free) else ""
     yield (
         label,
         f"{format_bytes(needed)} at most, while training{asked}; {format_bytes(free)} free at {nearest(Path(config.run_dir))}{short}",
