@@ -36,6 +36,7 @@ from gapclose.observe.batching import plan_batches
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.forward import generate, read_batch
 from gapclose.observe.prefix_cache import PrefixCache, generate_from_cache
+from gapclose.observe.prompt_reuse import PromptReuse
 from gapclose.observe.request import ObservationRequest, request_of
 from gapclose.observe.store import (
     Observations,
@@ -103,7 +104,7 @@ def observe(
         begun = time.process_time()
         mine = share_out(shards, missing, is_sharded(loaded.model))
         media = loaded.media(items, blank=wanted.blank)
-        reader = _reader(loaded, batches, media, config, wanted)
+        reader, answers = _reader(loaded, batches, media, config, wanted), PromptReuse(loaded, media)
 
         def fill() -> None:
             following, fault = iter([*(batch for s, _ in mine for batch in shards[s])][1:]), None
@@ -112,7 +113,7 @@ def observe(
                 for batch in shards[s]:
                     media.ahead([*batch, *next(following, [])])  # decoded while the model runs this one
                     try:
-                        results.append(_forward(loaded, batch, media, config, wanted, reader))
+                        results.append(_forward(loaded, batch, media, config, wanted, reader, answers))
                     except FloatingPointError as error:
                         if not is_sharded(loaded.model):
                             raise
@@ -143,8 +144,8 @@ def forward_batches(
     loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, config: ObserveConfig, wanted: ObservationRequest
 ) -> Observations:
     """Observe batches in memory, without storing anything (for checks)."""
-    reader = _reader(loaded, batches, media, config, wanted)
-    results = [_forward(loaded, batch, media, config, wanted, reader) for batch in batches]
+    reader, answers = _reader(loaded, batches, media, config, wanted), PromptReuse(loaded, media)
+    results = [_forward(loaded, batch, media, config, wanted, reader, answers) for batch in batches]
     width = max(r["scores"].shape[1] for r in results)
     return Observations(
         ids=[i for r in results for i in r["ids"]],
@@ -223,10 +224,12 @@ def _forward(
     config: ObserveConfig,
     wanted: ObservationRequest,
     reader: PrefixCache | None = None,
+    answers: PromptReuse | None = None,
 ) -> dict[str, Any]:
     """Run one batch, completely or after ``reader`` has run its clips.
 
-    All tensors are returned on the CPU.
+    Generated answers continue this forward where ``answers`` allows it. All tensors are returned on
+    the CPU.
     """
     model = unwrap_engine(loaded.model)
     asked, inputs = None, dict[str, torch.Tensor]()
@@ -238,10 +241,15 @@ def _forward(
         inputs = asked
     elif wanted.trunk is None or wanted.generate:
         inputs = {k: v.to(loaded.device) for k, v in loaded.prompts(batch, media).items()}
+    cache = None
+    # answers are generated without donors, and a cache would hold them
+    keep = wanted.generate and not asked and not wanted.patch and wanted.trunk is None and answers is not None and answers.allows(batch)
+    if not asked:
+        reset_rope_deltas(model)  # a trial has left others
     if wanted.trunk is not None:
         logp, scores, residuals = wanted.trunk.score(loaded, batch, wanted.layers)
     else:
-        logp, scores, residuals = read_batch(loaded, batch, inputs, wanted)
+        logp, scores, residuals, cache = read_batch(loaded, batch, inputs, wanted, keep=keep)
     result: dict[str, Any] = {
         "ids": [i.id for i in batch],
         "scores": scores.cpu(),
@@ -251,8 +259,9 @@ def _forward(
         top = logp.topk(min(wanted.top_tokens, logp.shape[-1]), dim=-1)
         result["top_logps"], result["top_tokens"] = top.values.cpu(), top.indices.int().cpu()
     result["answers"] = []
-    if wanted.generate and asked:
-        result["answers"] = generate_from_cache(loaded, model, asked, logp, config.max_new_tokens)
+    if wanted.generate and (asked or cache is not None):
+        continued = asked or {**inputs, "past_key_values": cache}
+        result["answers"] = generate_from_cache(loaded, model, continued, logp, config.max_new_tokens)
     elif wanted.generate:
         result["answers"] = generate(loaded, model, inputs, config.max_new_tokens)
     for key, value in result.items():

@@ -157,22 +157,31 @@ def read_prefix(model: Any, loaded: LoadedModel, prefix: Any, clip: torch.Tensor
 
 
 def generate_from_cache(loaded: LoadedModel, model: Any, asked: dict[str, Any], logits: torch.Tensor, max_new_tokens: int) -> list[str]:
-    """Return greedy answers from the cache of :meth:`PrefixCache.ask`, after its forward.
+    """Return greedy answers that continue a cache, after the forward that gave the first token.
 
-    ``logits`` (B, V) are those of the first answer token.
+    Args:
+        asked: the inputs of that forward, with the cache under ``past_key_values``.
+        logits: those of the first answer token, (B, V).
     """
     tokenizer, ends = loaded.tokenizer, unwrap(model).generation_config.eos_token_id
     pad = tokenizer.pad_token_id
     stop = torch.tensor([ends] if isinstance(ends, int) else ends or [], device=logits.device)
-    attention, said, done = asked["attention_mask"], [], torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    said, done = list[torch.Tensor](), torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    asked = dict(asked)  # its mask grows
     while True:
         said.append(logits.argmax(-1).masked_fill(done, pad))
         done = done | torch.isin(said[-1], stop)
         if len(said) == max_new_tokens or bool(done.all()):
             return tokenizer.batch_decode(torch.stack(said, 1), skip_special_tokens=True)
-        attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)
-        places = {"attention_mask": attention, "position_ids": continuation_positions(model, attention, 1, counted=True)}
-        logits = model(input_ids=said[-1][:, None], **places, past_key_values=asked["past_key_values"], use_cache=True).logits[:, -1]
+        logits = next_logits(model, asked, said[-1])
+
+
+def next_logits(model: Any, asked: dict[str, Any], tokens: torch.Tensor) -> torch.Tensor:
+    """Return the logits (B, V) behind one more token of every row, (B,); the mask in ``asked`` grows."""
+    attention = torch.cat([asked["attention_mask"], asked["attention_mask"].new_ones(len(tokens), 1)], 1)
+    asked["attention_mask"] = attention
+    places = {"attention_mask": attention, "position_ids": continuation_positions(model, attention, 1, counted="position_ids" in asked)}
+    return model(input_ids=tokens[:, None], **places, past_key_values=asked["past_key_values"], use_cache=True).logits[:, -1]
 
 
 def continuation_positions(model: Any, attention: torch.Tensor, steps: int, *, counted: bool) -> torch.Tensor | None:
