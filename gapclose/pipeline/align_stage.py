@@ -15,7 +15,6 @@ from gapclose.core.errors import LossNotFinite
 from gapclose.core.files import read_json, write_json
 from gapclose.core.logging import get_logger
 from gapclose.core.tensor_files import read_tensors, refuse_damaged, seal
-from gapclose.data.items import Item
 from gapclose.data.media import SUPPORTED
 from gapclose.evaluation.change_file import measure_change
 from gapclose.evaluation.measurement import SplitMeasurement

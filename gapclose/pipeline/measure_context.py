@@ -77,9 +77,7 @@ class MeasureContext:
             max_new_tokens: replaces ``observe.max_new_tokens``, if given.
         """
         asked = ObservationRequest(**wanted, extra={"adapter": self.adapter})
-        how = sharing(
-            self.config.observe, self.directory, lambda: sharing_refusal(self.loaded, items, self.config.observe, asked)
-        )
+        how = sharing(self.config.observe, self.directory, lambda: sharing_refusal(self.loaded, items, self.config.observe, asked))
         if max_new_tokens is not None:
             how = dataclasses.replace(how, max_new_tokens=max_new_tokens)
         directory = self.directory / "observations" / stage
@@ -94,6 +92,7 @@ class MeasureContext:
         labels = Labels.of(fit)
         known = (labels.concept, labels.clip, fit.concepts, self.config.probe)
         given: dict[str, Any] = {"modality": labels.modality, "seed": self.config.seed, "spread": True}
+        given["device"] = self.loaded.device if self.config.probe.device == "auto" else None
         choice = choose_probe(observed.residuals, *known, layers=candidates, **given)
         self.probe, self.fit_reading = choice.probe, choice.reading
         # The sentinel makes no targets: another family, at the last layer, which the adapters change.

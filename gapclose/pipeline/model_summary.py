@@ -239,7 +239,7 @@ def _cached(items: ItemSet | None, seen: Seen | None, config: Config, loaded: Lo
     label, size = "frozen trunk on disk", (loaded.width, loaded.model.dtype.itemsize)
     auto = config.train.cache_trunk == AUTO
     why = idle(config) if auto else None
-    asked = " (train.cache_trunk is off)" if config.train.cache_trunk is False else f" (train.cache_trunk auto: off, since {why})" if why else ""
+    asked = f" (train.cache_trunk auto: off, since {why})" if why else "" if config.train.cache_trunk else " (train.cache_trunk is off)"
     if items is None or seen is None:
         yield label, f"{format_bytes(trunk_bytes(1000, *size))} for a thousand tokens{asked}"
         return

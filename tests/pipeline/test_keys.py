@@ -70,6 +70,7 @@ ILLEGAL: dict[str, list[str] | str] = {
     "probe.families": ["[]", "[svm]", "[lda, lda]"],
     "probe.c": ["[0]", "[]", "[.nan]", "[.inf]"],
     "probe.shrinkage": ["[-0.1]", "[]", "[1.1]", "[.nan]"],
+    "probe.device": ["cuda", "gpu"],
     "probe.strengths": ["[.nan]", "[.inf]"],
     "probe.folds": ["1"],
     "probe.layers": ["[]", "[0]"],
