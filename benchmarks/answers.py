@@ -62,7 +62,9 @@ def main() -> None:
     for name, times in taken.items():
         ms, ratio, cpu = quartiles(1000 * times[:, 0]), *(quartiles(times[:, i] / taken["apart"][:, i]) for i in (0, 1))
         result["sides"][name] = {"milliseconds": ms, "ratio": ratio, "cpu_ratio": cpu, "peak_mb": memory[name]}
-        table.add_row(name, f"{ms['median']:.1f}", f"{ratio['median']:.3f}", between(ratio), f"{cpu['median']:.3f}", f"{memory[name] or 0:,.0f}")
+        table.add_row(
+            name, f"{ms['median']:.1f}", f"{ratio['median']:.3f}", between(ratio), f"{cpu['median']:.3f}", f"{memory[name] or 0:,.0f}"
+        )
     result["same_answers"] = first["answers"] == second["answers"]
     result["largest_difference"] = float((first["scores"] - second["scores"]).abs().max())
     Console(width=140).print(table)

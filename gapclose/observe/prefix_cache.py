@@ -135,7 +135,7 @@ class PrefixCache:
         if self.equal:
             return None
         found = [*self._refused.values(), *self._said]
-        return self.refusal or (found[0] if found else "no clip has several questions")
+        return self.refusal or (found[0] if found else "no clip has several questions behind the same media")
 
 
 def read_prefix(model: Any, loaded: LoadedModel, prefix: Any, clip: torch.Tensor, suffixes: list[list[int]]) -> dict[str, Any]:
