@@ -95,7 +95,7 @@ def sweep_scikit_learn(z: np.ndarray, y: np.ndarray, folds: list, args: argparse
 def sweep_gapclose(z: np.ndarray, y: np.ndarray, folds: list, args: argparse.Namespace) -> np.ndarray:
     """Out-of-fold probabilities (S, N, C), with the way to the device and back."""
     moved = torch.from_numpy(z).to(args.device)
-    return held_out(moved, torch.from_numpy(y), folds, STRENGTHS, tolerance=TOLERANCE).softmax(-1).cpu().numpy()
+    return held_out(moved, torch.from_numpy(y), folds, STRENGTHS, tolerance=args.own_tolerance).softmax(-1).cpu().numpy()
 
 
 def worker(side: str, threads: int, args: argparse.Namespace, pipe: Any) -> None:
@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="of scikit-learn; its default is 1e-4, with 1e-7 it is as exact as float32 lets it be"
     )
+    parser.add_argument("--own_tolerance", type=float, default=TOLERANCE, help="of the solver; the default is that of gapclose's search")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="of the solver")
     parser.add_argument("--processes", type=int, help="of the solver (2 on a CPU, 1 elsewhere)")
