@@ -14,7 +14,8 @@ three fifths of the depth. They are made outside the timing, one layer at a time
 
 Both sides get the same float32 residuals and do all that a sweep needs: standardising by each fold's training part, fitting, and
 out-of-fold logits. scikit-learn runs in two processes over layers with one thread each, warm-started along C, at its default
-tolerance unless told otherwise; the solver runs in ``--processes`` processes (two on a CPU, one elsewhere) at its own default, a much tighter one. The sides
+tolerance unless told otherwise; the solver runs in ``--processes`` processes (two on a CPU, one elsewhere) at that of gapclose's search, a
+tighter one. The sides
 take turns, a few layers each, so that other work on the machine meets both; ratios are medians over rounds of the ratio within a round. CPU
 time, which waiting for a core does not add to, is given beside it.
 
@@ -45,6 +46,7 @@ from sklearn.linear_model import LogisticRegression
 
 from gapclose.probes.cross_validation import fit_temperature, grouped_folds
 from gapclose.probes.logistic import held_out
+from gapclose.probes.search import TOLERANCE
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 SIDES = ("scikit-learn", "gapclose")
@@ -93,7 +95,7 @@ def sweep_scikit_learn(z: np.ndarray, y: np.ndarray, folds: list, args: argparse
 def sweep_gapclose(z: np.ndarray, y: np.ndarray, folds: list, args: argparse.Namespace) -> np.ndarray:
     """Out-of-fold probabilities (S, N, C), with the way to the device and back."""
     moved = torch.from_numpy(z).to(args.device)
-    return held_out(moved, torch.from_numpy(y), folds, STRENGTHS).softmax(-1).cpu().numpy()
+    return held_out(moved, torch.from_numpy(y), folds, STRENGTHS, tolerance=args.own_tolerance).softmax(-1).cpu().numpy()
 
 
 def worker(side: str, threads: int, args: argparse.Namespace, pipe: Any) -> None:
@@ -187,6 +189,7 @@ def main() -> None:
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="of scikit-learn; its default is 1e-4, with 1e-7 it is as exact as float32 lets it be"
     )
+    parser.add_argument("--own_tolerance", type=float, default=TOLERANCE, help="of the solver; the default is that of gapclose's search")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="of the solver")
     parser.add_argument("--processes", type=int, help="of the solver (2 on a CPU, 1 elsewhere)")

@@ -21,7 +21,7 @@ from gapclose.observe.extract import forward_batches
 from gapclose.observe.request import ObservationRequest
 from gapclose.pipeline.config import parse_config
 from gapclose.pipeline.memory_estimate import micro_batch, text_batch
-from gapclose.pipeline.model_summary import look_at
+from gapclose.pipeline.prompt_lengths import look_at
 from gapclose.training.lora import add_lora
 from gapclose.training.sampler import Example
 from gapclose.training.trainer import make_trainer

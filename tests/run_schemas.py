@@ -13,7 +13,7 @@ FOLDER = Path(gapclose.__file__).parent / "pipeline" / "schemas"
 EXPORTS = ("adapter", "merged", "omni")
 PLACES = {
     "gap": ["gap.jsonl"],
-    **{name: [f"{name}.json"] for name in ("change", "environment", "gate", "items", "measurement", "rounds")},
+    **{name: [f"{name}.json"] for name in ("auto", "change", "environment", "gate", "items", "measurement", "rounds")},
     "probe": ["probes/*.json"],
     **{name: [f"{folder}/{name}.json" for folder in EXPORTS] for name in ("evidence", "left_out", "serving")},
     "verified": ["adapter/verified.json"],

@@ -101,8 +101,8 @@ class Checks:
                 each = "every one" if isinstance(value, list) else "it"
                 self.add(f"{self.named(name)}; {each} must {_interval(least, above, most, below)}{why and f' ({why})'}", name)
 
-    def choice(self, name: str, allowed: Iterable[str], *, null: str = "") -> None:
-        """Check that a text is one of ``allowed``, or that a list holds different ones.
+    def choice(self, name: str, allowed: Iterable[str | bool], *, null: str = "") -> None:
+        """Check that a value is one of ``allowed``, or that a list holds different ones.
 
         Args:
             null: the meaning of null, where null is allowed.

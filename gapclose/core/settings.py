@@ -36,6 +36,12 @@ RESUMABLE_KEYS = (
     "prompts.refit",
 )
 
+AUTO = "auto"
+"""value of a key in :data:`AUTO_KEYS`: the run decides"""
+AUTO_KEYS = ("observe.share_prefix", "train.cache_trunk")
+"""keys that are true, false or auto; what a run decided stands in its ``auto.json``
+(:mod:`gapclose.pipeline.auto_settings`)"""
+
 WHOLE_KEYS = ("model.template",)
 """keys whose value is a mapping with names that the user chooses"""
 

@@ -96,15 +96,20 @@ def attention_of(config: ModelConfig) -> str | None:
     return None if config.attention == "sdpa" else config.attention
 
 
+def dtype_of(architecture: Any, config: ModelConfig) -> torch.dtype:
+    """The dtype that a model of this config is loaded in."""
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    return getattr(architecture, "dtype", None) or getattr(architecture.get_text_config(), "dtype", None) or torch.float32
+
+
 def build_on_meta(architecture: Any, config: ModelConfig) -> Any:
     """The model of ``architecture`` in evaluation mode, with all sizes and no weights.
 
     Raises:
         ValueError: when its class cannot be built here.
     """
-    dtype = getattr(architecture, "dtype", None) or getattr(architecture.get_text_config(), "dtype", None) or torch.float32
-    if config.dtype != "auto":
-        dtype = getattr(torch, config.dtype)
+    dtype = dtype_of(architecture, config)
     # sizes do not depend on fused kernels, which may not be installed here
     attention = "eager" if config.attention == "eager" else None
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gapclose.core.config_checks import Checks
+from gapclose.core.settings import AUTO
 
 
 @dataclass(kw_only=True)
@@ -16,9 +17,11 @@ class ObserveConfig:
     observation's fingerprint"""
     max_new_tokens: int = 8
     """length limit of generated answers, in tokens"""
-    share_prefix: bool = False
+    share_prefix: bool | str = AUTO
     """run what the prompts of a clip's questions have in common (its media, a passage) once, where
-    template and model allow it; part of an observation's fingerprint"""
+    template and model allow it. auto: true if a first try with the first clips gives the results of
+    whole prompts, else false; ``auto.json`` of the run keeps the decision. What it comes to is part
+    of an observation's fingerprint"""
     shared: str | None = None
     """directory in which runs share their observations of the base model; null: every run observes
     for itself"""
@@ -32,3 +35,4 @@ class ObserveConfig:
         with Checks(self, "observe") as check:
             check.number("batch_size", "shard_batches", "max_new_tokens", least=1)
             check.choice("versions", ("same", "any"))
+            check.choice("share_prefix", (AUTO, True, False))

@@ -10,6 +10,7 @@ longest list), K kept tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from accelerate import PartialState
 from gapclose.core.distributed import run_on_all_ranks, run_on_main
 from gapclose.core.files import read_json, wait_for_file, write_json
 from gapclose.core.logging import get_logger, progress
+from gapclose.core.settings import AUTO
 from gapclose.core.versions import versions_now
 from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item
@@ -34,6 +36,7 @@ from gapclose.observe.batching import plan_batches
 from gapclose.observe.config import ObserveConfig
 from gapclose.observe.forward import generate, read_batch
 from gapclose.observe.prefix_cache import PrefixCache, generate_from_cache
+from gapclose.observe.prompt_reuse import PromptReuse
 from gapclose.observe.request import ObservationRequest, request_of
 from gapclose.observe.store import (
     Observations,
@@ -76,7 +79,8 @@ def observe(
             are named.
         FloatingPointError: when a residual is not finite or a score is nan, naming the item.
     """
-    batches = plan_batches(items.items, config.batch_size, by_clip=config.share_prefix)
+    config = _decided(loaded, items, directory, config, wanted)
+    batches = plan_batches(items.items, config.batch_size, by_clip=bool(config.share_prefix))
     shards = [batches[i : i + config.shard_batches] for i in range(0, len(batches), config.shard_batches)]
     request = request_of(loaded, items, config, wanted)
     request["versions"] = versions_now()
@@ -100,7 +104,7 @@ def observe(
         begun = time.process_time()
         mine = share_out(shards, missing, is_sharded(loaded.model))
         media = loaded.media(items, blank=wanted.blank)
-        reader = _reader(loaded, batches, media, config, wanted)
+        reader, answers = _reader(loaded, batches, media, config, wanted), PromptReuse(loaded, media)
 
         def fill() -> None:
             following, fault = iter([*(batch for s, _ in mine for batch in shards[s])][1:]), None
@@ -109,7 +113,7 @@ def observe(
                 for batch in shards[s]:
                     media.ahead([*batch, *next(following, [])])  # decoded while the model runs this one
                     try:
-                        results.append(_forward(loaded, batch, media, config, wanted, reader))
+                        results.append(_forward(loaded, batch, media, config, wanted, reader, answers))
                     except FloatingPointError as error:
                         if not is_sharded(loaded.model):
                             raise
@@ -140,8 +144,8 @@ def forward_batches(
     loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, config: ObserveConfig, wanted: ObservationRequest
 ) -> Observations:
     """Observe batches in memory, without storing anything (for checks)."""
-    reader = _reader(loaded, batches, media, config, wanted)
-    results = [_forward(loaded, batch, media, config, wanted, reader) for batch in batches]
+    reader, answers = _reader(loaded, batches, media, config, wanted), PromptReuse(loaded, media)
+    results = [_forward(loaded, batch, media, config, wanted, reader, answers) for batch in batches]
     width = max(r["scores"].shape[1] for r in results)
     return Observations(
         ids=[i for r in results for i in r["ids"]],
@@ -157,9 +161,41 @@ def _reader(
     """Return a prefix cache that was checked on its first clips; None if it is not requested."""
     if not config.share_prefix or wanted.trunk is not None:
         return None
-    reader, tried = PrefixCache(loaded), ObservationRequest(layers=wanted.layers or (len(loaded.layers),))
+    return _checked(PrefixCache(loaded), batches, media, config, wanted)
+
+
+def _checked(
+    reader: PrefixCache, batches: Sequence[Sequence[Item]], media: MediaLoader, config: ObserveConfig, wanted: ObservationRequest
+) -> PrefixCache:
+    loaded, tried = reader.loaded, ObservationRequest(layers=wanted.layers or (len(reader.loaded.layers),))
     reader.check(batches, lambda few, by: _forward(loaded, few, media, config, tried, by))
     return reader
+
+
+def sharing_refusal(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wanted: ObservationRequest) -> str | None:
+    """Return why ``observe.share_prefix: auto`` comes to false for ``items``, or None if to true.
+
+    It is true if the first clips of some combination of media have the results of whole prompts when
+    their questions share a prefix. All processes get the same answer.
+    """
+    batches, media = plan_batches(items.items, config.batch_size, by_clip=True), loaded.media(items, blank=wanted.blank)
+    if is_sharded(loaded.model):  # known without a try, in which processes would have to run equally many forwards
+        return PrefixCache(loaded).refusal or "processes hold parts of the model"
+    reasons = run_on_all_ranks(lambda: _checked(PrefixCache(loaded, quiet=True), batches, media, config, wanted).reason())
+    return next((r for r in reasons if r is not None), None)
+
+
+def _decided(loaded: LoadedModel, items: ItemSet, directory: Path, config: ObserveConfig, wanted: ObservationRequest) -> ObserveConfig:
+    """Return the configuration with ``share_prefix`` decided: as before in ``directory``, else by a try."""
+    if config.share_prefix != AUTO:
+        return config
+    path = directory / "request.json"
+    before = run_on_main(lambda: bool(read_json(path).get("share_prefix")) if path.is_file() else None)
+    if before is None:
+        reason = "scores come from stored states" if wanted.trunk is not None else sharing_refusal(loaded, items, config, wanted)
+        before = reason is None
+        logger.info(f"observe.share_prefix auto: {'on' if before else f'off, since {reason}'}")
+    return dataclasses.replace(config, share_prefix=before)
 
 
 def share_out(shards: Sequence[Sequence[Sequence[Item]]], missing: Sequence[int], run_on_all_ranks: bool) -> list[tuple[int, bool]]:
@@ -188,10 +224,12 @@ def _forward(
     config: ObserveConfig,
     wanted: ObservationRequest,
     reader: PrefixCache | None = None,
+    answers: PromptReuse | None = None,
 ) -> dict[str, Any]:
     """Run one batch, completely or after ``reader`` has run its clips.
 
-    All tensors are returned on the CPU.
+    Generated answers continue this forward where ``answers`` allows it. All tensors are returned on
+    the CPU.
     """
     model = unwrap_engine(loaded.model)
     asked, inputs = None, dict[str, torch.Tensor]()
@@ -203,10 +241,15 @@ def _forward(
         inputs = asked
     elif wanted.trunk is None or wanted.generate:
         inputs = {k: v.to(loaded.device) for k, v in loaded.prompts(batch, media).items()}
+    cache = None
+    # answers are generated without donors, and a cache would hold them
+    keep = wanted.generate and not asked and not wanted.patch and wanted.trunk is None and answers is not None and answers.allows(batch)
+    if not asked:
+        reset_rope_deltas(model)  # a trial has left others
     if wanted.trunk is not None:
         logp, scores, residuals = wanted.trunk.score(loaded, batch, wanted.layers)
     else:
-        logp, scores, residuals = read_batch(loaded, batch, inputs, wanted)
+        logp, scores, residuals, cache = read_batch(loaded, batch, inputs, wanted, keep=keep)
     result: dict[str, Any] = {
         "ids": [i.id for i in batch],
         "scores": scores.cpu(),
@@ -216,8 +259,9 @@ def _forward(
         top = logp.topk(min(wanted.top_tokens, logp.shape[-1]), dim=-1)
         result["top_logps"], result["top_tokens"] = top.values.cpu(), top.indices.int().cpu()
     result["answers"] = []
-    if wanted.generate and asked:
-        result["answers"] = generate_from_cache(loaded, model, asked, logp, config.max_new_tokens)
+    if wanted.generate and (asked or cache is not None):
+        continued = asked or {**inputs, "past_key_values": cache}
+        result["answers"] = generate_from_cache(loaded, model, continued, logp, config.max_new_tokens)
     elif wanted.generate:
         result["answers"] = generate(loaded, model, inputs, config.max_new_tokens)
     for key, value in result.items():

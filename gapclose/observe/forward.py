@@ -25,13 +25,16 @@ if TYPE_CHECKING:
 
 
 def read_batch(
-    loaded: LoadedModel, batch: Sequence[Item], inputs: dict[str, torch.Tensor], wanted: ObservationRequest
-) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
+    loaded: LoadedModel, batch: Sequence[Item], inputs: dict[str, torch.Tensor], wanted: ObservationRequest, *, keep: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor], Any]:
     """Score the options and capture the residuals of a batch in one forward of the prompts.
 
+    Args:
+        keep: return the cache of the prompts too, so that answers can continue it.
+
     Returns:
-        Log-probabilities of the next token (B, V) and of the options (B, O), and residuals by layer
-        (B, D).
+        Log-probabilities of the next token (B, V) and of the options (B, O), residuals by layer
+        (B, D), and the key-value cache of the prompts (None without ``keep``).
     """
     model, rows = unwrap_engine(loaded.model), torch.arange(len(batch), device=loaded.device)
     last = torch.full_like(rows, inputs["input_ids"].shape[1] - 1)
@@ -40,9 +43,10 @@ def read_batch(
     rereads: list[int | None] = [*longer, *[None] * (all_reduce_max(len(longer)) - len(longer))] if is_sharded(model) else [*longer]
     donors = {layer: torch.stack([of[i.id] for i in batch]) for layer, of in wanted.patch.items()}
     with patched_at(model, last, donors), capture_residuals(model, wanted.layers, last) as residuals, answer_logits(model, rows, last):
-        output = model(**inputs, use_cache=bool(rereads) or "past_key_values" in inputs)
+        output = model(**inputs, use_cache=keep or bool(rereads) or "past_key_values" in inputs)
     logp = output.logits[0].float().log_softmax(-1)  # (B, V)
-    return logp, _score(model, logp, options, rereads, inputs, output.past_key_values), residuals
+    scores = _score(model, logp, options, rereads, inputs, output.past_key_values)
+    return logp, scores, residuals, output.past_key_values if keep else None
 
 
 def _score(
@@ -90,6 +94,14 @@ def generate(
     Args:
         sampling: further arguments of transformers' ``generate``, e.g. ``{"do_sample": True}``.
     """
+    generated = generate_tokens(loaded, model, inputs, max_new_tokens, sampling)
+    return loaded.tokenizer.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def generate_tokens(
+    loaded: LoadedModel, model: Any, inputs: dict[str, torch.Tensor], max_new_tokens: int, sampling: Mapping[str, Any] | None = None
+) -> Any:
+    """Do as :func:`generate`; return what transformers' ``generate`` returns, by default tokens (B, T + new)."""
     base, tokenizer = unwrap(model), loaded.tokenizer
     own = base.generation_config  # generate() takes missing arguments from there
     ends = {"eos_token_id": own.eos_token_id, "bos_token_id": own.bos_token_id}
@@ -98,10 +110,9 @@ def generate(
     try:
         with last_logits(base), unsharded_root(model):
             how = {"do_sample": False, "num_beams": 1, **(sampling or {})}
-            generated = base.generate(**inputs, max_new_tokens=max_new_tokens, **how, synced_gpus=is_sharded(model))
+            return base.generate(**inputs, max_new_tokens=max_new_tokens, **how, synced_gpus=is_sharded(model))
     finally:
         base.generation_config = own
-    return tokenizer.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def forward_part(model: Any, part: dict[str, Any]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ logger = get_logger(__name__)
 
 RESERVE = 1 << 30
 """bytes of the disk that must remain free"""
+AUTO_SHARE = 0.25
+"""largest share of the free disk that ``train.cache_trunk: auto`` takes"""
 MARGIN = 1.1
 """factor on the size estimate, since it extrapolates from the lengths of a few items"""
 
@@ -53,6 +55,8 @@ def write_cache(
     batch_size: int,
     layers: Sequence[int] = (),
     blank: Sequence[str] = (),
+    share: float = 1.0,
+    refused: Callable[[str], object] | None = None,
 ) -> HiddenStateCache | None:
     """Store the states of ``items`` that enter decoder layer ``frozen + 1``.
 
@@ -63,6 +67,8 @@ def write_cache(
             Directories of the same name with another fingerprint are removed.
         layers: layers whose residuals are stored too, none above ``frozen``.
         blank: kinds of media that are blanked.
+        share: largest share of the free disk that the cache may take.
+        refused: is given the reason if it cannot be stored, in addition to the log.
 
     Returns:
         The cache, or None if it cannot be stored; the reason is logged.
@@ -76,7 +82,7 @@ def write_cache(
         for other in directory.parent.glob(f"{directory.name.rpartition('-')[0]}-*"):
             if other != directory:
                 shutil.rmtree(other)
-        return does_not_fit(loaded, batches, media, directory, files)
+        return does_not_fit(loaded, batches, media, directory, files, share)
 
     branching = can_branch(loaded, [item for batch in batches for item in batch], media)
     reason = (
@@ -86,6 +92,8 @@ def write_cache(
         or _first(run_on_all_ranks(lambda: _unseen(files)))
     )
     if reason is not None:
+        if refused:
+            refused(reason)
         if state.is_main_process:
             shutil.rmtree(directory, ignore_errors=True)  # a full disk would end the run
         logger.info(f"the frozen trunk is not cached ({directory.name.rpartition('-')[0]}): {reason}; it is computed in every step")
@@ -121,9 +129,12 @@ def _fingerprint(loaded: LoadedModel, items: ItemSet, batch_size: int, frozen: i
 
 
 def does_not_fit(
-    loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, directory: Path, files: Sequence[Path]
+    loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, directory: Path, files: Sequence[Path], share: float = 1.0
 ) -> str | None:
-    """Return why the disk cannot hold the states that are not stored yet, or None."""
+    """Return why the disk cannot hold the states that are not stored yet, or None.
+
+    They may take ``share`` of what is free, and must leave :data:`RESERVE`.
+    """
     kinds: dict[tuple[str, ...], int] = {}
     for batch in batches:
         kinds[media_signature(batch[0])] = kinds.get(media_signature(batch[0]), 0) + len(batch)
@@ -138,6 +149,8 @@ def does_not_fit(
     free = shutil.disk_usage(directory).free
     if needed + RESERVE > free:
         return f"it takes {needed / 2**30:,.2f} GiB more, and {directory} has {free / 2**30:,.2f} GiB free, of which 1 must remain"
+    if needed > share * free:
+        return f"it takes {needed / 2**30:,.2f} GiB more, above {share:.0%} of the {free / 2**30:,.2f} GiB that {directory} has free"
     return None
 
 

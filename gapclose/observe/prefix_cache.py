@@ -50,11 +50,15 @@ class PrefixCache:
             window, can be continued. A recurrent state (Mamba, linear attention) cannot, since
             questions of unequal length are padded behind the prefix. A sharded model cannot either:
             its processes must run equally many forwards, and their number depends on the clips.
+        quiet: do not log why complete prompts are run.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        self.loaded, self._said = loaded, set[str]()
+    def __init__(self, loaded: LoadedModel, *, quiet: bool = False) -> None:
+        self.loaded, self.quiet = loaded, quiet
+        self._said, self._read = dict[str, None](), 0
         self._refused: dict[tuple[str, ...], str] = {}
+        self.equal = set[tuple[str, ...]]()
+        """kinds of media whose first questions had the results of complete prompts (:meth:`check`)"""
         model = unwrap(loaded.model)
         layers = DynamicCache(config=model.config).layers
         others = sorted({type(layer).__name__ for layer in layers if type(layer) not in CONTINUED})
@@ -85,9 +89,11 @@ class PrefixCache:
                 raise CannotShare(f"prompts go beyond the sliding window of {self.window} tokens, which counts padding too")
         except CannotShare as reason:
             if str(reason) not in self._said:
-                self._said.add(str(reason))
-                logger.info(f"observe.share_prefix: prompts are run whole where {reason}")
+                self._said[str(reason)] = None
+                if not self.quiet:
+                    logger.info(f"observe.share_prefix: prompts are run whole where {reason}")
             return None
+        self._read += 1
         return read_prefix(model, self.loaded, prefix, clip, suffixes)
 
     def check(self, batches: Sequence[Sequence[Item]], forward: Callable[[Sequence[Item], PrefixCache | None], dict[str, Any]]) -> None:
@@ -106,7 +112,7 @@ class PrefixCache:
             named = " and ".join(kinds) or "text"
             unlike = sorted(several, key=lambda places: len(batch[places[0]].text))  # so that prefixes are padded
             few = [batch[n] for places in (unlike[0], *unlike[1:][-1:]) for n in places[:2]]
-            whole = forward(few, None)
+            whole, before = forward(few, None), self._read
             try:
                 shared = forward(few, self)
             except torch.OutOfMemoryError:
@@ -121,6 +127,15 @@ class PrefixCache:
                 off = float((shared[key][there] - expected[there]).abs().max()) / (1 + float(expected[there].abs().max()))
                 if not off <= TOLERANCES.get(unwrap(self.loaded.model).dtype, HALF_PRECISION):
                     self._refused[kinds] = f"a first try with {named} gave other {key} (off by {off:.1g} of their size)"
+            if self._read > before and kinds not in self._refused:
+                self.equal.add(kinds)
+
+    def reason(self) -> str | None:
+        """Return why nothing is shared, after :meth:`check`, or None if some kind of media is."""
+        if self.equal:
+            return None
+        found = [*self._refused.values(), *self._said]
+        return self.refusal or (found[0] if found else "no clip has several questions behind the same media")
 
 
 def read_prefix(model: Any, loaded: LoadedModel, prefix: Any, clip: torch.Tensor, suffixes: list[list[int]]) -> dict[str, Any]:
@@ -142,22 +157,31 @@ def read_prefix(model: Any, loaded: LoadedModel, prefix: Any, clip: torch.Tensor
 
 
 def generate_from_cache(loaded: LoadedModel, model: Any, asked: dict[str, Any], logits: torch.Tensor, max_new_tokens: int) -> list[str]:
-    """Return greedy answers from the cache of :meth:`PrefixCache.ask`, after its forward.
+    """Return greedy answers that continue a cache, after the forward that gave the first token.
 
-    ``logits`` (B, V) are those of the first answer token.
+    Args:
+        asked: the inputs of that forward, with the cache under ``past_key_values``.
+        logits: those of the first answer token, (B, V).
     """
     tokenizer, ends = loaded.tokenizer, unwrap(model).generation_config.eos_token_id
     pad = tokenizer.pad_token_id
     stop = torch.tensor([ends] if isinstance(ends, int) else ends or [], device=logits.device)
-    attention, said, done = asked["attention_mask"], [], torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    said, done = list[torch.Tensor](), torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    asked = dict(asked)  # its mask grows
     while True:
         said.append(logits.argmax(-1).masked_fill(done, pad))
         done = done | torch.isin(said[-1], stop)
         if len(said) == max_new_tokens or bool(done.all()):
             return tokenizer.batch_decode(torch.stack(said, 1), skip_special_tokens=True)
-        attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)
-        places = {"attention_mask": attention, "position_ids": continuation_positions(model, attention, 1, counted=True)}
-        logits = model(input_ids=said[-1][:, None], **places, past_key_values=asked["past_key_values"], use_cache=True).logits[:, -1]
+        logits = next_logits(model, asked, said[-1])
+
+
+def next_logits(model: Any, asked: dict[str, Any], tokens: torch.Tensor) -> torch.Tensor:
+    """Return the logits (B, V) behind one more token of every row, (B,); the mask in ``asked`` grows."""
+    attention = torch.cat([asked["attention_mask"], asked["attention_mask"].new_ones(len(tokens), 1)], 1)
+    asked["attention_mask"] = attention
+    places = {"attention_mask": attention, "position_ids": continuation_positions(model, attention, 1, counted="position_ids" in asked)}
+    return model(input_ids=tokens[:, None], **places, past_key_values=asked["past_key_values"], use_cache=True).logits[:, -1]
 
 
 def continuation_positions(model: Any, attention: torch.Tensor, steps: int, *, counted: bool) -> torch.Tensor | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from gapclose.core.errors import LossNotFinite
 from gapclose.core.files import read_json, write_json
 from gapclose.core.logging import get_logger
 from gapclose.core.tensor_files import read_tensors, refuse_damaged, seal
-from gapclose.data.items import Item
 from gapclose.data.media import SUPPORTED
 from gapclose.evaluation.change_file import measure_change
 from gapclose.evaluation.measurement import SplitMeasurement
@@ -30,7 +28,7 @@ from gapclose.metrics.verdict import not_established
 from gapclose.models.loading import LoadedModel
 from gapclose.models.sharding import is_sharded, is_wrapped, shard
 from gapclose.observe.frozen_cache import HiddenStateCache
-from gapclose.observe.frozen_writer import write_cache
+from gapclose.pipeline.training_cache import training_caches
 from gapclose.probes.posterior import expressible, restrict
 from gapclose.report.example_figure import draw_example
 from gapclose.report.html import write_page
@@ -60,24 +58,6 @@ if TYPE_CHECKING:
     from gapclose.pipeline.context import RunContext
 
 logger = get_logger(__name__)
-
-
-def training_trunks(run: RunContext, items: Sequence[Item], *, frozen: int, blank: Sequence[str]) -> dict[str, HiddenStateCache | None]:
-    """Fill the hidden-state caches of the training items (``train``) and measured items (``val``).
-
-    A cache that cannot be filled is None or missing. With ``observe.share_prefix`` there is none of
-    ``val``. The reason: generating answers reads the media even if states are cached, and a shared
-    prefix reads them once for all questions of a clip, including scores, which is faster.
-    """
-    seen, batch_size = run.items.holding([*{i.id: i for i in items}.values()]), run.config.observe.batch_size
-    train = write_cache(run.loaded, seen, run.directory / "trunk" / "train", frozen=frozen, batch_size=batch_size, blank=blank)
-    if train is None:
-        return {}
-    if run.config.observe.share_prefix:
-        return {"train": train}
-    below = [layer for layer in run.measured_layers if layer <= frozen]
-    place, measured = run.directory / "trunk" / "val", run.measured_items("val")
-    return {"train": train, "val": write_cache(run.loaded, measured, place, frozen=frozen, batch_size=batch_size, layers=below)}
 
 
 def _seed(seed: int, number: int) -> int:
@@ -302,15 +282,15 @@ class AlignStage:
         media, trunks = self.run.loaded.media(self.run.items, blank=self.blanked), dict[str, HiddenStateCache | None]()
         if by_trl:
             assert targets is not None
-            if config.train.cache_trunk:
+            if config.train.cache_trunk is True:
                 logger.info(f"train.cache_trunk does nothing for objective {config.objective}, whose steps are TRL's")
             trainer = make_trl_trainer(
                 self.run.loaded, targets, train_items(self.run), self.base_scores, media, config, directory, **common
             )
         else:
             examples = [*(self.aimed_at(targets) if targets else []), *others]
-            if config.train.cache_trunk and not ended:
-                trunks = training_trunks(self.run, [e.item for e in examples], frozen=self.frozen, blank=self.blanked)
+            if not ended:
+                trunks = training_caches(self.run, [e.item for e in examples], frozen=self.frozen, blank=self.blanked)
             trainer = make_trainer(
                 self.run.loaded, examples, media, config.train, directory, n_train=len(train_items(self.run)),
                 seed=_seed(config.seed, number), trunk=trunks.get("train"), branch_trial=not (ended or config.model.sharded), **common,

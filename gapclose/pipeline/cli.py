@@ -113,7 +113,7 @@ def validate(arguments: Sequence[str]) -> None:
     from gapclose.models.config import SHIPPED
     from gapclose.pipeline.items import is_for_closing, prepare_plain
     from gapclose.pipeline.model_summary import print_outline
-    from gapclose.pipeline.validate import missing_on_this_machine, print_histogram, print_leak, unnamed, warnings_for
+    from gapclose.pipeline.validate import missing_on_this_machine, print_histogram, print_leak, slow_precision, unnamed, warnings_for
     from gapclose.training.tracking import refuse_missing_trackers, tracking_doubts
 
     closing, absent, items, plain, faults = True, why_absent(config.model), None, None, list[str]()
@@ -145,6 +145,7 @@ def validate(arguments: Sequence[str]) -> None:
     assert items is not None and plain is not None
     for line in [
         *missing_on_this_machine(config),
+        *slow_precision(config),
         *tracking_doubts(config),
         *warnings_for(items),
         *print_leak(text_leak(items, folds=config.probe.folds)),

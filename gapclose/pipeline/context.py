@@ -20,6 +20,7 @@ from gapclose.models.checkpoint import memory_fingerprint
 from gapclose.models.loading import LoadedModel, assemble, load_model
 from gapclose.models.quantization import refuse_quantisation
 from gapclose.models.sharding import shard
+from gapclose.pipeline.auto_settings import take_over
 from gapclose.pipeline.config import Config, refuse_other_run, save_config
 from gapclose.pipeline.items import Given, prepare_plain
 from gapclose.pipeline.launch import check_launch, refuse_under_engine
@@ -103,6 +104,7 @@ class RunContext(MeasureContext):
         if closing:  # the lowest candidate: covers every layer that may get adapters
             adapted_experts(self.loaded.model, config.lora, config.lora.chosen(n_layers, candidates[0]))
         refuse_small_disk(self.loaded, self.items, config, closing=closing)
+        take_over(config)
         # only now: a refused configuration must not bind the directory
         self.on_main(lambda: save_config(config, self.directory / "config.yaml"))
         if self.lock is not None:

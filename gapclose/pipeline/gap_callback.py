@@ -43,7 +43,7 @@ logger = get_logger(__name__)
 
 SETTINGS = ("seed", "probe", "observe", "gap", "prompts", "labelling")
 """keys of the configuration that decide the figures"""
-FILES = (CALLBACK_MARK, "gap.jsonl", "probes", "observations")
+FILES = (CALLBACK_MARK, "auto.json", "gap.jsonl", "probes", "observations")
 
 
 class GapCallback(transformers.TrainerCallback):

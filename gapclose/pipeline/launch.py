@@ -34,7 +34,7 @@ def refuse_under_engine(config: Config, engine: str, processes: int, *, closing:
             )
         if config.objective in BY_TRL:
             found.append(f"objective {config.objective} is trained by TRL, which is not tried under {engine}; use launch/ddp.yaml")
-        if config.train.cache_trunk and config.model.sharded:
+        if config.train.cache_trunk is True and config.model.sharded:
             found.append("train.cache_trunk is filled by a whole model, which model.sharded is to avoid; set one of them to false")
     if engine != "ddp" and config.model.quantisation is not None:
         found.append(f"model.quantisation {config.model.quantisation} is not supported under {engine}; use launch/ddp.yaml")

@@ -27,10 +27,11 @@ from gapclose.metrics.judgeable import ADVICE
 from gapclose.metrics.labels import Labels
 from gapclose.metrics.status import STATES
 from gapclose.models.loading import LoadedModel
-from gapclose.observe.extract import observe
+from gapclose.observe.extract import observe, sharing_refusal
 from gapclose.observe.frozen_cache import HiddenStateCache
 from gapclose.observe.request import ObservationRequest
 from gapclose.observe.store import Observations
+from gapclose.pipeline.auto_settings import sharing
 from gapclose.pipeline.config import Config
 from gapclose.probes.config import ProbeConfig
 from gapclose.probes.linear import FrozenProbe
@@ -75,12 +76,13 @@ class MeasureContext:
         Args:
             max_new_tokens: replaces ``observe.max_new_tokens``, if given.
         """
-        extra, how = {"adapter": self.adapter}, self.config.observe
+        asked = ObservationRequest(**wanted, extra={"adapter": self.adapter})
+        how = sharing(self.config.observe, self.directory, lambda: sharing_refusal(self.loaded, items, self.config.observe, asked))
         if max_new_tokens is not None:
             how = dataclasses.replace(how, max_new_tokens=max_new_tokens)
         directory = self.directory / "observations" / stage
         shared = Path(how.shared) if how.shared and not self.adapter else None
-        return observe(self.loaded, items, directory, how, ObservationRequest(**wanted, extra=extra), replace=replace, shared=shared)
+        return observe(self.loaded, items, directory, how, asked, replace=replace, shared=shared)
 
     def fit_probes(self) -> None:
         """Choose and freeze probe and sentinel on fit, from one observation of all their layers."""
@@ -90,6 +92,7 @@ class MeasureContext:
         labels = Labels.of(fit)
         known = (labels.concept, labels.clip, fit.concepts, self.config.probe)
         given: dict[str, Any] = {"modality": labels.modality, "seed": self.config.seed, "spread": True}
+        given["device"] = self.loaded.device if self.config.probe.device == "auto" else None
         choice = choose_probe(observed.residuals, *known, layers=candidates, **given)
         self.probe, self.fit_reading = choice.probe, choice.reading
         # The sentinel makes no targets: another family, at the last layer, which the adapters change.

@@ -32,6 +32,7 @@ from gapclose.models.hooks import answer_logits, last_logits
 from gapclose.models.loading import LoadedModel
 from gapclose.models.quantization import bytes_saved
 from gapclose.models.structure import decoder_layers, train_adapters_alone, unwrap
+from gapclose.pipeline.auto_settings import stores_measured
 from gapclose.pipeline.config import Config
 from gapclose.training.collator import Collator
 from gapclose.training.config import TERMS
@@ -283,5 +284,5 @@ def cached_items(items: ItemSet, config: Config) -> int:
     gap = ["gap"] if config.train.consistency else []
     trained = items.select(split="train", purpose=[*gap, *(["retain"] if config.train.retain else [])])
     labelled = len(items.select(split="fit", purpose="gap")) if config.train.gold else 0
-    measured = 0 if config.observe.share_prefix else len(items.select(split="val", purpose=("gap", "transfer", "retain")))
+    measured = len(items.select(split="val", purpose=("gap", "transfer", "retain"))) if stores_measured(config.observe) else 0
     return len(trained) + labelled + measured

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from rich.table import Table
 from torch import nn
 
 from gapclose.core.files import format_bytes, free_bytes, nearest
+from gapclose.core.settings import AUTO
 from gapclose.data.item_set import ItemSet
-from gapclose.data.items import Item
 from gapclose.models.architecture import build_on_meta, quiet, read_architecture
 from gapclose.models.loading import LoadedModel, assemble, load_processor
 from gapclose.models.quantization import outside
 from gapclose.models.structure import decoder, decoder_layers, output_embedding, unwrap
-from gapclose.observe.frozen_writer import RESERVE, trunk_bytes
+from gapclose.observe.frozen_writer import AUTO_SHARE, RESERVE, trunk_bytes
 from gapclose.pipeline.config import Config
 from gapclose.pipeline.memory_estimate import (
     Memory,
@@ -32,25 +31,14 @@ from gapclose.pipeline.memory_estimate import (
     training_step,
     weight_bytes,
 )
+from gapclose.pipeline.prompt_lengths import Seen, look_at, padding_words
+from gapclose.pipeline.training_cache import idle
 from gapclose.report.console import wide_console
 from gapclose.training.lora import adapted_experts, add_lora
 from gapclose.training.objectives import BY_TRL
 
-LOOKED_AT = 8
-"""items per purpose whose prompts are made to measure their length"""
 LENGTHS = (4096, 16384)
 """prompt lengths in tokens that are assumed if items or processor are missing"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """Lengths of the prompts of a few items."""
-
-    tokens: list[int]
-    gap: Item
-    """the longest gap item"""
-    retain: Item | None
-    """the longest retention item"""
 
 
 def print_outline(config: Config, items: ItemSet | None, *, absent: str | None) -> None:
@@ -98,6 +86,8 @@ def outline(config: Config, items: ItemSet | None, *, absent: bool) -> Iterator[
     yield "options", _options(loaded, items)
     seen = look_at(loaded, items) if items is not None and loaded.processor is not None else None
     yield "tokens of an item", _tokens(loaded, seen, items)
+    if seen is not None and config.objective not in BY_TRL:
+        yield "padding of training rows", padding_words(seen, config.train)
     quantised = f", {config.model.quantisation} (by formula)" if config.model.quantisation else ""
     yield "weights", format_bytes(weight_bytes(model, config.model.quantisation)) + quantised
     yield from _stored(items, config, len(layers), loaded)
@@ -168,20 +158,6 @@ def _options(loaded: LoadedModel, items: ItemSet | None) -> str:
     longer = [f"{text!r} is {n} tokens" for text, n in lengths.items() if n != 1]
     shown = [f"one token each: {', '.join(single[:12])}{' ...' if len(single) > 12 else ''}"] if single else []
     return "; ".join([*longer[:8], *([f"{len(longer) - 8} more of several tokens"] if len(longer) > 8 else []), *shown])
-
-
-def look_at(loaded: LoadedModel, items: ItemSet) -> Seen | None:
-    """Make the prompts of a few items at even distances in the set; None without gap items."""
-    media, tokens, longest = loaded.media(items), list[int](), dict[str, tuple[int, Item]]()
-    for purpose in ("gap", "retain"):
-        among = items.select(purpose=purpose).items
-        for item in among[:: max(1, len(among) // LOOKED_AT)][:LOOKED_AT]:
-            length = loaded.prompts([item], media)["input_ids"].shape[1]
-            tokens.append(length)
-            longest[purpose] = max(longest.get(purpose, (0, item)), (length, item), key=lambda found: found[0])
-    if "gap" not in longest:
-        return None
-    return Seen(tokens=tokens, gap=longest["gap"][1], retain=longest["retain"][1] if "retain" in longest else None)
 
 
 def positions(model: Any) -> int | None:
@@ -261,13 +237,15 @@ def _cached(items: ItemSet | None, seen: Seen | None, config: Config, loaded: Lo
     if config.lora.layers == "all" or config.objective in BY_TRL:
         return
     label, size = "frozen trunk on disk", (loaded.width, loaded.model.dtype.itemsize)
-    asked = "" if config.train.cache_trunk else " (train.cache_trunk is off)"
+    auto = config.train.cache_trunk == AUTO
+    why = idle(config) if auto else None
+    asked = f" (train.cache_trunk auto: off, since {why})" if why else "" if config.train.cache_trunk else " (train.cache_trunk is off)"
     if items is None or seen is None:
         yield label, f"{format_bytes(trunk_bytes(1000, *size))} for a thousand tokens{asked}"
         return
     needed = trunk_bytes(cached_items(items, config) * statistics.mean(seen.tokens), *size)
     free = free_bytes(Path(config.run_dir))
-    short = ": it would be left off" if needed + RESERVE > free else ""
+    short = ": it would be left off" if needed + RESERVE > free or (auto and needed > AUTO_SHARE * free) else ""
     yield (
         label,
         f"{format_bytes(needed)} at most, while training{asked}; {format_bytes(free)} free at {nearest(Path(config.run_dir))}{short}",

@@ -21,7 +21,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     **{f"{name}.json": ("id",) for name in TRACKERS},
 }
 """file of a run -> required keys"""
-OTHERS = ("environment.json", "stopped.json")
+OTHERS = ("auto.json", "environment.json", "stopped.json")
 OBSERVED: dict[str, tuple[str, ...]] = {"request.json": ("fingerprint",), "manifest.json": ("fingerprint", "shards")}
 
 

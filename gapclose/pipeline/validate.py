@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
+
+import torch
 
 from gapclose.data.item_set import ItemSet
 from gapclose.data.prompt_templates import apply_prompt
@@ -11,11 +14,17 @@ from gapclose.data.question_text import unnamed_options
 from gapclose.evaluation.controls.text_leak import Leak
 from gapclose.evaluation.summary_text import show
 from gapclose.metrics.verdict import LEAST_CLIPS
+from gapclose.models.architecture import dtype_of, read_architecture
 from gapclose.models.config import SHIPPED
 from gapclose.models.quantization import refuse_quantisation
 from gapclose.pipeline.config import Config
 from gapclose.report.console import wide_console
 from gapclose.report.tables import print_table
+
+EMULATED = (
+    "the model computes in bfloat16, and this processor has no instructions for it (avx512_bf16, amx_bf16): they are emulated, and a forward of "
+    "a large model takes minutes; give --model.dtype float32, which takes twice the memory"
+)
 
 
 def print_leak(leaks: list[Leak]) -> list[str]:
@@ -76,6 +85,25 @@ def missing_on_this_machine(config: Config) -> list[str]:
         except ValueError as error:
             found.append(f"this machine cannot run it: {error}")
     return found
+
+
+def slow_precision(config: Config) -> list[str]:
+    """Return a warning where the model would compute in bfloat16 on a processor that emulates it."""
+    if torch.cuda.is_available() or has_bfloat16() is not False:
+        return []
+    try:
+        dtype = dtype_of(read_architecture(config.model, config.model.architecture), config.model)
+    except ValueError:
+        return []
+    return [EMULATED] if dtype == torch.bfloat16 else []
+
+
+def has_bfloat16(file: Path = Path("/proc/cpuinfo")) -> bool | None:
+    """Whether the processor computes in bfloat16; None where that cannot be told."""
+    if not file.is_file():
+        return None
+    words = set(file.read_text(encoding="utf-8", errors="replace").split())
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})  # Intel and AMD; Arm
 
 
 def print_histogram(items: ItemSet) -> None:

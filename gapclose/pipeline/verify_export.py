@@ -37,6 +37,7 @@ def verify(directory: Path) -> dict[str, Any]:
     from gapclose.observe.batching import plan_batches
     from gapclose.observe.extract import forward_batches
     from gapclose.observe.request import ObservationRequest
+    from gapclose.pipeline.auto_settings import sharing
     from gapclose.pipeline.config import parse_config
     from gapclose.pipeline.items import prepare_items
 
@@ -51,7 +52,8 @@ def verify(directory: Path) -> dict[str, Any]:
     # the batches of the measurement: other padding changes results in half precision
     known = set(stored.ids)
     chosen = [i for i in items if i.id in known]
-    batches = plan_batches(chosen, config.observe.batch_size, by_clip=config.observe.share_prefix)
+    how = sharing(config.observe, directory)
+    batches = plan_batches(chosen, how.batch_size, by_clip=bool(how.share_prefix))
     batches = batches[: max(1, VERIFIED_ITEMS // config.observe.batch_size)]
     result: dict[str, Any] = {}
     for name in ("adapter", "merged", "omni"):
@@ -64,7 +66,7 @@ def verify(directory: Path) -> dict[str, Any]:
         exact = loaded.model.dtype == torch.float32
         tolerance = config.export.tolerance * (1.0 if name == "adapter" else 10.0 if exact else 200.0)
         loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        seen = forward_batches(loaded, batches, loaded.media(items), config.observe, ObservationRequest(generate=True))
+        seen = forward_batches(loaded, batches, loaded.media(items), how, ObservationRequest(generate=True))
         before = stored.take(seen.ids)
         measured = before.scores[:, : seen.scores.shape[1]]  # stored scores are as wide as the split's longest option list
         difference = float((seen.scores - measured)[torch.isfinite(measured)].abs().max())

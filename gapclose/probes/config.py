@@ -54,6 +54,9 @@ class ProbeConfig:
     same cross-validation (1: single layers only)"""
     strengths: list[float] = field(default_factory=lambda: [1.0])
     """strengths of the families that are not the package's own"""
+    device: str = "auto"
+    """where the logistic family is searched: auto (layers of a million numbers and more on the
+    model's device) or cpu"""
 
     def __post_init__(self) -> None:
         with Checks(self, "probe") as check:
@@ -66,6 +69,7 @@ class ProbeConfig:
             check.number("stack", least=1, why="1 tries single layers only")
             check.number("layers", least=1, why="the first decoder layer is 1")
             check.number("c", above=0)
+            check.choice("device", ("auto", "cpu"))
             check.number("strengths")
             check.number("shrinkage", least=0, most=1)
             if check.sound("families", "strengths") and not self.strengths and set(self.families) - set(FAMILIES):

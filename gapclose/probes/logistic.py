@@ -28,14 +28,15 @@ R leading directions.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gapclose.probes.standardize import Standardised, standardise
+from gapclose.probes.logistic_problems import Problems, dot, make_problems
+from gapclose.probes.standardize import standardise
 
 WIDE = 1024
 MEMORY = {False: 20, True: 6}  # pairs that L-BFGS keeps; beyond width WIDE, 20 would cost as much as the product
@@ -68,71 +69,7 @@ class Fit:
     """(F, S) whether ``gap`` and the mean residual of every class are within the tolerance"""
 
 
-class _Problems:
-    """The unsolved problems: logits, residuals, gradients and the starting metric.
-
-    Parameters ``theta`` are (P, K, D + 1), the intercepts last.
-    """
-
-    def __init__(self, layer: Standardised, fold: Tensor, strength: Tensor, onehot: Tensor, contrasts: Tensor) -> None:
-        self.layer, self.fold, self.strength = layer, fold, strength  # fold (P,), strength (P,)
-        self.onehot, self.contrasts = onehot, contrasts  # (C, N), (C, K)
-        self.train = layer.train[fold]  # (P, N)
-        self.inverse, self.shift = layer.inverse[fold, None], layer.shift[fold, None]  # (P, 1, D)
-        self.count = self.train.sum(1)
-
-    def subset(self, keep: Tensor) -> _Problems:
-        return _Problems(self.layer, self.fold[keep], self.strength[keep], self.onehot, self.contrasts)
-
-    def logits(self, theta: Tensor) -> Tensor:
-        """Contrast logits (P, K, N) of all items."""
-        w = theta[..., :-1] * self.inverse
-        constant = theta[..., -1:] - (w * self.shift).sum(-1, keepdim=True)
-        return (w.flatten(0, 1) @ self.layer.x.T).unflatten(0, w.shape[:2]) + constant
-
-    def residual(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities (P, C, N), and (P, K, N) contrasts of probabilities minus classes.
-
-        The contrasts are zero outside the training part. The error of the right class is summed
-        from the other classes, so that it keeps its digits when it is tiny.
-        """
-        p = (self.contrasts @ z).softmax(1)
-        wrong = p * (1 - self.onehot)
-        error = (wrong - self.onehot * wrong.sum(1, keepdim=True)) * self.train[:, None]
-        return p, self.contrasts.T @ error
-
-    def gradient(self, theta: Tensor, residual: Tensor) -> Tensor:
-        r = residual * self.strength[:, None, None]
-        total = r.sum(-1, keepdim=True)
-        slope = ((r.flatten(0, 1) @ self.layer.x).unflatten(0, r.shape[:2]) - self.shift * total) * self.inverse
-        return torch.cat([slope + theta[..., :-1], total], dim=-1)
-
-    def errors(self, theta: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient norm over weight norm (P,), and the largest mean residual (P,)."""
-        size = theta[..., :-1].flatten(1).norm(dim=1)
-        slope = gradient[..., :-1].flatten(1).norm(dim=1)
-        return slope / size.clamp_min(torch.finfo(size.dtype).tiny), gradient[..., -1].abs().amax(1) / (self.strength * self.count)
-
-    def metric(self, g: Tensor, p: Tensor) -> Tensor:
-        """Apply the inverse of a cheap model of the Hessian to ``g`` (P, K, D + 1)."""
-        p = p * self.train[:, None]
-        curvature = (p.sum((1, 2)) - p.square().sum((1, 2))) / (p.shape[1] - 1) / self.count  # (P,), mean softmax curvature
-        stiff = (self.strength * curvature.clamp_min(1e-8))[:, None, None]
-        share = (self.count / len(self.layer.x))[:, None, None]
-        flat = 1 / (1 + stiff * share * self.layer.energy[0])  # all other directions count as the weakest leading one
-        w = g[..., :-1]
-        along = w @ self.layer.directions  # (P, K, R)
-        w = flat * w + (along * (1 / (1 + stiff * share * self.layer.energy) - flat)) @ self.layer.directions.T
-        w = w * (self.inverse > 0)  # features that never vary stay at zero
-        return torch.cat([w, g[..., -1:] / (stiff * self.count[:, None, None])], dim=-1)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product per problem, (P,)."""
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
-
-
-def _line_search(problems: _Problems, theta: Tensor, step: Tensor, z: Tensor, dz: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _line_search(problems: Problems, theta: Tensor, step: Tensor, z: Tensor, dz: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Find step lengths (P,) that leave at most a quarter of the slope.
 
     Safeguarded Newton steps on a convex function of one variable.
@@ -141,18 +78,17 @@ def _line_search(problems: _Problems, theta: Tensor, step: Tensor, z: Tensor, dz
         the lengths, and probabilities and residuals there.
     """
     w, d = theta[..., :-1], step[..., :-1]
-    wd, dd = _dot(w, d), _dot(d, d)
+    wd, dd = dot(w, d), dot(d, d)
     length = torch.ones_like(slope)
     low, high = torch.zeros_like(slope), torch.full_like(slope, torch.inf)
-    turn = problems.contrasts @ dz  # (P, C, N)
+    turn = problems.turn(dz)
     for _ in range(20):
         p, r = problems.residual(z + length[:, None, None] * dz)
-        now = problems.strength * _dot(r, dz) + wd + length * dd
+        now = problems.strength * dot(r, dz) + wd + length * dd
         good = now.abs() <= 0.25 * slope.abs()
         if bool(good.all()):
             break
-        variance = (p * turn.square()).sum(1) - (p * turn).sum(1).square()  # (P, N)
-        bend = problems.strength * (problems.train * variance).sum(1) + dd
+        bend = problems.strength * problems.bend(p, turn) + dd
         low, high = torch.where(now < 0, length, low), torch.where(now > 0, length, high)
         newton = length - now / bend
         middle = torch.where(high.isinf(), 2 * length, (low + high) / 2)
@@ -162,7 +98,7 @@ def _line_search(problems: _Problems, theta: Tensor, step: Tensor, z: Tensor, dz
     return length, p, r
 
 
-def _minimise(problems: _Problems, theta: Tensor, tolerance: float, max_steps: int) -> tuple[Tensor, Tensor]:
+def _minimise(problems: Problems, theta: Tensor, tolerance: float, max_steps: int) -> tuple[Tensor, Tensor]:
     """Run L-BFGS on all problems from ``theta``; return parameters and steps per problem (P,)."""
     solution, steps = theta.clone(), torch.full((len(theta),), max_steps, device=theta.device)
     alive = torch.arange(len(theta), device=theta.device)
@@ -185,19 +121,19 @@ def _minimise(problems: _Problems, theta: Tensor, tolerance: float, max_steps: i
             history = [(s[keep], y[keep], rho[keep]) for s, y, rho in history]
         d, coefficients = -g, []
         for s, y, rho in reversed(history):
-            coefficients.append(rho * _dot(s, d))
+            coefficients.append(rho * dot(s, d))
             d = d - coefficients[-1][:, None, None] * y
         d = problems.metric(d, p)
         for (s, y, rho), a in zip(history, reversed(coefficients), strict=True):
-            d = d + (a - rho * _dot(y, d))[:, None, None] * s
+            d = d + (a - rho * dot(y, d))[:, None, None] * s
         d = d * open_[:, None, None]  # solved problems that are still in the batch stay in place
         dz = problems.logits(d)
-        length, p, r = _line_search(problems, theta, d, z, dz, _dot(d, g))
+        length, p, r = _line_search(problems, theta, d, z, dz, dot(d, g))
         s = length[:, None, None] * d
         theta, z, before = theta + s, z + length[:, None, None] * dz, g
         g = problems.gradient(theta, r)
         y = g - before
-        bend = _dot(s, y)
+        bend = dot(s, y)
         history = [*history[1 - memory :], (s, y, torch.where(bend > 0, 1 / bend, 0.0))]
     solution[alive] = theta
     return solution, steps
@@ -247,7 +183,7 @@ def solve(
     folds, each = len(train), len(strengths)
     fold = torch.arange(folds, device=z.device).repeat_interleave(each)
     strength = torch.tensor(strengths, dtype=z.dtype, device=z.device).repeat(folds) / (2 if classes == 2 else 1)
-    problems = _Problems(layer, fold, strength, onehot, contrasts)
+    problems = make_problems(layer, fold, strength, onehot, contrasts)
     theta = z.new_zeros(len(fold), classes - 1, z.shape[1] + 1)
     theta[..., -1] = (present.log() @ contrasts)[fold]  # the solution without features
     steps = torch.zeros(len(fold), dtype=torch.long, device=z.device)
@@ -294,20 +230,3 @@ def held_out(z: Tensor, y: Tensor, folds: Sequence[tuple[Any, Any]], strengths: 
     for f, (_, left) in enumerate(folds):
         logits[:, left] = fit.logits[f][:, left]
     return logits
-
-
-def sweep(
-    layers: Iterable[tuple[int, Tensor]],
-    y: Tensor,
-    folds: Sequence[tuple[Any, Any]],
-    strengths: Sequence[float],
-    **options: Any,
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield each layer with its :func:`held_out` logits, one layer in memory at a time.
-
-    Args:
-        layers: ``residuals.items()``, or a generator of such pairs.
-        y, folds, strengths, options: as for :func:`held_out`.
-    """
-    for layer, z in layers:
-        yield layer, held_out(z, y, folds, strengths, **options)

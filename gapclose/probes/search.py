@@ -28,20 +28,33 @@ from gapclose.probes.cross_validation import fit_temperature, grouped_folds, out
 from gapclose.probes.linear import FrozenProbe, fit_linear, side_by_side
 from gapclose.probes.logistic import held_out
 
+TOLERANCE = 1e-3
+"""of the logistic probes while they are compared: largest relative error of their weights. It moves a
+held-out probability by less than that, and the chosen probe is fitted again in float64"""
+LARGE = 1_000_000
+"""numbers (N x D) of a layer from which its logistic probes are searched on an accelerator; moving a
+smaller one costs as much as fitting it here"""
 WRONG_LABELS = 0.2
 """largest share of wrong labels, 0..1, with which :func:`possible_concepts` still recognises a
 concept that no question of a modality asks about"""
 
 
 def _searched(
-    z: torch.Tensor, settings: Sequence[tuple[str, float]], y: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]]
+    z: torch.Tensor,
+    settings: Sequence[tuple[str, float]],
+    y: np.ndarray,
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    device: torch.device | None,
 ) -> Iterator[tuple[tuple[str, float], np.ndarray]]:
     """Yield (family, strength) with its out-of-fold logits (N, C) on residuals (N, D).
 
-    The logistic probes are all fitted together.
+    The logistic probes are all fitted together, on ``device`` if there are :data:`LARGE` residuals.
     """
     together = [strength for family, strength in settings if family == "logistic"]
-    logistic = iter(held_out(z, torch.as_tensor(y), folds, together).double().cpu().numpy() if together else ())
+    moved = z.to(device) if device is not None and z.numel() >= LARGE else z
+    found = held_out(moved, torch.as_tensor(y), folds, together, tolerance=TOLERANCE) if together else ()
+    logistic = iter(found.double().cpu().numpy() if isinstance(found, torch.Tensor) else found)
+    del moved, found
     alone = z.double().cpu().numpy() if len(together) < len(settings) else np.empty(0)
     del z
     for family, strength in settings:
@@ -151,6 +164,7 @@ def choose_probe(
     settings: Sequence[tuple[str, float]] | None = None,
     seed: int,
     label: str = "choosing the probe",
+    device: torch.device | None = None,
     spread: bool = False,
 ) -> Choice:
     """Search layers x families x regularisation by cross-validation, then fit the best.
@@ -161,12 +175,15 @@ def choose_probe(
     in the configuration.
 
     Args:
-        residuals: layer -> (N, D); the logistic family is searched on their device.
+        residuals: layer -> (N, D).
         y: concept index per item, (N,); every concept must occur.
         clips: group per item, (N,); no fold splits one.
         layers: candidates; a stack has at most as many layers.
         modality: the modality that an item's question is about, (N,); None: the same for all.
         settings: (family, strength) pairs; default those of ``config``.
+        device: where the logistic family is searched, one layer at a time, in float32 (in float64 if
+            the residuals are); None: where the residuals are. Small layers stay there too
+            (:data:`LARGE`). Other families and the last fit are computed on the CPU in float64.
         spread: search across ranks; all processes of the launch make the same call. Each searches
             every W-th layer or stack, the main one fits the chosen probe, and all return the result
             of a single process, bit for bit if that has as many threads.
@@ -182,7 +199,7 @@ def choose_probe(
     possible = possible_concepts(y, modality, len(concepts))
 
     def rows(stack: tuple[int, ...]) -> list[dict[str, Any]]:
-        searched = _searched(side_by_side(residuals, stack), settings, y, folds)
+        searched = _searched(side_by_side(residuals, stack), settings, y, folds, device)
         return [
             {"layer": stack[-1], "layers": list(stack), "family": family, "strength": strength, **score(logits, y, possible)}
             for (family, strength), logits in searched

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from gapclose.core.config_checks import Checks
+from gapclose.core.settings import AUTO
 
 
 @dataclass(kw_only=True)
@@ -209,11 +210,13 @@ class TrainConfig:
     """items per forward on one process; affects memory, not results"""
     gradient_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, about a third more time"""
-    cache_trunk: bool = False
+    cache_trunk: bool | str = AUTO
     """hidden-state cache: compute everything below the first adapted layer once (towers
     included), keep it on disk during training, and start training and measurement from there;
     ``gapclose validate`` prints its size. Skipped with a message if it does not fit or the model
-    does not support it"""
+    does not support it. auto: true if training has several epochs, the cache takes at most a
+    quarter of the free disk, and a first try gives the model's own results; ``auto.json`` of the
+    run keeps the decision"""
     lr_scheduler_type: str = "cosine"
     """scheduler of transformers: linear, cosine, cosine_with_restarts, polynomial, constant,
     constant_with_warmup or inverse_sqrt"""
@@ -253,6 +256,7 @@ class TrainConfig:
             check.number("warmup", least=0, below=1, why="a share of all steps; a number of steps is not taken")
             check.number("retain_share", "gold_share", least=0, most=1)
             check.choice("lr_scheduler_type", SCHEDULERS)
+            check.choice("cache_trunk", (AUTO, True, False))
             if self.patience is not None and check.sound("patience", "lr_scheduler_type") and self.lr_scheduler_type not in STEADY:
                 message = f"{check.named('patience')} with train.lr_scheduler_type {self.lr_scheduler_type}, which decays over train.epochs"
                 check.add(f"{message}; choose one of {list(STEADY)}", "patience", "lr_scheduler_type")

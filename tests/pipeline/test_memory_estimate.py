@@ -17,7 +17,7 @@ from gapclose.observe.store import read_observations
 from gapclose.pipeline.config import parse_config
 from gapclose.pipeline.items import prepare_items
 from gapclose.pipeline.memory_estimate import observation_bytes, observed_batch, text_batch, training_step, weight_bytes
-from gapclose.pipeline.model_summary import look_at
+from gapclose.pipeline.prompt_lengths import look_at
 from gapclose.training.lora import add_lora
 
 

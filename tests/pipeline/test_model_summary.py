@@ -6,11 +6,16 @@ import shutil
 
 import pytest
 
+from gapclose.data.items import Item
 from gapclose.models.architecture import build_on_meta, read_architecture
 from gapclose.models.config import ModelConfig
 from gapclose.models.known_checkpoints import PUBLISHED, published, remedy
 from gapclose.pipeline.cli import main
+from gapclose.pipeline.config import parse_config
 from gapclose.pipeline.model_summary import lengths, positions
+from gapclose.pipeline.prompt_lengths import Seen, padding_share
+from gapclose.pipeline.validate import has_bfloat16, slow_precision
+from gapclose.training.config import TrainConfig
 
 
 @pytest.fixture
@@ -39,7 +44,8 @@ def test_the_model_is_outlined_without_its_weights(bare, digits_directory, tmp_p
         "28 modules in decoder layers 2..5, 0 in model.audio_tower, 0 in model.visual",
         "14 modules in decoder layers 4..5",
         "frozen trunk on disk",
-        "train.cache_trunk is off",
+        "padding of training rows",
+        "of their tokens, in micro-batches of 8",
         "observing, 32 x the longest item",
         "training step, 8 x the longest item",
         "by measure",
@@ -48,6 +54,44 @@ def test_the_model_is_outlined_without_its_weights(bare, digits_directory, tmp_p
     ):
         assert part in text, f"{part!r} is not in:\n{text}"
     assert "by formula" not in text and "not known" not in text and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--train.cache_trunk", "false"], "while training (train.cache_trunk is off)"),
+        (["--train.epochs", "1"], "(train.cache_trunk auto: off, since one epoch reads every item once"),
+    ],
+)
+def test_a_cache_that_is_off_is_said_so(words, says, bare, digits_directory, capsys):
+    assert validate("--data.path", digits_directory, "--model.path", bare, *words) == 0
+    assert says in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_padding_is_the_share_of_tokens_that_fill_rows():
+    """None where prompts are equally long, or where each length has its own kinds of media; else what the longest adds."""
+    item = Item(id="i", clip="c", split="fit", modality="m", messages=[], options=[], purpose="gap")
+    train = TrainConfig(micro_batch_size=2, global_batch_size=72)
+
+    def share(gap, retain=()):
+        return padding_share(Seen(tokens=[1], gap=item, retain=None, by_purpose={"gap": gap, "retain": list(retain)}), train)
+
+    assert share([(("image",), 50)], [(("image",), 50)]) == share([(("image",), 50), (("audio",), 9)]) == 0
+    assert share([((), 100), ((), 200)]) == pytest.approx(0.5 * 100 / (0.25 * 200 + 0.75 * 400), abs=0.02)
+
+
+def test_bfloat16_that_is_emulated_is_warned_of(bare, digits_directory, tmp_path, capsys, monkeypatch):
+    """Where the processor lists no instructions for it, and the model computes in it; elsewhere not."""
+    for words, expected in (("flags : fpu avx512f avx512_bf16", True), ("Features : asimd bf16", True), ("flags : avx2", False)):
+        (tmp_path / "cpuinfo").write_text(words)
+        assert has_bfloat16(tmp_path / "cpuinfo") is expected
+    assert has_bfloat16(tmp_path / "nothing") is None
+    monkeypatch.setattr("gapclose.pipeline.validate.has_bfloat16", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for dtype, expected in (("bfloat16", True), ("float32", False)):
+        config = parse_config(["--model.path", str(bare), "--model.dtype", dtype])
+        assert bool(slow_precision(config)) is expected
+    assert "--model.dtype float32" in slow_precision(parse_config(["--model.path", str(bare), "--model.dtype", "bfloat16"]))[0]
 
 
 def test_a_cache_and_observations_that_will_not_fit_are_said_so(bare, digits_directory, capsys, monkeypatch):

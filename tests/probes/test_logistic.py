@@ -11,7 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from gapclose.probes import logistic as solver
-from gapclose.probes.logistic import NotConverged, held_out, solve, sweep
+from gapclose.probes.logistic import NotConverged, held_out, solve
+from gapclose.probes.logistic_problems import Problems, TwoClasses, make_problems
+from gapclose.probes.standardize import standardise
 
 DTYPES = [torch.float32, torch.float64]
 STRENGTHS = [1e-6, 1e-3, 0.1, 10.0, 1e4]
@@ -160,23 +162,23 @@ def test_held_out_logits_come_from_the_fold_that_did_not_train_on_the_item():
             np.testing.assert_allclose(found[s, test].softmax(-1), expected, atol=1e-3)
 
 
-def test_a_sweep_asks_for_one_layer_at_a_time_and_takes_a_mapping_too():
+def test_two_classes_with_one_logit_have_the_softmax_of_two():
+    """Residuals, curvatures and the fit itself, where the general problems are made for two classes."""
     z, y = (torch.tensor(a) for a in data(60, 8, 2))
     y = y.roll(1) * (torch.arange(60) % 5 > 0)
-    made = []
-
-    def layers():
-        for layer in (2, 5, 7):
-            made.append(layer)
-            yield layer, z * layer
-
-    found = {}
-    for layer, logits in sweep(layers(), y, folds_of(60), [0.1]):
-        assert made[-1] == layer
-        found[layer] = logits
-    assert list(found) == [2, 5, 7] and found[2].shape == (1, 60, 2)
-    mapped = dict(sweep({layer: z * layer for layer in (2, 5, 7)}.items(), y, folds_of(60), [0.1]))
-    assert all(torch.equal(found[layer], mapped[layer]) for layer in found)
+    onehot = torch.nn.functional.one_hot(y, 2).T.double()
+    contrasts = torch.tensor([[0.5], [-0.5]], dtype=torch.float64).sqrt().nan_to_num(nan=-(0.5**0.5))
+    train = torch.ones(2, 60, dtype=torch.float64)
+    train[0, :20] = 0
+    given = (standardise(z.double(), train), torch.tensor([0, 1]), torch.tensor([0.1, 1.0], dtype=torch.float64), onehot, contrasts)
+    softmax, sigmoid = Problems(*given), make_problems(*given)
+    assert type(sigmoid) is TwoClasses
+    logits, step = torch.randn(2, 2, 1, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    (p, r), (wrong, same) = softmax.residual(logits), sigmoid.residual(logits)
+    torch.testing.assert_close(same, r)
+    torch.testing.assert_close(wrong, (p * (1 - onehot)).sum(1))
+    torch.testing.assert_close(sigmoid.curvature(wrong), softmax.curvature(p))
+    torch.testing.assert_close(sigmoid.bend(wrong, sigmoid.turn(step)), softmax.bend(p, softmax.turn(step)))
 
 
 @pytest.mark.parametrize(

@@ -328,6 +328,24 @@ def test_one_layer_that_has_it_all_is_read_alone_and_bit_for_bit_as_without_stac
     assert all(torch.equal(a, b) for a, b in zip(found[1].probe.buffers(), found[3].probe.buffers(), strict=True))
 
 
+@pytest.mark.parametrize(("least", "where"), [(1, "meta"), (10**6, "cpu")])
+def test_large_layers_are_searched_on_the_device(least, where, monkeypatch):
+    """Each by itself; small ones and the other families stay on the CPU, and so does the last fit."""
+    residuals, y, clips = planted(2)
+    seen, real = [], probe_search.held_out
+
+    def spy(z, *args, **options):
+        seen.append((z.device.type, len(z)))
+        return real(residuals[len(seen)], *args, **options)
+
+    monkeypatch.setattr(probe_search, "held_out", spy)
+    monkeypatch.setattr(probe_search, "LARGE", least)
+    config, device = ProbeConfig(families=["logistic", "mean_difference"], c=[0.1], folds=3), torch.device("meta")
+    choice = choose_probe(residuals, y, clips, CONCEPTS, config, layers=[1, 2, 3], device=device, seed=0)
+    assert seen == [(where, len(y))] * 3 and choice.probe.layer == 2
+    assert all(b.device.type == "cpu" for b in choice.probe.buffers())
+
+
 def test_stacks_are_tried_in_the_folds_of_the_single_layers(monkeypatch):
     """The same for every layer, stack, family and strength, and none splits a clip."""
     residuals, y, clips = planted(2, 4, strength=1.2)
@@ -335,7 +353,7 @@ def test_stacks_are_tried_in_the_folds_of_the_single_layers(monkeypatch):
     for name in ("held_out", "out_of_fold"):
         real = getattr(probe_search, name)
         monkeypatch.setattr(
-            probe_search, name, lambda z, y, folds, *rest, real=real: used.append((z.shape[1], folds)) or real(z, y, folds, *rest)
+            probe_search, name, lambda z, y, folds, *a, real=real, **k: used.append((z.shape[1], folds)) or real(z, y, folds, *a, **k)
         )
     config = ProbeConfig(families=["logistic", "mean_difference"], c=[0.1], folds=3, stack=3)
     choose_probe(residuals, y, clips, CONCEPTS, config, layers=[1, 2, 3, 4], seed=0)

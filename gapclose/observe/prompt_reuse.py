@@ -1,0 +1,87 @@
+"""Find out whether generated answers can continue the forward that scored the options.
+
+Without this, generation reads every prompt a second time.
+
+Shapes: B batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+
+from gapclose.core.logging import get_logger
+from gapclose.data.items import Item
+from gapclose.data.media import MediaLoader
+from gapclose.models.hooks import reset_rope_deltas
+from gapclose.models.loading import LoadedModel
+from gapclose.models.processing import media_signature
+from gapclose.models.sharding import is_sharded, unwrap_engine
+from gapclose.models.structure import unwrap
+from gapclose.observe.forward import generate_tokens, read_batch
+from gapclose.observe.prefix_cache import next_logits
+from gapclose.observe.request import ObservationRequest
+
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""largest accepted difference between log-probabilities of the next token behind a generated one, from
+the cache of the scores and by transformers' ``generate``; a wrong mask or position differs far more"""
+TRIED = 3
+"""tokens that the trial generates"""
+
+logger = get_logger(__name__)
+
+
+class PromptReuse:
+    """Whether answers to a batch continue its forward; tried once for every combination of media.
+
+    The trial generates a few tokens behind two prompts of unequal length, by transformers'
+    ``generate`` and from the cache that scoring leaves. A reason against it is logged, and then
+    prompts are read again. So they are under a sharded model, whose processes must run equally many
+    forwards, which ``generate`` sees to.
+    """
+
+    def __init__(self, loaded: LoadedModel, media: MediaLoader) -> None:
+        self.loaded, self.media = loaded, media
+        self._allowed: dict[tuple[str, ...], bool] = {}
+
+    def allows(self, batch: Sequence[Item]) -> bool:
+        """Whether the answers to ``batch``, whose items have the same kinds of media, continue it."""
+        if is_sharded(self.loaded.model):
+            return False
+        kinds = media_signature(batch[0])
+        if kinds not in self._allowed:
+            ordered = sorted(batch, key=lambda item: len(item.text))
+            reason = reuse_refusal(self.loaded, ordered[:: max(1, len(ordered) - 1)][:2], self.media)
+            if reason:
+                logger.info(f"answers to questions with {' and '.join(kinds) or 'text'} read their prompts again: {reason}")
+            self._allowed[kinds] = reason is None
+        return self._allowed[kinds]
+
+
+@torch.no_grad()
+def reuse_refusal(loaded: LoadedModel, few: Sequence[Item], media: MediaLoader) -> str | None:
+    """Return why the answers to ``few`` items cannot continue the forward of their scores, or None."""
+    model = unwrap_engine(loaded.model)
+    allowed = TOLERANCES.get(unwrap(loaded.model).dtype, TOLERANCES[torch.bfloat16])
+    inputs = send_to_device(dict(loaded.prompts(few, media)), loaded.device)
+    how = {"min_new_tokens": TRIED, "output_logits": True, "return_dict_in_generate": True}
+    reset_rope_deltas(model)
+    expected = generate_tokens(loaded, model, inputs, TRIED, how)
+    tokens = expected.sequences[:, inputs["input_ids"].shape[1] :]
+    reset_rope_deltas(model)
+    try:
+        logp, _, _, cache = read_batch(loaded, few, inputs, ObservationRequest(), keep=True)
+        if cache is None:
+            return "the model returns no cache"
+        asked: dict[str, Any] = {**inputs, "past_key_values": cache}
+        found = [logp, *(next_logits(model, asked, tokens[:, t]).float().log_softmax(-1) for t in range(TRIED - 1))]
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
+        return f"a first try failed ({type(error).__name__}: {error})"
+    pairs = zip(found, expected.logits, strict=True)
+    difference = max(float((mine - whole.float().log_softmax(-1)).abs().max()) for mine, whole in pairs)
+    return None if difference <= allowed else f"from the cache, a log-probability differs by {difference:.2g} ({allowed:g} is allowed)"

@@ -1,0 +1,59 @@
+"""The hidden-state caches of a training (``train.cache_trunk``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from gapclose.core.logging import get_logger
+from gapclose.core.settings import AUTO
+from gapclose.data.items import Item
+from gapclose.observe.frozen_cache import HiddenStateCache
+from gapclose.observe.frozen_writer import AUTO_SHARE, write_cache
+from gapclose.pipeline.auto_settings import decided, keep, sharing, stores_measured
+from gapclose.pipeline.config import Config
+
+if TYPE_CHECKING:
+    from gapclose.pipeline.context import RunContext
+
+logger = get_logger(__name__)
+
+KEY = "train.cache_trunk"
+
+
+def idle(config: Config) -> str | None:
+    """Return why ``train.cache_trunk: auto`` comes to false whatever the model and the disk, or None."""
+    if config.model.sharded:
+        return "whole models fill it, which model.sharded is to avoid"
+    if config.train.epochs * config.targets.rounds < 2:
+        return "one epoch reads every item once, as filling it does"
+    return None
+
+
+def training_caches(run: RunContext, items: Sequence[Item], *, frozen: int, blank: Sequence[str]) -> dict[str, HiddenStateCache | None]:
+    """Fill the hidden-state caches of the training items (``train``) and measured items (``val``).
+
+    A cache that is off or cannot be filled is None or missing. That of ``val`` is missing where
+    :func:`gapclose.pipeline.auto_settings.stores_measured` says so.
+    """
+    config, known = run.config, None
+    auto = config.train.cache_trunk == AUTO
+    if auto and (known := decided(run.directory, KEY)) is None and (reason := idle(config)):
+        known = keep(run.directory, KEY, reason)
+    if config.train.cache_trunk is False or known is False:
+        return {}
+    refused = list[str]()
+    how: dict[str, Any] = {
+        "frozen": frozen, "batch_size": config.observe.batch_size, "share": AUTO_SHARE if auto else 1.0, "refused": refused.append,
+    }  # fmt: skip
+    seen = run.items.holding([*{i.id: i for i in items}.values()])
+    train = write_cache(run.loaded, seen, run.directory / "trunk" / "train", blank=blank, **how)
+    if auto and known is None:
+        keep(run.directory, KEY, refused[0] if refused else None)
+    if train is None:
+        return {}
+    if not stores_measured(sharing(config.observe, run.directory)):
+        return {"train": train}
+    below = [layer for layer in run.measured_layers if layer <= frozen]
+    place, measured = run.directory / "trunk" / "val", run.measured_items("val")
+    return {"train": train, "val": write_cache(run.loaded, measured, place, layers=below, **how)}

@@ -1,0 +1,130 @@
+"""Keys with the value auto: what a run decides is kept, agrees with itself, and is false with a reason where it must be."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from gapclose.observe import prefix_cache
+from gapclose.observe.config import ObserveConfig
+from gapclose.observe.extract import observe, sharing_refusal
+from gapclose.observe.request import ObservationRequest
+from gapclose.pipeline.auto_settings import decisions, keep, sharing, stores_measured, take_over
+from gapclose.pipeline.cli import main
+from gapclose.pipeline.config import Config, parse_config, refuse_other_run, save_config
+from gapclose.pipeline.training_cache import idle
+
+SHARE, CACHE = "observe.share_prefix", "train.cache_trunk"
+AUTO = ObserveConfig(batch_size=8)
+
+
+@pytest.fixture
+def few(digits):
+    """The questions of three clips."""
+    fit = digits.select(split="fit", purpose="gap").items
+    clips = list(dict.fromkeys(i.clip for i in fit))[:3]
+    return replace(digits, items=tuple(i for i in fit if i.clip in clips))
+
+
+def stored(directory, *words: str) -> Config:
+    config = parse_config(["--run_dir", str(directory), *words])
+    save_config(config, directory / "config.yaml")
+    return config
+
+
+def test_auto_is_the_default_and_runs_store_the_word():
+    config = Config()
+    assert config.observe.share_prefix == config.train.cache_trunk == "auto"
+
+
+def test_a_run_goes_on_with_what_auto_came_to(tmp_path):
+    """Named or not: only the opposite of what was decided is refused."""
+    stored(tmp_path)
+    keep(tmp_path, SHARE, None)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["observe"]["share_prefix"] == "auto"
+    for word in ("auto", "true"):
+        refuse_other_run(parse_config(["--run_dir", str(tmp_path), f"--{SHARE}={word}"]), tmp_path / "config.yaml")
+    with pytest.raises(ValueError, match="observe.share_prefix: True there, False now"):
+        refuse_other_run(parse_config(["--run_dir", str(tmp_path), f"--{SHARE}=false"]), tmp_path / "config.yaml")
+    assert sharing(AUTO, tmp_path, lambda: pytest.fail("decided before")).share_prefix is True
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_run_with_an_explicit_value_goes_on_with_it(tmp_path, value):
+    """Where the key is left out later, and where it is named again."""
+    stored(tmp_path, f"--{SHARE}={str(value).lower()}", f"--{CACHE}={str(value).lower()}")
+    config = stored(tmp_path, f"--{SHARE}={str(value).lower()}")
+    config = parse_config(["--run_dir", str(tmp_path)])
+    refuse_other_run(config, tmp_path / "config.yaml")
+    take_over(config)
+    assert config.observe.share_prefix is value
+
+
+def test_a_decision_has_its_reason(tmp_path, capsys):
+    """It is said once, in a line, and read back."""
+    assert sharing(AUTO, tmp_path, lambda: "it is Monday").share_prefix is False
+    assert decisions(tmp_path) == {SHARE: {"value": False, "reason": "it is Monday"}}
+    assert capsys.readouterr().out.count("observe.share_prefix auto: off, since it is Monday") == 1
+    assert sharing(ObserveConfig(share_prefix=True), tmp_path).share_prefix is True
+    assert stores_measured(sharing(AUTO, tmp_path)) and not stores_measured(ObserveConfig(share_prefix=True))
+
+
+def test_the_first_clips_decide(loaded, few, monkeypatch, capsys):
+    """On where they agree; off for single questions, other results, and what cannot be continued."""
+    asked = ObservationRequest(layers=(2,))
+    assert sharing_refusal(loaded, few, AUTO, asked) is None
+    single = replace(few, items=tuple({i.clip: i for i in few}.values()))
+    none = "no clip has several questions behind the same media"
+    assert sharing_refusal(loaded, single, AUTO, asked) == none
+    turned = [replace(i, messages=[{"role": "user", "content": i.messages[0]["content"][::-1]}]) for i in few]
+    assert sharing_refusal(loaded, replace(few, items=tuple(turned)), AUTO, asked) == none
+    real = prefix_cache.continuation_positions
+    monkeypatch.setattr(prefix_cache, "continuation_positions", lambda *a, **k: real(*a, **k) + 3)
+    assert "gave other" in (sharing_refusal(loaded, few, AUTO, asked) or "")
+    assert "share_prefix" not in capsys.readouterr().out
+
+
+def test_an_observation_keeps_what_it_began_with(loaded, few, tmp_path):
+    """Outside of runs: a directory that was begun with whole prompts goes on so, a new one shares."""
+    asked = ObservationRequest(layers=(2,))
+    for name, begun in (("whole", False), ("shared", True)):
+        first = observe(loaded, few, tmp_path / name, replace(AUTO, share_prefix=begun), asked)
+        again = observe(loaded, few, tmp_path / name, AUTO, asked)
+        assert (first.scores == again.scores).all()
+    observe(loaded, few, tmp_path / "new", AUTO, asked)
+    assert json.loads((tmp_path / "new" / "request.json").read_text())["share_prefix"] is True
+
+
+def test_a_cache_that_cannot_pay_is_off():
+    config = Config()
+    assert idle(config) is None
+    config.train.epochs = 1
+    assert "one epoch" in (idle(config) or "")
+    config.targets.rounds = 2
+    assert idle(config) is None
+    config.model.sharded = True
+    assert "model.sharded" in (idle(config) or "")
+
+
+def test_a_run_by_default(tiny_run):
+    """Both are on where the tiny model allows them; the stored states are gone at the end."""
+    found = decisions(tiny_run)
+    assert found == {key: {"value": True, "reason": None} for key in (SHARE, CACHE)}
+    request = json.loads((tiny_run / "observations" / "base-val" / "request.json").read_text())
+    assert request["share_prefix"] is True and not (tiny_run / "trunk").exists()
+
+
+@pytest.mark.slow
+def test_a_small_disk_leaves_the_cache_out(tiny_config, tmp_path, monkeypatch, capsys):
+    """A quarter of what is free is the bound of auto; the run goes on without, and so does its second start."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("gapclose.observe.frozen_writer.AUTO_SHARE", 0.0)
+    monkeypatch.setattr("gapclose.pipeline.training_cache.AUTO_SHARE", 0.0)
+    assert usage.free > 2**31
+    command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path / "run"), "--train.epochs", "2"]
+    assert main(command) == 0
+    assert "train.cache_trunk auto: off, since it takes" in capsys.readouterr().out
+    assert decisions(tmp_path / "run")[CACHE]["value"] is False
+    assert main(command) == 0
