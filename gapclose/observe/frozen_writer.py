@@ -96,11 +96,11 @@ def write_cache(
             refused(reason)
         if state.is_main_process:
             shutil.rmtree(directory, ignore_errors=True)  # a full disk would end the run
-        logger.info(f"the frozen trunk is not cached ({directory.name.rpartition('-')[0]}): {reason}; it is computed in every step")
+        logger.info(f"no hidden-state cache ({directory.name.rpartition('-')[0]}): {reason}; the frozen layers are computed in every step")
         return None
     size = sum(f.stat().st_size for f in files)
     logger.info(
-        f"frozen trunk of {len(items)} items ({directory.name.rpartition('-')[0]}): {size / 2**20:,.1f} MiB, decoder layers 1..{frozen}"
+        f"hidden-state cache of {len(items)} items ({directory.name.rpartition('-')[0]}): {size / 2**20:,.1f} MiB, decoder layers 1..{frozen}"
     )
     return HiddenStateCache(files, frozen, branching=branching)
 
@@ -171,7 +171,7 @@ def _fill(
     """Write this process's share of the files; return why one could not be written, or None."""
     state = PartialState()
     mine = [b for b in range(state.process_index, len(batches), state.num_processes) if not _is_whole(files[b])]
-    for n in progress(range(len(mine)), len(mine), "computing the frozen trunk"):
+    for n in progress(range(len(mine)), len(mine), "filling the hidden-state cache"):
         media.ahead([item for b in mine[n : n + 2] for item in batches[b]])  # decodes the next while the model runs this one
         rows = answer_rows(loaded, batches[mine[n]], branching=branching).rows
         try:

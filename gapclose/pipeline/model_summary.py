@@ -236,7 +236,7 @@ def _cached(items: ItemSet | None, seen: Seen | None, config: Config, loaded: Lo
     """
     if config.lora.layers == "all" or config.objective in BY_TRL:
         return
-    label, size = "frozen trunk on disk", (loaded.width, loaded.model.dtype.itemsize)
+    label, size = "hidden-state cache on disk", (loaded.width, loaded.model.dtype.itemsize)
     auto = config.train.cache_trunk == AUTO
     why = idle(config) if auto else None
     asked = f" (train.cache_trunk auto: off, since {why})" if why else "" if config.train.cache_trunk else " (train.cache_trunk is off)"

@@ -141,7 +141,7 @@ def test_from_a_frozen_trunk_that_two_processes_filled_every_step_has_the_same_l
     command = [*close_command(tmp_path / "two", *launcher), "--train.cache_trunk", "true"]
     result = run(command, ACCELERATE_USE_CPU="true")
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("frozen trunk of") == 2  # of what is trained on, and of val
+    assert result.stdout.count("hidden-state cache of") == 2  # of what is trained on, and of val
     ours, theirs = losses(tmp_path / "two"), losses(closed_run)
     assert len(ours) == len(theirs) == 12
     for step, (a, b) in enumerate(zip(ours, theirs, strict=True), start=1):

@@ -96,7 +96,7 @@ def two_processes(request, arguments, tmp_path_factory) -> Finished:
     assert result.returncode == 0, result.stderr[-3000:]
     assert f"running on 2 processes ({engine}, cpu" in result.stdout
     assert "going on from checkpoint-6" in result.stdout
-    assert result.stdout.count("frozen trunk of") == (2 if MORE[request.param] == TRUNK else 0)  # of train and val
+    assert result.stdout.count("hidden-state cache of") == (2 if MORE[request.param] == TRUNK else 0)  # of train and val
     return Finished(directory, result.stdout)
 
 

@@ -1,4 +1,4 @@
-"""The frozen trunk: training and measuring from stored states gives what the whole model gives, and nothing is stored where it cannot be."""
+"""The hidden-state cache: training and measuring from stored states gives what the whole model gives, and nothing is stored where it cannot be."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_a_whole_run_has_the_same_figures(quick_config, tiny_run, tmp_path, caps
     directory = tmp_path / "cached"
     command = ["close", "--config", str(quick_config), "--run_dir", str(directory), "--train.cache_trunk", "true"]
     assert main(command) == 0
-    assert "frozen trunk of" in capsys.readouterr().out
+    assert "hidden-state cache of" in capsys.readouterr().out
     assert not (directory / "trunk").exists()
     plain, found = ({r["stage"]: r for r in read_records(d)} for d in (tiny_run, directory))
     assert list(plain) == list(found)

@@ -43,7 +43,7 @@ def test_the_model_is_outlined_without_its_weights(bare, digits_directory, tmp_p
         "items looked at",
         "28 modules in decoder layers 2..5, 0 in model.audio_tower, 0 in model.visual",
         "14 modules in decoder layers 4..5",
-        "frozen trunk on disk",
+        "hidden-state cache on disk",
         "padding of training rows",
         "of their tokens, in micro-batches of 8",
         "observing, 32 x the longest item",
