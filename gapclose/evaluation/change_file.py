@@ -80,6 +80,8 @@ class ExampleItem(Result):
     adapted: Answer
     reading: Mapping[str, float]
     """concept -> probability by the frozen probe, of the adapted model"""
+    base_reading: Mapping[str, float]
+    """the same of the base model"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,6 +154,7 @@ def measure_change(run: EvaluationContext, epoch: int) -> Change:
             base=answers[0],
             adapted=answers[1],
             reading={c: float(p) for c, p in zip(labels.concepts, readings[1][n], strict=True)},
+            base_reading={c: float(p) for c, p in zip(labels.concepts, readings[0][n], strict=True)},
         )
 
     return Change(

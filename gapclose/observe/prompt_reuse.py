@@ -2,7 +2,7 @@
 
 Without this, generation reads every prompt a second time.
 
-Shapes: B batch, V vocabulary.
+Shapes: B batch, T tokens of the longest prompt, V vocabulary.
 """
 
 from __future__ import annotations
@@ -35,30 +35,36 @@ logger = get_logger(__name__)
 
 
 class PromptReuse:
-    """Whether answers to a batch continue its forward; tried once for every combination of media.
+    """Whether answers to a batch continue its forward.
 
-    The trial generates a few tokens behind two prompts of unequal length, by transformers'
-    ``generate`` and from the cache that scoring leaves. A reason against it is logged, and then
-    prompts are read again. So they are under a sharded model, whose processes must run equally many
+    It is tried once for every combination of media, and once more at the first batch of it that is
+    padded. The trial generates a few tokens behind the shortest and the longest prompt of the batch,
+    by transformers' ``generate`` and from the cache that scoring leaves. A reason against it is
+    logged, and then prompts are read again. So they are under a sharded model, whose processes must run equally many
     forwards, which ``generate`` sees to.
     """
 
     def __init__(self, loaded: LoadedModel, media: MediaLoader) -> None:
         self.loaded, self.media = loaded, media
-        self._allowed: dict[tuple[str, ...], bool] = {}
+        self._allowed: dict[tuple[tuple[str, ...], bool], bool] = {}
 
-    def allows(self, batch: Sequence[Item]) -> bool:
-        """Whether the answers to ``batch``, whose items have the same kinds of media, continue it."""
+    def allows(self, batch: Sequence[Item], mask: torch.Tensor) -> bool:
+        """Whether the answers to ``batch``, whose items have the same kinds of media, continue it.
+
+        Args:
+            mask: (B, T) attention mask of its prompts.
+        """
         if is_sharded(self.loaded.model):
             return False
-        kinds = media_signature(batch[0])
-        if kinds not in self._allowed:
-            ordered = sorted(batch, key=lambda item: len(item.text))
-            reason = reuse_refusal(self.loaded, ordered[:: max(1, len(ordered) - 1)][:2], self.media)
+        lengths = mask.sum(1)
+        kind = media_signature(batch[0]), bool((lengths < mask.shape[1]).any())
+        if kind not in self._allowed:
+            ends = dict.fromkeys((int(lengths.argmin()), int(lengths.argmax())))
+            reason = reuse_refusal(self.loaded, [batch[n] for n in ends], self.media)
             if reason:
-                logger.info(f"answers to questions with {' and '.join(kinds) or 'text'} read their prompts again: {reason}")
-            self._allowed[kinds] = reason is None
-        return self._allowed[kinds]
+                logger.info(f"answers to questions with {' and '.join(kind[0]) or 'text'} read their prompts again: {reason}")
+            self._allowed[kind] = reason is None
+        return self._allowed[kind]
 
 
 @torch.no_grad()
@@ -83,5 +89,5 @@ def reuse_refusal(loaded: LoadedModel, few: Sequence[Item], media: MediaLoader) 
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
         return f"a first try failed ({type(error).__name__}: {error})"
     pairs = zip(found, expected.logits, strict=True)
-    difference = max(float((mine - whole.float().log_softmax(-1)).abs().max()) for mine, whole in pairs)
+    difference = float(torch.stack([(mine - whole.float().log_softmax(-1)).abs().max() for mine, whole in pairs]).max())  # nan where one is
     return None if difference <= allowed else f"from the cache, a log-probability differs by {difference:.2g} ({allowed:g} is allowed)"

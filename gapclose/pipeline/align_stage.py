@@ -375,7 +375,6 @@ class AlignStage:
             record | {"forced": sorted(self.forced), "stopped": self.epochs.stopped(), "guards_off": self.run.config.guards.silent}
         )
         self.run.on_main(lambda: write_json(self.run.directory / "change.json", measure_change(self.run, epoch).to_dict()))
-        self.run.on_main(lambda: draw_example(self.run.directory))
         self.run.on_main(lambda: shutil.rmtree(self.run.directory / "trunk", ignore_errors=True))  # no longer needed
         summary = run_on_main(lambda: summarise(self.run.directory))
         if exported := without is None or self.run.config.export.unimproved:
@@ -385,5 +384,6 @@ class AlignStage:
         for line in unimproved_words(facts):
             told = "" if exported else f"; nothing is exported (--export.unimproved true exports epoch {epoch} without training again)"
             logger.warning(f"  {line}{told}")
+        self.run.on_main(lambda: draw_example(self.run.directory))
         self.run.on_main(lambda: write_page(self.run.directory))
         self.run.on_main(lambda: self.run.trackers.finish(summary, self.run.directory / "adapter" if exported else None))

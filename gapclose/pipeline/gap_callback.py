@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import transformers
 from peft import PeftModel
 
@@ -41,6 +42,8 @@ from gapclose.training.lora import adapter_changed, adapter_fingerprint
 
 logger = get_logger(__name__)
 
+SAME_READING = 1e-3
+"""largest relative change of the probe's residuals under which the base model's calibration holds"""
 SETTINGS = ("seed", "probe", "observe", "gap", "prompts", "labelling")
 """keys of the configuration that decide the figures"""
 FILES = (CALLBACK_MARK, "auto.json", "gap.jsonl", "probes", "observations")
@@ -175,13 +178,20 @@ class GapCallback(transformers.TrainerCallback):
         if self.run is None or self.trainer is None:
             raise ValueError("there is no monitor before the training; call trainer.train() first")
         model, probe = self.trainer.model, self.run.probe
-        if not any("lora_" in name for name, _ in model.named_parameters()) or reaches_probe(model, probe.layer):
+        lora = any("lora_" in name for name, _ in model.named_parameters())
+        if not lora or reaches_probe(model, probe.layer) or self._moved() > SAME_READING:
             raise ValueError(
                 f"the training changed weights at or below decoder layer {probe.layer}, which the probe reads; put LoRA on the layers above it "
                 f"(layers_to_transform from {probe.layer}, counted from 0), or run gapclose.measure on the trained model and use Monitor.from_run"
             )
         made = monitor_of_observations(self.run.directory, self.config, self.run.items, "base-val", above=True, rate=false_alarm_rate)
         return Monitor(made)
+
+    def _moved(self) -> float:
+        """How far the residuals of ``val`` that the probe reads have moved, relative to the largest of them."""
+        assert self.run is not None
+        last = [r for r in read_records(self.run.directory) if r["stage"].endswith("/val") and "frozen_probe_shift" in r][-1]
+        return last["frozen_probe_shift"] / float(np.abs(self.run.measured["val"].residual).max())
 
     def _move(self, place: int) -> int:
         """Move this callback to a place among those of the trainer, and return where it was."""

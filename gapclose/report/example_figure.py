@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import soundfile
-from PIL import Image
 
 from gapclose.core.files import read_versioned, write_in_place
 from gapclose.evaluation.change_file import VERSION
 from gapclose.report.figures import ACTION, READING, SENTINEL
+from gapclose.report.media_embed import UNREADABLE, first_seconds, small_image
 from gapclose.report.style import INK, new_figure, styled
 
 if TYPE_CHECKING:
@@ -28,8 +27,8 @@ WRONG, RIGHT = ACTION, SENTINEL
 
 
 def first_example(change: Mapping[str, Any], root: Path) -> Mapping[str, Any] | None:
-    """Return the first item that training made right, an item about an image that can be shown before others; None without any."""
-    gained = change["examples"]["gained"]
+    """Return the first item whose right option training brought; an item about an image before others, None without any."""
+    gained = [e for e in change["examples"]["gained"] if e["adapted"]["said"] == e["right"]]
     about_images = [
         e for e in gained if e["modality"] in ("vision", "image") and any(k == "image" and (root / p).is_file() for k, p in e["media"])
     ]
@@ -38,12 +37,12 @@ def first_example(change: Mapping[str, Any], root: Path) -> Mapping[str, Any] | 
 
 def answer_rows(example: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return (who, what, colour) of the three lines below the question."""
-    concept = max(example["reading"], key=example["reading"].__getitem__)
+    concept = max(example["base_reading"], key=example["base_reading"].__getitem__)
     rows = []
     for who, answer in (("base model answers", example["base"]), ("after training", example["adapted"])):
         right = answer["said"] == example["right"]
         rows.append((who, f"{answer['said']} {'✓' if right else '✗'}   probability {answer['probability']:.2f}", RIGHT if right else WRONG))
-    reading = (f"{concept}   probability {example['reading'][concept]:.2f}", READING)
+    reading = (f"{concept}   probability {example['base_reading'][concept]:.2f}", READING)
     return [rows[0], ("frozen probe reads", *reading), rows[1]]
 
 
@@ -69,7 +68,7 @@ def draw_example(directory: Path) -> Path | None:
         axes = figure.add_axes((0.03, 1 - ((n + 1) * MEDIUM - 0.05) / height, 0.22, (MEDIUM - 0.3) / height))
         try:
             (draw_image if kind == "image" else draw_audio)(axes, file)
-        except (OSError, ValueError, soundfile.LibsndfileError) as error:
+        except UNREADABLE as error:
             axes.set_axis_off()
             axes.text(0.5, 0.5, f"{kind} not drawn\n({type(error).__name__})", fontsize=8, ha="center", va="center")
     _write(figure, left, height, question, example)
@@ -96,16 +95,16 @@ def _write(figure: Figure, left: float, height: float, question: Sequence[str], 
 
 def draw_image(axes: Axes, path: Path) -> None:
     """Draw a picture; a tiny one keeps sharp pixels."""
-    with Image.open(path) as image:
-        axes.imshow(np.asarray(image.convert("RGB")), interpolation="nearest" if max(image.size) < 64 else "antialiased")
+    image = small_image(path)
+    axes.imshow(np.asarray(image), interpolation="nearest" if max(image.size) < 64 else "antialiased")
     axes.set(xticks=[], yticks=[])
     axes.set_title("image", fontsize=8)
 
 
 def draw_audio(axes: Axes, path: Path) -> None:
-    """Draw the wave of a recording over its seconds."""
-    samples, rate = soundfile.read(path, always_2d=True)
-    axes.plot(np.arange(len(samples)) / rate, samples.mean(axis=1), color=INK, linewidth=0.4)
+    """Draw the wave of the first seconds of a recording."""
+    samples, rate, _ = first_seconds(path)
+    axes.plot(np.arange(len(samples)) / rate, samples, color=INK, linewidth=0.4)
     axes.set(yticks=[])
     axes.tick_params(labelsize=7)
     axes.set_title("audio (seconds)", fontsize=8)

@@ -16,6 +16,8 @@ import soundfile
 import soxr
 from PIL import Image, ImageOps
 
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, soundfile.LibsndfileError)
+"""what a missing or damaged medium raises"""
 SIDE = 192
 """pixels of a thumbnail's longer side"""
 SECONDS = 10.0
@@ -60,7 +62,7 @@ class Embedder:
                 made = Embedded(kind=kind, uri=uri, seconds=seconds, note=note)
             else:
                 return Embedded(kind=kind, note=f"{kind} is not shown here")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, soundfile.LibsndfileError) as error:
+        except UNREADABLE as error:
             missing = not (self.root / path).is_file()
             return Embedded(kind=kind, note=f"{kind} {'not found' if missing else f'not readable ({type(error).__name__})'}")
         assert made.uri is not None
@@ -75,10 +77,7 @@ def thumbnail(path: Path) -> tuple[str, int]:
 
     The format is PNG up to 4,000 bytes, else JPEG.
     """
-    with Image.open(path) as image:
-        image.draft("RGB", (SIDE * 2, SIDE * 2))
-        small = ImageOps.exif_transpose(image).convert("RGB")
-    small.thumbnail((SIDE, SIDE))
+    small = small_image(path)
     out = io.BytesIO()
     small.save(out, "PNG", optimize=True)
     if out.tell() > 4_000:
@@ -88,14 +87,28 @@ def thumbnail(path: Path) -> tuple[str, int]:
     return _uri("image/png", out), max(small.size)
 
 
+def small_image(path: Path) -> Image.Image:
+    """Return an image upright, in RGB, and at most :data:`SIDE` pixels wide and high."""
+    with Image.open(path) as image:
+        image.draft("RGB", (SIDE * 2, SIDE * 2))
+        small = ImageOps.exif_transpose(image).convert("RGB")
+    small.thumbnail((SIDE, SIDE))
+    return small
+
+
+def first_seconds(path: Path) -> tuple[np.ndarray, int, float]:
+    """Return the first :data:`SECONDS` of audio as mono float32, its rate in Hz, and the uncut length in seconds."""
+    with soundfile.SoundFile(path) as sound:
+        rate, seconds = sound.samplerate, sound.frames / sound.samplerate
+        return sound.read(int(SECONDS * rate), dtype="float32", always_2d=True).mean(axis=1), rate, seconds
+
+
 def player(path: Path) -> tuple[str, float]:
     """Return a data URI of the first :data:`SECONDS` of audio, and the uncut length in seconds.
 
     The audio is mono at :data:`RATE` Hz or below.
     """
-    with soundfile.SoundFile(path) as sound:
-        rate, seconds = sound.samplerate, sound.frames / sound.samplerate
-        samples = sound.read(int(SECONDS * rate), dtype="float32", always_2d=True).mean(axis=1)
+    samples, rate, seconds = first_seconds(path)
     if rate > RATE:
         samples, rate = soxr.resample(samples, rate, RATE), RATE
     samples = np.clip(np.nan_to_num(samples), -1, 1)

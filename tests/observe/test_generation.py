@@ -44,7 +44,7 @@ def test_answers_continue_the_scores(loaded, digits, items, prompts_read):
     """The same answers to the letter, scores and residuals to 1e-5, and the prompts are read once."""
     media = loaded.media(digits)
     reuse = PromptReuse(loaded, media)
-    assert all(reuse.allows(batch) for batch in items)
+    assert all(reuse.allows(batch, loaded.prompts(batch, media)["attention_mask"]) for batch in items)
     for batch in items:
         apart = _forward(loaded, batch, media, CONFIG, WANTED)
         prompts_read.clear()
@@ -76,10 +76,32 @@ def test_a_try_that_fails_reads_prompts_again(loaded, digits, items, monkeypatch
         raise TypeError("no cache is taken here")
 
     monkeypatch.setattr(prompt_reuse, "next_logits", fail)
-    assert not PromptReuse(loaded, loaded.media(digits)).allows(items[1])
+    mask = loaded.prompts(items[1], loaded.media(digits))["attention_mask"]
+    assert not PromptReuse(loaded, loaded.media(digits)).allows(items[1], mask)
     assert "questions with text read their prompts again: a first try failed (TypeError: no cache is taken here)" in capsys.readouterr().out
     monkeypatch.setattr(prompt_reuse, "is_sharded", lambda model: True)
-    assert not PromptReuse(loaded, loaded.media(digits)).allows(items[1])
+    assert not PromptReuse(loaded, loaded.media(digits)).allows(items[1], mask)
+
+
+def test_a_number_that_is_none_reads_prompts_again(loaded, digits, items, monkeypatch):
+    """Also behind the second token alone: no comparison with nan passes."""
+    real, calls = prompt_reuse.next_logits, list[int]()
+
+    def none_later(*arguments):
+        calls.append(1)
+        return real(*arguments) * (float("nan") if len(calls) > 1 else 1.0)
+
+    monkeypatch.setattr(prompt_reuse, "next_logits", none_later)
+    mask = loaded.prompts(items[0], loaded.media(digits))["attention_mask"]
+    assert not PromptReuse(loaded, loaded.media(digits)).allows(items[0], mask) and len(calls) > 1
+
+
+def test_padding_is_tried_where_it_first_occurs(loaded, digits, items, monkeypatch):
+    """A batch of equally long prompts says nothing of padded ones."""
+    tried = list[int]()
+    monkeypatch.setattr(prompt_reuse, "reuse_refusal", lambda loaded, few, media: tried.append(len(few)))
+    reuse, whole, padded = PromptReuse(loaded, loaded.media(digits)), torch.ones(3, 5), torch.ones(3, 5).tril(2)
+    assert all(reuse.allows(items[0][:3], mask) for mask in (whole, whole, padded, padded)) and tried == [1, 2]
 
 
 @pytest.mark.parametrize("tokens", [1, 4])

@@ -17,7 +17,7 @@ from gapclose.evaluation.examples import varied
 from gapclose.evaluation.run_records import record_of, summarise
 from gapclose.report.change import KINDS, counts_line
 from gapclose.report.console import print_report
-from gapclose.report.example_figure import draw_example
+from gapclose.report.example_figure import draw_example, first_example
 from gapclose.report.html import build_page
 
 
@@ -211,14 +211,28 @@ def test_the_figure_of_one_question_shows_both_answers_and_the_reading(run, chan
     """A question about an image is drawn before others; damaged media are named in their place."""
     assert (run / "figures" / "example.png").is_file()  # the run wrote it
     gained = change["examples"]["gained"]
-    of = next(e for e in gained if e["modality"] == "vision")
+    of = next(e for e in gained if e["modality"] == "vision" and e["adapted"]["said"] == e["right"])
     texts = drawn(run, change)
     assert " ".join(texts).startswith(of["text"]) and f"right: {of['right']}" in " ".join(texts)
     assert texts[-5].startswith(f"{of['base']['said']} ✗") and texts[-1].startswith(f"{of['adapted']['said']} ✓")
-    assert texts[-4:-1:2] == ["frozen probe reads", "after training"] and texts[-3].startswith(max(of["reading"], key=of["reading"].get))
+    assert texts[-4:-1:2] == ["frozen probe reads", "after training"] and texts[-3].startswith(
+        max(of["base_reading"], key=of["base_reading"].get)
+    )
     (run / "broken.png").write_bytes(b"no image")
     broken = of | {"media": [["image", str(run / "broken.png")], ["video", "media/film.mp4"]]}
     assert drawn(run, change | {"examples": change["examples"] | {"gained": [broken]}}) == texts
+
+
+def test_an_answer_of_the_right_concept_in_other_words_is_not_drawn(run, change):
+    """An option that accepts the premise and names a wrong colour is right by its concept alone."""
+    of = change["examples"]["gained"][0]
+    other = of | {
+        "id": "other",
+        "modality": "vision",
+        "adapted": of["adapted"] | {"said": next(o for o in of["options"] if o != of["right"])},
+    }
+    assert first_example(change | {"examples": {"gained": [other, of]}}, run) == of
+    assert first_example(change | {"examples": {"gained": [other]}}, run) is None
 
 
 def test_without_an_answer_that_became_right_there_is_no_such_figure(run, change):

@@ -180,9 +180,6 @@ def test_a_guard_ends_the_training(tiny_checkpoint, images, tmp_path):
     assert not (tmp_path / "out" / "gapclose").exists()
 
 
-# -- a text model, all weights of the last layer, in transformers' own trainer ----------------------
-
-
 def test_its_monitor_reads_what_it_observed_and_serves_both_models(trained, tiny_checkpoint, images, tmp_path):
     watch, val = trained.order[1], images.select(split="val", purpose="gap").items[:6]
     watch.monitor(false_alarm_rate=0.2).save(tmp_path)
@@ -193,7 +190,9 @@ def test_its_monitor_reads_what_it_observed_and_serves_both_models(trained, tiny
     wanted = watch.run.probe.predict_proba(watch.run.probe.features(seen.residuals))[:, 1]
     assert monitor.file.false_alarm_rate == 0.2 and monitor.file.model.adapters_above
     base = load_model(ModelConfig(path=str(tiny_checkpoint), dtype="float32"))
-    for model, processor in ((trained.watched.model.eval(), trained.watched.processing_class), (base.model.eval(), base.processor)):
+    # without the trainer's autocast, in the precision of the observations
+    own = trained.watched.accelerator.unwrap_model(trained.watched.model, keep_fp32_wrapper=False)
+    for model, processor in ((own.eval(), trained.watched.processing_class), (base.model.eval(), base.processor)):
         found = monitor.check(model, processor, [i.messages for i in val], root=images.root)
         np.testing.assert_allclose([reading.reading for reading in found], wanted, atol=1e-4)
 
@@ -202,9 +201,18 @@ def test_no_monitor_of_a_model_whose_reading_is_not_the_base_models(trained, ima
     with pytest.raises(ValueError, match="no monitor before the training"):
         GapCallback(images, **SETTINGS).monitor()
     watch = trained.order[1]
+    records = read_records(trained.out)
+    moved = [r | {"frozen_probe_shift": 1.0} if r["stage"] == "epoch-2/val" else r for r in records]
+    with monkeypatch.context() as patch:  # a bias or an embedding below the probe was trained beside the adapters above it
+        patch.setattr("gapclose.pipeline.gap_callback.read_records", lambda directory: moved)
+        with pytest.raises(ValueError, match="which the probe reads; put LoRA on the layers above it"):
+            watch.monitor()
     monkeypatch.setattr(watch, "trainer", SimpleNamespace(model=torch.nn.Linear(2, 2)))  # all weights were trained
     with pytest.raises(ValueError, match="which the probe reads; put LoRA on the layers above it"):
         watch.monitor()
+
+
+# -- a text model, all weights of the last layer, in transformers' own trainer ----------------------
 
 
 @pytest.fixture(scope="module")
