@@ -48,7 +48,7 @@ from gapclose.training.target_rounds import (
     train_items,
     val_items,
 )
-from gapclose.training.targets import Targets, build_targets, excess_loss, target_of
+from gapclose.training.targets import Targets, build_targets, constant_loss, excess_loss, target_of
 from gapclose.training.tracking import LossLines
 from gapclose.training.trainer import make_trainer
 from gapclose.training.trl.dataset import epoch_figures
@@ -72,6 +72,7 @@ class AlignStage:
         self.run, self.forced, self.begun, self.frozen = run, dict[str, str](), 1, 0
         self.epochs = EpochRecords(run.directory, run.config)
         self.val_target: np.ndarray | None = None  # (M, O) of the round, to measure how far val is from it
+        self.val_constant = 0.0  # the loss on them of a model that cannot tell items apart
         self.val_silent: np.ndarray  # (M,) bool: items without an option for what is read of them
         self.made = list[dict[str, Any]]()  # facts about the targets of every round
         self.base_scores: np.ndarray
@@ -147,6 +148,9 @@ class AlignStage:
             reading, self.val_silent = restrict(teacher.val, expressible(known.option_concept, teacher.val.shape[1]))
             alarm = np.isin(train.concepts, train.alarm)
             self.val_target, _ = target_of(config.targets, reading, base.scores, known.option_concept, alarm, targets.factor)
+            heard = ~self.val_silent
+            alike = constant_loss(self.val_target[heard], known.option_concept[heard], known.modality[heard])
+            self.val_constant = float(alike.mean())
         name = "targets" if number == 1 else f"targets-round-{number}"
         self.run.on_main(lambda: targets.save(self.run.directory / f"{name}.safetensors"))
         facts = targets.summary(train.concepts)
@@ -316,8 +320,11 @@ class AlignStage:
         excess, at_base = (excess_loss(self.val_target, of.scores) for of in (now, base))
         counts = ~self.val_silent
         interval = Interval.of(clips.mean(excess, counts))
-        found = self.epochs.consistency(number, epoch, interval, float(at_base[counts].mean()))
-        logger.info(f"  consistency loss on val: {interval.value:.3f} nats above its floor (base model: {found['base']:.3f})")
+        found = self.epochs.consistency(number, epoch, interval, float(at_base[counts].mean()), self.val_constant)
+        logger.info(
+            f"  consistency loss on val: {interval.value:.3f} nats above its floor (base model: {found['base']:.3f}; a model that cannot tell "
+            f"items apart: {self.val_constant:.3f})"
+        )
         return {"consistency": found}
 
     def best(self) -> dict[str, Any]:

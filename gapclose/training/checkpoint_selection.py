@@ -84,21 +84,23 @@ class EpochRecords:
         assert base is not None
         return record | {"objections": check_guards(record, base, self.config.gap, self.config.guards)}
 
-    def consistency(self, number: int, epoch: int, excess: Interval, base: float) -> dict[str, Any]:
+    def consistency(self, number: int, epoch: int, excess: Interval, base: float, constant: float) -> dict[str, Any]:
         """Return the consistency loss on val above its floor, for the record of an epoch.
 
         Args:
             excess: mean over the gap items in nats (:func:`gapclose.training.targets.excess_loss`).
             base: the same of the base model.
+            constant: the same of a model that cannot tell items apart
+                (:func:`gapclose.training.targets.constant_loss`).
 
         Returns:
-            ``excess``, ``base``, and ``falling``: whether it is more than :data:`FALLING` below the
+            ``excess``, ``base``, ``constant``, and ``falling``: whether it is more than :data:`FALLING` below the
             epoch before. The first epoch of a run is compared with the base model; that of a later
             round is not falling, because its targets are new.
         """
         earlier = [r for r in self.records(number) if r["epoch"] < epoch and r.get("consistency")]
         before = earlier[-1]["consistency"]["excess"]["value"] if earlier else base if number == 1 else 0.0
-        return {"excess": excess.to_dict(), "base": base, "falling": bool(excess.value < (1 - FALLING) * before)}
+        return {"excess": excess.to_dict(), "base": base, "constant": constant, "falling": bool(excess.value < (1 - FALLING) * before)}
 
     def finished(self, number: int, epoch: int | None = None) -> bool:
         """Return whether a round has ended: by its last epoch, a guard, or ``train.patience``.

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.status import beyond, parses
@@ -25,7 +27,8 @@ Record = Mapping[str, Any]
 def _over_rejection(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
     if gap.choose == "shifted":  # the shift, chosen on val, keeps to the budget
         return None
-    if (record.get("consistency") or {}).get("falling"):  # models learn to object before they learn when to
+    loss = record.get("consistency")
+    if loss and (loss["falling"] or loss["excess"]["value"] > loss.get("constant", np.inf)):  # models learn to object before they learn when to
         return None
     return _beyond(record["change"]["standard_drop"], gap.standard_budget, "standard accuracy fell by", "gap.standard_budget")
 

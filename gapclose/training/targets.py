@@ -141,6 +141,24 @@ def excess_loss(target: np.ndarray, scores: np.ndarray) -> np.ndarray:
         return np.where(target > 0, target * (np.log(target) - np.maximum(scores, -1000.0)), 0.0).sum(1)
 
 
+def constant_loss(target: np.ndarray, option_concept: np.ndarray, modality: np.ndarray) -> np.ndarray:
+    """Return the excess loss of a model that treats all items of a modality alike, (N,), in nats.
+
+    It expresses each concept with the mean probability of that concept in the targets of the
+    modality, and is as right about the options of a concept as the targets. So it cannot tell items
+    apart, and a model above its mean has not learned to tell them apart either.
+
+    Args:
+        target: (N, O). option_concept: (N, O), below 0 where there is no option. modality: (N,).
+    """
+    concepts = np.unique(option_concept[option_concept >= 0])
+    held = np.stack([np.where(option_concept == c, target, 0.0).sum(1) for c in concepts], axis=1)
+    mean = np.empty_like(held)
+    for name in np.unique(modality):
+        mean[modality == name] = held[modality == name].mean(0)
+    return excess_loss(held, np.log(np.maximum(mean, np.finfo(float).tiny)))
+
+
 def build_targets(
     config: TargetsConfig,
     *,

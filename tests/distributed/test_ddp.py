@@ -44,6 +44,19 @@ def two_processes(close_command, tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.mark.slow
+def test_measuring_on_two_processes_gives_the_figures_of_one(close_command, tmp_path):
+    """`recipes/measure.py`, all controls but networks with random weights: records and controls to the last digit."""
+    launcher = [*LAUNCH, "--config_file", str(ROOT / "launch" / "ddp.yaml"), "--num_processes", "2", "--main_process_port", free_port()]
+    found = []
+    for name, of in (("one", close_command(tmp_path / "one")), ("two", close_command(tmp_path / "two", *launcher))):
+        command = [part.replace("recipes/close.py", "recipes/measure.py") for part in of] + ["--controls.random_weights", "false"]
+        result = run(command, **({"ACCELERATE_USE_CPU": "true"} if name == "two" else {}))
+        assert result.returncode == 0, result.stderr[-3000:]
+        found.append([(tmp_path / name / file).read_text() for file in ("gap.jsonl", "measurement.json")])
+    assert found[0] == found[1]
+
+
 def losses(directory: Path) -> list[dict[str, float]]:
     """What the trainer logged at every step."""
     last = max(directory.glob("checkpoints/checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))

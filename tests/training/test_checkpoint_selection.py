@@ -14,7 +14,7 @@ from gapclose.pipeline.config import Config
 from gapclose.training.checkpoint_selection import EpochRecords, state_at_end
 from gapclose.training.config import TargetsConfig, TrainConfig
 from gapclose.training.early_stopping import check_guards
-from gapclose.training.targets import excess_loss, target_of
+from gapclose.training.targets import constant_loss, excess_loss, target_of
 
 
 def test_the_excess_is_the_loss_minus_the_entropy_of_the_target():
@@ -43,7 +43,7 @@ def records(directory, losses, *, base=2.0, **train) -> EpochRecords:
     config = Config(run_dir=str(directory), train=TrainConfig(**train, lr_scheduler_type="constant"))
     found, lines = EpochRecords(directory, config), []
     for epoch, value in enumerate(losses, start=1):
-        loss = found.consistency(1, epoch, Interval(value, value - 0.1, value + 0.1), base)
+        loss = found.consistency(1, epoch, Interval(value, value - 0.1, value + 0.1), base, 0.5)
         action = {"balanced": {"value": 0.5}, "option_balanced": {"value": 0.5}}
         lines.append(
             {"stage": f"epoch-{epoch}/val", "epoch": epoch, "state": "open", "objections": {}, "action": action, "consistency": loss}
@@ -100,8 +100,8 @@ def test_a_training_that_something_else_ended_is_not_unfinished(tmp_path):
 def test_the_first_epoch_of_a_later_round_is_not_falling(tmp_path):
     """It starts from an adapted model, and its targets are new."""
     found = records(tmp_path, [1.0, 0.3], epochs=2)
-    assert not found.consistency(2, 3, Interval(0.2, 0.1, 0.3), 2.0)["falling"]
-    assert found.consistency(1, 1, Interval(0.2, 0.1, 0.3), 2.0)["falling"]
+    assert not found.consistency(2, 3, Interval(0.2, 0.1, 0.3), 2.0, 0.7)["falling"]
+    assert found.consistency(1, 1, Interval(0.2, 0.1, 0.3), 2.0, 0.7)["falling"]
 
 
 def test_a_guard_is_named_where_patience_ends_the_round_as_well(tmp_path):
@@ -109,6 +109,17 @@ def test_a_guard_is_named_where_patience_ends_the_round_as_well(tmp_path):
     lines = [json.loads(line) | {"objections": {"retention": "fell"}} for line in (tmp_path / "gap.jsonl").read_text().splitlines()]
     (tmp_path / "gap.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert found.stopped() == {"retention": "fell"}
+
+
+def test_a_model_that_cannot_tell_items_apart_has_the_loss_of_the_mean_target():
+    """By hand: two modalities, two options of a true premise and one that objects; what is left within a concept costs nothing."""
+    concept = np.array([[0, 0, 1]] * 4)
+    target = np.array([[0.6, 0.3, 0.1], [0.05, 0.05, 0.9], [0.2, 0.3, 0.5], [0.5, 0.0, 0.5]])
+    modality = np.array(["vision", "vision", "audio", "audio"])
+    wanted = [0.9 * np.log(0.9 / 0.5) + 0.1 * np.log(0.1 / 0.5)] * 2 + [0.0, 0.0]
+    assert constant_loss(target, concept, modality) == pytest.approx(wanted)
+    alike = np.log(np.array([[0.6 / 0.9, 0.3 / 0.9, 1.0], [0.5, 0.5, 1.0]]) * 0.5)  # such a model: 0.5 for each concept
+    assert excess_loss(target[:2], alike) == pytest.approx(wanted[:2])
 
 
 def test_patience_needs_a_schedule_that_does_not_know_the_end():
@@ -122,9 +133,9 @@ def test_rejecting_too_much_is_no_objection_while_the_loss_still_falls(tmp_path)
     record, base = epoch(honest=1.0, content=0.6)
     config = Config().guards
     assert "over-rejection" in check_guards(record, base, GAP, config)
-    for falling in (True, False):
-        loss = {"consistency": {"excess": {}, "base": 2.0, "falling": falling}}
-        assert ("over-rejection" in check_guards(record | loss, base, GAP, config)) is not falling
+    for falling, excess, objects in ((True, 0.3, False), (False, 0.3, True), (False, 0.6, False)):  # the last cannot tell items apart yet
+        loss = {"consistency": {"excess": {"value": excess}, "base": 2.0, "constant": 0.5, "falling": falling}}
+        assert ("over-rejection" in check_guards(record | loss, base, GAP, config)) is objects
 
 
 def test_a_round_ends_by_patience_and_does_not_go_on(quick_config, tmp_path, capsys):
@@ -145,7 +156,7 @@ def test_a_round_ends_by_patience_and_does_not_go_on(quick_config, tmp_path, cap
     found = {r["stage"]: r for r in read_records(tmp_path)}
     assert [*found] == ["base/val", "base/test", "epoch-1/val", "epoch-2/val", "adapted/test"]
     loss = found["epoch-2/val"]["consistency"]
-    assert loss["excess"]["value"] == pytest.approx(loss["base"], abs=1e-4) and not loss["falling"]
+    assert loss["excess"]["value"] == pytest.approx(loss["base"], abs=1e-4) and not loss["falling"] and 0 < loss["constant"] < loss["base"]
     assert found["adapted/test"]["unfinished"] is None
     before = (tmp_path / "gap.jsonl").read_text()
     assert main(command) == 0
