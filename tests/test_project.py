@@ -9,6 +9,7 @@ import release_check
 import yaml
 
 from gapclose import __version__
+from gapclose.training.trackers.config import TRACKERS
 
 ROOT = Path(__file__).parent.parent
 GITHUB = ROOT / ".github"
@@ -72,6 +73,15 @@ def test_steps_use_pinned_actions_and_commands_that_exist(path):
         assert "${{" not in step["run"], "an expression inside a command can be injected; hand it over in env"
         asked = re.findall(r"^make ([\w-]+)", step["run"], re.M)
         assert asked and set(asked) <= TARGETS, step["run"]
+
+
+def test_the_packages_of_every_tracker_are_there_where_the_tests_run():
+    """Tests of a tracker are skipped where its package is missing, so the extra of the tests names them all."""
+    extras = PROJECT["optional-dependencies"]
+    brought = set(re.findall(r"[\w-]+", " ".join(line for name in ("dev", "all") for line in extras[name] if line.startswith("gapclose["))))
+    assert set(TRACKERS) <= brought
+    pinned = {re.split(r"[^\w-]", line)[0] for name in TRACKERS for line in extras[name]}
+    assert pinned <= set(CONSTRAINTS)
 
 
 def test_python_versions_agree():

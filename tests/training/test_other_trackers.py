@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from tracked_records import KILLED, RECORDS, SUMMARY, written
 
-from gapclose.core.files import read_json
+from gapclose.core.files import read_json, write_json
 from gapclose.evaluation.run_records import read_records, summarise
 from gapclose.pipeline.config import Config
+from gapclose.training.trackers.base import digest
+from gapclose.training.trackers.by_accelerate import PATIENCE
+from gapclose.training.trackers.config import TrackingConfig
 from gapclose.training.trackers.figures import epoch_figures
 from gapclose.training.tracking import CLASSES, make_trackers
 
@@ -138,3 +141,120 @@ def test_one_that_fails_costs_neither_the_run_nor_the_others(name, tmp_path, mon
     trackers.record(RECORDS[0])
     trackers.finish(SUMMARY, None)
     assert held(name, run)["train/loss"] == [(1, 0.5)] and [epoch for epoch, _ in held(name, run)["action/balanced"]] == [0]
+
+
+def fails(message: str):
+    """A method that always raises."""
+
+    def method(*_, **__):
+        raise OSError(message)
+
+    return method
+
+
+def killed(name: str, run: Path) -> None:
+    """Leave what a kill leaves: the first record and loss were written, the second ones only handed over, and the file says open."""
+    written(run, RECORDS[0])
+    trackers = start(name, run)
+    trackers.losses(1, {"loss": 1.0})
+    trackers.finish(SUMMARY, None)
+    written(run, *RECORDS[:2])
+    known = read_json(run / f"{name}.json")
+    known["records"][RECORDS[1]["stage"]] = digest(RECORDS[1])
+    write_json(run / f"{name}.json", known | {"open": True, "step": 2})
+
+
+def test_what_cannot_be_read_back_at_first_is_not_lost(name, tmp_path, monkeypatch):
+    """A start after a kill sends nothing while the tracker cannot be read, and all that is missing once it can."""
+    run = tmp_path / "run"
+    killed(name, run)
+    with monkeypatch.context() as broken:
+        broken.setattr(CLASSES[name], "points", fails("no answer"))
+        trackers = start(name, run)
+        trackers.record(RECORDS[1])
+        trackers.losses(2, {"loss": 0.5})
+        assert trackers.members[0].run is None and read_json(run / f"{name}.json")["open"]
+    written(run, *RECORDS[:3])
+    trackers.record(RECORDS[2])
+    trackers.losses(3, {"loss": 0.25})
+    trackers.finish(SUMMARY, None)
+    found = held(name, run)
+    assert [epoch for epoch, _ in found["action/balanced"]] == [0, 1] and [epoch for epoch, _ in found["test/action/balanced"]] == [0]
+    assert found["train/loss"] == [(1, 1.0), (2, 0.5), (3, 0.25)] and not read_json(run / f"{name}.json")["open"]
+
+
+def test_another_project_begins_a_new_run_only_where_runs_belong_to_one(name, tmp_path):
+    """TensorBoard's folder is the same, so its points are there once."""
+    run, ids = tmp_path / "run", []
+    written(run, *RECORDS[:1])
+    for project in ("gapclose", "another"):
+        start(name, run, wandb=TrackingConfig(project=project, name=project)).finish(SUMMARY, None)
+        ids.append(read_json(run / f"{name}.json")["id"])
+    if name == "tensorboard":
+        assert ids[0] == ids[1] and [epoch for epoch, _ in held(name, run)["action/balanced"]] == [0]
+    else:
+        assert ids[0] != ids[1]
+
+
+def test_an_interrupted_call_does_not_keep_later_ones_from_tracking(name, tmp_path, capsys):
+    """In one process: the same run directory again, and another one after it."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    written(first, RECORDS[0])
+    written(second, RECORDS[0])
+    start(name, first).losses(1, {"loss": 0.5})  # never finished
+    written(first, *RECORDS[:2])
+    start(name, first).losses(2, {"loss": 0.25})
+    start(name, second).finish(SUMMARY, None)
+    assert "warning" not in capsys.readouterr().out
+    assert held(name, first)["train/loss"] == [(1, 0.5), (2, 0.25)]
+    for run, epochs in ((first, {"action/balanced", "test/action/balanced"}), (second, {"action/balanced"})):
+        assert {figure: points for figure, points in held(name, run).items() if figure in epochs} == {key: [(0, 0.5)] for key in epochs}
+        assert not read_json(run / f"{name}.json")["open"]
+
+
+@pytest.mark.parametrize("name", ["mlflow"], indirect=True)
+def test_mlflow_is_waited_for_within_bounds_at_every_call(name, tmp_path, monkeypatch):
+    """Also while a killed run is read back; what the user has set stays, and afterwards the process is as it was."""
+    run, seen = tmp_path / "run", []
+    killed(name, run)
+    mine, other = sorted(PATIENCE)
+    monkeypatch.setenv(mine, "3")
+    monkeypatch.delenv(other, raising=False)
+
+    def points(*_):
+        seen.append({variable: os.environ.get(variable) for variable in PATIENCE})
+        raise OSError("no answer")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(CLASSES[name], "points", points)
+        start(name, run).record(RECORDS[1])
+    assert seen == [{mine: "3", other: PATIENCE[other]}] * 2 and os.environ[mine] == "3" and other not in os.environ
+
+
+@pytest.mark.parametrize("name", ["mlflow"], indirect=True)
+def test_an_experiment_of_mlflow_has_any_name_and_no_tags_of_a_run(name, tmp_path, monkeypatch):
+    """In a database, as by default; MLflow's own store of files takes no quotes."""
+    import mlflow
+
+    pytest.importorskip("alembic")
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    project, client = 'it\'s a "name"', mlflow.MlflowClient()
+    for seed in (0, 1):
+        written(tmp_path / str(seed), RECORDS[0])
+        start(name, tmp_path / str(seed), seed=seed, wandb=TrackingConfig(project=project, group="both")).finish(SUMMARY, None)
+    runs = [client.get_run(read_json(tmp_path / str(seed) / "mlflow.json")["id"]) for seed in (0, 1)]
+    experiment = client.get_experiment_by_name(project)
+    assert {run.info.experiment_id for run in runs} == {experiment.experiment_id} and not {"group", "seed"} & set(experiment.tags)
+    assert [(run.data.tags["group"], run.data.tags["seed"]) for run in runs] == [("both", "0"), ("both", "1")]
+
+
+@pytest.mark.parametrize("name", ["mlflow"], indirect=True)
+def test_a_run_of_mlflow_that_could_not_be_set_up_does_not_stay_active(name, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    written(run, RECORDS[0])
+    with monkeypatch.context() as broken:
+        broken.setattr("accelerate.tracking.MLflowTracker.store_init_configuration", fails("no space left"))
+        trackers = start(name, run)
+    trackers.finish(SUMMARY, None)
+    assert held(name, run)["action/balanced"] == [(0, 0.5)]

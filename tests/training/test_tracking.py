@@ -24,12 +24,13 @@ from gapclose.data.config import DataConfig
 from gapclose.evaluation.run_records import read_records, summarise
 from gapclose.models.config import ModelConfig
 from gapclose.pipeline.cli import main
-from gapclose.pipeline.config import Config
+from gapclose.pipeline.config import Config, parse_config
 from gapclose.training.config import GuardsConfig, TargetsConfig
-from gapclose.training.trackers.config import TRACKERS, TrackingConfig
+from gapclose.training.trackers.config import TRACKERS
 from gapclose.training.trackers.figures import DETAIL, EPOCH_FIGURES, STEP_FIGURES, TEST_FIGURES, epoch_figures, scalars
+from gapclose.training.trackers.names import LONGEST, artifact_name, group_name, run_name
 from gapclose.training.trackers.wandb_results import EXAMPLE_COLUMNS, MOST, chosen_examples
-from gapclose.training.trackers.wandb_service import LONGEST, artifact_name, group_name, run_name, within
+from gapclose.training.trackers.wandb_service import within
 from gapclose.training.trackers.wandb_tracker import RECORD, WandbTracker
 from gapclose.training.tracking import CLASSES, LossLines, Trackers, make_trackers, refuse_missing_trackers, tracking_doubts
 
@@ -76,9 +77,8 @@ def mirrored(tiny_run, tmp_path_factory) -> types.SimpleNamespace:
     """A finished run of the tiny model, mirrored from its files: what is in the file of Weights & Biases afterwards."""
     directory = tmp_path_factory.mktemp("mirror") / "mirror"
     shutil.copytree(tiny_run, directory, ignore=shutil.ignore_patterns("observations", "checkpoints", "gap.jsonl"))
-    config = Config(
-        run_dir=str(directory), tracking="wandb", wandb=TrackingConfig(project="test", name="named", upload=["examples", "media"])
-    )
+    words = ["--tracking", "wandb", "--wandb.project", "test", "--wandb.name", "named", "--wandb.upload", "[examples, media]"]
+    config = parse_config(["--run_dir", str(directory), *words])  # as docs/how-to/tracking.md switches the examples on
     records, summary = read_records(tiny_run), summarise(tiny_run)
     with pytest.MonkeyPatch.context() as patch:
         switch_offline(patch, directory.parent)
@@ -194,20 +194,22 @@ def test_artifacts_have_their_evidence(mirrored):
     assert json.loads(items.metadata) == {"name": "digits", "fingerprint": bound["fingerprint"], "items": bound["items"]}
 
 
-def test_user_data_is_uploaded_only_where_the_key_says_so(offline, mirrored, tmp_path):
-    """Nothing of the examples, or the item file."""
+@pytest.mark.parametrize(("upload", "files"), [([], set()), (["--wandb.upload", "[items]"], {"items.jsonl"})])
+def test_user_data_is_uploaded_only_where_the_key_says_so(offline, mirrored, tmp_path, upload, files):
+    """By default nothing: neither examples nor items."""
     run = tmp_path / "run"
     shutil.copytree(mirrored.directory, run, ignore=shutil.ignore_patterns("wandb*"))
     root = tmp_path / "set"
     root.mkdir()
     (root / "items.jsonl").write_text("{}\n")
     (run / "items.json").write_text(json.dumps({"fingerprint": "abc", "items": 1, "root": str(root)}))
-    tracked(run_dir=str(run), wandb=TrackingConfig(upload=["items"], group="mine")).finish(mirrored.summary, None)
+    config = parse_config(["--tracking", "wandb", "--run_dir", str(run), "--wandb.group", "mine", *upload])
+    make_trackers(config, dataclasses.asdict(config)).finish(mirrored.summary, None)
     file, kept = finished(run)
     assert next(r.run for kind, r in kept if kind == "run").run_group == "mine"
     assert {path.name.split("_")[0] for path in file.parent.glob("files/media/table/**/*.json")} == {"final", "controls"}
     (items,) = [r.artifact for kind, r in kept if kind == "artifact" and r.artifact.type == "dataset"]
-    assert {e.path for e in items.manifest.contents} == {"fingerprint.json", "items.jsonl"}
+    assert {e.path for e in items.manifest.contents} == {"fingerprint.json"} | files
 
 
 def test_seeds_have_one_group():
@@ -457,7 +459,8 @@ def test_loss_lines_show_rewards_and_kl_where_there_are_any(capsys):
 def test_a_missing_package_is_refused_with_its_extra(name, monkeypatch):
     """Also where it is one of several; the extras are declared."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert [line.partition(">")[0] for line in project["optional-dependencies"][name]] == [CLASSES[name].package]
+    first = project["optional-dependencies"][name][0].partition(">")[0]
+    assert first.removesuffix("-skinny") == CLASSES[name].package
     monkeypatch.setitem(sys.modules, CLASSES[name].package, None)
     for tracking in (name, [name]):
         with pytest.raises(MissingPackage, match=rf"tracking {name} needs {CLASSES[name].package}.*gapclose\[{name}\]"):

@@ -32,13 +32,18 @@ class Tracker(ABC):
     directory stores the run's id in the tracker and what was sent: records by stage with a hash of
     their content, the last step of the losses, alerts, and a hash of the results. Unsent records of
     ``gap.jsonl`` are sent at the next record or the next start. Unsent losses wait in memory. After
-    an unclean end (``open`` in that file) the tracker's own data determine what was sent.
+    an unclean end (``open`` in that file) the tracker's own data determine what was sent, and nothing
+    is sent before they were read.
     """
 
     name: ClassVar[str]
     """as in the key ``tracking``, of which it also is the extra"""
     package: ClassVar[str]
     """what it imports"""
+    of_project: ClassVar[bool] = True
+    """whether a run belongs to a project, so that another ``wandb.project`` begins a new one"""
+    unclosed: ClassVar[dict[str, Tracker]] = {}
+    """name -> tracker of this process whose run is open"""
 
     def __init__(self, config: TrainingSettings, settings: dict[str, Any]) -> None:
         """``settings``: the complete configuration, as the tracker is to show it."""
@@ -47,6 +52,10 @@ class Tracker(ABC):
         self.run: Any = None
         """what :meth:`open` returned; None before"""
         self.waiting, self.warned, self.failing = list[tuple[int, dict[str, float]]](), set[str](), False
+        self.recover = False
+        """whether what was sent must still be read back"""
+        if (before := self.unclosed.pop(self.name, None)) is not None:  # its call was interrupted; MLflow has one open run at a time
+            before._safely(before._close)
         self._safely(self._begin)
 
     @abstractmethod
@@ -95,7 +104,7 @@ class Tracker(ABC):
 
     def losses(self, step: int, values: Mapping[str, float]) -> None:
         """Send training figures of one optimiser step, unless an earlier start did."""
-        if step > self.known.get("step", 0):
+        if self.recover or step > self.known.get("step", 0):
             self.waiting.append((step, dict(values)))
         if self.run is not None and not self.failing:  # after an error they wait for the next record
             self._safely(self._send_losses)
@@ -134,17 +143,21 @@ class Tracker(ABC):
         """Read what was sent and open the run; a completely sent run is opened only if there are
         new records."""
         known = read_json(self.path) if self.path.is_file() else {}
-        self.known = known if known.get("project") == self.config.wandb.project else {}
-        if self.known.get("open"):  # the last start was killed
-            self.known |= self.read_back()
-            self.known.pop("final", None)
-        if "final" not in self.known:
+        self.known = known if not self.of_project or known.get("project") == self.config.wandb.project else {}
+        self.recover = bool(self.known.get("open"))  # the last start was killed
+        if self.recover or "final" not in self.known:
             self._catch_up()
 
     def opened(self) -> Any:
-        """Return the run, and open it first if necessary."""
+        """Return the run, and open it first if necessary. After a kill what was sent is read back
+        before, at every attempt until that succeeds."""
         if self.run is None:
+            if self.recover:
+                self.known |= self.read_back()
+                self.known.pop("final", None)
+                self.recover = False
             self.run, name = self.open(self.known.get("id"))
+            self.unclosed[self.name] = self
             self.keep(id=name, project=self.config.wandb.project, open=True)
             self._safely(self.send_inputs)
         return self.run
@@ -159,15 +172,18 @@ class Tracker(ABC):
         even without any."""
         records = {r["stage"]: r for r in [*read_records(self.directory), *([record] if record else [])]}
         digests = {stage: digest(r) for stage, r in records.items()}
-        missing = [stage for stage, found in digests.items() if self.known.get("records", {}).get(stage) != found]
-        if not missing and self.known.get("final"):
+        if not self.recover and self.known.get("final") and not self._missing(digests):
             return
         self.opened()
-        for stage in missing:
+        for stage in self._missing(digests):
             self.send_record(records[stage], digests[stage])
             self.keep(records=self.known.get("records", {}) | {stage: digests[stage]})
             self._send_alerts(records[stage], [*records.values()])
         self._send_losses()
+
+    def _missing(self, digests: Mapping[str, str]) -> list[str]:
+        """Return the stages whose records are new or have changed."""
+        return [stage for stage, found in digests.items() if self.known.get("records", {}).get(stage) != found]
 
     def _send_alerts(self, record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
         """Send an alert about each guard that has ended the training; one alert per guard."""
@@ -182,8 +198,11 @@ class Tracker(ABC):
 
     def _send_losses(self) -> None:
         while self.waiting:
-            self.send_losses(*self.waiting[0])
-            self.keep(step=self.waiting.pop(0)[0])
+            (step, values), sent = self.waiting[0], self.known.get("step", 0)
+            if step > sent:  # otherwise an earlier start sent it, as its data show
+                self.send_losses(step, values)
+            self.waiting.pop(0)
+            self.keep(step=max(step, sent))
 
     def _finish(self, summary: Mapping[str, Any], adapter: Path | None) -> None:
         self._catch_up()
@@ -196,6 +215,8 @@ class Tracker(ABC):
 
     def _close(self) -> None:
         self.close()
+        if self.unclosed.get(self.name) is self:
+            del self.unclosed[self.name]
         self.keep(open=False)
 
 

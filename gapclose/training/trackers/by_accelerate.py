@@ -7,7 +7,7 @@ import io
 import os
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from gapclose.core.settings import flatten
 from gapclose.evaluation.run_records import read_records
 from gapclose.training.trackers.base import Tracker, records_at
 from gapclose.training.trackers.figures import EPOCH_FIGURES, STEP_FIGURES, TEST_FIGURES, epoch_figures, step_figures
-from gapclose.training.trackers.wandb_service import group_name, run_name
+from gapclose.training.trackers.names import group_name, run_name
 
 SPLITS = {"val": EPOCH_FIGURES, "test": tuple(f"test/{name}" for name in TEST_FIGURES)}
 """split -> headline figures of its measurements"""
@@ -82,6 +82,7 @@ class TensorBoard(ByAccelerate):
     """Event files in ``RUN/tensorboard``, flushed after every row."""
 
     name = package = "tensorboard"
+    of_project = False
     folder: ClassVar[str] = "tensorboard"
 
     def open(self, known: str | None) -> tuple[Any, str]:
@@ -139,19 +140,50 @@ class Trackio(ByAccelerate):
             self.run.tracker.alert(title=guard, text=reason)
 
 
+class OfExperiment(MLflowTracker):
+    """accelerate's tracker, which here finds its experiment by the exact name and gives its tags to the run alone.
+
+    accelerate's own ``start`` writes the name into a filter, where quotes have a meaning, and gives
+    the tags of the first run to the experiment as well.
+    """
+
+    def start(self) -> None:
+        """Start the run, in a new experiment if there is none of this name."""
+        import mlflow
+
+        client, name = mlflow.MlflowClient(), self.experiment_name
+        found = client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found else client.create_experiment(name)
+        self.active_run = mlflow.start_run(
+            run_id=self.run_id, experiment_id=experiment, run_name=self.run_name, nested=self.nested_run, tags=self.tags
+        )
+
+
 class MLflow(ByAccelerate):
     """A run in the MLflow that ``MLFLOW_TRACKING_URI`` names, or in its local default."""
 
     name = package = "mlflow"
 
+    def _safely(self, job: Callable[[], None]) -> None:
+        """Wait for a server within the limits of :data:`PATIENCE`, which the process has during ``job`` only."""
+        unset = PATIENCE.keys() - os.environ.keys()
+        os.environ.update({variable: PATIENCE[variable] for variable in unset})
+        try:
+            super()._safely(job)
+        finally:
+            for variable in unset:
+                os.environ.pop(variable, None)
+
     def open(self, known: str | None) -> tuple[Any, str]:
         """Open the run in the experiment of the project's name."""
-        for variable, value in PATIENCE.items():
-            os.environ.setdefault(variable, value)
         tags = {"group": self.config.wandb.group or group_name(self.settings), "seed": str(self.config.seed)}
-        tracker = self.started(MLflowTracker(self.config.wandb.project, run_id=known, run_name=self.run_name, tags=tags))
-        if known is None:
-            tracker.store_init_configuration(flatten(self.settings))
+        tracker = self.started(OfExperiment(self.config.wandb.project, run_id=known, run_name=self.run_name, tags=tags))
+        try:
+            if known is None:
+                tracker.store_init_configuration(flatten(self.settings))
+        except BaseException:  # a run that stays active would keep the next attempt from starting one
+            tracker.finish()
+            raise
         return tracker, tracker.tracker.info.run_id
 
     def points(self) -> Iterable[tuple[str, int]]:

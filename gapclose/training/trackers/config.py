@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gapclose.core.config_checks import Checks
-from gapclose.training.trackers.wandb_service import LONGEST, NOT_IN_PROJECTS
+from gapclose.training.trackers.names import LONGEST, NOT_IN_PROJECTS
 
 TRACKERS = ("wandb", "tensorboard", "trackio", "mlflow")
 """names that ``tracking`` may hold"""
@@ -23,9 +23,9 @@ class TrackingConfig:
     """run name, at most 128 characters; null: the name of the run directory"""
     group: str | None = None
     """group of runs, at most 128 characters; null: the same for all seeds of data, model, objective and control"""
-    upload: list[str] = field(default_factory=lambda: ["examples"])
-    """data that Weights & Biases gets: examples (questions and answers before and after), media (of
-    those examples), items (the item file, without media)"""
+    upload: list[str] = field(default_factory=list)
+    """data that Weights & Biases gets, by default none: examples (questions and answers before and
+    after), media (of those examples), items (the item file, without media)"""
 
     def __post_init__(self) -> None:
         with Checks(self, "wandb") as check:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gapclose.core.files import read_json
-from gapclose.training.trackers.wandb_service import artifact_name, service
+from gapclose.training.trackers.names import artifact_name
+from gapclose.training.trackers.wandb_service import service
 
 MOST = 50
 """largest number of rows of the table of examples"""

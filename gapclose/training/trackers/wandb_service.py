@@ -1,15 +1,13 @@
-"""Weights & Biases: mode, reachability and valid names. Every wait here has a time limit."""
+"""Weights & Biases: mode, reachability, and what its client wrote. Every wait here has a time limit."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import netrc
 import os
-import re
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,8 +15,6 @@ from urllib.parse import urlsplit
 from gapclose.core.errors import in_one_line
 from gapclose.core.imports import require
 
-LONGEST, NOT_IN_PROJECTS = 128, "/\\#?%:"
-"""largest length of a name, and characters that a project name must not contain"""
 MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 """value of WANDB_MODE -> mode"""
 SECONDS = 10.0
@@ -105,44 +101,6 @@ def within(job: Callable[[], None], seconds: float) -> str | None:
     thread.start()
     thread.join(seconds)
     return found[0] if found else f"no answer within {seconds:g} s"
-
-
-def run_name(directory: Path) -> str:
-    """Return the name of the run directory, cut to the allowed length."""
-    return _printable(directory)[:LONGEST]
-
-
-def artifact_name(directory: Path, kind: str = "adapter") -> str:
-    """Return ``NAME-KIND``, with the directory's name as a valid artifact name.
-
-    Every character except ASCII letters and digits, ``-``, ``_`` and ``.`` becomes ``-``. A changed
-    or shortened name ends in six digits of the SHA-256 of the original, so that two directories
-    have two artifacts.
-    """
-    name, most = _printable(directory), LONGEST - len(f"-{kind}")
-    fit = re.sub(r"[^A-Za-z0-9_.-]", "-", name)
-    if fit != name or len(fit) > most:
-        fit = f"{fit[: most - 7]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-    return f"{fit}-{kind}"
-
-
-def _printable(directory: Path) -> str:
-    """Return the directory's name with ``-`` for unprintable characters; ``run`` for a root
-    directory."""
-    name = directory.resolve().name or "run"
-    return "".join(c if c.isprintable() else "-" for c in name.encode("utf-8", "replace").decode())
-
-
-def group_name(settings: Mapping[str, Any]) -> str:
-    """Return the group of a run's seeds: the names of its data and model, and six digits of a hash.
-
-    The hash is of both paths, the objective and the control of training, so runs that differ in one
-    of these have another group. The seed and all other settings play no part.
-    """
-    paths = [str(settings[group]["path"]) for group in ("data", "model")]
-    told = json.dumps([*paths, settings["objective"], settings["targets"]["control"]])
-    names = "-".join(_printable(Path(path))[:50] for path in paths)
-    return f"{names}-{hashlib.sha256(told.encode()).hexdigest()[:6]}"
 
 
 def records_written(directory: Path, run_id: str) -> Iterator[Any]:

@@ -18,15 +18,14 @@ from gapclose.training.trackers.figures import (
     step_details,
     step_figures,
 )
+from gapclose.training.trackers.names import group_name, run_name
 from gapclose.training.trackers.wandb_results import adapter_artifact, check_rows, check_table, example_table, items_artifact
 from gapclose.training.trackers.wandb_service import (
     FINISH_SECONDS,
     START_SECONDS,
-    group_name,
     mode,
     records_written,
     row_of,
-    run_name,
     service,
     why_unreached,
     within,
