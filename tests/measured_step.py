@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -68,9 +69,10 @@ def main(path: str, first: int) -> None:
     config = parse_config(["--config", path])
     loaded, items = load_model(config.model), read_items(Path(config.data.path))
     if first == 0:
+        how = replace(config.observe, share_prefix=False)  # the estimate is of whole prompts
         batch, wanted = [look_at(loaded, items).gap] * config.observe.batch_size, ObservationRequest(generate=True)
-        forward_batches(loaded, [batch[:1]], loaded.media(items), config.observe, wanted)  # what is made once and kept
-        print(json.dumps({"peak": peak(loaded, lambda: forward_batches(loaded, [batch], loaded.media(items), config.observe, wanted))}))
+        forward_batches(loaded, [batch[:1]], loaded.media(items), how, wanted)  # what is made once and kept
+        print(json.dumps({"peak": peak(loaded, lambda: forward_batches(loaded, [batch], loaded.media(items), how, wanted))}))
         return
     add_lora(loaded, config.lora, range(first, len(loaded.layers) + 1), 0)
     seen, train = look_at(loaded, items), config.train

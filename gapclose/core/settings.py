@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from gapclose.core.files import read_json
+
 # Prefixes of keys. EXECUTION_ONLY_KEYS: where and how a run was executed; comparisons ignore it.
 # RESUMABLE_KEYS: may change when a run is resumed.
 EXECUTION_ONLY_KEYS = (
@@ -20,6 +22,7 @@ EXECUTION_ONLY_KEYS = (
     "data.cache",
     "model.architecture",
     "model.sharded",
+    "probe.device",
     "train.logging_steps",
     "train.save_steps",
     "train.micro_batch_size",
@@ -38,9 +41,9 @@ RESUMABLE_KEYS = (
 
 AUTO = "auto"
 """value of a key in :data:`AUTO_KEYS`: the run decides"""
-AUTO_KEYS = ("observe.share_prefix", "train.cache_trunk")
+SHARE_PREFIX, CACHE_TRUNK = AUTO_KEYS = ("observe.share_prefix", "train.cache_trunk")
 """keys that are true, false or auto; what a run decided stands in its ``auto.json``
-(:mod:`gapclose.pipeline.auto_settings`)"""
+(:mod:`gapclose.core.auto_decisions`)"""
 
 WHOLE_KEYS = ("model.template",)
 """keys whose value is a mapping with names that the user chooses"""
@@ -57,6 +60,12 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         group = isinstance(value, dict) and prefix + key not in WHOLE_KEYS
         flat |= flatten(value, f"{prefix}{key}.") if group else {prefix + key: value}
     return flat
+
+
+def decisions(directory: Path) -> dict[str, dict[str, Any]]:
+    """Return what a run decided for ``auto``: key -> ``value`` (bool) and ``reason`` (of false, else null)."""
+    path = directory / "auto.json"
+    return read_json(path) if path.is_file() else {}
 
 
 def read_settings(directory: Path) -> dict[str, Any]:

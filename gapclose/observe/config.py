@@ -31,6 +31,17 @@ class ObserveConfig:
     shard_batches: int = 4
     """batches per file, which is the most that an interruption can lose"""
 
+    @property
+    def shares(self) -> bool:
+        """``share_prefix`` of a configuration in which it is decided.
+
+        Raises:
+            ValueError: for auto, which only :func:`gapclose.observe.extract.observe` decides.
+        """
+        if self.share_prefix == AUTO:
+            raise ValueError("observe.share_prefix is auto, and nothing is stored here by which it could be decided; give true or false")
+        return bool(self.share_prefix)
+
     def __post_init__(self) -> None:
         with Checks(self, "observe") as check:
             check.number("batch_size", "shard_batches", "max_new_tokens", least=1)

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from gapclose.core.auto_decisions import announce, decided, keep
 from gapclose.core.distributed import run_on_all_ranks, run_on_main
 from gapclose.core.files import read_json, wait_for_file, write_json
 from gapclose.core.logging import get_logger, progress
-from gapclose.core.settings import AUTO
+from gapclose.core.settings import AUTO, SHARE_PREFIX
 from gapclose.core.versions import versions_now
 from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item
@@ -62,6 +63,7 @@ def observe(
     *,
     replace: bool = False,
     shared: Path | None = None,
+    run: Path | None = None,
 ) -> Observations:
     """Observe ``items`` into ``directory``, or read what it holds under the same fingerprint.
 
@@ -73,14 +75,17 @@ def observe(
             (for stages of a training run).
         shared: directory in which runs share observations. One of the same fingerprint and versions
             is taken from there; a new one is left there.
+        run: directory of the run, whose ``auto.json`` keeps what ``observe.share_prefix: auto`` came
+            to. None: ``directory`` goes on as its request says.
 
     Raises:
         ValueError: when the directory holds observations of another request or other versions; both
             are named.
         FloatingPointError: when a residual is not finite or a score is nan, naming the item.
     """
-    config = _decided(loaded, items, directory, config, wanted)
-    batches = plan_batches(items.items, config.batch_size, by_clip=bool(config.share_prefix))
+    if config.share_prefix == AUTO:
+        config = dataclasses.replace(config, share_prefix=_decided(loaded, items, directory, config, wanted, run))
+    batches = plan_batches(items.items, config.batch_size, by_clip=config.shares)
     shards = [batches[i : i + config.shard_batches] for i in range(0, len(batches), config.shard_batches)]
     request = request_of(loaded, items, config, wanted)
     request["versions"] = versions_now()
@@ -143,7 +148,11 @@ observe_items = observe
 def forward_batches(
     loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, config: ObserveConfig, wanted: ObservationRequest
 ) -> Observations:
-    """Observe batches in memory, without storing anything (for checks)."""
+    """Observe batches in memory, without storing anything (for checks).
+
+    Raises:
+        ValueError: when ``observe.share_prefix`` is auto.
+    """
     reader, answers = _reader(loaded, batches, media, config, wanted), PromptReuse(loaded, media)
     results = [_forward(loaded, batch, media, config, wanted, reader, answers) for batch in batches]
     width = max(r["scores"].shape[1] for r in results)
@@ -159,7 +168,7 @@ def _reader(
     loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, config: ObserveConfig, wanted: ObservationRequest
 ) -> PrefixCache | None:
     """Return a prefix cache that was checked on its first clips; None if it is not requested."""
-    if not config.share_prefix or wanted.trunk is not None:
+    if not config.shares or wanted.trunk is not None:
         return None
     return _checked(PrefixCache(loaded), batches, media, config, wanted)
 
@@ -185,17 +194,18 @@ def sharing_refusal(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, 
     return next((r for r in reasons if r is not None), None)
 
 
-def _decided(loaded: LoadedModel, items: ItemSet, directory: Path, config: ObserveConfig, wanted: ObservationRequest) -> ObserveConfig:
-    """Return the configuration with ``share_prefix`` decided: as before in ``directory``, else by a try."""
-    if config.share_prefix != AUTO:
-        return config
+def _decided(
+    loaded: LoadedModel, items: ItemSet, directory: Path, config: ObserveConfig, wanted: ObservationRequest, run: Path | None
+) -> bool:
+    """Return what ``observe.share_prefix: auto`` comes to: as before in the run or in ``directory``, else by a try."""
     path = directory / "request.json"
-    before = run_on_main(lambda: bool(read_json(path).get("share_prefix")) if path.is_file() else None)
-    if before is None:
-        reason = "scores come from stored states" if wanted.trunk is not None else sharing_refusal(loaded, items, config, wanted)
-        before = reason is None
-        logger.info(f"observe.share_prefix auto: {'on' if before else f'off, since {reason}'}")
-    return dataclasses.replace(config, share_prefix=before)
+    before = (
+        decided(run, SHARE_PREFIX) if run else run_on_main(lambda: bool(read_json(path).get("share_prefix")) if path.is_file() else None)
+    )
+    if before is not None:
+        return before
+    reason = "scores come from stored states" if wanted.trunk is not None else sharing_refusal(loaded, items, config, wanted)
+    return keep(run, SHARE_PREFIX, reason) if run else announce(SHARE_PREFIX, reason)
 
 
 def share_out(shards: Sequence[Sequence[Sequence[Item]]], missing: Sequence[int], run_on_all_ranks: bool) -> list[tuple[int, bool]]:

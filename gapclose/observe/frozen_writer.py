@@ -41,7 +41,7 @@ logger = get_logger(__name__)
 RESERVE = 1 << 30
 """bytes of the disk that must remain free"""
 AUTO_SHARE = 0.25
-"""largest share of the free disk that ``train.cache_trunk: auto`` takes"""
+"""largest share of the free disk that the caches of ``train.cache_trunk: auto`` take together"""
 MARGIN = 1.1
 """factor on the size estimate, since it extrapolates from the lengths of a few items"""
 
@@ -56,6 +56,7 @@ def write_cache(
     layers: Sequence[int] = (),
     blank: Sequence[str] = (),
     share: float = 1.0,
+    beside: ItemSet | None = None,
     refused: Callable[[str], object] | None = None,
 ) -> HiddenStateCache | None:
     """Store the states of ``items`` that enter decoder layer ``frozen + 1``.
@@ -67,7 +68,8 @@ def write_cache(
             Directories of the same name with another fingerprint are removed.
         layers: layers whose residuals are stored too, none above ``frozen``.
         blank: kinds of media that are blanked.
-        share: largest share of the free disk that the cache may take.
+        share: largest share of the free disk that the cache may take, together with ``beside``.
+        beside: items of another cache, which is filled after this one.
         refused: is given the reason if it cannot be stored, in addition to the log.
 
     Returns:
@@ -82,7 +84,8 @@ def write_cache(
         for other in directory.parent.glob(f"{directory.name.rpartition('-')[0]}-*"):
             if other != directory:
                 shutil.rmtree(other)
-        return does_not_fit(loaded, batches, media, directory, files, share)
+        more = cache_bytes(loaded, plan_batches(beside.items, batch_size), loaded.media(beside)) if beside else 0
+        return does_not_fit(loaded, batches, media, directory, files, share, more)
 
     branching = can_branch(loaded, [item for batch in batches for item in batch], media)
     reason = (
@@ -129,12 +132,33 @@ def _fingerprint(loaded: LoadedModel, items: ItemSet, batch_size: int, frozen: i
 
 
 def does_not_fit(
-    loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader, directory: Path, files: Sequence[Path], share: float = 1.0
+    loaded: LoadedModel,
+    batches: Sequence[Sequence[Item]],
+    media: MediaLoader,
+    directory: Path,
+    files: Sequence[Path],
+    share: float = 1.0,
+    more: int = 0,
 ) -> str | None:
     """Return why the disk cannot hold the states that are not stored yet, or None.
 
-    They may take ``share`` of what is free, and must leave :data:`RESERVE`.
+    With ``more`` bytes of another cache they may take ``share`` of what is free. Alone they must leave
+    :data:`RESERVE`.
     """
+    needed = cache_bytes(loaded, batches, media) - sum(f.stat().st_size for f in files if f.is_file())
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
+    if needed + RESERVE > free:
+        return f"it takes {needed / 2**30:,.2f} GiB more, and {directory} has {free / 2**30:,.2f} GiB free, of which 1 must remain"
+    if needed + more > share * free:
+        return (
+            f"it takes {(needed + more) / 2**30:,.2f} GiB more, above {share:.0%} of the {free / 2**30:,.2f} GiB that {directory} has free"
+        )
+    return None
+
+
+def cache_bytes(loaded: LoadedModel, batches: Sequence[Sequence[Item]], media: MediaLoader) -> int:
+    """Estimate the bytes of the states of batches, from the first items of each kind of media."""
     kinds: dict[tuple[str, ...], int] = {}
     for batch in batches:
         kinds[media_signature(batch[0])] = kinds.get(media_signature(batch[0]), 0) + len(batch)
@@ -143,15 +167,7 @@ def does_not_fit(
         mask = prompt_with_answers(loaded, media, [(item, []) for item in batch])[0]["attention_mask"]
         behind = sum(len(tokens) for _, branches in answer_rows(loaded, batch, branching=True).rows for tokens in branches)
         tokens += (int(mask.sum()) + behind) / len(batch) * kinds[media_signature(batch[0])]
-    there = sum(f.stat().st_size for f in files if f.is_file())
-    needed = trunk_bytes(tokens * MARGIN, loaded.width, next(unwrap(loaded.model).parameters()).element_size()) - there
-    directory.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(directory).free
-    if needed + RESERVE > free:
-        return f"it takes {needed / 2**30:,.2f} GiB more, and {directory} has {free / 2**30:,.2f} GiB free, of which 1 must remain"
-    if needed > share * free:
-        return f"it takes {needed / 2**30:,.2f} GiB more, above {share:.0%} of the {free / 2**30:,.2f} GiB that {directory} has free"
-    return None
+    return trunk_bytes(tokens * MARGIN, loaded.width, next(unwrap(loaded.model).parameters()).element_size())
 
 
 def trunk_bytes(tokens: float, width: int, itemsize: int) -> int:

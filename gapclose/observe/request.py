@@ -82,7 +82,7 @@ def request_of(loaded: LoadedModel, items: ItemSet, config: ObserveConfig, wante
         "top_tokens": wanted.top_tokens,
         "blank": sorted(set(wanted.blank) & {kind for item in items for kind, _ in item.media}),
         "patch": [x for layer, of in sorted(wanted.patch.items()) for x in (layer, _digest([of[i.id] for i in items]))] or None,
-        **({"share_prefix": True} if config.share_prefix else {}),
+        **({"share_prefix": True} if config.shares else {}),
         **({"trunk": wanted.trunk.frozen} if wanted.trunk else {}),
         **wanted.extra,
     }

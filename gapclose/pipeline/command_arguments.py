@@ -28,9 +28,9 @@ def report_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         ValueError: with the usage, when no run is named or an option is unknown; so for every command.
     """
     parser = _parser("report", "Show what a run measured and write its page, RUN/report.html; of several runs, compare them.")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directory")
+    parser.add_argument("runs", type=_path, nargs="+", metavar="RUN", help="run directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object, or a list for several runs, and write no page")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the page to FILE; of a comparison it is written only then")
+    parser.add_argument("--html", type=_path, metavar="FILE", help="write the page to FILE; of a comparison it is written only then")
     parser.add_argument("--all", action="store_true", help="print every inference-time method at every budget, not its best setting")
     return parser.parse_intermixed_args(arguments)
 
@@ -43,11 +43,11 @@ def monitor_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """
     parser = _parser("monitor", "Flag questions whose premise seems to be false, by the probe of a run.")
     _add_run(parser)
-    parser.add_argument("--items", type=Path, required=True, help="item set (a directory), or a file with one question per line (JSON)")
+    parser.add_argument("--items", type=_path, required=True, help="item set (a directory), or a file with one question per line (JSON)")
     parser.add_argument("--split", help="only this split")
     parser.add_argument("--answers", action="store_true", help="also answer, and count where answer and reading disagree")
     parser.add_argument("--base", action="store_true", help="run the base model, not the adapted one")
-    parser.add_argument("--out", type=Path, help="file for the flags, .csv or .json (default: RUN/flags.csv)")
+    parser.add_argument("--out", type=_path, help="file for the flags, .csv or .json (default: RUN/flags.csv)")
     args = parser.parse_args(arguments)
     if args.out and args.out.suffix not in (".csv", ".json"):
         raise ValueError(f"--out {args.out}: write to a .csv or a .json file")
@@ -95,8 +95,8 @@ def ask_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         epilog="Keys are read from the environment, as inspect_ai documents them for each provider.",
     )
     parser.add_argument("--model", required=True, help="PROVIDER/MODEL as inspect_ai names it, e.g. openai/gpt-4o")
-    parser.add_argument("--items", type=Path, required=True, metavar="DIR", help="item set")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for asked.json and inspect's log")
+    parser.add_argument("--items", type=_path, required=True, metavar="DIR", help="item set")
+    parser.add_argument("--out", type=_path, required=True, metavar="DIR", help="directory for asked.json and inspect's log")
     parser.add_argument("--split", default="test", help="default: %(default)s")
     parser.add_argument("--limit", type=int, help="only so many items, the first ones, e.g. to see what they cost")
     parser.add_argument("--tokens", type=int, default=32, help="longest answer (default: %(default)s)")
@@ -112,11 +112,18 @@ def ask_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser(command: str, description: str, **settings: Any) -> argparse.ArgumentParser:
-    return _Parser(prog=f"gapclose {command}", description=description, **settings)
+    return _Parser(prog=f"gapclose {command}", description=description, allow_abbrev=False, **settings)
+
+
+def _path(word: str) -> Path:
+    """A named file or directory; ``--html=`` would be the working directory, and ``--html=--json`` a slip."""
+    if not word or word.startswith("-"):
+        raise argparse.ArgumentTypeError(f"{word!r} names no file or directory")
+    return Path(word)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    parser.add_argument("run", type=_path, metavar="RUN", help="run directory")
 
 
 def _refuse_not_positive(args: argparse.Namespace, *names: str) -> None:
@@ -131,9 +138,11 @@ def _refuse_no_run(run: Path) -> None:
     if (run / "config.yaml").is_file():
         return
     from gapclose.core.files import near_sibling
+    from gapclose.evaluation.run_records import CALLBACK_FOLDER, CALLBACK_MARK
 
-    if any((place / "callback.json").is_file() for place in (run, run / "gapclose")):
+    if any((place / CALLBACK_MARK).is_file() for place in (run, run / CALLBACK_FOLDER)):
         raise ValueError(
-            f"{run}: GapCallback measured a training there, which leaves no model and no monitor; name a run of `gapclose close` or `measure`"
+            f"{run}: GapCallback measured a training there, and keeps no model; GapCallback.monitor() makes its monitor after the training, and "
+            "a run of `gapclose close` or `measure` can be named here"
         )
     raise ValueError(f"{run}: no run there (no config.yaml){'' if run.is_dir() else near_sibling(run)}")

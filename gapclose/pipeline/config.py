@@ -18,9 +18,9 @@ import yaml
 
 from gapclose.core.config_checks import Checks
 from gapclose.core.errors import ErrorCollector
-from gapclose.core.files import read_json, write_text
+from gapclose.core.files import write_text
 from gapclose.core.logging import LEVELS
-from gapclose.core.settings import AUTO, AUTO_KEYS, RESUMABLE_KEYS, flatten, read_settings
+from gapclose.core.settings import AUTO, AUTO_KEYS, RESUMABLE_KEYS, decisions, flatten, read_settings
 from gapclose.data.config import READERS, DataConfig, LabellingConfig, PromptsConfig
 from gapclose.evaluation.config import CONTROLS, ControlsConfig
 from gapclose.export.config import ExportConfig
@@ -184,27 +184,36 @@ def parse_config(arguments: Sequence[str], *, prog: str = "gapclose", starting: 
     return config
 
 
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> dict[str, tuple[Any, Any]]:
+    """Return the settings with which a directory cannot go on: key -> value there, value now.
+
+    A key that is not in ``before`` was added to gapclose later, and had its default then. The keys in
+    :data:`RESUMABLE_KEYS` may differ. ``auto`` agrees with what was given before, and with what it
+    came to.
+
+    Args:
+        before: dotted key -> value, as it began. now: all groups or some, nested.
+        directory: where ``auto.json`` is.
+    """
+    before, now, found = flatten(dataclasses.asdict(Config())) | before, flatten(dict(now)), decisions(directory)
+    for key in AUTO_KEYS:
+        if before[key] == AUTO:
+            before[key] = found.get(key, {}).get("value", now.get(key))
+    agreed = {key for key in AUTO_KEYS if now.get(key) == AUTO}
+    return {k: (before.get(k), v) for k, v in now.items() if before.get(k) != v and k not in agreed and not k.startswith(RESUMABLE_KEYS)}
+
+
 def refuse_other_run(config: Config, path: Path) -> None:
     """Check that the run whose configuration is at ``path``, if any, has the same settings.
 
-    A key that the stored configuration does not have was added to gapclose after that run, which
-    therefore used its default. The keys in :data:`RESUMABLE_KEYS` may differ. ``auto`` agrees with
-    what the run was given, and with what it decided.
+    They may differ as :func:`changed_settings` says.
 
     Raises:
         ValueError: naming each setting that differs, with both values, or a damaged file.
     """
     if not path.is_file():
         return
-    before, now = read_settings(path.parent), flatten(yaml.safe_load(_dump(config)))
-    before = flatten(dataclasses.asdict(Config())) | before
-    for key in AUTO_KEYS:  # auto goes on as the run began; what auto came to may be named
-        chosen = read_json(path.parent / "auto.json").get(key, {}) if (path.parent / "auto.json").is_file() else {}
-        if now[key] == AUTO or (before[key] == AUTO and chosen.get("value", now[key]) == now[key]):
-            before[key] = now[key]
-        elif before[key] == AUTO:
-            before[key] = chosen["value"]
-    changed = {k: (before.get(k), v) for k, v in now.items() if before.get(k) != v and not k.startswith(RESUMABLE_KEYS)}
+    changed = changed_settings(read_settings(path.parent), yaml.safe_load(_dump(config)), path.parent)
     if changed:
         listed = "\n".join(f"  - {k}: {a!r} there, {b!r} now" for k, (a, b) in changed.items())
         raise ValueError(

@@ -16,9 +16,11 @@ import numpy as np
 import transformers
 from peft import PeftModel
 
+from gapclose.core.auto_decisions import store
 from gapclose.core.distributed import kind_of, run_on_main
 from gapclose.core.files import read_json, write_json
 from gapclose.core.logging import get_logger
+from gapclose.core.settings import AUTO, SHARE_PREFIX, flatten
 from gapclose.data.item_set import ItemSet
 from gapclose.data.load import load_items
 from gapclose.data.prompt_templates import apply_prompt
@@ -29,7 +31,7 @@ from gapclose.models.checkpoint import memory_fingerprint
 from gapclose.models.loading import assemble
 from gapclose.models.sharding import is_wrapped
 from gapclose.models.training_state import training_set_aside
-from gapclose.pipeline.config import config_of, missing_functions
+from gapclose.pipeline.config import changed_settings, config_of, missing_functions
 from gapclose.pipeline.items import Given, prepare_plain
 from gapclose.pipeline.measure_context import MeasureContext
 from gapclose.pipeline.monitor import Monitor
@@ -239,7 +241,7 @@ class GapCallback(transformers.TrainerCallback):
                 "start (out=...), or start anew"
             )
         if resumed and before is not None:
-            if changed := [name for name, value in now.items() if before[name] != value]:
+            if changed := self._changed(before, now):
                 raise ValueError(
                     f"{directory}: {' and '.join(changed)} of GapCallback are not those with which this training started; use the same, or "
                     "another directory (out=...)"
@@ -260,6 +262,18 @@ class GapCallback(transformers.TrainerCallback):
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / CALLBACK_MARK, {"base": base, **now})
         return base
+
+    def _changed(self, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+        """What differs from the start of the training, which keeps the ``share_prefix`` that was given there. Main process only."""
+        assert self.run is not None
+        directory, began = self.run.directory, flatten(before["settings"])
+        changed = (["items"] if before["items"] != now["items"] else []) + (
+            ["settings"] if changed_settings(began, now["settings"], directory) else []
+        )
+        given = began.get(SHARE_PREFIX)
+        if not changed and isinstance(given, bool) and self.config.observe.share_prefix == AUTO:
+            store(directory, SHARE_PREFIX, None if given else "this training began so")
+        return changed
 
     def _measure_val(self, state: Any, control: Any, model: Any) -> None:
         """Measure ``val``, and stop the training where a guard of ``stop_on`` asks for it."""

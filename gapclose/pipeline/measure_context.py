@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from gapclose.core.distributed import run_on_main
 from gapclose.core.logging import get_logger
@@ -27,11 +28,10 @@ from gapclose.metrics.judgeable import ADVICE
 from gapclose.metrics.labels import Labels
 from gapclose.metrics.status import STATES
 from gapclose.models.loading import LoadedModel
-from gapclose.observe.extract import observe, sharing_refusal
+from gapclose.observe.extract import observe
 from gapclose.observe.frozen_cache import HiddenStateCache
 from gapclose.observe.request import ObservationRequest
 from gapclose.observe.store import Observations
-from gapclose.pipeline.auto_settings import sharing
 from gapclose.pipeline.config import Config
 from gapclose.probes.config import ProbeConfig
 from gapclose.probes.linear import FrozenProbe
@@ -77,12 +77,12 @@ class MeasureContext:
             max_new_tokens: replaces ``observe.max_new_tokens``, if given.
         """
         asked = ObservationRequest(**wanted, extra={"adapter": self.adapter})
-        how = sharing(self.config.observe, self.directory, lambda: sharing_refusal(self.loaded, items, self.config.observe, asked))
+        how = self.config.observe
         if max_new_tokens is not None:
             how = dataclasses.replace(how, max_new_tokens=max_new_tokens)
         directory = self.directory / "observations" / stage
         shared = Path(how.shared) if how.shared and not self.adapter else None
-        return observe(self.loaded, items, directory, how, asked, replace=replace, shared=shared)
+        return observe(self.loaded, items, directory, how, asked, replace=replace, shared=shared, run=self.directory)
 
     def fit_probes(self) -> None:
         """Choose and freeze probe and sentinel on fit, from one observation of all their layers."""
@@ -92,7 +92,7 @@ class MeasureContext:
         labels = Labels.of(fit)
         known = (labels.concept, labels.clip, fit.concepts, self.config.probe)
         given: dict[str, Any] = {"modality": labels.modality, "seed": self.config.seed, "spread": True}
-        given["device"] = self.loaded.device if self.config.probe.device == "auto" else None
+        given["device"] = search_device(self.config.probe, self.loaded.device)
         choice = choose_probe(observed.residuals, *known, layers=candidates, **given)
         self.probe, self.fit_reading = choice.probe, choice.reading
         # The sentinel makes no targets: another family, at the last layer, which the adapters change.
@@ -188,6 +188,14 @@ class MeasureContext:
             self.record(record)
         self.measured |= found
         return found
+
+
+def search_device(config: ProbeConfig, model: torch.device) -> torch.device | None:
+    """Where the search of a probe fits large layers, for a model on the device ``model``; None: on the CPU.
+
+    It is CUDA alone: the solver needs float64, which MPS does not have.
+    """
+    return model if config.device == "auto" and model.type == "cuda" else None
 
 
 def _number(interval: dict[str, float | None]) -> str:

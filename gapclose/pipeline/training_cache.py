@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gapclose.core.logging import get_logger
-from gapclose.core.settings import AUTO
+from gapclose.core.auto_decisions import decided, keep
+from gapclose.core.settings import AUTO, CACHE_TRUNK
 from gapclose.data.items import Item
 from gapclose.observe.frozen_cache import HiddenStateCache
 from gapclose.observe.frozen_writer import AUTO_SHARE, write_cache
-from gapclose.pipeline.auto_settings import decided, keep, sharing, stores_measured
+from gapclose.pipeline.auto_settings import stores_measured, with_decision
 from gapclose.pipeline.config import Config
 
 if TYPE_CHECKING:
     from gapclose.pipeline.context import RunContext
-
-logger = get_logger(__name__)
-
-KEY = "train.cache_trunk"
 
 
 def idle(config: Config) -> str | None:
@@ -38,22 +34,21 @@ def training_caches(run: RunContext, items: Sequence[Item], *, frozen: int, blan
     """
     config, known = run.config, None
     auto = config.train.cache_trunk == AUTO
-    if auto and (known := decided(run.directory, KEY)) is None and (reason := idle(config)):
-        known = keep(run.directory, KEY, reason)
+    if auto and (known := decided(run.directory, CACHE_TRUNK)) is None and (reason := idle(config)):
+        known = keep(run.directory, CACHE_TRUNK, reason)
     if config.train.cache_trunk is False or known is False:
         return {}
-    refused = list[str]()
-    how: dict[str, Any] = {
-        "frozen": frozen, "batch_size": config.observe.batch_size, "share": AUTO_SHARE if auto else 1.0, "refused": refused.append,
-    }  # fmt: skip
+    refused, deciding = list[str](), auto and known is None
+    how: dict[str, Any] = {"frozen": frozen, "batch_size": config.observe.batch_size}
+    measured = run.measured_items("val") if stores_measured(with_decision(config.observe, run.directory)) else None
+    within: dict[str, Any] = {"share": AUTO_SHARE, "beside": measured, "refused": refused.append} if deciding else {}
     seen = run.items.holding([*{i.id: i for i in items}.values()])
-    train = write_cache(run.loaded, seen, run.directory / "trunk" / "train", blank=blank, **how)
-    if auto and known is None:
-        keep(run.directory, KEY, refused[0] if refused else None)
+    train = write_cache(run.loaded, seen, run.directory / "trunk" / "train", blank=blank, **how, **within)
+    if deciding:
+        keep(run.directory, CACHE_TRUNK, refused[0] if refused else None)
     if train is None:
         return {}
-    if not stores_measured(sharing(config.observe, run.directory)):
+    if measured is None:
         return {"train": train}
     below = [layer for layer in run.measured_layers if layer <= frozen]
-    place, measured = run.directory / "trunk" / "val", run.measured_items("val")
-    return {"train": train, "val": write_cache(run.loaded, measured, place, layers=below, **how)}
+    return {"train": train, "val": write_cache(run.loaded, measured, run.directory / "trunk" / "val", layers=below, **how)}

@@ -37,7 +37,7 @@ def verify(directory: Path) -> dict[str, Any]:
     from gapclose.observe.batching import plan_batches
     from gapclose.observe.extract import forward_batches
     from gapclose.observe.request import ObservationRequest
-    from gapclose.pipeline.auto_settings import sharing
+    from gapclose.pipeline.auto_settings import with_decision
     from gapclose.pipeline.config import parse_config
     from gapclose.pipeline.items import prepare_items
 
@@ -52,8 +52,8 @@ def verify(directory: Path) -> dict[str, Any]:
     # the batches of the measurement: other padding changes results in half precision
     known = set(stored.ids)
     chosen = [i for i in items if i.id in known]
-    how = sharing(config.observe, directory)
-    batches = plan_batches(chosen, how.batch_size, by_clip=bool(how.share_prefix))
+    how = with_decision(config.observe, directory)
+    batches = plan_batches(chosen, how.batch_size, by_clip=how.shares)
     batches = batches[: max(1, VERIFIED_ITEMS // config.observe.batch_size)]
     result: dict[str, Any] = {}
     for name in ("adapter", "merged", "omni"):

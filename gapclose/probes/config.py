@@ -56,7 +56,7 @@ class ProbeConfig:
     """strengths of the families that are not the package's own"""
     device: str = "auto"
     """where the logistic family is searched: auto (layers of a million numbers and more on the
-    model's device) or cpu"""
+    model's GPU if that is CUDA and has the memory, else on the CPU) or cpu"""
 
     def __post_init__(self) -> None:
         with Checks(self, "probe") as check:

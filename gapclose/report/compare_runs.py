@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gapclose.core.settings import EXECUTION_ONLY_KEYS, read_settings
+from gapclose.core.settings import AUTO, AUTO_KEYS, EXECUTION_ONLY_KEYS, decisions, read_settings
 from gapclose.evaluation.run_records import skipped_words, summarise
 from gapclose.evaluation.summary_text import show
 from gapclose.metrics.significance import holm
@@ -45,12 +45,18 @@ def compare(directories: Sequence[Path]) -> list[dict[str, Any]]:
             missing.append(str(error))
     if missing:
         raise ValueError("\n".join(missing))
-    settings = [read_settings(d) for d in directories]
+    settings = [_settings(d) for d in directories]
     keys = [k for k in dict.fromkeys(k for s in settings for k in s) if k != "seed" and not k.startswith(EXECUTION_ONLY_KEYS)]
     varied = [k for k in keys if any(s.get(k) != settings[0].get(k) for s in settings)]
     for run, own in zip(runs, settings, strict=True):
         run["differs"] = {k: own.get(k) for k in varied}
     return runs
+
+
+def _settings(directory: Path) -> dict[str, Any]:
+    """Settings of a run, with what it decided in the place of ``auto``."""
+    given, found = read_settings(directory), decisions(directory)
+    return given | {key: found[key]["value"] for key in AUTO_KEYS if given.get(key) == AUTO and key in found}
 
 
 def cells(run: dict[str, Any]) -> list[Any]:

@@ -214,7 +214,7 @@ class TrainConfig:
     """hidden-state cache: compute everything below the first adapted layer once (towers
     included), keep it on disk during training, and start training and measurement from there;
     ``gapclose validate`` prints its size. Skipped with a message if it does not fit or the model
-    does not support it. auto: true if training has several epochs, the cache takes at most a
+    does not support it. auto: true if training has several epochs, its files take at most a
     quarter of the free disk, and a first try gives the model's own results; ``auto.json`` of the
     run keeps the decision"""
     lr_scheduler_type: str = "cosine"

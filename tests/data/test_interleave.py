@@ -79,7 +79,7 @@ def hearing(loaded) -> LoadedModel:
 def test_a_padded_batch_gives_what_its_items_give_alone(hearing, films):
     """Scores of options of one token and several, residuals of every layer and generated answers, as the whole prompt gives them."""
     loaded = hearing
-    batch, config = list(films), ObserveConfig(max_new_tokens=3)
+    batch, config = list(films), ObserveConfig(max_new_tokens=3, share_prefix=False)
     wanted = ObservationRequest(layers=[0, 3, 5], generate=True)
     together = forward_batches(loaded, [batch], loaded.media(films), config, wanted)
     alone = forward_batches(loaded, [[i] for i in batch], loaded.media(films), config, wanted)
@@ -106,7 +106,7 @@ def test_questions_about_one_film_follow_on_one_reading_of_it(hearing, films, mo
     monkeypatch.setattr(shared_prefix, "read_prefix", lambda *given: (read.append(len(given[-1])), real(*given))[1])
     batch = [interleave(films).items[0], *(replace(i, id=f"{i.id}-more") for i in interleave(films).items)]
     batch += [replace(i, id=f"{i.id}-other", messages=retold(i)) for i in batch[1:]]
-    config, wanted = ObserveConfig(batch_size=8, max_new_tokens=3), ObservationRequest(layers=[0, 3, 5], generate=True)
+    config, wanted = ObserveConfig(batch_size=8, max_new_tokens=3, share_prefix=False), ObservationRequest(layers=[0, 3, 5], generate=True)
     shared, whole = (
         forward_batches(hearing, [batch], hearing.media(films), how, wanted) for how in (replace(config, share_prefix=True), config)
     )

@@ -23,7 +23,7 @@ from gapclose.observe.extract import forward_batches, observe
 from gapclose.observe.request import ObservationRequest
 from gapclose.probes.linear import FrozenProbe, fit_linear
 
-CONFIG, LAYERS = ObserveConfig(batch_size=8, shard_batches=2), (0, 1, 2, 3, 4, 5)
+CONFIG, LAYERS = ObserveConfig(batch_size=8, shard_batches=2, share_prefix=False), (0, 1, 2, 3, 4, 5)
 
 
 @pytest.fixture(scope="module")

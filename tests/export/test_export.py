@@ -147,8 +147,8 @@ def test_the_merged_export_is_an_ordinary_checkpoint(with_merged, tiny_config):
     loaded = LoadedModel(model=model, processor=processor, path="", fingerprint="")
     items = read_items(config.data.path).select(split="test")
     stored = read_observations(with_merged / "observations" / "adapted-test")
-    batches = plan_batches(items.items, config.observe.batch_size)
-    seen = forward_batches(loaded, batches, loaded.media(items), config.observe, ObservationRequest(generate=True)).take(stored.ids)
+    batches, how = plan_batches(items.items, config.observe.batch_size), replace(config.observe, share_prefix=False)
+    seen = forward_batches(loaded, batches, loaded.media(items), how, ObservationRequest(generate=True)).take(stored.ids)
     torch.testing.assert_close(seen.scores, stored.scores, atol=1e-4, rtol=0)
     assert seen.answers == stored.answers
     base = read_observations(with_merged / "observations" / "base-test", stored.ids)

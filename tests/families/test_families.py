@@ -45,7 +45,7 @@ from gapclose.training.lora import add_lora, load_adapter
 from gapclose.training.sampler import Example
 from gapclose.training.trainer import make_trainer
 
-CONFIG = ObserveConfig(batch_size=4, max_new_tokens=4)
+CONFIG = ObserveConfig(batch_size=4, max_new_tokens=4, share_prefix=False)
 ANSWERS = ["odd", "an odd number", "unseen detail here", "unheard"]
 SIZES = [(28, 28), (56, 28), (40, 64)]
 PROBE = 2

@@ -51,7 +51,11 @@ def films(tmp_path_factory) -> ItemSet:
 
 
 def test_a_padded_batch_gives_what_its_items_give_alone(loaded, films):
-    batch, config, wanted = list(films), ObserveConfig(max_new_tokens=3), ObservationRequest(layers=[0, 2, 4], generate=True)
+    batch, config, wanted = (
+        list(films),
+        ObserveConfig(max_new_tokens=3, share_prefix=False),
+        ObservationRequest(layers=[0, 2, 4], generate=True),
+    )
     together = forward_batches(loaded, [batch], loaded.media(films), config, wanted)
     alone = forward_batches(loaded, [[i] for i in batch], loaded.media(films), config, wanted)
     for layer in wanted.layers:

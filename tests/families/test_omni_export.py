@@ -74,7 +74,7 @@ def test_its_class_loads_it_and_the_thinker_is_the_adapted_one(exported, digits)
     torch.testing.assert_close(told, expected, atol=1e-4, rtol=0)
     assert (untouched - expected).abs().max() > 0.1
     again = load_model(replace(exported.config, path=str(exported.folder)))
-    batch, config = list(digits.select(split="fit").items[:4]), ObserveConfig(max_new_tokens=3)
+    batch, config = list(digits.select(split="fit").items[:4]), ObserveConfig(max_new_tokens=3, share_prefix=False)
     seen, known = (
         forward_batches(m, [batch], m.media(digits), config, ObservationRequest(layers=[4], generate=True))
         for m in (again, exported.loaded)

@@ -115,7 +115,7 @@ def test_scores_of_smolvlm_are_those_of_the_taught_tokens(smolvlm, digits, tmp_p
     processor.save_pretrained(tmp_path)
     loaded = load_model(ModelConfig(path=str(tmp_path), dtype="float32"))
     items = only(digits, "image")
-    found = forward_batches(loaded, [list(items.items[:1])], loaded.media(items), ObserveConfig(), ObservationRequest())
+    found = forward_batches(loaded, [list(items.items[:1])], loaded.media(items), ObserveConfig(share_prefix=False), ObservationRequest())
     item = items.items[0]
     inputs = loaded.prompts([item], loaded.media(items))
     tokens = taught(loaded.processor, item.messages, item.options[0].text)

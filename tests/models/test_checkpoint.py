@@ -152,12 +152,20 @@ def test_attention_and_template_are_part_of_an_observation(tiny_checkpoint, digi
     """Where they are not the default: what was observed with the default stays what it was."""
     few = replace(digits, items=digits.items[:2])
     config = ModelConfig(path=str(tiny_checkpoint), dtype="float32")
-    observe(load_model(config), few, tmp_path / "o", ObserveConfig(), ObservationRequest())
-    observe(load_model(config), few, tmp_path / "o", ObserveConfig(), ObservationRequest())
+    observe(load_model(config), few, tmp_path / "o", ObserveConfig(share_prefix=False), ObservationRequest())
+    observe(load_model(config), few, tmp_path / "o", ObserveConfig(share_prefix=False), ObservationRequest())
     with pytest.raises(ValueError, match="attention"):
-        observe(load_model(replace(config, attention="eager")), few, tmp_path / "o", ObserveConfig(), ObservationRequest())
+        observe(
+            load_model(replace(config, attention="eager")), few, tmp_path / "o", ObserveConfig(share_prefix=False), ObservationRequest()
+        )
     with pytest.raises(ValueError, match="template"):
-        observe(load_model(replace(config, template={"role": "x"})), few, tmp_path / "o", ObserveConfig(), ObservationRequest())
+        observe(
+            load_model(replace(config, template={"role": "x"})),
+            few,
+            tmp_path / "o",
+            ObserveConfig(share_prefix=False),
+            ObservationRequest(),
+        )
 
 
 # -- variables of the template ---------------------------------------------------------------------------------------------------------
@@ -218,7 +226,9 @@ def test_answers_are_greedy_by_the_logits_alone(loaded, digits):
     batch = [list(digits.items[:8])]
 
     def answers() -> list[str]:
-        found = forward_batches(loaded, batch, loaded.media(digits), ObserveConfig(max_new_tokens=6), ObservationRequest(generate=True))
+        found = forward_batches(
+            loaded, batch, loaded.media(digits), ObserveConfig(max_new_tokens=6, share_prefix=False), ObservationRequest(generate=True)
+        )
         assert found.answers is not None
         return found.answers
 

@@ -22,7 +22,7 @@ from gapclose.observe.extract import forward_batches, observe
 from gapclose.observe.request import ObservationRequest
 from gapclose.observe.store import read_observations
 
-CONFIG = ObserveConfig(batch_size=4, shard_batches=2, max_new_tokens=3)
+CONFIG = ObserveConfig(batch_size=4, shard_batches=2, max_new_tokens=3, share_prefix=False)
 LAYERS = (0, 1, 3, 5)
 LONG = ["odd", "an odd number", "unseen detail here", "unheard"]
 

@@ -106,7 +106,7 @@ def test_scores_residuals_and_answers_are_those_of_the_whole_model(loaded, mixed
     for name, parameter in loaded.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
-    layers, config = [2, 3, 4, 5], ObserveConfig(batch_size=6, max_new_tokens=3)
+    layers, config = [2, 3, 4, 5], ObserveConfig(batch_size=6, max_new_tokens=3, share_prefix=False)
     trunk = filled(loaded, mixed, tmp_path, layers=[2, 3])
     batches, media = plan_batches(mixed.items, 6), loaded.media(mixed)
     wanted = {"layers": layers, "generate": True}
@@ -124,7 +124,7 @@ def test_without_generation_a_measurement_reads_no_media(loaded, mixed, tmp_path
     trunk = filled(loaded, mixed, tmp_path)
     batches = plan_batches(mixed.items, 6)
     media = loaded.media(replace(mixed, root=tmp_path / "nowhere"))
-    found = forward_batches(loaded, batches, media, ObserveConfig(), ObservationRequest(layers=[5], trunk=trunk))
+    found = forward_batches(loaded, batches, media, ObserveConfig(share_prefix=False), ObservationRequest(layers=[5], trunk=trunk))
     assert len(found) == len(mixed)
 
 

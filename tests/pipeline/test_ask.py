@@ -108,7 +108,11 @@ def test_a_served_models_action_is_that_of_its_measurement(served, shipped, digi
     kept = digits.select(split="test", purpose="gap")
     labels, everything = Labels.of(kept).take(np.arange(len(kept)) < 24), np.ones((24, 3)) / 3
     seen = forward_batches(
-        shipped, [items], shipped.media(digits), ObserveConfig(max_new_tokens=4), ObservationRequest(layers=(2,), generate=True)
+        shipped,
+        [items],
+        shipped.media(digits),
+        ObserveConfig(max_new_tokens=4, share_prefix=False),
+        ObservationRequest(layers=(2,), generate=True),
     )
     scores = seen.scores.double().numpy()
     wanted = statistics(ClipBootstrap(labels.clip, 1000, 0), labels, Action(chosen=scores.argmax(1), scores=scores), everything)

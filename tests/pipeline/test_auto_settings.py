@@ -3,15 +3,21 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from gapclose.core.auto_decisions import keep
+from gapclose.core.settings import decisions
 from gapclose.observe import prefix_cache
+from gapclose.observe.batching import plan_batches
 from gapclose.observe.config import ObserveConfig
-from gapclose.observe.extract import observe, sharing_refusal
-from gapclose.observe.request import ObservationRequest
-from gapclose.pipeline.auto_settings import decisions, keep, sharing, stores_measured, take_over
+from gapclose.observe.extract import forward_batches, observe, sharing_refusal
+from gapclose.observe.frozen_writer import cache_bytes
+from gapclose.observe.request import ObservationRequest, request_of
+from gapclose.pipeline import training_cache
+from gapclose.pipeline.auto_settings import shares, stores_measured, take_over, with_decision
 from gapclose.pipeline.cli import main
 from gapclose.pipeline.config import Config, parse_config, refuse_other_run, save_config
 from gapclose.pipeline.training_cache import idle
@@ -48,7 +54,7 @@ def test_a_run_goes_on_with_what_auto_came_to(tmp_path):
         refuse_other_run(parse_config(["--run_dir", str(tmp_path), f"--{SHARE}={word}"]), tmp_path / "config.yaml")
     with pytest.raises(ValueError, match="observe.share_prefix: True there, False now"):
         refuse_other_run(parse_config(["--run_dir", str(tmp_path), f"--{SHARE}=false"]), tmp_path / "config.yaml")
-    assert sharing(AUTO, tmp_path, lambda: pytest.fail("decided before")).share_prefix is True
+    assert shares(AUTO, tmp_path) is True
 
 
 @pytest.mark.parametrize("value", [True, False])
@@ -62,13 +68,16 @@ def test_a_run_with_an_explicit_value_goes_on_with_it(tmp_path, value):
     assert config.observe.share_prefix is value
 
 
-def test_a_decision_has_its_reason(tmp_path, capsys):
-    """It is said once, in a line, and read back."""
-    assert sharing(AUTO, tmp_path, lambda: "it is Monday").share_prefix is False
+def test_a_decision_has_its_reason(loaded, few, tmp_path, capsys, monkeypatch):
+    """It is made once in a run, said in a line, kept in one place, and read back."""
+    monkeypatch.setattr("gapclose.observe.extract.sharing_refusal", lambda *a: "it is Monday")
+    observe(loaded, few, tmp_path / "observations" / "a", AUTO, ObservationRequest(), run=tmp_path)
+    monkeypatch.setattr("gapclose.observe.extract.sharing_refusal", lambda *a: pytest.fail("decided before"))
+    observe(loaded, few, tmp_path / "observations" / "b", AUTO, ObservationRequest(layers=(1,)), run=tmp_path)
     assert decisions(tmp_path) == {SHARE: {"value": False, "reason": "it is Monday"}}
     assert capsys.readouterr().out.count("observe.share_prefix auto: off, since it is Monday") == 1
-    assert sharing(ObserveConfig(share_prefix=True), tmp_path).share_prefix is True
-    assert stores_measured(sharing(AUTO, tmp_path)) and not stores_measured(ObserveConfig(share_prefix=True))
+    assert with_decision(ObserveConfig(share_prefix=True), tmp_path).share_prefix is True
+    assert stores_measured(with_decision(AUTO, tmp_path)) and not stores_measured(ObserveConfig(share_prefix=True))
 
 
 def test_the_first_clips_decide(loaded, few, monkeypatch, capsys):
@@ -97,6 +106,32 @@ def test_an_observation_keeps_what_it_began_with(loaded, few, tmp_path):
     assert json.loads((tmp_path / "new" / "request.json").read_text())["share_prefix"] is True
 
 
+def test_what_decides_nothing_refuses_auto(loaded, few, tmp_path):
+    """It would otherwise mean true, without a try."""
+    with pytest.raises(ValueError, match="observe.share_prefix is auto"):
+        forward_batches(loaded, [list(few)], loaded.media(few), AUTO, ObservationRequest())
+    with pytest.raises(ValueError, match="observe.share_prefix is auto"):
+        request_of(loaded, few, AUTO, ObservationRequest())
+
+
+@pytest.mark.parametrize(("share", "stored"), [(1.0, ["train", "val"]), (0.99, [])])
+def test_both_caches_share_one_quarter(monkeypatch, loaded, few, tmp_path, share, stored):
+    """The bound holds for the sum, once; what follows the decision is bound by the disk alone."""
+    config = Config()
+    config.observe = replace(AUTO, share_prefix=False)
+    run = SimpleNamespace(
+        config=config, directory=tmp_path, items=few, loaded=loaded, measured_layers=[2], measured_items=lambda split: few
+    )
+    each = cache_bytes(loaded, plan_batches(few.items, 8), loaded.media(few))
+    free = shutil._ntuple_diskusage(2**40, 0, 2**40)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free)
+    monkeypatch.setattr(training_cache, "AUTO_SHARE", share * 2 * each / free.free)
+    found = training_cache.training_caches(run, list(few), frozen=2, blank=())
+    assert list(found) == stored and all(found.values()) and decisions(tmp_path)[CACHE]["value"] is bool(stored)
+    monkeypatch.setattr(training_cache, "AUTO_SHARE", 0.0)
+    assert list(training_cache.training_caches(run, list(few), frozen=2, blank=())) == stored, "as it was decided"
+
+
 def test_a_cache_that_cannot_pay_is_off():
     config = Config()
     assert idle(config) is None
@@ -120,7 +155,6 @@ def test_a_run_by_default(tiny_run):
 def test_a_small_disk_leaves_the_cache_out(tiny_config, tmp_path, monkeypatch, capsys):
     """A quarter of what is free is the bound of auto; the run goes on without, and so does its second start."""
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("gapclose.observe.frozen_writer.AUTO_SHARE", 0.0)
     monkeypatch.setattr("gapclose.pipeline.training_cache.AUTO_SHARE", 0.0)
     assert usage.free > 2**31
     command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path / "run"), "--train.epochs", "2"]

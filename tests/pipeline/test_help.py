@@ -115,7 +115,20 @@ def test_a_directory_of_a_callback_has_no_monitor(command, tmp_path, capsys):
     (tmp_path / "gapclose" / "callback.json").write_text("{}")
     for place in (tmp_path, tmp_path / "gapclose"):
         assert main([command, str(place), *(["--items", "x"] if command == "monitor" else [])]) == 2
-        assert "GapCallback measured a training there" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "GapCallback measured a training there" in said and "GapCallback.monitor() makes its monitor" in said
+
+
+@pytest.mark.parametrize(
+    "words", [("serve", "--por", "1", "RUN"), ("monitor", "RUN", "--item", "x"), ("serve", ""), ("monitor", "RUN", "--items=")]
+)
+def test_options_are_written_out_and_files_have_names(words, tmp_path, capsys, monkeypatch):
+    """A prefix of an option would change its meaning with the next option; an empty name is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    assert main([*words]) == 2
+    said = capsys.readouterr().err
+    assert "usage: gapclose" in said and ("unrecognized" in said or "required" in said or "'' names no file or directory" in said)
 
 
 def test_without_a_configuration_the_demo_is_named(tmp_path, capsys, monkeypatch):

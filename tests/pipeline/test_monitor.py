@@ -88,7 +88,7 @@ def test_a_text_model_is_read_at_the_end_of_its_prompt(monitor, tmp_path, digits
     mine = watches(monitor, probe=probe, model=replace(monitor.file.model, fingerprint=loaded.fingerprint))
     items = [replace(i, messages=[{"role": "user", "content": i.text + " Really?" * (n % 3)}]) for n, i in enumerate(digits.items[:6])]
     wanted = ObservationRequest(layers=(1, 2), generate=True)
-    seen = forward_batches(loaded, [[i] for i in items], loaded.media(digits), ObserveConfig(max_new_tokens=3), wanted)
+    seen = forward_batches(loaded, [[i] for i in items], loaded.media(digits), ObserveConfig(max_new_tokens=3, share_prefix=False), wanted)
     expected, texts = mine.file.reading(mine.file.concepts(seen.residuals)), [i.messages for i in items]
     answers = mine.generate(loaded.model, loaded.processor, texts, **SHORT)
     assert [a.text for a in answers] == seen.answers and len(set(expected.round(6))) == 6

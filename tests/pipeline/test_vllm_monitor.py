@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import shlex
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.calibration import EventBin
 from gapclose.pipeline import vllm_monitor
 from gapclose.pipeline.vllm_monitor import FOLDER, MonitorMiddleware, VllmMonitor
+from gapclose.pipeline.vllm_storage import KEPT, STORAGE, private_directory
 from gapclose.probes.linear import FrozenProbe
 
 WIDTH, CONCEPTS, CHAT = 8, ("standard", "false_vision"), "/v1/chat/completions"
@@ -38,6 +41,13 @@ def file() -> MonitorFile:
         probe=probe, alarm=CONCEPTS[1:], threshold=0.5, false_alarm_rate=0.05, split="val", rates=rates, calibration=(EventBin(0.5, 0.5, 1),),
         model=model,
     )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def private(tmp_path, monkeypatch):
+    """The files of vLLM are in the test's directory."""
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv(STORAGE, str(tmp_path))
 
 
 @pytest.fixture
@@ -90,19 +100,20 @@ def test_what_is_not_the_prompts_hidden_states_is_refused(file, request_of, tmp_
 
 def test_the_options_name_the_probes_layers_and_the_middleware(file, tmp_path, capsys):
     file.save(tmp_path / "monitor")
-    vllm_monitor.main([str(tmp_path / "monitor"), "--storage", "/dev/shm/here"])
+    storage = str(tmp_path / "here")
+    vllm_monitor.main([str(tmp_path / "monitor"), "--storage", storage])
     words = shlex.split(capsys.readouterr().out)
     options = dict(zip(words[1::2], words[2::2], strict=True))
     assert words[0] == "--no-enable-chunked-prefill"
     assert options["--middleware"] == f"{MonitorMiddleware.__module__}.{MonitorMiddleware.__name__}"
-    settings, speculative = vllm_monitor.engine_settings(file, "/dev/shm/here"), json.loads(options["--speculative_config"])
+    settings, speculative = vllm_monitor.engine_settings(file, storage), json.loads(options["--speculative_config"])
     assert speculative == settings["speculative_config"] and speculative["method"] == "extract_hidden_states"
     assert speculative["draft_model_config"]["hf_config"] == {"eagle_aux_hidden_state_layer_ids": [3, 5]}
     transfer = json.loads(options["--kv_transfer_config"])
-    assert transfer == settings["kv_transfer_config"] and transfer["kv_connector_extra_config"] == {"shared_storage_path": "/dev/shm/here"}
+    assert transfer == settings["kv_transfer_config"] and transfer["kv_connector_extra_config"] == {"shared_storage_path": storage}
 
 
-def ask(middleware, body, path: str = CHAT) -> tuple[int, dict, dict]:
+def ask(middleware, body, path: str = CHAT, **scope) -> tuple[int, dict, dict]:
     """Status, headers and JSON of a request, whose body comes in two pieces."""
     raw, sent = json.dumps(body).encode(), []
     pieces = [{"type": "http.request", "body": raw[:5], "more_body": True}, {"type": "http.request", "body": raw[5:]}]
@@ -113,12 +124,12 @@ def ask(middleware, body, path: str = CHAT) -> tuple[int, dict, dict]:
     async def send(message):
         sent.append(message)
 
-    asyncio.run(middleware({"type": "http", "method": "POST", "path": path}, receive, send))
+    asyncio.run(middleware({"type": "http", "method": "POST", "path": path, **scope}, receive, send))
     content = b"".join(m["body"] for m in sent[1:])
     return sent[0]["status"], dict(sent[0]["headers"]), json.loads(content)
 
 
-def served(answer: dict, status: int = 200):
+def served(answer, status: int = 200):
     """An application that answers as vLLM does, and keeps the bodies that reach it."""
     seen = []
 
@@ -135,9 +146,13 @@ def served(answer: dict, status: int = 200):
     return app
 
 
+def completion(given: dict, tokens: int) -> dict:
+    return {"choices": [{"message": {"content": "low"}}], "usage": {"prompt_tokens": tokens}, "kv_transfer_params": given}
+
+
 def test_a_completion_gets_its_reading(file, request_of):
     given = request_of("r", 5)
-    expected, app = wanted(file, given), served({"choices": [{"message": {"content": "low"}}], "kv_transfer_params": given})
+    expected, app = wanted(file, given), served(completion(given, 5))
     status, headers, answer = ask(MonitorMiddleware(app, VllmMonitor(file, load_file)), {"messages": []})
     assert status == 200 and answer["choices"] == [{"message": {"content": "low"}}] and "kv_transfer_params" not in answer
     assert answer["gapclose"] == {"reading": pytest.approx(expected, abs=1e-6), "flag": expected > file.threshold}
@@ -167,7 +182,129 @@ def test_no_answer_goes_out_unread_and_vllms_own_errors_pass(file, tmp_path):
     assert ask(MonitorMiddleware(served(gone), monitor), {})[0] == 500
     refusal = {"error": {"message": "no such model"}}
     assert ask(MonitorMiddleware(served(refusal, 404), monitor), {})[::2] == (404, refusal)
-    assert ask(MonitorMiddleware(served({"data": []}), monitor), {"stream": True}, "/v1/embeddings")[::2] == (200, {"data": []})
+
+
+@pytest.mark.parametrize(("answer", "status"), [(None, 200), ([], 200), ({"kv_transfer_params": ["x"]}, 200), ({}, 204), ({}, 307)])
+def test_an_answer_of_another_form_is_a_clean_error(file, answer, status):
+    found, _, said = ask(MonitorMiddleware(served(answer, status), VllmMonitor(file, load_file)), {})
+    assert found == 500 and said["error"]["message"].startswith("the answer has no reading: ")
+
+
+def test_no_answer_at_all_is_a_clean_error(file):
+    async def silent(scope, receive, send):
+        await receive()
+
+    assert ask(MonitorMiddleware(silent, VllmMonitor(file, load_file)), {})[::2] == (
+        500,
+        {"error": {"message": "the answer has no reading: vLLM gave no answer", "type": "server_error"}},
+    )
+
+
+def test_the_prompt_must_have_as_many_tokens_as_the_file(file, request_of, tmp_path):
+    """A cached beginning or a cut prompt would otherwise be read at another token."""
+    for tokens, message in ((6, "hidden states of 5 tokens, and the prompt has 6"), (None, "usage.prompt_tokens")):
+        answer = completion(request_of("r", 5), tokens)
+        status, _, said = ask(MonitorMiddleware(served(answer), VllmMonitor(file, load_file)), {})
+        assert status == 500 and message in said["error"]["message"] and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", [CHAT, f"/api{CHAT}"])
+def test_a_root_path_hides_no_completion(file, request_of, path):
+    app = served(completion(request_of("r", 5), 5))
+    status, _, answer = ask(MonitorMiddleware(app, VllmMonitor(file, load_file)), {}, path, root_path="/api")
+    assert status == 200 and set(answer["gapclose"]) == {"reading", "flag"}
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/completions", "/invocations", "/v1/responses", "/v1/messages", "/inference/v1/generate", f"{CHAT}/", f"/api{CHAT}"]
+)
+def test_what_else_may_generate_is_refused(file, path):
+    app = served({"text": "unread"})
+    middleware = MonitorMiddleware(app, VllmMonitor(file, load_file))
+    status, _, answer = ask(middleware, {}, path)
+    assert status == 403 and f"what {path} answers would have no reading" in answer["error"]["message"] and app.seen == []
+    assert ask(middleware, {}, path, method="PUT")[0] == 403
+
+
+def test_what_generates_nothing_passes(file):
+    app = served({"tokens": [1]})
+    middleware = MonitorMiddleware(app, VllmMonitor(file, load_file))
+    assert ask(middleware, {}, "/tokenize")[::2] == ask(middleware, {}, "/v1/models", method="GET")[::2] == (200, {"tokens": [1]})
+    sent = []
+
+    async def receive():
+        return {"type": "websocket.connect"}
+
+    async def send(message):
+        sent.append(message["type"])
+
+    asyncio.run(middleware({"type": "websocket", "path": "/v1/realtime"}, receive, send))
+    assert sent == ["websocket.close"] and len(app.seen) == 2
+
+
+def test_starlette_routes_as_the_middleware_reads(file, request_of):
+    applications, routing = pytest.importorskip("starlette.applications"), pytest.importorskip("starlette.routing")
+    from starlette.responses import JSONResponse
+    from starlette.testclient import TestClient
+
+    answers = [completion(request_of(f"r{n}", 5), 5) for n in range(2)]
+
+    async def chat(request):
+        return JSONResponse(answers.pop())
+
+    app = applications.Starlette(routes=[routing.Route(CHAT, chat, methods=["POST"])])
+    app.add_middleware(MonitorMiddleware, monitor=VllmMonitor(file, load_file))
+    client = TestClient(app, root_path="/api")
+    for path in (CHAT, f"/api{CHAT}"):
+        assert set(client.post(path, json={}).json()["gapclose"]) == {"reading", "flag"}
+    assert not answers and client.post("/v1/completions", json={}).status_code == 403
+
+
+def test_files_of_failed_and_aborted_requests_do_not_stay(file, request_of, tmp_path):
+    """Old ones are removed after the next request, however it ends; those of requests in progress are not."""
+    gone = time.time() - KEPT - 5
+
+    def left(name: str) -> list[str]:
+        request_of(name, 3)
+        for path in tmp_path.iterdir():
+            os.utime(path, (gone, gone))
+        (tmp_path / "notes.txt").touch()
+        os.utime(tmp_path / "notes.txt", (gone, gone))
+        request_of("new", 3)
+        return ["new.safetensors", "new.safetensors.lock", "notes.txt"]
+
+    async def broken(scope, receive, send):
+        raise ConnectionError("aborted")
+
+    remaining = left("a")
+    with pytest.raises(ConnectionError):
+        ask(MonitorMiddleware(broken, VllmMonitor(file, load_file)), {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == remaining
+    left("b")
+    middleware = MonitorMiddleware(served({"error": {}}, 400), VllmMonitor(file, load_file))
+    middleware.begun["another"] = gone - 60
+    assert ask(middleware, {})[0] == 400 and (tmp_path / "b.safetensors").exists()
+    middleware.begun.clear()
+    middleware.swept = 0.0
+    assert ask(middleware, {})[0] == 400 and sorted(p.name for p in tmp_path.iterdir()) == remaining
+
+
+def test_hidden_states_lie_where_only_their_user_can_enter(file, tmp_path, monkeypatch):
+    made = private_directory(tmp_path / "made")
+    assert made.stat().st_mode & 0o777 == 0o700 and private_directory(made) == made
+    made.chmod(0o755)
+    for start in (lambda: vllm_monitor.engine_settings(file, made), lambda: MonitorMiddleware(served({}), VllmMonitor(file), made)):
+        with pytest.raises(ValueError, match=r"made has mode 0755, so that others may read"):
+            start()
+    made.chmod(0o700)
+    (tmp_path / "link").symlink_to(made)
+    with pytest.raises(ValueError, match="link: no directory"):
+        private_directory(tmp_path / "link")
+    with pytest.raises(ValueError, match="does not exist"):
+        private_directory(tmp_path / "no" / "where")
+    monkeypatch.setattr(os, "getuid", lambda: made.stat().st_uid + 1)
+    with pytest.raises(ValueError, match="belongs to user"):
+        private_directory(made)
 
 
 def test_the_middleware_takes_its_monitor_from_the_environment(file, tmp_path, monkeypatch):

@@ -346,6 +346,35 @@ def test_large_layers_are_searched_on_the_device(least, where, monkeypatch):
     assert all(b.device.type == "cpu" for b in choice.probe.buffers())
 
 
+def test_a_device_without_memory_leaves_the_search_to_the_cpu(monkeypatch, capsys):
+    """Said in one line, and not tried again for every layer."""
+    residuals, y, clips = planted(2)
+    seen, real = [], probe_search.held_out
+
+    def full(z, *args, **options):
+        seen.append(z.device.type)
+        if z.device.type == "meta":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(z, *args, **options)
+
+    monkeypatch.setattr(probe_search, "held_out", full)
+    monkeypatch.setattr(probe_search, "LARGE", 1)
+    config, how = ProbeConfig(families=["logistic"], c=[0.1], folds=3), {"layers": [1, 2, 3], "seed": 0}
+    found = choose_probe(residuals, y, clips, CONCEPTS, config, device=torch.device("meta"), **how)
+    assert seen == ["meta", "cpu", "cpu", "cpu"]
+    assert capsys.readouterr().out.count("probe.device: meta has too little free memory") == 1
+    assert found.table == choose_probe(residuals, y, clips, CONCEPTS, config, **how).table
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "where"), [("cuda:1", "auto", "cuda:1"), ("cuda", "cpu", None), ("mps", "auto", None), ("cpu", "auto", None)]
+)
+def test_the_search_leaves_the_cpu_for_cuda_alone(model, device, where):
+    from gapclose.pipeline.measure_context import search_device
+
+    assert search_device(ProbeConfig(device=device), torch.device(model)) == (where and torch.device(where))
+
+
 def test_stacks_are_tried_in_the_folds_of_the_single_layers(monkeypatch):
     """The same for every layer, stack, family and strength, and none splits a clip."""
     residuals, y, clips = planted(2, 4, strength=1.2)

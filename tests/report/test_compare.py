@@ -45,6 +45,24 @@ def test_only_settings_that_matter_and_differ_are_named(runs):
     assert compare([runs[0], runs[0]])[0]["differs"] == {}
 
 
+def test_auto_is_compared_by_what_it_came_to(runs):
+    """The word says nothing about what was run."""
+
+    def given(directory, value, came_to=None):
+        config = yaml.safe_load((directory / "config.yaml").read_text())
+        config["observe"]["share_prefix"] = value
+        (directory / "config.yaml").write_text(yaml.safe_dump(config))
+        (directory / "auto.json").write_text(
+            json.dumps({} if came_to is None else {"observe.share_prefix": {"value": came_to, "reason": None}})
+        )
+
+    given(runs[0], "auto", True)
+    given(runs[2], True)
+    assert "observe.share_prefix" not in compare([runs[0], runs[2]])[0]["differs"]
+    given(runs[2], "auto", False)
+    assert [r["differs"]["observe.share_prefix"] for r in compare([runs[0], runs[2]])] == [True, False]
+
+
 def test_one_table_with_a_row_a_run(runs):
     """Intervals, states, clips and seeds; what was not measured is a dash; nothing is cut off at 80 columns."""
     out = StringIO()

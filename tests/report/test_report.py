@@ -149,7 +149,16 @@ def test_a_missing_run_is_an_error_with_the_remedy(capsys, tmp_path):
     assert f"{tmp_path}: no measurement of the base model on test" in message
     assert "run `gapclose measure` or `gapclose close` first" in message
     assert f"no such run directory: {tmp_path / 'nowhere'}; name what `run_dir` was" in complaint(capsys, str(tmp_path / "nowhere"))
-    for arguments in ((), ("a", "--yaml"), ("a", "--html"), ("a", "--html", "--json")):
+    for arguments in (
+        (),
+        ("a", "--yaml"),
+        ("a", "--html"),
+        ("a", "--html", "--json"),
+        ("a", "--html="),
+        ("a", "--html=--json"),
+        ("",),
+        ("a", "--js"),
+    ):
         assert "usage: gapclose report [-h] [--json] [--html FILE] [--all] RUN [RUN ...]" in complaint(capsys, *arguments)
     assert "--yaml" in complaint(capsys, "a", "--yaml")
     message = complaint(capsys, "here", "there")

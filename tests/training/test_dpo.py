@@ -77,7 +77,9 @@ def test_a_run_learns_its_pairs(finished, images_directory, tiny_checkpoint):
     targets, base = Targets.load(finished / "targets.safetensors", ids), read_observations(finished / "observations" / "base-train", ids)
     pairs = preference_pairs(train.items, targets.target, base.scores.numpy(), targets.keep)
     loaded = load_adapter(ModelConfig(path=str(tiny_checkpoint), dtype="float32"), finished / "checkpoints" / "epoch-2")
-    seen = forward_batches(loaded, plan_batches([p.item for p in pairs], 16), loaded.media(train), ObserveConfig(), ObservationRequest())
+    seen = forward_batches(
+        loaded, plan_batches([p.item for p in pairs], 16), loaded.media(train), ObserveConfig(share_prefix=False), ObservationRequest()
+    )
     now = dict(zip(seen.ids, seen.scores, strict=True))
     before = dict(zip(base.ids, base.scores, strict=True))
     gain = [float(s[p.item.id][p.chosen] - s[p.item.id][p.rejected]) for p in pairs for s in (now, before)]

@@ -1,5 +1,6 @@
 """GapCallback in the trainers of others: its figures are those of `measure`, the training is the same with and without it."""
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -22,6 +23,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from wandb_files import finished, values
 
 from gapclose import GapCallback, ItemSet, Monitor, load_items, load_run, measure
+from gapclose.core.settings import decisions
 from gapclose.evaluation.run_records import HEADLINES, read_records, record_of
 from gapclose.metrics.next_steps import CALLBACK_STEPS
 from gapclose.models.config import ModelConfig
@@ -271,6 +273,29 @@ def test_a_resumed_training_goes_on_from_the_measured_base(by_steps, passages, t
     lost = trainer_of_text(tmp_path / "again", passages, GapCallback(passages, every=2, **TEXT))
     with pytest.raises(ValueError, match="goes on from step 4, and .* holds no measurement of its base model"):
         lost.train(resume_from_checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("began", [{"share_prefix": False}, {"share_prefix": True}, {"share_prefix": "auto"}, {}])
+def test_a_training_that_began_before_auto_and_device_goes_on(by_steps, passages, tmp_path, began):
+    """With the sharing that was given then; where the search runs changes no figure."""
+    directory = tmp_path / "gapclose"
+    shutil.copytree(by_steps / "gapclose", directory)
+    came_to = decisions(directory)["observe.share_prefix"]["value"]
+    mark = json.loads((directory / "callback.json").read_text())
+    mark["settings"]["probe"].pop("device")
+    mark["settings"]["observe"] |= began
+    (directory / "callback.json").write_text(json.dumps(mark))
+    watch = GapCallback(passages, every=2, **TEXT | {"probe": {**TEXT.get("probe", {}), "device": "cpu"}})
+    watch.run = SimpleNamespace(directory=directory, items=passages)
+    items = mark["items"]
+    watch.run.items = SimpleNamespace(fingerprint=lambda labels: items)
+    assert watch._claim("other", 4, [], has_adapters=False) == mark["base"]
+    assert decisions(directory)["observe.share_prefix"]["value"] is (
+        began["share_prefix"] if isinstance(began.get("share_prefix"), bool) else came_to
+    )
+    watch.config.observe.share_prefix = not decisions(directory)["observe.share_prefix"]["value"]
+    with pytest.raises(ValueError, match="settings of GapCallback are not those"):
+        watch._claim("other", 4, [], has_adapters=False)
 
 
 def test_a_run_s_own_directory_is_not_taken(passages, tmp_path):

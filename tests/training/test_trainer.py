@@ -33,7 +33,7 @@ from gapclose.training.resume import last_complete_checkpoint
 from gapclose.training.sampler import Example, MixedSampler, pair_twins
 from gapclose.training.trainer import make_trainer, term_sums
 
-OBSERVE = ObserveConfig(batch_size=16)
+OBSERVE = ObserveConfig(batch_size=16, share_prefix=False)
 CONFIG = TrainConfig(
     epochs=2, global_batch_size=12, micro_batch_size=6, learning_rate=0.003, warmup=0.0, gold=0.5, retain_share=0.25, logging_steps=1
 )  # 6 consistency, 3 gold and 3 retain items a step, three steps an epoch

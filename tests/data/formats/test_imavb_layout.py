@@ -207,7 +207,7 @@ def test_the_tiny_model_sees_and_hears_films(directory, tiny_checkpoint):
     """Padded equals unpadded, and blanking the film or its sound changes what is observed."""
     loaded = load_model(ModelConfig(path=str(tiny_checkpoint), dtype="float32"))
     items = read(directory)
-    batch, config = list(items.items[:6]), ObserveConfig(max_new_tokens=3)
+    batch, config = list(items.items[:6]), ObserveConfig(max_new_tokens=3, share_prefix=False)
     wanted = ObservationRequest(layers=[0, 3, 5], generate=True)
     together = forward_batches(loaded, [batch], loaded.media(items), config, wanted)
     alone = forward_batches(loaded, [[i] for i in batch], loaded.media(items), config, wanted)
