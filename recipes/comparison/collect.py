@@ -74,6 +74,11 @@ class Mean:
     of freedom says next to nothing"""
     seeds: int
 
+    @property
+    def kind(self) -> str:
+        """What the interval is: ``t``, ``range`` (of two seeds) or ``bootstrap`` (of one seed's clips); empty where there is none."""
+        return {1: "bootstrap", 2: "range"}.get(self.seeds, "t") if np.isfinite(self.interval.lower) else ""
+
 
 def items_of(directory: Path, split: str) -> ItemSet:
     """The labelled gap items of a run in one split, in its own prompt and order of options, without those that it left out because of their media.

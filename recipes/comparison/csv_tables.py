@@ -1,18 +1,30 @@
-"""Tables of a comparison: as Markdown, and as CSV files with a column for every number."""
+"""Tables of a comparison, written twice from the same numbers: as Markdown, and as CSV files with a column for every number."""
 
 from __future__ import annotations
 
 import csv
 import io
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from comparison.collect import Mean
 
 from gapclose.core.files import write_text
 
-NUMBER = r"-?\d+\.\d+|nan"
-INTERVAL = re.compile(rf"({NUMBER}) [\[(]({NUMBER}), ({NUMBER})[\])](?:, ({NUMBER}))?")
+NONE = "-"
+"""in Markdown, where there is no value; a CSV file has an empty cell"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One cell of a table."""
+
+    text: str | None
+    """as it is read in Markdown; None: in the CSV file alone"""
+    columns: Mapping[str, str]
+    """column -> value of the CSV file"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +35,16 @@ class Table:
     """ways, differences, points or noise: tables of one kind share a CSV file"""
     variant: str
     names: Sequence[str]
-    """column names"""
-    rows: Sequence[Sequence[str]]
-    """cells as they are read in Markdown"""
+    """column names in Markdown"""
+    rows: list[list[str]] = field(default_factory=list)
+    """cells in Markdown"""
+    records: list[Mapping[str, str]] = field(default_factory=list)
+    """column -> value, a row of the CSV file each"""
+
+    def add(self, cells: Sequence[Cell]) -> None:
+        """Add one row to both."""
+        self.rows.append([cell.text for cell in cells if cell.text is not None])
+        self.records.append({name: value for cell in cells for name, value in cell.columns.items()})
 
     def markdown(self) -> list[str]:
         """The lines of the table."""
@@ -33,23 +52,58 @@ class Table:
         return [*head, *("| " + " | ".join(row) + " |" for row in self.rows)]
 
 
-def numbers_of(name: str, cell: str) -> dict[str, str]:
-    """Column -> value: a cell that holds several values is taken apart.
+def plain(name: str, value: object) -> Cell:
+    """A word or a count."""
+    return Cell(text=str(value), columns={name: str(value)})
 
-    An interval ``0.5 [0.4, 0.6]`` becomes NAME, NAME lower and NAME upper.
+
+def number(value: float, digits: int = 3) -> str:
+    """A number with its decimals; empty where it is not defined."""
+    return f"{value:.{digits}f}" if np.isfinite(value) else ""
+
+
+def interval(name: str, mean: Mean) -> Cell:
+    """A mean as NAME, NAME lower and NAME upper; Markdown marks the two values of two seeds by round brackets."""
+    i, (left, right) = mean.interval, "()" if mean.kind == "range" else "[]"
+    value, lower, upper = number(i.value), number(i.lower), number(i.upper)
+    text = (value or NONE) + (f" {left}{lower}, {upper}{right}" if lower else "")
+    return Cell(text=text, columns={name: value, f"{name} lower": lower, f"{name} upper": upper})
+
+
+def made_from(means: Sequence[Mean], shown: bool = False) -> Cell:
+    """How many seeds the means of one row have, and which kind of interval (:attr:`Mean.kind`).
+
+    Args:
+        shown: whether Markdown has a column of the seeds.
+
+    Raises:
+        ValueError: where the means of a row differ in their seeds.
     """
-    if found := INTERVAL.fullmatch(cell):
-        apart = {name: found[1], f"{name} lower": found[2], f"{name} upper": found[3]}
-        return apart | ({f"{name}: standard accuracy": found[4]} if found[4] else {})
-    if found := re.fullmatch(r"(.+) \(val chose (.+)\)", cell):
-        return {name: found[1], "val chose": found[2]}
-    if found := re.fullmatch(r"(\S+) \((.+)\)", cell):
-        return {name: found[1], {"labels": "labelled items"}.get(name, f"{name}: seeds"): found[2]}
-    if name == "as it is: balanced, standard" and cell != "-":
-        return dict(zip(("as it is: balanced", "as it is: standard accuracy"), cell.split(", "), strict=True))
-    if name == "reading":
-        return dict(zip(("reading: AUROC", "reading: layers"), cell.split(", "), strict=True))
-    return {} if cell == "-" else {name: cell}
+    seeds = {mean.seeds for mean in means}
+    if len(seeds) != 1:
+        raise ValueError(f"the means of one row have {sorted(seeds)} seeds; write a row for each")
+    kinds = [mean.kind for mean in means if mean.kind]
+    return Cell(text=str(means[0].seeds) if shown else None, columns={"seeds": str(means[0].seeds), "interval": kinds[0] if kinds else ""})
+
+
+def over_seeds(name: str, values: Sequence[float | None]) -> Cell:
+    """The mean of a figure that some seeds do not have, as NAME and ``NAME: seeds``, the number of those that have it."""
+    there = [v for v in values if v is not None and np.isfinite(v)]
+    some = f" ({len(there)} of {len(values)})" if len(there) < len(values) else ""
+    value = number(float(np.mean(there))) if there else ""
+    return Cell(text=value + some if there else NONE, columns={name: value, f"{name}: seeds": str(len(there)) if there else ""})
+
+
+def total(name: str, values: Sequence[float | None]) -> Cell:
+    """A sum of counts."""
+    there = [v for v in values if v is not None]
+    return Cell(text=f"{sum(there):.0f}" if there else NONE, columns={name: f"{sum(there):.0f}" if there else ""})
+
+
+def beside(cells: Sequence[Cell], text: str = "{}, {}") -> Cell:
+    """Several cells in one of Markdown; ``-`` where none of them has a value."""
+    columns = {name: value for cell in cells for name, value in cell.columns.items()}
+    return Cell(text=text.format(*(cell.text for cell in cells)) if any(columns.values()) else NONE, columns=columns)
 
 
 def write_csv(tables: Sequence[Table], stem: Path) -> list[Path]:
@@ -60,19 +114,11 @@ def write_csv(tables: Sequence[Table], stem: Path) -> list[Path]:
     """
     paths = []
     for kind in dict.fromkeys(table.kind for table in tables):
-        rows, columns = list[dict[str, str]](), {"variant": None}
-        for table in (t for t in tables if t.kind == kind):
-            for cells in table.rows:
-                row = {"variant": table.variant}
-                for name, cell in zip(table.names, cells, strict=True):
-                    found = numbers_of(name, cell)
-                    columns |= dict.fromkeys(found)
-                    row |= found
-                rows.append(row)
+        records = [{"variant": table.variant, **record} for table in tables if table.kind == kind for record in table.records]
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+        writer = csv.DictWriter(text, list(dict.fromkeys(name for record in records for name in record)), restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(records)
         paths.append(stem.with_name(f"{stem.name}-{kind}.csv"))
         write_text(paths[-1], text.getvalue())
     return paths

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from comparison.collect import (
-    Mean,
     adapted_points,
     against,
     chosen_on_val,
@@ -25,7 +24,7 @@ from comparison.collect import (
     untrained,
     untrained_front,
 )
-from comparison.csv_tables import Table, write_csv
+from comparison.csv_tables import NONE, Cell, Table, beside, interval, made_from, number, over_seeds, plain, total, write_csv
 from comparison.figures import BASE, BY_VAL, Found, budgets_of, draw_fronts, draw_labels, ways_of
 
 from gapclose.core.files import read_json, write_text
@@ -40,6 +39,16 @@ HEADS = {
     "models as trained, without shifts (of methods without training, only answers are stored):",
 }
 """kind of table -> the sentence above it"""
+SHIFTED = {"balanced": "balanced", "standard accuracy": "standard", "rejection": "rejection"}
+AS_IT_IS = {"as it is: balanced": "balanced", "as it is: standard accuracy": "standard"}
+MORE = {
+    "held-out question type": "transfer",
+    "closure": "closure",
+    "AUROC gained": "auroc_gain",
+    "retention fell": "retention_drop",
+    "CPU minutes": "cpu_minutes",
+}
+"""column -> figure: of a way at its operating point, of the model without a shift, and of its record"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,71 +176,48 @@ def _alt(file: str) -> str:
     return "balanced accuracy against number of labels" if file.endswith("labels.svg") else "rejection against standard accuracy"
 
 
-def _show(mean: Mean, digits: int = 3) -> str:
-    i, (left, right) = mean.interval, "()" if mean.seeds == 2 else "[]"
-    return f"{i.value:.{digits}f}" + (f" {left}{i.lower:.{digits}f}, {i.upper:.{digits}f}{right}" if np.isfinite(i.lower) else "")
-
-
-def _plain(values: Sequence[float | None]) -> str:
-    there = [v for v in values if v is not None and np.isfinite(v)]
-    some = f" ({len(there)} of {len(values)})" if len(there) < len(values) else ""
-    return f"{np.mean(there):.3f}{some}" if there else "-"
-
-
-def _count(values: Sequence[float | None]) -> str:
-    there = [v for v in values if v is not None]
-    return f"{sum(there):.0f}" if there else "-"
-
-
 def _table(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str, also_on: str | None) -> Table:
     also = [f"on {also_on}"] if also_on else []
-    names = ["labels", "way", "seeds", "balanced", "standard accuracy", "rejection", "base counted", *also, "as it is: balanced, standard"]
     out = any(s["skipped"] for seeds in found.values() for s in seeds.values())
     halted = any(s["more"].get("stopped") for seeds in found.values() for s in seeds.values())
-    names += [
-        "held-out question type",
-        "closure",
-        "AUROC gained",
-        "retention fell",
-        "CPU minutes",
-        "reading",
-        "reading not real",
-        *(["stopped"] if halted else []),
-        "over budget",
-        *(["items left out"] if out else []),
-    ]
-    rows = list[list[str]]()
+    names = ["labels", "way", "seeds", *SHIFTED, "base counted", *also, "as it is: balanced, standard", *MORE, "reading"]
+    names += ["reading not real", *(["stopped"] if halted else []), "over budget", *(["items left out"] if out else [])]
+    table = Table(kind="ways", variant=variant, names=names)
     for labels in budgets_of(found, variant):
         for way in ways_of(found, variant):
-            seeds = found.get((variant, labels, way))
-            if not seeds:
+            found_here = found.get((variant, labels, way))
+            if not found_here:
                 continue
-            which = [str(s["alternative"]) for s in seeds.values() if s["alternative"] is not None]
-            cells = [_labels(labels, seeds), way + (f" (val chose {', '.join(which)})" if which else ""), str(len(seeds))]
-            cells += [_show(mean_over_seeds([s[name] for s in seeds.values()])) for name in ("balanced", "standard", "rejection")]
-            cells.append(str(sum(s["base_instead"] for s in seeds.values()) or "-"))
-            cells += [_plain([float(s["also"][0]) for s in seeds.values()])] if also_on else []
-            if all(s["more"] for s in seeds.values()):
-                mean = [np.mean([s["own"][name][0] for s in seeds.values()]) for name in ("balanced", "standard")]
-                cells.append(f"{mean[0]:.3f}, {mean[1]:.3f}")
-            else:
-                cells.append("-")
-            for name in ("transfer", "closure", "auroc_gain", "retention_drop", "cpu_minutes"):
-                cells.append(_plain([s["more"].get(name) for s in seeds.values()]))
-            cells.append(
-                f"{_plain([s['probe']['auroc'] for s in seeds.values()])}, {' '.join(str(s['probe']['layer']) for s in seeds.values())}"
-            )
-            flags = ("not_real", *(["stopped"] if halted else []), "over_budget")
-            cells += [_count([s["more"].get(name) for s in seeds.values()]) for name in flags]
-            cells += [" + ".join(str(s["skipped"]) for s in seeds.values())] if out else []
-            rows.append(cells)
-    return Table(kind="ways", variant=variant, names=names, rows=rows)
+            seeds = list(found_here.values())
+            means = {name: mean_over_seeds([s[key] for s in seeds]) for name, key in SHIFTED.items()}
+            cells = [_labels(labels, seeds), _way(way, seeds), made_from(list(means.values()), shown=True)]
+            cells += [interval(name, mean) for name, mean in means.items()]
+            instead = sum(s["base_instead"] for s in seeds)
+            cells.append(Cell(text=str(instead or NONE), columns={"base counted": str(instead)}))
+            cells += [over_seeds(also[0], [float(s["also"][0]) for s in seeds])] if also_on else []
+            own = {name: [s["own"][key][0] if all(s["more"] for s in seeds) else np.nan for s in seeds] for name, key in AS_IT_IS.items()}
+            cells.append(beside([plain(name, number(np.mean(values))) for name, values in own.items()]))
+            cells += [over_seeds(name, [s["more"].get(key) for s in seeds]) for name, key in MORE.items()]
+            layers = plain("reading: layers", " ".join(str(s["probe"]["layer"]) for s in seeds))
+            cells.append(beside([over_seeds("reading: AUROC", [s["probe"]["auroc"] for s in seeds]), layers]))
+            flags = {"reading not real": "not_real", **({"stopped": "stopped"} if halted else {}), "over budget": "over_budget"}
+            cells += [total(name, [s["more"].get(key) for s in seeds]) for name, key in flags.items()]
+            left = [str(s["skipped"]) for s in seeds]
+            cells += [Cell(text=" + ".join(left), columns={"items left out": " ".join(left)})] if out else []
+            table.add(cells)
+    return table
 
 
-def _labels(labels: int, seeds: Mapping[int, Any]) -> str:
+def _labels(labels: int, seeds: Sequence[Mapping[str, Any]]) -> Cell:
     """A budget, with the labelled items that it came to where those are others: a budget takes whole clips."""
-    taken = sorted({s["probe"]["labels"] for s in seeds.values()})
-    return str(labels) + (f" ({' to '.join(map(str, dict.fromkeys((taken[0], taken[-1]))))})" if taken != [labels] else "")
+    taken = sorted({s["probe"]["labels"] for s in seeds})
+    items = " to ".join(map(str, dict.fromkeys((taken[0], taken[-1]))))
+    return Cell(text=str(labels) + (f" ({items})" if taken != [labels] else ""), columns={"labels": str(labels), "labelled items": items})
+
+
+def _way(way: str, seeds: Sequence[Mapping[str, Any]]) -> Cell:
+    chosen = ", ".join(str(s["alternative"]) for s in seeds if s["alternative"] is not None)
+    return Cell(text=way + (f" (val chose {chosen})" if chosen else ""), columns={"way": way, "val chose": chosen})
 
 
 def pairs(ways: Sequence[str]) -> list[tuple[str, str]]:
@@ -243,42 +229,54 @@ def pairs(ways: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _differences(found: Mapping[tuple[str, int, str], Found], variant: str) -> Table:
-    budgets, rows = budgets_of(found, variant), list[list[str]]()
+    """In Markdown a row a pair, and in the CSV file a row a pair and number of labels: two ways may share other seeds at each."""
+    budgets = budgets_of(found, variant)
+    table = Table(kind="differences", variant=variant, names=["difference", *(f"{n} labels" for n in budgets)])
     for ours, theirs in pairs(ways_of(found, variant)):
-        cells, plain = [], []
-        for labels in budgets:
-            two = [found.get((variant, labels, way), {}) for way in (ours, theirs)]
-            mean = against(two[0], two[1], "balanced")
-            cells.append(_show(mean) if mean else "-")
-            trained_both = all(s["more"] for seeds in two for s in seeds.values())
-            mine, rival = ({n: s["own"] for n, s in seeds.items()} for seeds in two)
-            mean = against(mine, rival, "balanced") if trained_both else None
-            plain.append(_show(mean) if mean else "-")
-        rows.append([f"{ours} - {theirs}", *cells])
-        rows += [[f"{ours} - {theirs}, as trained, without shifts", *plain]] if set(plain) != {"-"} else []
-    return Table(kind="differences", variant=variant, names=["difference", *(f"{n} labels" for n in budgets)], rows=rows)
+        two = {n: [found.get((variant, n, way), {}) for way in (ours, theirs)] for n in budgets}
+        own = {n: [{k: s["own"] for k, s in seeds.items() if s["more"]} for seeds in both] for n, both in two.items()}
+        for of, said, sides in (("chosen", "", two), ("as trained", ", as trained, without shifts", own)):
+            means = {n: against(*sides[n], "balanced") for n in budgets}
+            if of == "as trained" and not any(means.values()):
+                continue
+            cells = {n: interval("balanced", mean) for n, mean in means.items() if mean}
+            table.rows.append([f"{ours} - {theirs}{said}", *((cells[n].text or NONE) if n in cells else NONE for n in budgets)])
+            key = {"way": ours, "minus": theirs, "of": of}
+            for n, cell in cells.items():
+                mean = means[n]
+                assert mean is not None
+                table.records.append(key | {"labels": str(n), **made_from([mean]).columns, **cell.columns})
+    return table
 
 
 def _points(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str) -> Table:
-    rows = list[list[str]]()
+    named = {b: "any loss" if b is None else f"{100 * b:g} point{'s' * (b != 0.01)}" for b in BUDGETS}
+    table = Table(kind="points", variant=variant, names=["labels", "way", *named.values()])
     for labels in budgets_of(found, variant):
         for way in (w for w in ways_of(found, variant) if w != BASE):
-            seeds, cells = found.get((variant, labels, way), {}), []
-            for budget in BUDGETS if seeds else ():
-                means = [mean_over_seeds([s["at"][budget][name] for s in seeds.values()]) for name in ("balanced", "standard")]
-                cells.append(f"{_show(means[0])}, {means[1].interval.value:.3f}")
-            rows += [[str(labels), way, *cells]] if cells else []
-    named = ["any loss" if b is None else f"{100 * b:g} point{'s' * (b != 0.01)}" for b in BUDGETS]
-    return Table(kind="points", variant=variant, names=["labels", "way", *named], rows=rows)
+            seeds = found.get((variant, labels, way))
+            if not seeds:
+                continue
+            means = {
+                (b, name): mean_over_seeds([s["at"][b][name] for s in seeds.values()]) for b in BUDGETS for name in ("balanced", "standard")
+            }
+            cells = [
+                beside([interval(at, means[b, "balanced"]), plain(f"{at}: standard accuracy", number(means[b, "standard"].interval.value))])
+                for b, at in named.items()
+            ]
+            table.add([plain("labels", labels), plain("way", way), made_from(list(means.values())), *cells])
+    return table
 
 
 def _noise(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str) -> Table:
-    rows = list[list[str]]()
+    keys = {"calibration error": "ece", "confident wrong rejections": "sure_and_wrong"}
+    table = Table(kind="noise", variant=variant, names=["labels", "way", *keys])
     for labels in budgets_of(found, variant):
         for way in ways_of(found, variant):
             seeds = found.get((variant, labels, way), {})
             seen = [s["degraded"] for s in seeds.values() if np.isfinite(s["degraded"]["ece"][0])]
             if seen:
-                shown = [_show(mean_over_seeds([s[k] for s in seen])) for k in ("ece", "sure_and_wrong")]
-                rows.append([str(labels), way, *shown])
-    return Table(kind="noise", variant=variant, names=["labels", "way", "calibration error", "confident wrong rejections"], rows=rows)
+                means = {name: mean_over_seeds([s[k] for s in seen]) for name, k in keys.items()}
+                cells = [interval(name, mean) for name, mean in means.items()]
+                table.add([plain("labels", labels), plain("way", way), made_from(list(means.values())), *cells])
+    return table

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import yaml
 from comparison import tables as compared
-from comparison.collect import Answers, against, chosen_on_val, cpu_minutes, figures, mean_over_seeds, on_degraded, trained
-from comparison.csv_tables import Table, numbers_of, write_csv
+from comparison.collect import Answers, Mean, against, chosen_on_val, cpu_minutes, figures, mean_over_seeds, on_degraded, trained
+from comparison.csv_tables import Table, beside, interval, made_from, over_seeds, plain, total, write_csv
 from comparison.figures import mean_front
 from comparison.tables import BY_VAL, Row, pairs
 from sketches import drawn, sketched
@@ -236,35 +236,97 @@ def test_a_way_may_have_alternatives_of_which_val_chooses(recipe, tmp_path):
     assert chosen_on_val(runs, own) == 1 and chosen_on_val(runs, GapConfig(choose="shifted")) == 0
 
 
+def mean_of(*values: float) -> Mean:
+    """Over as many seeds, with two replicates each."""
+    return mean_over_seeds([np.array([v, v - 0.1, v + 0.1]) for v in values])
+
+
+def test_a_mean_says_how_its_interval_is_made():
+    """Two seeds have their two values, which is no interval of 95 %; where no interval is defined, it has no kind."""
+    assert [mean_of(*values).kind for values in ((0.5,), (0.4, 0.6), (0.4, 0.5, 0.6))] == ["bootstrap", "range", "t"]
+    assert mean_over_seeds([np.array([0.5])]).kind == "" == mean_over_seeds([np.array([np.nan])]).kind
+    assert interval("b", mean_of(0.4, 0.6)).text == "0.500 (0.400, 0.600)"
+    assert made_from([mean_of(0.4, 0.6)]).columns == {"seeds": "2", "interval": "range"}
+    with pytest.raises(ValueError, match=r"the means of one row have \[1, 2\] seeds"):
+        made_from([mean_of(0.5), mean_of(0.4, 0.6)])
+
+
 @pytest.mark.parametrize(
-    ("name", "cell", "expected"),
+    ("cell", "text", "columns"),
     [
-        ("balanced", "0.985 [0.976, 1.009]", {"balanced": "0.985", "balanced lower": "0.976", "balanced upper": "1.009"}),
-        ("1 point", "0.5 (-0.4, 0.6), 0.988", {"1 point": "0.5", "1 point lower": "-0.4", "1 point upper": "0.6", "1 point: standard accuracy": "0.988"}),
-        ("way", "gold, chosen (val chose 2, 1)", {"way": "gold, chosen", "val chose": "2, 1"}),
-        ("labels", "50 (48)", {"labels": "50", "labelled items": "48"}),
-        ("closure", "0.370 (2 of 5)", {"closure": "0.370", "closure: seeds": "2 of 5"}),
-        ("reading", "0.994, 6 6", {"reading: AUROC": "0.994", "reading: layers": "6 6"}),
-        ("over budget", "-", {}),
+        (plain("way", "gapclose (dpo)"), "gapclose (dpo)", {"way": "gapclose (dpo)"}),
+        (interval("b", mean_over_seeds([np.array([0.5])])), "0.500", {"b": "0.500", "b lower": "", "b upper": ""}),
+        (interval("b", mean_over_seeds([np.array([np.nan])])), "-", {"b": "", "b lower": "", "b upper": ""}),
+        (over_seeds("closure", [0.4, None, np.nan, 0.34]), "0.370 (2 of 4)", {"closure": "0.370", "closure: seeds": "2"}),
+        (over_seeds("closure", [None]), "-", {"closure": "", "closure: seeds": ""}),
+        (beside([over_seeds("auroc", [None]), plain("layers", "6 6")]), "-, 6 6", {"auroc": "", "auroc: seeds": "", "layers": "6 6"}),
+        (beside([plain("balanced", ""), plain("standard", "")]), "-", {"balanced": "", "standard": ""}),
+        (total("stopped", [1.0, 0.0]), "1", {"stopped": "1"}),
+        (total("stopped", [None]), "-", {"stopped": ""}),
     ],
 )  # fmt: skip
-def test_a_cell_of_a_table_is_taken_apart(name, cell, expected):
-    assert numbers_of(name, cell) == expected
+def test_a_cell_has_its_text_and_its_numbers(cell, text, columns):
+    assert cell.text == text and cell.columns == columns
 
 
 def test_tables_of_one_kind_share_a_csv_file(tmp_path):
-    tables = [
-        Table(kind="ways", variant="plain", names=["way", "balanced"], rows=[["gold", "0.500 [0.400, 0.600]"]]),
-        Table(kind="ways", variant="noisy, twice", names=["way", "stopped"], rows=[["gold", "1"]]),
-        Table(kind="noise", variant="plain", names=["way"], rows=[["gold"]]),
-    ]
-    ways, noise = write_csv(tables, tmp_path / "results")
+    one, two, noise = (
+        Table(kind="ways", variant="plain", names=["way", "seeds", "balanced"]),
+        Table(kind="ways", variant="noisy, twice", names=["way", "stopped"]),
+        Table(kind="noise", variant="plain", names=["way"]),
+    )
+    one.add([plain("way", "gold"), made_from([mean_of(0.4, 0.6)], shown=True), interval("balanced", mean_of(0.4, 0.6))])
+    two.add([plain("way", "gold"), total("stopped", [1.0])])
+    noise.add([plain("way", "gold"), made_from([mean_of(0.4, 0.6)])])
+    ways, of_noise = write_csv([one, two, noise], tmp_path / "results")
     assert ways.read_text().splitlines() == [
-        "variant,way,balanced,balanced lower,balanced upper,stopped",
-        "plain,gold,0.500,0.400,0.600,",
-        '"noisy, twice",gold,,,,1',
+        "variant,way,seeds,interval,balanced,balanced lower,balanced upper,stopped",
+        "plain,gold,2,range,0.500,0.400,0.600,",
+        '"noisy, twice",gold,,,,,,1',
     ]
-    assert noise.name == "results-noise.csv" and tables[0].markdown()[1:] == ["|---|---|", "| gold | 0.500 [0.400, 0.600] |"]
+    assert of_noise.name == "results-noise.csv" and of_noise.read_text() == "variant,way,seeds,interval\nplain,gold,2,range\n"
+    assert one.markdown()[1:] == ["|---|---|---|", "| gold | 2 | 0.500 (0.400, 0.600) |"] and noise.markdown()[2:] == ["| gold |"]
+
+
+def planted(balanced: float, probe: float | None = 0.9) -> dict[str, Any]:
+    """What is gathered of one seed of a trained way."""
+    of = {name: np.array([balanced, balanced - 0.1, balanced + 0.1]) for name in ("balanced", "standard", "rejection")}
+    return of | {
+        "own": of, "at": dict.fromkeys(compared.BUDGETS, of), "more": {"closure": balanced, "not_real": 0.0, "over_budget": 1.0},
+        "degraded": {"ece": of["balanced"][:1], "sure_and_wrong": of["balanced"][:1]}, "also": None, "alternative": None,
+        "base_instead": False, "probe": {"labels": 48, "layer": 6, "auroc": probe}, "skipped": 0, "front": [],
+    }  # fmt: skip
+
+
+def test_every_kind_of_table_tells_its_seeds_and_its_interval(tmp_path, monkeypatch):
+    """Planted: ways of one, two and three seeds, of which a pair shares fewer; a name with brackets; a reading without AUROC."""
+    seeds = {"consistency": (0, 1, 2), "gapclose (dpo)": (1, 2), "gold": (2,)}
+    found = {("v", 50, way): {s: planted(0.5 + 0.1 * s, None if way == "gold" else 0.9) for s in of} for way, of in seeds.items()}
+    monkeypatch.setattr(compared, "gather", lambda *a: found)
+    monkeypatch.setattr(compared, "draw_labels", lambda *a: None)
+    monkeypatch.setattr(compared, "draw_fronts", lambda *a: None)
+    rows = [Row(variant="v", labels=50, seed=0, way="gold", directories=[tmp_path])]
+    compared.write_results(rows, tmp_path / "r.md", 0.03, 6, objectives=[], also_on={"v": None})
+    read = {}
+    for path in tmp_path.glob("*.csv"):
+        with path.open(newline="") as file:
+            read[path.stem] = list(csv.DictReader(file))
+    kinds = {way: (str(len(of)), kind) for (way, of), kind in zip(seeds.items(), ("t", "range", "bootstrap"), strict=True)}
+    assert set(read) == {f"r-{kind}" for kind in ("ways", "differences", "points", "noise")}
+    for kind in ("r-ways", "r-points"):
+        assert {r["way"]: (r["seeds"], r["interval"]) for r in read[kind]} == kinds
+    assert {r["way"]: (r["seeds"], r["interval"]) for r in read["r-noise"]} == kinds | {"gold": ("1", "")}
+    of_pairs = {(r["minus"], r["of"]): (r["labels"], r["seeds"], r["interval"], r["balanced"]) for r in read["r-differences"]}
+    assert of_pairs == {
+        ("gapclose (dpo)", "chosen"): ("50", "2", "range", "0.000"), ("gapclose (dpo)", "as trained"): ("50", "2", "range", "0.000"),
+        ("gold", "chosen"): ("50", "1", "bootstrap", "0.000"), ("gold", "as trained"): ("50", "1", "bootstrap", "0.000"),
+    }  # fmt: skip
+    gold = next(r for r in read["r-ways"] if r["way"] == "gold")
+    assert gold["reading: AUROC"] == "" and gold["reading: layers"] == "6" and gold["labelled items"] == "48" and gold["labels"] == "50"
+    assert gold["base counted"] == "0" and gold["over budget"] == "1" and gold["AUROC gained"] == ""
+    text = (tmp_path / "r.md").read_text()
+    assert "| 50 (48) | gapclose (dpo) | 2 | 0.650 (0.600, 0.700) |" in text and "| -, 6 |" in text
+    assert "| consistency - gapclose (dpo), as trained, without shifts | 0.000 (0.000, 0.000) |" in text
 
 
 def test_what_is_set_against_what():
