@@ -125,14 +125,14 @@ def tiny_config(tiny_checkpoint, digits_directory, tmp_path_factory) -> Path:
         f"""
 data: {{path: {digits_directory}}}
 model: {{path: {tiny_checkpoint}, dtype: float32}}
-observe: {{batch_size: 32, shard_batches: 1, max_new_tokens: 3}}
+observe: {{batch_size: 32, shard_batches: 1, max_new_tokens: 3, share_prefix: false}}  # tests of `auto` take it up
 probe: {{families: [logistic, mean_difference], c: [0.01], folds: 2}}
 gap: {{replicates: 100}}
 force: true  # of a random model nothing is real
 export: {{unimproved: true, verify: false}}  # nor has it to improve; tests of the fresh process turn it on
 controls: {{draws: 2, protocol: imavb, random_weights: false}}  # tests of that control turn it on
 targets: {{gate: 0.8}}
-train: {{epochs: 2, global_batch_size: 24, micro_batch_size: 12, learning_rate: 0.01, logging_steps: 1}}
+train: {{epochs: 2, global_batch_size: 24, micro_batch_size: 12, learning_rate: 0.01, logging_steps: 1, cache_trunk: false}}
 """
     )
     return path

@@ -54,6 +54,7 @@ RUN = ("README.md", "docs/how-to/python.md", "docs/how-to/monitor.md", "docs/how
 NOT_RUN = {
     "docs/how-to/data.md": "a function to match answers, which stands alone",
     "docs/how-to/prompts.md": "a function to match answers, which stands alone",
+    "docs/how-to/gpus.md": "copies a few clips of an item set of the reader's own",
 }
 """pages whose examples are compiled only -> why"""
 

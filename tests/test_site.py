@@ -38,7 +38,7 @@ def test_every_generated_part_has_its_page():
 def test_the_configuration_page_has_every_key():
     page = configuration()
     assert [key for key in known_keys() if f'<a id="{key}"></a>' not in page and f"\n## {key}\n" not in page] == []
-    assert "`seed`" in page and "[data](../how-to/data.md)" in page and "docs/how-to" not in page
+    assert "`seed`" in page and "[prompts](../how-to/prompts.md)" in page and "docs/how-to" not in page
 
 
 def test_the_python_page_has_every_public_name():

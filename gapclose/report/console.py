@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,8 +56,13 @@ def wide_console() -> Console:
 
 
 def print_sentence(console: Console, text: str) -> None:
-    """Print a sentence, wrapped between words; in a file or pipe on one line, where it can be searched for."""
-    console.print(text, highlight=False, soft_wrap=console.width >= FILE_WIDTH and not console.is_terminal)
+    """Print a sentence, wrapped between words and around intervals; in a file or pipe on one line, where it can be searched for."""
+    if console.width >= FILE_WIDTH and not console.is_terminal:
+        console.print(text, highlight=False, soft_wrap=True)
+        return
+    whole = re.sub(r"(?<=\d) (?=\[-?\d)|(?<=\d,) (?=-?[\d.]+\])", "\N{NO-BREAK SPACE}", text)
+    for line in textwrap.wrap(whole, console.width, break_long_words=False, break_on_hyphens=False):
+        console.print(line.replace("\N{NO-BREAK SPACE}", " "), highlight=False, soft_wrap=True)
 
 
 def print_report(directory: Path, console: Console | None = None, *, everything: bool = False) -> None:

@@ -30,6 +30,7 @@ PRINTING = {  # module -> what it exists to print
     "pipeline/verify_export.py": "its result, for the process that started it",
     "report/console.py": "the report",
     "report/tables.py": "tables of any command",
+    "pipeline/vllm_monitor.py": "a command of its own",
 }
 
 

@@ -270,7 +270,8 @@ def test_observations_do_not_depend_on_workers_or_cache(loaded, digits, tmp_path
         assert torch.equal(found[name].scores, found["none"].scores) and found[name].answers == found["none"].answers
         assert torch.equal(found[name].residuals[3], found["none"].residuals[3])
     distinct = len({content_digest(few.root / p) for i in few for _, p in i.media})
-    assert counts["none"] == counts["two"] == len({p for i in few for _, p in i.media})
+    tried = 2  # the picture and the sound of the clip on which a first try continues answers
+    assert counts["none"] == counts["two"] == len({p for i in few for _, p in i.media}) + tried
     assert 0 < counts["cold"] <= counts["none"] and counts["cold"] >= distinct and counts["warm"] == 0
 
 

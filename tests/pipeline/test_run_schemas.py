@@ -38,7 +38,7 @@ def test_another_key_or_type_does_not_fit(tiny_run):
         assert "'new' was unexpected" in misfit(name, whole | {"new": 1})
         for key, value in whole.items():
             assert misfit(name, whole | {key: [{"new": 1}]}), f"{path}: {key}"
-            if key in SCHEMAS[name]["required"]:
+            if key in SCHEMAS[name].get("required", ()):
                 assert f"{key!r} is a required property" in misfit(name, {k: v for k, v in whole.items() if k != key})
             if isinstance(value, dict) and "value" in value:
                 assert misfit(name, whole | {key: value | {"new": 1}}) and misfit(name, whole | {key: value | {"value": "0.5"}})

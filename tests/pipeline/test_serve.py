@@ -229,7 +229,7 @@ def test_what_cannot_be_served_is_refused_before_the_model_loads(tiny_run, tmp_p
             ([str(tiny_run), "--host", "0.0.0.0"], "set a key in the environment variable GAPCLOSE_API_KEY"),
             ([str(tiny_run), "--port", port], f"127.0.0.1:{port} cannot be used"),
             ([str(tiny_run), "--seconds", "0"], "--seconds is 0.0; it must be above 0"),
-            (["--run", str(tiny_run)], "the following arguments are required: RUN"),
+            (["--run", str(tiny_run)], "unrecognized arguments: --run"),
         ):
             assert main(["serve", *arguments]) == 2 and message in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "fastapi", None)
