@@ -38,7 +38,7 @@ def test_every_generated_part_has_its_page():
 def test_the_configuration_page_has_every_key():
     page = configuration()
     assert [key for key in known_keys() if f'<a id="{key}"></a>' not in page and f"\n## {key}\n" not in page] == []
-    assert "`seed`" in page and "[prompts](../how-to/prompts.md)" in page and "docs/how-to" not in page
+    assert "`seed`" in page and "[data-formats](../how-to/data-formats.md)" in page and "docs/how-to" not in page
 
 
 def test_the_python_page_has_every_public_name():
@@ -83,6 +83,18 @@ def test_every_interval_of_the_comparison_is_in_its_tables():
                 there |= {tuple(row[k] for k in (name, f"{name} lower", f"{name} upper")) for name in row if f"{name} lower" in row}
     shown = re.findall(r"(-?\d\.\d{3}) \[(-?\d\.\d{3}), (-?\d\.\d{3})\]", (DOCS / "results/comparison.md").read_text())
     assert len(shown) > 30 and [interval for interval in shown if interval not in there] == []
+
+
+@pytest.mark.parametrize("kind", ["ways", "differences", "points", "noise"])
+def test_every_row_of_the_comparison_has_its_seeds_and_its_interval(kind):
+    """As its page says: Student's t, over five seeds or three; and the page explains the columns of every file."""
+    with (DOCS / f"results/comparison-{kind}.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) >= 10 and {(row["seeds"], row["interval"]) for row in rows} <= {("5", "t"), ("3", "t")}
+    assert {row["variant"] for row in rows if row["seeds"] == "3"} <= {"comply, choices on val"}
+    explained = (DOCS / "results/comparison.md").read_text().partition("Their columns:")[2]
+    own = {"variant", "labels", "way", "seeds", "interval", "labelled items", "val chose", "base counted", "minus", "of", "over budget"}
+    assert [name for name in own & set(rows[0]) if f"`{name}`" not in explained] == []
 
 
 @pytest.mark.slow

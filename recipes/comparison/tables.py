@@ -196,7 +196,7 @@ def _table(found: Mapping[tuple[str, int, str], Mapping[int, Any]], variant: str
             cells.append(Cell(text=str(instead or NONE), columns={"base counted": str(instead)}))
             cells += [over_seeds(also[0], [float(s["also"][0]) for s in seeds])] if also_on else []
             own = {name: [s["own"][key][0] if all(s["more"] for s in seeds) else np.nan for s in seeds] for name, key in AS_IT_IS.items()}
-            cells.append(beside([plain(name, number(np.mean(values))) for name, values in own.items()]))
+            cells.append(beside([plain(name, number(float(np.mean(values)))) for name, values in own.items()]))
             cells += [over_seeds(name, [s["more"].get(key) for s in seeds]) for name, key in MORE.items()]
             layers = plain("reading: layers", " ".join(str(s["probe"]["layer"]) for s in seeds))
             cells.append(beside([over_seeds("reading: AUROC", [s["probe"]["auroc"] for s in seeds]), layers]))
@@ -236,7 +236,7 @@ def _differences(found: Mapping[tuple[str, int, str], Found], variant: str) -> T
         two = {n: [found.get((variant, n, way), {}) for way in (ours, theirs)] for n in budgets}
         own = {n: [{k: s["own"] for k, s in seeds.items() if s["more"]} for seeds in both] for n, both in two.items()}
         for of, said, sides in (("chosen", "", two), ("as trained", ", as trained, without shifts", own)):
-            means = {n: against(*sides[n], "balanced") for n in budgets}
+            means = {n: against(sides[n][0], sides[n][1], "balanced") for n in budgets}
             if of == "as trained" and not any(means.values()):
                 continue
             cells = {n: interval("balanced", mean) for n, mean in means.items() if mean}

@@ -40,9 +40,15 @@ def stored(directory, *words: str) -> Config:
     return config
 
 
-def test_auto_is_the_default_and_runs_store_the_word():
-    config = Config()
-    assert config.observe.share_prefix == config.train.cache_trunk == "auto"
+def test_auto_is_the_default_and_runs_store_the_word(tmp_path):
+    """Before and after it is decided what it comes to, and a stored configuration is read as it was."""
+    config = stored(tmp_path)
+    keep(tmp_path, SHARE, "it is Monday")
+    keep(tmp_path, CACHE, None)
+    tree = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert tree["observe"]["share_prefix"] == tree["train"]["cache_trunk"] == "auto"
+    read = parse_config(["--config", str(tmp_path / "config.yaml")])
+    assert read == config and (read.observe.share_prefix, read.train.cache_trunk) == ("auto", "auto")
 
 
 def test_a_run_goes_on_with_what_auto_came_to(tmp_path):
@@ -144,8 +150,9 @@ def test_a_cache_that_cannot_pay_is_off():
 
 
 def test_a_run_by_default(tiny_run):
-    """Both are on where the tiny model allows them; the stored states are gone at the end."""
-    found = decisions(tiny_run)
+    """Both are on where the tiny model allows them, and its configuration has the word; the stored states are gone at the end."""
+    found, tree = decisions(tiny_run), yaml.safe_load((tiny_run / "config.yaml").read_text())
+    assert tree["observe"]["share_prefix"] == tree["train"]["cache_trunk"] == "auto"
     assert found == {key: {"value": True, "reason": None} for key in (SHARE, CACHE)}
     request = json.loads((tiny_run / "observations" / "base-val" / "request.json").read_text())
     assert request["share_prefix"] is True and not (tiny_run / "trunk").exists()

@@ -163,7 +163,7 @@ def test_held_out_logits_come_from_the_fold_that_did_not_train_on_the_item():
 
 
 def test_two_classes_with_one_logit_have_the_softmax_of_two():
-    """Residuals, curvatures and the fit itself, where the general problems are made for two classes."""
+    """Residuals and curvatures, where the general problems are made for two classes."""
     z, y = (torch.tensor(a) for a in data(60, 8, 2))
     y = y.roll(1) * (torch.arange(60) % 5 > 0)
     onehot = torch.nn.functional.one_hot(y, 2).T.double()
@@ -179,6 +179,27 @@ def test_two_classes_with_one_logit_have_the_softmax_of_two():
     torch.testing.assert_close(wrong, (p * (1 - onehot)).sum(1))
     torch.testing.assert_close(sigmoid.curvature(wrong), softmax.curvature(p))
     torch.testing.assert_close(sigmoid.bend(wrong, sigmoid.turn(step)), softmax.bend(p, softmax.turn(step)))
+
+
+def test_a_fit_of_two_classes_has_the_weights_of_scikit_learn(monkeypatch):
+    """By one logit: its weight is the difference of the rows. The softmax of two solves the same problem."""
+    z, y = data(90, 12, 2, signal=0.7, seed=1)
+    y = np.where(np.arange(90) % 5 == 0, 1 - y, y)
+    given = (torch.tensor(z).double(), torch.tensor(y), torch.tensor(parts(90)), [0.01, 1.0])
+    made = []
+    monkeypatch.setattr(solver, "make_problems", lambda *a: made.append(make_problems(*a)) or made[-1])
+    one = solve(*given, tolerance=1e-10)
+    monkeypatch.setattr(solver, "make_problems", Problems)
+    two = solve(*given, tolerance=1e-10)
+    assert [type(p) for p in made] == [TwoClasses] and one.weight.shape == (2, 2, 2, 12)
+    torch.testing.assert_close(one.weight, two.weight, rtol=0, atol=1e-8)
+    torch.testing.assert_close(one.logits, two.logits, rtol=0, atol=1e-8)
+    for f, train in enumerate(parts(90)):
+        scaler = StandardScaler().fit(z[train].astype(np.float64))
+        for s, strength in enumerate(given[3]):
+            model = LogisticRegression(C=strength, tol=1e-12, max_iter=20_000).fit(scaler.transform(z[train].astype(np.float64)), y[train])
+            np.testing.assert_allclose(one.weight[f, s, 1] - one.weight[f, s, 0], model.coef_[0], atol=1e-5)
+            np.testing.assert_allclose(one.bias[f, s, 1] - one.bias[f, s, 0], model.intercept_[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(
