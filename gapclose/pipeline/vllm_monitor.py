@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 
 from gapclose.evaluation.monitor_file import MonitorFile
 from gapclose.pipeline.monitor_results import Reading, readings_of
-from gapclose.pipeline.vllm_storage import STORAGE, default_storage, private_directory, sweep
+from gapclose.pipeline.vllm_storage import STORAGE, SWEPT, default_storage, private_directory, sweep
 
 FOLDER = "GAPCLOSE_MONITOR"
 """environment variable with the directory of the monitor, for ``vllm serve``"""
@@ -43,10 +43,6 @@ WATCHED = "/v1/chat/completions"
 HARMLESS = ("/tokenize", "/detokenize", "/ping")
 """endpoints that take a POST and generate nothing; every other POST is refused, since vLLM has many
 that generate"""
-READING_METHODS = ("GET", "HEAD", "OPTIONS")
-"""methods by which nothing is generated"""
-SWEPT = 60.0
-"""seconds between two looks for files that are left over"""
 REFUSED = {"stream": "in a stream", "kv_transfer_params": "with kv_transfer_params of the client's own"}
 """key of a request -> the kind of request that is refused; so is ``n`` above 1"""
 
@@ -172,7 +168,7 @@ class MonitorMiddleware:
         if scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": "no readings over websockets"})
-        elif scope["type"] != "http" or scope["method"] in READING_METHODS:
+        elif scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self.app(scope, receive, send)
         elif scope["method"] == "POST" and (path := _route_path(scope)) in (WATCHED, *HARMLESS):
             await (self._read if path == WATCHED else self.app)(scope, receive, send)

@@ -11,6 +11,8 @@ STORAGE = "GAPCLOSE_STORAGE"
 """environment variable with the directory, for ``vllm serve``; needed where it is not the default"""
 KEPT = 600.0
 """seconds after which a file that no request has removed is left over"""
+SWEPT = 60.0
+"""seconds between two looks for such files"""
 NAMES = ("*.safetensors", "*.safetensors.lock")
 """files of vLLM; :func:`sweep` removes no others"""
 
