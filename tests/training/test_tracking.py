@@ -168,7 +168,9 @@ def test_tables_hold_examples_verdicts_and_the_complete_summary(mirrored):
         assert row[:4] == [kind, item["modality"], item["text"], item["right"]]
         assert row[4] in (item["base"]["said"], item["base"]["written"]) and row[5] in (item["adapted"]["said"], item["adapted"]["written"])
         assert row[6].split(" (")[0] == max(item["reading"], key=item["reading"].get)
-        assert (row[7]["_type"], row[8]["_type"]) == ("image-file", "audio-file")
+        assert row[7:] == ["Image", "Audio"]  # the files are in the table's artifact
+    held = next(r.artifact for kind, r in mirrored.kept if kind == "artifact" and r.artifact.name.endswith("-examples"))
+    assert {Path(e.path).parts[1] for e in held.manifest.contents if e.path.startswith("media/")} == {"images", "audio"}
     many = {"examples": {"gained": [{"n": n} for n in range(40)], "lost": [{"n": n} for n in range(40)]}}
     assert [kind for kind, _ in chosen_examples(many)] == ["gained"] * 25 + ["lost"] * 25
     checks = [dict(zip(found["controls"]["columns"], row, strict=True)) for row in found["controls"]["data"]]

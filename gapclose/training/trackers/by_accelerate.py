@@ -149,8 +149,7 @@ class OfExperiment(MLflowTracker):
 
     def start(self) -> None:
         """Start the run, in a new experiment if there is none of this name."""
-        import mlflow
-
+        mlflow = require("mlflow", "mlflow", "tracking mlflow")
         client, name = mlflow.MlflowClient(), self.experiment_name
         found = client.get_experiment_by_name(name)
         experiment = found.experiment_id if found else client.create_experiment(name)
