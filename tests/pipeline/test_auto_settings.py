@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from run_schemas import misfits
 
 from gapclose.core.auto_decisions import keep
 from gapclose.core.settings import decisions
@@ -24,6 +25,8 @@ from gapclose.pipeline.training_cache import idle
 
 SHARE, CACHE = "observe.share_prefix", "train.cache_trunk"
 AUTO = ObserveConfig(batch_size=8)
+AUTO_BOTH = (f"--{SHARE}", "auto", f"--{CACHE}", "auto")
+"""the default; the tests' configuration turns both off"""
 
 
 @pytest.fixture
@@ -149,8 +152,11 @@ def test_a_cache_that_cannot_pay_is_off():
     assert "model.sharded" in (idle(config) or "")
 
 
-def test_a_run_by_default(tiny_run):
+def test_a_run_by_default(tiny_config, tmp_path):
     """Both are on where the tiny model allows them, and its configuration has the word; the stored states are gone at the end."""
+    tiny_run = tmp_path / "run"
+    assert main(["close", "--config", str(tiny_config), "--run_dir", str(tiny_run), *AUTO_BOTH]) == 0
+    assert misfits(tiny_run) == {}
     found, tree = decisions(tiny_run), yaml.safe_load((tiny_run / "config.yaml").read_text())
     assert tree["observe"]["share_prefix"] == tree["train"]["cache_trunk"] == "auto"
     assert found == {key: {"value": True, "reason": None} for key in (SHARE, CACHE)}
@@ -164,7 +170,7 @@ def test_a_small_disk_leaves_the_cache_out(tiny_config, tmp_path, monkeypatch, c
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("gapclose.pipeline.training_cache.AUTO_SHARE", 0.0)
     assert usage.free > 2**31
-    command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path / "run"), "--train.epochs", "2"]
+    command = ["close", "--config", str(tiny_config), "--run_dir", str(tmp_path / "run"), "--train.epochs", "2", *AUTO_BOTH]
     assert main(command) == 0
     assert "train.cache_trunk auto: off, since it takes" in capsys.readouterr().out
     assert decisions(tmp_path / "run")[CACHE]["value"] is False

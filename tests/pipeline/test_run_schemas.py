@@ -28,7 +28,7 @@ def nodes(node: Any) -> Iterator[dict[str, Any]]:
 def test_the_files_of_a_run_fit(tiny_run):
     """All of them, and there is none without a schema; other tests try what else a run may write."""
     assert misfits(tiny_run) == {}
-    assert {name for name, _ in files(tiny_run)} == set(PLACES) - {"rounds", "verified", "left_out"}
+    assert {name for name, _ in files(tiny_run)} == set(PLACES) - {"auto", "rounds", "verified", "left_out"}
 
 
 def test_another_key_or_type_does_not_fit(tiny_run):

@@ -67,9 +67,9 @@ def test_a_table_of_objectives_says_it_seed_by_seed():
         return {"balanced": same, "standard": same, "rejection": same, **told, "skipped": count}
 
     found = {("plain", 48, "gold"): {0: seed(0), 1: seed(3)}}
-    head, _, row = _table(found, "plain", None)
+    head, _, row = _table(found, "plain", None).markdown()
     assert head.endswith("| items left out |") and row.endswith("| 0 + 3 |")
-    assert "left out" not in _table({("plain", 48, "gold"): {0: seed(0)}}, "plain", None)[0]
+    assert "left out" not in _table({("plain", 48, "gold"): {0: seed(0)}}, "plain", None).markdown()[0]
 
 
 def test_items_are_read_again_as_the_run_read_them(short_run, digits):
