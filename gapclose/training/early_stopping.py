@@ -28,7 +28,9 @@ def _over_rejection(record: Record, base: Record, gap: GapConfig, config: Guards
     if gap.choose == "shifted":  # the shift, chosen on val, keeps to the budget
         return None
     loss = record.get("consistency")
-    if loss and (loss["falling"] or loss["excess"]["value"] > loss.get("constant", np.inf)):  # models learn to object before they learn when to
+    if loss and (
+        loss["falling"] or loss["excess"]["value"] > loss.get("constant", np.inf)
+    ):  # models learn to object before they learn when to
         return None
     return _beyond(record["change"]["standard_drop"], gap.standard_budget, "standard accuracy fell by", "gap.standard_budget")
 

@@ -43,7 +43,13 @@ def child(rank: int, port: int, directory: str) -> None:
 
     module._forward, module.request_of = forward, lambda *_: {"fingerprint": "a"}
     loaded: Any = SimpleNamespace(model=nn.Linear(1, 1), media=lambda items, blank: SimpleNamespace(ahead=lambda batch: None))
-    asked = loaded, items(), Path(directory) / "o", ObserveConfig(batch_size=1, shard_batches=1, share_prefix=False), ObservationRequest(layers=(1,))
+    asked = (
+        loaded,
+        items(),
+        Path(directory) / "o",
+        ObserveConfig(batch_size=1, shard_batches=1, share_prefix=False),
+        ObservationRequest(layers=(1,)),
+    )
     with pytest.raises(FloatingPointError, match=r"^item '3': scores is not finite$"):
         observe(*asked)
     assert not (asked[2] / "manifest.json").exists()

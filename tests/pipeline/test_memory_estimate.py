@@ -34,7 +34,9 @@ def test_the_estimate_is_within_a_fifth_of_the_measured_peak(recomputed, digits_
 def test_the_estimate_of_observing_is_within_a_fifth_of_the_measured_peak(tiny_checkpoint, digits_directory, tmp_path):
     """Scores and generated answers of one batch; options of several tokens would be scored on copies of the key-value cache."""
     data = digits_directory
-    config, file = configured(tiny_checkpoint, data, tmp_path, **{"observe.batch_size": 32, "observe.max_new_tokens": 3, "observe.share_prefix": False})
+    config, file = configured(
+        tiny_checkpoint, data, tmp_path, **{"observe.batch_size": 32, "observe.max_new_tokens": 3, "observe.share_prefix": False}
+    )
     items = read_items(data)
     loaded = assemble(build_on_meta(read_architecture(config.model), config.model), load_processor(config.model), path="", fingerprint="")
     gap = look_at(loaded, items).gap
