@@ -55,6 +55,9 @@ test: $(VENV)/ready
 test-slow: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,deepspeed,notebooks]"
 	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
+# last and apart: trackio brings an older pillow
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[trackio]"
+	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest tests/training/test_other_trackers.py -k trackio
 
 # What is known to work is installed first and then replaced, so that torch and the rest stay as they are where they can.
 NEWEST := .venv-newest
