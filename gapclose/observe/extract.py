@@ -253,8 +253,8 @@ def _forward(
         inputs = {k: v.to(loaded.device) for k, v in loaded.prompts(batch, media).items()}
     cache = None
     # answers are generated without donors, and a cache would hold them
-    keep = wanted.generate and not asked and not wanted.patch and wanted.trunk is None and answers is not None
-    keep = keep and answers.allows(batch, inputs["attention_mask"])
+    fits = wanted.generate and not asked and not wanted.patch and wanted.trunk is None
+    keep = answers is not None and fits and answers.allows(batch, inputs["attention_mask"])
     if not asked:
         reset_rope_deltas(model)  # a trial has left others
     if wanted.trunk is not None:

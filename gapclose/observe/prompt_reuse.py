@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 
 from gapclose.core.logging import get_logger
 from gapclose.data.items import Item
@@ -72,7 +71,7 @@ def reuse_refusal(loaded: LoadedModel, few: Sequence[Item], media: MediaLoader) 
     """Return why the answers to ``few`` items cannot continue the forward of their scores, or None."""
     model = unwrap_engine(loaded.model)
     allowed = TOLERANCES.get(unwrap(loaded.model).dtype, TOLERANCES[torch.bfloat16])
-    inputs = send_to_device(dict(loaded.prompts(few, media)), loaded.device)
+    inputs = {name: value.to(loaded.device) for name, value in loaded.prompts(few, media).items()}
     how = {"min_new_tokens": TRIED, "output_logits": True, "return_dict_in_generate": True}
     reset_rope_deltas(model)
     expected = generate_tokens(loaded, model, inputs, TRIED, how)

@@ -195,12 +195,12 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], director
         before: dotted key -> value, as it began. now: all groups or some, nested.
         directory: where ``auto.json`` is.
     """
-    before, now, found = flatten(dataclasses.asdict(Config())) | before, flatten(dict(now)), decisions(directory)
+    began, now, found = flatten(dataclasses.asdict(Config())) | dict(before), flatten(dict(now)), decisions(directory)
     for key in AUTO_KEYS:
-        if before[key] == AUTO:
-            before[key] = found.get(key, {}).get("value", now.get(key))
+        if began[key] == AUTO:
+            began[key] = found.get(key, {}).get("value", now.get(key))
     agreed = {key for key in AUTO_KEYS if now.get(key) == AUTO}
-    return {k: (before.get(k), v) for k, v in now.items() if before.get(k) != v and k not in agreed and not k.startswith(RESUMABLE_KEYS)}
+    return {k: (began.get(k), v) for k, v in now.items() if began.get(k) != v and k not in agreed and not k.startswith(RESUMABLE_KEYS)}
 
 
 def refuse_other_run(config: Config, path: Path) -> None:

@@ -180,6 +180,7 @@ class GapCallback(transformers.TrainerCallback):
         if self.run is None or self.trainer is None:
             raise ValueError("there is no monitor before the training; call trainer.train() first")
         model, probe = self.trainer.model, self.run.probe
+        assert model is not None
         lora = any("lora_" in name for name, _ in model.named_parameters())
         if not lora or reaches_probe(model, probe.layer) or self._moved() > SAME_READING:
             raise ValueError(
