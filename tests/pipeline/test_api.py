@@ -17,7 +17,7 @@ from gapclose.models.checkpoint import memory_fingerprint
 from gapclose.pipeline.cli import main
 
 SETTINGS = {
-    "observe": {"batch_size": 32, "shard_batches": 1, "max_new_tokens": 3},
+    "observe": {"batch_size": 32, "shard_batches": 1, "max_new_tokens": 3, "share_prefix": False},
     "probe": {"families": ["logistic", "mean_difference"], "c": [0.01], "folds": 2},
     "gap": {"replicates": 100},
 }
@@ -37,7 +37,14 @@ def test_measure_gives_the_figures_of_the_command_and_leaves_the_model_alone(loa
 
 
 def test_close_trains_as_the_command_does(loaded, digits, tiny_run, tmp_path):
-    training = {"epochs": 2, "global_batch_size": 24, "micro_batch_size": 12, "learning_rate": 0.01, "logging_steps": 1}
+    training = {
+        "epochs": 2,
+        "global_batch_size": 24,
+        "micro_batch_size": 12,
+        "learning_rate": 0.01,
+        "logging_steps": 1,
+        "cache_trunk": False,
+    }
     result = close(
         loaded.model, loaded.processor, digits, run_dir=tmp_path / "run", force=True, **SETTINGS, train=training, targets={"gate": 0.8},
         export={"unimproved": True}, controls={"draws": 2, "random_weights": False},
