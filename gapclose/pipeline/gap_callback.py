@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -16,22 +15,20 @@ import numpy as np
 import transformers
 from peft import PeftModel
 
-from gapclose.core.auto_decisions import store
 from gapclose.core.distributed import kind_of, run_on_main
-from gapclose.core.files import read_json, write_json
 from gapclose.core.logging import get_logger
-from gapclose.core.settings import AUTO, SHARE_PREFIX, flatten
 from gapclose.data.item_set import ItemSet
 from gapclose.data.load import load_items
 from gapclose.data.prompt_templates import apply_prompt
 from gapclose.evaluation.record import make_record
-from gapclose.evaluation.run_records import CALLBACK_FOLDER, CALLBACK_MARK, headlines, read_records, record_of, write_records
+from gapclose.evaluation.run_records import CALLBACK_FOLDER, headlines, read_records, record_of
 from gapclose.export.monitor import monitor_of_observations
 from gapclose.models.checkpoint import memory_fingerprint
 from gapclose.models.loading import assemble
 from gapclose.models.sharding import is_wrapped
 from gapclose.models.training_state import training_set_aside
-from gapclose.pipeline.config import changed_settings, config_of, missing_functions
+from gapclose.pipeline.callback_directory import SETTINGS, claim_callback_directory
+from gapclose.pipeline.config import config_of, missing_functions
 from gapclose.pipeline.items import Given, prepare_plain
 from gapclose.pipeline.measure_context import MeasureContext
 from gapclose.pipeline.monitor import Monitor
@@ -46,9 +43,6 @@ logger = get_logger(__name__)
 
 SAME_READING = 1e-3
 """largest relative change of the probe's residuals under which the base model's calibration holds"""
-SETTINGS = ("seed", "probe", "observe", "gap", "prompts", "labelling")
-"""keys of the configuration that decide the figures"""
-FILES = (CALLBACK_MARK, "auto.json", "gap.jsonl", "probes", "observations")
 
 
 class GapCallback(transformers.TrainerCallback):
@@ -135,7 +129,8 @@ class GapCallback(transformers.TrainerCallback):
         with training_set_aside(model):
             run.loaded = assemble(model, given.processor, path=self.config.model.path, fingerprint="")
             base, resumed = memory_fingerprint(model, given.processor), state.global_step
-            run.loaded.fingerprint = run_on_main(lambda: self._claim(base, resumed, [*splits], has_adapters=isinstance(model, PeftModel)))
+            adapters = isinstance(model, PeftModel)
+            run.loaded.fingerprint = run_on_main(lambda: claim_callback_directory(run, base, resumed, [*splits], has_adapters=adapters))
             with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
                 run.fit_probes()
                 run.measure_base([split for split in splits if split != "fit"])
@@ -219,63 +214,6 @@ class GapCallback(transformers.TrainerCallback):
         if len(set((getattr(model, "hf_device_map", None) or {"": 0}).values())) > 1:
             raise ValueError("GapCallback does not measure a model that is spread over several devices; load it without device_map")
 
-    def _claim(self, base: str, resumed: int, splits: Sequence[str], *, has_adapters: bool) -> str:
-        """Make the directory ready, and return the fingerprint of the base model. Main process only.
-
-        Args:
-            base: fingerprint of the model as it is now. resumed: optimiser steps that it has taken.
-            splits: those that are observed.
-
-        Raises:
-            ValueError: when the directory holds something else, or not the base model of the training
-                that is resumed.
-        """
-        assert self.run is not None
-        directory, items = self.run.directory, self.run.items.fingerprint(labels=True)
-        now = {"items": items, "settings": {name: _plain(getattr(self.config, name)) for name in SETTINGS}}
-        before = read_json(directory / CALLBACK_MARK, "base", "items", "settings") if (directory / CALLBACK_MARK).is_file() else None
-        if before is None and any((directory / name).exists() for name in FILES):
-            raise ValueError(f"{directory} holds a run of gapclose; give GapCallback another directory (out=...)")
-        if resumed and before is None and not has_adapters:
-            raise ValueError(
-                f"the training goes on from step {resumed}, and {directory} holds no measurement of its base model; name the directory of its "
-                "start (out=...), or start anew"
-            )
-        if resumed and before is not None:
-            if changed := self._changed(before, now):
-                raise ValueError(
-                    f"{directory}: {' and '.join(changed)} of GapCallback are not those with which this training started; use the same, or "
-                    "another directory (out=...)"
-                )
-            observed = directory / "observations"
-            if not has_adapters and (missing := [s for s in splits if not (observed / f"base-{s}" / "manifest.json").is_file()]):
-                raise ValueError(
-                    f"{observed}: the base model's observations of {', '.join(missing)} are not there, and the weights are trained already; "
-                    "restore them, or start anew"
-                )
-            for left in observed.glob("now-*"):  # of a measurement that was interrupted, after another step
-                shutil.rmtree(left)
-            write_records(directory, [r for r in read_records(directory) if r.get("step", 0) <= resumed and r["stage"] != "adapted/test"])
-            return before["base"]
-        for name in FILES:
-            path = directory / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / CALLBACK_MARK, {"base": base, **now})
-        return base
-
-    def _changed(self, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-        """What differs from the start of the training, which keeps the ``share_prefix`` that was given there. Main process only."""
-        assert self.run is not None
-        directory, began = self.run.directory, flatten(before["settings"])
-        changed = (["items"] if before["items"] != now["items"] else []) + (
-            ["settings"] if changed_settings(began, now["settings"], directory) else []
-        )
-        given = began.get(SHARE_PREFIX)
-        if not changed and isinstance(given, bool) and self.config.observe.share_prefix == AUTO:
-            store(directory, SHARE_PREFIX, None if given else "this training began so")
-        return changed
-
     def _measure_val(self, state: Any, control: Any, model: Any) -> None:
         """Measure ``val``, and stop the training where a guard of ``stop_on`` asks for it."""
         step = state.global_step
@@ -344,8 +282,3 @@ class GapCallback(transformers.TrainerCallback):
         figures: dict[str, Any] = {f"{'eval' if split == 'val' else split}_{name}": value for name, value in headlines(record).items()}
         trainer.log(figures)
         trainer.control.should_log = due  # the line of the loss is still to come
-
-
-def _plain(value: Any) -> Any:
-    """Return a setting as it is read back from JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value))

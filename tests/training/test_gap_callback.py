@@ -30,6 +30,7 @@ from gapclose.models.config import ModelConfig
 from gapclose.models.loading import load_model
 from gapclose.models.training_state import training_set_aside
 from gapclose.observe.store import read_observations
+from gapclose.pipeline.callback_directory import claim_callback_directory
 from gapclose.pipeline.cli import main
 from gapclose.training.trl.dataset import messages_for_trl
 
@@ -286,16 +287,15 @@ def test_a_training_that_began_before_auto_and_device_goes_on(by_steps, passages
     mark["settings"]["observe"] |= began
     (directory / "callback.json").write_text(json.dumps(mark))
     watch = GapCallback(passages, every=2, **TEXT | {"probe": {**TEXT.get("probe", {}), "device": "cpu"}})
-    watch.run = SimpleNamespace(directory=directory, items=passages)
     items = mark["items"]
-    watch.run.items = SimpleNamespace(fingerprint=lambda labels: items)
-    assert watch._claim("other", 4, [], has_adapters=False) == mark["base"]
+    run = SimpleNamespace(directory=directory, items=SimpleNamespace(fingerprint=lambda labels: items), config=watch.config)
+    assert claim_callback_directory(run, "other", 4, [], has_adapters=False) == mark["base"]
     assert decisions(directory)["observe.share_prefix"]["value"] is (
         began["share_prefix"] if isinstance(began.get("share_prefix"), bool) else came_to
     )
     watch.config.observe.share_prefix = not decisions(directory)["observe.share_prefix"]["value"]
     with pytest.raises(ValueError, match="settings of GapCallback are not those"):
-        watch._claim("other", 4, [], has_adapters=False)
+        claim_callback_directory(run, "other", 4, [], has_adapters=False)
 
 
 def test_a_run_s_own_directory_is_not_taken(passages, tmp_path):

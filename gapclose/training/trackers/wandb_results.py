@@ -109,7 +109,7 @@ def items_artifact(directory: Path, name: str, *, upload: bool) -> Any:
     bound = read_json(directory / "items.json", "fingerprint")
     facts = {"name": name, "fingerprint": bound["fingerprint"], "items": bound.get("items")}
     artifact = service().Artifact(artifact_name(Path(name), "items"), type="dataset", metadata=facts)
-    with artifact.new_file("fingerprint.json") as file:  # a version of the artifact is told by its files, not by its metadata
+    with artifact.new_file("fingerprint.json") as file:  # a new version needs a changed file: metadata alone makes none
         file.write(json.dumps(facts, indent=1))
     if upload and (path := Path(bound.get("root") or "") / "items.jsonl").is_file():
         artifact.add_file(str(path), name="items.jsonl")
