@@ -123,6 +123,7 @@ sys.exit(code)
 OFF = ("layers", "blank", "nested", "codelength", "labels", "interchange", "baselines", "residualise")
 
 
+@pytest.mark.slow
 def test_measure_and_close_work_without_the_extras(quick_config, tmp_path):
     settings = ["--train.epochs", "1", "--probe.families", "[logistic]", *(word for o in OFF for word in (f"--controls.{o}", "false"))]
     words = [sys.executable, "-c", BLOCK, "--config", str(quick_config), "--run_dir", str(tmp_path), *settings]

@@ -89,6 +89,7 @@ def test_the_level_binds_no_run_directory(tmp_path):
     assert "log_level: debug" in path.read_text()
 
 
+@pytest.mark.slow
 def test_a_command_logs_at_the_level_of_its_configuration(quick_config, tmp_path, capsys):
     """The report is no log: it is printed at every level."""
     arguments = ["measure", "--config", str(quick_config), "--run_dir", str(tmp_path), "--controls.layers", "false"]
@@ -116,6 +117,7 @@ close(loaded.model, loaded.processor, items, run_dir=sys.argv[3], **small)
 """
 
 
+@pytest.mark.slow
 def test_as_a_library_nothing_is_printed(tiny_checkpoint, digits_directory, tmp_path):
     """Neither on standard output nor on standard error, and no handler but one that drops everything."""
     words = [sys.executable, "-W", "ignore", "-c", QUIET, str(tiny_checkpoint), str(digits_directory), str(tmp_path)]

@@ -203,6 +203,7 @@ def _busy(directory: str, seed: int, wrong) -> None:
             wrong.value += 1
 
 
+@pytest.mark.slow
 def test_processes_that_share_a_directory_never_read_half_an_entry(tmp_path):
     context = multiprocessing.get_context("spawn")
     wrong = context.Value("i", 0)

@@ -116,6 +116,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     return {kind: directory / f"{kind}.yaml" for kind in kinds} | {"ddp.yaml": ROOT / "launch" / "ddp.yaml"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "options", "on_cpu", "says"),
     [
@@ -125,7 +126,6 @@ def files(tmp_path_factory) -> dict[str, Path]:
             None,
             "asks for 2 processes, and this one sees 1",
             id="multi-cpu",
-            marks=pytest.mark.slow,
         ),
         pytest.param(
             "ddp.yaml",
@@ -133,10 +133,9 @@ def files(tmp_path_factory) -> dict[str, Path]:
             None,
             "asks for 2 processes, and this one sees 1",
             id="two-unrelated-ones",
-            marks=pytest.mark.slow,
         ),
         pytest.param("FSDP", ["--num_processes", "2"], "true", "asks for fsdp, and the launcher gave ddp", id="fsdp-on-cpu-is-ddp"),
-        pytest.param("NO", [], None, "asks for 2 processes, and this one sees 1", id="a-file-that-starts-one", marks=pytest.mark.slow),
+        pytest.param("NO", [], None, "asks for 2 processes, and this one sees 1", id="a-file-that-starts-one"),
     ],
 )
 def test_a_mis_launch_is_refused_before_anything_is_written(close_command, files, tmp_path, file, options, on_cpu, says):

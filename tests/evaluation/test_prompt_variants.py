@@ -138,6 +138,7 @@ def test_a_run_may_be_asked_in_another_prompt(tiny_config, digits, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_closing_is_measured_under_the_other_prompts_as_well(quick_config, tmp_path, capsys):
     """What training under one prompt did to another: from the base model before, and from the adapter after."""
     command = ["close", "--config", str(quick_config), "--run_dir", str(tmp_path), "--train.epochs", "1", "--export.verify", "false"]

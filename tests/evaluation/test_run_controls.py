@@ -236,6 +236,7 @@ def test_switches_leave_parts_out(measured, tiny_config, tmp_path):
     assert {p.name for p in (directory / "observations").iterdir()} == {"base-fit", "base-test"}
 
 
+@pytest.mark.slow
 def test_methods_without_training_choose_on_fit_where_val_has_no_labels(digits, tiny_config, tmp_path):
     """Nor is val observed then."""
     from gapclose.data.jsonl import write_items
@@ -250,6 +251,7 @@ def test_methods_without_training_choose_on_fit_where_val_has_no_labels(digits, 
     assert {p.name for p in (tmp_path / "run" / "observations").iterdir()} == {"base-fit", "base-test"}
 
 
+@pytest.mark.slow
 def test_a_stacked_probe_is_examined_by_all_that_it_reads(measured, tiny_config, digits, tmp_path, capsys, monkeypatch):
     """The reading is of both layers side by side, the patch replaces both, and every report names both."""
     # of a random model both layers tell the modality better than one, and nothing else: let that count

@@ -187,6 +187,7 @@ def test_a_damaged_adapter_does_not_pass(copied, kind, message):
         verify(copied)
 
 
+@pytest.mark.slow
 def test_the_fresh_process_tells_what_is_wrong(copied):
     """Its own message and nothing else: no traceback, no progress bars."""
     damage("zero", copied)
@@ -197,6 +198,7 @@ def test_the_fresh_process_tells_what_is_wrong(copied):
     ]
 
 
+@pytest.mark.slow
 def test_a_verification_that_breaks_is_no_mismatch(copied):
     """Another failure of the fresh process is told as one, with its traceback."""
     shutil.rmtree(copied / "observations" / "adapted-test")

@@ -49,6 +49,7 @@ def refused(tmp_path: Path, data: Path, base: Path, more: list[str]) -> dict[str
     return words(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_close_refuses_a_base_that_learned_nothing(tmp_path, capsys):
     """Shapes and beeps, one draw: the model does not act, which the refusal says; test stays unmeasured. Measured, no page claims a gap."""
     write_shapes(tmp_path / "shapes", {"fit": 40, "train": 8, "val": 24, "test": 24})

@@ -160,6 +160,7 @@ def test_close_refuses_it_before_a_weight_is_read(tiny_config, tmp_path, capsys)
     assert "is a single model (qwen2_5_omni_thinker)" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_whole_way_with_all_exports(tiny_config, tmp_path):
     """Trained on the thinker of a whole checkpoint, written three times over, and each verified in a fresh process."""
     save_whole("Qwen2.5-Omni", tmp_path / "base")

@@ -74,6 +74,7 @@ def test_settings_that_do_not_exist_or_do_not_fit_are_refused(loaded, digits, tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_after_an_interruption_the_model_is_the_user_s_own_and_the_same_call_goes_on(loaded, digits, tmp_path, monkeypatch):
     """In training: the adapters are gone. In the draws of random networks: the weights are back."""
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}

@@ -51,6 +51,7 @@ def step(config, first=3, items=None):
     return training_step(*without_weights(config, first, items), config)
 
 
+@pytest.mark.slow
 def test_what_the_estimate_knows_of_the_settings(tiny_checkpoint, digits_directory, digits, tmp_path):
     """Activations grow with the items and with the layers above the lowest adapter, and shrink where they are recomputed."""
     config, _ = configured(tiny_checkpoint, digits_directory, tmp_path)
@@ -63,6 +64,7 @@ def test_what_the_estimate_knows_of_the_settings(tiny_checkpoint, digits_directo
     assert step(two, 2, digits).weights == low.weights
 
 
+@pytest.mark.slow
 def test_experts_under_adapters_cost_a_copy_of_them(digits_directory, tmp_path):
     """PEFT adds them up into a weight that autograd keeps; the attention alone costs none."""
     sizes = Path(__file__).parents[2] / "configs" / "architectures" / "qwen3_omni_30b_a3b"

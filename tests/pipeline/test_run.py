@@ -148,6 +148,7 @@ def test_whoever_may_read_the_users_files_may_read_a_runs(tiny_run, tmp_path):
     assert not shut and any(tiny_run.rglob("adapter/*.safetensors"))
 
 
+@pytest.mark.slow
 def test_what_an_earlier_start_ran_on_is_not_forgotten(tiny_run, tiny_config, tmp_path):
     """Where it was something else; the page shows it."""
     run, path = tmp_path / "run", tmp_path / "run" / "environment.json"

@@ -99,6 +99,7 @@ def test_a_frame_has_as_many_tokens_as_the_configuration_says(name, processor, p
     assert tokens(252, 448) == tokens(126, 224) == told and tokens(504, 896) == larger
 
 
+@pytest.mark.slow
 def test_without_checkpoint_and_without_data(monkeypatch, capsys):
     """The model is outlined; that the data are not there is an error all the same."""
     monkeypatch.chdir(ROOT)

@@ -141,6 +141,7 @@ def test_a_model_without_tokenizer_is_one_of_the_problems(faulty, tmp_path_facto
     assert "did you mean 'digits'?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_whole_set_is_counted(digits_directory, tiny_checkpoint, tmp_path, capsys):
     """`gapclose validate` prints what is there, untruncated, and writes nothing for a set of one's own."""
     arguments = ["--data.path", str(digits_directory), "--model.path", str(tiny_checkpoint), "--run_dir", str(tmp_path / "run")]
@@ -151,6 +152,7 @@ def test_a_whole_set_is_counted(digits_directory, tiny_checkpoint, tmp_path, cap
     assert "…" not in shown and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_outline")
 def test_what_the_machine_lacks_is_a_warning(digits_directory, tiny_checkpoint, tmp_path, monkeypatch, capsys):
     """A configuration may be checked where it cannot run: no GPU for a quantised base, no network for an upload."""
@@ -273,6 +275,7 @@ def test_options_that_no_answer_tells_apart_are_named(digits_directory, tiny_che
     assert re.search(r"no generated answer could tell option '([A-Z]+)' from option '([a-z]+)'", told)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_outline")
 def test_options_that_a_prompt_does_not_name_are_a_warning(digits_directory, tiny_checkpoint, tmp_path, capsys):
     """By question, with counts, an example and the remedy; of a shipped model a note. Listed options, letters too, are named."""

@@ -111,6 +111,7 @@ def compared_here(recipe, monkeypatch, capsys):
     return call
 
 
+@pytest.mark.slow
 def test_a_comparison_runs_goes_on_and_is_collected(comparison, compared_here, refused):
     """Three runs, their tables and figures; the same command again runs nothing; a seed's figures are those of its records."""
     with drawn():
@@ -145,6 +146,7 @@ def test_a_comparison_runs_goes_on_and_is_collected(comparison, compared_here, r
     assert (runs / "results-part.md").read_text() == text
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said(comparison, refused, tmp_path):
     """No run at all, keys that do not exist, a run that fails."""
     tree = yaml.safe_load(comparison.read_text()) | {"out": str(tmp_path / "none")}

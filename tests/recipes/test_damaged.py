@@ -213,6 +213,7 @@ class Reached(Exception):
     """Training would begin now."""
 
 
+@pytest.mark.slow
 def test_an_epoch_whose_record_or_adapter_is_gone_is_trained_again(tiny_config, run, monkeypatch, capsys):
     """From the checkpoint before it, or from the beginning."""
     older, newest = checkpoints(run)

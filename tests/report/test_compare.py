@@ -117,6 +117,7 @@ def test_a_place_that_cannot_be_written_is_an_error_with_the_remedy(runs, capsys
     assert "2 runs on test clips" in printed.out and "the page cannot be written" in printed.err and "--html FILE" in printed.err
 
 
+@pytest.mark.slow
 def test_json_is_all_that_json_prints(runs):
     """In a process of its own: libraries that print when they are imported (as one does under WANDB_MODE=offline) are not."""
     for some in (runs[:1], runs[:2]):

@@ -138,6 +138,7 @@ def test_rejecting_too_much_is_no_objection_while_the_loss_still_falls(tmp_path)
         assert ("over-rejection" in check_guards(record | loss, base, GAP, config)) is objects
 
 
+@pytest.mark.slow
 def test_a_round_ends_by_patience_and_does_not_go_on(quick_config, tmp_path, capsys):
     """A learning rate of zero lowers nothing: two epochs of four are trained, and the same command trains no other."""
     command = ["close", "--config", str(quick_config), "--run_dir", str(tmp_path), "--train.epochs", "4", "--train.patience", "1"]

@@ -134,6 +134,7 @@ def test_an_interrupted_run_goes_on_to_the_same_adapter(finished, close_images, 
     assert read_records(tmp_path) == read_records(finished)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_seen_at_the_next_loss_line(close_images, tmp_path, monkeypatch):
     """TRL's trainer logs means, here one an epoch: the guard stops at that line, and the epoch before is kept, tested and exported."""
     from trl import DPOTrainer

@@ -159,6 +159,7 @@ def test_settings_that_make_no_sense(change, message):
         GuardsConfig(**change)
 
 
+@pytest.mark.slow
 def test_a_training_that_changes_nothing_is_stopped_and_stays_stopped(quick_config, tmp_path, capsys):
     """After two epochs of three; the run ends with its figures, the reason is in the evidence, and the same command does not go on."""
     command = ["close", "--config", str(quick_config), "--run_dir", str(tmp_path), "--train.epochs", "3", "--train.learning_rate", "0"]

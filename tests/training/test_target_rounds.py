@@ -93,7 +93,8 @@ def test_an_interrupted_second_round_ends_as_an_uninterrupted_one(two_rounds, qu
     )
 
 
-@pytest.mark.parametrize("patience", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("patience", [1, 2])
 def test_teachers_that_read_no_better_end_the_training(two_rounds, quick_config, tmp_path, monkeypatch, capsys, patience):
     """After as many in a row as patience says, the last of which is not trained with; the first round's epochs are what they were."""
     directory = tmp_path / "run"

@@ -235,6 +235,7 @@ def test_a_resumed_run_keeps_its_id(offline, tmp_path):
     assert ids[0] == ids[1] == read_json(tmp_path / "wandb.json")["id"]
 
 
+@pytest.mark.slow
 def test_nothing_else_differs_when_it_is_off(offline, tiny_run, tiny_config, tmp_path):
     """A tracked measurement writes the same record as an untracked run, to the last digit, and an untracked run no file of a tracker.
 
@@ -281,7 +282,8 @@ def alerts_of(directory: Path) -> list[str]:
     return [r.alert.title for path in files for r in stored(path) if r.WhichOneof("record_type") == "alert"]
 
 
-@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "after"])
 def test_what_a_kill_kept_back_is_sent_by_the_next_start(offline, tmp_path, when):
     """Killed between the file of truth and the tracker, or right after the tracker's client was handed the record, which may not have written
     it: every stage arrives once, in order; the finished run sends nothing again."""

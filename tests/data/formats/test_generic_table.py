@@ -72,6 +72,7 @@ def test_a_table_of_contents_becomes_items_without_alarms(said, rows):
     assert len({i.clip for i in items.select(split="fit")}) == 48 == len({i.clip for i in items.select(split="test")})
 
 
+@pytest.mark.slow
 def test_contents_go_through_measure(said, rows, tiny_checkpoint, tmp_path):
     """Nothing in the measurement needs a premise: ten digits, no alarm. Clips of the world that play the same recording are one here."""
     one = {(said / r["file"]).read_bytes(): r for r in reversed(rows)}

@@ -235,6 +235,7 @@ train: {{epochs: 1, global_batch_size: 12, micro_batch_size: 12, learning_rate: 
 """
 
 
+@pytest.mark.slow
 def test_films_go_through_measure(directory, tiny_checkpoint, tmp_path, capsys):
     """`gapclose measure` on the public layout: every control, blanked film and blanked sound among them."""
     path = tmp_path / "films.yaml"
