@@ -94,7 +94,7 @@ def test_no_form_of_an_example_is_overlooked(text, count, tmp_path):
         compile(block, "page.md", "exec")
 
 
-@pytest.mark.parametrize("path", WITH_A_RUN)
+@pytest.mark.parametrize("path", [pytest.param(p, marks=pytest.mark.slow) if "python" in p else p for p in WITH_A_RUN])
 def test_the_examples_run(path, tiny_run, tiny_checkpoint, digits_directory, tmp_path, monkeypatch, capsys):
     """As they stand, but for the model, the run and the settings, which are the tests' own: those of the text take minutes."""
     monkeypatch.chdir(tmp_path)

@@ -77,6 +77,7 @@ def _evidence(changed: Mapping[str, np.ndarray], now: SplitMeasurement, base: Sp
 
     return Evidence(
         closure=Interval.of(changed["closure"]),
+        beyond_reading=Interval.of(changed["beyond_reading"]),
         standard_drop=Interval.of(changed["standard_drop"]),
         frozen_fell=below_base("reading"),
         fresh_fell=below_base("fresh_probe"),

@@ -130,6 +130,7 @@ def _summary(directory: Path) -> dict[str, Any]:
         "standard_drop": change.get("standard_drop"),
         "retention_drop": change.get("retention_drop"),
         "reading_change": change.get("reading_change"),
+        "beyond_reading": change.get("beyond_reading"),
         "frozen_probe_shift": (adapted or {}).get("frozen_probe_shift"),
         "fresh_probe": _both(base, adapted, "fresh_probe", "balanced"),
         "sentinel_probe": _both(base, adapted, "sentinel_probe", "balanced"),

@@ -66,6 +66,8 @@ def verdict(summary: dict[str, Any]) -> list[str]:
             + f"{trained_words(summary)}; "
             f"residuals under the frozen probe moved by {summary['frozen_probe_shift']:.3g}"
         )
+        if beyond := summary.get("beyond_reading"):
+            lines.append(f"action minus the base model's reading: {show(beyond)}")
         if summary["transfer"] and summary["transfer"]["closure"]:
             lines.append(f"closure on the held-out question type: {show(summary['transfer']['closure'])}")
     return [*lines, *caveats(summary), state_line(summary)]
@@ -88,7 +90,7 @@ def next_steps(summary: Mapping[str, Any]) -> list[str]:
     ]
     doubted = {name: of["word"] for name, of in summary["verdicts"].items() if of["word"] in VERDICTS and of["word"] != "real"}
     steps = {word: NEXT_STEPS["verdict"][word] for word in doubted.values()}
-    if summary["state"] in ("open", "closed") and steps and len(doubted) == len(summary["verdicts"]):
+    if summary["state"] in ("open", "closed", "learned") and steps and len(doubted) == len(summary["verdicts"]):
         return list(steps.values())
     return list(dict.fromkeys([of_state, *steps.values()]))
 

@@ -114,6 +114,8 @@ def closure(base: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) -> di
     balanced accuracy; ``closure_auroc`` is the same by AUROC. Each is nan where the base has no
     such gap to close (the interval of its gap reaches zero). The gap changes by
     ``reading_change - action_gain``: a gap that shrank because the reading fell is not closed.
+    ``beyond_reading`` = action now - reading base, by balanced accuracy: above zero, the answers are
+    right more often than the base model's reading, so training taught more than the base carried.
     """
     gain = now["action.balanced"] - base["action.balanced"]
     auroc_gain = now["action.auroc"] - base["action.auroc"]
@@ -123,6 +125,7 @@ def closure(base: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) -> di
             "closure_auroc": auroc_gain / _some(base["reading.auroc"] - base["action.auroc"]),
             "action_gain": gain,
             "auroc_gain": auroc_gain,
+            "beyond_reading": now["action.balanced"] - base["reading.balanced"],
             "reading_change": now["reading.balanced"] - base["reading.balanced"],
             "gap_before": base["gap.balanced"],
             "gap_after": now["gap.balanced"],

@@ -23,6 +23,8 @@ class Evidence:
     """The figures that decide a state."""
 
     closure: Interval
+    beyond_reading: Interval
+    """action now - reading of the base, balanced accuracy"""
     standard_drop: Interval
     frozen_fell: bool
     fresh_fell: bool
@@ -34,6 +36,7 @@ STATES = {
     "collapsed": "answers no longer parse",
     "over-rejecting": "standard accuracy fell beyond the budget",
     "lost": "a fresh probe no longer reads it: the knowledge itself fell",
+    "learned": "the action passed what the base model's reading says",
     "moved": "a fresh probe reads it, the frozen one no longer does",
     "closed": "the action follows the reading",
     "blocked": "the reading holds, the action does not follow",
@@ -85,14 +88,25 @@ def is_closed(closure: Interval, standard_drop: Interval, config: GapConfig) -> 
     return closure.lower >= config.closed_at and within(standard_drop, config.standard_budget)
 
 
+def is_learned(beyond_reading: Interval, standard_drop: Interval, config: GapConfig) -> bool:
+    """Whether the action passed the base's reading by more than ``gap.reading_tolerance``.
+
+    It counts like a fall of the reading below the action (:func:`beyond`), with standard accuracy
+    within its budget. The reading of the base cannot have said what such a model answers.
+    """
+    return beyond(beyond_reading, config.reading_tolerance) and within(standard_drop, config.standard_budget)
+
+
 def state_of(evidence: Evidence, config: GapConfig) -> str:
-    """One word for a measurement, the most alarming that applies; :data:`STATES` explains each."""
+    """Return the first word whose rule holds, in this order; :data:`STATES` explains each."""
     if not parses(evidence.parse_rate, evidence.base_parse_rate, config):
         return "collapsed"
     if beyond(evidence.standard_drop, config.standard_budget):
         return "over-rejecting"
     if evidence.fresh_fell:
         return "lost"
+    if is_learned(evidence.beyond_reading, evidence.standard_drop, config):
+        return "learned"
     if evidence.frozen_fell:
         return "moved"
     if np.isnan(evidence.closure.value):

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.mark.parametrize("classes", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [2, 3])
 def test_both_sides_choose_the_same_probe_and_the_solver_is_within_a_thousandth(classes):
     command = [sys.executable, str(ROOT / "benchmarks" / "probes.py"), "--layers", "3", "--n", "120", "--width", "80"]
     result = subprocess.run([*command, "--classes", str(classes)], capture_output=True, text=True, check=False)

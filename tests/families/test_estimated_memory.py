@@ -13,9 +13,8 @@ from gapclose.models.structure import decoder_layers
 from gapclose.pipeline.memory_estimate import training_step
 
 
-@pytest.mark.parametrize(
-    ("name", "kinds"), [pytest.param("LLaVA-OneVision", ("image",), marks=pytest.mark.slow), ("Qwen3-Omni", ("image", "audio"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kinds"), [("LLaVA-OneVision", ("image",)), ("Qwen3-Omni", ("image", "audio"))])
 def test_the_estimate_of_a_family_is_within_a_fifth_of_the_measured_peak(name, kinds, digits_directory, tmp_path, monkeypatch):
     """Width 192 instead of 64, so that activations and not the vocabulary decide."""
     monkeypatch.setattr(tiny_families, "WIDTH", 192)

@@ -269,6 +269,7 @@ def test_closure_on_planted_data():
         "closure_auroc": 0.3 / 0.6,
         "action_gain": 0.3,
         "auroc_gain": 0.3,
+        "beyond_reading": -0.1,
         "reading_change": -0.05,
         "gap_before": 0.4,
         "gap_after": 0.05,
@@ -328,7 +329,15 @@ def ends(value: float, around: float = 0.02) -> Interval:
 
 
 NOTHING = Interval(np.nan, np.nan, np.nan)
-GOOD = Evidence(closure=ends(0.5), standard_drop=ends(0.0), frozen_fell=False, fresh_fell=False, parse_rate=0.98, base_parse_rate=1.0)
+GOOD = Evidence(
+    closure=ends(0.5),
+    beyond_reading=ends(0.0),
+    standard_drop=ends(0.0),
+    frozen_fell=False,
+    fresh_fell=False,
+    parse_rate=0.98,
+    base_parse_rate=1.0,
+)
 
 
 @pytest.mark.parametrize(
@@ -350,6 +359,14 @@ GOOD = Evidence(closure=ends(0.5), standard_drop=ends(0.0), frozen_fell=False, f
         ({"closure": ends(0.95), "standard_drop": ends(0.049)}, "closed"),
         ({"closure": ends(0.95), "standard_drop": ends(0.051, 0.06)}, "open"),  # within chance is no fall, and no proof of none either
         ({"closure": ends(0.95), "standard_drop": ends(0.2), "parse_rate": 0.89}, "collapsed"),
+        ({"closure": ends(2.0), "beyond_reading": ends(0.051)}, "learned"),
+        ({"closure": ends(2.0), "beyond_reading": ends(0.051), "frozen_fell": True}, "learned"),  # the probe was outgrown
+        ({"closure": NOTHING, "beyond_reading": ends(0.3)}, "learned"),
+        ({"closure": ends(2.0), "beyond_reading": ends(0.051, 0.06)}, "closed"),  # within chance
+        ({"closure": ends(2.0), "beyond_reading": ends(0.049)}, "closed"),
+        ({"closure": ends(2.0), "beyond_reading": ends(0.3), "fresh_fell": True}, "lost"),
+        ({"closure": ends(2.0), "beyond_reading": ends(0.3), "standard_drop": ends(0.051, 0.06)}, "open"),
+        ({"closure": ends(2.0), "beyond_reading": ends(0.3), "standard_drop": ends(0.2)}, "over-rejecting"),
         ({"closure": ends(0.95), "parse_rate": 0.55, "base_parse_rate": 0.6}, "closed"),
     ],
 )

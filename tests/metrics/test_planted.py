@@ -297,6 +297,8 @@ def planted(
         ("open", (1.4, 0.4), {}),
         ("closed", (2.2, 0.0), {}),
         ("blocked", (1.0, 1.0), {}),
+        ("learned", (2.9, 0.0), {}),
+        ("learned", (2.9, 0.0), {"frozen": 0.5}),
         ("moved", (2.2, 0.0), {"frozen": 0.5}),
         ("lost", (2.2, 0.0), {"frozen": 0.5, "fresh": 0.5}),
         ("over-rejecting", (1.6, -0.9), {}),

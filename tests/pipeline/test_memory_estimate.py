@@ -21,7 +21,8 @@ from gapclose.pipeline.prompt_lengths import look_at
 from gapclose.training.lora import add_lora
 
 
-@pytest.mark.parametrize("recomputed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("recomputed", [False, True])
 def test_the_estimate_is_within_a_fifth_of_the_measured_peak(recomputed, digits_directory, digits, tmp_path):
     """Two steps of the real trainer on the shipped model: weights, adapters, gradients, states and activations."""
     config, file = configured("digits", digits_directory, tmp_path, **{"train.gradient_checkpointing": recomputed})

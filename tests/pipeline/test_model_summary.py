@@ -56,6 +56,7 @@ def test_the_model_is_outlined_without_its_weights(bare, digits_directory, tmp_p
     assert "by formula" not in text and "not known" not in text and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -174,6 +174,7 @@ def test_what_is_missing_is_said(comparison, refused, tmp_path):
     assert "model.path '/nowhere'" in output.read_text()
 
 
+@pytest.mark.slow
 def test_runs_of_other_settings_are_not_taken_for_those_that_are_asked_for(comparison, refused):
     """Their directories are named, with the setting that differs; nothing is collected."""
     tree = yaml.safe_load(comparison.read_text())

@@ -175,6 +175,7 @@ def untrained_runs(planted):
     return [measured(planted("untrained", split), split) for split in ("", "test", "val")]
 
 
+@pytest.mark.slow
 def test_labels_of_test_do_not_choose_settings(untrained_runs):
     """Every method answers test as it did, at every budget, and has the same front on val; with other labels of val it does not."""
     fronts = [untrained_front(run) for run in untrained_runs]

@@ -88,7 +88,7 @@ def test_a_training_that_ends_on_the_way_is_unfinished(tmp_path, losses, said):
     assert (found is None) == (said is None) and (said or "") in (found or "")
     for state in ("open", "blocked"):
         assert state_at_end({"state": state}, found) == ("unfinished" if said else state)
-    for state in ("closed", "over-rejecting", "collapsed", "lost", "moved"):
+    for state in ("closed", "over-rejecting", "collapsed", "lost", "learned", "moved"):
         assert state_at_end({"state": state}, found) == state
 
 

@@ -62,7 +62,9 @@ def test_a_loss_within_chance_is_no_objection():
             == beyond(Interval.from_dict(of["change"]["standard_drop"]), gap.standard_budget)
         )
     shown, unshown = (Interval.from_dict(of["change"]["standard_drop"]) for of in (record, chance))
-    evidence = Evidence(closure=shown, standard_drop=shown, frozen_fell=False, fresh_fell=False, parse_rate=1.0, base_parse_rate=1.0)
+    evidence = Evidence(
+        closure=shown, beyond_reading=shown, standard_drop=shown, frozen_fell=False, fresh_fell=False, parse_rate=1.0, base_parse_rate=1.0
+    )
     assert state_of(evidence, gap) == "over-rejecting" and state_of(replace(evidence, standard_drop=unshown), gap) != "over-rejecting"
 
 
@@ -216,6 +218,7 @@ def test_a_guard_that_objects_at_the_end_has_stopped_nothing(quick_config, tmp_p
     assert summarise(tmp_path)["stopped"] == {} and "adapter" in read_records(tmp_path)[-2]["objections"]
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_beat_its_base_exports_nothing_unless_told_to(quick_config, tmp_path, capsys):
     """Log, record, report and summary say so; another start trains nothing again, and exports where the key asks for it."""
     command = ["close", "--config", str(quick_config), "--run_dir", str(tmp_path), "--train.learning_rate", "0", "--train.warmup", "0"]

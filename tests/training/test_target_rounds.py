@@ -141,7 +141,8 @@ def test_a_better_estimate_helps_though_it_is_not_shown(digits):
     assert (sure["helps"], sure["shown"]) == (True, True) and (worse["helps"], worse["shown"]) == (False, False)
 
 
-@pytest.mark.parametrize("cause", ["a guard", pytest.param("the loss", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cause", ["a guard", "the loss"])
 def test_what_goes_wrong_in_or_before_a_later_round_leaves_the_first_ones_best(
     two_rounds, quick_config, tmp_path, monkeypatch, capsys, cause
 ):
