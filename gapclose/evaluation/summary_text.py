@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gapclose.evaluation.run_records import layer_words, prompt_words, round_words, target_words, unimproved_words
-from gapclose.metrics.next_steps import CALLBACK_STEPS, NEXT_STEPS
+from gapclose.metrics.next_steps import CALLBACK_STEPS, FAINT, NEXT_STEPS
 from gapclose.metrics.status import STATES
 from gapclose.metrics.verdict import VERDICTS
 

@@ -10,6 +10,12 @@ from collections.abc import Mapping
 _ACTING = "List the options in the prompt, ask for one of them, or ask questions that this model can answer; then measure again."
 _MORE = "Ask harder questions, or label more test clips if the interval of the gap is wide."
 
+FAINT = 0.85
+"""AUROC of a reading below which one training above the probe is not the first thing to try. Tried were
+readings of 0.66 to 0.80, where it closed little, and of 0.90 and more; nothing between"""
+FAINT_STEP = "Train all layers in rounds: `gapclose close` with `--lora.layers all --targets.rounds 8 --targets.patience 3 --targets.sharpen 2`."
+"""after a base model with such a reading"""
+
 NEXT_STEPS: Mapping[str, Mapping[str, str]] = {
     "measured": {
         "open": "Run `gapclose close` with this configuration to train the answers towards the reading.",
@@ -37,7 +43,7 @@ NEXT_STEPS: Mapping[str, Mapping[str, str]] = {
         "not judgeable": _ACTING,
     },
 }
-"""``measured``: state of a base model that was only measured; ``trained``: state after training;
+"""``measured``: state of a base model that was only measured, ``trained``: state after training;
 ``verdict``: on the reading of a modality -> what to do next"""
 
 _STOPPED = "Train less, at a lower learning rate, or with a guard that ends the training (`stop_on`)."

@@ -207,7 +207,8 @@ class AlignStage:
             if objecting := self.epochs.triggered(number - 1):
                 logger.info(f"no round {number}: {', '.join(objecting)} objected to the end of the one before")
                 break
-            self.load_epoch(self.best()["epoch"])
+            # not the best of all rounds: from the same epoch the same probe and targets would follow
+            self.load_epoch(self.epochs.best([number - 1])["epoch"])
             following = next_teacher(self.run, number)
             rounds.append(compare_rounds(self.run, number, following, teacher, reference, sentinel))
             without = 0 if rounds[-1]["helps"] else without + 1

@@ -203,3 +203,22 @@ def test_rounds_need_a_reading_and_are_no_control(quick_config, tmp_path):
         with pytest.raises(ValueError, match=says):
             parse_config(command(quick_config, tmp_path, *more)[1:])
     assert parse_config(command(quick_config, tmp_path, "--objective", "consistency+gold")[1:]).targets.rounds == 2
+
+
+@pytest.mark.slow
+def test_a_round_goes_on_from_the_best_epoch_of_the_round_before(two_rounds, quick_config, tmp_path, monkeypatch):
+    """Also where an earlier round has the best epoch of all, from which the same probe would be fitted once more."""
+    directory, loaded = tmp_path / "run", list[int]()
+    shutil.copytree(two_rounds, directory)
+    shutil.rmtree(directory / "adapter")
+    (directory / "config.yaml").write_text((directory / "config.yaml").read_text().replace("rounds: 2", "rounds: 3"))
+    kept = [r for r in read_records(directory) if r["stage"] != "adapted/test"]
+    for record in kept:  # epoch 1 is the best of all
+        if record["stage"].startswith("epoch"):
+            record["action"]["balanced"] |= {"value": 1 - record["epoch"] / 10}
+    (directory / "gap.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
+    load = align.AlignStage.load_epoch
+    monkeypatch.setattr(align.AlignStage, "load_epoch", lambda self, epoch: (loaded.append(epoch), load(self, epoch))[1])
+    monkeypatch.setattr(align, "compare_rounds", helping)
+    assert main(command(quick_config, directory, "--targets.rounds", "3")) == 0
+    assert loaded[:2] == [1, 3]
