@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gapclose.evaluation.run_records import layer_words, prompt_words, round_words, target_words, unimproved_words
-from gapclose.metrics.next_steps import CALLBACK_STEPS, FAINT, NEXT_STEPS
+from gapclose.metrics.next_steps import CALLBACK_STEPS, FAINT, FAINT_STEP, NEXT_STEPS
 from gapclose.metrics.status import STATES
 from gapclose.metrics.verdict import VERDICTS
 
@@ -83,11 +83,15 @@ def trained_words(summary: Mapping[str, Any]) -> str:
 def next_steps(summary: Mapping[str, Any]) -> list[str]:
     """Return the next step for the state of a run, and one for every verdict that is not ``real``.
 
-    Where no reading is real, the first verdict comes before a state that builds on the reading.
+    Where no reading is real, the first verdict comes before a state that builds on the reading. A
+    faint reading asks for another training than a strong one.
     """
     of_state = (CALLBACK_STEPS if summary.get("callback") else NEXT_STEPS)["trained" if summary["adapted"] else "measured"][
         summary["state"]
     ]
+    auroc = summary["reading"]["auroc"]["value"]
+    if summary["state"] == "open" and not (summary["adapted"] or summary.get("callback")) and auroc is not None and auroc < FAINT:
+        of_state = FAINT_STEP
     doubted = {name: of["word"] for name, of in summary["verdicts"].items() if of["word"] in VERDICTS and of["word"] != "real"}
     steps = {word: NEXT_STEPS["verdict"][word] for word in doubted.values()}
     if summary["state"] in ("open", "closed", "learned") and steps and len(doubted) == len(summary["verdicts"]):

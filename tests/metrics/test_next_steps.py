@@ -10,15 +10,15 @@ from rich.console import Console
 
 from gapclose.core.files import read_json, write_json
 from gapclose.evaluation.summary_text import next_steps
-from gapclose.metrics.next_steps import CALLBACK_STEPS, NEXT_STEPS
+from gapclose.metrics.next_steps import CALLBACK_STEPS, FAINT, FAINT_STEP, NEXT_STEPS
 from gapclose.metrics.status import STATES
 from gapclose.metrics.verdict import VERDICTS
-from gapclose.pipeline.config import Config
+from gapclose.pipeline.config import Config, parse_config
 from gapclose.report.console import print_report
 from gapclose.report.html import build_page
 
 ROOT = Path(__file__).parents[2]
-STEPS = {(kind, word): step for kind, steps in NEXT_STEPS.items() for word, step in steps.items()}
+STEPS = {(kind, word): step for kind, steps in NEXT_STEPS.items() for word, step in steps.items()} | {("measured", "faint"): FAINT_STEP}
 
 
 def test_no_state_and_no_verdict_is_without_one():
@@ -59,8 +59,17 @@ def test_the_documents_have_the_same_words():
         assert {word.strip("`"): step for word, _, step in rows} == dict(NEXT_STEPS[kind])
 
 
-def summary(state: str, *words: str, adapted: bool = True) -> dict:
+def test_the_settings_for_a_faint_reading_are_those_of_a_configuration_and_of_the_documents():
+    words = re.findall(r"(--\S+) (\w+)", FAINT_STEP)
+    config = parse_config([word for pair in words for word in pair])
+    assert (config.lora.layers, config.targets.rounds, config.targets.patience, config.targets.sharpen) == ("all", 8, 3, 2)
+    for page in ("verdicts.md", "rounds.md"):
+        assert all(f"{key} {value}" in " ".join((ROOT / "docs" / "understand" / page).read_text().split()) for key, value in words), page
+
+
+def summary(state: str, *words: str, adapted: bool = True, auroc: float = 0.95) -> dict:
     return {
+        "reading": {"auroc": {"value": auroc}},
         "state": state,
         "adapted": {} if not adapted else {"balanced": 1},
         "verdicts": {str(n): {"word": w} for n, w in enumerate(words)},
@@ -75,6 +84,9 @@ def test_doubt_comes_before_success():
     assert next_steps(summary("closed", "real", "explained by text")) == [trained["closed"], verdict["explained by text"]]
     assert next_steps(summary("collapsed", "not readable")) == [trained["collapsed"], verdict["not readable"]]
     assert next_steps(summary("open", "real", adapted=False)) == [NEXT_STEPS["measured"]["open"]]
+    assert next_steps(summary("open", "real", adapted=False, auroc=FAINT - 0.01)) == [FAINT_STEP]
+    assert next_steps(summary("open", "too few clips", adapted=False, auroc=FAINT - 0.01)) == [verdict["too few clips"]]
+    assert next_steps(summary("open", "real", auroc=FAINT - 0.01)) == [trained["open"]]
     assert next_steps(summary("not judgeable", "not judgeable", adapted=False)) == [NEXT_STEPS["measured"]["not judgeable"]]
 
 
