@@ -12,7 +12,7 @@ _MORE = "Ask harder questions, or label more test clips if the interval of the g
 
 FAINT = 0.85
 """AUROC of a reading below which one training above the probe is not the first thing to try. Tried were
-readings of 0.66 to 0.80, where it closed little, and of 0.90 and more; nothing between"""
+readings of 0.66 to 0.83, where it closed little, and of 0.90 and more; nothing between"""
 FAINT_STEP = (
     "Train all layers in rounds: `gapclose close` with `--lora.layers all --targets.rounds 8 --targets.patience 3 --targets.sharpen 2`."
 )
