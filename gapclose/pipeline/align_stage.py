@@ -85,7 +85,7 @@ class AlignStage:
         """
         path, config = self.run.directory / "gate.json", self.run.config
         verdicts = run_on_main(lambda: read_json(path, "verdicts")["verdicts"])
-        if not needs_reading(config.objective):
+        if not needs_reading(config.objective) or self.labels_first:
             return
         train = self.run.items.select(split="train", purpose="gap")
         self.forced = not_established(sorted({i.modality for i in train}), verdicts)
@@ -98,6 +98,11 @@ class AlignStage:
             )
         for name, why in self.forced.items():
             logger.warning(f"  forced: training on the reading of {name}: {why}")
+
+    @property
+    def labels_first(self) -> bool:
+        """Whether the first round trains on labels alone; later rounds read the model so trained."""
+        return self.run.config.targets.first == "labels"
 
     @property
     def blanked(self) -> tuple[str, ...]:
@@ -190,7 +195,7 @@ class AlignStage:
         config, targets, teacher = self.run.config, None, None
         if needs_reading(config.objective):
             teacher, self.base_scores = first_teacher(self.run)
-            targets = self.build_targets(1, teacher, base)
+            targets = None if self.labels_first else self.build_targets(1, teacher, base)
         several = config.targets.rounds > 1
         reference, sentinel = (search(self.run, 1)[1], sentinel_reading(self.run)) if several else (np.empty(0), np.empty(0))
         others = self.other_examples()
@@ -248,7 +253,7 @@ class AlignStage:
 
         Args:
             base: measurement of the base model on val.
-            targets: targets of the train items; None if the objective uses no reading.
+            targets: targets of the train items; None if the round uses no reading.
             others: examples of the other loss terms.
         """
         config, checkpoints = self.run.config, self.run.directory / "checkpoints"
@@ -294,10 +299,11 @@ class AlignStage:
             )
         else:
             examples = [*(self.aimed_at(targets) if targets else []), *others]
+            settings = config.train if targets else dataclasses.replace(config.train, consistency=0.0)
             if not ended:
                 trunks = training_caches(self.run, [e.item for e in examples], frozen=self.frozen, blank=self.blanked)
             trainer = make_trainer(
-                self.run.loaded, examples, media, config.train, directory, n_train=len(train_items(self.run)),
+                self.run.loaded, examples, media, settings, directory, n_train=len(train_items(self.run)),
                 seed=_seed(config.seed, number), trunk=trunks.get("train"), branch_trial=not (ended or config.model.sharded), **common,
             )  # fmt: skip
         if resume is not None:

@@ -98,6 +98,12 @@ class Config:
         if self.targets.rounds > 1 and self.objective not in ("consistency", "consistency+gold"):
             message = f"targets.rounds {self.targets.rounds} needs objective consistency or consistency+gold, not {self.objective}"
             check.add(message, "targets.rounds", "objective")
+        if self.targets.first == "labels" and (self.targets.rounds < 2 or self.objective != "consistency+gold"):
+            message = (
+                f"targets.first labels with objective {self.objective} and targets.rounds {self.targets.rounds}: it needs objective "
+                "consistency+gold and at least 2 rounds; for labels alone take objective gold"
+            )
+            check.add(message, "targets.first", "targets.rounds", "objective")
         batch, shares = ("train.global_batch_size", "train.micro_batch_size"), ("train.retain_share", "train.gold_share")
         weights, group = [f"train.{term}" for term in TERMS], "grpo.num_generations"
         checks: list[tuple[Callable[[], object], list[str]]] = [(lambda: self.train.accumulation(1), [*batch])]

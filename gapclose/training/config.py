@@ -77,6 +77,10 @@ class TargetsConfig:
     """none; shuffled (readings permuted among the train items of a modality, evenly over the
     read concepts); blank_targets (targets from blanked media, training on the real media);
     blank_media (targets and training from blanked media)"""
+    first: str = "readings"
+    """what the first round trains on: readings (targets from the base model's reading), or labels
+    (the labelled items of fit alone, for a reading too faint to teach; needs objective
+    consistency+gold and at least two rounds, which read the model so trained)"""
     rounds: int = 1
     """rounds of making targets and training on them, each ``train.epochs`` long. Before each
     later round a probe is fitted again, with the same labels, on the adapted model, and chosen
@@ -88,6 +92,7 @@ class TargetsConfig:
     def __post_init__(self) -> None:
         with Checks(self, "targets", infinite=("sharpen",)) as check:
             check.choice("control", CONTROLS)
+            check.choice("first", ("readings", "labels"))
             check.number("gate", above=0, most=1)
             check.number("rounds", "patience", least=1)
             check.number("sharpen", above=0, why=".inf for hard targets")

@@ -23,6 +23,7 @@ from gapclose.probes.posterior import shift_prior
 from gapclose.probes.search import choose_probe
 from gapclose.training import target_rounds as teacher
 from gapclose.training.target_rounds import choose_on_holdout
+from gapclose.training.trainer import make_trainer
 
 
 def command(quick_config, directory, *more: str) -> list[str]:
@@ -222,3 +223,23 @@ def test_a_round_goes_on_from_the_best_epoch_of_the_round_before(two_rounds, qui
     monkeypatch.setattr(align, "compare_rounds", helping)
     assert main(command(quick_config, directory, "--targets.rounds", "3")) == 0
     assert loaded[:2] == [1, 3]
+
+
+def test_a_first_round_on_labels_alone_teaches_the_second(quick_config, tmp_path, monkeypatch):
+    """The first round sees no reading, so none needs to be real; the second is taught by what is read of the model so trained."""
+    terms = list[set[str]]()
+
+    def spied(loaded, examples, media, settings, *rest, **named):
+        terms.append({e.term for e in examples} & {t for t in ("consistency", "gold") if getattr(settings, t)})
+        return make_trainer(loaded, examples, media, settings, *rest, **named)
+
+    monkeypatch.setattr(align, "make_trainer", spied)
+    monkeypatch.setattr(align, "compare_rounds", helping)
+    directory = tmp_path / "run"
+    settings = ("--objective", "consistency+gold", "--targets.first", "labels", "--train.epochs", "1")
+    assert main(command(quick_config, directory, *settings)) == 0
+    assert terms == [{"gold"}, {"consistency", "gold"}]
+    assert not (directory / "targets.safetensors").exists() and (directory / "targets-round-2.safetensors").exists()
+    said = read_records(directory)
+    assert ["consistency" in r for r in said if r["stage"].startswith("epoch")] == [False, True]
+    assert [of["round"] for of in said[-1]["targets"]] == [2] and misfits(directory) == {}
