@@ -177,6 +177,12 @@ class ItemSet:
         """(N,) str"""
         return np.array([i.modality for i in self.items])
 
+    @property
+    def partners(self) -> np.ndarray:
+        """(N,) int: place of every item's twin (tag ``twin``) in this set, -1 without one."""
+        place = {i.id: n for n, i in enumerate(self.items)}
+        return np.array([place.get(i.tags.get("twin", ""), -1) for i in self.items], dtype=int)
+
     def media_keys(self) -> np.ndarray:
         """Return (N,) str, equal for items whose media are equal byte for byte.
 

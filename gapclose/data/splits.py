@@ -301,3 +301,22 @@ def check_twins(items: ItemSet, problems: ErrorCollector) -> None:
         problems.add(
             f"{items.where}: item {item.id!r}: its twin {name!r} {fault}; twins are two items of one clip, each named by the other"
         )
+
+
+def check_twins_differ(items: ItemSet, problems: ErrorCollector) -> None:
+    """Add to ``problems`` labelled twins with one right concept, and a train split without twins.
+
+    ``targets.twins`` builds on twins that differ in it.
+    """
+    gap, place = items.select(purpose="gap"), "targets.twins is true"
+    if not (items.select(split="train", purpose="gap").partners >= 0).any():
+        problems.add(
+            f"{items.where}: {place}, and no gap item of split 'train' has a twin (tag `twin`); name them, or leave targets.twins false"
+        )
+    pairs = [(i, gap.items[n]) for i, n in zip(gap, gap.partners.tolist(), strict=True) if n >= 0]
+    alike = [(a, b) for a, b in pairs if a.gold is not None and b.gold is not None and a.concept == b.concept]
+    for a, b in alike:
+        if a.id < b.id:
+            problems.add(
+                f"{items.where}: {place}, and item {a.id!r} and its twin {b.id!r} have one right concept, {a.concept!r}; mend labels or tags"
+            )

@@ -29,7 +29,6 @@ from gapclose.models.loading import LoadedModel
 from gapclose.models.sharding import is_sharded, is_wrapped, shard
 from gapclose.observe.frozen_cache import HiddenStateCache
 from gapclose.pipeline.training_cache import training_caches
-from gapclose.probes.posterior import expressible, restrict
 from gapclose.report.example_figure import draw_example
 from gapclose.report.html import write_page
 from gapclose.training.adapter_io import load_adapter_tensors, save_adapter
@@ -48,7 +47,7 @@ from gapclose.training.target_rounds import (
     train_items,
     val_items,
 )
-from gapclose.training.targets import Targets, build_targets, constant_loss, excess_loss, target_of
+from gapclose.training.targets import Targets, build_targets, constant_loss, excess_loss, express, target_of
 from gapclose.training.tracking import LossLines
 from gapclose.training.trainer import make_trainer
 from gapclose.training.trl.dataset import epoch_figures
@@ -144,13 +143,15 @@ class AlignStage:
             val_concept=known.concept,
             val_clip=known.clip,
             val_option_concept=known.option_concept,
+            partner=train.partners,
+            val_partner=val_items(self.run).partners,
             alarm=np.isin(train.concepts, train.alarm),
             seed=self.run.config.seed,
         )
         if config.objective not in OBJECTIVES:
             targets = dataclasses.replace(targets, target=self._custom_target(targets))
         elif "consistency" in loss_terms(config.objective) and config.targets.control == "none":
-            reading, self.val_silent = restrict(teacher.val, expressible(known.option_concept, teacher.val.shape[1]))
+            reading, self.val_silent = express(config.targets, teacher.val, known.option_concept, val_items(self.run).partners)
             alarm = np.isin(train.concepts, train.alarm)
             self.val_target, _ = target_of(config.targets, reading, base.scores, known.option_concept, alarm, targets.factor)
             heard = ~self.val_silent

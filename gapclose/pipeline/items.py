@@ -19,7 +19,7 @@ from gapclose.data.label_budget import relabel
 from gapclose.data.load import in_order, read_data
 from gapclose.data.media import drop_faulty, report_faults, survey
 from gapclose.data.prompt_templates import apply_prompt, apply_template
-from gapclose.data.splits import check_clips_apart, check_media_apart, check_splits_filled, check_twins
+from gapclose.data.splits import check_clips_apart, check_media_apart, check_splits_filled, check_twins, check_twins_differ
 from gapclose.models.chat_template import left_out_of_prompts
 from gapclose.models.config import SHIPPED, ModelConfig
 from gapclose.models.families import part_for
@@ -267,6 +267,8 @@ def prepare_plain(
     problems = ErrorCollector(f"the item set {directory} with the labels that `labelling` leaves")
     check_splits_filled(items, splits, config.probe.folds, problems)
     if closing:
+        if config.targets.twins:
+            check_twins_differ(loaded, problems)
         check_trainable(config, problems)
         if config.objective == "grpo" and (n := len(items.select(split="train", purpose="gap"))) < (
             asked := config.grpo.prompts(config.train)

@@ -1,4 +1,4 @@
-"""Posteriors from a reading: operating point, restriction, sharpening and Jeffrey's rule.
+"""Posteriors from a reading: restriction, twins, operating point, sharpening and Jeffrey's rule.
 
 The operating point is one factor on the prior of the alarm concepts, chosen on labelled items
 within a budget of false alarms. The budget is a rate, and these items are often few: one false
@@ -171,6 +171,25 @@ def restrict(reading: np.ndarray, can: np.ndarray) -> tuple[np.ndarray, np.ndarr
     silent = total[:, 0] < NOTHING
     even = can / can.sum(1, keepdims=True)
     return np.where(silent[:, None], even, kept / np.where(silent[:, None], 1.0, total)), silent
+
+
+def differ(reading: np.ndarray, partner: np.ndarray) -> np.ndarray:
+    """Condition each reading on the right concepts of twins being different, (N, C).
+
+    r'(c) is proportional to r(c) (1 - s(c)), where s is the reading of the twin. This is Bayes' rule
+    for two readings that are independent apart from that condition. Of two concepts, the log odds
+    become those of the item minus those of its twin, so what both readings share cancels.
+
+    Args:
+        reading: (N, C).
+        partner: (N,) row of the twin; -1 without one, where the reading stays as it is. It also
+            stays where both are certain of one concept.
+    """
+    twin = np.where(partner >= 0, partner, np.arange(len(reading)))
+    together = reading * (1 - reading[twin])
+    total = together.sum(1, keepdims=True)
+    kept = (partner < 0)[:, None] | (total < NOTHING)
+    return np.where(kept, reading, together / np.where(kept, 1.0, total))
 
 
 def sharpen(reading: np.ndarray, exponent: float) -> np.ndarray:

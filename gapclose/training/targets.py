@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from gapclose.core.tensor_files import read_tensor, reading, write_tensors
-from gapclose.probes.posterior import Point, expressible, jeffrey, operating_point, restrict, sharpen, shift_prior
+from gapclose.probes.posterior import Point, differ, expressible, jeffrey, operating_point, restrict, sharpen, shift_prior
 from gapclose.training.config import TargetsConfig
 
 
@@ -76,8 +76,8 @@ class Targets:
     """(N,) bool, the confidence filter; false for items without an option for any concept that
     is read"""
     reading: np.ndarray
-    """(N, C) restricted to the concepts an item can express; after the operating point, before
-    sharpening"""
+    """(N, C) restricted to the concepts an item can express; after twins and the operating point,
+    before sharpening"""
     factor: float
     """prior factor on alarm concepts"""
     point: Point = field(default_factory=Point)
@@ -127,6 +127,23 @@ def target_of(
     return jeffrey(sharpen(shifted, config.sharpen), scores, option_concept), shifted
 
 
+def express(
+    config: TargetsConfig, reading: np.ndarray, option_concept: np.ndarray | None, partner: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return readings (N, C) restricted to what each item can express, with ``targets.twins`` also
+    set against the twin's; and (N,) bool, the items that can express nothing of what is read.
+
+    Args:
+        reading: (N, C).
+        option_concept: (N, O); None: every item has options for all concepts.
+        partner: (N,) row of every item's twin, -1 without one; None: no item has one.
+    """
+    silent = np.zeros(len(reading), dtype=bool)
+    if option_concept is not None:
+        reading, silent = restrict(reading, expressible(option_concept, reading.shape[1]))
+    return (differ(reading, partner) if config.twins and partner is not None else reading), silent
+
+
 def excess_loss(target: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Return the consistency loss of every item above its floor in nats, (N,), at least 0.
 
@@ -173,11 +190,14 @@ def build_targets(
     seed: int,
     val_clip: np.ndarray | None = None,
     val_option_concept: np.ndarray | None = None,
+    partner: np.ndarray | None = None,
+    val_partner: np.ndarray | None = None,
 ) -> Targets:
     """Build targets from the readings of the train items.
 
-    Steps: restrict each reading to expressible concepts, apply the operating point, filter by
-    confidence, sharpen, apply Jeffrey's rule. An item is not trained on when it has no option for
+    Steps: restrict each reading to expressible concepts, set it against its twin's
+    (``targets.twins``), apply the operating point, filter by confidence, sharpen, apply Jeffrey's
+    rule. An item is not trained on when it has no option for
     the concepts that hold the whole reading; ``silent`` counts these.
 
     Args:
@@ -187,15 +207,16 @@ def build_targets(
             val_concept, val_clip: (M,) their concepts and clips.
         val_option_concept: (M, P) option concepts of the items of val, to restrict their readings
             likewise; None: every item has options for all concepts.
+        partner, val_partner: (N,) and (M,) row of every item's twin, -1 without one; read only with
+            ``targets.twins``, None: no item has a twin.
         alarm: (C,) bool.
     """
     if config.control == "shuffled":
         reading = reading[shuffle_evenly(reading.argmax(1), modality, seed)]
-    reading, silent = restrict(reading, expressible(option_concept, reading.shape[1]))
+    reading, silent = express(config, reading, option_concept, partner)
     point = Point()
     if config.false_alarm_budget is not None and alarm.any():
-        if val_option_concept is not None:
-            val_reading, _ = restrict(val_reading, expressible(val_option_concept, val_reading.shape[1]))
+        val_reading, _ = express(config, val_reading, val_option_concept, val_partner)
         point = operating_point(val_reading, val_concept, alarm, config.false_alarm_budget, val_clip)
     target, shifted = target_of(config, reading, scores, option_concept, alarm, point.factor)
     keep = np.zeros(len(ids), dtype=bool)

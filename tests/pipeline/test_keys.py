@@ -107,6 +107,7 @@ ILLEGAL: dict[str, list[str] | str] = {
     "targets.rounds": ["0"],
     "targets.patience": ["0"],
     "targets.first": ["gold"],
+    "targets.twins": EITHER,
     "targets.control": ["shuffle"],
     "lora.layers": ["before", "[]", "[0]"],
     "lora.r": ["0"],
@@ -226,7 +227,9 @@ TOGETHER = {  # settings that are legal one by one
     ("--objective", "gold", "--train.gold", "0"): ["the weight train.gold is 0"],
     ("--objective", "grpo", "--grpo.num_generations", "7"): ["no multiple of grpo.num_generations 7"],
     ("--objective", "gold", "--targets.rounds", "2"): ["targets.rounds 2 needs objective consistency"],
-    ("--objective", "consistency+gold", "--targets.first", "labels"): ["targets.rounds 1: it needs objective consistency+gold and at least 2"],
+    ("--objective", "consistency+gold", "--targets.first", "labels"): [
+        "targets.rounds 1: it needs objective consistency+gold and at least 2"
+    ],
     ("--targets.first", "labels", "--targets.rounds", "2"): ["targets.first labels with objective consistency and"],
     ("--targets.control", "shuffled", "--targets.rounds", "2"): ["targets.rounds is 2, and a control (targets.control is 'shuffled')"],
     ("--train.lr_scheduler_type", "polynomial", "--train.learning_rate", "0"): ["polynomial ends at 1e-07, and train.learning_rate is 0"],

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import softmax
 from scipy.stats import binom
 
-from gapclose.probes.posterior import GIVEN_UP, Point, at_least, factors, jeffrey, operating_point, sharpen, shift_prior
+from gapclose.probes.posterior import GIVEN_UP, Point, at_least, differ, factors, jeffrey, operating_point, sharpen, shift_prior
 from gapclose.training.config import TargetsConfig
 from gapclose.training.targets import Targets, build_targets, confident, shuffle_evenly
 
@@ -254,7 +254,36 @@ def test_the_gate_keeps_the_most_confident_share_of_every_read_concept():
                 assert reading[keep & read].max(1).min() >= reading[~keep & read].max(1).max()
 
 
-def build(config: TargetsConfig, seed: int = 0, n: int = 80) -> tuple[Targets, dict]:
+def test_twins_are_read_against_each_other():
+    """By Bayes' rule under "not the same concept", counted over both twins; what both share cancels, and a prior on alarms cancels with it."""
+    rng = np.random.default_rng(0)
+    reading, partner = softmax(rng.normal(size=(7, 3)), axis=1), np.array([1, 0, -1, 4, 3, 6, 5])
+    reading[5:] = [0.0, 1.0, 0.0]  # both certain of one concept: nothing can be said
+    found = differ(reading, partner)
+    for n in (0, 1, 3, 4):
+        joint = np.outer(reading[n], reading[partner[n]]) * (1 - np.eye(3))
+        np.testing.assert_allclose(found[n], joint.sum(1) / joint.sum())
+    np.testing.assert_array_equal(found[[2, 5, 6]], reading[[2, 5, 6]])
+    two, pair = softmax(rng.normal(size=(2, 2)), axis=1), np.array([1, 0])
+    log_odds = np.log(two[:, 1] / two[:, 0])
+    after = differ(two, pair)
+    np.testing.assert_allclose(np.log(after[:, 1] / after[:, 0]), [log_odds[0] - log_odds[1], log_odds[1] - log_odds[0]])
+    np.testing.assert_allclose(differ(shift_prior(two, np.array([False, True]), 5.0), pair), after)
+
+
+def test_targets_set_twins_against_each_other_before_the_operating_point():
+    """In train and in val alike; only where they are asked to."""
+    partner = np.arange(80) ^ 1
+    of_val = np.where(np.arange(200) < 100, np.arange(200) ^ 1, -1)
+    with_twins, known = build(TargetsConfig(twins=True), partner=partner, val_partner=of_val)
+    point = operating_point(differ(known["val_reading"], of_val), known["val_concept"], known["alarm"], 0.03)
+    assert with_twins.point == point
+    np.testing.assert_allclose(with_twins.reading, shift_prior(differ(known["reading"], partner), known["alarm"], point.factor))
+    plain = build(TargetsConfig())[0]
+    np.testing.assert_array_equal(build(TargetsConfig(), partner=partner, val_partner=of_val)[0].target, plain.target)
+
+
+def build(config: TargetsConfig, seed: int = 0, n: int = 80, **more) -> tuple[Targets, dict]:
     reading, scores, table = planted(n)
     concept = np.random.default_rng(1).choice(3, size=200)
     known = {
@@ -267,7 +296,7 @@ def build(config: TargetsConfig, seed: int = 0, n: int = 80) -> tuple[Targets, d
         "val_concept": concept,
         "alarm": np.array([False, True, True]),
     }
-    return build_targets(config, **known, seed=seed), known
+    return build_targets(config, **known, **more, seed=seed), known
 
 
 def test_targets_chain_operating_point_gate_sharpening_and_jeffrey():

@@ -8,7 +8,7 @@ from gapclose.core.errors import ErrorCollector
 from gapclose.data.formats import read_set
 from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item, Option
-from gapclose.data.splits import SplitAssignment, check_twins, find_twins
+from gapclose.data.splits import SplitAssignment, check_twins, check_twins_differ, find_twins
 from gapclose.pipeline.cli import main
 
 pytestmark = pytest.mark.usefixtures("no_outline")
@@ -88,3 +88,30 @@ def test_what_is_wrong_with_twins_is_told(tmp_path, tiny_checkpoint, capsys):
     bad.test_items.put(tmp_path, *rows)
     arguments = ["validate", "--data.path", tmp_path, "--model.path", tiny_checkpoint, "--train.retain", 0, "--probe.folds", 2]
     assert main([*map(str, arguments)]) == 0
+
+
+def test_targets_of_twins_want_twins_that_differ():
+    """Every pair of labelled twins with one right concept is named once, and a train split without twins; unlabelled twins pass."""
+    options = [{"text": "red", "concept": "standard"}, {"text": "wrong", "concept": "false"}]
+
+    def row(name: str, split: str, twin: str | None, gold: str | None) -> dict:
+        asked = {"id": name, "clip": name.split("-")[0], "split": split, "modality": "text", "options": options}
+        asked["messages"] = [{"role": "user", "content": f"Is {name} red?"}]
+        return asked | ({"gold": gold} if gold else {}) | ({"tags": {"twin": twin}} if twin else {})
+
+    def told(rows: list[dict]) -> list[str]:
+        problems = ErrorCollector("the set")
+        check_twins_differ(ItemSet.from_list(rows, concepts=["standard", "false"], alarm=["false"]), problems)
+        try:
+            problems.raise_if_any()
+        except ValueError as error:
+            return [line.strip() for line in str(error).splitlines()[1:]]
+        return []
+
+    train = [row("t-a", "train", "t-b", None), row("t-b", "train", "t-a", None)]
+    fit = [row("f-a", "fit", "f-b", "red"), row("f-b", "fit", "f-a", "wrong")]
+    assert told(train + fit) == []
+    (fault,) = told([*train, fit[0], fit[1] | {"gold": "red"}])
+    assert "item 'f-a' and its twin 'f-b' have one right concept, 'standard'" in fault
+    (fault,) = told([row("t-a", "train", None, None), *fit])
+    assert "no gap item of split 'train' has a twin" in fault
