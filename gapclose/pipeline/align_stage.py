@@ -218,7 +218,7 @@ class AlignStage:
             following = next_teacher(self.run, number)
             rounds.append(compare_rounds(self.run, number, following, teacher, reference, sentinel))
             without = 0 if rounds[-1]["helps"] else without + 1
-            rounds[-1]["ended"] = without >= config.targets.patience
+            rounds[-1]["ended"] = without >= config.targets.patience and config.targets.control == "none"
             logger.info(round_words(rounds)[-1])
             if rounds[-1]["ended"]:
                 break

@@ -75,7 +75,7 @@ class TargetsConfig:
     """exponent on the reading; .inf gives hard targets"""
     control: str = "none"
     """none; shuffled (readings permuted among the train items of a modality, evenly over the
-    read concepts); blank_targets (targets from blanked media, training on the real media);
+    read concepts, in every round; no rule ends the rounds); blank_targets (targets from blanked media, training on the real media);
     blank_media (targets and training from blanked media)"""
     twins: bool = False
     """use that twins (tag ``twin``) have different right concepts: the reading of an item is set
@@ -101,8 +101,10 @@ class TargetsConfig:
             check.number("rounds", "patience", least=1)
             check.number("sharpen", above=0, why=".inf for hard targets")
             check.number("false_alarm_budget", least=0, below=1, why="null leaves the reading's own threshold")
-            if check.sound("rounds", "control") and self.rounds > 1 and self.control != "none":
-                check.add(f"{check.named('rounds')}, and a control ({check.named('control')}) has one round", "rounds", "control")
+            if check.sound("rounds", "control") and self.rounds > 1 and self.control.startswith("blank"):
+                check.add(
+                    f"{check.named('rounds')}, and a control with blanks ({check.named('control')}) has one round", "rounds", "control"
+                )
 
 
 @dataclass(kw_only=True)

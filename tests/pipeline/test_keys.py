@@ -231,7 +231,7 @@ TOGETHER = {  # settings that are legal one by one
         "targets.rounds 1: it needs objective consistency+gold and at least 2"
     ],
     ("--targets.first", "labels", "--targets.rounds", "2"): ["targets.first labels with objective consistency and"],
-    ("--targets.control", "shuffled", "--targets.rounds", "2"): ["targets.rounds is 2, and a control (targets.control is 'shuffled')"],
+    ("--targets.control", "blank_media", "--targets.rounds", "2"): ["targets.rounds is 2, and a control with blanks"],
     ("--train.lr_scheduler_type", "polynomial", "--train.learning_rate", "0"): ["polynomial ends at 1e-07, and train.learning_rate is 0"],
     ("--data.path", "elsewhere", "--data.sound", "false"): ["data.sound is False, which is for the embedded world alone"],
     ("--data.path", "elsewhere", "--data.degraded", "0.3"): ["data.degraded is 0.3, which is for the embedded world alone"],

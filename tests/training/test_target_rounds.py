@@ -23,6 +23,7 @@ from gapclose.probes.posterior import shift_prior
 from gapclose.probes.search import choose_probe
 from gapclose.training import target_rounds as teacher
 from gapclose.training.target_rounds import choose_on_holdout
+from gapclose.training.targets import shuffle_evenly
 from gapclose.training.trainer import make_trainer
 
 
@@ -112,6 +113,23 @@ def test_teachers_that_read_no_better_end_the_training(two_rounds, quick_config,
     assert all(torch.equal(mine[k], theirs[k]) for k in mine)
 
 
+@pytest.mark.slow
+def test_shuffled_readings_are_shuffled_in_every_round(quick_config, tmp_path, monkeypatch):
+    """And the control trains all rounds, though no later probe reads better."""
+    shuffled, directory = list[np.ndarray](), tmp_path / "run"
+
+    def spied(reading: np.ndarray, *rest) -> np.ndarray:
+        shuffled.append(reading)
+        return shuffle_evenly(reading, *rest)
+
+    monkeypatch.setattr("gapclose.training.targets.shuffle_evenly", spied)
+    monkeypatch.setattr(align, "compare_rounds", lambda *of: teacher.compare_rounds(*of) | {"helps": False})
+    assert main(command(quick_config, directory, "--targets.control", "shuffled", "--train.epochs", "1")) == 0
+    assert len(shuffled) == 2 and len(shuffled[0]) == len(shuffled[1])
+    assert json.loads((directory / "rounds.json").read_text())[0]["ended"] is False
+    assert [r["round"] for r in read_records(directory) if r["stage"].startswith("epoch")] == [1, 2]
+
+
 def test_a_gain_counts_items_whose_label_is_possible_alone():
     """A wrong label of a concept that nobody asks about there has no likelihood, and makes no gain that is no number."""
     y, modality = np.array([0, 1] * 20 + [0, 2] * 20), np.repeat(["seen", "heard"], 40)
@@ -198,9 +216,9 @@ def test_labels_that_came_back_through_a_student_do_not_count_as_better_reading(
     assert flattered > 0.1 and abs(honest) < 0.05 and len(table) == 1
 
 
-def test_rounds_need_a_reading_and_are_no_control(quick_config, tmp_path):
-    """Labels alone have no targets; a control has one round."""
-    for more, says in ((["--objective", "gold"], "needs objective consistency"), (["--targets.control", "shuffled"], "has one round")):
+def test_rounds_need_a_reading_and_no_blanks(quick_config, tmp_path):
+    """Labels alone have no targets; a control with blanks has one round."""
+    for more, says in ((["--objective", "gold"], "needs objective consistency"), (["--targets.control", "blank_media"], "has one round")):
         with pytest.raises(ValueError, match=says):
             parse_config(command(quick_config, tmp_path, *more)[1:])
     assert parse_config(command(quick_config, tmp_path, "--objective", "consistency+gold")[1:]).targets.rounds == 2
