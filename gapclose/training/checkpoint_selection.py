@@ -77,12 +77,19 @@ class EpochRecords:
         return run_on_main(judge)
 
     def guarded(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Add the guards' objections to the record of an epoch; none for a control of training."""
+        """Add the guards' objections to the record of an epoch; none for a control of training.
+
+        A first round on labels alone may over-reject: the operating point comes with the readings
+        of the next.
+        """
         if self.config.targets.control != "none":
             return record | {"objections": {}}
         base = run_on_main(lambda: record_of(self.directory, "base/val"))
         assert base is not None
-        return record | {"objections": check_guards(record, base, self.config.gap, self.config.guards)}
+        objections = check_guards(record, base, self.config.gap, self.config.guards)
+        if self.config.targets.first == "labels" and record["round"] == 1:
+            objections.pop("over-rejection", None)
+        return record | {"objections": objections}
 
     def consistency(self, number: int, epoch: int, excess: Interval, base: float, constant: float) -> dict[str, Any]:
         """Return the consistency loss on val above its floor, for the record of an epoch.

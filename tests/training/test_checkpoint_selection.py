@@ -74,6 +74,20 @@ def test_a_control_of_training_trains_all_epochs(tmp_path):
     assert not found.finished(1)
 
 
+def test_a_first_round_on_labels_may_reject_too_often(tmp_path, monkeypatch):
+    """Its labels know no operating point; every other objection counts, and this one in later rounds."""
+    monkeypatch.setattr("gapclose.training.checkpoint_selection.check_guards", lambda *of: {"over-rejection": "fell", "retention": "fell"})
+    found = records(tmp_path, [1.0], epochs=2)
+    (tmp_path / "gap.jsonl").write_text(json.dumps({"stage": "base/val", "epoch": 0, "state": "open"}) + "\n")
+    for first, number, left in (
+        ("labels", 1, {"retention"}),
+        ("labels", 2, {"over-rejection", "retention"}),
+        ("readings", 1, {"over-rejection", "retention"}),
+    ):
+        found.config.targets = TargetsConfig(first=first, rounds=2)
+        assert set(found.guarded({"stage": "epoch-1/val", "round": number})["objections"]) == left
+
+
 @pytest.mark.parametrize(
     ("losses", "said"),
     [
