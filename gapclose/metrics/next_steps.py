@@ -6,6 +6,7 @@ Console, page and documents use :data:`NEXT_STEPS`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 _ACTING = "List the options in the prompt, ask for one of them, or ask questions that this model can answer; then measure again."
 _MORE = "Ask harder questions, or label more test clips if the interval of the gap is wide."
@@ -13,9 +14,18 @@ _MORE = "Ask harder questions, or label more test clips if the interval of the g
 FAINT = 0.85
 """AUROC of a reading below which one training above the probe is not the first thing to try. Tried were
 readings of 0.66 to 0.83, where it closed little, and of 0.90 and more; nothing between"""
-FAINT_STEP = (
-    "Train all layers in rounds: `gapclose close` with `--lora.layers all --targets.rounds 8 --targets.patience 3 --targets.sharpen 2`."
-)
+FAINT_SETTINGS: Mapping[str, Any] = {
+    "objective": "consistency+gold",
+    "train.gold": 1.0,
+    "lora.layers": "all",
+    "targets.first": "labels",
+    "targets.rounds": 4,
+    "targets.patience": 2,
+    "targets.sharpen": 2.0,
+}
+"""dotted key -> value: what ``recipe: auto`` sets for a faint reading. Labels of ``fit`` train all
+layers first; the model so trained is read again, and teaches the unlabelled items in later rounds"""
+FAINT_STEP = "Run `gapclose close` with `--recipe auto`, which trains all layers on the labels first, and then in rounds."
 """after a base model with such a reading"""
 
 NEXT_STEPS: Mapping[str, Mapping[str, str]] = {

@@ -194,6 +194,7 @@ def export(arguments: Sequence[str]) -> None:
     from gapclose.core.files import near_sibling
     from gapclose.evaluation.run_records import summarise
     from gapclose.export.run import check_export, export_run
+    from gapclose.pipeline.auto_settings import take_over
     from gapclose.pipeline.config import refuse_other_run
     from gapclose.pipeline.items import run_items
     from gapclose.pipeline.memory_estimate import refuse_small_disk_for_exports
@@ -205,6 +206,7 @@ def export(arguments: Sequence[str]) -> None:
         near = "" if directory.is_dir() else near_sibling(directory)
         raise ValueError(f"{directory}: no run there (no config.yaml); run `gapclose close` first{near}")
     refuse_other_run(config, directory / "config.yaml")
+    take_over(config)
     check_export(config)
     summary = summarise(directory)
     if summary["adapted"] is None:

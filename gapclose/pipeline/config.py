@@ -25,6 +25,7 @@ from gapclose.data.config import READERS, DataConfig, LabellingConfig, PromptsCo
 from gapclose.evaluation.config import CONTROLS, ControlsConfig
 from gapclose.export.config import ExportConfig
 from gapclose.metrics.config import GapConfig
+from gapclose.metrics.next_steps import FAINT_SETTINGS
 from gapclose.models.config import ModelConfig
 from gapclose.observe.config import ObserveConfig
 from gapclose.pipeline.config_help import format_help
@@ -47,6 +48,10 @@ class Config:
     objective: str = "consistency"
     """training objective: consistency (targets from the reading), gold (labels), consistency+gold,
     dpo or grpo (by TRL, from the reading), or package.module:function"""
+    recipe: str = "given"
+    """given (the settings as they are) or auto: once `val` is measured, a faint reading (AUROC
+    below 0.85) sets objective, lora.layers and targets for rounds that begin with the labels; a
+    strong one leaves them as they are"""
     tracking: list[str] | str = "none"
     """none, wandb, tensorboard, trackio, mlflow, or a list of these"""
     log_level: str = "info"
@@ -74,6 +79,7 @@ class Config:
         with Checks(self) as check:
             check.choice("tracking", TRACKERS if isinstance(self.tracking, list) else ("none", *TRACKERS))
             check.choice("log_level", LEVELS)
+            check.choice("recipe", ("given", "auto"))
             if check.sound("objective") and not CUSTOM.known(self.objective):
                 check.add(f"{check.named('objective')}; choose one of {list(CUSTOM.names)}, or package.module:function", "objective")
             check.number("seed", least=0, most=2**32 - 1)
@@ -89,11 +95,24 @@ class Config:
             if check.sound("objective"):
                 self._check_objective(check)
 
+    def _given_beside_recipe(self) -> list[str]:
+        """Return the keys of a recipe that have a value of their own; none where all have the recipe's."""
+        now = {key: _value_of(self, key) for key in FAINT_SETTINGS}
+        plain = {
+            f"{group}.{f.name}": f.default
+            for group, kind in (("targets", TargetsConfig), ("lora", LoraConfig))
+            for f in dataclasses.fields(kind)
+        }
+        plain |= {"objective": "consistency", "train.gold": now["train.gold"]}
+        return [] if now == dict(FAINT_SETTINGS) else [key for key, value in now.items() if value != plain[key]]
+
     def _check_objective(self, check: Checks) -> None:
         """Set the loss weights and guards that the objective implies, and check its settings."""
         if idle := idle_terms(self.objective, self.train):
             check.add(idle, "objective", *(f"train.{term}" for term in TERMS))
             return
+        if self.recipe == "auto" and (given := self._given_beside_recipe()):
+            check.add(f"recipe auto sets {', '.join(given)}; leave out what sets it, or set recipe given", "recipe", *given)
         self.train, self.guards = active_terms(self.objective, self.train), self.guards.under(self.objective)
         if self.targets.rounds > 1 and self.objective not in ("consistency", "consistency+gold"):
             message = f"targets.rounds {self.targets.rounds} needs objective consistency or consistency+gold, not {self.objective}"
@@ -109,6 +128,9 @@ class Config:
         checks: list[tuple[Callable[[], object], list[str]]] = [(lambda: self.train.accumulation(1), [*batch])]
         if loss_terms(self.objective):
             checks.append((self.train.counts, [batch[0], *shares, *weights, "objective"]))
+        if self.recipe == "auto":
+            both = active_terms(FAINT_SETTINGS["objective"], dataclasses.replace(self.train, gold=FAINT_SETTINGS["train.gold"]))
+            checks.append((both.counts, [batch[0], *shares, "recipe"]))
         if self.objective == "grpo":
             checks.append((lambda: self.grpo.prompts(self.train), [batch[0], group, "objective"]))
         for job, keys in checks:
@@ -116,6 +138,11 @@ class Config:
                 job()
             except ValueError as error:
                 check.add(str(error), *keys)
+
+
+def _value_of(config: Config, key: str) -> Any:
+    group, _, name = key.rpartition(".")
+    return getattr(getattr(config, group) if group else config, name)
 
 
 def config_of(settings: Mapping[str, Any], allowed: Collection[str]) -> Config:
@@ -195,7 +222,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], director
 
     A key that is not in ``before`` was added to gapclose later, and had its default then. The keys in
     :data:`RESUMABLE_KEYS` may differ. ``auto`` agrees with what was given before, and with what it
-    came to.
+    came to; so does ``recipe: auto`` with what it set.
 
     Args:
         before: dotted key -> value, as it began. now: all groups or some, nested.
@@ -206,6 +233,8 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], director
         if began[key] == AUTO:
             began[key] = found.get(key, {}).get("value", now.get(key))
     agreed = {key for key in AUTO_KEYS if now.get(key) == AUTO}
+    if began["recipe"] == now.get("recipe") == AUTO:
+        agreed |= set(FAINT_SETTINGS)
     return {k: (began.get(k), v) for k, v in now.items() if began.get(k) != v and k not in agreed and not k.startswith(RESUMABLE_KEYS)}
 
 
@@ -230,6 +259,11 @@ def refuse_other_run(config: Config, path: Path) -> None:
 def save_config(config: Config, path: Path) -> None:
     """Write every setting, defaults included, unless :func:`refuse_other_run` refuses."""
     refuse_other_run(config, path)
+    overwrite_config(config, path)
+
+
+def overwrite_config(config: Config, path: Path) -> None:
+    """Write every setting, defaults included."""
     write_text(path, _dump(config))
 
 

@@ -12,6 +12,7 @@ from filelock import BaseFileLock
 from gapclose.core.distributed import engine_given, run_on_main
 from gapclose.core.files import read_json, remove_leftovers, write_json
 from gapclose.core.logging import get_logger, shows_bars
+from gapclose.core.settings import AUTO
 from gapclose.core.versions import refuse_other_versions, say_other_environment
 from gapclose.data.prompt_templates import apply_prompt
 from gapclose.evaluation.controls.run_controls import gate, run_controls
@@ -102,7 +103,8 @@ class RunContext(MeasureContext):
         n_layers = len(self.loaded.layers)
         candidates = config.probe.candidates(n_layers)
         if closing:  # the lowest candidate: covers every layer that may get adapters
-            adapted_experts(self.loaded.model, config.lora, config.lora.chosen(n_layers, candidates[0]))
+            lora = dataclasses.replace(config.lora, layers="all") if config.recipe == AUTO else config.lora
+            adapted_experts(self.loaded.model, lora, lora.chosen(n_layers, candidates[0]))
         refuse_small_disk(self.loaded, self.items, config, closing=closing)
         take_over(config)
         # only now: a refused configuration must not bind the directory

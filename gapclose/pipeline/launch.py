@@ -12,6 +12,7 @@ from accelerate import PartialState
 
 from gapclose.core.distributed import PATIENCE, engine_faults, engine_given, kind_given, kind_of
 from gapclose.core.logging import get_logger
+from gapclose.core.settings import AUTO
 from gapclose.pipeline.config import Config
 from gapclose.training.objectives import BY_TRL
 
@@ -32,6 +33,8 @@ def refuse_under_engine(config: Config, engine: str, processes: int, *, closing:
             found.append(
                 f"targets.rounds is {config.targets.rounds}: an engine cannot be started twice on one model; set 1, or use launch/ddp.yaml"
             )
+        if config.recipe == AUTO:
+            found.append("recipe auto may train in rounds, and an engine cannot be started twice on one model; use launch/ddp.yaml")
         if config.objective in BY_TRL:
             found.append(f"objective {config.objective} is trained by TRL, which is not tried under {engine}; use launch/ddp.yaml")
         if config.train.cache_trunk is True and config.model.sharded:

@@ -16,6 +16,7 @@ from gapclose.core.distributed import run_on_main
 from gapclose.evaluation.run_records import summarise
 from gapclose.evaluation.run_result import RunResult, load_run
 from gapclose.pipeline.align_stage import AlignStage
+from gapclose.pipeline.auto_settings import follow_recipe
 from gapclose.pipeline.config import Config
 from gapclose.pipeline.context import RunContext
 from gapclose.pipeline.items import Given
@@ -55,6 +56,7 @@ def _close(run: RunContext) -> RunResult:
     run.fit_probes()
     run.measure_base(["val"])
     run.gate()
+    follow_recipe(run.config, run.directory)
     training = AlignStage(run)
     training.refuse_unproven()
     run.measure_base(["test"])

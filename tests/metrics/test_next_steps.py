@@ -10,7 +10,7 @@ from rich.console import Console
 
 from gapclose.core.files import read_json, write_json
 from gapclose.evaluation.summary_text import next_steps
-from gapclose.metrics.next_steps import CALLBACK_STEPS, FAINT, FAINT_STEP, NEXT_STEPS
+from gapclose.metrics.next_steps import CALLBACK_STEPS, FAINT, FAINT_SETTINGS, FAINT_STEP, NEXT_STEPS
 from gapclose.metrics.status import STATES
 from gapclose.metrics.verdict import VERDICTS
 from gapclose.pipeline.config import Config, parse_config
@@ -60,11 +60,13 @@ def test_the_documents_have_the_same_words():
 
 
 def test_the_settings_for_a_faint_reading_are_those_of_a_configuration_and_of_the_documents():
-    words = re.findall(r"(--\S+) (\w+)", FAINT_STEP)
-    config = parse_config([word for pair in words for word in pair])
-    assert (config.lora.layers, config.targets.rounds, config.targets.patience, config.targets.sharpen) == ("all", 8, 3, 2)
-    for page in ("verdicts.md", "rounds.md"):
-        assert all(f"{key} {value}" in " ".join((ROOT / "docs" / "understand" / page).read_text().split()) for key, value in words), page
+    words = [word for key, value in FAINT_SETTINGS.items() for word in (f"--{key}", str(value))]
+    config = parse_config(words)
+    assert (config.lora.layers, config.targets.first, config.targets.rounds, config.train.gold) == ("all", "labels", 4, 1.0)
+    assert "--recipe auto" in FAINT_STEP and parse_config([*words, "--recipe", "auto"]).targets == config.targets
+    page = " ".join((ROOT / "docs" / "understand" / "rounds.md").read_text().split())
+    assert all(f"`{key}` {value}" in page for key, value in FAINT_SETTINGS.items())
+    assert "--recipe auto" in (ROOT / "docs" / "understand" / "verdicts.md").read_text()
 
 
 def summary(state: str, *words: str, adapted: bool = True, auroc: float = 0.95) -> dict:

@@ -18,7 +18,7 @@ from gapclose.observe.extract import forward_batches, observe, sharing_refusal
 from gapclose.observe.frozen_writer import cache_bytes
 from gapclose.observe.request import ObservationRequest, request_of
 from gapclose.pipeline import training_cache
-from gapclose.pipeline.auto_settings import shares, stores_measured, take_over, with_decision
+from gapclose.pipeline.auto_settings import follow_recipe, shares, stores_measured, take_over, with_decision
 from gapclose.pipeline.cli import main
 from gapclose.pipeline.config import Config, parse_config, refuse_other_run, save_config
 from gapclose.pipeline.training_cache import idle
@@ -175,3 +175,44 @@ def test_a_small_disk_leaves_the_cache_out(tiny_config, tmp_path, monkeypatch, c
     assert "train.cache_trunk auto: off, since it takes" in capsys.readouterr().out
     assert decisions(tmp_path / "run")[CACHE]["value"] is False
     assert main(command) == 0
+
+
+class Reached(Exception):
+    """Training would begin now."""
+
+
+@pytest.mark.parametrize(
+    ("auroc", "state", "faint"), [(0.849, "open", True), (None, "no gap", True), (0.85, "open", False), (0.5, "not judgeable", False)]
+)
+def test_a_recipe_is_chosen_by_the_reading_of_val(tmp_path, auroc, state, faint, capsys):
+    """It stands in config.yaml, says why, and the same command goes on with it; another recipe does not."""
+    config = stored(tmp_path, "--recipe", "auto")
+    plain = parse_config(["--run_dir", str(tmp_path), "--recipe", "auto"])
+    record = {"stage": "base/val", "epoch": 0, "state": state, "reading": {"auroc": {"value": auroc}}}
+    (tmp_path / "gap.jsonl").write_text(json.dumps(record) + "\n")
+    follow_recipe(config, tmp_path)
+    assert (config == plain) is not faint and ("faint" in capsys.readouterr().out) is (faint and auroc is not None)
+    assert parse_config(["--config", str(tmp_path / "config.yaml")]) == config
+    refuse_other_run(plain, tmp_path / "config.yaml")
+    take_over(plain)
+    assert plain == config and (config.targets.first, config.train.gold) == (("labels", 1.0) if faint else ("readings", 0.0))
+    with pytest.raises(ValueError, match="recipe: 'auto' there, 'given' now"):
+        refuse_other_run(parse_config(["--run_dir", str(tmp_path)]), tmp_path / "config.yaml")
+
+
+def test_a_recipe_is_followed_before_anything_is_trained(quick_config, tmp_path, monkeypatch):
+    """By the command, after the gate, which a faint reading need not pass."""
+    seen = list[tuple[Config, bool]]()
+
+    def stage(run):
+        seen.append((run.config, (run.directory / "gate.json").is_file()))
+        raise Reached
+
+    faint = {"state": "open", "reading": {"auroc": {"value": 0.6}}}  # a random model is not judgeable
+    monkeypatch.setattr("gapclose.pipeline.auto_settings.record_of", lambda *of: faint)
+    monkeypatch.setattr("gapclose.pipeline.run.AlignStage", stage)
+    for _ in range(2):
+        with pytest.raises(Reached):
+            main(["close", "--config", str(quick_config), "--run_dir", str(tmp_path / "run"), "--recipe", "auto"])
+    (first, gated), (again, _) = seen
+    assert gated and first.targets.first == "labels" and first.lora.layers == "all" and again == first

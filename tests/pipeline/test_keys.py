@@ -107,6 +107,7 @@ ILLEGAL: dict[str, list[str] | str] = {
     "targets.rounds": ["0"],
     "targets.patience": ["0"],
     "targets.first": ["gold"],
+    "recipe": ["rounds"],
     "targets.twins": EITHER,
     "targets.control": ["shuffle"],
     "lora.layers": ["before", "[]", "[0]"],
@@ -231,6 +232,9 @@ TOGETHER = {  # settings that are legal one by one
         "targets.rounds 1: it needs objective consistency+gold and at least 2"
     ],
     ("--targets.first", "labels", "--targets.rounds", "2"): ["targets.first labels with objective consistency and"],
+    ("--recipe", "auto", "--targets.rounds", "2"): ["recipe auto sets targets.rounds"],
+    ("--recipe", "auto", "--objective", "gold"): ["recipe auto sets objective"],
+    ("--recipe", "auto", "--train.retain_share", "0.7", "--train.gold_share", "0.3"): ["leaves no room for ['consistency']"],
     ("--targets.control", "blank_media", "--targets.rounds", "2"): ["targets.rounds is 2, and a control with blanks"],
     ("--train.lr_scheduler_type", "polynomial", "--train.learning_rate", "0"): ["polynomial ends at 1e-07, and train.learning_rate is 0"],
     ("--data.path", "elsewhere", "--data.sound", "false"): ["data.sound is False, which is for the embedded world alone"],
