@@ -26,7 +26,7 @@ usage: gapclose COMMAND [--config FILE] [--any.key value ...]
   close    --config FILE    measure, train, measure again after every epoch and at the end, export
   export   --config FILE    write and verify the exports of a finished run again, e.g. with --export.merged true or --export.push OWNER/NAME
   report   RUN [--json]     show what a run measured, as tables or as one JSON object, and write RUN/report.html
-  report   RUN RUN ...      compare runs, a row each; --json gives a list
+  report   RUN RUN ...      compare runs, a row each; also directories of `gapclose ask`; --json gives a list
            --html FILE      write the page (of one run, or the comparison) to FILE
            --all            print every inference-time method at every budget, not the best setting of each
   monitor  RUN --items FILE flag questions whose premise seems to be false, by the frozen probe of a run; `gapclose monitor --help`
@@ -268,8 +268,11 @@ def report(arguments: Sequence[str]) -> None:
         _write(html, lambda path: write_comparison(found, path), quiet=as_json)
         return
     from gapclose.evaluation.run_records import summarise
+    from gapclose.report.asked_models import is_asked
     from gapclose.report.console import print_report
 
+    if is_asked(runs[0]):
+        raise ValueError(f"{runs[0]}: answers of `gapclose ask`, and no run; name a run beside it: `gapclose report RUN {runs[0]}`")
     if as_json:
         print(json.dumps(summarise(runs[0]), indent=1))
     else:

@@ -28,7 +28,7 @@ def report_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         ValueError: with the usage, when no run is named or an option is unknown; so for every command.
     """
     parser = _parser("report", "Show what a run measured and write its page, RUN/report.html; of several runs, compare them.")
-    parser.add_argument("runs", type=_path, nargs="+", metavar="RUN", help="run directory")
+    parser.add_argument("runs", type=_path, nargs="+", metavar="RUN", help="run directory; beside a run also a directory of `gapclose ask`")
     parser.add_argument("--json", action="store_true", help="print one JSON object, or a list for several runs, and write no page")
     parser.add_argument("--html", type=_path, metavar="FILE", help="write the page to FILE; of a comparison it is written only then")
     parser.add_argument("--all", action="store_true", help="print every inference-time method at every budget, not its best setting")
