@@ -203,7 +203,7 @@ def faults_of(line: str, help_of) -> list[str]:
         return []
     if command in ("validate", "measure", "close", "export"):
         return faults_of_settings(given)
-    if command in ("monitor", "serve", "ask", "report"):
+    if command in ("monitor", "serve", "ask", "report", "wandb-report"):
         return [f"gapclose {command} has no option --{key}" for key, _ in options(given) if f"--{key}" not in help_of(command)]
     return [] if command in ("--version", "--help") else [f"no command {command}"]
 

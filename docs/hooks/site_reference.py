@@ -74,7 +74,7 @@ def command_help(*words: str) -> str:
 def command_line() -> str:
     """The usage of every command, and the first lines of every recipe."""
     lines = ["## gapclose", "", "```text", command_help("--help"), "```"]
-    for command in ("monitor", "serve", "ask"):
+    for command in ("monitor", "serve", "ask", "wandb-report"):
         lines += ["", f"## gapclose {command}", "", "```text", command_help(command, "--help"), "```"]
     lines += ["", "## Recipes", "", "Scripts of the repository, which are not part of the package.", ""]
     for path in sorted((ROOT / "recipes").glob("*.py")):

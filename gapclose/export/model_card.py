@@ -15,10 +15,11 @@ from gapclose.evaluation.monitor_file import MonitorFile
 from gapclose.evaluation.run_records import round_words
 from gapclose.evaluation.summary_text import claims, show, verdict
 from gapclose.export.context import ExportSettings
-from gapclose.export.peft import base_name
+from gapclose.export.peft import checkpoint_name
 from gapclose.export.vllm import Served
 from gapclose.metrics.status import STATES
 from gapclose.models.architecture import auto_class
+from gapclose.models.config import SHIPPED
 from gapclose.models.loading import LoadedModel
 from gapclose.models.quantization import quantised_settings
 from gapclose.models.structure import decoder_layers, unwrap
@@ -66,10 +67,27 @@ def title(summary: dict[str, Any], config: ExportSettings, kind: str = "adapter"
 def header(kind: str, base: str) -> str:
     """Return the card's metadata for the hub; the base model only if its name is OWNER/NAME."""
     lines = [f"library_name: {'peft' if kind == 'adapter' else 'transformers'}"]
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists():
         lines.append(f"base_model: {base}")
     lines += ["tags: [gapclose, lora]"] if kind == "adapter" else ["base_model_relation: finetune", "tags: [gapclose]"]
     return "\n".join(["---", *lines, "---"])
+
+
+def base_named(config: ExportSettings) -> str:
+    """Return the base as ``model.path`` has it; in an upload a local directory is named by its last part alone."""
+    return checkpoint_name(config.model.path) if config.export.push else config.model.path
+
+
+def _to_replace(config: ExportSettings) -> list[str]:
+    """Return the sentence for a base that others, or transformers, do not find under its name; empty for a hub name."""
+    path, named = config.model.path, base_named(config)
+    if path in SHIPPED:
+        return [
+            f"`{path}` ships with gapclose: replace it by `ModelConfig(path={json.dumps(path)}).resolved_path`, of `gapclose.models.config`."
+        ]
+    if Path(path).exists():
+        return [f"`{named}` is a directory of the machine that trained: replace it by your own copy, or by the base's name on the hub."]
+    return []
 
 
 def loading(kind: str, loaded: LoadedModel, config: ExportSettings) -> str:
@@ -86,7 +104,7 @@ def loading(kind: str, loaded: LoadedModel, config: ExportSettings) -> str:
     if config.model.quantisation is not None:
         asked.insert(0, f"The base was quantised ({config.model.quantisation}, by bitsandbytes), and is loaded so here.")
     imports, code = _adapter_code(name, loaded, config)
-    return "\n\n".join([*asked, _block([*imports, "", *code])])
+    return "\n\n".join([*asked, *_to_replace(config), _block([*imports, "", *code])])
 
 
 def _class_name(loaded: LoadedModel) -> str:
@@ -112,7 +130,7 @@ def _adapter_code(name: str, loaded: LoadedModel, config: ExportSettings, *besid
         named += ", quantization_config=quantised"
     imports.append(f"from transformers import {', '.join([*sorted(beside), name])}")
     code += [
-        f'base = {name}.from_pretrained("{base_name(loaded)}", {named})',
+        f"base = {name}.from_pretrained({json.dumps(base_named(config))}, {named})",
         'model = PeftModel.from_pretrained(base, "adapter").eval()   # this directory, or its name on the hub',
     ]
     return imports, code
@@ -139,7 +157,7 @@ def watching(monitor: MonitorFile, loaded: LoadedModel, config: ExportSettings) 
     how = {key: value for key, value in _loaded_with("adapter", config).items() if key != "dtype"}
     given = "".join(f", {of}" for of in [_told(how)] if of)
     code += [
-        f'processor = AutoProcessor.from_pretrained("{base_name(loaded)}"{given})',
+        f"processor = AutoProcessor.from_pretrained({json.dumps(base_named(config))}{given})",
         'monitor = Monitor.from_pretrained("adapter")   # this directory, or its name on the hub',
         'question = [{"type": "text", "text": "What is it?"}]   # media are parts such as {"type": "image", "path": "scan.png"}',
         'for answer in monitor.generate(model, processor, [{"role": "user", "content": question}], max_new_tokens=8):',
@@ -210,14 +228,14 @@ def model_card(
         f"; in round {' and '.join(later)} with a probe fitted again on the adapted model, whose reading has no verdict" if later else ""
     )
     revision = f", revision `{config.model.revision}`" if config.model.revision else ""
-    return f"""{header(kind, base_name(loaded))}
+    return f"""{header(kind, base_named(config))}
 
 # {title(summary, config, kind)}
 
 Trained with gapclose: {in_words(config.objective)}{again}
 ({settings_in_words(config.objective, config.train)};
 LoRA on `{config.lora.layers}`, targets control `{config.targets.control}`, seed {config.seed}).
-Base model: `{base_name(loaded)}`{revision}.
+Base model: `{base_named(config)}`{revision}.
 
 ## Loading
 

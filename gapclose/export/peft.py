@@ -23,17 +23,12 @@ def write_adapter(loaded: LoadedModel, folder: Path, revision: str | None = None
     with new_folder(folder) as place:
         loaded.model.save_pretrained(str(place), save_embedding_layers=False)
         path = place / "adapter_config.json"
-        write_json(path, read_json(path) | {"base_model_name_or_path": base_name(loaded), "revision": revision})
+        write_json(path, read_json(path) | {"base_model_name_or_path": checkpoint_name(loaded.path), "revision": revision})
 
 
 def checkpoint_name(path: str) -> str:
     """Return a checkpoint's name on the hub, or the last part of its local directory."""
     return Path(path).name if Path(path).exists() else path
-
-
-def base_name(loaded: LoadedModel) -> str:
-    """Return the :func:`checkpoint_name` of the base."""
-    return checkpoint_name(loaded.path)
 
 
 def write_merged(loaded: LoadedModel, config: ModelConfig, folder: Path) -> None:

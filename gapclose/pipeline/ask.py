@@ -19,6 +19,7 @@ from gapclose.data.option_shuffle import reordered
 from gapclose.evaluation.asked_answers import AskedFigures, judge
 from gapclose.evaluation.summary_text import show
 from gapclose.metrics.config import GapConfig
+from gapclose.report.asked_models import FILE
 from gapclose.report.console import print_sentence, wide_console
 from gapclose.report.tables import print_table
 
@@ -106,9 +107,9 @@ def ask(args: argparse.Namespace) -> None:
         ],
     )
     print_asked(found)
-    path = args.out / "asked.json"
+    path = args.out / FILE
     write_text(path, json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
-    print(f"answers: {path}")
+    print(f"answers: {path}; beside a run: gapclose report RUN {args.out}")
 
 
 def _reversed(item: Item) -> Item | None:

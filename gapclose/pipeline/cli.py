@@ -1,4 +1,4 @@
-"""The command ``gapclose``: validate, measure, close, report, export, monitor, serve, ask."""
+"""The command ``gapclose``: validate, measure, close, report, export, monitor, serve, ask, wandb-report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gapclose.core.logging import get_logger
-from gapclose.pipeline.command_arguments import ask_arguments, monitor_arguments, report_arguments, serve_arguments
+from gapclose.pipeline.command_arguments import (
+    ask_arguments,
+    monitor_arguments,
+    report_arguments,
+    serve_arguments,
+    wandb_report_arguments,
+)
 from gapclose.pipeline.error_messages import guarded
 
 if TYPE_CHECKING:
@@ -26,12 +32,13 @@ usage: gapclose COMMAND [--config FILE] [--any.key value ...]
   close    --config FILE    measure, train, measure again after every epoch and at the end, export
   export   --config FILE    write and verify the exports of a finished run again, e.g. with --export.merged true or --export.push OWNER/NAME
   report   RUN [--json]     show what a run measured, as tables or as one JSON object, and write RUN/report.html
-  report   RUN RUN ...      compare runs, a row each; --json gives a list
+  report   RUN RUN ...      compare runs, a row each; also directories of `gapclose ask`; --json gives a list
            --html FILE      write the page (of one run, or the comparison) to FILE
            --all            print every inference-time method at every budget, not the best setting of each
   monitor  RUN --items FILE flag questions whose premise seems to be false, by the frozen probe of a run; `gapclose monitor --help`
   serve    RUN              answer chats over HTTP as OpenAI does, with the reading beside every answer; `gapclose serve --help`
   ask      --model PROVIDER/MODEL --items DIR --out DIR   the answers of a model behind an API, without a gap; `gapclose ask --help`
+  wandb-report --project P  save a report of Weights & Biases over a project's runs; `gapclose wandb-report --help`
 
 `gapclose close --help` lists every key of the configuration. On several GPUs:
   accelerate launch --config_file launch/ddp.yaml recipes/close.py --config FILE
@@ -63,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "monitor": monitor,
         "serve": serve,
         "ask": ask,
+        "wandb-report": wandb_report,
     }
     if command not in commands:
         near = difflib.get_close_matches(command, commands, n=1)
@@ -250,6 +258,23 @@ def ask(arguments: Sequence[str]) -> None:
     ask_model(args)
 
 
+def wandb_report(arguments: Sequence[str]) -> None:
+    """Save a report of Weights & Biases, or write its specification."""
+    args = wandb_report_arguments(arguments)
+
+    from gapclose.training.trackers.wandb_report import build, save_report, write_report
+
+    if args.out is None:
+        print(f"report: {save_report(args.project, args.entity, args.runs, by_group=args.by_group, title=args.title)}")
+        return
+    found = build(args.project, "", args.runs, by_group=args.by_group, title=args.title)
+    try:
+        write_report(found, args.out)
+    except OSError as error:
+        raise ValueError(f"--out {args.out} cannot be written ({error.strerror}); name another place") from error
+    print(f"specification: {args.out}; nothing was sent")
+
+
 def report(arguments: Sequence[str]) -> None:
     """Show one run, or compare several. Raises: ValueError for directories that do not exist."""
     args = report_arguments(arguments)
@@ -270,8 +295,11 @@ def report(arguments: Sequence[str]) -> None:
         _write(html, lambda path: write_comparison(found, path), quiet=as_json)
         return
     from gapclose.evaluation.run_records import summarise
+    from gapclose.report.asked_models import is_asked
     from gapclose.report.console import print_report
 
+    if is_asked(runs[0]):
+        raise ValueError(f"{runs[0]}: answers of `gapclose ask`, and no run; name a run beside it: `gapclose report RUN {runs[0]}`")
     if as_json:
         print(json.dumps(summarise(runs[0]), indent=1))
     else:

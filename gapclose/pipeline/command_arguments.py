@@ -1,4 +1,4 @@
-"""Arguments of the commands that take no configuration: report, monitor, serve and ask.
+"""Arguments of the commands that take no configuration: report, monitor, serve, ask and wandb-report.
 
 They are read before anything heavy is imported, so that ``--help`` and a mistyped option are quick.
 """
@@ -28,7 +28,7 @@ def report_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         ValueError: with the usage, when no run is named or an option is unknown; so for every command.
     """
     parser = _parser("report", "Show what a run measured and write its page, RUN/report.html; of several runs, compare them.")
-    parser.add_argument("runs", type=_path, nargs="+", metavar="RUN", help="run directory")
+    parser.add_argument("runs", type=_path, nargs="+", metavar="RUN", help="run directory; beside a run also a directory of `gapclose ask`")
     parser.add_argument("--json", action="store_true", help="print one JSON object, or a list for several runs, and write no page")
     parser.add_argument("--html", type=_path, metavar="FILE", help="write the page to FILE; of a comparison it is written only then")
     parser.add_argument("--all", action="store_true", help="print every inference-time method at every budget, not its best setting")
@@ -108,6 +108,28 @@ def ask_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     _refuse_not_positive(args, "limit", "tokens", "connections")
     if args.price is not None and min(args.price) < 0:
         raise ValueError(f"--price is {args.price}; prices are at least 0")
+    return args
+
+
+def wandb_report_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Arguments of ``gapclose wandb-report``.
+
+    Raises:
+        ValueError: for a name that Weights & Biases does not take.
+    """
+    parser = _parser(
+        "wandb-report", "Save a report of Weights & Biases: headline figures per epoch over a project's runs, and their evidence."
+    )
+    parser.add_argument("--project", required=True, help="project, as the key wandb.project names it")
+    parser.add_argument("--entity", help="owner of the project (default: WANDB_ENTITY, or the account's own)")
+    parser.add_argument("--runs", nargs="+", default=[], metavar="NAME", help="names of runs (default: all of the project)")
+    parser.add_argument("--by_group", action="store_true", help="draw the mean of each group, such as the seeds of a data set and model")
+    parser.add_argument("--title", help="default: gapclose: PROJECT")
+    parser.add_argument("--out", type=_path, metavar="FILE", help="write the report's specification as JSON, and save nothing")
+    args = parser.parse_args(arguments)
+    for name, most in (("project", 128), ("title", 128)):
+        if (given := getattr(args, name)) is not None and not 0 < len(given) <= most:
+            raise ValueError(f"--{name} has {len(given)} characters; Weights & Biases takes 1 to {most}")
     return args
 
 

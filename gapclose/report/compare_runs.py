@@ -13,7 +13,8 @@ from gapclose.core.settings import AUTO, AUTO_KEYS, EXECUTION_ONLY_KEYS, decisio
 from gapclose.evaluation.run_records import skipped_words, summarise
 from gapclose.evaluation.summary_text import show
 from gapclose.metrics.significance import holm
-from gapclose.report.console import wide_console
+from gapclose.report.asked_models import ANSWERS, ANSWERS_TITLE, answer_rows, doubts, is_asked, read_asked
+from gapclose.report.console import print_sentence, wide_console
 from gapclose.report.tables import print_table
 
 COLUMNS = {
@@ -31,6 +32,7 @@ VERDICTS = "what may be claimed: p corrected over {n} tests of a reading and {m}
 def compare(directories: Sequence[Path]) -> list[dict[str, Any]]:
     """Return the summaries of runs, with directory (``run``) and differing settings (``differs``).
 
+    A directory of ``gapclose ask`` is compared as :func:`gapclose.report.asked_models.read_asked` returns it.
     Settings of execution (directory, tracking, micro-batches; :data:`EXECUTION_ONLY_KEYS`) are not
     compared. The seed is not in ``differs``, because it is a key of the summary.
 
@@ -40,15 +42,16 @@ def compare(directories: Sequence[Path]) -> list[dict[str, Any]]:
     runs, missing = [], []
     for directory in directories:
         try:
-            runs.append({"run": str(directory), **summarise(directory)})
+            runs.append(read_asked(directory) if is_asked(directory) else {"run": str(directory), **summarise(directory)})
         except ValueError as error:
             missing.append(str(error))
     if missing:
         raise ValueError("\n".join(missing))
-    settings = [_settings(d) for d in directories]
+    ours = measured(runs)
+    settings = [_settings(Path(run["run"])) for run in ours]
     keys = [k for k in dict.fromkeys(k for s in settings for k in s) if k != "seed" and not k.startswith(EXECUTION_ONLY_KEYS)]
     varied = [k for k in keys if any(s.get(k) != settings[0].get(k) for s in settings)]
-    for run, own in zip(runs, settings, strict=True):
+    for run, own in zip(ours, settings, strict=True):
         run["differs"] = {k: own.get(k) for k in varied}
     return runs
 
@@ -59,8 +62,15 @@ def _settings(directory: Path) -> dict[str, Any]:
     return given | {key: found[key]["value"] for key in AUTO_KEYS if given.get(key) == AUTO and key in found}
 
 
+def measured(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the runs, without models that were only asked."""
+    return [run for run in runs if "asked" not in run]
+
+
 def cells(run: dict[str, Any]) -> list[Any]:
-    """Return the intervals of one run, in the order of :data:`COLUMNS`."""
+    """Return the intervals of one run, in the order of :data:`COLUMNS`; a model that was only asked has the first."""
+    if "asked" in run:
+        return [run["asked"]["action"]["balanced"], *([None] * (len(COLUMNS) - 1))]
     found = []
     for path in COLUMNS.values():
         value: Any = run
@@ -71,11 +81,12 @@ def cells(run: dict[str, Any]) -> list[Any]:
 
 
 def differences(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the settings of every run that most of the runs do not share, as ``key value, key value``."""
-    every = [{key: "null" if value is None else str(value) for key, value in run["differs"].items()} for run in runs]
+    """Return the settings of every run that most of the runs do not share, as ``key value, key value``; of a model that was asked its name."""
+    every = [{key: "null" if value is None else str(value) for key, value in run["differs"].items()} for run in measured(runs)]
     counts = {key: Counter(of[key] for of in every).most_common(1)[0] for key in (every[0] if every else ())}
-    shared = {(key, value) for key, (value, count) in counts.items() if count > len(runs) / 2}
-    return [", ".join(f"{key} {value}" for key, value in of.items() if (key, value) not in shared) or "-" for of in every]
+    shared = {(key, value) for key, (value, count) in counts.items() if count > len(every) / 2}
+    ours = iter([", ".join(f"{key} {value}" for key, value in of.items() if (key, value) not in shared) or "-" for of in every])
+    return [f"model {run['asked']['model']}" if "asked" in run else next(ours) for run in runs]
 
 
 def names(directories: Sequence[str]) -> list[str]:
@@ -106,18 +117,21 @@ def changed(runs: Sequence[dict[str, Any]]) -> dict[tuple[int, str], tuple[float
 
 def claimed(runs: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
     """Return the supported claims, a row per run and modality with columns :data:`CLAIMS`."""
-    called, corrected, gains, rows = names([r["run"] for r in runs]), tested(runs), changed(runs), []
+    called = {run["run"]: name for run, name in zip(runs, names([r["run"] for r in runs]), strict=True)}
+    runs = measured(runs)
+    corrected, gains, rows = tested(runs), changed(runs), []
     for n, run in enumerate(runs):
         for name, of in run["verdicts"].items():
             p = corrected.get((n, name))
             word = of["word"] if of["word"] != "real" or p is None or p <= 0.05 else "real alone, not among all compared"
             change = gains.get((n, name))
             told = ("-", "-") if change is None else (f"{round(change[0], 2) + 0:+.2f}", f"{change[1]:.2g}")
-            rows.append((called[n], name, of["difference"], "-" if p is None else f"{p:.2g}", *told, word))
+            rows.append((called[run["run"]], name, of["difference"], "-" if p is None else f"{p:.2g}", *told, word))
     return rows
 
 
 def _title(runs: Sequence[dict[str, Any]]) -> str:
+    runs = measured(runs)
     readings = {f"{name} {of}" for run in runs for name, of in run["verdicts"].items() if of["p"] is not None}
     return VERDICTS.format(n=len(readings), m=len(changed(runs))) + skipped(runs)
 
@@ -127,17 +141,29 @@ def skipped(runs: Sequence[dict[str, Any]]) -> str:
     return skipped_words(sum(run["n_skipped"] for run in runs))
 
 
+def compared(runs: Sequence[dict[str, Any]]) -> str:
+    """Describe how many runs are compared, and how many models that were only asked."""
+    asked = len(runs) - len(measured(runs))
+    found = [f"{len(runs) - asked} run{'s' * (len(runs) - asked != 1)}"] if asked < len(runs) else []
+    return " and ".join([*found, *([f"{asked} model{'s' * (asked != 1)} only asked"] if asked else [])])
+
+
 def print_comparison(runs: Sequence[dict[str, Any]], console: Console | None = None) -> None:
     """Print a table of runs, and one of claims by run and modality, corrected over all runs."""
-    title = f"{len(runs)} runs on test clips: balanced accuracy, 95 % clip-bootstrap intervals{skipped(runs)}"
+    title = f"{compared(runs)} on test clips: balanced accuracy, 95 % clip-bootstrap intervals{skipped(runs)}"
     more = ("left out",) if skipped(runs) else ()
     rows = []
-    for name, run, differs in zip(names([r["run"] for r in runs]), runs, differences(runs), strict=True):
-        counts = (run["n_clips"], *((run["n_skipped"],) if more else ()), run["seed"])
+    called = names([r["run"] for r in runs])
+    for name, run, differs in zip(called, runs, differences(runs), strict=True):
+        counts = (run["n_clips"], *((run["n_skipped"],) if more else ()), "-" if run["seed"] is None else run["seed"])
         rows.append([name, differs, *(show(i, 2) for i in cells(run)), run["state"], *map(str, counts)])
     console = console or wide_console()
     headings, words = ("run", "differs in", *COLUMNS, "state", "clips", *more, "seed"), ("run", "differs in", "state")
     print_table(console, title, headings, rows, words=words, aside=("differs in", "clips", *more, "seed"))
+    if len(runs) > len(measured(runs)):
+        print_table(console, ANSWERS_TITLE, ANSWERS, answer_rows(called, runs), words=("model",), aside=("clips",))
+        for line in doubts(called, runs):
+            print_sentence(console, f"warning: {line}")
     if claims := claimed(runs):
         told = [[show(cell, 2) if isinstance(cell, dict) else str(cell) for cell in row] for row in claims]
         print_table(console, _title(runs), CLAIMS, told, words=("run", "modality", "verdict"), aside=CLAIMS[4:6], keys=2)
@@ -156,17 +182,25 @@ def write_comparison(runs: Sequence[dict[str, Any]], path: Path) -> None:
     sides = [
         (n, dict(zip(("base action", "reading", "adapted action"), cells(r)[:3], strict=True))) for n, r in zip(called, runs, strict=True)
     ]
-    closures = [(n, {"closure": r["closure"]}) for n, r in zip(called, runs, strict=True)]
+    closures = [(n, {"closure": r.get("closure")}) for n, r in zip(called, runs, strict=True)]
     drawn = (
         figures.points_svg("accuracies", sides, title, "balanced accuracy"),
         figures.points_svg("closures", closures, title, "closure"),
     )
     rows = [(n, r, cells(r), d) for n, r, d in zip(called, runs, differences(runs), strict=True)]
     rest = {"claims": claimed(runs), "claims_title": _title(runs), "claims_columns": CLAIMS, "skipped": bool(skipped(runs))}
-    write_text(path, render("compare.html.j2", rows=rows, columns=list(COLUMNS), **rest, figures=[Markup(d) for d in drawn if d]))
+    answers = answer_rows(called, runs) if len(runs) > len(measured(runs)) else []
+    rest |= {"answers": answers, "answers_title": ANSWERS_TITLE, "answers_columns": ANSWERS, "doubts": doubts(called, runs)}
+    write_text(
+        path,
+        render(
+            "compare.html.j2", rows=rows, columns=list(COLUMNS), compared=compared(runs), **rest, figures=[Markup(d) for d in drawn if d]
+        ),
+    )
 
 
 def _counts(runs: Sequence[dict[str, Any]]) -> str:
-    clips, seeds = sorted({r["n_clips"] for r in runs}), sorted({r["seed"] for r in runs})
+    clips, seeds = sorted({r["n_clips"] for r in runs}), sorted({r["seed"] for r in measured(runs)})
     amount = f"{clips[0]}" if len(clips) == 1 else f"{clips[0]} to {clips[-1]}"
-    return f"{amount} test clips, {len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))}){skipped(runs)}, 95 % intervals"
+    words = f", {len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))})" if seeds else ""
+    return f"{amount} test clips{words}{skipped(runs)}, 95 % intervals"

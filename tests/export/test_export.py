@@ -250,13 +250,32 @@ def test_the_gpu_is_left_before_anything_is_written(loaded, monkeypatch):
         assert moved == moves and emptied == [True] and first.grad is None
 
 
-def test_what_is_shared_does_not_tell_where_the_base_lies(tiny_run, tiny_checkpoint):
-    """Only the last part of its directory; the adapter loads on a base that is given, wherever that lies."""
+def test_what_is_shared_does_not_tell_where_the_base_lies(tiny_run, loaded, tiny_checkpoint):
+    """Only the last part of its directory; the adapter loads on a base that is given, wherever that lies. The card of an upload neither."""
     settings = json.loads((tiny_run / "adapter" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == tiny_checkpoint.name
-    for path in (tiny_run / "adapter").rglob("*"):
-        if path.suffix in (".json", ".md"):
-            assert str(tiny_checkpoint.parent) not in path.read_text(), path
+    for path in (tiny_run / "adapter").rglob("*.json"):
+        assert str(tiny_checkpoint.parent) not in path.read_text(), path
+    config = parse_config(["--config", str(tiny_run / "config.yaml"), "--export.push", "me/mine", "--export.verify", "true"])
+    card = model_card(summarise(tiny_run), config, loaded)
+    assert str(tiny_checkpoint.parent) not in card and f'from_pretrained("{tiny_checkpoint.name}", ' in card
+    assert f"`{tiny_checkpoint.name}` is a directory of the machine that trained: replace it" in card
+
+
+def test_a_card_names_a_local_base_by_its_path(tiny_run, loaded, tiny_checkpoint, tmp_path, monkeypatch):
+    """As `model.path` has it, with the sentence that it must be replaced; a name on the hub is what anyone has."""
+    written = (tiny_run / "adapter" / "README.md").read_text()
+    assert f"Base model: `{tiny_checkpoint}`.\n" in written
+    assert written.count(f'from_pretrained("{tiny_checkpoint}"') == 3  # the adapter's base; the monitor's, and its processor
+    assert written.count(f"`{tiny_checkpoint}` is a directory of the machine that trained: replace it by your own copy") == 1
+    header, hub = carded(tiny_run, loaded, "adapter", path="owner/base")
+    assert 'from_pretrained("owner/base", ' in hub and "replace it" not in hub and header["base_model"] == "owner/base"
+    (tmp_path / "owner" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    header, local = carded(tiny_run, loaded, "adapter", path="owner/base")
+    assert "`owner/base` is a directory of the machine that trained" in local and "base_model" not in header
+    shipped = carded(tiny_run, loaded, "adapter", path="digits")[1]
+    assert Path(eval(shipped.split("replace it by `")[1].split("`")[0], {"ModelConfig": ModelConfig}), "config.json").is_file()
 
 
 def test_verification_copes_with_items_of_other_option_counts_beyond_the_verified_ones(copied, tiny_config):
@@ -336,22 +355,25 @@ def test_a_card_names_the_kind_of_its_export(tiny_run, loaded, kind):
     else:
         assert header == {"library_name": "transformers", "base_model_relation": "finetune", "tags": ["gapclose"]}
     ended, acts = KINDS[kind]
-    assert f"\n# {ended} that ended in state `" in text and f"Base model: `{Path(loaded.path).name}`.\n" in text
+    assert f"\n# {ended} that ended in state `" in text and f"Base model: `{loaded.path}`.\n" in text
     config = parse_config(["--config", str(tiny_run / "config.yaml")])
     closed = {"state": "closed", "stopped": None, "unimproved": None, "verdicts": {"gap": {"word": "real"}}}
     assert title(closed, config, kind) == f"{acts} on what it represents"
     config.targets.control = "shuffled"
     assert title(closed, config, kind) == "A control (targets.control: shuffled), not meant for use"
-    loaded.path = "owner/base.1-b"
-    assert carded(tiny_run, loaded, kind)[0] == header | {"base_model": "owner/base.1-b"}
+    assert carded(tiny_run, loaded, kind, path="owner/base.1-b")[0] == header | {"base_model": "owner/base.1-b"}
 
 
 def test_a_card_loads_the_base_as_it_was_measured(tiny_run, loaded, monkeypatch):
     """Its revision, its own code, its quantisation; what the template was told stands beside it. What was not set is not said."""
     plain = carded(tiny_run, loaded, "adapter")[1]
     assert not any(word in plain for word in ("revision", "trust_remote_code", "quantis", "Asked with"))
-    where, loaded.path = loaded.path, "owner/base"
-    settings = {"revision": "v1.2", "trust_remote_code": True, "template": {"enable_thinking": False, "system": "mine"}}
+    settings = {
+        "path": "owner/base",
+        "revision": "v1.2",
+        "trust_remote_code": True,
+        "template": {"enable_thinking": False, "system": "mine"},
+    }
     text = carded(tiny_run, loaded, "adapter", quantisation="4bit", **settings)[1]
     assert "Base model: `owner/base`, revision `v1.2`." in text
     assert 'Asked with `enable_thinking=False`, `system="mine"` in the chat template.' in text
@@ -360,7 +382,7 @@ def test_a_card_loads_the_base_as_it_was_measured(tiny_run, loaded, monkeypatch)
     monkeypatch.chdir(tiny_run)
     own = type(loaded.model)
     real = own.from_pretrained
-    monkeypatch.setattr(own, "from_pretrained", lambda name, **how: given.update(name=name, **how) or real(where, dtype=how["dtype"]))
+    monkeypatch.setattr(own, "from_pretrained", lambda name, **how: given.update(name=name, **how) or real(loaded.path, dtype=how["dtype"]))
     exec(snippet, found := {})
     quantised = given.pop("quantization_config")
     assert given == {"name": "owner/base", "dtype": "float32", "revision": "v1.2", "trust_remote_code": True}

@@ -13,7 +13,7 @@ from gapclose import load_run
 from gapclose.pipeline.cli import _configured, main
 from gapclose.pipeline.config import Config, known_keys, parse_config
 
-COMMANDS = ("validate", "measure", "close", "export", "report", "monitor", "serve", "ask")
+COMMANDS = ("validate", "measure", "close", "export", "report", "monitor", "serve", "ask", "wandb-report")
 
 
 def help_text(capsys, command: str = "close") -> str:
@@ -102,7 +102,7 @@ def test_every_command_prints_its_own_usage(command, capsys):
     assert help_text(capsys, command).startswith(f"usage: gapclose {command} [")
 
 
-@pytest.mark.parametrize("command", ["report", "monitor", "serve", "ask"])
+@pytest.mark.parametrize("command", ["report", "monitor", "serve", "ask", "wandb-report"])
 def test_a_mistaken_option_is_told_with_the_usage_of_its_command(command, tmp_path, capsys):
     assert main([command, str(tmp_path), "--colour"]) == 2
     message = capsys.readouterr().err

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import yaml
 from rich.console import Console
 from test_page import check
 
+from gapclose.evaluation.asked_answers import AskedAnswer, judge
+from gapclose.pipeline.ask import AskedModel
 from gapclose.pipeline.cli import main
 from gapclose.report.compare_runs import claimed, compare, names, print_comparison
 
@@ -107,6 +110,68 @@ def test_a_list_in_json_and_a_page(runs, capsys, tmp_path):
     assert all("24 test clips, 2 seeds (0, 1)" in a["aria-label"] for a in read.all("svg"))
     assert main(["report", *map(str, runs), "--html", str(page)]) == 0
     assert capsys.readouterr().out.rstrip().endswith(f"page: {page}")
+
+
+@pytest.fixture
+def asked(digits, tmp_path):
+    """What `gapclose ask` has written about a model that always gives the first option, by text: of all questions, and of some."""
+
+    def write(name, number=None):
+        items = digits.select(split="test", purpose="gap")
+        items = replace(items, items=items.items[:number])
+        figures = judge(items, [AskedAnswer(text=i.options[0].text, first=None) for i in items], {}, replicates=50, seed=0)
+        rest = {"usage": {}, "log": "", "questions": [], "unanswered": {} if number is None else {"no sound": 7}}
+        found = AskedModel(model="openai/gpt-x", items=items.name, split="test" if number is None else "val", figures=figures, **rest)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "asked.json").write_text(json.dumps(found.to_dict()))
+        return tmp_path / name
+
+    return write
+
+
+def test_a_model_that_was_only_asked_has_a_row_beside_a_run(runs, asked, capsys, tmp_path):
+    """Its action, the reason for the dashes, and its answers beside those of base and adapted model; claims are those of the runs."""
+    directory, page = asked("api"), tmp_path / "compared.html"
+    assert main(["report", str(runs[0]), str(directory), "--json"]) == 0
+    run, found = json.loads(capsys.readouterr().out)
+    stored = json.loads((directory / "asked.json").read_text())["figures"]
+    assert found["asked"]["action"]["balanced"] == stored["action"]["balanced"] and found["asked"]["model"] == "openai/gpt-x"
+    assert (run["n_items"], run["n_clips"]) == (found["n_items"], found["n_clips"]) and run["differs"] == {}
+    assert claimed(compare([runs[0], directory])) == claimed(compare([runs[0]]))
+    out = StringIO()
+    print_comparison(compare([runs[0], directory, runs[1]]), Console(file=out, width=400))
+    lines = [[c.strip() for c in line.split("\u2502")[1:-1]] for line in out.getvalue().splitlines() if "\u2502" in line]
+    rows = {row[0]: row[1:] for row in lines if len(row) == 10}
+    assert "2 runs and 1 model only asked on test clips" in out.getvalue() and list(rows) == ["plain", "api", "gold"]
+    balanced = stored["action"]["balanced"]
+    assert rows["api"][0] == "model openai/gpt-x" and rows["api"][1].startswith(f"{balanced['value']:.2f} [")
+    assert rows["api"][2:6] == ["-"] * 4 and rows["api"][7:] == ["24", "-"]
+    assert "only asked, judged by text" in rows["api"][6] and "no reading and no gap" in rows["api"][6]
+    answers = {row[0]: row[1:] for row in lines if len(row) == 8}
+    assert [*answers] == ["plain, base", "plain, adapted", "api, only asked", "gold, base", "gold, adapted"]
+    assert answers["api, only asked"][:3] == [rows["api"][1], "-", "-"]
+    assert answers["plain, base"][1] == rows["plain"][1] and answers["plain, base"][0].startswith(
+        f"{run['base']['generated_balanced']['value']:.2f}"
+    )
+    assert "warning" not in out.getvalue()
+    assert main(["report", str(runs[0]), str(directory), "--html", str(page)]) == 0
+    assert "api, only asked" in capsys.readouterr().out
+    read = check(page.read_text())
+    assert all(word in read.text for word in ("1 run and 1 model only asked compared", "model openai/gpt-x", "api, only asked"))
+
+
+def test_an_asked_model_of_other_questions_is_warned_of(runs, asked, capsys):
+    """Another split, a part of the items; and what is no asked model."""
+    directory = asked("some", number=8)
+    assert main(["report", str(runs[0]), str(directory)]) == 0
+    said = capsys.readouterr().out
+    assert "warning: some was asked the split 'val', and not test" in said
+    assert "some has answered 8 items of" in said and "7 requests without an answer" in said and "of other questions" in said
+    assert main(["report", str(directory)]) == 2
+    assert f"name a run beside it: `gapclose report RUN {directory}`" in capsys.readouterr().err
+    (directory / "asked.json").write_text(json.dumps({"model": "m", "items": "i", "split": "test", "figures": {}, "unanswered": {}}))
+    assert main(["report", str(runs[0]), str(directory)]) == 2
+    assert "asked.json: lacks what `gapclose ask` writes" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_written_is_an_error_with_the_remedy(runs, capsys, tmp_path):
