@@ -31,8 +31,7 @@ from gapclose.data.digits.generate import write
 from gapclose.data.item_set import ItemSet
 from gapclose.data.media import MediaLoader
 from gapclose.evaluation.monitor_file import MonitoredModel, MonitorFile
-from gapclose.metrics.alarms import AlarmRates
-from gapclose.metrics.bootstrap import Interval
+from gapclose.metrics.alarms import alarm_rates
 from gapclose.metrics.calibration import EventBin
 from gapclose.models.config import ModelConfig
 from gapclose.models.loading import LoadedModel
@@ -46,12 +45,13 @@ CLIPS = {"fit": 4, "train": 4, "val": 4, "test": 8}
 
 def random_monitor(loaded: LoadedModel, items: ItemSet) -> Monitor:
     """A monitor of this model with a probe of random weights in the middle of the decoder."""
-    rng, width, nothing = np.random.default_rng(0), loaded.width, Interval(0.0, 0.0, 0.0)
+    rng, width = np.random.default_rng(0), loaded.width
     probe = FrozenProbe(
         mean=rng.normal(size=width), scale=np.ones(width), weight=rng.normal(size=(len(items.concepts), width)), bias=np.zeros(len(items.concepts)),
         temperature=1.0, layers=[len(loaded.layers) // 2], family="logistic", strength=1.0, concepts=items.concepts,
     )  # fmt: skip
-    rates = AlarmRates(items=1, clips=1, alarm_items=1, flagged=0, hits=nothing, false_alarms=nothing, precision=nothing)
+    unused = np.array([True, False])
+    rates = alarm_rates(unused, unused, np.array(["a", "b"]), replicates=100, seed=0)
     model = MonitoredModel(
         name="digits", revision=None, fingerprint=loaded.fingerprint, adapter=None, adapters_above=True, dtype="float32", template={},
         prompt="own", frames=8, side=448,
