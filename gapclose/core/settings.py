@@ -40,7 +40,10 @@ RESUMABLE_KEYS = (
 )
 
 AUTO = "auto"
-"""value of a key in :data:`AUTO_KEYS`: the run decides"""
+"""value of a key in :data:`AUTO_KEYS`, and of :data:`RECIPE`: the run decides"""
+RECIPE = "recipe"
+"""key that is given or auto; what a run decided stands in its ``auto.json``, and what that set in
+its ``config.yaml``"""
 SHARE_PREFIX, CACHE_TRUNK = AUTO_KEYS = ("observe.share_prefix", "train.cache_trunk")
 """keys that are true, false or auto; what a run decided stands in its ``auto.json``
 (:mod:`gapclose.core.auto_decisions`)"""
@@ -63,7 +66,11 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def decisions(directory: Path) -> dict[str, dict[str, Any]]:
-    """Return what a run decided for ``auto``: key -> ``value`` (bool) and ``reason`` (of false, else null)."""
+    """Return what a run decided for ``auto``: key -> ``value`` and ``reason``.
+
+    The value is true or false, with a reason for false, else null. Of :data:`RECIPE` it is given or
+    faint, always with a reason.
+    """
     path = directory / "auto.json"
     return read_json(path) if path.is_file() else {}
 

@@ -304,19 +304,20 @@ def check_twins(items: ItemSet, problems: ErrorCollector) -> None:
 
 
 def check_twins_differ(items: ItemSet, problems: ErrorCollector) -> None:
-    """Add to ``problems`` labelled twins with one right concept, and a train split without twins.
+    """Add to ``problems`` what ``targets.twins`` cannot build on.
 
-    ``targets.twins`` builds on twins that differ in it.
+    That are labelled twins with one right concept, and gap items of train or val without a twin:
+    one operating point, chosen on val, serves all readings of train, so they must be alike.
     """
-    gap, place = items.select(purpose="gap"), "targets.twins is true"
-    if not (items.select(split="train", purpose="gap").partners >= 0).any():
-        problems.add(
-            f"{items.where}: {place}, and no gap item of split 'train' has a twin (tag `twin`); name them, or leave targets.twins false"
-        )
-    pairs = [(i, gap.items[n]) for i, n in zip(gap, gap.partners.tolist(), strict=True) if n >= 0]
-    alike = [(a, b) for a, b in pairs if a.gold is not None and b.gold is not None and a.concept == b.concept]
-    for a, b in alike:
-        if a.id < b.id:
+    gap, place = items.select(purpose="gap"), f"{items.where}: targets.twins is true"
+    for split in ("train", "val"):
+        of = items.select(split=split, purpose="gap")
+        if alone := [i.id for i, n in zip(of, of.partners.tolist(), strict=True) if n < 0]:
             problems.add(
-                f"{items.where}: {place}, and item {a.id!r} and its twin {b.id!r} have one right concept, {a.concept!r}; mend labels or tags"
+                f"{place}, and {len(alone)} of {len(of)} gap items of split {split!r} have no twin (tag `twin`), e.g. {alone[0]!r}; "
+                "give each one, or leave targets.twins false"
             )
+    pairs = [(i, gap.items[n]) for i, n in zip(gap, gap.partners.tolist(), strict=True) if n >= 0]
+    for a, b in pairs:
+        if a.id < b.id and a.gold is not None and b.gold is not None and a.concept == b.concept:
+            problems.add(f"{place}, and item {a.id!r} and its twin {b.id!r} have one right concept, {a.concept!r}; mend labels or tags")

@@ -47,7 +47,7 @@ from gapclose.training.target_rounds import (
     train_items,
     val_items,
 )
-from gapclose.training.targets import Targets, build_targets, constant_loss, excess_loss, express, target_of
+from gapclose.training.targets import Targets, build_targets, constant_loss, excess_loss, restrict_and_pair, target_of
 from gapclose.training.tracking import LossLines
 from gapclose.training.trainer import make_trainer
 from gapclose.training.trl.dataset import epoch_figures
@@ -57,6 +57,9 @@ if TYPE_CHECKING:
     from gapclose.pipeline.context import RunContext
 
 logger = get_logger(__name__)
+
+REFUSED_WITH_LABELS = ("explained by text", "not judgeable")
+"""verdicts with which a training whose first round is on labels is refused as well"""
 
 
 def _seed(seed: int, number: int) -> int:
@@ -79,24 +82,32 @@ class AlignStage:
     def refuse_unproven(self) -> None:
         """Refuse targets from a reading that is not ``real`` on val, unless ``force`` is set.
 
+        Where labels come first, only a reading that the text explains, and a model that does not
+        answer such questions, are refused. Other readings that are not ``real`` are recorded: the
+        later rounds train on readings without a verdict.
+
         Raises:
-            ValueError: naming every modality of the train items without verdict ``real``, and why.
+            ValueError: naming every modality of the train items that is refused, and why.
         """
         path, config = self.run.directory / "gate.json", self.run.config
         verdicts = run_on_main(lambda: read_json(path, "verdicts")["verdicts"])
-        if not needs_reading(config.objective) or self.labels_first:
+        if not needs_reading(config.objective):
             return
         train = self.run.items.select(split="train", purpose="gap")
         self.forced = not_established(sorted({i.modality for i in train}), verdicts)
-        if self.forced and not config.force:
-            listed = "\n".join(f"  - {name}: {why}" for name, why in self.forced.items())
+        refused = self.forced
+        if self.labels_first:
+            refused = {name: why for name, why in refused.items() if verdicts.get(name, {}).get("word") in REFUSED_WITH_LABELS}
+        if refused and not config.force:
+            listed = "\n".join(f"  - {name}: {why}" for name, why in refused.items())
             raise ValueError(
                 f"{self.run.directory}: on val the gap is not shown to be real, so nothing is trained on its reading:\n{listed}\n"
                 "Label more clips (splits fit and val), leave the train items of such a modality out, or give --force to train all the "
                 f"same; the evidence will say so. gate.json holds the figures; `gapclose measure` tries all controls, on test"
             )
         for name, why in self.forced.items():
-            logger.warning(f"  forced: training on the reading of {name}: {why}")
+            kind = "forced" if config.force else "labels first, then"
+            logger.warning(f"  {kind}: training on the reading of {name}: {why}")
 
     @property
     def labels_first(self) -> bool:
@@ -151,7 +162,7 @@ class AlignStage:
         if config.objective not in OBJECTIVES:
             targets = dataclasses.replace(targets, target=self._custom_target(targets))
         elif "consistency" in loss_terms(config.objective) and config.targets.control == "none":
-            reading, self.val_silent = express(config.targets, teacher.val, known.option_concept, val_items(self.run).partners)
+            reading, self.val_silent = restrict_and_pair(config.targets, teacher.val, known.option_concept, val_items(self.run).partners)
             alarm = np.isin(train.concepts, train.alarm)
             self.val_target, _ = target_of(config.targets, reading, base.scores, known.option_concept, alarm, targets.factor)
             heard = ~self.val_silent
@@ -214,7 +225,8 @@ class AlignStage:
                 logger.info(f"no round {number}: {', '.join(objecting)} objected to the end of the one before")
                 break
             # not the best of all rounds: from the same epoch the same probe and targets would follow
-            self.load_epoch(self.epochs.best([number - 1])["epoch"])
+            # a round on labels has no operating point yet, so its epochs are compared at the best one
+            self.load_epoch(self.epochs.best([number - 1], shifted=self.labels_first and number == 2)["epoch"])
             following = next_teacher(self.run, number)
             rounds.append(compare_rounds(self.run, number, following, teacher, reference, sentinel))
             without = 0 if rounds[-1]["helps"] else without + 1

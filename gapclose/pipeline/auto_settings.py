@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from gapclose.core.auto_decisions import decided
 from gapclose.core.distributed import run_on_main
+from gapclose.core.files import write_json
 from gapclose.core.logging import get_logger
-from gapclose.core.settings import AUTO, AUTO_KEYS, SHARE_PREFIX, read_settings
+from gapclose.core.settings import AUTO, AUTO_KEYS, RECIPE, SHARE_PREFIX, decisions, read_settings
 from gapclose.evaluation.run_records import record_of
 from gapclose.metrics.next_steps import FAINT, FAINT_SETTINGS
 from gapclose.observe.config import ObserveConfig
-from gapclose.pipeline.config import Config, overwrite_config
+from gapclose.pipeline.config import Config, overwrite_config, with_settings
 
 logger = get_logger(__name__)
 
@@ -25,42 +24,52 @@ def take_over(config: Config) -> None:
     ``recipe: auto`` takes what it set in that run.
     """
     before = read_settings(Path(config.run_dir))
-    if config.recipe == before.get("recipe") == AUTO:
-        set_all(config, {key: before[key] for key in FAINT_SETTINGS})
+    if config.recipe == before.get(RECIPE) == AUTO:
+        _become(config, with_settings(config, {key: before[key] for key in FAINT_SETTINGS}))
     for key in AUTO_KEYS:
         group, name = key.split(".")
         if getattr(getattr(config, group), name) == AUTO and isinstance(before.get(key), bool):
             setattr(getattr(config, group), name, before[key])
 
 
-def set_all(config: Config, settings: Mapping[str, Any]) -> None:
-    """Set dotted keys of a configuration."""
-    for key, value in settings.items():
-        group, _, name = key.rpartition(".")
-        setattr(getattr(config, group) if group else config, name, value)
+def _become(config: Config, other: Config) -> None:
+    for field in dataclasses.fields(config):
+        setattr(config, field.name, getattr(other, field.name))
 
 
 def follow_recipe(config: Config, directory: Path) -> None:
-    """Set and store what ``recipe: auto`` prefers for the base model's reading of val.
+    """Set what ``recipe: auto`` prefers for the base model's reading of val.
 
-    Every process must call this; the main process writes ``config.yaml`` again.
+    It is decided once. ``auto.json`` keeps the decision with its reason, and ``config.yaml`` the
+    settings. Every process must call this; the main process writes.
     """
     if config.recipe != AUTO:
         return
-    base = run_on_main(lambda: record_of(directory, "base/val"))
+    found = run_on_main(lambda: decisions(directory).get(RECIPE) or _decide(directory))
+    settings = " ".join(f"--{key} {value}" for key, value in FAINT_SETTINGS.items())
+    chosen = "the settings as they are" if found["value"] == "given" else f"labels first, then rounds on all layers ({settings})"
+    logger.info(f"recipe auto: {chosen}, since {found['reason']}")
+    if found["value"] == "faint":
+        _become(config, with_settings(config, FAINT_SETTINGS))
+        run_on_main(lambda: overwrite_config(config, directory / "config.yaml"))
+
+
+def _decide(directory: Path) -> dict[str, str]:
+    """Decide for a run, and keep that in ``auto.json``; main process only."""
+    base = record_of(directory, "base/val")
     assert base is not None
     auroc = base["reading"]["auroc"]["value"]
     if base["state"] == "not judgeable":
-        logger.info("recipe auto: the settings as they are, since the model does not answer such questions")
-        return
-    if auroc is not None and auroc >= FAINT:
-        logger.info(f"recipe auto: the settings as they are, since the reading is strong on val (AUROC {auroc:.3f}, at least {FAINT:g})")
-        return
-    set_all(config, FAINT_SETTINGS)
-    run_on_main(lambda: overwrite_config(config, directory / "config.yaml"))
-    listed = " ".join(f"--{key} {value}" for key, value in FAINT_SETTINGS.items())
-    had = "has no AUROC on val" if auroc is None else f"is faint on val (AUROC {auroc:.3f}, below {FAINT:g})"
-    logger.info(f"recipe auto: labels first, then rounds on all layers, since the reading {had}; as {listed}")
+        value, reason = "given", "the model does not answer such questions"
+    elif auroc is None:
+        value, reason = "given", "the reading has no AUROC on val"
+    elif auroc >= FAINT:
+        value, reason = "given", f"the reading is strong on val (AUROC {auroc:.3f}, at least {FAINT:g})"
+    else:
+        value, reason = "faint", f"the reading is faint on val (AUROC {auroc:.3f}, below {FAINT:g})"
+    found = {"value": value, "reason": reason}
+    write_json(directory / "auto.json", decisions(directory) | {RECIPE: found})
+    return found
 
 
 def shares(config: ObserveConfig, directory: Path) -> bool:

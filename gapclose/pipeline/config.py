@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from gapclose.core.config_checks import Checks
+from gapclose.core.config_checks import Checks, Faults
 from gapclose.core.errors import ErrorCollector
 from gapclose.core.files import write_text
 from gapclose.core.logging import LEVELS
@@ -95,24 +95,30 @@ class Config:
             if check.sound("objective"):
                 self._check_objective(check)
 
-    def _given_beside_recipe(self) -> list[str]:
-        """Return the keys of a recipe that have a value of their own; none where all have the recipe's."""
-        now = {key: _value_of(self, key) for key in FAINT_SETTINGS}
-        plain = {
-            f"{group}.{f.name}": f.default
-            for group, kind in (("targets", TargetsConfig), ("lora", LoraConfig))
-            for f in dataclasses.fields(kind)
-        }
-        plain |= {"objective": "consistency", "train.gold": now["train.gold"]}
-        return [] if now == dict(FAINT_SETTINGS) else [key for key, value in now.items() if value != plain[key]]
+    def _check_recipe(self, check: Checks) -> None:
+        """Refuse values that ``recipe: auto`` would have to overwrite, and what it could not set."""
+        now = {key: value_of(self, key) for key in FAINT_SETTINGS}
+        if now == dict(FAINT_SETTINGS):  # as stored once the reading was found faint
+            return
+        plain = {key: {value_of(Config(), key)} for key in FAINT_SETTINGS}
+        plain["train.gold"].add(TrainConfig().gold)  # 0 as stored, under objective consistency
+        given = [key for key, value in now.items() if value not in {*plain[key], FAINT_SETTINGS[key]}]
+        if given:
+            check.add(f"recipe auto sets {', '.join(given)}; leave out what sets it, or set recipe given", "recipe", *given)
+            return
+        try:
+            with_settings(self, FAINT_SETTINGS)
+        except Faults as error:
+            for fault in error.found:
+                check.add(f"recipe auto, for a faint reading: {fault.message}", "recipe", *fault.keys)
 
     def _check_objective(self, check: Checks) -> None:
         """Set the loss weights and guards that the objective implies, and check its settings."""
         if idle := idle_terms(self.objective, self.train):
             check.add(idle, "objective", *(f"train.{term}" for term in TERMS))
             return
-        if self.recipe == "auto" and (given := self._given_beside_recipe()):
-            check.add(f"recipe auto sets {', '.join(given)}; leave out what sets it, or set recipe given", "recipe", *given)
+        if self.recipe == AUTO:
+            self._check_recipe(check)
         self.train, self.guards = active_terms(self.objective, self.train), self.guards.under(self.objective)
         if self.targets.rounds > 1 and self.objective not in ("consistency", "consistency+gold"):
             message = f"targets.rounds {self.targets.rounds} needs objective consistency or consistency+gold, not {self.objective}"
@@ -128,9 +134,6 @@ class Config:
         checks: list[tuple[Callable[[], object], list[str]]] = [(lambda: self.train.accumulation(1), [*batch])]
         if loss_terms(self.objective):
             checks.append((self.train.counts, [batch[0], *shares, *weights, "objective"]))
-        if self.recipe == "auto":
-            both = active_terms(FAINT_SETTINGS["objective"], dataclasses.replace(self.train, gold=FAINT_SETTINGS["train.gold"]))
-            checks.append((both.counts, [batch[0], *shares, "recipe"]))
         if self.objective == "grpo":
             checks.append((lambda: self.grpo.prompts(self.train), [batch[0], group, "objective"]))
         for job, keys in checks:
@@ -140,9 +143,23 @@ class Config:
                 check.add(str(error), *keys)
 
 
-def _value_of(config: Config, key: str) -> Any:
+def value_of(config: Config, key: str) -> Any:
+    """Return the value of a dotted key."""
     group, _, name = key.rpartition(".")
     return getattr(getattr(config, group) if group else config, name)
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """Return a configuration with other values of some dotted keys, checked as a given one.
+
+    Raises:
+        Faults: for values that do not fit, alone or together.
+    """
+    top = {key: value for key, value in settings.items() if "." not in key}
+    for group in dict.fromkeys(key.rpartition(".")[0] for key in settings if "." in key):
+        named = {key.rpartition(".")[2]: value for key, value in settings.items() if key.rpartition(".")[0] == group}
+        top[group] = dataclasses.replace(getattr(config, group), **named)
+    return dataclasses.replace(config, **top)
 
 
 def config_of(settings: Mapping[str, Any], allowed: Collection[str]) -> Config:
@@ -222,7 +239,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], director
 
     A key that is not in ``before`` was added to gapclose later, and had its default then. The keys in
     :data:`RESUMABLE_KEYS` may differ. ``auto`` agrees with what was given before, and with what it
-    came to; so does ``recipe: auto`` with what it set.
+    came to. So does ``recipe: auto`` with what it set, and with a run that has trained nothing yet.
 
     Args:
         before: dotted key -> value, as it began. now: all groups or some, nested.
@@ -233,8 +250,8 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], director
         if began[key] == AUTO:
             began[key] = found.get(key, {}).get("value", now.get(key))
     agreed = {key for key in AUTO_KEYS if now.get(key) == AUTO}
-    if began["recipe"] == now.get("recipe") == AUTO:
-        agreed |= set(FAINT_SETTINGS)
+    if now.get("recipe") == AUTO and (began["recipe"] == AUTO or not (directory / "checkpoints").exists()):
+        agreed |= {"recipe", *FAINT_SETTINGS} if began["recipe"] == AUTO else {"recipe"}
     return {k: (began.get(k), v) for k, v in now.items() if began.get(k) != v and k not in agreed and not k.startswith(RESUMABLE_KEYS)}
 
 

@@ -7,7 +7,7 @@ training selects as an uninterrupted one does.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,20 @@ class EpochRecords:
         """Return the same records as the main process sees them."""
         return run_on_main(lambda: self.read(number))
 
-    def best(self, rounds: Iterable[int]) -> dict[str, Any]:
+    def best(self, rounds: Iterable[int], *, shifted: bool = False) -> dict[str, Any]:
         """Return the record of the best epoch of these rounds.
+
+        Args:
+            shifted: compare epochs as ``gap.choose: shifted`` does.
 
         Raises:
             ValueError: when they have no measured epoch.
         """
+        gap = replace(self.config.gap, choose="shifted") if shifted else self.config.gap
 
         def choose() -> dict[str, Any]:
             among = [r for number in rounds for r in self.read(number)]
-            epoch = best_epoch(among, self.config.gap, self.config.guards.silent)
+            epoch = best_epoch(among, gap, self.config.guards.silent)
             return next(r for r in among if r["epoch"] == epoch)
 
         return run_on_main(choose)

@@ -127,7 +127,7 @@ def target_of(
     return jeffrey(sharpen(shifted, config.sharpen), scores, option_concept), shifted
 
 
-def express(
+def restrict_and_pair(
     config: TargetsConfig, reading: np.ndarray, option_concept: np.ndarray | None, partner: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return readings (N, C) restricted to what each item can express, with ``targets.twins`` also
@@ -197,8 +197,8 @@ def build_targets(
 
     Steps: restrict each reading to expressible concepts, set it against its twin's
     (``targets.twins``), apply the operating point, filter by confidence, sharpen, apply Jeffrey's
-    rule. An item is not trained on when it has no option for
-    the concepts that hold the whole reading; ``silent`` counts these.
+    rule. An item is not trained on when it has no option for the concepts that hold the whole
+    reading; ``silent`` counts these.
 
     Args:
         reading: (N, C) of the train items. scores, option_concept: (N, O) of the base model.
@@ -212,11 +212,13 @@ def build_targets(
         alarm: (C,) bool.
     """
     if config.control == "shuffled":
+        if config.twins and partner is not None:  # first, so that a control has the same readings, of other items
+            reading, partner = differ(reading, partner), None
         reading = reading[shuffle_evenly(reading.argmax(1), modality, seed)]
-    reading, silent = express(config, reading, option_concept, partner)
+    reading, silent = restrict_and_pair(config, reading, option_concept, partner)
     point = Point()
     if config.false_alarm_budget is not None and alarm.any():
-        val_reading, _ = express(config, val_reading, val_option_concept, val_partner)
+        val_reading, _ = restrict_and_pair(config, val_reading, val_option_concept, val_partner)
         point = operating_point(val_reading, val_concept, alarm, config.false_alarm_budget, val_clip)
     target, shifted = target_of(config, reading, scores, option_concept, alarm, point.factor)
     keep = np.zeros(len(ids), dtype=bool)

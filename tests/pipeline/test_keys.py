@@ -233,6 +233,8 @@ TOGETHER = {  # settings that are legal one by one
     ],
     ("--targets.first", "labels", "--targets.rounds", "2"): ["targets.first labels with objective consistency and"],
     ("--recipe", "auto", "--targets.rounds", "2"): ["recipe auto sets targets.rounds"],
+    ("--recipe", "auto", "--train.gold", "0.5"): ["recipe auto sets train.gold"],
+    ("--recipe", "auto", "--targets.control", "blank_media"): ["recipe auto, for a faint reading: targets.rounds is 4, and a control with"],
     ("--recipe", "auto", "--objective", "gold"): ["recipe auto sets objective"],
     ("--recipe", "auto", "--train.retain_share", "0.7", "--train.gold_share", "0.3"): ["leaves no room for ['consistency']"],
     ("--targets.control", "blank_media", "--targets.rounds", "2"): ["targets.rounds is 2, and a control with blanks"],

@@ -279,6 +279,10 @@ def test_targets_set_twins_against_each_other_before_the_operating_point():
     point = operating_point(differ(known["val_reading"], of_val), known["val_concept"], known["alarm"], 0.03)
     assert with_twins.point == point
     np.testing.assert_allclose(with_twins.reading, shift_prior(differ(known["reading"], partner), known["alarm"], point.factor))
+    shuffled = build(TargetsConfig(twins=True, control="shuffled", false_alarm_budget=None), partner=partner)[0]
+    paired = differ(known["reading"], partner)
+    for m in ("vision", "audio"):
+        np.testing.assert_allclose(np.sort(shuffled.reading[known["modality"] == m], 0), np.sort(paired[known["modality"] == m], 0))
     plain = build(TargetsConfig())[0]
     np.testing.assert_array_equal(build(TargetsConfig(), partner=partner, val_partner=of_val)[0].target, plain.target)
 

@@ -91,7 +91,7 @@ def test_what_is_wrong_with_twins_is_told(tmp_path, tiny_checkpoint, capsys):
 
 
 def test_targets_of_twins_want_twins_that_differ():
-    """Every pair of labelled twins with one right concept is named once, and a train split without twins; unlabelled twins pass."""
+    """Every pair of labelled twins with one right concept is named once; train and val have twins for all their items; unlabelled ones pass."""
     options = [{"text": "red", "concept": "standard"}, {"text": "wrong", "concept": "false"}]
 
     def row(name: str, split: str, twin: str | None, gold: str | None) -> dict:
@@ -108,10 +108,13 @@ def test_targets_of_twins_want_twins_that_differ():
             return [line.strip() for line in str(error).splitlines()[1:]]
         return []
 
-    train = [row("t-a", "train", "t-b", None), row("t-b", "train", "t-a", None)]
+    train, val = (
+        [row(f"{s[0]}-a", s, f"{s[0]}-b", gold), row(f"{s[0]}-b", s, f"{s[0]}-a", other)]
+        for s, gold, other in (("train", None, None), ("val", "red", "wrong"))
+    )
     fit = [row("f-a", "fit", "f-b", "red"), row("f-b", "fit", "f-a", "wrong")]
-    assert told(train + fit) == []
-    (fault,) = told([*train, fit[0], fit[1] | {"gold": "red"}])
+    assert told([*train, *val, *fit]) == told([*train, *val, row("f-a", "fit", None, "red")]) == []
+    (fault,) = told([*train, *val, fit[0], fit[1] | {"gold": "red"}])
     assert "item 'f-a' and its twin 'f-b' have one right concept, 'standard'" in fault
-    (fault,) = told([row("t-a", "train", None, None), *fit])
-    assert "no gap item of split 'train' has a twin" in fault
+    faults = told([*train, row("t-c", "train", None, None), row("v-a", "val", None, "red")])
+    assert ["1 of 3 gap items of split 'train' have no twin" in faults[0], "1 of 1 gap items of split 'val'" in faults[1]] == [True, True]
