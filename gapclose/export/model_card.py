@@ -23,7 +23,7 @@ from gapclose.models.config import SHIPPED
 from gapclose.models.loading import LoadedModel
 from gapclose.models.quantization import quantised_settings
 from gapclose.models.structure import decoder_layers, unwrap
-from gapclose.training.objectives import in_words, settings_in_words
+from gapclose.training.objectives import settings_in_words, training_in_words
 
 MADE = {
     "adapter": "Adapter",
@@ -223,16 +223,13 @@ def model_card(
     lines += [markdown(note) for note in missing["notes"]] if missing else []
     lines += [served.sentence()] if served else []
     sentences = "\n".join(f"- {line}" for line in lines)
-    later = [str(r["round"]) for r in summary["rounds"] if "action" in r]
-    again = (
-        f"; in round {' and '.join(later)} with a probe fitted again on the adapted model, whose reading has no verdict" if later else ""
-    )
+    rounds = range(1, (summary["epoch"] - 1) // config.train.epochs + 2)
     revision = f", revision `{config.model.revision}`" if config.model.revision else ""
     return f"""{header(kind, base_named(config))}
 
 # {title(summary, config, kind)}
 
-Trained with gapclose: {in_words(config.objective)}{again}
+Trained with gapclose: {training_in_words(config.objective, config.targets, rounds)}
 ({settings_in_words(config.objective, config.train)};
 LoRA on `{config.lora.layers}`, targets control `{config.targets.control}`, seed {config.seed}).
 Base model: `{base_named(config)}`{revision}.

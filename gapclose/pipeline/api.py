@@ -65,7 +65,8 @@ def close(model: Any, processor: Any, items: ItemSet, *, run_dir: str | Path | N
 
     Raises:
         ValueError: naming the faults of settings, items and media, before the first forward; also
-            when the reading is not shown to be real on ``val`` (``force=True`` trains anyway).
+            when the reading is not shown to be real on ``val`` (``force=True`` trains anyway; for
+            ``targets.first: labels`` when the text explains it, or the model does not answer).
     """
     config, given = _prepared(model, processor, items, run_dir, settings, closing=True)
     return run_close(config, given)

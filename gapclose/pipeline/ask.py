@@ -36,6 +36,8 @@ class AskedModel(Result):
 
     model: str
     items: str
+    fingerprint: str
+    """of the whole set, with labels, as a run has it in its ``items.json``"""
     split: str
     figures: AskedFigures
     unanswered: dict[str, int]
@@ -64,7 +66,8 @@ def ask(args: argparse.Namespace) -> None:
 
     if not args.items.is_dir():
         raise ValueError(f"{args.items}: no such item set{near_sibling(args.items)}")
-    items = load_items(args.items).select(split=args.split, purpose="gap")
+    whole = load_items(args.items)
+    items = whole.select(split=args.split, purpose="gap")
     items = replace(items, items=tuple(i for i in items if i.gold is not None)[: args.limit])
     if not len(items):
         raise ValueError(f"{args.items}: there is no labelled question of split {args.split!r}")
@@ -91,6 +94,7 @@ def ask(args: argparse.Namespace) -> None:
     found = AskedModel(
         model=args.model,
         items=items.name,
+        fingerprint=whole.fingerprint(labels=True),
         split=args.split,
         figures=judge(kept, [asked.answers[i.id] for i in kept], second, replicates=defaults.replicates, seed=0),
         unanswered=dict(unanswered),

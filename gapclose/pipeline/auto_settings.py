@@ -54,6 +54,11 @@ def follow_recipe(config: Config, directory: Path) -> None:
         run_on_main(lambda: overwrite_config(config, directory / "config.yaml"))
 
 
+def costliest(config: Config) -> Config:
+    """Return the settings that a run may come to which cost the most: under ``recipe: auto`` those for a faint reading."""
+    return with_settings(config, FAINT_SETTINGS) if config.recipe == AUTO else config
+
+
 def _decide(directory: Path) -> dict[str, str]:
     """Decide for a run, and keep that in ``auto.json``; main process only."""
     base = record_of(directory, "base/val")

@@ -12,7 +12,6 @@ from filelock import BaseFileLock
 from gapclose.core.distributed import engine_given, run_on_main
 from gapclose.core.files import read_json, remove_leftovers, write_json
 from gapclose.core.logging import get_logger, shows_bars
-from gapclose.core.settings import AUTO
 from gapclose.core.versions import refuse_other_versions, say_other_environment
 from gapclose.data.prompt_templates import apply_prompt
 from gapclose.evaluation.controls.run_controls import gate, run_controls
@@ -21,7 +20,7 @@ from gapclose.models.checkpoint import memory_fingerprint
 from gapclose.models.loading import LoadedModel, assemble, load_model
 from gapclose.models.quantization import refuse_quantisation
 from gapclose.models.sharding import shard
-from gapclose.pipeline.auto_settings import take_over
+from gapclose.pipeline.auto_settings import costliest, take_over
 from gapclose.pipeline.config import Config, refuse_other_run, save_config
 from gapclose.pipeline.items import Given, prepare_plain
 from gapclose.pipeline.launch import check_launch, refuse_under_engine
@@ -103,7 +102,7 @@ class RunContext(MeasureContext):
         n_layers = len(self.loaded.layers)
         candidates = config.probe.candidates(n_layers)
         if closing:  # the lowest candidate: covers every layer that may get adapters
-            lora = dataclasses.replace(config.lora, layers="all") if config.recipe == AUTO else config.lora
+            lora = costliest(config).lora
             adapted_experts(self.loaded.model, lora, lora.chosen(n_layers, candidates[0]))
         refuse_small_disk(self.loaded, self.items, config, closing=closing)
         take_over(config)

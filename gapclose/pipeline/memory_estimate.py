@@ -32,7 +32,7 @@ from gapclose.models.hooks import answer_logits, last_logits
 from gapclose.models.loading import LoadedModel
 from gapclose.models.quantization import bytes_saved
 from gapclose.models.structure import decoder_layers, train_adapters_alone, unwrap
-from gapclose.pipeline.auto_settings import stores_measured
+from gapclose.pipeline.auto_settings import costliest, stores_measured
 from gapclose.pipeline.config import Config
 from gapclose.training.collator import Collator
 from gapclose.training.config import TERMS
@@ -222,8 +222,11 @@ def observation_bytes(items: ItemSet, config: Config, *, n_layers: int, width: i
     fit = stored("fit", len(candidates), ("gap",))
     everywhere = sum(stored(s, n_layers + 1, ("gap",)) for s in ("fit", "test")) if config.controls.layers else 0
     retained = len(items.select(split="train", purpose="retain")) * 8 * config.train.retain_tokens if config.train.retain else 0
+    config = costliest(config)
     epochs = config.train.epochs * config.targets.rounds
     closing = stored("val", 2) * (1 + epochs) + stored("test", 2) * 2 + stored("train", 1, ("gap",)) + retained
+    if config.targets.rounds > 1:  # each is read at every layer
+        closing += config.targets.rounds * (sum(stored(s, n_layers, ("gap",)) for s in ("fit", "val")) + stored("train", 1, ("gap",)))
     one_draw = stored("fit", len(candidates) - 1, ("gap",)) + stored("val", 1, ("gap",)) + stored("test", 1, ("gap",))
     random = one_draw if config.controls.random_weights else 0  # one network at a time
     others = len(config.prompts.names) - 1

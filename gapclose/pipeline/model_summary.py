@@ -20,6 +20,7 @@ from gapclose.models.loading import LoadedModel, assemble, load_processor
 from gapclose.models.quantization import outside
 from gapclose.models.structure import decoder, decoder_layers, output_embedding, unwrap
 from gapclose.observe.frozen_writer import AUTO_SHARE, RESERVE, trunk_bytes
+from gapclose.pipeline.auto_settings import costliest
 from gapclose.pipeline.config import Config
 from gapclose.pipeline.memory_estimate import (
     Memory,
@@ -75,6 +76,9 @@ def outline(config: Config, items: ItemSet | None, *, absent: bool) -> Iterator[
         ValueError: when the model cannot be read or built, when it does not have the configured
             layers, or, at the end, when an item is longer than the decoder's positions.
     """
+    if config.recipe == AUTO:
+        yield "recipe auto", "what follows is for a faint reading: labels first, then rounds on all layers"
+    config = costliest(config)
     source = config.model.architecture if absent else None
     loaded = _without_weights(config, source)
     model, layers = loaded.model, decoder_layers(loaded.model)

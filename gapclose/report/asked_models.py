@@ -30,7 +30,7 @@ def read_asked(directory: Path) -> dict[str, Any]:
         ValueError: when its file cannot be read.
     """
     path = directory / FILE
-    found = read_json(path, "model", "items", "split", "figures", "unanswered")
+    found = read_json(path, "model", "items", "fingerprint", "split", "figures", "unanswered")
     try:
         figures = found["figures"]
         action = {name: dict(figures["action"][name]) for name in ("balanced", *OTHERS[1:])} | {"auroc": figures["action"]["auroc"]}
@@ -39,7 +39,12 @@ def read_asked(directory: Path) -> dict[str, Any]:
         counts = {"n_clips": int(figures["clips"]), "n_items": int(figures["items"]), "n_skipped": 0, "seed": None}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: lacks what `gapclose ask` writes ({error}); run that command again") from error
-    return {"run": str(directory), "state": state, **counts, "asked": {**{key: found[key] for key in ("model", "items", "split")}, **told}}
+    return {
+        "run": str(directory),
+        "state": state,
+        **counts,
+        "asked": {**{key: found[key] for key in ("model", "items", "fingerprint", "split")}, **told},
+    }
 
 
 def answer_rows(called: Sequence[str], compared: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -62,6 +67,11 @@ def answer_rows(called: Sequence[str], compared: Sequence[Mapping[str, Any]]) ->
     return rows
 
 
+def _fingerprint(run: Mapping[str, Any]) -> str | None:
+    path = Path(run["run"]) / "items.json"
+    return read_json(path, "fingerprint")["fingerprint"] if path.is_file() else None
+
+
 def doubts(called: Sequence[str], compared: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a sentence for each asked model whose figures are of other questions than those of the runs."""
     measured, found = [of for of in compared if "asked" not in of], []
@@ -77,4 +87,6 @@ def doubts(called: Sequence[str], compared: Sequence[Mapping[str, Any]]) -> list
                 f"{name} has answered {of['n_items']} items of {of['n_clips']} clips{lost}; the runs measured {' and '.join(others)}. "
                 "Its figures are of other questions"
             )
+        elif strangers := [run["run"] for run in measured if _fingerprint(run) not in (None, asked["fingerprint"])]:
+            found.append(f"{name} was asked another item set, or with other labels or prompts, than {' and '.join(strangers)} measured")
     return found

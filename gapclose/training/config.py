@@ -75,12 +75,13 @@ class TargetsConfig:
     """exponent on the reading; .inf gives hard targets"""
     control: str = "none"
     """none; shuffled (readings permuted among the train items of a modality, evenly over the
-    read concepts, in every round; no rule ends the rounds); blank_targets (targets from blanked media, training on the real media);
-    blank_media (targets and training from blanked media)"""
+    read concepts, in every round, of which ``patience`` ends none); blank_targets (targets from
+    blanked media, training on the real media); blank_media (targets and training from blanked
+    media)"""
     twins: bool = False
     """use that twins (tag ``twin``) have different right concepts: the reading of an item is set
-    against that of its twin before the operating point. Labelled twins that share a concept are
-    refused"""
+    against that of its twin before the operating point. Every gap item of train and val needs a
+    twin"""
     first: str = "readings"
     """what the first round trains on: readings (targets from the base model's reading), or labels
     (the labelled items of fit alone, for a reading too faint to teach; needs objective

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from gapclose.core.imports import require
 from gapclose.core.registry import Registry
-from gapclose.training.config import TERMS, TrainConfig
+from gapclose.training.config import TERMS, TargetsConfig, TrainConfig
 
 LOSS_TERMS = {
     "consistency": ("consistency", "retain"),
@@ -93,6 +93,22 @@ def settings_in_words(objective: str, train: TrainConfig) -> str:
 def in_words(objective: str) -> str:
     """Return an objective's description for a model card."""
     return IN_WORDS.get(objective, f"the answer distribution was aligned with targets of {objective}, made from {READING}")
+
+
+def training_in_words(objective: str, targets: TargetsConfig, rounds: Sequence[int]) -> str:
+    """Return what the exported epoch was trained on, for a model card.
+
+    Args:
+        rounds: up to that of the exported epoch; readings of all but the first have no verdict.
+    """
+    later = f"round{'s' if len(rounds) > 2 else ''} {' and '.join(str(n) for n in rounds[1:])}"
+    again = "the reading of a probe fitted again on the adapted model, which has no verdict"
+    twins = ". Readings of twins were set against each other" if targets.twins else ""
+    if targets.first == "labels":
+        words = f"{IN_WORDS['gold']} alone in round 1"
+        aligned = f"; in {later} the answer distribution was also aligned with {again}{twins}"
+        return words + (aligned if rounds[1:] else "")
+    return in_words(objective) + (f"; in {later} with {again}" if rounds[1:] else "") + (twins if needs_reading(objective) else "")
 
 
 def needs_reading(objective: str) -> bool:

@@ -27,7 +27,7 @@ def runs(tiny_run, tmp_path):
     directories = [tmp_path / name for name in ("plain", "gold", "measured")]
     for directory in directories:
         shutil.copytree(tiny_run / "probes", directory / "probes")
-        for name in ("config.yaml", "gap.jsonl", "measurement.json"):
+        for name in ("config.yaml", "items.json", "gap.jsonl", "measurement.json"):
             shutil.copy(tiny_run / name, directory)
     config = yaml.safe_load((tiny_run / "config.yaml").read_text())
     config["seed"], config["train"]["gold"], config["train"]["micro_batch_size"] = 1, 0.5, 6
@@ -116,11 +116,12 @@ def test_a_list_in_json_and_a_page(runs, capsys, tmp_path):
 def asked(digits, tmp_path):
     """What `gapclose ask` has written about a model that always gives the first option, by text: of all questions, and of some."""
 
-    def write(name, number=None):
+    def write(name, number=None, fingerprint=None):
         items = digits.select(split="test", purpose="gap")
         items = replace(items, items=items.items[:number])
         figures = judge(items, [AskedAnswer(text=i.options[0].text, first=None) for i in items], {}, replicates=50, seed=0)
         rest = {"usage": {}, "log": "", "questions": [], "unanswered": {} if number is None else {"no sound": 7}}
+        rest["fingerprint"] = fingerprint or digits.fingerprint(labels=True)
         found = AskedModel(model="openai/gpt-x", items=items.name, split="test" if number is None else "val", figures=figures, **rest)
         (tmp_path / name).mkdir()
         (tmp_path / name / "asked.json").write_text(json.dumps(found.to_dict()))
@@ -161,7 +162,9 @@ def test_a_model_that_was_only_asked_has_a_row_beside_a_run(runs, asked, capsys,
 
 
 def test_an_asked_model_of_other_questions_is_warned_of(runs, asked, capsys):
-    """Another split, a part of the items; and what is no asked model."""
+    """Another split, a part of the items, as many items of another set; and what is no asked model."""
+    assert main(["report", str(runs[0]), str(asked("other", fingerprint="0123"))]) == 0
+    assert "warning: other was asked another item set, or with other labels or prompts" in " ".join(capsys.readouterr().out.split())
     directory = asked("some", number=8)
     assert main(["report", str(runs[0]), str(directory)]) == 0
     said = capsys.readouterr().out
@@ -169,7 +172,9 @@ def test_an_asked_model_of_other_questions_is_warned_of(runs, asked, capsys):
     assert "some has answered 8 items of" in said and "7 requests without an answer" in said and "of other questions" in said
     assert main(["report", str(directory)]) == 2
     assert f"name a run beside it: `gapclose report RUN {directory}`" in capsys.readouterr().err
-    (directory / "asked.json").write_text(json.dumps({"model": "m", "items": "i", "split": "test", "figures": {}, "unanswered": {}}))
+    (directory / "asked.json").write_text(
+        json.dumps({"model": "m", "items": "i", "fingerprint": "f", "split": "test", "figures": {}, "unanswered": {}})
+    )
     assert main(["report", str(runs[0]), str(directory)]) == 2
     assert "asked.json: lacks what `gapclose ask` writes" in capsys.readouterr().err
 

@@ -114,18 +114,24 @@ def test_teachers_that_read_no_better_end_the_training(two_rounds, quick_config,
 
 
 @pytest.mark.slow
-def test_shuffled_readings_are_shuffled_in_every_round(quick_config, tmp_path, monkeypatch):
-    """And the control trains all rounds, though no later probe reads better."""
-    shuffled, directory = list[np.ndarray](), tmp_path / "run"
+def test_shuffled_readings_are_shuffled_in_every_round(quick_config, tmp_path, monkeypatch, digits):
+    """Those of the round's own probe; and the control trains all rounds, though no later probe reads better."""
+    given, directory = list[np.ndarray](), tmp_path / "run"
 
-    def spied(reading: np.ndarray, *rest) -> np.ndarray:
-        shuffled.append(reading)
-        return shuffle_evenly(reading, *rest)
+    def spied(*of) -> np.ndarray:
+        given.append(shuffle_evenly(*of))
+        return given[-1]
 
     monkeypatch.setattr("gapclose.training.targets.shuffle_evenly", spied)
     monkeypatch.setattr(align, "compare_rounds", lambda *of: teacher.compare_rounds(*of) | {"helps": False})
     assert main(command(quick_config, directory, "--targets.control", "shuffled", "--train.epochs", "1")) == 0
-    assert len(shuffled) == 2 and len(shuffled[0]) == len(shuffled[1])
+    train, alarm = digits.select(split="train", purpose="gap"), np.isin(digits.concepts, digits.alarm)
+    probe = FrozenProbe.load(directory / "probes" / "round-2")
+    seen = read_observations(directory / "observations" / "round-2-train", [i.id for i in train], layers=probe.layers).residuals
+    read, stored = probe.predict_proba(probe.features(seen)), load_file(directory / "targets-round-2.safetensors")
+    own, other = (shift_prior(of, alarm, float(stored["factor"])) for of in (read, read[given[1]]))
+    np.testing.assert_allclose(stored["reading"].numpy(), other, atol=1e-12)
+    assert len(given) == 2 and np.abs(own - other).max() > 1e-6
     assert json.loads((directory / "rounds.json").read_text())[0]["ended"] is False
     assert [r["round"] for r in read_records(directory) if r["stage"].startswith("epoch")] == [1, 2]
 

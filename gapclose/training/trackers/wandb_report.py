@@ -10,7 +10,7 @@ from typing import Any
 
 from gapclose.core.errors import in_one_line
 from gapclose.core.files import write_text
-from gapclose.core.imports import require
+from gapclose.core.imports import MissingPackage, require
 from gapclose.training.trackers.figures import TEST_FIGURES
 from gapclose.training.trackers.wandb_service import mode, service, why_unreached
 
@@ -98,5 +98,7 @@ def save_report(project: str, entity: str | None, runs: Sequence[str], *, by_gro
     try:
         owner = entity or os.environ.get("WANDB_ENTITY") or service().Api().default_entity
         return build(project, owner, runs, by_group=by_group, title=title).save().url
+    except MissingPackage:
+        raise
     except Exception as error:  # client, library and service raise errors of many kinds
         raise ValueError(f"the report of {project} was not saved: {in_one_line(error)}{remedy}") from error
