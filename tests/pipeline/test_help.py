@@ -33,7 +33,7 @@ def test_common_groups_stand_before_rare_ones(capsys):
     assert all(about and "``" not in about and not about.endswith(".") for _, about in sections)
     keys = re.findall(r"^  --([\w.]+)  \(", text, re.M)
     assert keys == sorted((k for k in known_keys() if k not in groups), key=lambda key: "." in key)
-    assert keys[:4] == ["run_dir", "seed", "objective", "tracking"]
+    assert keys[:5] == ["run_dir", "seed", "objective", "recipe", "tracking"]
     assert [k for k in keys if k.startswith("train.")][:2] == ["train.epochs", "train.learning_rate"]
 
 
