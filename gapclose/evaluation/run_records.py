@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gapclose.core.files import read_json, write_text
+from gapclose.core.settings import read_settings
 from gapclose.probes.posterior import Point
 
 CALLBACK_MARK = "callback.json"
@@ -111,6 +112,19 @@ def summarise(directory: Path) -> dict[str, Any]:
         ) from error
 
 
+def _training(directory: Path) -> dict[str, Any] | None:
+    """Return what the adapters were trained on, by the settings of the run; None without them."""
+    settings = {
+        "objective": "objective",
+        "layers": "lora.layers",
+        "first": "targets.first",
+        "rounds": "targets.rounds",
+        "twins": "targets.twins",
+    }
+    given = read_settings(directory)
+    return {name: given[key] for name, key in settings.items()} if set(settings.values()) <= set(given) else None
+
+
 def _summary(directory: Path) -> dict[str, Any]:
     base, adapted = record_of(directory, "base/test"), record_of(directory, "adapted/test")
     if base is None:
@@ -145,6 +159,7 @@ def _summary(directory: Path) -> dict[str, Any]:
         "guards_off": (adapted or {}).get("guards_off"),
         "unimproved": (adapted or {}).get("unimproved"),
         "unfinished": (adapted or {}).get("unfinished"),
+        "training": _training(directory) if adapted else None,
         "targets": (adapted or {}).get("targets", []),
         "rounds": read_json(directory / "rounds.json", kind=list) if (directory / "rounds.json").is_file() else [],
         "gap": {kind: _both(base, adapted, "gap", kind) for kind in ("balanced", "matched", "auroc")},

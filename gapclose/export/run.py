@@ -121,15 +121,7 @@ def _write_evidence(
     served: Served,
     monitor: MonitorFile | None,
 ) -> None:
-    targets, objective = config.targets, config.objective
-    training = {
-        "objective": objective,
-        "layers": config.lora.layers,
-        "first": targets.first,
-        "rounds": targets.rounds,
-        "twins": targets.twins,
-    }
-    write_json(folder / "evidence.json", summary | {"training": training})
+    write_json(folder / "evidence.json", summary)
     write_json(folder / "serving.json", {"vllm": served.to_dict()})
     missing = left_out(directory)
     if missing["skipped"] or missing["notes"]:

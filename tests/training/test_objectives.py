@@ -4,8 +4,8 @@ import pytest
 
 from gapclose.pipeline.cli import main
 from gapclose.pipeline.config import Config, parse_config
-from gapclose.training.config import TrainConfig
-from gapclose.training.objectives import BY_TRL, IN_WORDS, OBJECTIVES, active_terms, needs_reading, settings_in_words
+from gapclose.training.config import TargetsConfig, TrainConfig
+from gapclose.training.objectives import BY_TRL, IN_WORDS, OBJECTIVES, active_terms, needs_reading, settings_in_words, training_in_words
 
 pytestmark = pytest.mark.usefixtures("no_outline")
 
@@ -90,3 +90,16 @@ def test_measuring_asks_no_objective(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr("gapclose.pipeline.context.load_model", load_model)
     with pytest.raises(Reached):
         main(["measure", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--objective", "dpo"])
+
+
+def test_a_card_names_what_the_exported_epoch_was_trained_on():
+    """No reading where it is of a first round on labels; later rounds up to its own; and twins."""
+    labels, plain = TargetsConfig(first="labels", rounds=4, twins=True), TargetsConfig(rounds=4)
+    assert training_in_words("consistency+gold", labels, range(1, 2)) == "cross-entropy on the labelled items alone in round 1"
+    later = training_in_words("consistency+gold", labels, range(1, 4))
+    assert (
+        "; in rounds 2 and 3 the answer distribution was also aligned" in later and "no verdict" in later and "Readings of twins" in later
+    )
+    assert training_in_words("consistency", plain, range(1, 2)) == IN_WORDS["consistency"]
+    assert "; in round 2 with the reading of a probe fitted again" in training_in_words("consistency", plain, range(1, 3))
+    assert "twins" not in training_in_words("gold", TargetsConfig(twins=True), range(1, 2))
