@@ -84,17 +84,23 @@ def next_steps(summary: Mapping[str, Any]) -> list[str]:
     """Return the next step for the state of a run, and one for every verdict that is not ``real``.
 
     Where no reading is real, the first verdict comes before a state that builds on the reading. A
-    faint reading asks for another training than a strong one.
+    faint reading asks for another training than a strong one, which begins with labels: only a
+    reading that the text explains forbids it.
     """
     of_state = (CALLBACK_STEPS if summary.get("callback") else NEXT_STEPS)["trained" if summary["adapted"] else "measured"][
         summary["state"]
     ]
     auroc = summary["reading"]["auroc"]["value"]
-    if summary["state"] == "open" and not (summary["adapted"] or summary.get("callback")) and auroc is not None and auroc < FAINT:
+    untrained = not (summary["adapted"] or summary.get("callback"))
+    faint = untrained and summary["state"] in ("open", "no gap") and auroc is not None and auroc < FAINT
+    labels = (summary.get("training") or {}).get("first") == "labels"
+    if faint:
         of_state = FAINT_STEP
     doubted = {name: of["word"] for name, of in summary["verdicts"].items() if of["word"] in VERDICTS and of["word"] != "real"}
     steps = {word: NEXT_STEPS["verdict"][word] for word in doubted.values()}
-    if summary["state"] in ("open", "closed", "learned") and steps and len(doubted) == len(summary["verdicts"]):
+    builds_on_reading = faint or summary["state"] in ("open", "closed", "learned")
+    begins_with_labels = labels or (faint and "explained by text" not in steps)
+    if builds_on_reading and not begins_with_labels and steps and len(doubted) == len(summary["verdicts"]):
         return list(steps.values())
     return list(dict.fromkeys([of_state, *steps.values()]))
 

@@ -25,7 +25,9 @@ FAINT_SETTINGS: Mapping[str, Any] = {
 }
 """dotted key -> value: what ``recipe: auto`` sets for a faint reading. Labels of ``fit`` train all
 layers first; the model so trained is read again, and teaches the unlabelled items in later rounds"""
-FAINT_STEP = "Run `gapclose close` with `--recipe auto`, which trains all layers on the labels first, and then in rounds."
+FAINT_STEP = (
+    "The reading is faint (AUROC below 0.85): run `gapclose close` with `--recipe auto`, labels first and then rounds on all layers."
+)
 """after a base model with such a reading"""
 
 NEXT_STEPS: Mapping[str, Mapping[str, str]] = {

@@ -87,7 +87,12 @@ def test_doubt_comes_before_success():
     assert next_steps(summary("collapsed", "not readable")) == [trained["collapsed"], verdict["not readable"]]
     assert next_steps(summary("open", "real", adapted=False)) == [NEXT_STEPS["measured"]["open"]]
     assert next_steps(summary("open", "real", adapted=False, auroc=FAINT - 0.01)) == [FAINT_STEP]
-    assert next_steps(summary("open", "too few clips", adapted=False, auroc=FAINT - 0.01)) == [verdict["too few clips"]]
+    assert next_steps(summary("open", "too few clips", adapted=False, auroc=FAINT - 0.01)) == [FAINT_STEP, verdict["too few clips"]]
+    assert next_steps(summary("no gap", "not readable", adapted=False, auroc=FAINT - 0.01)) == [FAINT_STEP, verdict["not readable"]]
+    by_text = summary("no gap", "explained by text", adapted=False, auroc=FAINT - 0.01)
+    assert next_steps(by_text) == [verdict["explained by text"]]
+    after_labels = summary("learned", "explained by text") | {"training": {"first": "labels"}}
+    assert next_steps(after_labels) == [trained["learned"], verdict["explained by text"]]
     assert next_steps(summary("open", "real", auroc=FAINT - 0.01)) == [trained["open"]]
     assert next_steps(summary("not judgeable", "not judgeable", adapted=False)) == [NEXT_STEPS["measured"]["not judgeable"]]
 
