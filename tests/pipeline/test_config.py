@@ -37,7 +37,7 @@ def test_yaml_then_overrides(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", sorted(p for p in (ROOT / "configs").glob("*.yaml") if not p.stem.startswith("compare")), ids=lambda p: p.stem
+    "path", sorted(p for p in (ROOT / "configs").glob("*.yaml") if not p.stem.startswith(("compare", "sweep"))), ids=lambda p: p.stem
 )
 def test_every_shipped_yaml_parses(path):
     """Every file in configs/ is valid, and its batches can be cut for one process."""
