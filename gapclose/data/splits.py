@@ -306,8 +306,8 @@ def check_twins(items: ItemSet, problems: ErrorCollector) -> None:
 def check_twins_differ(items: ItemSet, problems: ErrorCollector) -> None:
     """Add to ``problems`` what ``targets.twins`` cannot build on.
 
-    That are labelled twins with one right concept, and gap items of train or val without a twin:
-    one operating point, chosen on val, serves all readings of train, so they must be alike.
+    Namely labelled twins with one right concept, and gap items of train or val without a twin: one
+    operating point, chosen on val, serves all readings of train, so they must be alike.
     """
     gap, place = items.select(purpose="gap"), f"{items.where}: targets.twins is true"
     for split in ("train", "val"):
@@ -320,4 +320,6 @@ def check_twins_differ(items: ItemSet, problems: ErrorCollector) -> None:
     pairs = [(i, gap.items[n]) for i, n in zip(gap, gap.partners.tolist(), strict=True) if n >= 0]
     for a, b in pairs:
         if a.id < b.id and a.gold is not None and b.gold is not None and a.concept == b.concept:
-            problems.add(f"{place}, and item {a.id!r} and its twin {b.id!r} have one right concept, {a.concept!r}; mend labels or tags")
+            problems.add(
+                f"{place}, and item {a.id!r} and its twin {b.id!r} have one right concept, {a.concept!r}; correct the labels or the tags"
+            )

@@ -13,7 +13,7 @@ from dataclasses import replace
 from peft import PeftModel
 
 from gapclose.core.distributed import run_on_main
-from gapclose.core.settings import AUTO, RECIPE, decisions
+from gapclose.core.settings import AUTO
 from gapclose.evaluation.run_records import summarise
 from gapclose.evaluation.run_result import RunResult, load_run
 from gapclose.pipeline.align_stage import AlignStage
@@ -53,14 +53,14 @@ def run_close(config: Config, given: Given | None = None) -> RunResult:
 
 
 def _close(run: RunContext) -> RunResult:
-    undecided = run.config.recipe == AUTO and RECIPE not in run_on_main(lambda: decisions(run.directory))
-    if not undecided:
+    may_change = run.config.recipe == AUTO
+    if not may_change:
         run.track()
     run.fit_probes()
     run.measure_base(["val"])
     run.gate()
     follow_recipe(run.config, run.directory)
-    if undecided:
+    if may_change:
         run.track()  # only now: trackers show the settings, and send what was measured before
     training = AlignStage(run)
     training.refuse_unproven()

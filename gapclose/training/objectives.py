@@ -99,7 +99,7 @@ def training_in_words(objective: str, targets: TargetsConfig, rounds: Sequence[i
     """Return what the exported epoch was trained on, for a model card.
 
     Args:
-        rounds: up to that of the exported epoch; readings of all but the first have no verdict.
+        rounds: up to that of the exported epoch; readings of later rounds have no verdict.
     """
     later = f"round{'s' if len(rounds) > 2 else ''} {' and '.join(str(n) for n in rounds[1:])}"
     again = "the reading of a probe fitted again on the adapted model, which has no verdict"
