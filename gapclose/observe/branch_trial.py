@@ -18,10 +18,7 @@ from gapclose.models.sharding import unwrap_engine
 from gapclose.models.structure import unwrap
 from gapclose.observe.answer_rows import AnswerRows, answer_rows, prompt_with_answers
 from gapclose.observe.forward import forward_part
-
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""largest accepted difference between log-probabilities of an answer token in a row of branches and
-in a row of its own; a wrong mask or position differs far more"""
+from gapclose.observe.tolerance import allowed_difference
 
 logger = get_logger(__name__)
 
@@ -50,23 +47,25 @@ def _refusal(loaded: LoadedModel, items: Sequence[Item], media: MediaLoader) -> 
         return None
     if reason := branches_unsupported(loaded.model):
         return reason
-    allowed = TOLERANCE.get(next(unwrap(loaded.model).parameters()).dtype, TOLERANCE[torch.float32])
+    dtype = next(unwrap(loaded.model).parameters()).dtype
     for kinds, item in tried.items():
         shortest = min((i for i in items if media_signature(i) == kinds), key=lambda i: len(i.text))
         pair = [item, shortest]
         try:
-            apart, together = (_answers(loaded, answer_rows(loaded, pair, branching=b), media) for b in (False, True))
+            (apart, logp), (together, _) = (_answers(loaded, answer_rows(loaded, pair, branching=b), media) for b in (False, True))
         except torch.OutOfMemoryError:
             raise
         except (TypeError, ValueError, RuntimeError, LookupError) as error:
             return f"a first try failed ({type(error).__name__}: {error})"
+        allowed = allowed_difference(dtype, logp)
         if not (difference := float((apart - together).abs().max())) <= allowed:
-            return f"in one row, a log-probability differs by {difference:.2g} ({allowed:g} is allowed)"
+            return f"in one row, a log-probability differs by {difference:.2g} ({allowed:.2g} is allowed)"
     return None
 
 
-def _answers(loaded: LoadedModel, laid: AnswerRows, media: MediaLoader) -> torch.Tensor:
-    """Log-probabilities of the answer tokens, (G,)."""
+def _answers(loaded: LoadedModel, laid: AnswerRows, media: MediaLoader) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the answer tokens, (G,), and of the vocabulary at their positions, (P, V)."""
     prompt, length = prompt_with_answers(loaded, media, laid.rows)
     part = send_to_device({"prompt": prompt, **laid.tensors(length)}, loaded.device)
-    return forward_part(unwrap_engine(loaded.model), part)[part["place"], part["token"]]
+    logp = forward_part(unwrap_engine(loaded.model), part)
+    return logp[part["place"], part["token"]], logp
