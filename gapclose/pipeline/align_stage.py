@@ -15,15 +15,12 @@ from gapclose.core.errors import LossNotFinite
 from gapclose.core.files import read_json, write_json
 from gapclose.core.logging import get_logger
 from gapclose.core.tensor_files import read_tensors, refuse_damaged, seal
-from gapclose.data.media import SUPPORTED
 from gapclose.evaluation.change_file import measure_change
 from gapclose.evaluation.measurement import SplitMeasurement
 from gapclose.evaluation.prompt_variants import measure_prompt_variants
 from gapclose.evaluation.record import make_record
-from gapclose.evaluation.run_records import read_records, record_of, round_words, summarise, target_words, unimproved_words, write_records
+from gapclose.evaluation.run_records import read_records, record_of, round_words, summarise, unimproved_words, write_records
 from gapclose.export.run import export_run
-from gapclose.metrics.bootstrap import ClipBootstrap, Interval
-from gapclose.metrics.labels import Labels, option_concepts
 from gapclose.metrics.verdict import not_established
 from gapclose.models.loading import LoadedModel
 from gapclose.models.sharding import is_sharded, is_wrapped, shard
@@ -34,20 +31,12 @@ from gapclose.report.html import write_page
 from gapclose.training.adapter_io import load_adapter_tensors, save_adapter
 from gapclose.training.checkpoint_selection import EpochRecords, state_at_end
 from gapclose.training.lora import adapter_changed, adapter_fingerprint, add_lora, load_adapter
-from gapclose.training.objectives import BY_TRL, CUSTOM, OBJECTIVES, loss_terms, needs_reading
+from gapclose.training.objectives import BY_TRL, needs_reading
 from gapclose.training.resume import epochs_done, last_complete_checkpoint, whole_checkpoints
+from gapclose.training.round_data import RoundTargets, blanked_media, consistency_examples, order_seed, other_examples
 from gapclose.training.sampler import Example
-from gapclose.training.target_rounds import (
-    ProbeReadings,
-    compare_rounds,
-    first_teacher,
-    next_teacher,
-    search,
-    sentinel_reading,
-    train_items,
-    val_items,
-)
-from gapclose.training.targets import Targets, build_targets, constant_loss, excess_loss, restrict_and_pair, target_of
+from gapclose.training.target_rounds import compare_rounds, first_teacher, next_teacher, search, sentinel_reading, train_items
+from gapclose.training.targets import Targets
 from gapclose.training.tracking import LossLines
 from gapclose.training.trainer import make_trainer
 from gapclose.training.trl.dataset import epoch_figures
@@ -62,22 +51,14 @@ REFUSED_WITH_LABELS = ("explained by text", "not judgeable")
 """verdicts with which a training whose first round is on labels is refused as well"""
 
 
-def _seed(seed: int, number: int) -> int:
-    """Return a round's seed of batch order; no later round repeats the first of another seed."""
-    return seed if number == 1 else int(np.random.SeedSequence([seed, number]).generate_state(1)[0] // 2)
-
-
 class AlignStage:
     """The second half of a run, after ``gate.json`` was written: train, measure and export."""
 
     def __init__(self, run: RunContext) -> None:
         self.run, self.forced, self.begun, self.frozen = run, dict[str, str](), 1, 0
         self.epochs = EpochRecords(run.directory, run.config)
-        self.val_target: np.ndarray | None = None  # (M, O) of the round, to measure how far val is from it
-        self.val_constant = 0.0  # the loss on them of a model that cannot tell items apart
-        self.val_silent: np.ndarray  # (M,) bool: items without an option for what is read of them
-        self.made = list[dict[str, Any]]()  # facts about the targets of every round
-        self.base_scores: np.ndarray
+        self.targets = RoundTargets(run, self.epochs)
+        self.base_scores: np.ndarray  # (N, O) the base model's option scores of the train items
 
     def refuse_unproven(self) -> None:
         """Refuse targets from a reading that is not ``real`` on val, unless ``force`` is set.
@@ -114,91 +95,6 @@ class AlignStage:
         """Whether the first round trains on labels alone; later rounds read the model so trained."""
         return self.run.config.targets.first == "labels"
 
-    @property
-    def blanked(self) -> tuple[str, ...]:
-        """Kinds of media blanked in training: all for the control ``blank_media``, else none."""
-        return SUPPORTED if self.run.config.targets.control == "blank_media" else ()
-
-    def aimed_at(self, targets: Targets) -> list[Example]:
-        """Return the train items that pass the confidence filter, with their targets."""
-        kept = zip(train_items(self.run), targets.target, targets.keep, strict=True)
-        return [Example(item=i, term="consistency", weights=t) for i, t, keep in kept if keep]
-
-    def other_examples(self) -> list[Example]:
-        """Return the examples of the terms gold (labels) and retain (base model's predictions)."""
-        config, examples = self.run.config, list[Example]()
-        if config.train.gold:
-            fit = self.run.items.select(split="fit", purpose="gap").items
-            examples += [Example(item=i, term="gold", weights=np.eye(len(i.options))[i.gold]) for i in fit]
-        if config.train.retain:
-            retain = self.run.items.select(split="train", purpose="retain").unlabelled()
-            seen = self.run.observe("base-retain", retain, blank=self.blanked, top_tokens=config.train.retain_tokens)
-            assert seen.top_logps is not None and seen.top_tokens is not None
-            kept = zip(retain, seen.top_logps, seen.top_tokens, strict=True)
-            examples += [Example(item=i, term="retain", base_logps=p, base_tokens=t) for i, p, t in kept]
-        return examples
-
-    def build_targets(self, number: int, teacher: ProbeReadings, base: SplitMeasurement) -> Targets:
-        """Build the targets of the train items for a round, and store them in a file of its own."""
-        config = self.run.config
-        # always rebuilt: it is cheap, and a stored file may be older than the labels
-        train, known = train_items(self.run), Labels.of(val_items(self.run))
-        targets = build_targets(
-            self.run.config.targets,
-            ids=[i.id for i in train],
-            reading=teacher.train,
-            scores=self.base_scores,
-            option_concept=option_concepts(train.items, train.concepts),
-            modality=np.array([i.modality for i in train]),
-            val_reading=teacher.val,
-            val_concept=known.concept,
-            val_clip=known.clip,
-            val_option_concept=known.option_concept,
-            partner=train.partners,
-            val_partner=val_items(self.run).partners,
-            alarm=np.isin(train.concepts, train.alarm),
-            seed=self.run.config.seed,
-        )
-        if config.objective not in OBJECTIVES:
-            targets = dataclasses.replace(targets, target=self._custom_target(targets))
-        elif "consistency" in loss_terms(config.objective) and config.targets.control == "none":
-            reading, self.val_silent = restrict_and_pair(config.targets, teacher.val, known.option_concept, val_items(self.run).partners)
-            alarm = np.isin(train.concepts, train.alarm)
-            self.val_target, _ = target_of(config.targets, reading, base.scores, known.option_concept, alarm, targets.factor)
-            heard = ~self.val_silent
-            alike = constant_loss(self.val_target[heard], known.option_concept[heard], known.modality[heard])
-            self.val_constant = float(alike.mean())
-        name = "targets" if number == 1 else f"targets-round-{number}"
-        self.run.on_main(lambda: targets.save(self.run.directory / f"{name}.safetensors"))
-        facts = targets.summary(train.concepts)
-        logger.info(
-            f"targets: {facts['kept']} of {facts['items']} train items, {facts['kept_by_concept']}, alarm prior x{facts['prior_factor']:.3g}"
-        )
-        self.made.append({"round": number, **facts})
-        for line in target_words(self.made[-1:]):
-            logger.warning(f"  {line}")
-        return targets
-
-    def _custom_target(self, targets: Targets) -> np.ndarray:
-        """Return the targets (N, O) of a user-defined objective.
-
-        Raises:
-            ValueError: when their shape is wrong, or a row is not a distribution over the options.
-        """
-        objective = self.run.config.objective
-        aim = np.asarray(CUSTOM.get(objective)(targets, train_items(self.run)), dtype=float)
-        if aim.shape != targets.target.shape:
-            raise ValueError(
-                f"objective {objective!r} returned targets of shape {aim.shape}; they must be {targets.target.shape}, items x options"
-            )
-        bad = np.flatnonzero((aim < 0).any(1) | (np.abs(aim.sum(1) - 1) > 1e-6) | ~np.isfinite(aim).all(1))
-        if len(bad):
-            raise ValueError(
-                f"objective {objective!r} returned no distribution for item {targets.ids[bad[0]]!r}: {aim[bad[0]].tolist()}; give shares of its "
-                "options that sum to one"
-            )
-        return aim
-
     def train(self, base: SplitMeasurement) -> None:
         """Train adapters round by round, measuring ``val`` after every epoch.
 
@@ -207,10 +103,10 @@ class AlignStage:
         config, targets, teacher = self.run.config, None, None
         if needs_reading(config.objective):
             teacher, self.base_scores = first_teacher(self.run)
-            targets = None if self.labels_first else self.build_targets(1, teacher, base)
+            targets = None if self.labels_first else self.targets.build(1, teacher, self.base_scores, base)
         several = config.targets.rounds > 1
         reference, sentinel = (search(self.run, 1)[1], sentinel_reading(self.run)) if several else (np.empty(0), np.empty(0))
-        others = self.other_examples()
+        others = other_examples(self.run)
         layers = config.lora.chosen(len(self.run.loaded.layers), self.run.probe.layer)
         self.frozen = layers[0] - 1
         self.run.read_again()
@@ -236,7 +132,7 @@ class AlignStage:
                 break
             teacher, reference = following, following.val if rounds[-1]["helps"] else reference
             self.run.on_main(lambda number=number: self.begin(number))
-            self.train_round(number, base, self.build_targets(number, teacher, base), others)
+            self.train_round(number, base, self.targets.build(number, teacher, self.base_scores, base), others)
             if self.epochs.records(number):
                 best = {"before": self.best(), "now": self.epochs.best([number])}
                 rounds[-1]["action"] = {name: r["action"]["balanced"] for name, r in best.items()}
@@ -296,13 +192,14 @@ class AlignStage:
             record |= {"round": number} if config.targets.rounds > 1 else {}
             record |= {"training": epoch_figures(trainer.state.log_history, of_round)} if by_trl else {}
             record["adapter_changed"] = adapter_changed(self.run.loaded.model)
-            record |= self.consistency(number, epoch, now, base)
+            record |= self.targets.consistency(number, epoch, now, base)
             self.run.record(self.epochs.guarded(record))
             return self.epochs.finished(number, epoch)
 
         by_trl, finite = config.objective in BY_TRL, "loss" not in config.guards.silent
         common: dict[str, Any] = {"after_epoch": after_epoch, "finite_only": finite, "callbacks": [LossLines(self.run.trackers, number)]}
-        media, trunks = self.run.loaded.media(self.run.items, blank=self.blanked), dict[str, HiddenStateCache | None]()
+        blank, trunks = blanked_media(config.targets), dict[str, HiddenStateCache | None]()
+        media = self.run.loaded.media(self.run.items, blank=blank)
         if by_trl:
             assert targets is not None
             if config.train.cache_trunk is True:
@@ -311,13 +208,13 @@ class AlignStage:
                 self.run.loaded, targets, train_items(self.run), self.base_scores, media, config, directory, **common
             )
         else:
-            examples = [*(self.aimed_at(targets) if targets else []), *others]
+            examples = [*(consistency_examples(self.run, targets) if targets else []), *others]
             settings = config.train if targets else dataclasses.replace(config.train, consistency=0.0)
             if not ended:
-                trunks = training_caches(self.run, [e.item for e in examples], frozen=self.frozen, blank=self.blanked)
+                trunks = training_caches(self.run, [e.item for e in examples], frozen=self.frozen, blank=blank)
             trainer = make_trainer(
                 self.run.loaded, examples, media, settings, directory, n_train=len(train_items(self.run)),
-                seed=_seed(config.seed, number), trunk=trunks.get("train"), branch_trial=not (ended or config.model.sharded), **common,
+                seed=order_seed(config.seed, number), trunk=trunks.get("train"), branch_trial=not (ended or config.model.sharded), **common,
             )  # fmt: skip
         if resume is not None:
             logger.info(f"going on from {resume.name}")
@@ -331,21 +228,6 @@ class AlignStage:
             reason = str(error)
             self.run.on_main(lambda: self.epochs.stop(number, reason))
         self.run.loaded.model.eval()
-
-    def consistency(self, number: int, epoch: int, now: SplitMeasurement, base: SplitMeasurement) -> dict[str, Any]:
-        """Return how far the model is from the targets on val; empty if nothing trains on targets."""
-        if self.val_target is None:
-            return {}
-        clips = ClipBootstrap(now.labels.clip, self.run.config.gap.replicates, self.run.config.seed)
-        excess, at_base = (excess_loss(self.val_target, of.scores) for of in (now, base))
-        counts = ~self.val_silent
-        interval = Interval.of(clips.mean(excess, counts))
-        found = self.epochs.consistency(number, epoch, interval, float(at_base[counts].mean()), self.val_constant)
-        logger.info(
-            f"  consistency loss on val: {interval.value:.3f} nats above its floor (base model: {found['base']:.3f}; a model that cannot tell "
-            f"items apart: {self.val_constant:.3f})"
-        )
-        return {"consistency": found}
 
     def best(self) -> dict[str, Any]:
         """Return the record of the best epoch over all rounds that have trained."""
@@ -397,7 +279,7 @@ class AlignStage:
         prompts, _ = measure_prompt_variants(self.run, "adapted", self.run.prompted)
         record |= {"prompts": prompts} if prompts else {}
         facts = None if without is None else without.to_dict()
-        record |= {"unimproved": facts, "unfinished": unfinished, "targets": self.made, "state": state_at_end(record, unfinished)}
+        record |= {"unimproved": facts, "unfinished": unfinished, "targets": self.targets.made, "state": state_at_end(record, unfinished)}
         self.run.record(
             record | {"forced": sorted(self.forced), "stopped": self.epochs.stopped(), "guards_off": self.run.config.guards.silent}
         )

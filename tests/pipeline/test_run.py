@@ -46,7 +46,7 @@ def test_the_operating_point_is_chosen_on_what_is_read_of_val(quick_config, tmp_
         given.update(of)
         raise Reached
 
-    monkeypatch.setattr("gapclose.pipeline.align_stage.build_targets", build_targets)
+    monkeypatch.setattr("gapclose.training.round_data.build_targets", build_targets)
     with pytest.raises(Reached):
         main(["close", "--config", str(quick_config), "--run_dir", str(tmp_path)])
     val, probe = digits.select(split="val", purpose="gap"), FrozenProbe.load(tmp_path / "probes" / "frozen")
@@ -90,7 +90,7 @@ def test_experts_that_cannot_be_adapted_so_are_refused_before_anything_costly(qu
 @pytest.mark.parametrize(("least", "times"), [(1.0, 2), (0.0, 0)])
 def test_options_that_the_model_would_not_say_are_warned_of(quick_config, tmp_path, monkeypatch, capsys, least, times):
     """After the base is measured, once a split, with what may be done."""
-    monkeypatch.setattr("gapclose.pipeline.align_stage.build_targets", lambda *a, **k: (_ for _ in ()).throw(Reached))
+    monkeypatch.setattr("gapclose.training.round_data.build_targets", lambda *a, **k: (_ for _ in ()).throw(Reached))
     with pytest.raises(Reached):
         main(["close", "--config", str(quick_config), "--run_dir", str(tmp_path), "--gap.least_option_mass", str(least)])
     warned = [
