@@ -155,7 +155,11 @@ def main() -> int:
         return 2
     write_json(given.run / "durability.json", found)
     half = found["half_life"]
-    print(f"half of the gain is lost after {half:.1f} steps" if half is not None else f"half of the gain is left after {found['rows'][-1]['steps']} steps")
+    print(
+        f"half of the gain is lost after {half:.1f} steps"
+        if half is not None
+        else f"half of the gain is left after {found['rows'][-1]['steps']} steps"
+    )
     return 0
 
 
