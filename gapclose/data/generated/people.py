@@ -6,8 +6,9 @@ colour or the object is taken from another sentence. Both details occur in the p
 differs. So no word tells a false question from a true one. The prompt says how to object, and the options are the words that answer.
 
 Modality is the detail that may be false, ``colour`` or ``object``. Question types ``where`` and ``which`` ask for the
-city and are trained on. Types ``who`` and ``colour`` are kept out of training (purpose ``transfer``). Retention items
-are claims to check, and general questions (:mod:`gapclose.data.generated.general`).
+city, ``who`` for the person; they are trained on. Types ``colour`` and ``thing`` ask for another detail, and are kept
+out of training (purpose ``transfer``). Retention items are claims to check, and general questions
+(:mod:`gapclose.data.generated.general`).
 """
 
 from __future__ import annotations
@@ -55,11 +56,17 @@ WORDINGS = {
     ),
     "who": ("Who {past} the {object} that is {colour}?", "Name the person who {past} the {object} that is {colour}."),
     "colour": ("What colour was the {object} that {name} {past}?", "Which colour was the {object} that {name} {past}?"),
+    "thing": ("What did {name} {verb} that is {colour}?", "Name the thing that is {colour} and that {name} {past}."),
 }
 """question type -> wordings; none repeats the passage's "black violin", which would tell a true question by its pairs of words"""
-ANSWER = {"where": "the name of the city", "which": "the name of the city", "who": "the name of the person", "colour": "the colour"}
-TRANSFER = {"who": ("colour", "object"), "colour": ("object",)}
-"""question type kept out of training -> the details that its false questions get wrong, in turns"""
+ANSWER = {
+    "where": "the name of the city", "which": "the name of the city", "who": "the name of the person", "colour": "the colour",
+    "thing": "the name of the thing",
+}  # fmt: skip
+ASKED = (("where", "who"), ("who", "which"), ("which", "where"), ("who", "where"), ("which", "who"), ("where", "which"))
+"""types of a clip's questions with a false colour and with a false object, clip after clip"""
+TRANSFER = {"colour": "object", "thing": "colour"}
+"""question type kept out of training -> the detail that its false questions get wrong"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +111,7 @@ def question_pair(passage: Passage, kind: str, detail: str, purpose: str, rng: n
     i = int(rng.integers(3))
     other = (i + 1 + int(rng.integers(2))) % 3
     wording = int(rng.integers(len(WORDINGS[kind])))
-    answers = {"who": passage.people, "colour": passage.colours}.get(kind, passage.cities)
+    answers = {"who": passage.people, "colour": passage.colours, "thing": passage.objects}.get(kind, passage.cities)
     order = [int(n) for n in rng.permutation(3)]
     options = [Option(text=answers[n], concept="standard") for n in order] + [Option(text=OBJECTION, concept="false")]
     made = []
@@ -158,23 +165,21 @@ def _item(
 def draw(seed: int = 0, clips: Mapping[str, int] | None = None) -> tuple[Item, ...]:
     """The items of one seed.
 
-    Every clip has four gap items: true and false by colour, true and false by object; of the two, one is asked by type
-    ``where`` and one by ``which``, in turns. Outside ``fit`` it has a claim to check. In val and test it has a pair of one
-    type that is kept out of training.
+    Every clip has four gap items: true and false by colour, true and false by object, asked by two of the three types
+    (:data:`ASKED`). Outside ``fit`` it has a claim to check. In val and test it has a pair of one type that is kept out of
+    training.
     """
     rng, items = np.random.default_rng([seed, 2]), list[Item]()
     clips = CLIPS if clips is None else clips
     passages = draw_passages(clips, rng)
     for n, passage in enumerate(passages):
-        kinds = ("where", "which") if n % 2 else ("which", "where")
-        for kind, detail in zip(kinds, ("colour", "object"), strict=True):
+        for kind, detail in zip(ASKED[n % len(ASKED)], ("colour", "object"), strict=True):
             items += question_pair(passage, kind, detail, "gap", rng)
         if passage.split != "fit":
             items.append(claim_item(passage, rng))
         if passage.split in ("val", "test"):
             kind = [*TRANSFER][n % 2]
-            details = TRANSFER[kind]
-            items += question_pair(passage, kind, details[n // 2 % len(details)], "transfer", rng)
+            items += question_pair(passage, kind, TRANSFER[kind], "transfer", rng)
     return (*items, *general_items(clips, modality="colour", concept="standard"))
 
 
