@@ -64,6 +64,13 @@ def test_a_set_is_balanced_and_its_transfer_types_are_not_trained_on(name):
     assert all(len({o.text for o in i.options}) == len(i.options) for i in items)
 
 
+def test_every_type_of_people_is_asked_with_either_false_detail():
+    items = drawn("people", 0)
+    asked = Counter((i.tags["question"], i.modality) for i in items if i.purpose == "gap" and i.split == "fit")
+    assert set(asked) == {(kind, detail) for kind in ("where", "which", "who") for detail in ("colour", "object")}
+    assert len(set(asked.values())) == 1
+
+
 def test_the_false_detail_of_people_belongs_to_another_sentence():
     items = {i.id: i for i in drawn("people", 2)}
     for item in items.values():
