@@ -32,4 +32,5 @@ def test_there_is_no_circle(graph):
 
 
 def test_every_module_is_in_a_room(graph):
-    assert {m.split(".")[1] for m in graph.modules if "." in m} == set(ROOMS)
+    """Except that of ``python -m gapclose``, which is above all."""
+    assert {m.split(".")[1] for m in graph.modules if "." in m} == {*ROOMS, "__main__"}

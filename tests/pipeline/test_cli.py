@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gapclose import __version__
 from gapclose.pipeline.cli import main
 from gapclose.pipeline.error_messages import guarded
 
@@ -21,6 +22,14 @@ def test_usage(arguments, capsys):
     text = capsys.readouterr().out
     for command in ("validate", "measure", "close", "export", "RUN [--json]", "launch/ddp.yaml"):
         assert command in text
+
+
+def test_the_package_is_the_command():
+    """``python -m gapclose``, with its output and its exit status."""
+    asked = [sys.executable, "-m", "gapclose"]
+    found = subprocess.run([*asked, "--version"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout == f"gapclose {__version__}\n"
+    assert subprocess.run(asked, cwd=ROOT, capture_output=True, check=False).returncode == 2
 
 
 def test_an_unknown_command(capsys):
