@@ -39,18 +39,20 @@ def monitor_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Arguments of ``gapclose monitor``.
 
     Raises:
-        ValueError: for a run or an output file that cannot be used.
+        ValueError: for a run, a number or an output file that cannot be used.
     """
     parser = _parser("monitor", "Flag questions whose premise seems to be false, by the probe of a run.")
     _add_run(parser)
     parser.add_argument("--items", type=_path, required=True, help="item set (a directory), or a file with one question per line (JSON)")
     parser.add_argument("--split", help="only this split")
+    parser.add_argument("--limit", type=int, help="only so many questions, the first ones (of --split), e.g. to see how long they take")
     parser.add_argument("--answers", action="store_true", help="also answer, and count where answer and reading disagree")
     parser.add_argument("--base", action="store_true", help="run the base model, not the adapted one")
     parser.add_argument("--out", type=_path, help="file for the flags, .csv or .json (default: RUN/flags.csv)")
     args = parser.parse_args(arguments)
     if args.out and args.out.suffix not in (".csv", ".json"):
         raise ValueError(f"--out {args.out}: write to a .csv or a .json file")
+    _refuse_not_positive(args, "limit")
     _refuse_no_run(args.run)
     return args
 

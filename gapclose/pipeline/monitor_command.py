@@ -61,6 +61,7 @@ def monitor_questions(args: argparse.Namespace) -> None:
     """
     monitor, config = Monitor.from_pretrained(args.run), run_config(args.run)
     root, items = read_questions(args.items, args.split, monitor.file, config.prompts)
+    items = items[: args.limit]
     loaded = load_run_model(config, args.run, base=args.base)
     given: dict[str, Any] = {"batch_size": config.observe.batch_size, "root": root}
     messages = [i.messages for i in items]

@@ -269,6 +269,19 @@ def test_the_command_flags_an_item_set_and_judges_it(tiny_run, digits_directory,
     assert max(rows, key=lambda r: float(r["reading"]))["id"] in said
 
 
+def test_the_command_takes_only_the_first_questions(tiny_run, digits_directory, digits, tmp_path, capsys):
+    """Of the split that is named; more than there are is all of them."""
+    out, test = tmp_path / "flags.json", [i.id for i in digits.select(split="test", purpose="gap")]
+    command = ["monitor", str(tiny_run), "--items", str(digits_directory), "--split", "test", "--out", str(out), "--limit"]
+    assert main([*command, "5"]) == 0
+    found = json.loads(out.read_text())
+    assert [q["id"] for q in found["questions"]] == test[:5] and found["rates"]["test"]["items"] == 5
+    assert "of 5 questions flagged" in capsys.readouterr().out
+    assert main([*command, "1000"]) == 0 and [q["id"] for q in json.loads(out.read_text())["questions"]] == test
+    for number, message in (("0", "--limit is 0; it must be above 0"), ("-1", "--limit is -1"), ("few", "invalid int value: 'few'")):
+        assert main([*command, number]) == 2 and message in capsys.readouterr().err
+
+
 def test_answers_without_options_are_not_counted_as_compared(monitor, capsys):
     item = Item(id="a", clip="a", split="test", modality="-", messages=SAY, options=[])
     answer = MonitoredAnswer(reading=0.2, flag=False, concepts={}, text="odd", option=None, disagrees=None)
