@@ -17,14 +17,16 @@ from gapclose.report.asked_models import ANSWERS, ANSWERS_TITLE, answer_rows, do
 from gapclose.report.console import print_sentence, wide_console
 from gapclose.report.tables import print_table
 
+ASKED_ACTION = "asked action"
 COLUMNS = {
     "base action": ("base", "balanced"),
     "reading": ("reading", "balanced"),
     "adapted action": ("adapted", "balanced"),
+    ASKED_ACTION: ("asked", "action", "balanced"),
     "closure": ("closure",),
     "standard drop": ("standard_drop",),
 }
-"""heading -> path of an interval in :func:`gapclose.evaluation.run_records.summarise`"""
+"""heading -> path of an interval in :func:`gapclose.evaluation.run_records.summarise`, or in what was read of a model that was only asked"""
 CLAIMS = ("run", "modality", "reading - best control", "p (Holm)", "change of action", "p of the change (Holm)", "verdict")
 VERDICTS = "what may be claimed: p corrected over {n} tests of a reading and {m} of a change (Holm)"
 
@@ -67,14 +69,17 @@ def measured(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [run for run in runs if "asked" not in run]
 
 
-def cells(run: dict[str, Any]) -> list[Any]:
-    """Return the intervals of one run, in the order of :data:`COLUMNS`; a model that was only asked has the first."""
-    if "asked" in run:
-        return [run["asked"]["action"]["balanced"], *([None] * (len(COLUMNS) - 1))]
+def columns(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the headings of :data:`COLUMNS`; that of asked models only where there is one."""
+    return [name for name in COLUMNS if name != ASKED_ACTION or len(runs) > len(measured(runs))]
+
+
+def cells(run: dict[str, Any], headings: Sequence[str]) -> list[Any]:
+    """Return the intervals of one run below these headings of :data:`COLUMNS`; a model that was only asked has its action alone."""
     found = []
-    for path in COLUMNS.values():
-        value: Any = run
-        for key in path:
+    for name in headings:
+        value: Any = run if (name == ASKED_ACTION) == ("asked" in run) else None
+        for key in COLUMNS[name]:
             value = None if value is None else value[key]
         found.append(value)
     return found
@@ -152,13 +157,13 @@ def print_comparison(runs: Sequence[dict[str, Any]], console: Console | None = N
     """Print a table of runs, and one of claims by run and modality, corrected over all runs."""
     title = f"{compared(runs)} on test clips: balanced accuracy, 95 % clip-bootstrap intervals{skipped(runs)}"
     more = ("left out",) if skipped(runs) else ()
-    rows = []
+    rows, shown = [], columns(runs)
     called = names([r["run"] for r in runs])
     for name, run, differs in zip(called, runs, differences(runs), strict=True):
         counts = (run["n_clips"], *((run["n_skipped"],) if more else ()), "-" if run["seed"] is None else run["seed"])
-        rows.append([name, differs, *(show(i, 2) for i in cells(run)), run["state"], *map(str, counts)])
+        rows.append([name, differs, *(show(i, 2) for i in cells(run, shown)), run["state"], *map(str, counts)])
     console = console or wide_console()
-    headings, words = ("run", "differs in", *COLUMNS, "state", "clips", *more, "seed"), ("run", "differs in", "state")
+    headings, words = ("run", "differs in", *shown, "state", "clips", *more, "seed"), ("run", "differs in", "state")
     print_table(console, title, headings, rows, words=words, aside=("differs in", "clips", *more, "seed"))
     if len(runs) > len(measured(runs)):
         print_table(console, ANSWERS_TITLE, ANSWERS, answer_rows(called, runs), words=("model",), aside=("clips",))
@@ -179,23 +184,20 @@ def write_comparison(runs: Sequence[dict[str, Any]], path: Path) -> None:
 
     called = names([r["run"] for r in runs])
     title = _counts(runs)
-    sides = [
-        (n, dict(zip(("base action", "reading", "adapted action"), cells(r)[:3], strict=True))) for n, r in zip(called, runs, strict=True)
-    ]
+    accuracies, shown = ("base action", "reading", "adapted action", ASKED_ACTION), columns(runs)
+    sides = [(n, dict(zip(accuracies, cells(r, accuracies), strict=True))) for n, r in zip(called, runs, strict=True)]
     closures = [(n, {"closure": r.get("closure")}) for n, r in zip(called, runs, strict=True)]
     drawn = (
         figures.points_svg("accuracies", sides, title, "balanced accuracy"),
         figures.points_svg("closures", closures, title, "closure"),
     )
-    rows = [(n, r, cells(r), d) for n, r, d in zip(called, runs, differences(runs), strict=True)]
+    rows = [(n, r, cells(r, shown), d) for n, r, d in zip(called, runs, differences(runs), strict=True)]
     rest = {"claims": claimed(runs), "claims_title": _title(runs), "claims_columns": CLAIMS, "skipped": bool(skipped(runs))}
     answers = answer_rows(called, runs) if len(runs) > len(measured(runs)) else []
     rest |= {"answers": answers, "answers_title": ANSWERS_TITLE, "answers_columns": ANSWERS, "doubts": doubts(called, runs)}
     write_text(
         path,
-        render(
-            "compare.html.j2", rows=rows, columns=list(COLUMNS), compared=compared(runs), **rest, figures=[Markup(d) for d in drawn if d]
-        ),
+        render("compare.html.j2", rows=rows, columns=shown, compared=compared(runs), **rest, figures=[Markup(d) for d in drawn if d]),
     )
 
 

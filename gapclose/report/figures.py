@@ -144,7 +144,7 @@ def draw_epochs(directory: Path) -> Path | None:
 
 MARKS = {
     "reading": (READING, "o", True), "base action": (ACTION, "D", False), "adapted action": (ACTION, "D", True),
-    "adapted reading": (READING, "s", False),
+    "adapted reading": (READING, "s", False), "asked action": (ACTION, "^", True),
     "action": (ACTION, "D", True), "closure": (INK, "s", True),
 }  # fmt: skip
 

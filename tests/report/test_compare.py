@@ -142,15 +142,17 @@ def test_a_model_that_was_only_asked_has_a_row_beside_a_run(runs, asked, capsys,
     out = StringIO()
     print_comparison(compare([runs[0], directory, runs[1]]), Console(file=out, width=400))
     lines = [[c.strip() for c in line.split("\u2502")[1:-1]] for line in out.getvalue().splitlines() if "\u2502" in line]
-    rows = {row[0]: row[1:] for row in lines if len(row) == 10}
+    rows = {row[0]: row[1:] for row in lines if len(row) == 11}
     assert "2 runs and 1 model only asked on test clips" in out.getvalue() and list(rows) == ["plain", "api", "gold"]
     balanced = stored["action"]["balanced"]
-    assert rows["api"][0] == "model openai/gpt-x" and rows["api"][1].startswith(f"{balanced['value']:.2f} [")
-    assert rows["api"][2:6] == ["-"] * 4 and rows["api"][7:] == ["24", "-"]
-    assert "only asked, judged by text" in rows["api"][6] and "no reading and no gap" in rows["api"][6]
+    heads = out.getvalue().partition("base action")[2].partition("state")[0].split("\u2503")
+    assert [head.strip() for head in heads[1:-1]] == ["reading", "adapted action", "asked action", "closure", "standard drop"]
+    assert rows["api"][0] == "model openai/gpt-x" and rows["api"][4].startswith(f"{balanced['value']:.2f} [")
+    assert rows["api"][1:4] + rows["api"][5:7] == ["-"] * 5 and rows["api"][8:] == ["24", "-"] and rows["plain"][4] == "-"
+    assert "only asked, judged by text" in rows["api"][7] and "no reading and no gap" in rows["api"][7]
     answers = {row[0]: row[1:] for row in lines if len(row) == 8}
     assert [*answers] == ["plain, base", "plain, adapted", "api, only asked", "gold, base", "gold, adapted"]
-    assert answers["api, only asked"][:3] == [rows["api"][1], "-", "-"]
+    assert answers["api, only asked"][:3] == [rows["api"][4], "-", "-"]
     assert answers["plain, base"][1] == rows["plain"][1] and answers["plain, base"][0].startswith(
         f"{run['base']['generated_balanced']['value']:.2f}"
     )
@@ -159,6 +161,10 @@ def test_a_model_that_was_only_asked_has_a_row_beside_a_run(runs, asked, capsys,
     assert "api, only asked" in capsys.readouterr().out
     read = check(page.read_text())
     assert all(word in read.text for word in ("1 run and 1 model only asked compared", "model openai/gpt-x", "api, only asked"))
+    (drawn,) = [a["aria-label"] for a in read.all("svg") if "reading" in a["aria-label"]]
+    assert f"api: asked action {balanced['value']:.2f}" in drawn
+    assert main(["report", *map(str, runs), "--html", str(page)]) == 0
+    assert "asked action" not in capsys.readouterr().out + page.read_text()
 
 
 def test_an_asked_model_of_other_questions_is_warned_of(runs, asked, capsys):
