@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, LINE, MEDIUM = 7.2, 0.2, 1.25
-"""inches: the figure's width, the height of a line of text, the height of a medium"""
+WIDTH, LINE = 7.2, 0.2
+"""inches: the figure's width, the height of a line of text"""
+HEIGHT = {"image": 1.9, "audio": 0.95}
+"""inches: the height of a medium, with its title and axis"""
+TINY, MARGIN = 64, 0.12
+"""pixels below which a picture is tiny, and the margin that it gets, as a share of its size"""
 SHOWN = 3
 """media of an item that are drawn"""
 WRONG, RIGHT = ACTION, SENTINEL
@@ -61,11 +65,13 @@ def draw_example(directory: Path) -> Path | None:
         return None
     media = [(kind, root / file) for kind, file in example["media"] if kind in ("image", "audio") and (root / file).is_file()][:SHOWN]
     question = [line for part in example["text"].splitlines() for line in textwrap.wrap(part, 62 if media else 90) or [""]]
-    height = max(LINE * (len(question) + 1) * 1.1 + 1.45, MEDIUM * len(media) + 0.3)
+    height = max(LINE * (len(question) + 1) * 1.1 + 1.45, sum(HEIGHT[kind] for kind, _ in media) + 0.3)
     figure: Figure = new_figure(figsize=(WIDTH, height))
     left = 0.3 if media else 0.03
-    for n, (kind, file) in enumerate(media):
-        axes = figure.add_axes((0.03, 1 - ((n + 1) * MEDIUM - 0.05) / height, 0.22, (MEDIUM - 0.3) / height))
+    top = height
+    for kind, file in media:
+        top -= HEIGHT[kind]
+        axes = figure.add_axes((0.03, (top + 0.05) / height, 0.22, (HEIGHT[kind] - 0.3) / height))
         try:
             (draw_image if kind == "image" else draw_audio)(axes, file)
         except UNREADABLE as error:
@@ -94,10 +100,17 @@ def _write(figure: Figure, left: float, height: float, question: Sequence[str], 
 
 
 def draw_image(axes: Axes, path: Path) -> None:
-    """Draw a picture; a tiny one keeps sharp pixels."""
-    image = small_image(path)
-    axes.imshow(np.asarray(image), interpolation="nearest" if max(image.size) < 64 else "antialiased")
+    """Draw a picture; a tiny one keeps sharp pixels, and gets a margin of its edge's colour: a shape that touches the edge is hard to read."""
+    image = np.asarray(small_image(path))  # (rows, columns, 3)
+    rows, columns, _ = image.shape
+    tiny = max(rows, columns) < TINY
+    axes.imshow(image, interpolation="nearest" if tiny else "antialiased")
     axes.set(xticks=[], yticks=[])
+    if tiny:
+        edge = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])  # (P, 3)
+        margin = MARGIN * max(rows, columns)
+        axes.set(xlim=(-0.5 - margin, columns - 0.5 + margin), ylim=(rows - 0.5 + margin, -0.5 - margin))
+        axes.set_facecolor(tuple(np.median(edge, axis=0) / 255))
     axes.set_title("image", fontsize=8)
 
 

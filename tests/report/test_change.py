@@ -17,7 +17,7 @@ from gapclose.evaluation.examples import varied
 from gapclose.evaluation.run_records import record_of, summarise
 from gapclose.report.change import KINDS, counts_line
 from gapclose.report.console import print_report
-from gapclose.report.example_figure import draw_example, first_example
+from gapclose.report.example_figure import MARGIN, draw_example, draw_image, first_example
 from gapclose.report.html import build_page
 
 
@@ -221,6 +221,17 @@ def test_the_figure_of_one_question_shows_both_answers_and_the_reading(run, chan
     (run / "broken.png").write_bytes(b"no image")
     broken = of | {"media": [["image", str(run / "broken.png")], ["video", "media/film.mp4"]]}
     assert drawn(run, change | {"examples": change["examples"] | {"gained": [broken]}}) == texts
+
+
+@pytest.mark.parametrize(("size", "margin"), [((28, 20), MARGIN * 28), ((100, 70), 0)])
+def test_a_tiny_picture_has_a_margin_of_its_edges_colour(size, margin, tmp_path):
+    """Its pixels stay as they are; a larger picture fills its panel."""
+    Image.new("RGB", size, (51, 0, 0)).save(tmp_path / "a.png")
+    axes = Figure().subplots()
+    draw_image(axes, tmp_path / "a.png")
+    assert axes.get_xlim() == pytest.approx((-0.5 - margin, size[0] - 0.5 + margin))
+    assert axes.get_ylim() == pytest.approx((size[1] - 0.5 + margin, -0.5 - margin))
+    assert axes.get_facecolor() == (pytest.approx((0.2, 0, 0, 1)) if margin else (1, 1, 1, 1))
 
 
 def test_an_answer_of_the_right_concept_in_other_words_is_not_drawn(run, change):
