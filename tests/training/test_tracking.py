@@ -257,6 +257,23 @@ def test_nothing_else_differs_when_it_is_off(offline, tiny_run, tiny_config, tmp
     assert sorted(tracked.glob("wandb/offline-run-*")) == before and stages(tracked) == [("test", 0)]
 
 
+@pytest.mark.parametrize("interrupted", [pytest.param(False, id="finished"), pytest.param(True, id="interrupted", marks=pytest.mark.slow)])
+def test_a_tracker_that_is_added_later_gets_every_measurement(offline, tiny_run, tiny_config, tmp_path, interrupted):
+    """The same command with ``--tracking``: measurements, results and adapter, but no losses of steps that were trained before."""
+    run, records = tmp_path / "run", read_records(tiny_run)
+    shutil.copytree(tiny_run, run)
+    saved = sorted(int(p.name.split("-")[1]) for p in run.glob("checkpoints/checkpoint-*"))
+    if interrupted:  # in the second epoch
+        shutil.rmtree(run / "adapter")
+        for place in (f"checkpoint-{saved[-1]}", "epoch-2"):
+            shutil.rmtree(run / "checkpoints" / place)
+        written(run, *[r for r in records if r["stage"] not in ("epoch-2/val", "adapted/test")])
+    assert main(["close", "--config", str(tiny_config), "--run_dir", str(run), "--tracking", "[wandb]"]) == 0
+    assert read_records(run) == records and read_json(run / "wandb.json").keys() >= {"final", "adapter"}
+    assert stages(run) == [(r["stage"].split("/")[1], r["epoch"]) for r in records]
+    assert [r["step"] for r in rows_of(run) if "train/loss" in r] == [*range(saved[-2] + 1, saved[-1] + 1)] * interrupted
+
+
 def rows_of(directory: Path) -> list[dict]:
     """The history of all offline runs in a run directory, whether they ended or were killed."""
     files = sorted(directory.glob("wandb/offline-run-*/*.wandb"))
