@@ -10,6 +10,7 @@ is measured on test. RUN/durability.json has the figures, and the number of step
 
 import argparse
 import dataclasses
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ def contrary(items: ItemSet, scores: np.ndarray) -> list[Example]:
     """
     concept = option_concepts(items.items, items.concepts)
     accepts = (concept >= 0) & ~np.isin(concept, [items.concepts.index(name) for name in items.alarm])
-    if lost := [item.id for item, some in zip(items, accepts.any(1), strict=True) if not some]:
+    if lost := [item.id for item, row in zip(items, accepts, strict=True) if not row.any()]:
         raise ValueError(f"{len(lost)} train items have no option that accepts the premise, e.g. {lost[:3]}")
     kept = np.where(accepts, scores[:, : concept.shape[1]], -np.inf)
     weights = np.exp(kept - kept.max(1, keepdims=True))
@@ -92,7 +93,8 @@ def durability(run: Path, steps: list[int], *, seed: int, clips: int | None) -> 
     """Train contrarily and measure; see the module.
 
     Raises:
-        ValueError: for a run that is not finished or exported no adapter, or whose items are gone.
+        ValueError: for a run that is not finished, exported no adapter or gained nothing on test, or
+            whose items are gone.
     """
     result = load_run(run)
     if result.adapted is None or not (run / "adapter" / "adapter_model.safetensors").is_file():
@@ -113,10 +115,14 @@ def durability(run: Path, steps: list[int], *, seed: int, clips: int | None) -> 
     per_step = config.train.global_batch_size - config.train.counts()["retain"]
     how = dataclasses.replace(
         config.train, consistency=1.0, gold=0.0, retain=0.0, epochs=max(steps), patience=None, lr_scheduler_type="constant", warmup=0.0,
-        global_batch_size=per_step, micro_batch_size=min(config.train.micro_batch_size, per_step), save_steps=0,
+        global_batch_size=per_step, micro_batch_size=math.gcd(config.train.micro_batch_size, per_step), save_steps=0,
     )  # fmt: skip
     rows = [{"steps": 0, **figures(loaded, test, config, result.probe)}]
     base = result.base.action.value
+    if rows[0]["action"]["value"] <= base:
+        raise ValueError(
+            f"{run}: on test the action is {rows[0]['action']['value']:.3f} and that of the base model {base:.3f}, so there is no gain to undo"
+        )
     print(f"before: action {rows[0]['action']['value']:.3f} on {len(test)} items; base model {base:.3f}", flush=True)
 
     def after(step: int) -> bool:

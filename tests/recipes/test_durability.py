@@ -10,12 +10,12 @@ import durability
 import numpy as np
 import pytest
 
-from gapclose.data.load import load_items
 from gapclose.metrics.labels import option_concepts
+from gapclose.pipeline.cli import main
 
 
-def test_contrary_targets_accept_every_premise(closed_run):
-    items = load_items(closed_run / "data-seed0").select(split="train", purpose="gap").unlabelled()
+def test_contrary_targets_accept_every_premise(digits):
+    items = digits.select(split="train", purpose="gap").unlabelled()
     concept = option_concepts(items.items, items.concepts)
     scores = np.random.default_rng(0).normal(size=concept.shape)
     alarm = [items.concepts.index(name) for name in items.alarm]
@@ -33,18 +33,29 @@ def test_half_life_is_interpolated_between_measured_steps():
     assert durability.half_life([0, 1, 8], [0.9, 0.9, 0.71], base=0.5) is None
 
 
-def test_contrary_training_undoes_the_closure_and_leaves_the_run_alone(closed_run, tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_contrary_training_undoes_the_closure_and_leaves_the_run_alone(tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
-    shutil.copytree(closed_run, run)
+    words = "--data.clips [60,60,30,40] --controls.random_weights false --export.verify false --force true --train.learning_rate 0.005"
+    assert main(["close", "--config", "configs/digits.yaml", "--run_dir", str(run), *words.split()]) == 0
     weights = (run / "adapter" / "adapter_model.safetensors").read_bytes()
-    monkeypatch.setattr(sys, "argv", ["durability.py", str(run), "--steps", "1", "8", "--clips", "10"])
+    monkeypatch.setattr(sys, "argv", ["durability.py", str(run), "--steps", "1", "32", "--clips", "20"])
     assert durability.main() == 0, capsys.readouterr().err
     found = json.loads((run / "durability.json").read_text())
-    assert [row["steps"] for row in found["rows"]][:2] == [0, 1]
     first, last = found["rows"][0], found["rows"][-1]
-    assert last["action"]["value"] < first["action"]["value"] and last["false_alarm"]["value"] <= first["false_alarm"]["value"]
+    assert [row["steps"] for row in found["rows"]][:2] == [0, 1] and first["action"]["value"] > 0.8
+    assert last["action"]["value"] < 0.6 and last["false_alarm"]["value"] <= first["false_alarm"]["value"]
+    assert 0 < found["half_life"] < 32 and "half of the gain is lost after" in capsys.readouterr().out
     assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == weights
-    assert "of the gain" in capsys.readouterr().out
+
+
+def test_a_run_without_a_gain_is_refused(closed_run, tmp_path, monkeypatch, capsys):
+    """Its model knows nothing, so what it learned is noise."""
+    run = tmp_path / "run"
+    shutil.copytree(closed_run, run)
+    monkeypatch.setattr(sys, "argv", ["durability.py", str(run)])
+    assert durability.main() == 2 and "there is no gain to undo" in capsys.readouterr().err
+    assert not (run / "durability.json").exists()
 
 
 def test_a_run_without_an_adapter_is_refused(tmp_path, monkeypatch, capsys):
