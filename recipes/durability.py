@@ -1,11 +1,12 @@
 """How many steps of contrary training undo what a run learned?
 
-    python recipes/durability.py runs/digits                          # after `make demo`: 90 seconds of one core
+    python recipes/durability.py runs/digits
     python recipes/durability.py runs/people --steps 1 2 4 8 16 32
 
-The adapter of a finished `gapclose close` is trained on, at its own learning rate, to answer as if every premise were true. It learns from the train
-items, and the targets are what the base model answers among the options that accept the premise. No label is used. After so many steps the action
-is measured on test. RUN/durability.json has the figures, and the number of steps after which half of the gain in balanced accuracy is lost.
+The adapter of a finished `gapclose close` is trained on to answer as if every premise were true. The targets are what the base model answers among
+the options that accept the premise, on the train items; no label is used. The rate is the run's `train.learning_rate`, constant, with a new
+optimiser. Every step draws its items anew. After so many steps the action is measured on test, until a tenth of the gain is left.
+RUN/durability.json has the figures, and the steps after which half of the gain in balanced accuracy is lost: for one batch order (`--seed`).
 """
 
 import argparse
@@ -35,6 +36,8 @@ from gapclose.training.sampler import Example
 from gapclose.training.trainer import make_trainer
 
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+LEFT = 0.1
+"""share of the gain below which the training ends"""
 
 
 def contrary(items: ItemSet, scores: np.ndarray) -> list[Example]:
@@ -99,6 +102,11 @@ def durability(run: Path, steps: list[int], *, seed: int, clips: int | None) -> 
     result = load_run(run)
     if result.adapted is None or not (run / "adapter" / "adapter_model.safetensors").is_file():
         raise ValueError(f"{run}: there is no exported adapter; finish `gapclose close` of this run first (--export.unimproved true)")
+    if result.adapted.action.value <= result.base.action.value:
+        raise ValueError(
+            f"{run}: on test the action is {result.adapted.action.value:.3f} and that of the base model {result.base.action.value:.3f}, so there "
+            "is no gain to undo"
+        )
     config = parse_config(["--config", str(run / "config.yaml")])
     items = apply_prompt(prepare_plain(config, closing=True), config.prompts.asked, config.prompts)
     train, test = items.select(split="train", purpose="gap").unlabelled(), items.select(split="test", purpose="gap")
@@ -111,6 +119,7 @@ def durability(run: Path, steps: list[int], *, seed: int, clips: int | None) -> 
         parameter.requires_grad_("lora_" in name)
     with loaded.model.disable_adapter():
         examples = contrary(train, option_scores(loaded, train, config).scores.double().numpy())
+        base = figures(loaded, test, config, result.probe)
     # one step an epoch, so that the model can be measured after any of them
     per_step = config.train.global_batch_size - config.train.counts()["retain"]
     how = dataclasses.replace(
@@ -118,12 +127,8 @@ def durability(run: Path, steps: list[int], *, seed: int, clips: int | None) -> 
         global_batch_size=per_step, micro_batch_size=math.gcd(config.train.micro_batch_size, per_step), save_steps=0,
     )  # fmt: skip
     rows = [{"steps": 0, **figures(loaded, test, config, result.probe)}]
-    base = result.base.action.value
-    if rows[0]["action"]["value"] <= base:
-        raise ValueError(
-            f"{run}: on test the action is {rows[0]['action']['value']:.3f} and that of the base model {base:.3f}, so there is no gain to undo"
-        )
-    print(f"before: action {rows[0]['action']['value']:.3f} on {len(test)} items; base model {base:.3f}", flush=True)
+    below = base["action"]["value"]
+    print(f"before: action {rows[0]['action']['value']:.3f} on {len(test)} items; base model {below:.3f}", flush=True)
 
     def after(step: int) -> bool:
         if step not in steps:
@@ -132,15 +137,16 @@ def durability(run: Path, steps: list[int], *, seed: int, clips: int | None) -> 
         rows.append({"steps": step, **figures(loaded, test, config, result.probe)})
         action = rows[-1]["action"]["value"]
         print(f"{step} steps: action {action:.3f}, AUROC {rows[-1]['action_auroc']['value']:.3f}", flush=True)
-        return action - base < 0.1 * (rows[0]["action"]["value"] - base)
+        return action - below < LEFT * (rows[0]["action"]["value"] - below)
 
     with tempfile.TemporaryDirectory() as directory:
         trainer = make_trainer(
             loaded, examples, loaded.media(items), how, Path(directory), n_train=per_step, seed=seed, after_epoch=after, branch_trial=False
         )
         trainer.train()
-    half = half_life([r["steps"] for r in rows], [r["action"]["value"] for r in rows], base)
-    return {"base": base, "learning_rate": how.learning_rate, "items_a_step": per_step, "seed": seed, "half_life": half, "rows": rows}
+    half = half_life([r["steps"] for r in rows], [r["action"]["value"] for r in rows], below)
+    sizes = {"n_items": len(test), "n_clips": len({i.clip for i in test}), "items_a_step": per_step}
+    return {"base": base, "learning_rate": how.learning_rate, "seed": seed, **sizes, "half_life": half, "rows": rows}
 
 
 def main() -> int:
@@ -151,8 +157,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the batch order")
     given = parser.parse_args()
     configure_logging("warning")
-    if min(given.steps) < 1:
-        print(f"error: --steps {given.steps}: numbers of steps are 1 or more", file=sys.stderr)
+    if min(*given.steps, given.clips or 1) < 1 or given.clips == 0:
+        print(f"error: --steps {given.steps}, --clips {given.clips}: give numbers that are 1 or more", file=sys.stderr)
         return 2
     try:
         found = durability(given.run, sorted(set(given.steps)), seed=given.seed, clips=given.clips)
@@ -164,7 +170,7 @@ def main() -> int:
     print(
         f"half of the gain is lost after {half:.1f} steps"
         if half is not None
-        else f"half of the gain is left after {found['rows'][-1]['steps']} steps"
+        else f"more than half of the gain is left after {found['rows'][-1]['steps']} steps"
     )
     return 0
 

@@ -52,20 +52,20 @@ def _refusal(loaded: LoadedModel, items: Sequence[Item], media: MediaLoader) -> 
         shortest = min((i for i in items if media_signature(i) == kinds), key=lambda i: len(i.text))
         pair = [item, shortest]
         try:
-            (apart, logp), (together, _) = (_answers(loaded, answer_rows(loaded, pair, branching=b), media) for b in (False, True))
+            apart, together = (_answers(loaded, answer_rows(loaded, pair, branching=b), media) for b in (False, True))
+            alone = _answers(loaded, answer_rows(loaded, [item], branching=False), media)
         except torch.OutOfMemoryError:
             raise
         except (TypeError, ValueError, RuntimeError, LookupError) as error:
             return f"a first try failed ({type(error).__name__}: {error})"
-        allowed = allowed_difference(dtype, logp)
+        allowed = allowed_difference(dtype, apart[: len(alone)], alone)
         if not (difference := float((apart - together).abs().max())) <= allowed:
             return f"in one row, a log-probability differs by {difference:.2g} ({allowed:.2g} is allowed)"
     return None
 
 
-def _answers(loaded: LoadedModel, laid: AnswerRows, media: MediaLoader) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities of the answer tokens, (G,), and of the vocabulary at their positions, (P, V)."""
+def _answers(loaded: LoadedModel, laid: AnswerRows, media: MediaLoader) -> torch.Tensor:
+    """Log-probabilities of the answer tokens, (G,)."""
     prompt, length = prompt_with_answers(loaded, media, laid.rows)
     part = send_to_device({"prompt": prompt, **laid.tensors(length)}, loaded.device)
-    logp = forward_part(unwrap_engine(loaded.model), part)
-    return logp[part["place"], part["token"]], logp
+    return forward_part(unwrap_engine(loaded.model), part)[part["place"], part["token"]]

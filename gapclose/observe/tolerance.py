@@ -1,23 +1,29 @@
-"""How far two ways of computing the same log-probabilities may differ."""
+"""How far two ways of computing the same log-probabilities may differ in a trial."""
 
 from __future__ import annotations
 
 import torch
 
-WIDE = 1e-4
-"""nats, in float32 and float64"""
-SPACINGS = 2
-"""in half precision, machine epsilons of the largest log-probability; a logit of 20 is rounded to 0.125
-in bfloat16, so a fixed number of nats would refuse models for the size of their logits"""
+FLOOR = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""dtype of the model -> difference in nats that is always accepted"""
+NOISES = 3
+"""in half precision, accepted multiple of the difference that another batch makes"""
 
 
-def allowed_difference(dtype: torch.dtype, logp: torch.Tensor) -> float:
-    """Return the largest accepted difference in nats; a wrong mask or position differs far more.
+def allowed_difference(dtype: torch.dtype, here: torch.Tensor, elsewhere: torch.Tensor) -> float:
+    """Return the largest accepted difference in nats.
+
+    Half precision rounds a logit of 20 to steps of 0.125, so how far equal computations differ
+    depends on the model. The same prompts are therefore computed in two batches, in one way.
 
     Args:
-        dtype: of the model. logp: log-probabilities of the whole vocabulary, whose largest size counts.
+        dtype: of the model. here, elsewhere: log-probabilities of the same tokens, any shape, in a
+            batch and in another one.
+
+    Returns:
+        nan if one of them is nan, so that no comparison with it holds.
     """
     if dtype not in (torch.bfloat16, torch.float16):
-        return WIDE
-    finite = logp[torch.isfinite(logp)]
-    return max(WIDE, SPACINGS * torch.finfo(dtype).eps * float(finite.abs().max()))
+        return FLOOR.get(dtype, FLOOR[torch.float32])
+    noise = (here.float() - elsewhere.float()).abs().max()
+    return float(torch.maximum(torch.tensor(FLOOR[dtype], device=noise.device), NOISES * noise))

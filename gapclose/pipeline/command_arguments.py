@@ -48,7 +48,9 @@ def monitor_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="only so many questions, the first ones (of --split), e.g. to see how long they take")
     parser.add_argument("--answers", action="store_true", help="also answer, and count where answer and reading disagree")
     parser.add_argument("--base", action="store_true", help="run the base model, not the adapted one")
-    parser.add_argument("--out", type=_path, help="file for the flags, .csv or .json (default: RUN/flags.csv)")
+    parser.add_argument(
+        "--out", type=_path, help="file for the flags, .csv or .json (default: RUN/flags.csv, and with --limit N RUN/flags-first-N.csv)"
+    )
     args = parser.parse_args(arguments)
     if args.out and args.out.suffix not in (".csv", ".json"):
         raise ValueError(f"--out {args.out}: write to a .csv or a .json file")

@@ -61,6 +61,7 @@ def monitor_questions(args: argparse.Namespace) -> None:
     """
     monitor, config = Monitor.from_pretrained(args.run), run_config(args.run)
     root, items = read_questions(args.items, args.split, monitor.file, config.prompts)
+    in_file = len(items)
     items = items[: args.limit]
     loaded = load_run_model(config, args.run, base=args.base)
     given: dict[str, Any] = {"batch_size": config.observe.batch_size, "root": root}
@@ -82,7 +83,9 @@ def monitor_questions(args: argparse.Namespace) -> None:
             console,
             f"In the run's own items, fit made the probe and {chosen.split} its threshold: only the rates of test are those of new clips.",
         )
-    write_flags(flags, args.out or args.run / "flags.csv")
+    if len(items) < in_file:
+        print_sentence(console, f"These are the first {len(items)} of {in_file} questions (--limit).")
+    write_flags(flags, args.out or args.run / ("flags.csv" if len(items) == in_file else f"flags-first-{len(items)}.csv"))
 
 
 def read_questions(path: Path, split: str | None, file: MonitorFile, prompts: PromptsConfig) -> tuple[Path, list[Item]]:

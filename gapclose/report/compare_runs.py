@@ -26,7 +26,7 @@ COLUMNS = {
     "closure": ("closure",),
     "standard drop": ("standard_drop",),
 }
-"""heading -> path of an interval in :func:`gapclose.evaluation.run_records.summarise`, or in what was read of a model that was only asked"""
+"""heading -> path of an interval in :func:`gapclose.evaluation.run_records.summarise`, or in the figures of a model that was only asked"""
 CLAIMS = ("run", "modality", "reading - best control", "p (Holm)", "change of action", "p of the change (Holm)", "verdict")
 VERDICTS = "what may be claimed: p corrected over {n} tests of a reading and {m} of a change (Holm)"
 

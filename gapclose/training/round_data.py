@@ -50,8 +50,8 @@ class RoundTargets:
         self.made = list[dict[str, Any]]()
         """facts about the targets of every round"""
         self.val: ValTargets | None = None
-        """targets of val in the current round; None until a round trains on the term consistency
-        with targets from readings, and for controls"""
+        """targets of val in the current round; None for controls and user-defined objectives, and
+        until a round trains on targets from readings"""
 
     def build(self, number: int, teacher: ProbeReadings, scores: np.ndarray, base: SplitMeasurement) -> Targets:
         """Build the targets of the train items for a round, and store them in a file of its own.

@@ -201,6 +201,13 @@ def test_intervals_over_seeds_hold_the_training_as_well():
     assert against(ours, {5: ours[0]}, "balanced") is None
 
 
+def test_the_comparison_on_people_has_configurations_that_the_command_takes(recipe):
+    of = recipe.read_comparison(ROOT / "configs" / "compare_people.yaml", quick=False)
+    every = recipe.jobs(of)
+    recipe.check(of, every)
+    assert len(every) == 3 * (3 * 4 + 1)  # seeds x (budgets x ways + the control)
+
+
 def test_a_way_may_have_alternatives_of_which_val_chooses(recipe, tmp_path):
     """Those within the budget on val first, then the best there; a variant may have ways and budgets of its own."""
     of = recipe.read_comparison(ROOT / "configs" / "compare_digits.yaml", quick=False)

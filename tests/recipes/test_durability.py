@@ -45,6 +45,7 @@ def test_contrary_training_undoes_the_closure_and_leaves_the_run_alone(tmp_path,
     first, last = found["rows"][0], found["rows"][-1]
     assert [row["steps"] for row in found["rows"]][:2] == [0, 1] and first["action"]["value"] > 0.8
     assert last["action"]["value"] < 0.6 and last["false_alarm"]["value"] <= first["false_alarm"]["value"]
+    assert found["n_clips"] == 20 and found["base"]["action"]["value"] < 0.6
     assert 0 < found["half_life"] < 32 and "half of the gain is lost after" in capsys.readouterr().out
     assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == weights
 
@@ -61,5 +62,6 @@ def test_a_run_without_a_gain_is_refused(closed_run, tmp_path, monkeypatch, caps
 def test_a_run_without_an_adapter_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["durability.py", str(tmp_path / "none")])
     assert durability.main() == 2 and "no such run directory" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["durability.py", str(tmp_path), "--steps", "0"])
-    assert durability.main() == 2 and "1 or more" in capsys.readouterr().err
+    for words in (["--steps", "0"], ["--clips", "0"], ["--clips", "-5"]):
+        monkeypatch.setattr(sys, "argv", ["durability.py", str(tmp_path), *words])
+        assert durability.main() == 2 and "1 or more" in capsys.readouterr().err

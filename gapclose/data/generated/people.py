@@ -1,11 +1,12 @@
 """*people*: short passages, and questions of which half state a detail that the passage contradicts. Text only.
 
-A clip is a passage of three sentences, such as "Anna found a black violin in Paris." A question names a person, a
-colour and an object, and asks for something else: "Where did Anna find the violin that is black?" In its ``twin`` the
+A clip is a passage of three sentences, such as "Anna found a black violin in Paris." A question names some of person,
+colour and object, and asks for another detail: "Where did Anna find the violin that is black?" In its ``twin`` the
 colour or the object is taken from another sentence. Both details occur in the passage; only the person they belong to
 differs. So no word tells a false question from a true one. The prompt says how to object, and the options are the words that answer.
 
-Modality is the detail that may be false, ``colour`` or ``object``. Question types ``where`` and ``which`` ask for the
+Modality is the detail that may be false, ``colour`` or ``object``. A false ``who`` question names no person, so either
+detail may count as the false one; it is the one that was exchanged. Question types ``where`` and ``which`` ask for the
 city, ``who`` for the person; they are trained on. Types ``colour`` and ``thing`` ask for another detail, and are kept
 out of training (purpose ``transfer``). Retention items are claims to check, and general questions
 (:mod:`gapclose.data.generated.general`).
