@@ -156,7 +156,7 @@ def main() -> int:
     parser.add_argument("--clips", type=int, help="of test, at most so many")
     parser.add_argument("--seed", type=int, default=0, help="of the batch order")
     given = parser.parse_args()
-    configure_logging("warning")
+    configure_logging("info")
     if min(*given.steps, given.clips or 1) < 1 or given.clips == 0:
         print(f"error: --steps {given.steps}, --clips {given.clips}: give numbers that are 1 or more", file=sys.stderr)
         return 2
