@@ -4,8 +4,8 @@
     python recipes/durability.py runs/people --steps 1 2 4 8 16 32
 
 The adapter of a finished `gapclose close` is trained on to answer as if every premise were true. The targets are what the base model answers among
-the options that accept the premise, on the train items; no label is used. The rate is the run's `train.learning_rate`, constant, with a new
-optimiser. Every step draws its items anew. After so many steps the action is measured on test, until a tenth of the gain is left.
+the options that accept the premise, on the train items; no label is used. The rate is the run's `train.learning_rate` (or `--learning_rate`),
+constant, with a new optimiser. Every step draws its items anew. After so many steps the action is measured on test, until a tenth of the gain is left.
 RUN/durability.json has the figures, and the steps after which half of the gain in balanced accuracy is lost: for one batch order (`--seed`).
 """
 
@@ -92,8 +92,11 @@ def figures(loaded: LoadedModel, items: ItemSet, config: Config, probe: FrozenPr
     return {name: getattr(found, name).to_dict() for name in ("action", "action_auroc", "standard_accuracy", "false_alarm")}
 
 
-def durability(run: Path, steps: list[int], *, seed: int, clips: int | None) -> dict[str, Any]:
+def durability(run: Path, steps: list[int], *, seed: int, clips: int | None, learning_rate: float | None = None) -> dict[str, Any]:
     """Train contrarily and measure; see the module.
+
+    Args:
+        clips: of test, at most so many; None: all. learning_rate: None: that of the run.
 
     Raises:
         ValueError: for a run that is not finished, exported no adapter or gained nothing on test, or
@@ -123,7 +126,7 @@ def durability(run: Path, steps: list[int], *, seed: int, clips: int | None) -> 
     # one step an epoch, so that the model can be measured after any of them
     per_step = config.train.global_batch_size - config.train.counts()["retain"]
     how = dataclasses.replace(
-        config.train, consistency=1.0, gold=0.0, retain=0.0, epochs=max(steps), patience=None, lr_scheduler_type="constant", warmup=0.0,
+        config.train, learning_rate=learning_rate or config.train.learning_rate, consistency=1.0, gold=0.0, retain=0.0, epochs=max(steps), patience=None, lr_scheduler_type="constant", warmup=0.0,
         global_batch_size=per_step, micro_batch_size=math.gcd(config.train.micro_batch_size, per_step), save_steps=0,
     )  # fmt: skip
     rows = [{"steps": 0, **figures(loaded, test, config, result.probe)}]
@@ -154,14 +157,18 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="directory of a finished `gapclose close`")
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="measure after so many steps")
     parser.add_argument("--clips", type=int, help="of test, at most so many")
+    parser.add_argument("--learning_rate", type=float, help="of the contrary training (default: that of the run)")
     parser.add_argument("--seed", type=int, default=0, help="of the batch order")
     given = parser.parse_args()
     configure_logging("info")
-    if min(*given.steps, given.clips or 1) < 1 or given.clips == 0:
+    if min(*given.steps, 1 if given.clips is None else given.clips) < 1:
         print(f"error: --steps {given.steps}, --clips {given.clips}: give numbers that are 1 or more", file=sys.stderr)
         return 2
+    if given.learning_rate is not None and not given.learning_rate > 0:
+        print(f"error: --learning_rate is {given.learning_rate}; it must be above 0", file=sys.stderr)
+        return 2
     try:
-        found = durability(given.run, sorted(set(given.steps)), seed=given.seed, clips=given.clips)
+        found = durability(given.run, sorted(set(given.steps)), seed=given.seed, clips=given.clips, learning_rate=given.learning_rate)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -65,3 +65,5 @@ def test_a_run_without_an_adapter_is_refused(tmp_path, monkeypatch, capsys):
     for words in (["--steps", "0"], ["--clips", "0"], ["--clips", "-5"]):
         monkeypatch.setattr(sys, "argv", ["durability.py", str(tmp_path), *words])
         assert durability.main() == 2 and "1 or more" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["durability.py", str(tmp_path), "--learning_rate", "0"])
+    assert durability.main() == 2 and "it must be above 0" in capsys.readouterr().err
