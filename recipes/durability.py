@@ -1,6 +1,6 @@
 """How many steps of contrary training undo what a run learned?
 
-    python recipes/durability.py runs/digits
+    python recipes/durability.py runs/digits                          # after `make demo`: 80 seconds
     python recipes/durability.py runs/people --steps 1 2 4 8 16 32
 
 The adapter of a finished `gapclose close` is trained on to answer as if every premise were true. The targets are what the base model answers among
