@@ -3,10 +3,11 @@
     python recipes/durability.py runs/digits                          # after `make demo`: 80 seconds
     python recipes/durability.py runs/people --steps 1 2 4 8 16 32
 
-The adapter of a finished `gapclose close` is trained on to answer as if every premise were true. The targets are what the base model answers among
-the options that accept the premise, on the train items; no label is used. The rate is the run's `train.learning_rate` (or `--learning_rate`),
-constant, with a new optimiser. Every step draws its items anew. After so many steps the action is measured on test, until a tenth of the gain is left.
-RUN/durability.json has the figures, and the steps after which half of the gain in balanced accuracy is lost: for one batch order (`--seed`).
+The adapter of a finished `gapclose close` is trained on to answer as if every premise were true. The targets are what the base model answers
+among the options that accept the premise, on the train items; no label is used. The rate is the run's `train.learning_rate` (or
+`--learning_rate`), constant, with a new optimiser. Every step draws its items anew. After so many steps the action is measured on test, until
+less than a tenth of the gain is left. RUN/durability.json has the figures of the last call, and the steps after which half of the gain in
+balanced accuracy is lost: for one batch order (`--seed`).
 """
 
 import argparse
@@ -126,7 +127,8 @@ def durability(run: Path, steps: list[int], *, seed: int, clips: int | None, lea
     # one step an epoch, so that the model can be measured after any of them
     per_step = config.train.global_batch_size - config.train.counts()["retain"]
     how = dataclasses.replace(
-        config.train, learning_rate=learning_rate or config.train.learning_rate, consistency=1.0, gold=0.0, retain=0.0, epochs=max(steps), patience=None, lr_scheduler_type="constant", warmup=0.0,
+        config.train, learning_rate=learning_rate or config.train.learning_rate, lr_scheduler_type="constant", warmup=0.0,
+        consistency=1.0, gold=0.0, retain=0.0, epochs=max(steps), patience=None,
         global_batch_size=per_step, micro_batch_size=math.gcd(config.train.micro_batch_size, per_step), save_steps=0,
     )  # fmt: skip
     rows = [{"steps": 0, **figures(loaded, test, config, result.probe)}]

@@ -57,7 +57,7 @@ class AlignStage:
     def __init__(self, run: RunContext) -> None:
         self.run, self.forced, self.begun, self.frozen = run, dict[str, str](), 1, 0
         self.epochs = EpochRecords(run.directory, run.config)
-        self.target_builder = RoundTargets(run, self.epochs)
+        self.builder = RoundTargets(run, self.epochs)
         self.base_scores: np.ndarray  # (N, O) the base model's option scores of the train items
 
     def refuse_unproven(self) -> None:
@@ -103,7 +103,7 @@ class AlignStage:
         config, targets, teacher = self.run.config, None, None
         if needs_reading(config.objective):
             teacher, self.base_scores = first_teacher(self.run)
-            targets = None if self.labels_first else self.target_builder.build(1, teacher, self.base_scores, base)
+            targets = None if self.labels_first else self.builder.build(1, teacher, self.base_scores, base)
         several = config.targets.rounds > 1
         reference, sentinel = (search(self.run, 1)[1], sentinel_reading(self.run)) if several else (np.empty(0), np.empty(0))
         others = other_examples(self.run)
@@ -132,7 +132,7 @@ class AlignStage:
                 break
             teacher, reference = following, following.val if rounds[-1]["helps"] else reference
             self.run.on_main(lambda number=number: self.begin(number))
-            self.train_round(number, base, self.target_builder.build(number, teacher, self.base_scores, base), others)
+            self.train_round(number, base, self.builder.build(number, teacher, self.base_scores, base), others)
             if self.epochs.records(number):
                 best = {"before": self.best(), "now": self.epochs.best([number])}
                 rounds[-1]["action"] = {name: r["action"]["balanced"] for name, r in best.items()}
@@ -192,7 +192,7 @@ class AlignStage:
             record |= {"round": number} if config.targets.rounds > 1 else {}
             record |= {"training": epoch_figures(trainer.state.log_history, of_round)} if by_trl else {}
             record["adapter_changed"] = adapter_changed(self.run.loaded.model)
-            record |= self.target_builder.consistency(number, epoch, now, base)
+            record |= self.builder.consistency(number, epoch, now, base)
             self.run.record(self.epochs.guarded(record))
             return self.epochs.finished(number, epoch)
 
@@ -279,12 +279,7 @@ class AlignStage:
         prompts, _ = measure_prompt_variants(self.run, "adapted", self.run.prompted)
         record |= {"prompts": prompts} if prompts else {}
         facts = None if without is None else without.to_dict()
-        record |= {
-            "unimproved": facts,
-            "unfinished": unfinished,
-            "targets": self.target_builder.made,
-            "state": state_at_end(record, unfinished),
-        }
+        record |= {"unimproved": facts, "unfinished": unfinished, "targets": self.builder.made, "state": state_at_end(record, unfinished)}
         self.run.record(
             record | {"forced": sorted(self.forced), "stopped": self.epochs.stopped(), "guards_off": self.run.config.guards.silent}
         )
