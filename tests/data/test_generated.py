@@ -18,6 +18,7 @@ from gapclose.data.splits import check_clips_apart, check_media_apart
 from gapclose.evaluation.controls.text_leak import text_leak
 
 CLIPS = {"fit": 60, "train": 10, "val": 30, "test": 60}
+MORE = {"fit": 60, "train": 10, "val": 60, "test": 200}
 
 
 def drawn(name: str, seed: int, clips=CLIPS) -> ItemSet:
@@ -28,7 +29,7 @@ def drawn(name: str, seed: int, clips=CLIPS) -> ItemSet:
 @pytest.mark.parametrize("purpose", ["gap", "transfer"])
 @pytest.mark.parametrize("name", ["people", "places"])
 def test_the_text_alone_is_at_chance(name, purpose):
-    items = drawn(name, 0)
+    items = drawn(name, 0, MORE if name == "people" else CLIPS)
     asked = [replace(i, purpose="gap") for i in items if i.purpose == purpose]
     for leak in text_leak(items.holding(asked), folds=4):
         assert leak.n_clips >= (150 if purpose == "gap" else 20)
@@ -57,18 +58,25 @@ def test_a_set_is_balanced_and_its_transfer_types_are_not_trained_on(name):
     kinds = defaultdict(set)
     for item in items:
         kinds[item.purpose, item.split].add(item.tags["question"])
-    held_out = set(people.TRANSFER if name == "people" else places.TRANSFER)
+    held_out = {kind for kind, _ in people.TRANSFER} if name == "people" else set(places.TRANSFER)
     assert kinds["transfer", "val"] == kinds["transfer", "test"] == held_out
     assert not held_out & (kinds["gap", "fit"] | kinds["gap", "train"] | kinds["gap", "test"])
     assert kinds["retain", "train"] == kinds["retain", "test"]
     assert all(len({o.text for o in i.options}) == len(i.options) for i in items)
 
 
-def test_every_type_of_people_is_asked_with_either_false_detail():
+def test_people_asks_every_type_with_every_detail_that_it_names():
     items = drawn("people", 0)
     asked = Counter((i.tags["question"], i.modality) for i in items if i.purpose == "gap" and i.split == "fit")
-    assert set(asked) == {(kind, detail) for kind in ("where", "which", "who") for detail in ("colour", "object")}
+    assert set(asked) == {("where", "colour"), ("where", "object"), ("who", "colour"), ("who", "object"), ("thing", "colour"), ("colour", "object")}
     assert len(set(asked.values())) == 1
+
+
+def test_what_is_kept_has_the_objecting_words_and_no_error():
+    """Otherwise training to object could only lower them."""
+    kept = [i for i in drawn("people", 0) if i.purpose == "retain" and general.OBJECTION in [o.text for o in i.options]]
+    assert {i.tags["question"] for i in kept} == {"order", "general"}
+    assert all(general.HOW_TO_OBJECT in i.text and i.concept == "standard" for i in kept)
 
 
 def test_the_false_detail_of_people_belongs_to_another_sentence():
@@ -110,7 +118,7 @@ def test_splits_share_no_names_scans_or_voices():
     for item in items:
         voices[item.split] |= set(item.tags.get("voices", "").split())
     assert not voices["test"] & (voices["fit"] | voices["train"] | voices["val"])
-    asked = Counter(i.text for i in general.general_items(people.CLIPS, "vision", "standard"))
+    asked = Counter(i.text for i in general.general_items(people.CLIPS, "vision", "standard", "false"))
     assert max(asked.values()) == 1 and sum(asked.values()) == 180
 
 

@@ -1,7 +1,8 @@
 """Short general questions with known answers: what a model must answer after training as it did before.
 
 They are retention items of the sets for pretrained models. The questions are the same for every seed, and so are their
-splits: what is trained on to stay is never what is measured.
+splits: what is trained on to stay is never what is measured. Every second one says how to object, as the questions of a set
+do: a model shall not learn to object wherever it is told how to.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from typing import NamedTuple
 
 from gapclose.data.items import Item, Option
 
+OBJECTION = "error"
+"""the word that objects: one token for most tokenizers, as the answers are"""
+HOW_TO_OBJECT = f"If the question has an error, answer: {OBJECTION}."
 SHARES = {"train": 40, "val": 40, "test": 100}
 """split -> questions, in the order of :func:`questions`"""
 
@@ -103,22 +107,27 @@ def questions() -> list[Question]:
     return [by_topic[number][place] for _, number, place in order]
 
 
-def general_items(clips: Mapping[str, int], modality: str, concept: str) -> Iterator[Item]:
+def general_items(clips: Mapping[str, int], modality: str, concept: str, objecting: str) -> Iterator[Item]:
     """The retention items of a set; each question is a clip of its own.
 
     Args:
         clips: split -> clips of the set; a split gets at most as many questions.
         modality: of the set; the questions are about none.
-        concept: expressed by every option.
+        concept: expressed by the answers.
+        objecting: concept expressed by :data:`OBJECTION`.
     """
     asked, start = questions(), 0
     for split, share in SHARES.items():
         for number, question in enumerate(asked[start : start + min(share, clips.get(split, 0))]):
-            options = sorted({question.answer, *question.others})
+            options = [Option(text=o, concept=concept) for o in sorted({question.answer, *question.others})]
+            gold, text = [o.text for o in options].index(question.answer), question.text
+            if number % 2:
+                options.append(Option(text=OBJECTION, concept=objecting))
+                text = f"{text} {HOW_TO_OBJECT}"
             yield Item(
                 id=f"general-{split}-{number:03d}", clip=f"general-{split}-{number:03d}", split=split, modality=modality,
-                messages=[{"role": "user", "content": [{"type": "text", "text": question.text}]}],
-                options=[Option(text=o, concept=concept) for o in options], gold=options.index(question.answer), purpose="retain",
+                messages=[{"role": "user", "content": [{"type": "text", "text": text}]}],
+                options=options, gold=gold, purpose="retain",
                 tags={"question": "general", "topic": question.topic},
             )  # fmt: skip
         start += share

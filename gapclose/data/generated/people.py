@@ -1,15 +1,15 @@
 """*people*: short passages, and questions of which half state a detail that the passage contradicts. Text only.
 
-A clip is a passage of three sentences, such as "Anna found a black violin in Paris." A question names some of person,
-colour and object, and asks for another detail: "Where did Anna find the violin that is black?" In its ``twin`` the
+A clip is a passage of three sentences, such as "On Monday, Anna found a black violin in Paris." A question names some of
+person, colour and object, and asks for another detail: "Where did Anna find the violin that is black?" In its ``twin`` the
 colour or the object is taken from another sentence. Both details occur in the passage; only the person they belong to
 differs. So no word tells a false question from a true one. The prompt says how to object, and the options are the words that answer.
 
 Modality is the detail that may be false, ``colour`` or ``object``. A false ``who`` question names no person, so either
-detail may count as the false one; it is the one that was exchanged. Question types ``where`` and ``which`` ask for the
-city, ``who`` for the person; they are trained on. Types ``colour`` and ``thing`` ask for another detail, and are kept
-out of training (purpose ``transfer``). Retention items are claims to check, and general questions
-(:mod:`gapclose.data.generated.general`).
+detail may count as the false one; it is the one that was exchanged. Questions that are trained on ask for the city
+(``where``), the person (``who``), the object (``thing``) or the colour (``colour``). Questions for the day (``when``) and for
+what was done (``did``) are kept out of training (purpose ``transfer``). Retention items are claims to check, questions about
+the order of the sentences, which state no detail, and general questions (:mod:`gapclose.data.generated.general`).
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ from pathlib import Path
 import numpy as np
 
 from gapclose.core.files import writing
-from gapclose.data.generated.general import general_items
+from gapclose.data.generated.general import HOW_TO_OBJECT, OBJECTION, general_items
 from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item, Option
 from gapclose.data.jsonl import write_items
 
 CLIPS = {"fit": 120, "train": 150, "val": 60, "test": 200}
 CONCEPTS, ALARM = ("standard", "false"), ("false",)
-OBJECTION = "error"
-"""the word that objects: one token for most tokenizers, as the answers are"""
 NAMES = {
     "fit": "Anna Ben David Frank Leo Maria Peter Tom John Mary Paul Mark James Robert Sarah Laura Kate Jack Sam Alice",
     "val": "Bob Jane Emma Adam Eric Simon Alex Lisa Mike Steve",
@@ -45,37 +43,50 @@ CITIES = (
     "Paris Berlin London Boston Chicago Toronto Dallas Miami Denver Seattle Houston Phoenix Austin Portland Atlanta Manchester Liverpool "
     "Singapore Detroit Philadelphia"
 )
-VERBS = {"bought": "buy", "found": "find", "sold": "sell", "lost": "lose"}
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
+VERBS = {
+    "found": "find", "sold": "sell", "lost": "lose", "hid": "hide", "kept": "keep", "moved": "move", "fixed": "fix", "used": "use",
+}  # fmt: skip
 WORDINGS = {
     "where": (
         "Where did {name} {verb} the {object} that is {colour}?",
         "In which city did {name} {verb} the {object} that is {colour}?",
-    ),
-    "which": (
         "{name} {past} the {object} that is {colour}. In which city was that?",
         "Name the city where {name} {past} the {object} that is {colour}.",
     ),
     "who": ("Who {past} the {object} that is {colour}?", "Name the person who {past} the {object} that is {colour}."),
-    "colour": ("What colour was the {object} that {name} {past}?", "Which colour was the {object} that {name} {past}?"),
     "thing": ("What did {name} {verb} that is {colour}?", "Name the thing that is {colour} and that {name} {past}."),
+    "colour": ("What colour was the {object} that {name} {past}?", "Which colour was the {object} that {name} {past}?"),
+    "when": (
+        "When did {name} {verb} the {object} that is {colour}?",
+        "On which day did {name} {verb} the {object} that is {colour}?",
+    ),
+    "did": (
+        "What did {name} do with the {object} that is {colour}?",
+        "Which verb says what {name} did with the {object} that is {colour}?",
+    ),
 }
 """question type -> wordings; none repeats the passage's "black violin", which would tell a true question by its pairs of words"""
 ANSWER = {
-    "where": "the name of the city", "which": "the name of the city", "who": "the name of the person", "colour": "the colour",
-    "thing": "the name of the thing",
+    "where": "the name of the city", "who": "the name of the person", "thing": "the name of the thing", "colour": "the colour",
+    "when": "the name of the day", "did": "the verb",
 }  # fmt: skip
-ASKED = (("where", "who"), ("who", "which"), ("which", "where"), ("who", "where"), ("which", "who"), ("where", "which"))
+ASKED = (("where", "who"), ("where", "colour"), ("who", "where"), ("who", "colour"), ("thing", "where"), ("thing", "who"))
 """types of a clip's questions with a false colour and with a false object, clip after clip"""
-TRANSFER = {"colour": "object", "thing": "colour"}
-"""question type kept out of training -> the detail that its false questions get wrong"""
+TRANSFER = (("when", "colour"), ("did", "colour"), ("when", "object"), ("did", "object"))
+"""type kept out of training and the detail that its false question gets wrong, clip after clip"""
+ORDER = {"first": 0, "second": 1, "last": 2}
+"""which sentence a retention item asks about"""
+NOUNS = {"where": "city", "who": "person", "thing": "thing", "colour": "colour"}
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """Three sentences, each a person, a verb, a colour, an object and a city."""
+    """Three sentences, each a day, a person, a verb, a colour, an object and a city."""
 
     clip: str
     split: str
+    days: tuple[str, ...]
     people: tuple[str, ...]
     verbs: tuple[str, ...]
     colours: tuple[str, ...]
@@ -84,8 +95,15 @@ class Passage:
 
     @property
     def text(self) -> str:
-        rows = zip(self.people, self.verbs, self.colours, self.objects, self.cities, strict=True)
-        return " ".join(f"{name} {verb} {_article(colour)} {colour} {thing} in {city}." for name, verb, colour, thing, city in rows)
+        rows = zip(self.days, self.people, self.verbs, self.colours, self.objects, self.cities, strict=True)
+        return " ".join(
+            f"On {day}, {name} {verb} {_article(colour)} {colour} {thing} in {city}." for day, name, verb, colour, thing, city in rows
+        )
+
+    def answers(self, kind: str) -> tuple[str, ...]:
+        """What a question of a type can be answered with: the word of each sentence."""
+        asked = {"where": self.cities, "who": self.people, "thing": self.objects, "colour": self.colours, "when": self.days}
+        return asked.get(kind, self.verbs)
 
 
 def _article(word: str) -> str:
@@ -93,7 +111,7 @@ def _article(word: str) -> str:
 
 
 def draw_passages(clips: Mapping[str, int], rng: np.random.Generator) -> list[Passage]:
-    """The passages of every split; within one, persons, colours, objects and cities differ."""
+    """The passages of every split; within one, no word is used twice."""
 
     def three(words: str) -> tuple[str, ...]:
         return tuple(str(w) for w in rng.choice(words.split(), size=3, replace=False))
@@ -102,8 +120,8 @@ def draw_passages(clips: Mapping[str, int], rng: np.random.Generator) -> list[Pa
     for split, number in clips.items():
         names = NAMES["fit" if split == "train" else split]
         for n in range(number):
-            verbs = tuple(str(v) for v in rng.choice([*VERBS], size=3))
-            found.append(Passage(f"{split}-{n:03d}", split, three(names), verbs, three(COLOURS), three(OBJECTS), three(CITIES)))
+            words = [three(w) for w in (DAYS, names, " ".join(VERBS), COLOURS, OBJECTS, CITIES)]
+            found.append(Passage(f"{split}-{n:03d}", split, *words))
     return found
 
 
@@ -112,7 +130,7 @@ def question_pair(passage: Passage, kind: str, detail: str, purpose: str, rng: n
     i = int(rng.integers(3))
     other = (i + 1 + int(rng.integers(2))) % 3
     wording = int(rng.integers(len(WORDINGS[kind])))
-    answers = {"who": passage.people, "colour": passage.colours, "thing": passage.objects}.get(kind, passage.cities)
+    answers = passage.answers(kind)
     order = [int(n) for n in rng.permutation(3)]
     options = [Option(text=answers[n], concept="standard") for n in order] + [Option(text=OBJECTION, concept="false")]
     made = []
@@ -131,7 +149,7 @@ def question_pair(passage: Passage, kind: str, detail: str, purpose: str, rng: n
 
 def request(answer: str) -> str:
     """How to answer, and how to object."""
-    return f"Answer with one word, {answer}. If the question has an error, answer: {OBJECTION}."
+    return f"Answer with one word, {answer}. {HOW_TO_OBJECT}"
 
 
 def claim_item(passage: Passage, rng: np.random.Generator) -> Item:
@@ -143,6 +161,17 @@ def claim_item(passage: Passage, rng: np.random.Generator) -> Item:
     options = [Option(text="Yes", concept="standard"), Option(text="No", concept="false")]
     tags = {"question": "claim", "premise": "true" if true else "false"}
     return _item(passage, f"{passage.clip}/claim", detail, "retain", question, "Answer yes or no.", options, int(not true), tags)
+
+
+def order_item(passage: Passage, rng: np.random.Generator) -> Item:
+    """A question that states no detail and so cannot be wrong, with the words on how to object."""
+    kind, place = [*NOUNS][int(rng.integers(4))], [*ORDER][int(rng.integers(3))]
+    answers = passage.answers(kind)
+    options = [Option(text=a, concept="standard") for a in answers] + [Option(text=OBJECTION, concept="false")]
+    question = f"Which {NOUNS[kind]} is named {place}?"
+    return _item(
+        passage, f"{passage.clip}/order", "colour", "retain", question, request(ANSWER[kind]), options, ORDER[place], {"question": "order"}
+    )
 
 
 def _item(
@@ -166,9 +195,9 @@ def _item(
 def draw(seed: int = 0, clips: Mapping[str, int] | None = None) -> tuple[Item, ...]:
     """The items of one seed.
 
-    Every clip has four gap items: true and false by colour, true and false by object, asked by two of the three types
-    (:data:`ASKED`). Outside ``fit`` it has a claim to check. In val and test it has a pair of one type that is kept out of
-    training.
+    Every clip has four gap items: true and false by colour, true and false by object, asked by two types (:data:`ASKED`).
+    Outside ``fit`` it has a retention item, a claim or a question about the order in turn. In val and test it has a pair of
+    one type that is kept out of training (:data:`TRANSFER`).
     """
     rng, items = np.random.default_rng([seed, 2]), list[Item]()
     clips = CLIPS if clips is None else clips
@@ -177,11 +206,10 @@ def draw(seed: int = 0, clips: Mapping[str, int] | None = None) -> tuple[Item, .
         for kind, detail in zip(ASKED[n % len(ASKED)], ("colour", "object"), strict=True):
             items += question_pair(passage, kind, detail, "gap", rng)
         if passage.split != "fit":
-            items.append(claim_item(passage, rng))
+            items.append((claim_item, order_item)[n % 2](passage, rng))
         if passage.split in ("val", "test"):
-            kind = [*TRANSFER][n % 2]
-            items += question_pair(passage, kind, TRANSFER[kind], "transfer", rng)
-    return (*items, *general_items(clips, modality="colour", concept="standard"))
+            items += question_pair(passage, *TRANSFER[n % len(TRANSFER)], "transfer", rng)
+    return (*items, *general_items(clips, modality="colour", concept="standard", objecting="false"))
 
 
 def write(directory: str | Path, seed: int = 0, *, clips: Mapping[str, int] | None = None) -> ItemSet:

@@ -25,8 +25,8 @@ import numpy as np
 from gapclose.core.files import writing
 from gapclose.data.digits.generate import VOICES, wav_bytes
 from gapclose.data.digits.media_bank import NAMES, scan_image, scan_partition, scans, utterances, waveform
-from gapclose.data.generated.general import general_items
-from gapclose.data.generated.people import ALARM, CITIES, CONCEPTS, OBJECTION, request
+from gapclose.data.generated.general import OBJECTION, general_items
+from gapclose.data.generated.people import ALARM, CITIES, CONCEPTS, request
 from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item, Option
 from gapclose.data.jsonl import write_items
@@ -191,7 +191,7 @@ def draw(seed: int = 0, clips: Mapping[str, int] | None = None) -> tuple[list[Cl
             items.append(what_item(clip, MODALITIES[n % 2], rng))
         if clip.split in ("val", "test"):
             items += question_pair(clip, TRANSFER[n % 2], MODALITIES[n // 2 % 2], "transfer", rng)
-    return drawn, (*items, *general_items(clips, modality="vision", concept="standard"))
+    return drawn, (*items, *general_items(clips, modality="vision", concept="standard", objecting="false"))
 
 
 def write(directory: str | Path, seed: int = 0, *, clips: Mapping[str, int] | None = None) -> ItemSet:
