@@ -5,6 +5,9 @@ The shipped digits model with pictures and sounds (a minute on two CPU cores):
 Longer answers, of which the prompt is a smaller part:
     OMP_NUM_THREADS=1 python benchmarks/monitor_overhead.py --new_tokens 32
 
+A pretrained text model, in bfloat16, with passages of the set *people*:
+    OMP_NUM_THREADS=1 python benchmarks/monitor_overhead.py --model models/qwen2.5-coder-0.5b-instruct
+
 Both sides make prompts of the same conversations and generate greedy answers of the same length through gapclose's own forward. One side is
 :meth:`gapclose.Monitor.generate`: the checks of model and messages, the hook, the probe, and the results. They take turns inside one run,
 in random order, and the ratio is that of the medians, so that whatever else the machine does meets both sides. Media are decoded by
@@ -28,6 +31,7 @@ from synthetic import between, describe, make_parser, quartiles, read_arguments,
 
 from gapclose import Monitor, load_items, load_model
 from gapclose.data.digits.generate import write
+from gapclose.data.generated import people
 from gapclose.data.item_set import ItemSet
 from gapclose.data.media import MediaLoader
 from gapclose.evaluation.monitor_file import MonitoredModel, MonitorFile
@@ -53,7 +57,7 @@ def random_monitor(loaded: LoadedModel, items: ItemSet) -> Monitor:
     unused = np.array([True, False])
     rates = alarm_rates(unused, unused, np.array(["a", "b"]), replicates=100, seed=0)
     model = MonitoredModel(
-        name="digits", revision=None, fingerprint=loaded.fingerprint, adapter=None, adapters_above=True, dtype="float32", template={},
+        name=loaded.path, revision=None, fingerprint=loaded.fingerprint, adapter=None, adapters_above=True, dtype=str(loaded.model.dtype).removeprefix("torch."), template={},
         prompt="own", frames=8, side=448,
     )  # fmt: skip
     file = MonitorFile(
@@ -64,12 +68,15 @@ def random_monitor(loaded: LoadedModel, items: ItemSet) -> Monitor:
 
 
 def main() -> None:
-    args = read_arguments(make_parser(__doc__, DEFAULTS), DEFAULTS)
+    parser = make_parser(__doc__, DEFAULTS)
+    parser.add_argument("--model", default="digits", help="hub name or directory of a chat model; another than digits answers text (%(default)s)")
+    args = read_arguments(parser, DEFAULTS)
     device = torch.device(args.device)
     with tempfile.TemporaryDirectory() as place:
-        write(Path(place), seed=0, clips=CLIPS)
+        shipped = args.model == "digits"
+        (write if shipped else people.write)(Path(place), seed=0, clips=CLIPS)
         items = load_items(place)
-        loaded = load_model(ModelConfig(path="digits", dtype="float32"))
+        loaded = load_model(ModelConfig(path=args.model, dtype="float32" if shipped else "bfloat16"))
         loaded.model.to(device)
         setting = describe(args, loaded.model)
         asked = [*items.select(split="test", purpose="gap")][: args.batch]

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 import torch
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import nn
 
 from gapclose.core.files import read_json, write_json
@@ -155,11 +155,26 @@ def fit_linear(z: np.ndarray, y: np.ndarray, family: str, strength: float) -> tu
         weight = np.stack([x[y == c].mean(0) for c in classes])
         priors = np.array([(y == c).mean() for c in classes])
         return mean, scale, weight, -0.5 * (weight**2).sum(1) + np.log(priors)
-    model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=strength).fit(x, y)
-    weight, bias = model.coef_, model.intercept_
-    if len(classes) == 2:  # scikit-learn gives one row for two classes; split in two, softmax equals its sigmoid
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    weight, bias = linear_discriminant(x, index, strength)
     return mean, scale, weight, bias
+
+
+def linear_discriminant(x: np.ndarray, index: np.ndarray, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
+    """Fit linear discriminant analysis on (N, D) and classes 0..C-1, (N,): weight (C, D) and bias (C,) with mean 0 over classes.
+
+    It is scikit-learn's ``LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage)``. With shrinkage above 0 the covariance
+    within classes has an inverse, so a Cholesky factor solves what takes a singular value decomposition there.
+    """
+    priors = np.bincount(index) / len(index)
+    means = np.stack([x[index == c].mean(0) for c in range(len(priors))])
+    apart = x - means[index]
+    within = apart.T @ apart / len(x)
+    within *= 1 - shrinkage
+    within.flat[:: len(within) + 1] += shrinkage * (apart**2).sum() / apart.size
+    solved = scipy.linalg.solve(within, means.T, assume_a="pos") if shrinkage else scipy.linalg.lstsq(within, means.T)[0]
+    weight = solved.T
+    bias = np.log(priors) - 0.5 * (means * weight).sum(1)
+    return weight - weight.mean(0), bias - bias.mean()
 
 
 def linear_logits(z: np.ndarray, parts: tuple[np.ndarray, ...]) -> np.ndarray:
