@@ -26,7 +26,7 @@ from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item, Option
 from gapclose.data.jsonl import write_items
 
-CLIPS = {"fit": 120, "train": 150, "val": 60, "test": 200}
+CLIPS = {"fit": 240, "train": 300, "val": 60, "test": 200}
 CONCEPTS, ALARM = ("standard", "false"), ("false",)
 NAMES = {
     "fit": "Anna Ben David Frank Leo Maria Peter Tom John Mary Paul Mark James Robert Sarah Laura Kate Jack Sam Alice",
