@@ -69,7 +69,9 @@ def random_monitor(loaded: LoadedModel, items: ItemSet) -> Monitor:
 
 def main() -> None:
     parser = make_parser(__doc__, DEFAULTS)
-    parser.add_argument("--model", default="digits", help="hub name or directory of a chat model; another than digits answers text (%(default)s)")
+    parser.add_argument(
+        "--model", default="digits", help="hub name or directory of a chat model; another than digits answers text (%(default)s)"
+    )
     args = read_arguments(parser, DEFAULTS)
     device = torch.device(args.device)
     with tempfile.TemporaryDirectory() as place:

@@ -67,7 +67,9 @@ def main() -> None:
     table = Table("command", "CPU seconds", "quartiles", "seconds")
     for name, rows in found.items():
         spent = quartiles(cpu[name])
-        table.add_row(name, f"{spent['median']:.0f}", f"{spent['lower_quartile']:.0f}-{spent['upper_quartile']:.0f}", f"{np.median(rows, 0)[0]:.0f}")
+        table.add_row(
+            name, f"{spent['median']:.0f}", f"{spent['lower_quartile']:.0f}-{spent['upper_quartile']:.0f}", f"{np.median(rows, 0)[0]:.0f}"
+        )
     Console(width=100).print(table)
     print(f"close, by close with nothing saved: {ratio['median']:.2f} ({between(ratio)})")
     setting = {"cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS"), "rounds": args.repeats, "options": args.options}

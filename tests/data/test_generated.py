@@ -68,14 +68,22 @@ def test_a_set_is_balanced_and_its_transfer_types_are_not_trained_on(name):
 def test_people_asks_every_type_with_every_detail_that_it_names():
     items = drawn("people", 0)
     asked = Counter((i.tags["question"], i.modality) for i in items if i.purpose == "gap" and i.split == "fit")
-    assert set(asked) == {("where", "colour"), ("where", "object"), ("who", "colour"), ("who", "object"), ("thing", "colour"), ("colour", "object")}
+    assert set(asked) == {
+        ("where", "colour"),
+        ("where", "object"),
+        ("who", "colour"),
+        ("who", "object"),
+        ("thing", "colour"),
+        ("colour", "object"),
+    }
     assert len(set(asked.values())) == 1
 
 
-def test_what_is_kept_has_the_objecting_words_and_no_error():
+@pytest.mark.parametrize(("name", "kinds"), [("people", {"order", "general"}), ("places", {"named", "general"})])
+def test_what_is_kept_has_the_objecting_words_and_no_error(name, kinds):
     """Otherwise training to object could only lower them."""
-    kept = [i for i in drawn("people", 0) if i.purpose == "retain" and general.OBJECTION in [o.text for o in i.options]]
-    assert {i.tags["question"] for i in kept} == {"order", "general"}
+    kept = [i for i in drawn(name, 0) if i.purpose == "retain" and general.OBJECTION in [o.text for o in i.options]]
+    assert {i.tags["question"] for i in kept} == kinds
     assert all(general.HOW_TO_OBJECT in i.text and i.concept == "standard" for i in kept)
 
 

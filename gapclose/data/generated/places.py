@@ -9,8 +9,8 @@ number tells nothing either.
 
 Modality is what the question is about, ``vision`` or ``audio``. Question types ``where`` and ``city`` are trained on.
 Types ``either`` and ``order`` are kept out of training (purpose ``transfer``). Retention items ask what a picture or a
-sound is, and general questions (:mod:`gapclose.data.generated.general`). Scans and utterances
-are those of the digits world, apart between splits as there (:mod:`gapclose.data.digits.media_bank`).
+sound is and which city is named first, and general questions (:mod:`gapclose.data.generated.general`). Scans and
+utterances are those of the digits world, apart between splits as there (:mod:`gapclose.data.digits.media_bank`).
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ WORDINGS = {
 """question type -> wordings"""
 TRANSFER = ("either", "order")
 """question types that are kept out of training"""
+NAMED = {"first": 0, "second": 1, "third": 2, "last": 3}
+"""which city a retention item asks for"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,14 @@ def what_item(clip: Clip, modality: str, rng: np.random.Generator) -> Item:
     return _item(clip, f"{clip.name}/what", modality, "retain", messages, options, clip.numbers[place], {"question": "what"})
 
 
+def named_item(clip: Clip, rng: np.random.Generator) -> Item:
+    """A question that states nothing about a number and so cannot be wrong, with the words on how to object."""
+    cities, place = [clip.cities[n] for about in clip.order for n in clip.places(about)], [*NAMED][int(rng.integers(len(NAMED)))]
+    options = [Option(text=c, concept="standard") for c in cities] + [Option(text=OBJECTION, concept="false")]
+    messages = [{"role": "user", "content": content(clip, f"Which city is named {place}?", request("the name of the city"))}]
+    return _item(clip, f"{clip.name}/named", "vision", "retain", messages, options, NAMED[place], {"question": "named"})
+
+
 def _item(
     clip: Clip,
     ident: str,
@@ -177,8 +187,8 @@ def draw(seed: int = 0, clips: Mapping[str, int] | None = None) -> tuple[list[Cl
     """The clips and items of one seed.
 
     Every clip has four gap items, a true and a false question about each modality: one of type ``where``, one of type
-    ``city``, in turns. Outside ``fit`` it has a retention item. In val and test it has a pair of one type that is kept out
-    of training, about one modality.
+    ``city``, in turns. Outside ``fit`` it has a retention item, of :func:`what_item` and :func:`named_item` in turn. In val
+    and test it has a pair of one type that is kept out of training, about one modality.
     """
     rng, items = np.random.default_rng([seed, 3]), list[Item]()
     clips = CLIPS if clips is None else clips
@@ -188,7 +198,7 @@ def draw(seed: int = 0, clips: Mapping[str, int] | None = None) -> tuple[list[Cl
         for kind, modality in zip(kinds, MODALITIES, strict=True):
             items += question_pair(clip, kind, modality, "gap", rng)
         if clip.split != "fit":
-            items.append(what_item(clip, MODALITIES[n % 2], rng))
+            items.append(named_item(clip, rng) if n % 2 else what_item(clip, MODALITIES[n // 2 % 2], rng))
         if clip.split in ("val", "test"):
             items += question_pair(clip, TRANSFER[n % 2], MODALITIES[n // 2 % 2], "transfer", rng)
     return drawn, (*items, *general_items(clips, modality="vision", concept="standard", objecting="false"))
