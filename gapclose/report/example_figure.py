@@ -50,6 +50,20 @@ def answer_rows(example: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [rows[0], ("frozen probe reads", *reading), rows[1]]
 
 
+def wrapped(text: str, room: float, size: float, weight: str) -> list[str]:
+    """Break a text into lines of at most ``room`` inches at ``size`` points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    font = FontProperties(weight=weight)
+    lines = [text]
+    for characters in range(110, 8, -2):
+        lines = textwrap.wrap(text, characters)
+        if all(TextPath((0, 0), line, size=size, prop=font).get_extents().width <= 72 * room for line in lines):
+            break
+    return lines
+
+
 @styled
 def draw_example(directory: Path) -> Path | None:
     """Draw the first example that training made right to ``figures/example.png`` of a closed run.
@@ -64,10 +78,12 @@ def draw_example(directory: Path) -> Path | None:
     if example is None:
         return None
     media = [(kind, root / file) for kind, file in example["media"] if kind in ("image", "audio") and (root / file).is_file()][:SHOWN]
-    question = [line for part in example["text"].splitlines() for line in textwrap.wrap(part, 62 if media else 90) or [""]]
-    height = max(LINE * (len(question) + 1) * 1.1 + 1.45, sum(HEIGHT[kind] for kind, _ in media) + 0.3)
-    figure: Figure = new_figure(figsize=(WIDTH, height))
     left = 0.3 if media else 0.03
+    room = (0.97 - left) * WIDTH
+    question = [line for part in example["text"].splitlines() for line in wrapped(part, room, 10.5, "bold") or [""]]
+    options = wrapped(f"options: {', '.join(example['options'])}; right: {example['right']}", room, 8.5, "normal")
+    height = max(LINE * (len(question) + len(options)) * 1.1 + 1.45, sum(HEIGHT[kind] for kind, _ in media) + 0.3)
+    figure: Figure = new_figure(figsize=(WIDTH, height))
     top = height
     for kind, file in media:
         top -= HEIGHT[kind]
@@ -77,22 +93,24 @@ def draw_example(directory: Path) -> Path | None:
         except UNREADABLE as error:
             axes.set_axis_off()
             axes.text(0.5, 0.5, f"{kind} not drawn\n({type(error).__name__})", fontsize=8, ha="center", va="center")
-    _write(figure, left, height, question, example)
+    _write(figure, left, height, question, options, example)
     out = directory / "figures" / "example.png"
     write_in_place(out, lambda p: figure.savefig(p, format="png", dpi=150, transparent=False))
     return out
 
 
-def _write(figure: Figure, left: float, height: float, question: Sequence[str], example: Mapping[str, Any]) -> None:
+def _write(
+    figure: Figure, left: float, height: float, question: Sequence[str], options: Sequence[str], example: Mapping[str, Any]
+) -> None:
     """Write question, options and answers, from the top down."""
     y = height - 0.3
     for line in question:
         figure.text(left, y / height, line, fontsize=10.5, weight="bold", va="center")
         y -= LINE * 1.1
-    figure.text(
-        left, y / height, f"options: {', '.join(example['options'])}; right: {example['right']}", fontsize=8.5, color="#777777", va="center"
-    )
-    y -= 0.42
+    for line in options:
+        figure.text(left, y / height, line, fontsize=8.5, color="#777777", va="center")
+        y -= LINE * 1.1
+    y -= 0.2
     for who, what, colour in answer_rows(example):
         figure.text(left, y / height, who, fontsize=10, color=INK, va="center")
         figure.text(left + 0.22, y / height, what, fontsize=10.5, weight="bold", color=colour, va="center")

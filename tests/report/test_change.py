@@ -7,6 +7,7 @@ from io import StringIO
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
@@ -199,9 +200,13 @@ def drawn(run, change):
             texts.append(s)
             return super().text(x, y, s, **look)
 
+    made = list[Figure]()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gapclose.report.example_figure.new_figure", lambda **settings: Written(**settings))
+        patch.setattr("gapclose.report.example_figure.new_figure", lambda **settings: made.append(Written(**settings)) or made[-1])
         path = draw_example(run)
+    for text in made[0].texts:  # nothing is cut off
+        box = text.get_window_extent(FigureCanvasAgg(made[0]).get_renderer())
+        assert box.x1 < made[0].bbox.x1 and box.y0 > 0 and box.y1 < made[0].bbox.y1, text.get_text()
     with Image.open(path) as image:
         assert image.width == 1080 and len(set(image.convert("RGB").resize((90, 60)).get_flattened_data())) > 10
     return texts
@@ -252,4 +257,6 @@ def test_without_an_answer_that_became_right_there_is_no_such_figure(run, change
     assert draw_example(run) is None
     alone = change["examples"]["gained"][0] | {"media": [], "text": "Maria saw a blue hat. " * 8 + "\n\nWhere was it?"}
     texts = drawn(run, change | {"examples": change["examples"] | {"gained": [alone]}})
-    assert texts[:4][-2:] == ["", "Where was it?"] and len(texts[0]) > 62
+    assert texts[:5][-2:] == ["", "Where was it?"] and len(texts[0]) > 62
+    many = alone | {"text": "WHERE DID MARGARET WASH THE WIDE WOOLLEN COAT? " * 4, "options": [*alone["options"], *"abcdefgh" * 8]}
+    drawn(run, change | {"examples": change["examples"] | {"gained": [many]}})
