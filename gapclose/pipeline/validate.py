@@ -69,7 +69,23 @@ def warnings_for(items: ItemSet) -> list[str]:
         few = {c: n for c, n in concepts.items() if 0 < n < LEAST_CLIPS}
         if few:
             found.append(f"test has {few} clips of these concepts in {modality}; below {LEAST_CLIPS} the verdict is `too few clips`")
-    return found
+    return found + (unrestrained(items) if items.alarm else [])
+
+
+def unrestrained(items: ItemSet) -> list[str]:
+    """Return a warning where no retention item of train could be answered by objecting.
+
+    Training then only ever raises the objecting options. On *people*, the model came to object to all questions of types that it
+    was not trained on (docs/start/pretrained.md).
+    """
+    train, kept = items.select(split="train", purpose="gap"), items.select(split="train", purpose="retain")
+    objecting = sorted({o.text for i in train for o in i.options if o.concept in items.alarm})
+    if not objecting or not len(kept) or any(o.text in objecting for i in kept for o in i.options):
+        return []
+    return [
+        f"no retention item of train has an objecting option ({', '.join(objecting[:4])}): a model may learn to object to every question of another "
+        "type; add questions that contain no premise, with the same words on how to object and the same option"
+    ]
 
 
 def missing_on_this_machine(config: Config) -> list[str]:

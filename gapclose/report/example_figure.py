@@ -99,9 +99,7 @@ def draw_example(directory: Path) -> Path | None:
     return out
 
 
-def _write(
-    figure: Figure, left: float, height: float, question: Sequence[str], options: Sequence[str], example: Mapping[str, Any]
-) -> None:
+def _write(figure: Figure, left: float, height: float, question: Sequence[str], options: Sequence[str], example: Mapping[str, Any]) -> None:
     """Write question, options and answers, from the top down."""
     y = height - 0.3
     for line in question:

@@ -13,10 +13,14 @@ import soundfile
 from PIL import Image
 
 from gapclose.core.errors import ErrorCollector
+from gapclose.data.generated import people
+from gapclose.data.generated.general import OBJECTION
+from gapclose.data.item_set import ItemSet
 from gapclose.pipeline.cli import main
 from gapclose.pipeline.config import parse_config
 from gapclose.pipeline.items import check_expressible, prepare_items
 from gapclose.pipeline.run_dir import bind_items
+from gapclose.pipeline.validate import unrestrained, warnings_for
 
 CONTENT, LIE = {"text": "odd", "concept": "standard"}, {"text": "unseen", "concept": "false"}
 
@@ -299,3 +303,15 @@ def test_options_that_a_prompt_does_not_name_are_a_warning(digits_directory, tin
     for prompt in ("own", "paper"):
         assert main(["validate", *where, str(listed), "--model.path", str(tiny_checkpoint), "--prompts.asked", prompt]) == 0
         assert "do not name" not in capsys.readouterr().out
+
+
+def test_retention_items_that_no_objection_answers_are_a_warning():
+    """With one that has the objecting option there is none; nor without any item to keep, or without a concept that objects."""
+    clips = {"fit": 2, "train": 4, "val": 2, "test": 2}
+    items = ItemSet(root=Path(), name="people", concepts=people.CONCEPTS, alarm=people.ALARM, items=people.draw(0, clips))
+    free = items.holding([i for i in items if i.purpose != "retain" or i.split != "train" or OBJECTION not in [o.text for o in i.options]])
+    bare = items.holding([i for i in items if i.purpose != "retain"])
+    (said,) = unrestrained(free)
+    assert said.startswith("no retention item of train has an objecting option (error)")
+    assert not unrestrained(items) and not unrestrained(bare) and said in warnings_for(free)
+    assert said not in warnings_for(replace(free, alarm=()))
