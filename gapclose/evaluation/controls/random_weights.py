@@ -53,6 +53,9 @@ LABELS = {
 def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
     """Read val and test from every network, or load the stored readings of this fingerprint.
 
+    Each network is stored once it was read, so that an interrupted control goes on, and a larger
+    ``controls.random_draws`` draws only the further ones.
+
     Empty if ``controls.random_weights`` is off or the base model is quantised: packed weights
     cannot be drawn.
 
@@ -68,32 +71,24 @@ def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
         return {}
     splits, kinds = _splits(run), tuple(KINDS) if thorough else ("random_decoder",)
     key, paths = _fingerprint(run, splits), {kind: run.directory / "probes" / f"{kind}.safetensors" for kind in kinds}
+    draws, count = config.controls.random_draws, sum(len(items) for items in splits.values())
     found = {kind: run_on_main(lambda kind=kind: _stored(paths[kind], key)) for kind in kinds}
-    missing = [kind for kind in kinds if found[kind] is None]
+    missing = {kind: draws - len(found[kind]) for kind in kinds if len(found[kind]) < draws}
     try:
-        for kind in missing:  # random_decoder first: it keeps trained embeddings and towers
-            found[kind] = _readings_of(run, kind, splits)
-            run.on_main(lambda kind=kind: _store(paths[kind], key, found[kind] or {}))
+        for kind, lacking in missing.items():  # random_decoder first: it keeps trained embeddings and towers
+            logger.info(f"control with random weights ({kind}): {lacking} networks of the same shape, each observed on {count} items")
+            for draw in range(draws - lacking, draws):
+                name = draw_network(run, KINDS[kind], draw)
+                found[kind].append(_read(run, name, splits))
+                run.on_main(lambda kind=kind: _store(paths[kind], key, found[kind]))
     except BaseException:
         if run.in_memory:  # the user's own model outlives the run
             run.reload()
         raise
     if missing:
         run.reload()
-    return {kind: readings for kind, readings in found.items() if readings is not None}
-
-
-def _readings_of(run: EvaluationContext, kind: str, splits: dict[str, ItemSet]) -> dict[str, list[np.ndarray]]:
-    """Return split -> readings (N, C) of every network of a kind. The run's model is the last
-    network afterwards."""
-    draws, count = run.config.controls.random_draws, sum(len(items) for items in splits.values())
-    logger.info(f"control with random weights ({kind}): {draws} networks of the same shape, each observed on {count} items")
-    found: dict[str, list[np.ndarray]] = {split: [] for split in splits if split != "fit"}
-    for draw in range(draws):
-        name = draw_network(run, KINDS[kind], draw)
-        for split, reading in _read(run, name, splits).items():
-            found[split].append(reading)
-    return found
+    measured = [split for split in splits if split != "fit"]
+    return {kind: {split: [of[split] for of in readings[:draws]] for split in measured} for kind, readings in found.items()}
 
 
 def random_controls(readings: Readings, split: str) -> list[Control]:
@@ -169,31 +164,31 @@ def _fingerprint(run: EvaluationContext, splits: dict[str, ItemSet]) -> str:
         "device": run.loaded.device.type,
         "probe": dataclasses.asdict(run.config.probe),
         "batch_size": run.config.observe.batch_size,
-        "draws": run.config.controls.random_draws,
         "seed": run.config.seed,
         "versions": [__version__, torch.__version__, transformers.__version__],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _store(path: Path, key: str, found: dict[str, list[np.ndarray]]) -> None:
-    tensors = {f"{split}/{draw}": torch.tensor(reading) for split, readings in found.items() for draw, reading in enumerate(readings)}
+def _store(path: Path, key: str, found: list[dict[str, np.ndarray]]) -> None:
+    """Write the readings of the networks so far, split -> (N, C) each."""
+    tensors = {f"{split}/{draw}": torch.tensor(reading) for draw, readings in enumerate(found) for split, reading in readings.items()}
     write_tensors(path, tensors, {"fingerprint": key})
 
 
-def _stored(path: Path, key: str) -> dict[str, list[np.ndarray]] | None:
-    """Return the readings stored under this fingerprint, or None.
+def _stored(path: Path, key: str) -> list[dict[str, np.ndarray]]:
+    """Return the readings stored under this fingerprint, split -> (N, C) of every network.
 
     Raises:
         ValueError: when the file is damaged.
     """
     if not path.is_file():
-        return None
+        return []
     tensors, header = read_tensors(path, "delete it: its networks are drawn again")
     if header.get("fingerprint") != key:
-        return None
-    found: dict[str, dict[int, np.ndarray]] = {}
+        return []
+    found: dict[int, dict[str, np.ndarray]] = {}
     for name, tensor in tensors.items():
         split, draw = name.split("/")
-        found.setdefault(split, {})[int(draw)] = tensor.numpy()
-    return {split: [of[draw] for draw in sorted(of)] for split, of in found.items()}
+        found.setdefault(int(draw), {})[split] = tensor.numpy()
+    return [found[draw] for draw in sorted(found)]
