@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from gapclose.evaluation.controls import random_weights
 from gapclose.pipeline.cli import main
@@ -57,7 +59,33 @@ def test_draws_differ_and_are_kept(measured, tiny_config, monkeypatch, capsys):
     assert (measured / "measurement.json").read_bytes() == before
     monkeypatch.setattr(random_weights, "draw_anew", lambda *a, **k: (_ for _ in ()).throw(ValueError("drawn anew")))
     assert main(["measure", "--config", str(tiny_config), "--run_dir", str(measured), *ON[:3], "3", *PLAIN]) == 2
-    assert "drawn anew" in capsys.readouterr().err  # another number of draws is another control
+    assert "drawn anew" in capsys.readouterr().err  # the third is not there
+
+
+def test_an_interrupted_control_goes_on_with_the_next_network(measured, tiny_config, tmp_path, monkeypatch, capsys):
+    """Its readings are those of a control that was not interrupted; one network fewer than are stored takes the first."""
+    copy, seeds, draw = tmp_path / "run", list[int](), random_weights.draw_anew
+    shutil.copytree(measured, copy, ignore=shutil.ignore_patterns(".lock"))
+    for kind in random_weights.KINDS:
+        (copy / "probes" / f"{kind}.safetensors").unlink()
+
+    def drawn(model, part, seed, *, until):
+        if len(seeds) == until:
+            raise ValueError("interrupted")
+        seeds.append(seed)
+        draw(model, part, seed)
+
+    arguments = ["measure", "--config", str(tiny_config), "--run_dir", str(copy), *PLAIN, *ON]
+    for until in (1, 3):  # inside the first kind, and inside the second
+        monkeypatch.setattr(random_weights, "draw_anew", partial(drawn, until=until))
+        assert main(arguments) == 2 and "interrupted" in capsys.readouterr().err
+    monkeypatch.setattr(random_weights, "draw_anew", partial(drawn, until=9))
+    assert main(arguments) == 0 and len(seeds) == len(set(seeds)) == 4
+    for kind in random_weights.KINDS:
+        again, once = (load_file(of / "probes" / f"{kind}.safetensors") for of in (copy, measured))
+        assert again.keys() == once.keys() and all(np.array_equal(again[name], once[name]) for name in once)
+    assert main([*arguments, "--controls.random_draws", "3"]) == 0
+    assert main(arguments) == 0 and len(seeds) == 6
 
 
 def test_afterwards_the_model_is_the_checkpoint_s(tiny_config, tmp_path):

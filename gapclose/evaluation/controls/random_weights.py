@@ -76,7 +76,7 @@ def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
     missing = {kind: draws - len(found[kind]) for kind in kinds if len(found[kind]) < draws}
     try:
         for kind, lacking in missing.items():  # random_decoder first: it keeps trained embeddings and towers
-            logger.info(f"control with random weights ({kind}): {lacking} networks of the same shape, each observed on {count} items")
+            logger.info(f"control with random weights ({kind}): networks to draw: {lacking}, each observed on {count} items")
             for draw in range(draws - lacking, draws):
                 name = draw_network(run, KINDS[kind], draw)
                 found[kind].append(_read(run, name, splits))
