@@ -78,6 +78,20 @@ class Item:
         return "\n".join(part["text"] for part in content_parts(self.messages) if part["type"] == "text")
 
     @property
+    def marked_text(self) -> str:
+        """:attr:`text` for people to read: media between two texts leave a mark, such as ``[image]``."""
+        parts = [*content_parts(self.messages)]
+        places = [n for n, part in enumerate(parts) if part["type"] == "text"]
+        inside = parts[places[0] : places[-1] + 1] if places else []
+        if len(inside) == len(places):
+            return self.text
+        found = ""
+        for part in inside:
+            said = part["text"] if part["type"] == "text" else f"[{part['type']}]"
+            found += said if not found or found[-1].isspace() or said[:1].isspace() else f" {said}"
+        return found
+
+    @property
     def order(self) -> list[int] | None:
         """For every place, the option's place in the data; None without shuffled options."""
         return [int(place) for place in self.tags[ORDER].split()] if ORDER in self.tags else None

@@ -147,7 +147,7 @@ def measure_change(run: EvaluationContext, epoch: int) -> Change:
             id=item.id,
             clip=item.clip,
             modality=item.modality,
-            text=item.text,
+            text=item.marked_text,
             media=item.media,
             options=options,
             right=options[labels.gold[n]],

@@ -332,7 +332,7 @@ def known_but_unsaid(items: ItemSet, labels: Labels, action: Action, reading: np
             id=item.id,
             clip=item.clip,
             modality=item.modality,
-            text=item.text,
+            text=item.marked_text,
             media=item.media,
             options=options,
             said=options[action.chosen[n]],

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 WIDTH, LINE = 7.2, 0.2
 """inches: the figure's width, the height of a line of text"""
-HEIGHT = {"image": 1.9, "audio": 0.95}
-"""inches: the height of a medium, with its title and axis"""
+HEIGHT, BESIDE = {"image": 1.6, "audio": 0.5}, {"image": 0.3, "audio": 0.45}
+"""inches: the height of a medium, and of its title and axis"""
+TALL = 2.6
+"""inches: what the media of an item take at most; more of them are drawn smaller"""
 TINY, MARGIN = 64, 0.12
 """pixels below which a picture is tiny, and the margin that it gets, as a share of its size"""
-SHOWN = 3
+SHOWN = 4
 """media of an item that are drawn"""
 WRONG, RIGHT = ACTION, SENTINEL
 
@@ -82,12 +84,15 @@ def draw_example(directory: Path) -> Path | None:
     room = (0.97 - left) * WIDTH
     question = [line for part in example["text"].splitlines() for line in wrapped(part, room, 10.5, "bold") or [""]]
     options = wrapped(f"options: {', '.join(example['options'])}; right: {example['right']}", room, 8.5, "normal")
-    height = max(LINE * (len(question) + len(options)) * 1.1 + 1.45, sum(HEIGHT[kind] for kind, _ in media) + 0.3)
+    needed = sum(HEIGHT[kind] for kind, _ in media)
+    smaller = min(1, TALL / max(needed, 1))
+    height = max(LINE * (len(question) + len(options)) * 1.1 + 1.45, needed * smaller + sum(BESIDE[kind] for kind, _ in media) + 0.3)
     figure: Figure = new_figure(figsize=(WIDTH, height))
     top = height
     for kind, file in media:
-        top -= HEIGHT[kind]
-        axes = figure.add_axes((0.03, (top + 0.05) / height, 0.22, (HEIGHT[kind] - 0.3) / height))
+        panel = HEIGHT[kind] * smaller
+        top -= panel + BESIDE[kind]
+        axes = figure.add_axes((0.03, (top + BESIDE[kind] - 0.25) / height, 0.22, panel / height))
         try:
             (draw_image if kind == "image" else draw_audio)(axes, file)
         except UNREADABLE as error:

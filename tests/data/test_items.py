@@ -242,3 +242,25 @@ def test_splits_that_a_job_needs(digits):
     assert "split 'fit' has no item whose gold expresses 'false_audio'" in fit
     assert "split 'train' has no items with purpose 'gap'" in train
     assert f"split 'val' needs labels, but {len(bare)} items have no gold option, e.g. ['val-000/" in val and len(bare) > 7
+
+
+IMAGE, SOUND = {"type": "image", "path": "a.png"}, {"type": "audio", "path": "a.wav"}
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (["Odd?"], "Odd?"),
+        ([IMAGE, "Odd?", "Say."], "Odd?\nSay."),  # what stands before the text needs no mark
+        (["The number", IMAGE, " was seen. The one ", SOUND, "too"], "The number [image] was seen. The one [audio] too"),
+        (["See", IMAGE, SOUND, "this."], "See [image] [audio] this."),
+        ([IMAGE], ""),
+    ],
+)
+def test_media_inside_a_text_leave_a_mark(content, text):
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    item = Item(
+        id="a", clip="a", split="fit", modality="vision", messages=[{"role": "user", "content": parts}],
+        options=[Option(text="odd", concept="standard")], gold=0,
+    )  # fmt: skip
+    assert item.marked_text == text
