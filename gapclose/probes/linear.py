@@ -160,19 +160,27 @@ def fit_linear(z: np.ndarray, y: np.ndarray, family: str, strength: float) -> tu
 
 
 def linear_discriminant(x: np.ndarray, index: np.ndarray, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
-    """Fit linear discriminant analysis on (N, D) and classes 0..C-1, (N,): weight (C, D) and bias (C,) with mean 0 over classes.
+    """Fit linear discriminant analysis on standardised residuals (N, D) and classes 0..C-1, (N,).
 
-    It is scikit-learn's ``LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage)``. With shrinkage above 0 the covariance
-    within classes has an inverse, so a Cholesky factor solves what takes a singular value decomposition there.
+    Returns weight (C, D) and bias (C,), with mean 0 over classes.
+
+    It is ``LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage)`` of scikit-learn, which solves by a singular value
+    decomposition. With shrinkage the covariance within classes is positive definite, so a Cholesky factor solves it in a
+    fraction of the time. Without shrinkage least squares are solved, as there; with fewer items than dimensions their result
+    then depends on rounding. Where nothing varies within classes all weights are 0.
     """
     priors = np.bincount(index) / len(index)
     means = np.stack([x[index == c].mean(0) for c in range(len(priors))])
     apart = x - means[index]
-    within = apart.T @ apart / len(x)
-    within *= 1 - shrinkage
-    within.flat[:: len(within) + 1] += shrinkage * (apart**2).sum() / apart.size
-    solved = scipy.linalg.solve(within, means.T, assume_a="pos") if shrinkage else scipy.linalg.lstsq(within, means.T)[0]
-    weight = solved.T
+    variance = (apart**2).mean()
+    within = (1 - shrinkage) / len(x) * (apart.T @ apart)
+    within.flat[:: len(within) + 1] += shrinkage * variance
+    if variance <= np.finfo(x.dtype).eps:  # of standardised residuals, whose variance is 1
+        weight = np.zeros_like(means)
+    elif shrinkage:
+        weight = scipy.linalg.solve(within, means.T, assume_a="pos").T
+    else:
+        weight = scipy.linalg.lstsq(within, means.T)[0].T
     bias = np.log(priors) - 0.5 * (means * weight).sum(1)
     return weight - weight.mean(0), bias - bias.mean()
 

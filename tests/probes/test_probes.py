@@ -18,7 +18,7 @@ from gapclose.metrics.labels import evidence_for
 from gapclose.probes import search as probe_search
 from gapclose.probes.config import ProbeConfig
 from gapclose.probes.cross_validation import fit_temperature, fresh_reading, grouped_folds, out_of_fold
-from gapclose.probes.linear import FrozenProbe, fit_linear
+from gapclose.probes.linear import FrozenProbe, fit_linear, linear_logits
 from gapclose.probes.search import choose_probe, not_asked, not_asked_words, possible_concepts, score
 
 CONCEPTS = ("standard", "false_vision", "false_audio")
@@ -57,6 +57,33 @@ def test_a_frozen_probe_reads_what_scikit_learn_predicts(classes, family, streng
     found = frozen(z[:160], y[:160], family, strength).predict_proba(torch.tensor(z[160:]))
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("shrinkage", [1e-3, 0.1, 1.0])
+@pytest.mark.parametrize(
+    ("items", "shares", "dtype"), [(150, (0.5, 0.5), np.float64), (20, (0.2, 0.8), np.float64), (90, (0.2, 0.3, 0.5), np.float32)]
+)
+def test_discriminant_analysis_is_scikit_learn_s(items, shares, dtype, shrinkage):
+    """With fewer items than dimensions too, classes of unequal size, any names of classes, and a dimension that never varies."""
+    rng = np.random.default_rng(items)
+    names = np.repeat([3, 10, 17][: len(shares)], [round(items * share) for share in shares])
+    z = (rng.normal(size=(items, 30)) @ rng.normal(size=(30, 30)) + 0.2 * names[:, None]).astype(dtype)
+    z[:, 4] = 2
+    found = linear_logits(z, fit_linear(z, names, "lda", shrinkage))
+    scaled = StandardScaler().fit_transform(z.astype(np.float64))
+    expected = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage).fit(scaled, names).predict_proba(scaled)
+    np.testing.assert_allclose(softmax(found.astype(np.float64), axis=1), expected, atol=1e-8 if dtype == np.float64 else 2e-3)
+
+
+@pytest.mark.parametrize("z", [np.ones((60, 40)), np.repeat(np.random.default_rng(0).normal(size=(2, 40)), 30, axis=0)])
+@pytest.mark.parametrize("family", ["lda", "logistic", "mean_difference"])
+def test_residuals_that_do_not_vary_within_classes_are_no_error(family, z):
+    """Those of layer 0 are the same for all prompts that end in the same token."""
+    y = np.repeat([0, 1], 30)
+    logits = linear_logits(z, fit_linear(z, y, family, 0.1))
+    assert np.isfinite(logits).all()
+    if np.ptp(z) == 0:
+        assert np.allclose(logits, logits[0])
 
 
 def test_mean_difference_is_the_nearest_centroid_when_classes_are_equal():
