@@ -79,17 +79,9 @@ class Item:
 
     @property
     def marked_text(self) -> str:
-        """:attr:`text` for people to read: media between two texts leave a mark, such as ``[image]``."""
-        parts = [*content_parts(self.messages)]
-        places = [n for n, part in enumerate(parts) if part["type"] == "text"]
-        inside = parts[places[0] : places[-1] + 1] if places else []
-        if len(inside) == len(places):
-            return self.text
-        found = ""
-        for part in inside:
-            said = part["text"] if part["type"] == "text" else f"[{part['type']}]"
-            found += said if not found or found[-1].isspace() or said[:1].isspace() else f" {said}"
-        return found
+        """:attr:`text` for people to read. Where media stand between the texts of a message, all
+        its media leave a mark, such as ``[image]``."""
+        return "\n".join(text for message in self.messages if (text := _marked(message)))
 
     @property
     def order(self) -> list[int] | None:
@@ -147,3 +139,20 @@ def content_parts(messages: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]
             yield {"type": "text", "text": content}
         else:
             yield from content
+
+
+def _marked(message: dict[str, Any]) -> str:
+    """The text of one message, with marks for its media where some stand between two texts."""
+    parts = [*content_parts([message])]
+    kinds = [part["type"] for part in parts]
+    texts = [n for n, kind in enumerate(kinds) if kind == "text"]
+    inside = bool(texts) and any(kind != "text" for kind in kinds[texts[0] : texts[-1]])
+    found, before = "", ""
+    for part in parts if inside else [parts[n] for n in texts]:
+        said = part["text"] if part["type"] == "text" else f"[{part['type']}]"
+        if before == part["type"] == "text":
+            found += "\n"
+        elif found and not found[-1].isspace() and not said[:1].isspace():
+            found += " "
+        found, before = found + said, part["type"]
+    return found

@@ -53,7 +53,7 @@ NEXT_STEPS: Mapping[str, Mapping[str, str]] = {
         "readable without training": "Do not call the reading knowledge; ask about content, or raise `controls.random_draws` to be surer.",
         "explained by text": "Balance the wording of true and false premises until `gapclose validate` no longer warns of the text; measure again.",
         "not readable": "Check labels and media; let the probe search other layers (`probe.layers`), or ask about something else.",
-        "too few clips": "Label more clips in `fit` and `test`; the verdict names the difference that these can find.",
+        "too few clips": "Label more clips in `fit` and `test`, or raise `controls.random_draws` where the verdict names it.",
         "not judgeable": _ACTING,
     },
 }

@@ -340,8 +340,8 @@ def _verdict(name: str, proof: VerdictEvidence, p: float, family: int, config: G
         )
     elif readable:
         needs = _needs(proof.error, proof.n_clips, config.detectable)
-        if random and proof.difference.lower > 0 and random.p > proof.p:
-            needs = f"The control is beaten; {random.draws} networks leave the other difference open: raise controls.random_draws."
+        if not beyond_random:
+            needs += " More networks (controls.random_draws) narrow the difference to those with random weights."
         word, why = "too few clips", f"{read}, above chance; but {versus}{learned}{tested}. {needs}"
     elif max(proof.auroc.upper - 0.5, proof.detectable_auroc) <= config.detectable:
         word, why = "not readable", f"{read}, which does not exclude chance, and excludes {0.5 + config.detectable:.3f} (gap.detectable)."

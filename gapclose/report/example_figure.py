@@ -24,7 +24,9 @@ WIDTH, LINE = 7.2, 0.2
 HEIGHT, BESIDE = {"image": 1.6, "audio": 0.5}, {"image": 0.3, "audio": 0.45}
 """inches: the height of a medium, and of its title and axis"""
 TALL = 2.6
-"""inches: what the media of an item take at most; more of them are drawn smaller"""
+"""inches: what the media of an item take at most beside their titles and axes; more of them are drawn smaller"""
+ANSWERS = 0.22
+"""share of the width between the names of the answers and the answers"""
 TINY, MARGIN = 64, 0.12
 """pixels below which a picture is tiny, and the margin that it gets, as a share of its size"""
 SHOWN = 4
@@ -53,17 +55,28 @@ def answer_rows(example: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def wrapped(text: str, room: float, size: float, weight: str) -> list[str]:
-    """Break a text into lines of at most ``room`` inches at ``size`` points."""
+    """Break a text into lines of at most ``room`` inches at ``size`` points; longer words are broken too."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
 
-    font = FontProperties(weight=weight)
-    lines = [text]
-    for characters in range(110, 8, -2):
-        lines = textwrap.wrap(text, characters)
-        if all(TextPath((0, 0), line, size=size, prop=font).get_extents().width <= 72 * room for line in lines):
-            break
-    return lines
+    font, widths = FontProperties(weight=weight), dict[str, float]()
+
+    def width(word: str) -> float:
+        if word not in widths:
+            widths[word] = float(TextPath((0, 0), f"|{word}|", size=size, prop=font).get_extents().width) / 72
+        return widths[word]
+
+    bars, lines, left = width(""), [""], room
+    space = width(" ") - bars
+    for word in text.split():
+        for piece in [word] if width(word) - bars <= room else textwrap.wrap(word, 12):
+            needed = width(piece) - bars + (space if lines[-1] else 0)
+            if needed > left:
+                lines.append("")
+                left, needed = room, width(piece) - bars
+            lines[-1] += f" {piece}" if lines[-1] else piece
+            left -= needed
+    return lines if lines[0] else []
 
 
 @styled
@@ -84,9 +97,11 @@ def draw_example(directory: Path) -> Path | None:
     room = (0.97 - left) * WIDTH
     question = [line for part in example["text"].splitlines() for line in wrapped(part, room, 10.5, "bold") or [""]]
     options = wrapped(f"options: {', '.join(example['options'])}; right: {example['right']}", room, 8.5, "normal")
+    rows = [(who, wrapped(what, room - ANSWERS * WIDTH, 10.5, "bold"), colour) for who, what, colour in answer_rows(example)]
     needed = sum(HEIGHT[kind] for kind, _ in media)
     smaller = min(1, TALL / max(needed, 1))
-    height = max(LINE * (len(question) + len(options)) * 1.1 + 1.45, needed * smaller + sum(BESIDE[kind] for kind, _ in media) + 0.3)
+    lines = len(question) + len(options) + sum(len(what) - 1 for _, what, _ in rows)
+    height = max(LINE * lines * 1.1 + 1.45, needed * smaller + sum(BESIDE[kind] for kind, _ in media) + 0.3)
     figure: Figure = new_figure(figsize=(WIDTH, height))
     top = height
     for kind, file in media:
@@ -98,13 +113,15 @@ def draw_example(directory: Path) -> Path | None:
         except UNREADABLE as error:
             axes.set_axis_off()
             axes.text(0.5, 0.5, f"{kind} not drawn\n({type(error).__name__})", fontsize=8, ha="center", va="center")
-    _write(figure, left, height, question, options, example)
+    _write(figure, left, height, question, options, rows)
     out = directory / "figures" / "example.png"
     write_in_place(out, lambda p: figure.savefig(p, format="png", dpi=150, transparent=False))
     return out
 
 
-def _write(figure: Figure, left: float, height: float, question: Sequence[str], options: Sequence[str], example: Mapping[str, Any]) -> None:
+def _write(
+    figure: Figure, left: float, height: float, question: Sequence[str], options: Sequence[str], rows: Sequence[tuple[str, list[str], str]]
+) -> None:
     """Write question, options and answers, from the top down."""
     y = height - 0.3
     for line in question:
@@ -114,10 +131,11 @@ def _write(figure: Figure, left: float, height: float, question: Sequence[str], 
         figure.text(left, y / height, line, fontsize=8.5, color="#777777", va="center")
         y -= LINE * 1.1
     y -= 0.2
-    for who, what, colour in answer_rows(example):
+    for who, what, colour in rows:
         figure.text(left, y / height, who, fontsize=10, color=INK, va="center")
-        figure.text(left + 0.22, y / height, what, fontsize=10.5, weight="bold", color=colour, va="center")
-        y -= 0.31
+        for n, line in enumerate(what):
+            figure.text(left + ANSWERS, (y - n * LINE * 1.1) / height, line, fontsize=10.5, weight="bold", color=colour, va="center")
+        y -= 0.31 + (len(what) - 1) * LINE * 1.1
 
 
 def draw_image(axes: Axes, path: Path) -> None:

@@ -253,7 +253,8 @@ IMAGE, SOUND = {"type": "image", "path": "a.png"}, {"type": "audio", "path": "a.
         (["Odd?"], "Odd?"),
         ([IMAGE, "Odd?", "Say."], "Odd?\nSay."),  # what stands before the text needs no mark
         (["The number", IMAGE, " was seen. The one ", SOUND, "too"], "The number [image] was seen. The one [audio] too"),
-        (["See", IMAGE, SOUND, "this."], "See [image] [audio] this."),
+        (["See", IMAGE, SOUND, "this.", "Odd?"], "See [image] [audio] this.\nOdd?"),
+        ([IMAGE, "Left one.", IMAGE, "Which?", SOUND], "[image] Left one. [image] Which? [audio]"),  # all or none
         ([IMAGE], ""),
     ],
 )
@@ -264,3 +265,5 @@ def test_media_inside_a_text_leave_a_mark(content, text):
         options=[Option(text="odd", concept="standard")], gold=0,
     )  # fmt: skip
     assert item.marked_text == text
+    asked = replace(item, messages=[{"role": "system", "content": "Be brief."}, *item.messages])
+    assert asked.marked_text == (f"Be brief.\n{text}" if text else "Be brief.")

@@ -258,5 +258,8 @@ def test_without_an_answer_that_became_right_there_is_no_such_figure(run, change
     alone = change["examples"]["gained"][0] | {"media": [], "text": "Maria saw a blue hat. " * 8 + "\n\nWhere was it?"}
     texts = drawn(run, change | {"examples": change["examples"] | {"gained": [alone]}})
     assert texts[:5][-2:] == ["", "Where was it?"] and len(texts[0]) > 62
+    sentence = "The premise is wrong: the lamp that stands on the table was black, and not white"
+    spoken = change["examples"]["gained"][0] | {"base": {"said": sentence, "probability": 0.9, "written": sentence}}
+    assert " ".join(drawn(run, change | {"examples": change["examples"] | {"gained": [spoken]}})).count("black, and not white") == 1
     many = alone | {"text": "WHERE DID MARGARET WASH THE WIDE WOOLLEN COAT? " * 4, "options": [*alone["options"], *"abcdefgh" * 8]}
     drawn(run, change | {"examples": change["examples"] | {"gained": [many]}})

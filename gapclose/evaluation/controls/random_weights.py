@@ -74,11 +74,14 @@ def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
     draws, count = config.controls.random_draws, sum(len(items) for items in splits.values())
     found = {kind: run_on_main(lambda kind=kind: _stored(paths[kind], key)) for kind in kinds}
     missing = {kind: draws - len(found[kind]) for kind in kinds if len(found[kind]) < draws}
+    drawn = False
     try:
         for kind, lacking in missing.items():  # random_decoder first: it keeps trained embeddings and towers
             logger.info(f"control with random weights ({kind}): networks to draw: {lacking}, each observed on {count} items")
             for draw in range(draws - lacking, draws):
-                name = draw_network(run, KINDS[kind], draw)
+                if drawn:  # parameters without an initialisation are drawn with the checkpoint's moments
+                    run.reload()
+                name, drawn = draw_network(run, KINDS[kind], draw), True
                 found[kind].append(_read(run, name, splits))
                 run.on_main(lambda kind=kind: _store(paths[kind], key, found[kind]))
     except BaseException:
