@@ -121,7 +121,15 @@ def validate(arguments: Sequence[str]) -> None:
     from gapclose.models.config import SHIPPED
     from gapclose.pipeline.items import is_for_closing, prepare_plain
     from gapclose.pipeline.model_summary import print_outline
-    from gapclose.pipeline.validate import missing_on_this_machine, print_histogram, print_leak, slow_precision, unnamed, warnings_for
+    from gapclose.pipeline.validate import (
+        missing_on_this_machine,
+        no_objection_kept,
+        print_histogram,
+        print_leak,
+        slow_precision,
+        unnamed,
+        warnings_for,
+    )
     from gapclose.training.tracking import refuse_missing_trackers, tracking_doubts
 
     closing, absent, items, plain, faults = True, why_absent(config.model), None, None, list[str]()
@@ -156,6 +164,7 @@ def validate(arguments: Sequence[str]) -> None:
         *slow_precision(config),
         *tracking_doubts(config),
         *warnings_for(items),
+        *no_objection_kept(plain),
         *print_leak(text_leak(items, folds=config.probe.folds)),
     ]:
         print(f"warning: {line}")

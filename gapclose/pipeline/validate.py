@@ -21,6 +21,8 @@ from gapclose.pipeline.config import Config
 from gapclose.report.console import wide_console
 from gapclose.report.tables import print_table
 
+LEAST_RESTRAINED = 0.1
+"""share of the retention items of train that :func:`no_objection_kept` wants"""
 EMULATED = (
     "the model computes in bfloat16, and this processor has no instructions for it (avx512_bf16, amx_bf16): they are emulated, and a forward of "
     "a large model takes minutes; give --model.dtype float32, which takes twice the memory"
@@ -69,22 +71,24 @@ def warnings_for(items: ItemSet) -> list[str]:
         few = {c: n for c, n in concepts.items() if 0 < n < LEAST_CLIPS}
         if few:
             found.append(f"test has {few} clips of these concepts in {modality}; below {LEAST_CLIPS} the verdict is `too few clips`")
-    return found + (unrestrained(items) if items.alarm else [])
+    return found
 
 
-def unrestrained(items: ItemSet) -> list[str]:
-    """Return a warning where no retention item of train could be answered by objecting.
+def no_objection_kept(items: ItemSet) -> list[str]:
+    """Return a warning where fewer than a tenth of the retention items of train could be answered, wrongly, by objecting.
 
-    Training then only ever raises the objecting options. On *people*, the model came to object to all questions of types that it
-    was not trained on (docs/start/pretrained.md).
+    Without such items a model may object wherever it is told how to: on *people* it objected to questions of all types that were
+    not trained on (docs/start/pretrained.md). The words of the options count, and the items are without a prompt template.
     """
     train, kept = items.select(split="train", purpose="gap"), items.select(split="train", purpose="retain")
     objecting = sorted({o.text for i in train for o in i.options if o.concept in items.alarm})
-    if not objecting or not len(kept) or any(o.text in objecting for i in kept for o in i.options):
+    restrained = [i for i in kept if i.concept not in items.alarm and any(o.text in objecting for o in i.options)]
+    if not objecting or len(restrained) >= LEAST_RESTRAINED * len(kept):
         return []
     return [
-        f"no retention item of train has an objecting option ({', '.join(objecting[:4])}): a model may learn to object to every question of another "
-        "type; add questions that contain no premise, with the same words on how to object and the same option"
+        f"{len(restrained)} of {len(kept)} retention items of train have an objecting option ({', '.join(objecting[:4])}) that is not right: a "
+        "model may learn to object to every question of another type; add questions without a false premise, with the same words on how to "
+        "object and the same option (docs/how-to/data.md)"
     ]
 
 

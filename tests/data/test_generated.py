@@ -18,6 +18,7 @@ from gapclose.data.splits import check_clips_apart, check_media_apart
 from gapclose.evaluation.controls.text_leak import text_leak
 
 CLIPS = {"fit": 60, "train": 10, "val": 30, "test": 60}
+# *people* is cheap to draw. With few clips a text that tells nothing may look as if it did
 MORE = {"fit": 60, "train": 10, "val": 60, "test": 200}
 
 
@@ -32,7 +33,7 @@ def test_the_text_alone_is_at_chance(name, purpose):
     items = drawn(name, 0, MORE if name == "people" else CLIPS)
     asked = [replace(i, purpose="gap") for i in items if i.purpose == purpose]
     for leak in text_leak(items.holding(asked), folds=4):
-        assert leak.n_clips >= (150 if purpose == "gap" else 20)
+        assert leak.n_clips >= (150 if purpose == "gap" else 120 if name == "people" else 20)
         assert not leak.above, leak
 
 
@@ -79,9 +80,8 @@ def test_people_asks_every_type_with_every_detail_that_it_names():
     assert len(set(asked.values())) == 1
 
 
-@pytest.mark.parametrize(("name", "kinds"), [("people", {"order", "general"}), ("places", {"named", "general"})])
-def test_what_is_kept_has_the_objecting_words_and_no_error(name, kinds):
-    """Otherwise training to object could only lower them."""
+@pytest.mark.parametrize(("name", "kinds"), [("people", {"named", "general"}), ("places", {"named", "general"})])
+def test_some_retention_items_say_how_to_object_and_contain_no_error(name, kinds):
     kept = [i for i in drawn(name, 0) if i.purpose == "retain" and general.OBJECTION in [o.text for o in i.options]]
     assert {i.tags["question"] for i in kept} == kinds
     assert all(general.HOW_TO_OBJECT in i.text and i.concept == "standard" for i in kept)

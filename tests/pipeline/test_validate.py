@@ -20,7 +20,7 @@ from gapclose.pipeline.cli import main
 from gapclose.pipeline.config import parse_config
 from gapclose.pipeline.items import check_expressible, prepare_items
 from gapclose.pipeline.run_dir import bind_items
-from gapclose.pipeline.validate import unrestrained, warnings_for
+from gapclose.pipeline.validate import no_objection_kept
 
 CONTENT, LIE = {"text": "odd", "concept": "standard"}, {"text": "unseen", "concept": "false"}
 
@@ -305,13 +305,16 @@ def test_options_that_a_prompt_does_not_name_are_a_warning(digits_directory, tin
         assert "do not name" not in capsys.readouterr().out
 
 
-def test_retention_items_that_no_objection_answers_are_a_warning():
-    """With one that has the objecting option there is none; nor without any item to keep, or without a concept that objects."""
-    clips = {"fit": 2, "train": 4, "val": 2, "test": 2}
+def test_retention_items_that_no_objection_could_answer_are_a_warning():
+    """There is none with enough of them, nor without any item to keep; one of many, or one that is rightly objected to, is too few."""
+    clips = {"fit": 2, "train": 8, "val": 2, "test": 2}
     items = ItemSet(root=Path(), name="people", concepts=people.CONCEPTS, alarm=people.ALARM, items=people.draw(0, clips))
-    free = items.holding([i for i in items if i.purpose != "retain" or i.split != "train" or OBJECTION not in [o.text for o in i.options]])
-    bare = items.holding([i for i in items if i.purpose != "retain"])
-    (said,) = unrestrained(free)
-    assert said.startswith("no retention item of train has an objecting option (error)")
-    assert not unrestrained(items) and not unrestrained(bare) and said in warnings_for(free)
-    assert said not in warnings_for(replace(free, alarm=()))
+    kept = [i for i in items if i.purpose == "retain" and i.split == "train"]
+    offering = [i for i in kept if OBJECTION in [o.text for o in i.options]]
+    others = [i for i in items if i not in kept]
+    free = [i for i in kept if i not in offering]
+    right = [replace(i, gold=[o.text for o in i.options].index(OBJECTION)) for i in offering]
+    assert not no_objection_kept(items) and not no_objection_kept(items.holding(others))
+    for some, count in (([], 0), (right, 0), (offering[:1], 1)):
+        (said,) = no_objection_kept(items.holding([*others, *free * 4, *some]))
+        assert said.startswith(f"{count} of {len(free) * 4 + len(some)} retention items of train have an objecting option (error)")

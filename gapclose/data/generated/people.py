@@ -75,9 +75,10 @@ ASKED = (("where", "who"), ("where", "colour"), ("who", "where"), ("who", "colou
 """types of a clip's questions with a false colour and with a false object, clip after clip"""
 TRANSFER = (("when", "colour"), ("did", "colour"), ("when", "object"), ("did", "object"))
 """type kept out of training and the detail that its false question gets wrong, clip after clip"""
-ORDER = {"first": 0, "second": 1, "last": 2}
+NAMED = {"first": 0, "second": 1, "last": 2}
 """which sentence a retention item asks about"""
 NOUNS = {"where": "city", "who": "person", "thing": "thing", "colour": "colour"}
+"""type of answer -> its name in such an item"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,9 @@ class Passage:
 
     def answers(self, kind: str) -> tuple[str, ...]:
         """What a question of a type can be answered with: the word of each sentence."""
-        asked = {"where": self.cities, "who": self.people, "thing": self.objects, "colour": self.colours, "when": self.days}
-        return asked.get(kind, self.verbs)
+        return {
+            "where": self.cities, "who": self.people, "thing": self.objects, "colour": self.colours, "when": self.days, "did": self.verbs,
+        }[kind]  # fmt: skip
 
 
 def _article(word: str) -> str:
@@ -111,7 +113,7 @@ def _article(word: str) -> str:
 
 
 def draw_passages(clips: Mapping[str, int], rng: np.random.Generator) -> list[Passage]:
-    """The passages of every split; within one, no word is used twice."""
+    """The passages of every split; within one, days, persons, verbs, colours, objects and cities differ."""
 
     def three(words: str) -> tuple[str, ...]:
         return tuple(str(w) for w in rng.choice(words.split(), size=3, replace=False))
@@ -163,14 +165,14 @@ def claim_item(passage: Passage, rng: np.random.Generator) -> Item:
     return _item(passage, f"{passage.clip}/claim", detail, "retain", question, "Answer yes or no.", options, int(not true), tags)
 
 
-def order_item(passage: Passage, rng: np.random.Generator) -> Item:
+def named_item(passage: Passage, rng: np.random.Generator) -> Item:
     """A question that states no detail and so cannot be wrong, with the words on how to object."""
-    kind, place = [*NOUNS][int(rng.integers(4))], [*ORDER][int(rng.integers(3))]
+    kind, place = [*NOUNS][int(rng.integers(4))], [*NAMED][int(rng.integers(3))]
     answers = passage.answers(kind)
     options = [Option(text=a, concept="standard") for a in answers] + [Option(text=OBJECTION, concept="false")]
     question = f"Which {NOUNS[kind]} is named {place}?"
     return _item(
-        passage, f"{passage.clip}/order", "colour", "retain", question, request(ANSWER[kind]), options, ORDER[place], {"question": "order"}
+        passage, f"{passage.clip}/named", "colour", "retain", question, request(ANSWER[kind]), options, NAMED[place], {"question": "named"}
     )
 
 
@@ -206,7 +208,7 @@ def draw(seed: int = 0, clips: Mapping[str, int] | None = None) -> tuple[Item, .
         for kind, detail in zip(ASKED[n % len(ASKED)], ("colour", "object"), strict=True):
             items += question_pair(passage, kind, detail, "gap", rng)
         if passage.split != "fit":
-            items.append((claim_item, order_item)[n % 2](passage, rng))
+            items.append((claim_item, named_item)[n % 2](passage, rng))
         if passage.split in ("val", "test"):
             items += question_pair(passage, *TRANSFER[n % len(TRANSFER)], "transfer", rng)
     return (*items, *general_items(clips, modality="colour", concept="standard", objecting="false"))
