@@ -56,8 +56,9 @@ def random_monitor(loaded: LoadedModel, items: ItemSet) -> Monitor:
     )  # fmt: skip
     unused = np.array([True, False])
     rates = alarm_rates(unused, unused, np.array(["a", "b"]), replicates=100, seed=0)
+    dtype = str(loaded.model.dtype).removeprefix("torch.")
     model = MonitoredModel(
-        name=loaded.path, revision=None, fingerprint=loaded.fingerprint, adapter=None, adapters_above=True, dtype=str(loaded.model.dtype).removeprefix("torch."), template={},
+        name=loaded.path, revision=None, fingerprint=loaded.fingerprint, adapter=None, adapters_above=True, dtype=dtype, template={},
         prompt="own", frames=8, side=448,
     )  # fmt: skip
     file = MonitorFile(
@@ -70,15 +71,19 @@ def random_monitor(loaded: LoadedModel, items: ItemSet) -> Monitor:
 def main() -> None:
     parser = make_parser(__doc__, DEFAULTS)
     parser.add_argument(
-        "--model", default="digits", help="hub name or directory of a chat model; another than digits answers text (%(default)s)"
+        "--model", default="digits", help="the shipped model, or a text chat model by hub name or directory (default: %(default)s)"
     )
+    parser.add_argument("--dtype", help="default: float32 for digits, else bfloat16")
     args = read_arguments(parser, DEFAULTS)
     device = torch.device(args.device)
     with tempfile.TemporaryDirectory() as place:
         shipped = args.model == "digits"
-        (write if shipped else people.write)(Path(place), seed=0, clips=CLIPS)
+        if shipped:
+            write(Path(place), seed=0, clips=CLIPS)
+        else:
+            people.write(place, seed=0, clips=CLIPS)
         items = load_items(place)
-        loaded = load_model(ModelConfig(path=args.model, dtype="float32" if shipped else "bfloat16"))
+        loaded = load_model(ModelConfig(path=args.model, dtype=args.dtype or ("float32" if shipped else "bfloat16")))
         loaded.model.to(device)
         setting = describe(args, loaded.model)
         asked = [*items.select(split="test", purpose="gap")][: args.batch]

@@ -1,7 +1,7 @@
 """What whole commands cost on the shipped digits world, and what the savings that are on by default save.
 
-    OMP_NUM_THREADS=1 python benchmarks/whole_run.py                      # some ten minutes on two CPU cores
-    OMP_NUM_THREADS=1 python benchmarks/whole_run.py --repeats 5 -- --train.epochs 2
+    OMP_NUM_THREADS=1 python benchmarks/whole_run.py                      # half an hour on two CPU cores
+    OMP_NUM_THREADS=1 python benchmarks/whole_run.py --repeats 1 -- --train.epochs 2
 
 `gapclose close --config configs/digits.yaml` with its defaults, the same with whole prompts and without stored states, and `gapclose measure`
 take turns in random order, each in a process and a directory of its own. CPU seconds are of the process and its children, from the start of Python
@@ -27,9 +27,11 @@ from rich.console import Console
 from rich.table import Table
 from synthetic import between, quartiles
 
+from gapclose.core.versions import versions_now
+
 ROOT = Path(__file__).parent.parent
 PLAIN = ("--observe.share_prefix", "false", "--train.cache_trunk", "false")
-COMMANDS = {"close": ("close",), "close, nothing saved": ("close", *PLAIN), "measure": ("measure",)}
+COMMANDS = {"close": ("close",), "close, savings off": ("close", *PLAIN), "measure": ("measure",)}
 
 
 def taken(command: list[str], log: Path) -> tuple[float, float]:
@@ -49,7 +51,7 @@ def taken(command: list[str], log: Path) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=1, help="rounds")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds")
     parser.add_argument("--config", default=str(ROOT / "configs" / "digits.yaml"))
     parser.add_argument("options", nargs="*", help="of every command, after --")
     args = parser.parse_args()
@@ -63,7 +65,7 @@ def main() -> None:
                 found[name].append(taken([*start, *more, *args.options], Path(folder) / "log"))
             print(f"{name}: {found[name][-1][0]:.0f} s, {found[name][-1][1]:.0f} s of CPU", flush=True)
     cpu = {name: np.array(rows)[:, 1] for name, rows in found.items()}
-    ratio = quartiles(cpu["close"] / cpu["close, nothing saved"])
+    ratio = quartiles(cpu["close"] / cpu["close, savings off"])
     table = Table("command", "CPU seconds", "quartiles", "seconds")
     for name, rows in found.items():
         spent = quartiles(cpu[name])
@@ -71,8 +73,11 @@ def main() -> None:
             name, f"{spent['median']:.0f}", f"{spent['lower_quartile']:.0f}-{spent['upper_quartile']:.0f}", f"{np.median(rows, 0)[0]:.0f}"
         )
     Console(width=100).print(table)
-    print(f"close, by close with nothing saved: {ratio['median']:.2f} ({between(ratio)})")
-    setting = {"cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS"), "rounds": args.repeats, "options": args.options}
+    print(f"close, by close with savings off: {ratio['median']:.2f} ({between(ratio)})")
+    setting = {
+        "config": args.config, "options": args.options, "rounds": args.repeats, "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"), "load_average": round(os.getloadavg()[0], 2), **versions_now(),
+    }  # fmt: skip
     print(json.dumps({"setting": setting, "cpu_seconds": {n: quartiles(s) for n, s in cpu.items()}, "ratio": ratio}))
 
 

@@ -57,3 +57,24 @@ def test_long_answers_and_passages_are_set_against_short_ones():
     assert found["largest_difference"] < 1e-4 and found["ways"]["train, one row"]["to"] == "train, one token"
     ratio = {name: way["ratio"]["median"] for name, way in found["ways"].items()}
     assert ratio["train, one row"] < ratio["train, rows of their own"] / 2 and ratio["passage, shared"] < 0.8
+
+
+def test_whole_commands_are_set_against_each_other(tmp_path):
+    """`close` with and without what is saved by default, and `measure`, on few clips."""
+    few = [
+        "--data.clips",
+        "[12, 12, 10, 12]",
+        "--train.epochs",
+        "1",
+        "--controls.random_weights",
+        "false",
+        "--force",
+        "true",
+        "--export.verify",
+        "false",
+    ]
+    command = [sys.executable, str(ROOT / "benchmarks" / "whole_run.py"), "--repeats", "1", "--", *few]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr + done.stdout
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["cpu_seconds"].keys() == {"close", "close, savings off", "measure"} and found["ratio"]["median"] > 0
