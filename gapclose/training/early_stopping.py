@@ -24,13 +24,20 @@ from gapclose.training.config import GuardsConfig
 Record = Mapping[str, Any]
 
 
+def learning(record: Record) -> bool:
+    """Whether the consistency loss on val still falls, or is above that of a model that cannot tell items apart.
+
+    Models learn to object before they learn when to. Until then they reject too much and lose what they
+    should keep, and much of it comes back.
+    """
+    loss = record.get("consistency")
+    return bool(loss) and bool(loss["falling"] or loss["excess"]["value"] > loss.get("constant", np.inf))
+
+
 def _over_rejection(record: Record, base: Record, gap: GapConfig, config: GuardsConfig) -> str | None:
     if gap.choose == "shifted":  # the shift, chosen on val, keeps to the budget
         return None
-    loss = record.get("consistency")
-    if loss and (
-        loss["falling"] or loss["excess"]["value"] > loss.get("constant", np.inf)
-    ):  # models learn to object before they learn when to
+    if learning(record):
         return None
     return _beyond(record["change"]["standard_drop"], gap.standard_budget, "standard accuracy fell by", "gap.standard_budget")
 
@@ -89,7 +96,8 @@ def check_guards(record: Record, base: Record, gap: GapConfig, config: GuardsCon
 def triggered(records: Sequence[Record], config: GuardsConfig) -> dict[str, str]:
     """Return the guards that objected in each of the last ``patience`` epochs, with a reason.
 
-    The reason is that of the latest epoch.
+    The reason is that of the latest epoch. An epoch in which the model is :func:`learning` does not
+    count for the guard of retention: its objection keeps the epoch from being exported, and no more.
 
     Args:
         records: of the epochs so far, oldest first, with ``objections``. Objections of guards that
@@ -98,5 +106,9 @@ def triggered(records: Sequence[Record], config: GuardsConfig) -> dict[str, str]
     last = records[-config.patience :]
     if len(last) < config.patience:
         return {}
-    agreed = {name: reason for name, reason in last[-1]["objections"].items() if all(name in r["objections"] for r in last)}
+
+    def counts(name: str, record: Record) -> bool:
+        return name in record["objections"] and not (name == "retention" and learning(record))
+
+    agreed = {name: reason for name, reason in last[-1]["objections"].items() if all(counts(name, r) for r in last)}
     return {name: reason for name, reason in agreed.items() if name not in config.silent}

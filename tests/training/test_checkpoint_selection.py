@@ -120,9 +120,9 @@ def test_the_first_epoch_of_a_later_round_is_not_falling(tmp_path):
 
 def test_a_guard_is_named_where_patience_ends_the_round_as_well(tmp_path):
     found = records(tmp_path, [1.0, 1.1, 1.2], epochs=6, patience=1)
-    lines = [json.loads(line) | {"objections": {"retention": "fell"}} for line in (tmp_path / "gap.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) | {"objections": {"parsing": "fell"}} for line in (tmp_path / "gap.jsonl").read_text().splitlines()]
     (tmp_path / "gap.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert found.stopped() == {"retention": "fell"}
+    assert found.stopped() == {"parsing": "fell"}
 
 
 def test_a_model_that_cannot_tell_items_apart_has_the_loss_of_the_mean_target():

@@ -48,6 +48,20 @@ def test_a_guard_objects_to_its_cause(planted, names, words):
     assert check_guards(record, base, GAP, GuardsConfig(off=sorted(names))) == {}
 
 
+def test_retention_ends_no_training_in_which_the_model_still_learns_when_to_object():
+    """Seen on a pretrained model: retention fell in the second and third epoch, and came back in the fourth."""
+
+    def of(falling, excess, name="retention"):
+        return {"objections": {name: "why"}, "consistency": {"excess": {"value": excess}, "constant": 0.5, "falling": falling}}
+
+    falls, cannot_tell, learned = of(True, 0.3), of(False, 0.6), of(False, 0.3)
+    config = GuardsConfig(patience=2)
+    assert triggered([learned, learned], config) == triggered([{"objections": {"retention": "why"}}] * 2, config) == {"retention": "why"}
+    for records in ([falls, cannot_tell], [falls, learned], [learned, cannot_tell]):
+        assert triggered(records, config) == {}
+    assert triggered([of(True, 0.3, "parsing")] * 2, config) == {"parsing": "why"}
+
+
 def test_a_loss_within_chance_is_no_objection():
     """An estimate beyond the budget whose interval reaches zero; above zero it objects, by the rule of the state of that name."""
     record, base = epoch(honest=1.0, content=0.85)
