@@ -49,8 +49,8 @@ def answer_rows(example: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
     for who, answer in (("base model answers", example["base"]), ("after training", example["adapted"])):
         right = answer["said"] == example["right"]
-        rows.append((who, f"{answer['said']} {'✓' if right else '✗'}   probability {answer['probability']:.2f}", RIGHT if right else WRONG))
-    reading = (f"{concept}   probability {example['base_reading'][concept]:.2f}", READING)
+        rows.append((who, f"{answer['said']} {'✓' if right else '✗'}, probability {answer['probability']:.2f}", RIGHT if right else WRONG))
+    reading = (f"{concept}, probability {example['base_reading'][concept]:.2f}", READING)
     return [rows[0], ("frozen probe reads", *reading), rows[1]]
 
 
