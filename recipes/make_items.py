@@ -61,22 +61,22 @@ def questions(scene: dict, rng: np.random.Generator) -> list[dict]:
 
 
 def kept(scene: dict, rng: np.random.Generator) -> list[dict]:
-    """Other questions about a clip, with their answer, to which training must not change what the model says (purpose ``retain``)."""
+    """Other questions about a clip, with their answer, to which training must not change what the model says (purpose ``retain``).
+
+    They contain no error, and name the objection as well: a model shall not learn to object wherever it is told how to.
+    """
     shape = str(rng.choice(SHAPES))
     return [{"kind": "shown", "true": f"Is there a {shape}?", "answer": "yes" if shape in {s["shape"] for s in scene.values()} else "no"}]
 
 
 def options(kind: str) -> list[dict]:
     """The possible answers to a kind of question, with the concept that each expresses."""
-    if kind == "shown":
-        return [{"text": "yes", "concept": "standard"}, {"text": "no", "concept": "standard"}]
-    return [{"text": colour, "concept": "standard"} for colour in COLOURS] + [{"text": OBJECTION, "concept": "false"}]
+    answers = ("yes", "no") if kind == "shown" else COLOURS
+    return [{"text": answer, "concept": "standard"} for answer in answers] + [{"text": OBJECTION, "concept": "false"}]
 
 
 def prompt(question: str, answers: list[str]) -> str:
     """What the model is asked. It names every option, so that the model knows that it may object."""
-    if answers[-1] != OBJECTION:
-        return f"{question} Answer with one word: {', '.join(answers)}."
     return f"{question} Answer with one word: {', '.join(answers[:-1])}. If the question has an error, answer: {answers[-1]}."
 
 
