@@ -180,7 +180,8 @@ def linear_discriminant(x: np.ndarray, index: np.ndarray, shrinkage: float) -> t
     elif shrinkage:
         weight = scipy.linalg.solve(within, means.T, assume_a="pos").T
     else:
-        weight = scipy.linalg.lstsq(within, means.T)[0].T
+        solved: Any = scipy.linalg.lstsq(within, means.T)
+        weight = solved[0].T
     bias = np.log(priors) - 0.5 * (means * weight).sum(1)
     return weight - weight.mean(0), bias - bias.mean()
 
