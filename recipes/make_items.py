@@ -63,7 +63,7 @@ def questions(scene: dict, rng: np.random.Generator) -> list[dict]:
 def kept(scene: dict, rng: np.random.Generator) -> list[dict]:
     """Other questions about a clip, with their answer, to which training must not change what the model says (purpose ``retain``).
 
-    They contain no error, and name the objection as well: a model shall not learn to object wherever it is told how to.
+    They contain no error, and name the objection as well, so that a model does not learn to object to every such prompt.
     """
     shape = str(rng.choice(SHAPES))
     return [{"kind": "shown", "true": f"Is there a {shape}?", "answer": "yes" if shape in {s["shape"] for s in scene.values()} else "no"}]

@@ -77,8 +77,8 @@ def warnings_for(items: ItemSet) -> list[str]:
 def no_objection_kept(items: ItemSet) -> list[str]:
     """Return a warning where fewer than a tenth of the retention items of train could be answered, wrongly, by objecting.
 
-    Without such items a model may object wherever it is told how to: on *people* it objected to questions of all types that were
-    not trained on (docs/start/pretrained.md). The words of the options count, and the items are without a prompt template.
+    Without such items a model may object to every prompt with that instruction: on *people* it objected to questions of all types
+    that were not trained on (docs/start/pretrained.md). The words of the options count, and the items are without a prompt template.
     """
     train, kept = items.select(split="train", purpose="gap"), items.select(split="train", purpose="retain")
     objecting = sorted({o.text for i in train for o in i.options if o.concept in items.alarm})

@@ -2,7 +2,7 @@
 
 They are retention items of the sets for pretrained models. The questions are the same for every seed, and so are their
 splits: what is trained on to stay is never what is measured. Every second one says how to object, as the questions of a set
-do: a model shall not learn to object wherever it is told how to.
+do, so that a model does not learn to object to every prompt with that instruction.
 """
 
 from __future__ import annotations

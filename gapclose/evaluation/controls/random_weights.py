@@ -79,7 +79,7 @@ def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
         for kind, lacking in missing.items():  # random_decoder first: it keeps trained embeddings and towers
             logger.info(f"control with random weights ({kind}): networks to draw: {lacking}, each observed on {count} items")
             for draw in range(draws - lacking, draws):
-                if drawn:  # parameters without an initialisation are drawn with the checkpoint's moments
+                if drawn and not config.model.sharded:  # what has no initialisation is drawn with the checkpoint's moments; shards are loaded anyway
                     run.reload()
                 name, drawn = draw_network(run, KINDS[kind], draw), True
                 found[kind].append(_read(run, name, splits))
