@@ -79,7 +79,8 @@ def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
         for kind, lacking in missing.items():  # random_decoder first: it keeps trained embeddings and towers
             logger.info(f"control with random weights ({kind}): networks to draw: {lacking}, each observed on {count} items")
             for draw in range(draws - lacking, draws):
-                if drawn and not config.model.sharded:  # what has no initialisation is drawn with the checkpoint's moments; shards are loaded anyway
+                # what a class does not initialise is drawn with the checkpoint's moments; a sharded model is loaded anew anyway
+                if drawn and not config.model.sharded:
                     run.reload()
                 name, drawn = draw_network(run, KINDS[kind], draw), True
                 found[kind].append(_read(run, name, splits))
