@@ -87,6 +87,17 @@ def test_some_retention_items_say_how_to_object_and_contain_no_error(name, kinds
     assert all(general.HOW_TO_OBJECT in i.text and i.concept == "standard" for i in kept)
 
 
+@pytest.mark.parametrize("split", general.SHARES)
+def test_of_every_topic_of_general_questions_half_say_how_to_object(split):
+    said = defaultdict(list)
+    for item in general.general_items(people.CLIPS, "vision", "standard", "false"):
+        if item.split == split:
+            said[item.tags["topic"]].append(general.HOW_TO_OBJECT in item.text)
+    assert len(said) == 8
+    assert all(abs(2 * sum(of_topic) - len(of_topic)) <= 1 for of_topic in said.values()), dict(said)
+    assert abs(2 * sum(map(sum, said.values())) - sum(map(len, said.values()))) <= 4
+
+
 def test_the_false_detail_of_people_belongs_to_another_sentence():
     items = {i.id: i for i in drawn("people", 2)}
     for item in items.values():

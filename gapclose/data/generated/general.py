@@ -1,13 +1,13 @@
 """Short general questions with known answers: what a model must answer after training as it did before.
 
 They are retention items of the sets for pretrained models. The questions are the same for every seed, and so are their
-splits: what is trained on to stay is never what is measured. Every second one says how to object, as the questions of a set
-do, so that a model does not learn to object to every prompt with that instruction.
+splits: what is trained on to stay is never what is measured. Every second one of a topic says how to object, as the questions
+of a set do, so that a model does not learn to object to every prompt with that instruction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from gapclose.data.items import Item, Option
@@ -107,6 +107,16 @@ def questions() -> list[Question]:
     return [by_topic[number][place] for _, number, place in order]
 
 
+def offers(asked: Sequence[Question]) -> list[bool]:
+    """Which questions say how to object: every second one of a topic, and of half the topics the first."""
+    latest: dict[str, bool] = {}
+    found = []
+    for question in asked:
+        latest[question.topic] = not latest.get(question.topic, len(latest) % 2 == 0)
+        found.append(latest[question.topic])
+    return found
+
+
 def general_items(clips: Mapping[str, int], modality: str, concept: str, objecting: str) -> Iterator[Item]:
     """The retention items of a set; each question is a clip of its own.
 
@@ -118,10 +128,11 @@ def general_items(clips: Mapping[str, int], modality: str, concept: str, objecti
     """
     asked, start = questions(), 0
     for split, share in SHARES.items():
-        for number, question in enumerate(asked[start : start + min(share, clips.get(split, 0))]):
+        chosen = asked[start : start + min(share, clips.get(split, 0))]
+        for number, (question, objects) in enumerate(zip(chosen, offers(chosen), strict=True)):
             options = [Option(text=o, concept=concept) for o in sorted({question.answer, *question.others})]
             gold, text = [o.text for o in options].index(question.answer), question.text
-            if number % 2:
+            if objects:
                 options.append(Option(text=OBJECTION, concept=objecting))
                 text = f"{text} {HOW_TO_OBJECT}"
             yield Item(
