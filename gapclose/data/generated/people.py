@@ -98,7 +98,7 @@ class Passage:
     def text(self) -> str:
         rows = zip(self.days, self.people, self.verbs, self.colours, self.objects, self.cities, strict=True)
         return " ".join(
-            f"On {day}, {name} {verb} {_article(colour)} {colour} {thing} in {city}." for day, name, verb, colour, thing, city in rows
+            f"On {day}, {name} {verb} {article(colour)} {colour} {thing} in {city}." for day, name, verb, colour, thing, city in rows
         )
 
     def answers(self, kind: str) -> tuple[str, ...]:
@@ -108,7 +108,7 @@ class Passage:
         }[kind]  # fmt: skip
 
 
-def _article(word: str) -> str:
+def article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
@@ -159,7 +159,7 @@ def claim_item(passage: Passage, rng: np.random.Generator) -> Item:
     i, true, detail = int(rng.integers(3)), bool(rng.integers(2)), ("colour", "object")[int(rng.integers(2))]
     wrong = {} if true else {detail: (i + 1 + int(rng.integers(2))) % 3}
     colour, thing = passage.colours[wrong.get("colour", i)], passage.objects[wrong.get("object", i)]
-    question = f"The passage says that {passage.people[i]} {passage.verbs[i]} {_article(colour)} {colour} {thing}. Is that true?"
+    question = f"The passage says that {passage.people[i]} {passage.verbs[i]} {article(colour)} {colour} {thing}. Is that true?"
     options = [Option(text="Yes", concept="standard"), Option(text="No", concept="false")]
     tags = {"question": "claim", "premise": "true" if true else "false"}
     return _item(passage, f"{passage.clip}/claim", detail, "retain", question, "Answer yes or no.", options, int(not true), tags)
