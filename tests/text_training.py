@@ -31,9 +31,9 @@ def text_model() -> tuple[Any, Any]:
     return tokenizer, model
 
 
-def trainer_of_text(directory: Path, items: ItemSet, *callbacks: hf.TrainerCallback, **arguments: Any) -> hf.Trainer:
+def trainer_of_text(directory: Path, items: ItemSet, *callbacks: hf.TrainerCallback, model: Any = None, **arguments: Any) -> hf.Trainer:
     """Five steps of a global batch of four, unless ``arguments`` says otherwise."""
-    tokenizer, model = text_model()
+    tokenizer, whole = text_model()
     texts = [
         tokenizer.apply_chat_template(messages_for_trl(i, multimodal=False), tokenize=False) + i.options[0].text
         for i in items.select(split="train").items[:12]
@@ -43,6 +43,6 @@ def trainer_of_text(directory: Path, items: ItemSet, *callbacks: hf.TrainerCallb
     how = common | {"output_dir": str(directory), "per_device_train_batch_size": 4, "max_steps": 5, "report_to": []} | arguments
     data = [{"input_ids": i, "labels": i} for i in ids]
     return hf.Trainer(
-        model, hf.TrainingArguments(**how), train_dataset=data, processing_class=tokenizer, callbacks=list(callbacks),
+        model or whole, hf.TrainingArguments(**how), train_dataset=data, processing_class=tokenizer, callbacks=list(callbacks),
         data_collator=hf.default_data_collator,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import distributed
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from gapclose.core.files import WriteError
 from gapclose.core.logging import progress
@@ -119,6 +120,8 @@ def _again(told: Told) -> Exception:
 # accelerate's names for one process, or several with plain data parallelism
 DATA_PARALLEL = {"NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_MLU", "MULTI_MUSA", "MULTI_SDAA", "MULTI_HPU"}
 
+OFFLOAD = "offloading to the host's memory or to disk is not supported; set it to none (false under FSDP2)"
+
 PATIENCE = timedelta(days=1)
 """how long processes wait for one that works alone (fitting probes, exporting, uploading); NCCL's
 default of ten minutes is too short. If one fails, the launcher ends the others"""
@@ -149,17 +152,38 @@ def engine_given(state: PartialState) -> str:
     Raises:
         ValueError: for any other kind, with what to set.
     """
-    kind = kind_given(state)
+    return _engine(kind_given(state), lambda: os.environ.get("FSDP_VERSION", "1"), _zero_stage)
+
+
+def engine_of(accelerator: Any) -> str:
+    """Return the engine of a trainer that somebody else set up: ddp, fsdp2, zero2 or zero3.
+
+    Raises:
+        ValueError: for any other, and where it moves weights to the host's memory or to disk.
+    """
+    fsdp, deepspeed = (getattr(accelerator.state, f"{name}_plugin", None) for name in ("fsdp", "deepspeed"))
+    zero = deepspeed.deepspeed_config.get("zero_optimization", {}) if deepspeed else {}
+    found = _engine(kind_of(str(accelerator.distributed_type)), lambda: str(fsdp.fsdp_version), lambda: zero.get("stage", 0))
+    if _offloads(zero) or (found == "fsdp2" and isinstance(fsdp.cpu_offload, CPUOffloadPolicy)):
+        raise ValueError(OFFLOAD)
+    return found
+
+
+def _offloads(zero: Mapping[str, Any]) -> bool:
+    """Whether ZeRO settings move something to the host's memory or to disk."""
+    parts = (zero.get(f"offload_{part}") or {} for part in ("optimizer", "param"))
+    return any(part.get("device", "none") != "none" for part in parts)
+
+
+def _engine(kind: str, fsdp_version: Callable[[], str], zero_stage: Callable[[], int]) -> str:
     if kind == "ddp":
         return kind
     if kind == "fsdp":
-        version = os.environ.get("FSDP_VERSION", "1")
-        if version != "2":
+        if (version := fsdp_version()) != "2":
             raise ValueError(f"FSDP version {version} is not supported; set fsdp_version: 2, as launch/fsdp2.yaml does")
         return "fsdp2"
     if kind == "deepspeed":
-        stage = _zero_stage()
-        if stage not in (2, 3):
+        if (stage := zero_stage()) not in (2, 3):
             raise ValueError(f"DeepSpeed ZeRO stage {stage} is not supported; use launch/zero2.yaml or launch/zero3.yaml")
         return f"zero{stage}"
     raise ValueError(f"{kind} is not supported; use launch/ddp.yaml, fsdp2.yaml, zero2.yaml or zero3.yaml")
@@ -191,10 +215,9 @@ def engine_faults(engine: str) -> list[str]:
     if engine == "fsdp2" and _is_on("FSDP_ACTIVATION_CHECKPOINTING"):
         found.append("fsdp_activation_checkpointing must be false; use train.gradient_checkpointing")
     zero = _deepspeed_settings().get("zero_optimization", {})
-    offload = [zero.get(f"offload_{part}", {}).get("device", "none") for part in ("optimizer", "param")]
     names = ("FSDP_OFFLOAD_PARAMS", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE")
-    if engine != "ddp" and (any(map(_is_on, names)) or any(o != "none" for o in offload)):
-        found.append("offloading to the host's memory or to disk is not supported; set it to none (false under FSDP2)")
+    if engine != "ddp" and (any(map(_is_on, names)) or _offloads(zero)):
+        found.append(OFFLOAD)
     return found
 
 

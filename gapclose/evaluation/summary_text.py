@@ -69,7 +69,10 @@ def verdict(summary: dict[str, Any]) -> list[str]:
         if beyond := summary.get("beyond_reading"):
             lines.append(f"action minus the base model's reading: {show(beyond)}")
         if summary["transfer"] and summary["transfer"]["closure"]:
-            lines.append(f"closure on the held-out question type: {show(summary['transfer']['closure'])}")
+            kept_out = {name: show(summary["transfer"][name]) for name in ("base", "adapted", "reading", "closure")}
+            lines.append(
+                "held-out question types: action {base}, after training {adapted}; reading {reading}; closure {closure}".format(**kept_out)
+            )
     return [*lines, *caveats(summary), state_line(summary)]
 
 

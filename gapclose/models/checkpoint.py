@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
 from gapclose.models.families import KEPT_APART
+from gapclose.models.sharding import gathered
 from gapclose.models.structure import unwrap
 
 HASHED = (
@@ -75,7 +76,8 @@ def memory_fingerprint(model: Any, processor: Any) -> str:
 
     It covers config, attention and generation settings, the processor's settings and vocabulary,
     and the blocks of every parameter and buffer that :func:`checkpoint_fingerprint` reads of a
-    file. LoRA adapters of PEFT do not count: a model has the same hash with and without them.
+    file. LoRA adapters of PEFT do not count: a model has the same hash with and without them. Under
+    an engine that shards the model, all processes must call it.
     """
     model = unwrap(model)
     generation = getattr(model, "generation_config", None)
@@ -87,12 +89,13 @@ def memory_fingerprint(model: Any, processor: Any) -> str:
     tokenizer = getattr(processor, "tokenizer", processor)  # not its files, which store the padding of the last batch
     settings |= {"template": getattr(processor, "chat_template", None), "vocabulary": sorted(tokenizer.get_vocab().items())}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    weights = {name.replace(".base_layer.", "."): t for name, t in model.state_dict().items() if ".lora_" not in name}
-    for name, tensor in sorted(weights.items()):
-        raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        for place, size in _blocks(len(raw)):
-            digest.update(raw[place : place + size].cpu().numpy().tobytes())
+    weights = {name.replace(".base_layer.", "."): t for name, t in model.state_dict(keep_vars=True).items() if ".lora_" not in name}
+    for name, parameter in sorted(weights.items()):
+        with gathered(parameter) as tensor:
+            raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            for place, size in _blocks(len(raw)):
+                digest.update(raw[place : place + size].cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

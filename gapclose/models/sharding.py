@@ -22,7 +22,7 @@ from gapclose.models.structure import decoder_layers
 
 
 @contextmanager
-def gathered(parameter: nn.Parameter, *, write: bool = False) -> Iterator[torch.Tensor]:
+def gathered(parameter: torch.Tensor, *, write: bool = False) -> Iterator[torch.Tensor]:
     """Inside, the complete tensor; writes to it persist, except for a DTensor.
 
     Under ZeRO-3 writes need ``write``, and those of rank 0 persist.

@@ -15,7 +15,7 @@ import numpy as np
 import transformers
 from peft import PeftModel
 
-from gapclose.core.distributed import kind_of, run_on_main
+from gapclose.core.distributed import engine_of, run_on_main
 from gapclose.core.logging import get_logger
 from gapclose.data.item_set import ItemSet
 from gapclose.data.load import load_items
@@ -25,7 +25,6 @@ from gapclose.evaluation.run_records import CALLBACK_FOLDER, headlines, read_rec
 from gapclose.export.monitor import monitor_of_observations
 from gapclose.models.checkpoint import memory_fingerprint
 from gapclose.models.loading import assemble
-from gapclose.models.sharding import is_wrapped
 from gapclose.models.training_state import training_set_aside
 from gapclose.pipeline.callback_directory import SETTINGS, claim_callback_directory
 from gapclose.pipeline.config import config_of, missing_functions
@@ -48,8 +47,8 @@ SAME_READING = 1e-3
 class GapCallback(transformers.TrainerCallback):
     """Measures the gap before a training, after its epochs or every N steps, and at its end.
 
-    It works in ``transformers.Trainer`` and its subclasses, such as TRL's, on one process or under
-    DDP. The training takes the same steps as without it, bit for bit.
+    It works in ``transformers.Trainer`` and its subclasses, such as TRL's, on one process and under
+    DDP, FSDP2, ZeRO-2 and ZeRO-3. The training takes the same steps as without it, bit for bit.
 
     At the beginning the base model is observed: a ``PeftModel`` with its adapters disabled, any other
     model as it is. The frozen probe is chosen on ``fit``, as :func:`gapclose.measure` does. ``val``
@@ -72,7 +71,7 @@ class GapCallback(transformers.TrainerCallback):
 
     Raises:
         ValueError: for settings that do not exist or do not fit. At the beginning of the training,
-            for faults of the items, and for a model that is sharded.
+            for faults of the items, for other engines, and for a model on several devices.
     """
 
     def __init__(
@@ -203,14 +202,10 @@ class GapCallback(transformers.TrainerCallback):
         """Refuse models that cannot be measured while they are trained.
 
         Raises:
-            ValueError: for models whose parameters an engine holds, or that are on several devices.
+            ValueError: for engines that are not supported, and for a model on several devices.
         """
-        kind = "ddp" if self.trainer is None else kind_of(str(self.trainer.accelerator.distributed_type))
-        if kind != "ddp" or is_wrapped(model):
-            raise ValueError(
-                f"GapCallback measures models of which every process holds all parameters, not under {kind}; train under DDP, or use the "
-                "command `gapclose close`, which runs under FSDP2 and ZeRO"
-            )
+        if self.trainer is not None:
+            engine_of(self.trainer.accelerator)
         if len(set((getattr(model, "hf_device_map", None) or {"": 0}).values())) > 1:
             raise ValueError("GapCallback does not measure a model that is spread over several devices; load it without device_map")
 

@@ -9,6 +9,7 @@ parts of batches its loss is not a number.
 
 import json
 import os
+import runpy
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -83,10 +84,21 @@ def stop_at(stage: str) -> None:
     RunContext.measure = measure
 
 
+def run_script(arguments: list[str]) -> int:
+    """Run a script that trains."""
+    take_cpus_for_gpus()
+    sys.argv = arguments
+    sys.path.insert(0, str(Path(arguments[0]).parent))
+    runpy.run_path(arguments[0], run_name="__main__")
+    return 0
+
+
 def run(arguments: list[str]) -> int:
+    torch.set_num_threads(1)
+    if arguments[0].endswith(".py"):
+        return run_script(arguments)
     from gapclose.pipeline.cli import main
 
-    torch.set_num_threads(1)
     if os.environ.get("GAPCLOSE_STOP_AT"):
         stop_at(os.environ["GAPCLOSE_STOP_AT"])
     if os.environ.get("GAPCLOSE_SPOIL"):

@@ -11,10 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from text_training import SETTINGS, few_passages, text_model
-from transformers import AutoModelForCausalLM
 
-from gapclose import load_run, measure
 from gapclose.evaluation.run_records import summarise
 
 ROOT = Path(__file__).parent.parent.parent
@@ -158,26 +155,3 @@ def test_from_a_frozen_trunk_that_two_processes_filled_every_step_has_the_same_l
     assert len(ours) == len(theirs) == 12
     for step, (a, b) in enumerate(zip(ours, theirs, strict=True), start=1):
         assert a == pytest.approx(b, abs=1e-4), step
-
-
-@pytest.mark.slow
-def test_a_callback_s_figures_on_two_processes_are_those_of_measure_on_one(tmp_path):
-    """Exactly; and the two processes train as without it, which the script compares."""
-    items, script = few_passages(tmp_path / "items"), Path(__file__).parent / "callback_training.py"
-    launcher = [*LAUNCH, "--config_file", str(ROOT / "launch" / "ddp.yaml"), "--num_processes", "2", "--main_process_port", free_port()]
-    paths = (ROOT, ROOT / "tests", ROOT / "tests" / "families")
-    result = run(
-        [*launcher, str(script), str(items.root), str(tmp_path / "out")],
-        ACCELERATE_USE_CPU="true",
-        PYTHONPATH=os.pathsep.join(map(str, paths)),
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    ours = load_run(tmp_path / "out" / "watched" / "gapclose")
-    assert [r.stage for r in ours.records] == ["base/val", "base/test", "step-3/val", "step-5/val", "adapted/test"]
-    tokenizer, base = text_model()
-    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "watched")
-    off = dict.fromkeys(("random_weights", "layers", "blank", "nested", "codelength", "labels", "interchange", "baselines"), False)
-    for model, record in ((base, ours.base.record), (trained, ours.stage("adapted/test").record)):
-        alone = measure(model, tokenizer, items, run_dir=tmp_path / f"run-{record['epoch']}", **SETTINGS, controls=off).base.record
-        for name in ("action", "reading", "gap", "generated", "fresh_probe", "modality"):
-            assert record[name] == alone[name], (record["stage"], name)

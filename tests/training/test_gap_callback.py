@@ -18,11 +18,13 @@ from run_schemas import misfits
 from text_training import SETTINGS as TEXT
 from text_training import few_passages, text_model, trainer_of_text
 from tiny_families import qwen2_5_vl, spread
+from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers.integrations.integration_utils import rewrite_logs
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from wandb_files import finished, values
 
 from gapclose import GapCallback, ItemSet, Monitor, load_items, load_run, measure
+from gapclose.core.distributed import engine_of
 from gapclose.core.settings import decisions
 from gapclose.evaluation.run_records import HEADLINES, read_records, record_of
 from gapclose.metrics.next_steps import CALLBACK_STEPS
@@ -306,10 +308,28 @@ def test_a_run_s_own_directory_is_not_taken(passages, tmp_path):
         trainer.train()
 
 
-def test_a_sharded_model_is_refused(passages, tmp_path, monkeypatch):
-    monkeypatch.setattr("gapclose.pipeline.gap_callback.is_wrapped", lambda model: True)
+ENGINES_REFUSED = {
+    "FSDP": ({"fsdp_plugin": SimpleNamespace(fsdp_version=1)}, "FSDP version 1 is not supported"),
+    "DEEPSPEED": (
+        {"deepspeed_plugin": SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 1}})},
+        "ZeRO stage 1 is not supported",
+    ),
+    "MEGATRON_LM": ({}, "megatron_lm is not supported"),
+    "FSDP, offloading": ({"fsdp_plugin": SimpleNamespace(fsdp_version=2, cpu_offload=CPUOffloadPolicy())}, "offloading"),
+    "DEEPSPEED, offloading": (
+        {"deepspeed_plugin": SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}})},
+        "offloading",
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES_REFUSED)
+def test_other_engines_are_refused(engine, passages, tmp_path, monkeypatch):
+    plugins, says = ENGINES_REFUSED[engine]
+    accelerator = SimpleNamespace(distributed_type=engine.split(",")[0], state=SimpleNamespace(**plugins))
+    monkeypatch.setattr("gapclose.pipeline.gap_callback.engine_of", lambda _: engine_of(accelerator))
     trainer = trainer_of_text(tmp_path, passages, GapCallback(passages, **TEXT))
-    with pytest.raises(ValueError, match="train under DDP, or use the command `gapclose close`"):
+    with pytest.raises(ValueError, match=says):
         trainer.train()
     assert not (tmp_path / "gapclose").exists()
 
