@@ -161,7 +161,8 @@ def engine_of(accelerator: Any) -> str:
     Raises:
         ValueError: for any other, and where it moves weights to the host's memory or to disk.
     """
-    fsdp, deepspeed = (getattr(accelerator.state, f"{name}_plugin", None) for name in ("fsdp", "deepspeed"))
+    fsdp: Any = getattr(accelerator.state, "fsdp_plugin", None)
+    deepspeed: Any = getattr(accelerator.state, "deepspeed_plugin", None)
     zero = deepspeed.deepspeed_config.get("zero_optimization", {}) if deepspeed else {}
     found = _engine(kind_of(str(accelerator.distributed_type)), lambda: str(fsdp.fsdp_version), lambda: zero.get("stage", 0))
     if _offloads(zero) or (found == "fsdp2" and isinstance(fsdp.cpu_offload, CPUOffloadPolicy)):

@@ -18,7 +18,8 @@ from gapclose.evaluation.context import EvaluationContext
 from gapclose.evaluation.controls.scoring import ControlScorer
 from gapclose.evaluation.examples import varied
 from gapclose.evaluation.measurement import scored
-from gapclose.evaluation.measurement_file import Calibration, Cell, Confusion, RocCurve, calibration, cells, confusion, curves, data_root
+from gapclose.evaluation.measurement_file import data_root
+from gapclose.evaluation.measurement_parts import Calibration, Cell, Confusion, RocCurve, calibration, cells, confusion, curves
 from gapclose.metrics.labels import Action, Labels, concept_scores
 from gapclose.observe.store import Observations, read_observations
 

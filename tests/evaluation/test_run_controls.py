@@ -20,7 +20,8 @@ from gapclose.data.config import PromptsConfig
 from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item, Option
 from gapclose.evaluation.controls import layer_analysis as inside
-from gapclose.evaluation.measurement_file import confusion, curve, data_root
+from gapclose.evaluation.measurement_file import data_root
+from gapclose.evaluation.measurement_parts import confusion, curve
 from gapclose.metrics.labels import Action, Labels
 from gapclose.observe.store import read_observations
 from gapclose.pipeline.cli import main

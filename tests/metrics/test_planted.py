@@ -24,7 +24,8 @@ from gapclose.metrics.labels import Action, Labels
 from gapclose.metrics.power import balance, minimum_detectable, paired_error
 from gapclose.metrics.significance import sign_flip
 from gapclose.metrics.status import STATES
-from gapclose.metrics.verdict import collect_evidence, decide
+from gapclose.metrics.verdict import decide
+from gapclose.metrics.verdict_evidence import collect_evidence
 
 CONCEPTS, ALARM = ("standard", "false_vision", "false_audio"), ("false_vision", "false_audio")
 SOURCES = ("reading", "action", "later")

@@ -14,7 +14,8 @@ from gapclose.metrics.judgeable import ActionQuality
 from gapclose.metrics.labels import Labels
 from gapclose.metrics.power import balance
 from gapclose.metrics.significance import sign_flip
-from gapclose.metrics.verdict import VERDICTS, Untrained, VerdictEvidence, collect_evidence, decide
+from gapclose.metrics.verdict import VERDICTS, decide
+from gapclose.metrics.verdict_evidence import Untrained, VerdictEvidence, collect_evidence
 
 CONFIG = GapConfig(replicates=300)
 CONCEPTS, ALARM = ("standard", "false_vision", "false_audio"), ("false_vision", "false_audio")

@@ -31,7 +31,8 @@ from gapclose.evaluation.controls.scoring import Control
 from gapclose.evaluation.controls.suite import ControlSuite
 from gapclose.evaluation.controls.text import read_text
 from gapclose.evaluation.measurement_file import Gate, Measurement, assemble, data_root
-from gapclose.metrics.verdict import collect_evidence, decide
+from gapclose.metrics.verdict import decide
+from gapclose.metrics.verdict_evidence import collect_evidence
 
 logger = get_logger(__name__)
 
