@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gapclose.core.files import read_json, write_text
 from gapclose.core.settings import read_settings
-from gapclose.probes.posterior import Point
 
 CALLBACK_MARK = "callback.json"
 """file that tells a directory of :class:`gapclose.GapCallback` from that of a run"""
@@ -214,59 +213,6 @@ def layers_of(facts: Mapping[str, Any] | None) -> list[int]:
     return facts.get("layers") or ([facts["layer"]] if "layer" in facts else [])
 
 
-def round_words(rounds: Sequence[dict[str, Any]]) -> list[str]:
-    """Describe every later round of targets in ``rounds.json``, one sentence each."""
-    found = []
-    for of in rounds:
-        gain, balanced, agrees = of["gain"], of["balanced"], of["sentinel_agrees"]
-        words = (
-            f"round {of['round']}: on val a probe of the adapted model ({layer_words(of['layers'])}, {of['family']}) reads {gain['value']:+.3f} "
-            f"[{gain['lower']:+.3f}, {gain['upper']:+.3f}] nats an item better than the best one before, balanced {balanced['before']:.3f} -> "
-            f"{balanced['now']:.3f}; of the train items {100 * of['changed']:.1f} % are read otherwise, and the base model's sentinel agrees on "
-            f"{agrees['before']:.3f} -> {agrees['now']:.3f}"
-        )
-        if not of["helps"]:
-            words += "; no better reading"
-        elif not of.get("shown", True):
-            words += "; within chance"
-        if of.get("ended", not of["helps"]):
-            words += ", so training ended"
-        elif "action" in of:
-            words += f"; the action on val after it {of['action']['before']['value']:.3f} -> {of['action']['now']['value']:.3f}"
-        found.append(words)
-    return found
-
-
-def unimproved_words(found: Mapping[str, Any] | None) -> list[str]:
-    """State that no epoch is better than the base model; empty if one is."""
-    return [f"not better than the base model: {found['why']}"] if found else []
-
-
-def target_words(targets: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return warnings about each round's targets: an operating point beyond its budget,
-    inexpressible readings."""
-    found = []
-    for of in targets:
-        said = [Point.of(of).words()]
-        if of["not_expressible"]:
-            said.append(
-                f"{of['not_expressible']} train items have no option for what is read of them, and are not trained on; give every concept an option"
-            )
-        later = f"round {of['round']}: " if of["round"] > 1 else ""
-        found += [later + words for words in said if words]
-    return found
-
-
-def skipped_words(count: int, prefix: str = ", ") -> str:
-    """Return ``, 3 items left out`` for items with unusable media, over all splits; empty for 0."""
-    return f"{prefix}{count} item{'s' * (count != 1)} left out" if count else ""
-
-
-def layer_words(layers: Sequence[int]) -> str:
-    """Return ``layer 6``, or ``layers 5, 6``."""
-    return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
-
-
 def _side(record: dict[str, Any] | None) -> dict[str, Any] | None:
     if record is None:
         return None
@@ -299,25 +245,6 @@ def _prompts(base: dict[str, Any], adapted: dict[str, Any] | None) -> dict[str, 
     other."""
     after = (adapted or {}).get("prompts", {})
     return {name: {"base": of, "adapted": after.get(name)} for name, of in base.get("prompts", {}).items()}
-
-
-def prompt_words(prompts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """State under which prompts the base model has a gap; empty if only one was measured.
-
-    Uses the probe that was fitted under each prompt itself, if there is one.
-    """
-    if not prompts:
-        return []
-    gaps = {name: of["base"].get("within", of["base"])["gap"]["balanced"] for name, of in prompts.items()}
-    above = {name: (gap["lower"] or 0) > 0 for name, gap in gaps.items()}
-    shown, rest = ([prompt_name(name) for name, there in above.items() if there == wanted] for wanted in (True, False))
-    words = f"prompts: the gap is shown under {len(shown)} of {len(prompts)}"
-    return [words + (f" ({', '.join(shown)})" if shown else "") + (f", not under {', '.join(rest)}" if rest else "")]
-
-
-def prompt_name(name: str) -> str:
-    """Return the name of a prompt for tables; for a function, without its module."""
-    return name.rpartition(":")[2]
 
 
 def _both(base: dict[str, Any], adapted: dict[str, Any] | None, group: str, name: str) -> dict[str, Any]:

@@ -12,8 +12,7 @@ import transformers
 
 from gapclose.core.files import read_json
 from gapclose.evaluation.monitor_file import MonitorFile
-from gapclose.evaluation.run_records import round_words
-from gapclose.evaluation.summary_text import claims, show, verdict
+from gapclose.evaluation.summary_text import claims, round_words, show, verdict
 from gapclose.export.context import ExportSettings
 from gapclose.export.peft import checkpoint_name
 from gapclose.export.vllm import Served

@@ -19,7 +19,8 @@ from gapclose.evaluation.change_file import measure_change
 from gapclose.evaluation.measurement import SplitMeasurement
 from gapclose.evaluation.prompt_variants import measure_prompt_variants
 from gapclose.evaluation.record import make_record
-from gapclose.evaluation.run_records import read_records, record_of, round_words, summarise, unimproved_words, write_records
+from gapclose.evaluation.run_records import read_records, record_of, summarise, write_records
+from gapclose.evaluation.summary_text import round_words, unimproved_words
 from gapclose.export.run import export_run
 from gapclose.metrics.verdict import not_established
 from gapclose.models.loading import LoadedModel

@@ -19,7 +19,8 @@ from gapclose.data.label_budget import relabel
 from gapclose.data.load import in_order, read_data
 from gapclose.data.media import drop_faulty, report_faults, survey
 from gapclose.data.prompt_templates import apply_prompt, apply_template
-from gapclose.data.splits import check_clips_apart, check_media_apart, check_splits_filled, check_twins, check_twins_differ
+from gapclose.data.splits import check_clips_apart, check_media_apart, check_splits_filled
+from gapclose.data.twins import check_twins, check_twins_differ
 from gapclose.models.chat_template import left_out_of_prompts
 from gapclose.models.config import SHIPPED, ModelConfig
 from gapclose.models.families import part_for

@@ -23,7 +23,8 @@ from gapclose.evaluation.controls.text import read_text, text_control
 from gapclose.evaluation.measurement import SplitMeasurement, measure
 from gapclose.evaluation.prompt_variants import Measures, measure_prompt_variants
 from gapclose.evaluation.record import make_record
-from gapclose.evaluation.run_records import layer_words, read_records, write_records
+from gapclose.evaluation.run_records import read_records, write_records
+from gapclose.evaluation.summary_text import layer_words
 from gapclose.metrics.judgeable import ADVICE
 from gapclose.metrics.labels import Labels
 from gapclose.metrics.status import STATES

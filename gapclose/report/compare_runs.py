@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from gapclose.core.settings import AUTO, AUTO_KEYS, EXECUTION_ONLY_KEYS, decisions, read_settings
-from gapclose.evaluation.run_records import skipped_words, summarise
-from gapclose.evaluation.summary_text import show
+from gapclose.evaluation.run_records import summarise
+from gapclose.evaluation.summary_text import show, skipped_words
 from gapclose.metrics.significance import holm
 from gapclose.report.asked_models import ANSWERS, ANSWERS_TITLE, answer_rows, doubts, is_asked, read_asked
 from gapclose.report.console import print_sentence, wide_console

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from gapclose.core.files import read_json
 from gapclose.core.logging import spell_out
-from gapclose.evaluation.run_records import prompt_name, read_records, skipped_words, summarise
-from gapclose.evaluation.summary_text import budget_name, claims, next_steps, show, turned, verdict
+from gapclose.evaluation.run_records import read_records, summarise
+from gapclose.evaluation.summary_text import budget_name, claims, next_steps, prompt_name, show, skipped_words, turned, verdict
 from gapclose.report.baselines import best_point, setting_words, standard_budget
 from gapclose.report.change import counts_line, premise_rows, ranking_rows, read_change
 from gapclose.report.tables import Row, print_table

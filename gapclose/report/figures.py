@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gapclose.core.files import write_in_place
-from gapclose.evaluation.run_records import read_records, record_of, skipped_words
+from gapclose.evaluation.run_records import read_records, record_of
+from gapclose.evaluation.summary_text import skipped_words
 from gapclose.report.style import INK, new_figure, styled, to_svg, whole_numbers, wrap
 
 if TYPE_CHECKING:

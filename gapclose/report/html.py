@@ -14,18 +14,8 @@ from typing import Any
 from markupsafe import Markup
 
 from gapclose.core.files import read_json, read_versioned, write_text
-from gapclose.evaluation.run_records import (
-    layer_words,
-    layers_of,
-    prompt_name,
-    prompt_words,
-    read_records,
-    record_of,
-    round_words,
-    skipped_words,
-    summarise,
-)
-from gapclose.evaluation.summary_text import next_steps, turned, verdict
+from gapclose.evaluation.run_records import layers_of, read_records, record_of, summarise
+from gapclose.evaluation.summary_text import layer_words, next_steps, prompt_name, prompt_words, round_words, skipped_words, turned, verdict
 from gapclose.metrics.next_steps import NEXT_STEPS
 from gapclose.metrics.status import STATES
 from gapclose.metrics.verdict import VERDICTS

@@ -10,7 +10,8 @@ import jinja2
 from markupsafe import Markup, escape
 
 from gapclose.core.version import __version__
-from gapclose.evaluation.run_records import layer_words, layers_of
+from gapclose.evaluation.run_records import layers_of
+from gapclose.evaluation.summary_text import layer_words
 
 
 def render(template: str, **values: Any) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from gapclose.core.logging import get_logger
 from gapclose.data.media import SUPPORTED
 from gapclose.evaluation.measurement import SplitMeasurement
-from gapclose.evaluation.run_records import target_words
+from gapclose.evaluation.summary_text import target_words
 from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.labels import Labels, option_concepts
 from gapclose.training.checkpoint_selection import EpochRecords

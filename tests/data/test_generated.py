@@ -37,18 +37,42 @@ def test_the_text_alone_is_at_chance(name, purpose):
         assert not leak.above, leak
 
 
+@pytest.mark.parametrize("modality", places.MODALITIES)
 @pytest.mark.parametrize("purpose", ["gap", "transfer"])
-def test_the_place_of_the_asked_number_tells_nothing(purpose):
-    """Whether its sentence is the first, whatever its modality."""
+def test_the_place_of_the_asked_number_tells_nothing(purpose, modality):
+    """Whether its sentence is the first."""
     clips, items = places.draw(0, CLIPS)
     by_name, right = {c.name: c for c in clips}, []
     for item in items:
-        if item.purpose != purpose:
+        if (item.purpose, item.modality) != (purpose, modality):
             continue
         clip, asked = by_name[item.clip], asked_number(item)
-        first = clip.numbers[clip.order[0]]
-        right.append((asked == first) == (item.tags["premise"] == "true"))
-    assert abs(np.mean(right) - 0.5) < 3 * 0.5 / np.sqrt(len(clips)), np.mean(right)
+        right.append((asked == clip.numbers[clip.order[0]]) == (item.tags["premise"] == "true"))
+    assert abs(np.mean(right) - 0.5) < 3 * 0.5 / np.sqrt(len(right) / 2), np.mean(right)
+
+
+@pytest.mark.parametrize("name", ["people", "places"])
+def test_nothing_in_train_is_answered_as_a_type_that_is_kept_out(name):
+    """Not even a retention item, which would teach the model not to object to such answers."""
+    held_out = {kind for kind, _ in people.TRANSFER} if name == "people" else set(places.TRANSFER)
+    seen = [i.text for i in drawn(name, 0) if i.split in ("fit", "train")]
+    asked = [i.text for i in drawn(name, 0) if i.purpose == "transfer"]
+    for kind in held_out:
+        assert not any(people.request(people.ANSWER[kind]) in text for text in seen)
+        assert any(people.request(people.ANSWER[kind]) in text for text in asked)
+
+
+def test_choices_of_places_are_drawn_evenly_and_apart():
+    """The type about a modality, the retention item and the type that is kept out do not go together."""
+    items = [i for i in drawn("places", 0, {"test": 400}) if not i.clip.startswith("general")]
+    of = defaultdict(dict)
+    for item in items:
+        of[item.clip][item.purpose, item.modality] = item.tags["question"]
+    where = Counter(kinds["gap", "vision"] for kinds in of.values())
+    kept_out = Counter(next((purpose[1], kind) for purpose, kind in kinds.items() if purpose[0] == "transfer") for kinds in of.values())
+    assert set(where.values()) == {200} and set(kept_out.values()) == {100}
+    both = Counter((kinds["gap", "vision"], next(k for p, k in kinds.items() if p[0] == "retain")) for kinds in of.values())
+    assert len(both) == 4 and min(both.values()) > 70, both
 
 
 @pytest.mark.parametrize("name", ["people", "places"])
@@ -135,6 +159,9 @@ def test_splits_share_no_names_scans_or_voices():
     for item in items:
         voices[item.split] |= set(item.tags.get("voices", "").split())
     assert not voices["test"] & (voices["fit"] | voices["train"] | voices["val"])
+    assert not voices["val"] & (voices["fit"] | voices["train"])
+    persons = {c.split: {p for other in clips if other.split == c.split for p in other.people} for c in clips}
+    assert not persons["test"] & (persons["fit"] | persons["train"] | persons["val"]) and not persons["val"] & persons["fit"]
     asked = Counter(i.text for i in general.general_items(people.CLIPS, "vision", "standard", "false"))
     assert max(asked.values()) == 1 and sum(asked.values()) == 180
 

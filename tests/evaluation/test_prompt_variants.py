@@ -12,7 +12,8 @@ from gapclose.data.answer_matching import AnswerMatcher
 from gapclose.data.config import PromptsConfig
 from gapclose.data.items import Item, Option
 from gapclose.data.prompt_templates import apply_template
-from gapclose.evaluation.run_records import prompt_words, summarise
+from gapclose.evaluation.run_records import summarise
+from gapclose.evaluation.summary_text import prompt_words
 from gapclose.metrics.labels import Labels
 from gapclose.observe.store import read_observations
 from gapclose.pipeline.cli import main

@@ -10,7 +10,8 @@ from gapclose.data.formats import read_set
 from gapclose.data.item_set import ItemSet
 from gapclose.data.jsonl import read_items, write_items
 from gapclose.data.media import faults, report_faults
-from gapclose.data.splits import SplitAssignment, check_media_apart, check_splits_filled, check_twins
+from gapclose.data.splits import SplitAssignment, check_media_apart, check_splits_filled
+from gapclose.data.twins import check_twins
 from gapclose.pipeline.config import Config, known_keys, parse_config, save_config
 from tests.fuzz.check_media import Unexpected
 

@@ -13,7 +13,8 @@ from comparison.tables import _table
 from rich.console import Console
 
 from gapclose.core.settings import read_settings
-from gapclose.evaluation.run_records import read_records, skipped_words, summarise
+from gapclose.evaluation.run_records import read_records, summarise
+from gapclose.evaluation.summary_text import skipped_words
 from gapclose.report.compare_runs import compare, print_comparison, write_comparison
 from gapclose.report.console import print_report
 from gapclose.report.html import build_page

@@ -11,7 +11,8 @@ import torch
 from run_schemas import misfits
 from safetensors.torch import load_file
 
-from gapclose.evaluation.run_records import read_records, round_words
+from gapclose.evaluation.run_records import read_records
+from gapclose.evaluation.summary_text import round_words
 from gapclose.metrics.labels import Labels
 from gapclose.observe.store import read_observations
 from gapclose.pipeline import align_stage as align

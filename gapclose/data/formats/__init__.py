@@ -19,7 +19,8 @@ from gapclose.data.formats.generic_table import read_columns
 from gapclose.data.formats.imavb import read_imavb
 from gapclose.data.item_set import ItemSet
 from gapclose.data.jsonl import read_items
-from gapclose.data.splits import SplitAssignment, by_clip, check_apart, find_twins
+from gapclose.data.splits import SplitAssignment, by_clip, check_apart
+from gapclose.data.twins import find_twins
 
 KNOWN = (
     "name a directory with set.json and items.jsonl, one in the layout of IMAVB or AVHBench, or tables with a columns.yaml "

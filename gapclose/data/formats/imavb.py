@@ -19,7 +19,8 @@ from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item, Option, leaves, path_fault
 from gapclose.data.keys import key, text_of
 from gapclose.data.question_text import LETTERS, letters_prompt
-from gapclose.data.splits import SplitAssignment, tag_twins
+from gapclose.data.splits import SplitAssignment
+from gapclose.data.twins import tag_twins
 
 CONCEPTS = ("standard", "false_vision", "false_audio")
 EXPRESSES = {"A": "standard", "B": "standard", "C": "standard", "D": "standard", "E": "false_vision", "F": "false_audio"}

@@ -4,21 +4,22 @@ A clip reads "On Monday, Anna saw the number [image] near a lamp in Paris. On Fr
 clock in Miami." A question names a number and its modality: "In which city was the number seven seen?" In its ``twin`` the
 number is that of the *other* modality: it was heard, not seen. Both numbers occur, so presence tells nothing; the number has
 to be bound to its modality. The text names no number outside the question, so text alone is at chance. Which sentence comes
-first is drawn by clip, so the place of the number tells nothing either.
+first is drawn by clip, so the place of the number tells nothing either. One of the two media is enough to answer: what was
+not seen was heard. A reading of one modality's questions may thus rest on the other medium.
 
 Modality is what the question is about, ``vision`` or ``audio``. Questions that are trained on ask for the city (``where``)
 or the person (``who``). Questions for the day (``when``) and for what was near (``thing``) are kept out of training (purpose
-``transfer``). Retention items ask what a picture or a sound is and which city, person, day or thing is named first, and
+``transfer``). Retention items ask what a picture or a sound is and which city or person is named first, and
 general questions (:mod:`gapclose.data.generated.general`). Names of persons are those of *people*, apart between splits.
 Scans and utterances are those of the digits world, apart between splits as there (:mod:`gapclose.data.digits.media_bank`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,6 +33,8 @@ from gapclose.data.generated.people import NAMES as PERSONS
 from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item, Option
 from gapclose.data.jsonl import write_items
+
+T = TypeVar("T")
 
 CLIPS = {"fit": 240, "train": 300, "val": 60, "test": 200}
 MODALITIES = ("vision", "audio")
@@ -51,7 +54,7 @@ TRANSFER = ("when", "thing")
 """question types that are kept out of training"""
 NAMED = {"first": 0, "second": 1}
 """which sentence a retention item asks about"""
-NOUNS = {"where": "city", "who": "person", "when": "day", "thing": "thing"}
+NOUNS = {"where": "city", "who": "person"}
 """type of answer -> its name in such an item"""
 
 
@@ -86,7 +89,9 @@ class Clip:
 
 
 def draw_clips(clips: Mapping[str, int], rng: np.random.Generator) -> list[Clip]:
-    """The clips of every split. No scan is in two clips; utterances of a voice are shared within a split.
+    """The clips of every split.
+
+    No scan is in two clips. Utterances are shared by the clips of a split, and by fit and train, which have the same voices.
 
     Raises:
         ValueError: when there are not enough scans.
@@ -183,22 +188,31 @@ def _item(
 def draw(seed: int = 0, clips: Mapping[str, int] | None = None) -> tuple[list[Clip], tuple[Item, ...]]:
     """The clips and items of one seed.
 
-    Every clip has four gap items, a true and a false question about each modality: one of type ``where``, one of type
-    ``who``, in turns. Outside ``fit`` it has a retention item, of :func:`what_item` and :func:`named_item` in turn. In val
-    and test it has a pair of one type that is kept out of training, about one modality.
+    Every clip has four gap items, a true and a false question about each modality, of which one is of type ``where`` and
+    one of type ``who``. Outside ``fit`` it has a retention item, of :func:`what_item` or :func:`named_item`. In val and test
+    it has a pair of one type that is kept out of training, about one modality. Which of them, is drawn evenly.
     """
     rng, items = np.random.default_rng([seed, 3]), list[Item]()
     clips = CLIPS if clips is None else clips
     drawn = draw_clips(clips, rng)
-    for n, clip in enumerate(drawn):
-        kinds = ("where", "who") if n % 2 else ("who", "where")
-        for kind, modality in zip(kinds, MODALITIES, strict=True):
-            items += question_pair(clip, kind, modality, "gap", rng)
-        if clip.split != "fit":
-            items.append(named_item(clip, rng) if n % 2 else what_item(clip, MODALITIES[n // 2 % 2]))
-        if clip.split in ("val", "test"):
-            items += question_pair(clip, TRANSFER[n % 2], MODALITIES[n // 2 % 2], "transfer", rng)
+    for split, number in clips.items():
+        where = evenly(rng, MODALITIES, number)
+        retained = evenly(rng, (*MODALITIES, None, None), number)
+        kept_out = evenly(rng, [(kind, modality) for kind in TRANSFER for modality in MODALITIES], number)
+        for n, clip in enumerate(c for c in drawn if c.split == split):
+            for modality in MODALITIES:
+                items += question_pair(clip, "where" if modality == where[n] else "who", modality, "gap", rng)
+            if split != "fit":
+                about = retained[n]
+                items.append(what_item(clip, about) if about else named_item(clip, rng))
+            if split in ("val", "test"):
+                items += question_pair(clip, *kept_out[n], "transfer", rng)
     return drawn, (*items, *general_items(clips, modality="vision", concept="standard", objecting="false"))
+
+
+def evenly(rng: np.random.Generator, choices: Sequence[T], number: int) -> list[T]:
+    """Return ``number`` of the choices in random order, each as often as the others, give or take one."""
+    return [choices[int(n) % len(choices)] for n in rng.permutation(number)]
 
 
 def write(directory: str | Path, seed: int = 0, *, clips: Mapping[str, int] | None = None) -> ItemSet:

@@ -8,7 +8,8 @@ from gapclose.core.errors import ErrorCollector
 from gapclose.data.formats import read_set
 from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item, Option
-from gapclose.data.splits import SplitAssignment, check_twins, check_twins_differ, find_twins
+from gapclose.data.splits import SplitAssignment
+from gapclose.data.twins import check_twins, check_twins_differ, find_twins
 from gapclose.pipeline.cli import main
 
 pytestmark = pytest.mark.usefixtures("no_outline")
