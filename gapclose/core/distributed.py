@@ -152,41 +152,44 @@ def engine_given(state: PartialState) -> str:
     Raises:
         ValueError: for any other kind, with what to set.
     """
-    return _engine(kind_given(state), lambda: os.environ.get("FSDP_VERSION", "1"), _zero_stage)
+    return _engine(kind_given(state), os.environ.get("FSDP_VERSION", "1"), _zero_stage())
 
 
 def engine_of(accelerator: Any) -> str:
     """Return the engine of a trainer that somebody else set up: ddp, fsdp2, zero2 or zero3.
 
     Raises:
-        ValueError: for any other, and where it moves weights to the host's memory or to disk.
+        ValueError: for any other, where weights or optimizer states are moved to the host's memory
+            or to disk, and where FSDP2 wraps the layers to recompute activations.
     """
     fsdp: Any = getattr(accelerator.state, "fsdp_plugin", None)
     deepspeed: Any = getattr(accelerator.state, "deepspeed_plugin", None)
     zero = deepspeed.deepspeed_config.get("zero_optimization", {}) if deepspeed else {}
-    found = _engine(kind_of(str(accelerator.distributed_type)), lambda: str(fsdp.fsdp_version), lambda: zero.get("stage", 0))
+    found = _engine(kind_of(str(accelerator.distributed_type)), str(getattr(fsdp, "fsdp_version", 1)), zero.get("stage", 0))
     if _offloads(zero) or (found == "fsdp2" and isinstance(fsdp.cpu_offload, CPUOffloadPolicy)):
         raise ValueError(OFFLOAD)
+    if found == "fsdp2" and fsdp.activation_checkpointing:
+        raise ValueError("activation checkpointing by FSDP is not supported; use gradient_checkpointing of the trainer")
     return found
 
 
 def _offloads(zero: Mapping[str, Any]) -> bool:
-    """Whether ZeRO settings move something to the host's memory or to disk."""
+    """Whether ZeRO settings, also those of old names, move something to the host's memory or to disk."""
     parts = (zero.get(f"offload_{part}") or {} for part in ("optimizer", "param"))
-    return any(part.get("device", "none") != "none" for part in parts)
+    return any(part.get("device", "none") != "none" for part in parts) or any(map(zero.get, ("cpu_offload", "cpu_offload_param")))
 
 
-def _engine(kind: str, fsdp_version: Callable[[], str], zero_stage: Callable[[], int]) -> str:
+def _engine(kind: str, fsdp_version: str, zero_stage: int) -> str:
     if kind == "ddp":
         return kind
     if kind == "fsdp":
-        if (version := fsdp_version()) != "2":
-            raise ValueError(f"FSDP version {version} is not supported; set fsdp_version: 2, as launch/fsdp2.yaml does")
+        if fsdp_version != "2":
+            raise ValueError(f"FSDP version {fsdp_version} is not supported; set fsdp_version: 2, as launch/fsdp2.yaml does")
         return "fsdp2"
     if kind == "deepspeed":
-        if (stage := zero_stage()) not in (2, 3):
-            raise ValueError(f"DeepSpeed ZeRO stage {stage} is not supported; use launch/zero2.yaml or launch/zero3.yaml")
-        return f"zero{stage}"
+        if zero_stage not in (2, 3):
+            raise ValueError(f"DeepSpeed ZeRO stage {zero_stage} is not supported; use launch/zero2.yaml or launch/zero3.yaml")
+        return f"zero{zero_stage}"
     raise ValueError(f"{kind} is not supported; use launch/ddp.yaml, fsdp2.yaml, zero2.yaml or zero3.yaml")
 
 

@@ -69,9 +69,9 @@ def verdict(summary: dict[str, Any]) -> list[str]:
         if beyond := summary.get("beyond_reading"):
             lines.append(f"action minus the base model's reading: {show(beyond)}")
         if summary["transfer"] and summary["transfer"]["closure"]:
-            kept_out = {name: show(summary["transfer"][name]) for name in ("base", "adapted", "reading", "closure")}
+            before, after, reading, closed = (show(summary["transfer"][k]) for k in ("base", "adapted", "reading", "closure"))
             lines.append(
-                "held-out question types: action {base}, after training {adapted}; reading {reading}; closure {closure}".format(**kept_out)
+                f"held-out question types: action {before}, after training {after}; the base model's reading {reading}; closure {closed}"
             )
     return [*lines, *caveats(summary), state_line(summary)]
 

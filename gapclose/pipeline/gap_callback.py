@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import transformers
+from accelerate import PartialState
 from peft import PeftModel
 
 from gapclose.core.distributed import engine_of, run_on_main
@@ -25,6 +26,7 @@ from gapclose.evaluation.run_records import CALLBACK_FOLDER, headlines, read_rec
 from gapclose.export.monitor import monitor_of_observations
 from gapclose.models.checkpoint import memory_fingerprint
 from gapclose.models.loading import assemble
+from gapclose.models.sharding import is_wrapped
 from gapclose.models.training_state import training_set_aside
 from gapclose.pipeline.callback_directory import SETTINGS, claim_callback_directory
 from gapclose.pipeline.config import config_of, missing_functions
@@ -71,7 +73,8 @@ class GapCallback(transformers.TrainerCallback):
 
     Raises:
         ValueError: for settings that do not exist or do not fit. At the beginning of the training,
-            for faults of the items, for other engines, and for a model on several devices.
+            for faults of the items, for engines other than those above, for tensor, context and
+            sequence parallelism, and for a model on several devices.
     """
 
     def __init__(
@@ -202,10 +205,20 @@ class GapCallback(transformers.TrainerCallback):
         """Refuse models that cannot be measured while they are trained.
 
         Raises:
-            ValueError: for engines that are not supported, and for a model on several devices.
+            ValueError: for engines other than those of the class, for parallelism within a model, and for a
+                model on several devices.
         """
-        if self.trainer is not None:
+        if self.trainer is None:
+            if is_wrapped(model) or PartialState().num_processes > 1:
+                raise ValueError("without a transformers.Trainer GapCallback works in one process, on a model that no engine has wrapped")
+        else:
             engine_of(self.trainer.accelerator)
+            within = [kind for kind in ("tp", "cp", "sp") if getattr(self.trainer, f"get_{kind}_size", lambda: 1)() > 1]
+            if within or getattr(model, "is_distributed_loading_by_transformers", False):
+                raise ValueError(
+                    "GapCallback does not measure a model whose processes share one forward (tensor, context or sequence parallelism, or "
+                    "distributed_config of from_pretrained); train under DDP, FSDP2, ZeRO-2 or ZeRO-3"
+                )
         if len(set((getattr(model, "hf_device_map", None) or {"": 0}).values())) > 1:
             raise ValueError("GapCallback does not measure a model that is spread over several devices; load it without device_map")
 

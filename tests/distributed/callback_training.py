@@ -7,10 +7,13 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from text_training import SETTINGS, text_model, trainer_of_text
+from torch.distributed.fsdp import FSDPModule
 
 from gapclose import GapCallback, load_items
 from gapclose.core.distributed import engine_of
-from gapclose.models.sharding import gathered
+from gapclose.models.sharding import gathered, is_sharded
+from gapclose.models.structure import decoder_layers
+from gapclose.training.adapter_io import save_adapter
 
 
 def whole(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -34,16 +37,22 @@ def main(items: str, out: str, engine: str, lora: str = "") -> None:
     passages = load_items(items)
     plain = trainer_of_text(Path(out) / "plain", passages, model=adapted() if lora else None, **size)
     plain.train()
-    watched = trainer_of_text(
-        Path(out) / "watched", passages, GapCallback(passages, every=3, **SETTINGS), model=adapted() if lora else None, **size
-    )
+    watch = GapCallback(passages, every=3, **SETTINGS)
+    watched = trainer_of_text(Path(out) / "watched", passages, watch, model=adapted() if lora else None, **size)
     watched.train()
     assert watched.args.world_size == 2 and engine_of(watched.accelerator) == engine
+    assert is_sharded(watched.model) == (engine in ("fsdp2", "zero3"))
+    if engine == "fsdp2":  # as it is used: every layer is gathered by itself
+        assert all(isinstance(layer, FSDPModule) for layer in decoder_layers(watched.model))
     trained, without = whole(watched.model), whole(plain.model)
     assert trained.keys() == without.keys()
     for name, value in without.items():
         assert torch.equal(trained[name], value), name
-    if not lora:
+    if lora:
+        save_adapter(watched.model, Path(out) / "watched" / "adapter")
+        if watched.is_world_process_zero():
+            watch.monitor().save(Path(out) / "monitor")
+    else:
         watched.save_model()
 
 

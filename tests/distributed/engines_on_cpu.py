@@ -1,6 +1,7 @@
 """FSDP2 and DeepSpeed on CPU processes: accelerate and DeepSpeed take them for GPU processes that talk through gloo. For tests alone.
 
     python tests/distributed/engines_on_cpu.py ENGINE PROCESSES -- close --config FILE ...     forks the processes and runs gapclose in each
+    python tests/distributed/engines_on_cpu.py ENGINE PROCESSES -- SCRIPT.py ...                the same for a script that trains
     accelerate launch --config_file launch/fsdp2.yaml ... tests/distributed/engines_on_cpu.py close --config FILE ...
 
 GAPCLOSE_STOP_AT names a stage: the program ends with status 9 when it is about to measure it. GAPCLOSE_SPOIL is a rank and a number: after so many

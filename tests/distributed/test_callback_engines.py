@@ -1,17 +1,20 @@
 """GapCallback in a Trainer on two CPU processes, under every engine: the same training as without it, and the figures of ``measure``."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from peft import PeftModel
 from text_training import SETTINGS, few_passages, text_model
 from transformers import AutoModelForCausalLM
 
-from gapclose import load_run, measure
+from gapclose import Monitor, load_run, measure
 from gapclose.core.settings import flatten
+from gapclose.models.checkpoint import memory_fingerprint
 
 pytestmark = pytest.mark.slow
 
@@ -19,6 +22,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 ENGINES = ["ddp", "fsdp2", "zero2", "zero3"]
 OFF = dict.fromkeys(("random_weights", "layers", "blank", "nested", "codelength", "labels", "interchange", "baselines"), False)
+WRAP = {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer"}
 FIGURES = ("action", "reading", "gap", "generated", "fresh_probe", "modality")
 
 
@@ -64,7 +68,7 @@ def trained_run(engine: str, items, out: Path, *more: str):
     command = [sys.executable, str(HERE / "engines_on_cpu.py"), engine, "2", "--"]
     result = subprocess.run(
         [*command, str(HERE / "callback_training.py"), str(items.root), str(out), engine, *more],
-        env=kept | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, check=False, timeout=500,
+        env=kept | WRAP | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, check=False, timeout=500,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     found = load_run(out / "watched" / "gapclose")
@@ -76,13 +80,22 @@ def test_its_figures_are_those_of_measure_on_one_process(engine, items, base_fig
     """Before and after a training of the model's last layer."""
     found = trained_run(engine, items, tmp_path / "out")
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "watched")
+    after = measured(trained, items, tmp_path / "after")
     equal(found.stage("base/test"), base_figures, engine)
-    equal(found.stage("adapted/test"), measured(trained, items, tmp_path / "after"), engine)
+    equal(found.stage("adapted/test"), after, engine)
+    assert after != base_figures
 
 
-def test_lora_is_set_aside_when_the_base_is_measured(engine, items, base_figures, tmp_path):
-    found = trained_run(engine, items, tmp_path / "out", "lora")
+def test_with_lora_base_and_trained_model_are_measured_apart(engine, items, base_figures, tmp_path):
+    found, (tokenizer, base) = trained_run(engine, items, tmp_path / "out", "lora"), text_model()
     equal(found.stage("base/test"), base_figures, engine)
+    claimed = json.loads((tmp_path / "out" / "watched" / "gapclose" / "callback.json").read_text())
+    assert claimed["base"] == memory_fingerprint(base, tokenizer)
+    assert Monitor.from_pretrained(tmp_path / "out" / "monitor").file.model.fingerprint == claimed["base"]
+    merged = PeftModel.from_pretrained(base, tmp_path / "out" / "watched" / "adapter").merge_and_unload()
+    after = measured(merged, items, tmp_path / "after")
+    assert figures(found.stage("adapted/test").record) == pytest.approx(after, rel=1e-3)  # merging rounds
+    assert base_figures != pytest.approx(after, rel=1e-3)
     changed = [r.record["adapter_changed"] for r in found.records if "adapter_changed" in r.record]
     assert changed == [True, True]
     assert found.stage("step-5/val").record["frozen_probe_shift"] == 0  # the adapters are above the probe's layer

@@ -172,9 +172,12 @@ def test_undefined_figures_do_not_stop_a_report(capsys, tiny_run, measured_run):
     adapted["change"]["by_modality"]["vision"]["closure"] = nothing
     with (measured_run / "gap.jsonl").open("a") as handle:
         handle.write(json.dumps(adapted) + "\n")
-    assert summarise(measured_run)["transfer"]["share_of_closure"] is None
-    (line,) = [line for line in shown(capsys, str(measured_run)).splitlines() if "held-out question types: action" in line]
-    assert line.endswith("; closure -")
+    summary = summarise(measured_run)
+    assert summary["transfer"]["share_of_closure"] is None
+    before, after, reading = (show(summary["transfer"][k]) for k in ("base", "adapted", "reading"))
+    (line,) = [line for line in verdict(summary) if line.startswith("held-out")]
+    assert line == f"held-out question types: action {before}, after training {after}; the base model's reading {reading}; closure -"
+    assert len({before, after, reading}) == 3
 
 
 def test_show():

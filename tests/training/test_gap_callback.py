@@ -308,30 +308,55 @@ def test_a_run_s_own_directory_is_not_taken(passages, tmp_path):
         trainer.train()
 
 
-ENGINES_REFUSED = {
-    "FSDP": ({"fsdp_plugin": SimpleNamespace(fsdp_version=1)}, "FSDP version 1 is not supported"),
-    "DEEPSPEED": (
-        {"deepspeed_plugin": SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 1}})},
-        "ZeRO stage 1 is not supported",
-    ),
-    "MEGATRON_LM": ({}, "megatron_lm is not supported"),
-    "FSDP, offloading": ({"fsdp_plugin": SimpleNamespace(fsdp_version=2, cpu_offload=CPUOffloadPolicy())}, "offloading"),
-    "DEEPSPEED, offloading": (
-        {"deepspeed_plugin": SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}})},
-        "offloading",
-    ),
-}
+def zero(**settings: Any) -> dict[str, Any]:
+    return {"deepspeed_plugin": SimpleNamespace(deepspeed_config={"zero_optimization": settings})}
 
 
-@pytest.mark.parametrize("engine", ENGINES_REFUSED)
-def test_other_engines_are_refused(engine, passages, tmp_path, monkeypatch):
-    plugins, says = ENGINES_REFUSED[engine]
-    accelerator = SimpleNamespace(distributed_type=engine.split(",")[0], state=SimpleNamespace(**plugins))
+def fsdp2(**settings: Any) -> dict[str, Any]:
+    return {"fsdp_plugin": SimpleNamespace(**{"fsdp_version": 2, "cpu_offload": None, "activation_checkpointing": False} | settings)}
+
+
+ENGINES_REFUSED = [
+    ("FSDP", fsdp2(fsdp_version=1), "FSDP version 1 is not supported"),
+    ("FSDP", fsdp2(cpu_offload=CPUOffloadPolicy()), "offloading"),
+    ("FSDP", fsdp2(activation_checkpointing=True), "activation checkpointing by FSDP"),
+    ("DEEPSPEED", zero(stage=1), "ZeRO stage 1 is not supported"),
+    ("DEEPSPEED", zero(stage=3, offload_param={"device": "cpu"}), "offloading"),
+    ("DEEPSPEED", zero(stage=2, cpu_offload=True), "offloading"),
+    ("MEGATRON_LM", {}, "megatron_lm is not supported"),
+]
+
+
+@pytest.mark.parametrize(("kind", "plugins", "says"), ENGINES_REFUSED)
+def test_other_engines_are_refused(kind, plugins, says, passages, tmp_path, monkeypatch):
+    accelerator = SimpleNamespace(distributed_type=kind, state=SimpleNamespace(**plugins))
     monkeypatch.setattr("gapclose.pipeline.gap_callback.engine_of", lambda _: engine_of(accelerator))
     trainer = trainer_of_text(tmp_path, passages, GapCallback(passages, **TEXT))
     with pytest.raises(ValueError, match=says):
         trainer.train()
     assert not (tmp_path / "gapclose").exists()
+
+
+@pytest.mark.parametrize("what", ["get_tp_size", "get_cp_size", "get_sp_size", "loaded"])
+def test_processes_that_share_one_forward_are_refused(what, passages, tmp_path, monkeypatch):
+    watch = GapCallback(passages, **TEXT)
+    watch.trainer = trainer_of_text(tmp_path, passages)
+    model = watch.trainer.model
+    watch._refuse(model)
+    if what == "loaded":
+        monkeypatch.setattr(type(model), "is_distributed_loading_by_transformers", True)
+    else:
+        monkeypatch.setattr(watch.trainer, what, lambda: 2)
+    with pytest.raises(ValueError, match="share one forward"):
+        watch._refuse(model)
+
+
+def test_without_a_trainer_a_wrapped_model_is_refused(passages, monkeypatch):
+    watch = GapCallback(passages, **TEXT)
+    watch._refuse(text_model()[1])
+    monkeypatch.setattr("gapclose.pipeline.gap_callback.is_wrapped", lambda model: True)
+    with pytest.raises(ValueError, match="without a transformers.Trainer"):
+        watch._refuse(text_model()[1])
 
 
 def test_a_loss_of_the_numbers_does_not_end_the_training(passages, tmp_path, caplog):

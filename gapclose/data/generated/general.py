@@ -108,7 +108,7 @@ def questions() -> list[Question]:
 
 
 def offers(asked: Sequence[Question]) -> list[bool]:
-    """Which questions say how to object: every second one of a topic, and of half the topics the first."""
+    """Which questions say how to object: every second one of a topic, beginning with the first in every other topic."""
     latest: dict[str, bool] = {}
     found = []
     for question in asked:
@@ -129,10 +129,10 @@ def general_items(clips: Mapping[str, int], modality: str, concept: str, objecti
     asked, start = questions(), 0
     for split, share in SHARES.items():
         chosen = asked[start : start + min(share, clips.get(split, 0))]
-        for number, (question, objects) in enumerate(zip(chosen, offers(chosen), strict=True)):
+        for number, (question, offered) in enumerate(zip(chosen, offers(chosen), strict=True)):
             options = [Option(text=o, concept=concept) for o in sorted({question.answer, *question.others})]
             gold, text = [o.text for o in options].index(question.answer), question.text
-            if objects:
+            if offered:
                 options.append(Option(text=OBJECTION, concept=objecting))
                 text = f"{text} {HOW_TO_OBJECT}"
             yield Item(
