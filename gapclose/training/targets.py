@@ -207,8 +207,8 @@ def build_targets(
             val_concept, val_clip: (M,) their concepts and clips.
         val_option_concept: (M, P) option concepts of the items of val, to restrict their readings
             likewise; None: every item has options for all concepts.
-        partner, val_partner: (N,) and (M,) row of every item's twin, -1 without one; read only with
-            ``targets.twins``, None: no item has a twin.
+        partner: (N,) row of every train item's twin, -1 without one; read only with
+            ``targets.twins``, None: no item has a twin. val_partner: (M,) the same of val.
         alarm: (C,) bool.
     """
     if config.control == "shuffled":
