@@ -132,15 +132,20 @@ def read_comparison(path: Path, *, quick: bool) -> Comparison:
     return found
 
 
-def narrow(of: Comparison, seeds: list[int] | None, budgets: list[int] | None, variants: list[str] | None) -> None:
-    """Keep these seeds, budgets and variants only. Raises: ValueError for a budget or variant that is not there."""
-    for flag, asked, known in (("budgets", budgets, of.budgets), ("variants", variants, list(of.variants))):
+def narrow(
+    of: Comparison, seeds: list[int] | None, budgets: list[int] | None, variants: list[str] | None, ways: list[str] | None = None
+) -> None:
+    """Keep these seeds, budgets, variants and ways only. Raises: ValueError for one that is not there."""
+    there = sorted({way for variant in of.variants for way in of.of_variant(variant)[1]})
+    for flag, asked, known in (("budgets", budgets, of.budgets), ("variants", variants, list(of.variants)), ("ways", ways, there)):
         unknown = [name for name in asked or [] if name not in known]
         if unknown:
             raise ValueError(f"--{flag} names {unknown}; there are {known}")
     of.seeds = seeds or of.seeds
     of.budgets = budgets or of.budgets
     of.variants = {name: keys for name, keys in of.variants.items() if name in (variants or of.variants)}
+    if ways:
+        of.variants = {name: keys | {"ways": [w for w in of.of_variant(name)[1] if w in ways]} for name, keys in of.variants.items()}
 
 
 def check(of: Comparison, todo: list[Job]) -> None:
@@ -234,6 +239,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", help="only these")
     parser.add_argument("--budgets", type=int, nargs="+", help="only these")
     parser.add_argument("--variants", nargs="+", help="only these")
+    parser.add_argument("--ways", nargs="+", help="only these")
     parser.add_argument("--collect", action="store_true", help="run nothing")
     parser.add_argument("--workers", type=int, default=1, help="runs at once, one thread each")
     parser.add_argument(
@@ -246,7 +252,7 @@ def main() -> int:
     configure_logging("info")
     try:
         of = read_comparison(args.config, quick=args.quick)
-        narrow(of, args.seeds, args.budgets, args.variants)
+        narrow(of, args.seeds, args.budgets, args.variants, args.ways)
         todo = jobs(of)
         check(of, todo)
     except ValueError as error:
@@ -260,7 +266,7 @@ def main() -> int:
             failed = [j for j in progress(pool.map(lambda j: run(of, j), waiting), len(waiting), "runs") if j is not None]
     for job in failed:
         print(f"failed: {job.directory}; its output is in {job.directory / 'output.txt'}", file=sys.stderr)
-    part = args.quick or args.seeds or args.budgets or args.variants
+    part = args.quick or args.seeds or args.budgets or args.variants or args.ways
     rows, path = gather_rows(todo), args.out or Path(of.out) / ("results-part.md" if part else "results.md")
     if not rows:
         print(f"error: no run below {of.out} is finished (of a way with alternatives, all); start without --collect", file=sys.stderr)
