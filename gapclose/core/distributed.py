@@ -152,7 +152,8 @@ def engine_given(state: PartialState) -> str:
     Raises:
         ValueError: for any other kind, with what to set.
     """
-    return _engine(kind_given(state), os.environ.get("FSDP_VERSION", "1"), _zero_stage())
+    kind = kind_given(state)
+    return _engine(kind, os.environ.get("FSDP_VERSION", "1"), _zero_stage() if kind == "deepspeed" else 0)
 
 
 def engine_of(accelerator: Any) -> str:
