@@ -48,8 +48,10 @@ class AskedFigures(Result):
     """share of the answers that match an option"""
     reordered: int
     """questions that were asked a second time, with their options in the reverse order"""
+    compared: int
+    """those of them where both answers name an option"""
     flips: dict[str, float | None]
-    """share of them where the other order changed the option"""
+    """share of the compared ones where the other order changed the option"""
 
 
 def option_scores(item: Item, first: Mapping[str, float]) -> list[float] | None:
@@ -112,14 +114,15 @@ def judge(
     )
     texts = [item.options[k].text if k >= 0 else None for (item, _), k in zip(asked, chosen.tolist(), strict=True)]
     second = dict(zip(other, texts[len(items) :], strict=True))
-    twice = np.array([i.id in second for i in items])
-    flipped = np.array([i.id in second and second[i.id] != text for i, text in zip(items, texts, strict=False)])
+    twice = np.array([second.get(i.id) is not None and text is not None for i, text in zip(items, texts, strict=False)])
+    flipped = np.array([second.get(i.id) != text for i, text in zip(items, texts, strict=False)])
     return AskedFigures(
         items=len(items),
         clips=clips.n,
         by="scores" if scored else "text",
         action={"auroc": None, **action},
         parse_rate=intervals({"it": clips.mean(named[: len(items)] >= 0, everything)})["it"],
-        reordered=int(twice.sum()),
+        reordered=len(second),
+        compared=int(twice.sum()),
         flips=intervals({"it": clips.mean(flipped, twice)})["it"],
     )

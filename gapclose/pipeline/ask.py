@@ -13,12 +13,15 @@ from gapclose.core.errors import ItemError
 from gapclose.core.files import near_sibling, write_text
 from gapclose.core.imports import require
 from gapclose.core.results import Result
+from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item
 from gapclose.data.load import load_items
 from gapclose.data.option_shuffle import reordered
 from gapclose.evaluation.asked_answers import AskedFigures, judge
 from gapclose.evaluation.summary_text import show
 from gapclose.metrics.config import GapConfig
+from gapclose.pipeline.items import run_items
+from gapclose.pipeline.run_model import run_config
 from gapclose.report.asked_models import FILE
 from gapclose.report.console import print_sentence, wide_console
 from gapclose.report.tables import print_table
@@ -42,6 +45,10 @@ class AskedModel(Result):
     figures: AskedFigures
     unanswered: dict[str, int]
     """reason -> number of requests"""
+    tokens: int
+    """the most that an answer may have"""
+    cut_off: int
+    """answers that reached it before any text"""
     usage: dict[str, Any]
     """tokens by model, and dollars where a price is known"""
     log: str
@@ -64,13 +71,11 @@ def ask(args: argparse.Namespace) -> None:
         require(module, "api", "gapclose ask")
     from gapclose.pipeline.ask_provider import ask_questions
 
-    if not args.items.is_dir():
-        raise ValueError(f"{args.items}: no such item set{near_sibling(args.items)}")
-    whole = load_items(args.items)
+    whole = _questions(args)
     items = whole.select(split=args.split, purpose="gap")
     items = replace(items, items=tuple(i for i in items if i.gold is not None)[: args.limit])
     if not len(items):
-        raise ValueError(f"{args.items}: there is no labelled question of split {args.split!r}")
+        raise ValueError(f"{whole.root}: there is no labelled question of split {args.split!r}")
     other = {i.id: turned for i in items if (turned := _reversed(i))}
     questions = [*((i.id, i) for i in items), *((ident + AGAIN, i) for ident, i in other.items())]
     _print_size([i for _, i in questions], args.tokens, args.price)
@@ -98,6 +103,8 @@ def ask(args: argparse.Namespace) -> None:
         split=args.split,
         figures=judge(kept, [asked.answers[i.id] for i in kept], second, replicates=defaults.replicates, seed=0),
         unanswered=dict(unanswered),
+        tokens=args.tokens,
+        cut_off=asked.cut_off,
         usage=dict(asked.usage),
         log=asked.log,
         questions=[
@@ -114,6 +121,15 @@ def ask(args: argparse.Namespace) -> None:
     path = args.out / FILE
     write_text(path, json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
     print(f"answers: {path}; beside a run: gapclose report RUN {args.out}")
+
+
+def _questions(args: argparse.Namespace) -> ItemSet:
+    """The items of ``--run`` as the run asks them, or those of ``--items`` as they stand there."""
+    if args.run is not None:
+        return run_items(run_config(args.run))
+    if not args.items.is_dir():
+        raise ValueError(f"{args.items}: no such item set{near_sibling(args.items)}")
+    return load_items(args.items)
 
 
 def _reversed(item: Item) -> Item | None:
@@ -144,9 +160,20 @@ def print_asked(found: AskedModel) -> None:
         "rejection": "rejection rate", "false_alarm": "false alarms", "auroc": "AUROC", "dprime": "d'", "criterion": "criterion",
     }  # fmt: skip
     rows = [(shown, show(of.action[name])) for name, shown in names.items()]
-    rows += [("answers that match an option", show(of.parse_rate)), (f"flips in the reverse order, of {of.reordered}", show(of.flips))]
+    rows += [("answers that match an option", show(of.parse_rate)), (f"flips in the reverse order, of {of.compared}", show(of.flips))]
     print_table(console, title, ["figure", "value"], rows, words=["figure"])
     print(f"judged by the {of.by} of the {'options' if of.by == 'scores' else 'answers'}")
+    if of.compared < of.reordered:
+        print_sentence(
+            console,
+            f"Of {of.reordered} questions asked in both orders, {of.reordered - of.compared} have an answer that names no option; no flip is counted there.",
+        )
+    if found.cut_off:
+        print_sentence(
+            console,
+            f"{found.cut_off} answers ended at the limit of {found.tokens} tokens (--tokens) before a word was written. They count as answers that "
+            "name no option. A model that reasons first needs a higher limit.",
+        )
     if found.unanswered:
         print_table(
             console,
@@ -157,5 +184,6 @@ def print_asked(found: AskedModel) -> None:
         )
     for name, used in found.usage.items():
         cost = f", ${used['total_cost']:.4f}" if used.get("total_cost") is not None else ", no price known"
-        print(f"{name}: {used.get('input_tokens', 0):,} tokens in, {used.get('output_tokens', 0):,} out{cost}")
+        sent = sum(used.get(key) or 0 for key in ("input_tokens", "input_tokens_cache_read", "input_tokens_cache_write"))
+        print(f"{name}: {sent:,} tokens in, {used.get('output_tokens', 0):,} out{cost}")
     print_sentence(console, found.note)

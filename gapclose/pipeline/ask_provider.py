@@ -14,6 +14,7 @@ from typing import Any
 import inspect_ai
 import soundfile
 from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.log import EvalSample
 from inspect_ai.model import (
     ChatMessage,
     ChatMessageAssistant,
@@ -43,6 +44,7 @@ FILMS = {".mp4": "mp4", ".mpeg": "mpeg", ".mpg": "mpeg", ".mov": "mov"}
 TOP = 20
 """first tokens to list, the most that OpenAI gives"""
 RETRIES = 5
+CUT_OFF = ("max_tokens", "model_length")
 REQUEST_END = re.compile(r"(?:\\n|\n)\}(?:\\n|\n)+")
 """end of the request that inspect puts before an error, with its newlines as they are or escaped"""
 Question = tuple[str, Item]
@@ -59,6 +61,8 @@ class Asked:
     """why there is no answer, by the name of the question"""
     usage: Mapping[str, Any]
     """tokens, and dollars where a price is known"""
+    cut_off: int
+    """answers that reached their length limit before any text"""
     log: str
 
 
@@ -85,7 +89,8 @@ def ask_questions(
         price: dollars for a million tokens, of requests and of answers.
 
     Raises:
-        ValueError: when inspect refuses the model or its settings.
+        ValueError: when inspect refuses the model or its settings, or does not come to the end.
+        KeyboardInterrupt: when inspect was interrupted.
     """
     if price is not None:
         sent, written = price
@@ -97,6 +102,8 @@ def ask_questions(
             samples.append(Sample(input=messages(item, root, media), id=name))
         except ValueError as error:
             faults[name] = str(error)
+    if not samples:
+        return Asked(answers={}, faults=faults, usage={}, cut_off=0, log="none, since nothing was sent")
     config = GenerateConfig(temperature=0.0, max_tokens=max_tokens, max_retries=RETRIES, max_connections=connections)
     if logprobs:
         config = config.merge(GenerateConfig(logprobs=True, top_logprobs=TOP))
@@ -110,25 +117,40 @@ def ask_questions(
         "ctl_server": False,
     }
     try:
-        (log,) = inspect_ai.eval(task, model=model, log_dir=str(folder / "log"), fail_on_error=False, **quiet)
+        logs = inspect_ai.eval(task, model=model, log_dir=str(folder / "log"), fail_on_error=False, **quiet)
     except Exception as error:  # clients raise errors of any kind for a missing key or an unknown model
         told = str(error)
         if type(error).__name__ == "PrerequisiteError":  # inspect writes it for a console, in rich's markup
             told = Text.from_markup(told).plain.removeprefix("ERROR: ")
         raise ValueError(f"{model}: {_reason(told)}") from error
-    if log.samples is None:
-        raise ValueError(f"{model}: {_reason(log.error.message) if log.error else 'nothing came back'}")
-    answers = dict[str, AskedAnswer]()
+    if not logs or logs[0].status == "cancelled":  # inspect handles the interruption itself
+        raise KeyboardInterrupt(f"inspect's log of what was answered is in {folder / 'log'}; --cache takes those answers from its cache")
+    log = logs[0]
+    if log.status != "success" or log.samples is None:
+        raise ValueError(f"{model}: {_reason(log.error.message) if log.error else f'inspect ended as {log.status!r}, with nothing'}")
+    answers, cut_off = dict[str, AskedAnswer](), 0
     for sample in log.samples:
-        if sample.error is not None or sample.output is None or not sample.output.choices:
-            faults[str(sample.id)] = _reason(sample.error.message) if sample.error else "the provider gave no answer"
+        if why := _no_answer(sample):
+            faults[str(sample.id)] = why
             continue
         choice = sample.output.choices[0]
+        cut_off += choice.stop_reason in CUT_OFF and not sample.output.completion.strip()
         first = choice.logprobs.content[0] if choice.logprobs and choice.logprobs.content else None
         listed = None if first is None or not first.top_logprobs else {t.token: t.logprob for t in first.top_logprobs}
         answers[str(sample.id)] = AskedAnswer(text=sample.output.completion, first=listed)
     usage = {name: used.model_dump(exclude_none=True) for name, used in log.stats.model_usage.items()}
-    return Asked(answers=answers, faults=faults, usage=usage, log=log.location)
+    return Asked(answers=answers, faults=faults, usage=usage, cut_off=cut_off, log=log.location)
+
+
+def _no_answer(sample: EvalSample) -> str | None:
+    """Why a request has no answer; None if it has one."""
+    if sample.error is not None:
+        return _reason(sample.error.message)
+    if sample.output is None or not sample.output.choices:
+        return "the provider gave no answer"
+    if sample.output.choices[0].stop_reason == "content_filter":
+        return "the provider's filter withheld the answer"
+    return None
 
 
 def _reason(message: str) -> str:

@@ -99,7 +99,9 @@ def ask_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         epilog="Keys are read from the environment, as inspect_ai documents them for each provider.",
     )
     parser.add_argument("--model", required=True, help="PROVIDER/MODEL as inspect_ai names it, e.g. openai/gpt-4o")
-    parser.add_argument("--items", type=_path, required=True, metavar="DIR", help="item set")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--items", type=_path, metavar="DIR", help="item set, whose questions are asked as they stand there")
+    asked.add_argument("--run", type=_path, metavar="RUN", help="run, whose questions are asked in its words, splits and order of options")
     parser.add_argument("--out", type=_path, required=True, metavar="DIR", help="directory for asked.json and inspect's log")
     parser.add_argument("--split", default="test", help="default: %(default)s")
     parser.add_argument("--limit", type=int, help="only so many items, the first ones, e.g. to see what they cost")
@@ -112,6 +114,8 @@ def ask_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     _refuse_not_positive(args, "limit", "tokens", "connections")
     if args.price is not None and min(args.price) < 0:
         raise ValueError(f"--price is {args.price}; prices are at least 0")
+    if args.run is not None:
+        _refuse_no_run(args.run)
     return args
 
 

@@ -30,10 +30,10 @@ def guarded(job) -> int:
             raise
         print(f"error: {told}\n", end="", file=sys.stderr)  # in one call: processes share the output
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if os.environ.get("GAPCLOSE_DEBUG"):
             raise
-        print("stopped; the same command goes on from what is there", file=sys.stderr)
+        print(f"stopped; {str(stop) or 'the same command goes on from what is there'}", file=sys.stderr)
         return 130
     return 0
 

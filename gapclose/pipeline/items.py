@@ -208,14 +208,18 @@ def prepare_items(config: Config, *, closing: bool, without_model: bool = False)
     return apply_prompt(prepare_plain(config, closing=closing, without_model=without_model), config.prompts.asked, config.prompts)
 
 
-def run_items(config: Config) -> ItemSet:
+def run_items(config: Config, other: Path | None = None) -> ItemSet:
     """Return the items of a finished run under its own prompt template, without a look at their media.
+
+    Args:
+        other: directory of another item set, which is read with the run's settings (splits, order of
+            options, prompt).
 
     Raises:
         ValueError: naming every problem of the set.
     """
-    directory = Path(config.data.path)
-    if config.data.path in GENERATED:
+    directory = other or Path(config.data.path)
+    if other is None and config.data.path in GENERATED:
         directory = generated_directory(config)
         make_generated(config.data, directory, config.seed)
     problems = ErrorCollector(f"the item set {directory}")

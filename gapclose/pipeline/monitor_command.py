@@ -15,17 +15,16 @@ from typing import Any
 import numpy as np
 
 from gapclose.core.errors import ErrorCollector, ItemError, shown
-from gapclose.core.files import near_sibling, write_text
+from gapclose.core.files import near_sibling, read_json, write_text
 from gapclose.core.parsing import parse_json, read_text
 from gapclose.core.results import Result
-from gapclose.data.config import PromptsConfig
 from gapclose.data.item_rows import check_messages, read_options
 from gapclose.data.items import Item
-from gapclose.data.load import load_items
-from gapclose.data.prompt_templates import apply_prompt
 from gapclose.evaluation.monitor_file import MonitorFile
 from gapclose.evaluation.summary_text import show
 from gapclose.metrics.alarms import AlarmRates, alarm_rates
+from gapclose.pipeline.config import Config
+from gapclose.pipeline.items import run_items
 from gapclose.pipeline.monitor import Monitor
 from gapclose.pipeline.monitor_results import MonitoredAnswer, Reading
 from gapclose.pipeline.run_model import load_run_model, run_config
@@ -60,7 +59,7 @@ def monitor_questions(args: argparse.Namespace) -> None:
         ValueError: for a run or file that cannot be used.
     """
     monitor, config = Monitor.from_pretrained(args.run), run_config(args.run)
-    root, items = read_questions(args.items, args.split, monitor.file, config.prompts)
+    root, items, fingerprint = read_questions(args.items, args.split, monitor.file, config)
     in_file = len(items)
     items = items[: args.limit]
     loaded = load_run_model(config, args.run, base=args.base)
@@ -78,40 +77,57 @@ def monitor_questions(args: argparse.Namespace) -> None:
     chosen = monitor.file
     console, clips = wide_console(), f"{chosen.rates.items} items, {chosen.rates.clips} clips"
     print_sentence(console, f"The threshold was chosen on {chosen.split} ({clips}). {chosen.promise()}")
-    if {"fit", chosen.split} & set(flags.rates):
-        print_sentence(
-            console,
-            f"In the run's own items, fit made the probe and {chosen.split} its threshold: only the rates of test are those of new clips.",
-        )
+    if fingerprint is not None and flags.rates:
+        print_sentence(console, _whose(fingerprint == _bound(args.run), chosen.split))
     if len(items) < in_file:
         print_sentence(console, f"These are the first {len(items)} of {in_file} questions (--limit).")
     write_flags(flags, args.out or args.run / ("flags.csv" if len(items) == in_file else f"flags-first-{len(items)}.csv"))
 
 
-def read_questions(path: Path, split: str | None, file: MonitorFile, prompts: PromptsConfig) -> tuple[Path, list[Item]]:
+def _bound(run: Path) -> str | None:
+    """The fingerprint of the run's own items."""
+    path = run / "items.json"
+    return read_json(path, "fingerprint")["fingerprint"] if path.is_file() else None
+
+
+def _whose(own: bool, chosen_on: str) -> str:
+    """Say which rates are those of new clips; ``own``: whether the questions are the run's own items."""
+    if own:
+        return f"These are the run's own items: fit made the probe and {chosen_on} its threshold, so only the rates of test are those of new clips."
+    return (
+        "These are not the run's own items, or they have other labels. Whether the run has seen their clips is not known: if it has, "
+        "their rates are too good."
+    )
+
+
+def read_questions(path: Path, split: str | None, file: MonitorFile, config: Config) -> tuple[Path, list[Item], str | None]:
     """Read questions, from an item set or from a file with one JSON object per line.
 
     A line needs ``messages`` alone; ``options`` and ``gold`` are as in items.jsonl. Questions with
-    another purpose than ``gap``, the default, are left out. Questions of an item set get the prompt
-    of the run; those of a file are asked as they are written.
+    another purpose than ``gap``, the default, are left out. An item set is read as the run reads its
+    own (splits, order of options, prompt); the questions of a file are asked as they are written.
+
+    Args:
+        config: of the run.
 
     Returns:
-        The directory that media lie in, and the questions.
+        The directory that media lie in, the questions, and the fingerprint of an item set.
 
     Raises:
         ValueError: naming every fault, or when there are none.
     """
     if not path.exists():
         raise ValueError(f"{path}: no such file or directory{near_sibling(path)}")
-    root, items = path if path.is_dir() else path.parent, list[Item]()
+    root, items, fingerprint = path if path.is_dir() else path.parent, list[Item](), None
     if path.is_dir():
-        found = load_items(path)
+        found = run_items(config, path)
+        fingerprint = found.fingerprint(labels=True)
         if strange := sorted(set(found.concepts) - set(file.probe.concepts)):
             raise ValueError(f"{path}: the monitor does not know the concepts {strange}; it knows {list(file.probe.concepts)}")
-        items = list(apply_prompt(found, prompts.asked, prompts))
-    elif prompts.asked != "own":
+        items = list(found)
+    elif config.prompts.asked != "own":
         raise ValueError(
-            f"{path}: this run asks in the prompt {prompts.asked!r} (prompts.asked), which only questions of an item set can get"
+            f"{path}: this run asks in the prompt {config.prompts.asked!r} (prompts.asked), which only questions of an item set can get"
         )
     else:
         problems = ErrorCollector(f"the questions {path}")
@@ -125,7 +141,7 @@ def read_questions(path: Path, split: str | None, file: MonitorFile, prompts: Pr
     counted = Counter(i.id for i in items)
     if twice := [ident for ident, n in counted.items() if n > 1]:
         raise ValueError(f"{path}: the ids {twice[:3]} are used more than once; give every question its own id")
-    return root, items
+    return root, items, fingerprint
 
 
 def _question(line: str, where: str, number: int, concepts: tuple[str, ...], problems: ErrorCollector) -> Item | None:

@@ -7,7 +7,9 @@ import socket
 import sys
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import pytest
 from gapclose import Monitor, load_model
 from gapclose.data.items import Item, Option
 from gapclose.data.question_text import either_prompt
-from gapclose.evaluation.asked_answers import option_scores
+from gapclose.evaluation.asked_answers import AskedAnswer, judge, option_scores
 from gapclose.evaluation.monitor_file import MonitoredModel, MonitorFile
 from gapclose.metrics.alarms import alarm_rates
 from gapclose.metrics.bootstrap import ClipBootstrap
@@ -163,7 +165,7 @@ def test_questions_are_asked_in_both_orders_and_what_a_provider_refuses_is_count
     found, said = json.loads((tmp_path / "out" / "asked.json").read_text()), capsys.readouterr().out
     assert sum(found["unanswered"].values()) == 12 - 3 and all("takes no sound" in why for why in found["unanswered"])
     assert (found["figures"]["items"], found["figures"]["reordered"], found["figures"]["by"]) == (2, 1, "text")
-    assert found["figures"]["action"]["auroc"] is None and found["figures"]["flips"]["value"] in (0.0, 1.0)
+    assert found["figures"]["action"]["auroc"] is None and found["figures"]["compared"] <= 1
     given, turned, without = sorted(
         (text.partition(" Answer with ")[2].rstrip(".") for text in asked), key=lambda listed: (not listed, listed)
     )
@@ -197,3 +199,61 @@ def test_wrong_arguments_are_refused_by_name(digits_directory, tmp_path, argumen
     pytest.importorskip("inspect_ai", reason="questions are put by inspect_ai (the extra `api`)")
     assert main(["ask", "--model", MODEL, "--items", str(digits_directory), "--out", str(tmp_path), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def named(text: str) -> AskedAnswer:
+    return AskedAnswer(text=text, first=None)
+
+
+def test_a_flip_needs_an_option_in_both_answers(digits):
+    """Four questions in both orders: the same option, another one, and twice none on one side; the fifth is asked once."""
+    items = [i for i in digits.select(split="test", purpose="gap") if i.gold is not None][:5]
+    given = [named(i.options[0].text) for i in items]
+    other = [items[0].options[0].text, items[1].options[1].text, ""]
+    turned = {i.id: (i, named(text)) for i, text in zip(items, [*other, items[3].options[0].text], strict=False)}
+    given[3] = named("I cannot tell.")
+    found = judge(replace(digits, items=tuple(items)), given, turned, replicates=20, seed=0)
+    assert (found.reordered, found.compared, found.flips["value"]) == (4, 2, 0.5)
+
+
+def logged(replies) -> SimpleNamespace:
+    """What inspect returns for questions with these answers and stop reasons."""
+    from inspect_ai.model import ModelOutput
+
+    outputs = [ModelOutput.from_content("nobody/x", text, stop_reason=reason) for text, reason in replies]
+    samples = [SimpleNamespace(id=f"q{n}", error=None, output=output) for n, output in enumerate(outputs)]
+    return SimpleNamespace(status="success", samples=samples, stats=SimpleNamespace(model_usage={}), location="log")
+
+
+def test_a_filtered_answer_is_no_answer_and_one_cut_off_is_counted(tmp_path, monkeypatch):
+    inspect_ai = pytest.importorskip("inspect_ai", reason="questions are put by inspect_ai (the extra `api`)")
+    from gapclose.pipeline.ask_provider import ask_questions
+
+    replies = [("", "content_filter"), ("", "max_tokens"), ("low", "stop"), ("so lo", "max_tokens")]
+    monkeypatch.setattr(inspect_ai, "eval", lambda *_, **__: [logged(replies)])
+    given = {"model": "nobody/x", "folder": tmp_path, "max_tokens": 4, "connections": 1, "logprobs": False, "cache": False, "price": None}
+    item = Item(id="a", clip="a", split="test", modality="-", messages=[{"role": "user", "content": "?"}], options=[])
+    asked = ask_questions([("q0", item)], tmp_path, **given)
+    assert {name: a.text for name, a in asked.answers.items()} == {"q1": "", "q2": "low", "q3": "so lo"} and asked.cut_off == 1
+    assert asked.faults == {"q0": "the provider's filter withheld the answer"}
+    film = replace(item, messages=[{"role": "user", "content": [{"type": "video", "path": "a.mkv"}]}])
+    asked = ask_questions([("q0", film)], tmp_path, **given)
+    assert "has no form that providers take" in asked.faults["q0"] and not asked.answers, "nothing to send is no fault of inspect's"
+
+
+def test_an_interruption_names_the_log(digits_directory, tmp_path, monkeypatch, capsys):
+    """inspect handles the interruption itself and returns without a log."""
+    inspect_ai = pytest.importorskip("inspect_ai", reason="questions are put by inspect_ai (the extra `api`)")
+    monkeypatch.setattr(inspect_ai, "eval", lambda *_, **__: [])
+    command = ["ask", "--model", "mockllm/model", "--items", str(digits_directory), "--out", str(tmp_path), "--limit", "1"]
+    assert main(command) == 130
+    assert str(tmp_path / "log") in (said := capsys.readouterr().err) and "--cache" in said
+
+
+def test_the_questions_of_a_run_are_asked_in_its_words(served, tiny_run, tmp_path, capsys):
+    """``--run`` asks what the run asked: the same items, labels and prompt."""
+    command = ["ask", "--model", MODEL, "--run", str(tiny_run), "--out", str(tmp_path), "--limit", "4", "--tokens", "1"]
+    assert main(command) == 0
+    found = json.loads((tmp_path / "asked.json").read_text())
+    assert found["fingerprint"] == json.loads((tiny_run / "items.json").read_text())["fingerprint"] and found["figures"]["items"] == 4
+    assert main([*command, "--items", str(tmp_path)]) == 2 and "not allowed with argument" in capsys.readouterr().err

@@ -16,7 +16,7 @@ import torch
 import transformers
 from digits_model import tiny_model
 
-from gapclose import Monitor, load_model
+from gapclose import Monitor, load_items, load_model
 from gapclose.data.items import Item, Option
 from gapclose.evaluation.monitor_file import MonitorFile
 from gapclose.models.checkpoint import memory_fingerprint
@@ -26,9 +26,10 @@ from gapclose.observe.extract import forward_batches
 from gapclose.observe.request import ObservationRequest
 from gapclose.observe.store import read_observations
 from gapclose.pipeline.cli import main
-from gapclose.pipeline.monitor_command import flags_of, print_flags
+from gapclose.pipeline.monitor_command import flags_of, print_flags, read_questions
 from gapclose.pipeline.monitor_results import MonitoredAnswer
 from gapclose.pipeline.on_flag import ABSTENTION, HINT
+from gapclose.pipeline.run_model import run_config
 from gapclose.probes.linear import FrozenProbe
 from gapclose.training.config import LoraConfig
 from gapclose.training.lora import adapter_fingerprint, add_lora, load_adapter
@@ -318,3 +319,35 @@ def test_the_command_takes_a_file_of_questions_without_labels(tiny_run, digits_d
         (["--items", str(path), "--out", "a.txt"], "write to a .csv or a .json file"),
     ):
         assert main(["monitor", str(tiny_run), *arguments]) == 2 and message in capsys.readouterr().err
+
+
+def test_an_item_set_is_read_with_the_settings_of_the_run(tiny_run, monitor, tmp_path):
+    """A table without splits is split as the run splits it, which decides what is new to the monitor."""
+    rows = [f"q{n},c{n},{'fine' if n % 2 else 'wrong'}" for n in range(40)]
+    (tmp_path / "rows.csv").write_text("\n".join(["question,clip,answer", *rows]) + "\n")
+    column_map = {
+        "name": "words", "concepts": ["standard", "false_vision"], "alarm": ["false_vision"], "modality": "text",
+        "columns": {"question": "question", "clip": "clip", "gold": "answer"}, "options": {"fine": "standard", "wrong": "false_vision"},
+    }  # fmt: skip
+    (tmp_path / "map.yaml").write_text(json.dumps(column_map))
+    config, given = run_config(tiny_run), {"columns": str(tmp_path / "map.yaml"), "shuffle_options": False}
+    found = {}
+    for seed in (0, 1):
+        config.data = replace(config.data, split_seed=seed, **given)
+        _, items, fingerprint = read_questions(tmp_path, "test", monitor.file, config)
+        own = load_items(tmp_path, split_seed=seed, **given)
+        assert [i.id for i in items] == [i.id for i in own if i.split == "test"] and fingerprint == own.fingerprint(labels=True)
+        found[seed] = {i.clip for i in items}
+    assert found[0] != found[1] and len(found[0]) == len(found[1]) > 5
+
+
+def test_the_command_says_whose_items_it_judges(tiny_run, digits_directory, tmp_path, capsys):
+    """Those of fit and val are no new clips to the run's monitor; of another set it is not known."""
+    command = ["monitor", str(tiny_run), "--limit", "8", "--out", str(tmp_path / "flags.csv"), "--items"]
+    assert main([*command, str(digits_directory)]) == 0
+    assert "only the rates of test are those of new clips" in " ".join(capsys.readouterr().out.split())
+    folder = Path(shutil.copytree(digits_directory, tmp_path / "set"))
+    rows = (folder / "items.jsonl").read_text().splitlines()
+    (folder / "items.jsonl").write_text("\n".join(rows[:-1]) + "\n")
+    assert main([*command, str(folder)]) == 0
+    assert "Whether the run has seen their clips is not known" in " ".join(capsys.readouterr().out.split())
