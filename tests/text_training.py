@@ -43,6 +43,6 @@ def trainer_of_text(directory: Path, items: ItemSet, *callbacks: hf.TrainerCallb
     how = common | {"output_dir": str(directory), "per_device_train_batch_size": 4, "max_steps": 5, "report_to": []} | arguments
     data = [{"input_ids": i, "labels": i} for i in ids]
     return hf.Trainer(
-        model or whole, hf.TrainingArguments(**how), train_dataset=data, processing_class=tokenizer, callbacks=list(callbacks),
+        model or whole, hf.TrainingArguments(**how), train_dataset=data, eval_dataset=data[:4], processing_class=tokenizer, callbacks=list(callbacks),
         data_collator=hf.default_data_collator,
     )  # fmt: skip

@@ -90,6 +90,19 @@ def configure_logging(level: str) -> None:
         logger.addHandler(handler)
 
 
+def show_warnings() -> None:
+    """Print warnings on standard error, unless the application has installed a handler for them.
+
+    For parts of the library whose warnings a user must see without any set-up.
+    """
+    if logging.root.handlers or any(not isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+        return
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(PlainFormatter())
+    logger.addHandler(handler)
+
+
 def shows_bars() -> bool:
     """Whether progress bars are drawn: on a terminal, from rank 0, where the logger is enabled for INFO."""
     return is_main() and sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)

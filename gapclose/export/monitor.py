@@ -35,13 +35,13 @@ def monitor_of(directory: Path, config: ExportSettings, items: ItemSet, rate: fl
     Args:
         directory: of the run.
         items: of the run, under its own prompt.
-        rate: largest share of the standard items of val that may be flagged; None:
+        rate: largest share of the standard items of val that may be flagged, 0 <= rate < 1; None:
             ``export.monitor_false_alarms``.
 
     Raises:
         NoMonitor: when no concept is an alarm, or val was not observed or lacks labels of one
             kind.
-        ValueError: when a file of the run is damaged.
+        ValueError: for another rate, and when a file of the run is damaged.
     """
     probe = FrozenProbe.load(directory / "probes" / "frozen")
     n_layers = read_json(directory / "measurement.json", "probe")["probe"]["n_layers"]
@@ -68,6 +68,8 @@ def monitor_of_observations(
         directory, config, items, rate: as for :func:`monitor_of`, with the same errors.
     """
     rate = config.export.monitor_false_alarms if rate is None else rate
+    if not 0 <= rate < 1:
+        raise ValueError(f"false_alarm_rate is {rate!r}; it is a share, at least 0 and below 1")
     probe = FrozenProbe.load(directory / "probes" / "frozen")
     if not items.alarm:
         raise NoMonitor(f"{directory}: no concept of the items is an alarm, so there is nothing to flag")

@@ -13,22 +13,20 @@ from typing import Any
 
 import numpy as np
 import transformers
-from accelerate import PartialState
 from peft import PeftModel
 
-from gapclose.core.distributed import engine_of, run_on_main
-from gapclose.core.logging import get_logger
+from gapclose.core.distributed import run_on_main
+from gapclose.core.logging import get_logger, show_warnings
 from gapclose.data.item_set import ItemSet
 from gapclose.data.load import load_items
 from gapclose.data.prompt_templates import apply_prompt
 from gapclose.evaluation.record import make_record
-from gapclose.evaluation.run_records import CALLBACK_FOLDER, headlines, read_records, record_of
+from gapclose.evaluation.run_records import CALLBACK_FOLDER, HEADLINES, headlines, read_records, record_of
 from gapclose.export.monitor import monitor_of_observations
 from gapclose.models.checkpoint import memory_fingerprint
 from gapclose.models.loading import assemble
-from gapclose.models.sharding import is_wrapped
 from gapclose.models.training_state import training_set_aside
-from gapclose.pipeline.callback_directory import SETTINGS, claim_callback_directory
+from gapclose.pipeline.callback_start import SETTINGS, claim_callback_directory, lora_above, only_lora, refuse_unmeasurable, trained_below
 from gapclose.pipeline.config import config_of, missing_functions
 from gapclose.pipeline.items import Given, prepare_plain
 from gapclose.pipeline.measure_context import MeasureContext
@@ -56,8 +54,10 @@ class GapCallback(transformers.TrainerCallback):
     model as it is. The frozen probe is chosen on ``fit``, as :func:`gapclose.measure` does. ``val``
     is measured then and again as ``every`` says; ``test``, if the items have it, at the beginning and
     at the end. Every record goes to ``OUT/gap.jsonl``, and its headline figures to the trainer's
-    ``log``, so to every tracker in ``report_to``. :func:`gapclose.load_run` reads a directory with
-    ``test``.
+    ``log``, so to every tracker in ``report_to``. The trainer's own evaluations have those of ``val``
+    among their metrics, so that ``metric_for_best_model="action/balanced"`` works.
+    :func:`gapclose.load_run` reads a directory with ``test``. Warnings go to standard error, unless
+    the application has configured logging.
 
     Args:
         items: item set with labelled splits ``fit`` and ``val``, or the directory of one.
@@ -66,8 +66,9 @@ class GapCallback(transformers.TrainerCallback):
         every: ``"epoch"``, or a number of optimiser steps.
         out: directory for all files; None: ``gapclose`` in the trainer's ``output_dir``. A training
             that starts anew replaces them; one that resumes goes on from them.
-        stop_on: guards that end the training when they object in ``guards.patience`` measurements
-            in a row: over-rejection, parsing, retention, fresh, sentinel, adapter.
+        stop_on: guards that end the training when they object in ``guards.patience`` (2) measurements
+            in a row: over-rejection, parsing, retention, fresh, sentinel, adapter. With parsing, numbers
+            that are not finite end it at once.
         settings: configuration groups as dictionaries or dataclasses: ``probe``, ``observe``, ``gap``,
             ``prompts``, ``labelling`` and ``guards``, as for :func:`gapclose.measure`, and ``seed``.
 
@@ -104,6 +105,8 @@ class GapCallback(transformers.TrainerCallback):
         self.run: MeasureContext | None = None
         self.trainer: transformers.Trainer | None = None
         self.last_step, self.stopped, self.place = -1, dict[str, str](), 0
+        self.figures = dict[str, float]()
+        """of val after ``last_step``, by their names in the trainer's log"""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the base model.
@@ -111,13 +114,14 @@ class GapCallback(transformers.TrainerCallback):
         Raises:
             ValueError: see the class.
         """
+        show_warnings()
         model, processor = kwargs["model"], self.processor or kwargs.get("processing_class")
         self.trainer, self.last_step, self.stopped = running_trainer(), -1, {}
         if self.trainer is None:
             logger.warning("GapCallback: no transformers.Trainer called it, so its figures are in gap.jsonl alone")
         else:
-            self.place = self._move(0)  # before the trackers, which close at the end of the training
-        self._refuse(model)
+            self.place = self._take_place(0)  # before the trackers, which close at the end of the training
+        refuse_unmeasurable(model, self.trainer)
         if processor is None:
             raise ValueError("GapCallback needs a processor: give it one (processor=...), or the trainer its processing_class")
         directory = Path(self.out) if self.out is not None else Path(args.output_dir) / CALLBACK_FOLDER
@@ -131,11 +135,16 @@ class GapCallback(transformers.TrainerCallback):
         with training_set_aside(model):
             run.loaded = assemble(model, given.processor, path=self.config.model.path, fingerprint="")
             base, resumed = memory_fingerprint(model, given.processor), state.global_step
-            adapters = isinstance(model, PeftModel)
-            run.loaded.fingerprint = run_on_main(lambda: claim_callback_directory(run, base, resumed, [*splits], has_adapters=adapters))
+            known = {"has_adapters": isinstance(model, PeftModel), "base_known": only_lora(model)}
+            run.loaded.fingerprint = run_on_main(lambda: claim_callback_directory(run, base, resumed, [*splits], **known))
             with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
                 run.fit_probes()
                 run.measure_base([split for split in splits if split != "fit"])
+            if trained_below(model, run.probe.layer):
+                logger.warning(
+                    f"  the probe reads decoder layer {run.probe.layer}, and the training changes weights there or below: its reading may move, and "
+                    f"there will be no monitor. {lora_above(run.probe.layer)}"
+                )
             for split in () if resumed else run.measured:
                 self._log(split, f"base/{split}")
 
@@ -151,15 +160,30 @@ class GapCallback(transformers.TrainerCallback):
             self._measure_val(state, control, kwargs["model"])
         return control
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure what was trained: ``val`` unless it was just measured, and ``test``."""
-        best = state.best_global_step if args.load_best_model_at_end else None
-        if best is None and self.last_step != state.global_step:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add the figures of ``val`` after the same step to the metrics, and measure them first if they choose the best checkpoint."""
+        if self.last_step != state.global_step and (args.metric_for_best_model or "").removeprefix("eval_") in HEADLINES:
             self._measure_val(state, control, kwargs["model"])
-        if self.run is not None and "test" in self.run.measured:
-            self._measure(state, kwargs["model"], "test", "adapted/test", best or state.global_step)
+        if self.last_step == state.global_step:
+            kwargs["metrics"].update(self.figures)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure the model that is left, the last or the best one: ``val`` unless it was measured then, and ``test``."""
+        assert self.run is not None
+        step = (state.best_global_step if args.load_best_model_at_end else None) or state.global_step
+        if run_on_main(lambda: self._record_after(step)) is None:
+            self._measure_val(state, control, kwargs["model"], step)
+        if "test" in self.run.measured:
+            self._measure(state, kwargs["model"], "test", "adapted/test", step)
+        self.last_step = step
         if self.trainer is not None:
-            self._move(self.place)
+            self._take_place(self.place)
+
+    def _record_after(self, step: int) -> dict[str, Any] | None:
+        """The record of ``val`` after an optimiser step, if there is one."""
+        assert self.run is not None
+        found = [r for r in read_records(self.run.directory) if r["stage"].endswith("/val") and r.get("step") == step]
+        return found[-1] if found else None
 
     def monitor(self, *, false_alarm_rate: float | None = None) -> Monitor:
         """Return a monitor of the model that was trained, with a threshold chosen on ``val``.
@@ -178,22 +202,19 @@ class GapCallback(transformers.TrainerCallback):
             raise ValueError("there is no monitor before the training; call trainer.train() first")
         model, probe = self.trainer.model, self.run.probe
         assert model is not None
+        if self.last_step < 0 or (record := self._record_after(self.last_step)) is None:
+            raise ValueError("val of the trained model was not measured, so it is not known whether the base's threshold holds for it")
+        largest = float(np.abs(self.run.measured["val"].residual).max())
         lora = any("lora_" in name for name, _ in model.named_parameters())
-        if not lora or reaches_probe(model, probe.layer) or self._moved() > SAME_READING:
+        if not lora or reaches_probe(model, probe.layer) or record["frozen_probe_shift"] / largest > SAME_READING:
             raise ValueError(
-                f"the training changed weights at or below decoder layer {probe.layer}, which the probe reads; put LoRA on the layers above it "
-                f"(layers_to_transform from {probe.layer}, counted from 0), or run gapclose.measure on the trained model and use Monitor.from_run"
+                f"the training changed weights at or below decoder layer {probe.layer}, which the probe reads. {lora_above(probe.layer)}, or run "
+                "gapclose.measure on the trained model and use Monitor.from_run"
             )
         made = monitor_of_observations(self.run.directory, self.config, self.run.items, "base-val", above=True, rate=false_alarm_rate)
         return Monitor(made)
 
-    def _moved(self) -> float:
-        """How far the residuals of ``val`` that the probe reads have moved, relative to the largest of them."""
-        assert self.run is not None
-        last = [r for r in read_records(self.run.directory) if r["stage"].endswith("/val") and "frozen_probe_shift" in r][-1]
-        return last["frozen_probe_shift"] / float(np.abs(self.run.measured["val"].residual).max())
-
-    def _move(self, place: int) -> int:
+    def _take_place(self, place: int) -> int:
         """Move this callback to a place among those of the trainer, and return where it was."""
         assert self.trainer is not None
         handler = self.trainer.callback_handler
@@ -201,33 +222,17 @@ class GapCallback(transformers.TrainerCallback):
         handler.callbacks = [*others[:place], self, *others[place:]]  # a new list: the old one is being gone through
         return before
 
-    def _refuse(self, model: Any) -> None:
-        """Refuse models that cannot be measured while they are trained.
+    def _measure_val(self, state: Any, control: Any, model: Any, step: int | None = None) -> None:
+        """Measure ``val``, and stop the training where a guard of ``stop_on`` asks for it.
 
-        Raises:
-            ValueError: for engines other than those of the class, for parallelism within a model, and for a
-                model on several devices.
+        Args:
+            step: of the checkpoint that the model was loaded from; None: it is what it is now.
         """
-        if self.trainer is None:
-            if is_wrapped(model) or PartialState().num_processes > 1:
-                raise ValueError("without a transformers.Trainer GapCallback works in one process, on a model that no engine has wrapped")
-        else:
-            engine_of(self.trainer.accelerator)
-            within = [kind for kind in ("tp", "cp", "sp") if getattr(self.trainer, f"get_{kind}_size", lambda: 1)() > 1]
-            if within or getattr(model, "is_distributed_loading_by_transformers", False):
-                raise ValueError(
-                    "GapCallback does not measure a model whose processes share one forward (tensor, context or sequence parallelism, or "
-                    "distributed_config of from_pretrained); train under DDP, FSDP2, ZeRO-2 or ZeRO-3"
-                )
-        if len(set((getattr(model, "hf_device_map", None) or {"": 0}).values())) > 1:
-            raise ValueError("GapCallback does not measure a model that is spread over several devices; load it without device_map")
-
-    def _measure_val(self, state: Any, control: Any, model: Any) -> None:
-        """Measure ``val``, and stop the training where a guard of ``stop_on`` asks for it."""
-        step = state.global_step
-        stage = f"epoch-{math.ceil(round(state.epoch, 6))}/val" if self.every == "epoch" else f"step-{step}/val"
-        measured = self._measure(state, model, "val", stage, step)
-        self.last_step = step
+        after: int = state.global_step if step is None else step
+        by_epoch = self.every == "epoch" and after == state.global_step
+        stage = f"epoch-{math.ceil(round(state.epoch, 6))}/val" if by_epoch else f"step-{after}/val"
+        measured = self._measure(state, model, "val", stage, after)
+        self.last_step = after
         not_finite = {"parsing": f"{stage} could not be measured"} if "parsing" not in (self.config.guards.off or []) else {}
         if fired := run_on_main(self._fired) if measured else not_finite:
             self.stopped = fired
@@ -288,5 +293,7 @@ class GapCallback(transformers.TrainerCallback):
             return
         due = trainer.control.should_log
         figures: dict[str, Any] = {f"{'eval' if split == 'val' else split}_{name}": value for name, value in headlines(record).items()}
+        if split == "val":
+            self.figures = {name: value for name, value in figures.items() if not isinstance(value, str)}
         trainer.log(figures)
         trainer.control.should_log = due  # the line of the loss is still to come

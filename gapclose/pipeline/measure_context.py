@@ -160,7 +160,7 @@ class MeasureContext:
             line += f", closure {_number(record['change']['closure'])}, standard accuracy {0.0 - record['change']['standard_drop']['value']:+.3f}"
         logger.info(f"{line}, state: {record['state']}")
         if record["state"] not in ("open", "closed", "learned"):
-            logger.warning(f"  {record['state']}: {STATES[record['state']]}")
+            logger.warning(f"  {record['stage']} is {record['state']}: {STATES[record['state']]}")
 
     def on_record(self, record: dict[str, Any]) -> None:
         """Called in the main process after a record was written; does nothing here."""

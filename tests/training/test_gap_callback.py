@@ -1,6 +1,7 @@
 """GapCallback in the trainers of others: its figures are those of `measure`, the training is the same with and without it."""
 
 import json
+import logging
 import random
 import shutil
 from pathlib import Path
@@ -25,6 +26,7 @@ from wandb_files import finished, values
 
 from gapclose import GapCallback, ItemSet, Monitor, load_items, load_run, measure
 from gapclose.core.distributed import engine_of
+from gapclose.core.logging import show_warnings
 from gapclose.core.settings import decisions
 from gapclose.evaluation.run_records import HEADLINES, read_records, record_of
 from gapclose.metrics.next_steps import CALLBACK_STEPS
@@ -32,7 +34,7 @@ from gapclose.models.config import ModelConfig
 from gapclose.models.loading import load_model
 from gapclose.models.training_state import training_set_aside
 from gapclose.observe.store import read_observations
-from gapclose.pipeline.callback_directory import claim_callback_directory
+from gapclose.pipeline.callback_start import FILES, claim_callback_directory, refuse_unmeasurable
 from gapclose.pipeline.cli import main
 from gapclose.training.trl.dataset import messages_for_trl
 
@@ -208,12 +210,18 @@ def test_no_monitor_of_a_model_whose_reading_is_not_the_base_models(trained, ima
     watch = trained.order[1]
     records = read_records(trained.out)
     moved = [r | {"frozen_probe_shift": 1.0} if r["stage"] == "epoch-2/val" else r for r in records]
+    with pytest.raises(ValueError, match="false_alarm_rate is 5; it is a share, at least 0 and below 1"):
+        watch.monitor(false_alarm_rate=5)
+    with monkeypatch.context() as patch:  # numbers that were not finite
+        patch.setattr("gapclose.pipeline.gap_callback.read_records", lambda directory: records[:2])
+        with pytest.raises(ValueError, match="val of the trained model was not measured"):
+            watch.monitor()
     with monkeypatch.context() as patch:  # a bias or an embedding below the probe was trained beside the adapters above it
         patch.setattr("gapclose.pipeline.gap_callback.read_records", lambda directory: moved)
-        with pytest.raises(ValueError, match="which the probe reads; put LoRA on the layers above it"):
+        with pytest.raises(ValueError, match="which the probe reads. Put LoRA on the layers above it"):
             watch.monitor()
     monkeypatch.setattr(watch, "trainer", SimpleNamespace(model=torch.nn.Linear(2, 2)))  # all weights were trained
-    with pytest.raises(ValueError, match="which the probe reads; put LoRA on the layers above it"):
+    with pytest.raises(ValueError, match="which the probe reads. Put LoRA on the layers above it"):
         watch.monitor()
 
 
@@ -278,6 +286,40 @@ def test_a_resumed_training_goes_on_from_the_measured_base(by_steps, passages, t
         lost.train(resume_from_checkpoint=checkpoint)
 
 
+def test_the_best_checkpoint_is_chosen_by_a_figure_of_val_and_measured(passages, tmp_path):
+    """``metric_for_best_model`` finds the callback's figures, and what is measured at the end is the model that was loaded."""
+    watch = GapCallback(passages, every=2, **TEXT)
+    best = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
+    trainer = trainer_of_text(tmp_path, passages, watch, **best, metric_for_best_model="action/auroc", greater_is_better=False)
+    trainer.train()
+    records, at = read_records(tmp_path / "gapclose"), trainer.state.best_global_step
+    found = {r["step"]: r["action"]["auroc"]["value"] for r in records if r["stage"].startswith("step-")}
+    assert [*found] == [2, 4, 5], "the trainer evaluates after its last step as well"
+    assert at == min(found, key=found.get) and trainer.state.best_metric == found[at]
+    assert records[-1]["stage"] == "adapted/test" and records[-1]["step"] == at
+    plain = trainer_of_text(tmp_path / "plain", passages, GapCallback(passages, every=1000, **TEXT), **best, metric_for_best_model="loss")
+    plain.train()  # val was not measured after the step of the best checkpoint
+    loaded = plain.state.best_global_step
+    assert [r["stage"] for r in read_records(tmp_path / "plain" / "gapclose")][2:] == [f"step-{loaded}/val", "adapted/test"]
+
+
+def test_warnings_are_seen_without_any_set_up(passages, tmp_path, monkeypatch, capsys):
+    """Unless the application has configured logging: then they are its records."""
+    package = logging.getLogger("gapclose")
+    monkeypatch.setattr(package, "handlers", [logging.NullHandler()])
+    monkeypatch.setattr(logging.root, "handlers", [])
+    watch, (_, whole) = GapCallback(passages, every=1000, **TEXT | {"probe": TEXT["probe"] | {"layers": [2]}}), text_model()
+    whole.model.layers[0].requires_grad_(True)
+    trainer_of_text(tmp_path / "here", passages, watch, model=whole, max_steps=1).train()
+    told = capsys.readouterr().err
+    assert "warning: the probe reads decoder layer 2, and the training changes weights there or below" in told, told
+    assert "layers_to_transform from 2, counted from 0" in told
+    monkeypatch.setattr(package, "handlers", [logging.NullHandler()])
+    monkeypatch.setattr(logging.root, "handlers", [logging.NullHandler()])
+    show_warnings()
+    assert [type(h) for h in package.handlers] == [logging.NullHandler]
+
+
 @pytest.mark.parametrize("began", [{"share_prefix": False}, {"share_prefix": True}, {"share_prefix": "auto"}, {}])
 def test_a_training_that_began_before_auto_and_device_goes_on(by_steps, passages, tmp_path, began):
     """With the sharing that was given then; where the search runs changes no figure."""
@@ -298,6 +340,20 @@ def test_a_training_that_began_before_auto_and_device_goes_on(by_steps, passages
     watch.config.observe.share_prefix = not decisions(directory)["observe.share_prefix"]["value"]
     with pytest.raises(ValueError, match="settings of GapCallback are not those"):
         claim_callback_directory(run, "other", 4, [], has_adapters=False)
+
+
+def test_a_resumed_training_of_adapters_needs_the_base_of_its_start(by_steps, passages, tmp_path):
+    """Its base is at hand, so that another one is noticed; without the mark of a start nothing is taken over."""
+    directory = tmp_path / "gapclose"
+    shutil.copytree(by_steps / "gapclose", directory)
+    mark = json.loads((directory / "callback.json").read_text())
+    watch = GapCallback(passages, every=2, **TEXT)
+    run = SimpleNamespace(directory=directory, items=SimpleNamespace(fingerprint=lambda labels: mark["items"]), config=watch.config)
+    known = {"has_adapters": True, "base_known": True}
+    assert claim_callback_directory(run, mark["base"], 4, [], **known) == mark["base"]
+    with pytest.raises(ValueError, match=f"with the hash {mark['base']}, and this one has other"):
+        claim_callback_directory(run, "other", 4, [], **known)
+    assert FILES[-1] == "callback.json", "a start that is killed while it clears the directory leaves the mark for the next"
 
 
 def test_a_run_s_own_directory_is_not_taken(passages, tmp_path):
@@ -330,7 +386,7 @@ ENGINES_REFUSED = [
 @pytest.mark.parametrize(("kind", "plugins", "says"), ENGINES_REFUSED)
 def test_other_engines_are_refused(kind, plugins, says, passages, tmp_path, monkeypatch):
     accelerator = SimpleNamespace(distributed_type=kind, state=SimpleNamespace(**plugins))
-    monkeypatch.setattr("gapclose.pipeline.gap_callback.engine_of", lambda _: engine_of(accelerator))
+    monkeypatch.setattr("gapclose.pipeline.callback_start.engine_of", lambda _: engine_of(accelerator))
     trainer = trainer_of_text(tmp_path, passages, GapCallback(passages, **TEXT))
     with pytest.raises(ValueError, match=says):
         trainer.train()
@@ -339,24 +395,22 @@ def test_other_engines_are_refused(kind, plugins, says, passages, tmp_path, monk
 
 @pytest.mark.parametrize("what", ["get_tp_size", "get_cp_size", "get_sp_size", "loaded"])
 def test_processes_that_share_one_forward_are_refused(what, passages, tmp_path, monkeypatch):
-    watch = GapCallback(passages, **TEXT)
-    watch.trainer = trainer_of_text(tmp_path, passages)
-    model = watch.trainer.model
-    watch._refuse(model)
+    trainer = trainer_of_text(tmp_path, passages)
+    model = trainer.model
+    refuse_unmeasurable(model, trainer)
     if what == "loaded":
         monkeypatch.setattr(type(model), "is_distributed_loading_by_transformers", True)
     else:
-        monkeypatch.setattr(watch.trainer, what, lambda: 2)
+        monkeypatch.setattr(trainer, what, lambda: 2)
     with pytest.raises(ValueError, match="share one forward"):
-        watch._refuse(model)
+        refuse_unmeasurable(model, trainer)
 
 
-def test_without_a_trainer_a_wrapped_model_is_refused(passages, monkeypatch):
-    watch = GapCallback(passages, **TEXT)
-    watch._refuse(text_model()[1])
-    monkeypatch.setattr("gapclose.pipeline.gap_callback.is_wrapped", lambda model: True)
+def test_without_a_trainer_a_wrapped_model_is_refused(monkeypatch):
+    refuse_unmeasurable(text_model()[1], None)
+    monkeypatch.setattr("gapclose.pipeline.callback_start.is_wrapped", lambda model: True)
     with pytest.raises(ValueError, match="without a transformers.Trainer"):
-        watch._refuse(text_model()[1])
+        refuse_unmeasurable(text_model()[1], None)
 
 
 def test_a_loss_of_the_numbers_does_not_end_the_training(passages, tmp_path, caplog):

@@ -1,4 +1,4 @@
-"""The directory of a training that ``GapCallback`` measures: whether it is free, and with what a training may go on."""
+"""What ``GapCallback`` checks before a training: model and engine, and the directory of its files."""
 
 from __future__ import annotations
 
@@ -8,26 +8,74 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+import transformers
+from accelerate import PartialState
+
 from gapclose.core.auto_decisions import store
+from gapclose.core.distributed import engine_of
 from gapclose.core.files import read_json, write_json
 from gapclose.core.settings import AUTO, SHARE_PREFIX, flatten
 from gapclose.evaluation.run_records import CALLBACK_MARK, read_records, write_records
+from gapclose.models.sharding import is_wrapped
+from gapclose.models.structure import decoder_layers, unwrap
 from gapclose.pipeline.config import changed_settings
 from gapclose.pipeline.measure_context import MeasureContext
 
 SETTINGS = ("seed", "probe", "observe", "gap", "prompts", "labelling")
 """keys of the configuration that decide the figures"""
-FILES = (CALLBACK_MARK, "auto.json", "gap.jsonl", "probes", "observations")
-"""what the callback writes there"""
+FILES = ("auto.json", "gap.jsonl", "probes", "observations", CALLBACK_MARK)
+"""what the callback writes there. The mark is removed last: a start that was killed before is recognised by it"""
 
 
-def claim_callback_directory(run: MeasureContext, base: str, resumed: int, splits: Sequence[str], *, has_adapters: bool) -> str:
+def refuse_unmeasurable(model: Any, trainer: transformers.Trainer | None) -> None:
+    """Refuse models that cannot be measured while they are trained.
+
+    Raises:
+        ValueError: for engines other than those of ``GapCallback``, for parallelism within a model, and for
+            a model on several devices.
+    """
+    if trainer is None:
+        if is_wrapped(model) or PartialState().num_processes > 1:
+            raise ValueError("without a transformers.Trainer GapCallback works in one process, on a model that no engine has wrapped")
+    else:
+        engine_of(trainer.accelerator)
+        within = [kind for kind in ("tp", "cp", "sp") if getattr(trainer, f"get_{kind}_size", lambda: 1)() > 1]
+        if within or getattr(model, "is_distributed_loading_by_transformers", False):
+            raise ValueError(
+                "GapCallback does not measure a model whose processes share one forward (tensor, context or sequence parallelism, or "
+                "distributed_config of from_pretrained); train under DDP, FSDP2, ZeRO-2 or ZeRO-3"
+            )
+    if len(set((getattr(model, "hf_device_map", None) or {"": 0}).values())) > 1:
+        raise ValueError("GapCallback does not measure a model that is spread over several devices; load it without device_map")
+
+
+def only_lora(model: Any) -> bool:
+    """Whether all weights that are trained are LoRA's, so that the base model can be told by its fingerprint at any step."""
+    return all("lora_" in name for name, weight in model.named_parameters() if weight.requires_grad)
+
+
+def lora_above(layer: int) -> str:
+    """Advise where LoRA leaves the reading of decoder layer ``layer`` (counted from 1) unchanged."""
+    return f"Put LoRA on the layers above it (layers_to_transform from {layer}, counted from 0)"
+
+
+def trained_below(model: Any, layer: int) -> bool:
+    """Whether decoder layer ``layer`` (counted from 1), one below it, or the input embedding is trained; towers are not looked at."""
+    below = (*decoder_layers(model)[:layer], unwrap(model).get_input_embeddings())
+    return any(weight.requires_grad for part in below for weight in part.parameters())
+
+
+def claim_callback_directory(
+    run: MeasureContext, base: str, resumed: int, splits: Sequence[str], *, has_adapters: bool, base_known: bool = False
+) -> str:
     """Make the directory ready, and return the fingerprint of the base model. Main process only.
 
     Args:
         run: of the training, with its items.
         base: fingerprint of the model as it is now. resumed: optimiser steps that it has taken.
         splits: those that are observed.
+        has_adapters: whether the base can still be observed, with adapters disabled.
+        base_known: whether ``base`` is the base model's, whatever was trained.
 
     Raises:
         ValueError: when the directory holds something else, or not the base model of the training
@@ -48,6 +96,11 @@ def claim_callback_directory(run: MeasureContext, base: str, resumed: int, split
             raise ValueError(
                 f"{directory}: {' and '.join(changed)} of GapCallback are not those with which this training started; use the same, or "
                 "another directory (out=...)"
+            )
+        if base_known and base != before["base"]:
+            raise ValueError(
+                f"{directory}: this training started from a base model with the hash {before['base']}, and this one has {base}; load the base of "
+                "the start, or give GapCallback another directory (out=...)"
             )
         observed = directory / "observations"
         if not has_adapters and (missing := [s for s in splits if not (observed / f"base-{s}" / "manifest.json").is_file()]):
