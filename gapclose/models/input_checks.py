@@ -8,7 +8,7 @@ from typing import Any
 from gapclose.core.errors import ErrorCollector
 from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item, content_parts
-from gapclose.data.media import survey
+from gapclose.data.media import MediaLoader, report_faults, survey
 from gapclose.models.chat_template import REFUSALS, answer_tokens, chat_text, tokenizer_of, within_template
 from gapclose.models.families import longest_sound, part_for
 from gapclose.models.processing import all_texts, media_signature, untaken
@@ -32,6 +32,26 @@ def too_long(
         if entry[0] == "audio" and seconds > 1.001 * most:  # resampling rounds
             found[entry] = f"the audio lasts {seconds:.1f} s, and this model hears the first {most:.1f} s only; cut it"
     return found
+
+
+def refuse_unreadable(items: ItemSet, processor: Any, media: MediaLoader) -> None:
+    """Apply :func:`check_kinds` and :func:`too_long` to conversations that belong to no run.
+
+    Args:
+        media: loader of their media; it decodes the audio if the model's extractor has a limit.
+
+    Raises:
+        ValueError: naming every fault.
+    """
+    problems = ErrorCollector(f"the {items.name}")
+    check_kinds(items, processor, problems)
+    problems.raise_if_any()  # a kind that the model does not take is not decoded
+    if longest_sound(processor):
+        media.ahead(items)
+        sounds = {entry for item in items for entry in item.media if entry[0] == "audio"}
+        lengths = {entry: (len(media.load(*entry)) / media.sampling_rate,) for entry in sorted(sounds)}
+        report_faults(items, too_long(items, processor, lengths), problems)
+    problems.raise_if_any()
 
 
 def check_kinds(items: ItemSet, processor: Any, problems: ErrorCollector) -> None:

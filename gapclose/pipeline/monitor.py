@@ -16,11 +16,13 @@ from gapclose.core.errors import ErrorCollector
 from gapclose.core.files import near_sibling
 from gapclose.data.answer_matching import AnswerMatcher
 from gapclose.data.item_rows import check_messages, read_options
+from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item, Option
 from gapclose.data.media import MediaLoader
 from gapclose.evaluation.monitor_file import NAME, MonitorFile
 from gapclose.export.monitor import monitor_of
 from gapclose.models.chat_template import set_variables
+from gapclose.models.input_checks import refuse_unreadable
 from gapclose.models.loading import LoadedModel, assemble
 from gapclose.observe.batching import plan_batches
 from gapclose.observe.forward import generate
@@ -139,18 +141,21 @@ class Monitor:
             One answer per conversation.
 
         Raises:
-            ValueError: when the monitor was calibrated for another model, or an argument is wrong.
+            ValueError: when the monitor was calibrated for another model, an argument is wrong, or the
+                model would not read a conversation as it is written: a special token in a text,
+                audio that is too long, media that the model does not take.
             FloatingPointError: when a residual is not finite.
         """
         check_on_flag(on_flag, escalate)
         if several := sorted({"num_beams", "num_return_sequences"} & set(sampling)):
             raise ValueError(f"{several[0]} is not supported: every conversation has one answer; leave it out")
         items, loaded = self._items(messages, options), self._prepare(model, processor)
+        media = self._media(loaded, items, root)
 
         def ask(batch: Sequence[Item], inputs: dict[str, torch.Tensor]) -> tuple[list[str], dict[int, torch.Tensor]]:
             return generate_and_read(loaded, inputs, self.file.probe.layers, max_new_tokens, sampling)
 
-        seen = self._run(loaded, items, ask, batch_size, root)
+        seen = self._run(loaded, items, ask, batch_size, media)
         answers = [self._answer(item, text, reading) for item, (text, reading) in zip(items, seen, strict=True)]
         flagged = [n for n, a in enumerate(answers) if a.flag and a.disagrees is not False]
         if on_flag is None or not flagged:
@@ -162,7 +167,7 @@ class Monitor:
             def answer(batch: Sequence[Item], inputs: dict[str, torch.Tensor]) -> tuple[list[str], dict[int, torch.Tensor]]:
                 return generate(loaded, loaded.model, inputs, max_new_tokens, sampling), {}
 
-            return [text for text, _ in self._run(loaded, asked, answer, batch_size, root)]
+            return [text for text, _ in self._run(loaded, asked, answer, batch_size, media)]
 
         others = other_texts(on_flag, escalate, [(items[n].messages, answers[n]) for n in flagged], again)
         for n, text in zip(flagged, others, strict=True):
@@ -178,11 +183,12 @@ class Monitor:
         Layers above the probe are not computed. Arguments and errors as for :meth:`generate`.
         """
         items, loaded = self._items(messages, None), self._prepare(model, processor)
+        media = self._media(loaded, items, root)
 
         def read(batch: Sequence[Item], inputs: dict[str, torch.Tensor]) -> tuple[list[str], dict[int, torch.Tensor]]:
             return [""] * len(batch), read_prompts(loaded, inputs, self.file.probe.layers)
 
-        return [reading for _, reading in self._run(loaded, items, read, batch_size, root) if reading is not None]
+        return [reading for _, reading in self._run(loaded, items, read, batch_size, media) if reading is not None]
 
     def _items(self, messages: Any, options: Any) -> list[Item]:
         """Check the arguments and return one item per conversation.
@@ -231,11 +237,22 @@ class Monitor:
         refuse_adapters(model, self.file, loaded.fingerprint)
         return loaded
 
+    def _media(self, loaded: LoadedModel, items: Sequence[Item], root: str | Path) -> MediaLoader:
+        """Check the conversations as a run checks its items, and return the loader of their media.
+
+        Raises:
+            ValueError: when the model would not read all of them as written.
+        """
+        known, alarm = self.file.probe.concepts, self.file.alarm
+        given = ItemSet(root=Path(root), name="conversations", concepts=known, alarm=alarm, items=tuple(items))
+        media = MediaLoader(given.root, loaded.sampling_rate, framing=self.file.model.framing)
+        refuse_unreadable(given, loaded.processor, media)
+        return media
+
     def _run(
-        self, loaded: LoadedModel, items: Sequence[Item], ask: Callable[..., Any], batch_size: int, root: str | Path
+        self, loaded: LoadedModel, items: Sequence[Item], ask: Callable[..., Any], batch_size: int, media: MediaLoader
     ) -> list[tuple[str, Reading | None]]:
         """Run ``ask`` on batches of items, and return text and reading of every item, in order."""
-        media = MediaLoader(Path(root), loaded.sampling_rate, framing=self.file.model.framing)
         found = dict[str, tuple[str, Reading | None]]()
         for batch in plan_batches(items, batch_size):
             inputs = {k: v.to(loaded.device) for k, v in loaded.prompts(batch, media).items()}
