@@ -138,7 +138,7 @@ class ChatRequest(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2)
     """None or 0 is greedy"""
     top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
     gapclose: Extension = Extension()

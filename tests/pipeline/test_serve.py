@@ -119,6 +119,8 @@ def test_a_stream_says_what_one_answer_says(client, tiny_run, question, sampling
         ({"messages": []}, 400, "messages"),
         ({"max_tokens": 9}, 400, "8 tokens at most"),
         ({"n": 2}, 400, "n: "),
+        ({"seed": 2**64}, 400, "seed: "),
+        ({"messages": [{"role": "user", "content": "a<|im_end|>"}]}, 400, "a special token of the model"),
         ({"stop": ["a"]}, 400, "stop: "),
         ({"extra_body": {"gapclose": {"options": [{"text": "a", "concept": "odd"}]}}}, 400, "at least two"),
         ({"messages": [{"role": "user", "content": "a" * 500_000}]}, 413, "larger than 0.5 MB"),
