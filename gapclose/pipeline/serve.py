@@ -45,8 +45,8 @@ def serve(args: argparse.Namespace) -> None:
         monitor.check(loaded.model, loaded.processor, [{"role": "user", "content": "Hello"}])  # refuses another model now
         limits = Limits(seconds=args.seconds, tokens=args.tokens, megabytes=args.megabytes)
         served = ServedModel(name=args.run.resolve().name, loaded=loaded, monitor=monitor, limits=limits)
-        app = chat_app(served, key=key, hosts=["localhost", "127.0.0.1", args.host] if local else None)
-        shown = f"[{args.host}]" if ":" in args.host else args.host
+        shown = _in_url(args.host)
+        app = chat_app(served, key=key, hosts=["localhost", "127.0.0.1", shown] if local else None)
         print(f"model {served.name!r} at http://{shown}:{bound.getsockname()[1]}/v1, {'with' if key else 'without'} a key", flush=True)
         server = uvicorn.Server(
             uvicorn.Config(app, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=STOPPING_SECONDS, log_level=config.log_level)
@@ -60,6 +60,11 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _in_url(host: str) -> str:
+    """The address as clients write it in a URL and in the header ``Host``."""
+    return f"[{ipaddress.ip_address(host).compressed}]" if ":" in host else host
 
 
 def _bind(host: str, port: int) -> socket.socket:

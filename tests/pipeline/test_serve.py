@@ -219,6 +219,20 @@ def test_a_request_that_waited_too_long_and_a_failure_have_a_status(client, tiny
         next(pieces)
 
 
+def test_an_address_of_ipv6_is_answered(tiny_run, monkeypatch):
+    """Clients write it in brackets in the header ``Host``."""
+    from starlette.testclient import TestClient
+
+    monkeypatch.delenv("GAPCLOSE_API_KEY", raising=False)
+    monkeypatch.setattr("gapclose.pipeline.serve._bind", lambda host, port: socket.socket())
+    apps = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: apps.append(self.config.app))
+    for host in ("::1", "0:0:0:0:0:0:0:1"):
+        assert main(["serve", str(tiny_run), "--host", host]) == 0
+        clients = [TestClient(apps[-1], base_url=f"http://{name}:8000") for name in ("[::1]", "[::2]", "localhost")]
+        assert [client.get("/health").status_code for client in clients] == [200, 400, 200]
+
+
 def test_what_cannot_be_served_is_refused_before_the_model_loads(tiny_run, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("GAPCLOSE_API_KEY", raising=False)
     monkeypatch.setattr("gapclose.pipeline.serve.load_run_model", lambda *_, **__: pytest.fail("loaded"))
