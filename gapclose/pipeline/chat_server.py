@@ -29,7 +29,7 @@ from gapclose.models.structure import unwrap
 from gapclose.pipeline.chat_requests import ChatRequest, read_request
 from gapclose.pipeline.monitor import Monitor
 from gapclose.pipeline.monitor_results import MonitoredAnswer
-from gapclose.pipeline.token_recorder import Stopped, TokenRecorder
+from gapclose.pipeline.token_recorder import Revised, Stopped, TokenRecorder
 
 logger = get_logger(__name__)
 
@@ -223,6 +223,8 @@ async def caught(work: asyncio.Future[MonitoredAnswer]) -> MonitoredAnswer:
         raise HTTPException(400, str(error)) from error
     except (Busy, Stopped) as error:
         raise HTTPException(503, str(error) or "the request was given up") from error
+    except Revised as error:
+        raise HTTPException(500, str(error)) from error
     except Exception as error:
         logger.exception("an answer failed")
         raise HTTPException(500, "the answer failed; the server's log has the reason") from error

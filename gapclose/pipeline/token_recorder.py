@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -22,11 +23,18 @@ class Stopped(Exception):
     """Nobody waits for this answer any more."""
 
 
+class Revised(RuntimeError):
+    """A later token changed text that had been sent already."""
+
+
 class TokenRecorder(BaseStreamer, LogitsProcessor):
     """Both streamer and logits processor of one call of ``generate`` with one conversation.
 
     Log-probabilities are those of the model, before temperature and ``top_p``. The token that ends
     an answer is counted, and belongs neither to the text nor to the log-probabilities.
+
+    Tokenizers that clean up spaces change earlier text ("do n" becomes "don't"). So text is sent when
+    the next token leaves it as it is, and the rest at the end.
 
     Args:
         tokenizer: decodes the tokens.
@@ -41,7 +49,7 @@ class TokenRecorder(BaseStreamer, LogitsProcessor):
         self.prompt_tokens, self.tokens, self.logprobs = 0, list[int](), list[dict[str, Any]]()
         self.stopped = False
         """set it from another thread to end the generation"""
-        self.sent, self._listed = "", 0
+        self.sent, self._listed, self._before = "", 0, ""
         self._scores = deque[torch.Tensor]()
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -69,15 +77,23 @@ class TokenRecorder(BaseStreamer, LogitsProcessor):
             self.logprobs.append(self._entry(token, self._scores.popleft()))
         if self.heard:
             text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
-            self._send("" if text.endswith("\ufffd") else text)  # half of a character waits for the other half
+            whole = text.rstrip("\ufffd")  # half of a character waits for the other half
+            kept = takewhile(lambda pair: pair[0] == pair[1], zip(self._before, whole, strict=False))
+            self._send("".join(letter for letter, _ in kept))
+            self._before = whole
 
     def end(self) -> None:
         """Called by ``generate`` after the last token."""
 
     def finish(self, text: str) -> None:
-        """Send what is left of the whole answer ``text``."""
-        if self.heard and (len(text) > len(self.sent) or len(self.logprobs) > self._listed):
-            self._send(text)
+        """Send what is left of the whole answer ``text``.
+
+        Raises:
+            Revised: when what was sent is not how the answer begins.
+        """
+        if not text.startswith(self.sent):
+            raise Revised("the tokenizer changed text that was sent already, so the pieces are not the answer; ask for it without `stream`")
+        self._send(text)
 
     @property
     def ended(self) -> bool:
