@@ -123,6 +123,8 @@ def chat_app(served: ServedModel, *, key: str | None = None, hosts: list[str] | 
         if key and not (hmac.compare_digest(given.strip().encode(), key.encode()) and scheme.lower() == "bearer"):
             raise HTTPException(401, "the key is wrong or missing; send the server's GAPCLOSE_API_KEY as a bearer token")
 
+    guards = [Depends(from_here), Depends(authorised)]
+
     @app.exception_handler(AnyHTTPException)
     async def told(request: Request, error: AnyHTTPException) -> Response:
         return JSONResponse(fault(error.status_code, str(error.detail)), error.status_code)
@@ -131,11 +133,11 @@ def chat_app(served: ServedModel, *, key: str | None = None, hosts: list[str] | 
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/v1/models", dependencies=[Depends(authorised)])
+    @app.get("/v1/models", dependencies=guards)
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [{"id": served.name, "object": "model", "created": created, "owned_by": "gapclose"}]}
 
-    @app.post("/v1/chat/completions", dependencies=[Depends(authorised)])
+    @app.post("/v1/chat/completions", dependencies=guards)
     async def complete(request: Request) -> Response:
         deadline, loop = time.monotonic() + limits.seconds, asyncio.get_running_loop()
         asked = await read(request, limits)
@@ -193,8 +195,18 @@ def chat_app(served: ServedModel, *, key: str | None = None, hosts: list[str] | 
     return app
 
 
+async def from_here(request: Request) -> None:
+    """Refuse the pages of other sites, which a browser lets ask this server. Raises: HTTPException."""
+    origin, host = request.headers.get("origin"), request.headers.get("host", "")
+    if origin is not None and origin.partition("://")[2].lower() != host.lower():
+        raise HTTPException(403, f"the page of {origin!r} is foreign to this server ({host}); ask from a program, not from a web page")
+
+
 async def read(request: Request, limits: Limits) -> ChatRequest:
     """Read and parse the body, no further than the limit. Raises: HTTPException."""
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() != "application/json":  # a browser asks first before it sends this to another site
+        raise HTTPException(415, f"the content type of the request is {kind!r}; send application/json")
     most, body = int(limits.megabytes * 1e6), bytearray()
     large = HTTPException(
         413, f"the request is larger than {limits.megabytes:g} MB; send smaller media, or start the server with more (--megabytes)"

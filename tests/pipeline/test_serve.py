@@ -154,7 +154,8 @@ def test_only_the_key_opens_it(address, tiny_run):
 
 def test_a_body_of_no_stated_length_is_cut_off_too(address):
     blocks = (b"a" * 100_000 for _ in range(6))
-    assert httpx.post(f"{address}/chat/completions", content=blocks, headers={"Authorization": f"Bearer {KEY}"}).status_code == 413
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    assert httpx.post(f"{address}/chat/completions", content=blocks, headers=headers).status_code == 413
 
 
 def test_answers_at_once_wait_for_each_other(client, tiny_run):

@@ -31,3 +31,20 @@ def test_a_stream_that_is_not_the_answer_ends_with_an_error():
 
     said = client(answer).post(PATH, json={**ASK, "stream": True}).text
     assert '"content": "do "' in said and "ask for it without `stream`" in said and '"code": "500"' in said and "[DONE]" not in said
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "message"),
+    [
+        ({"content-type": "text/plain"}, 415, "'text/plain'; send application/json"),
+        ({"content-type": ""}, 415, "send application/json"),
+        ({"content-type": "Application/JSON; charset=utf-8"}, 200, None),
+        ({"origin": "https://example.org"}, 403, "'https://example.org' is foreign to this server (localhost:8000)"),
+        ({"origin": "null"}, 403, "'null' is foreign"),
+        ({"origin": "http://localhost:8001"}, 403, "is foreign"),
+        ({"origin": "http://localhost:8000"}, 200, None),
+    ],
+)
+def test_other_web_pages_cannot_ask(headers, status, message):
+    answer = client().post(PATH, json=ASK, headers=headers)
+    assert answer.status_code == status and (message is None or message in answer.json()["error"]["message"])
