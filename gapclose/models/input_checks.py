@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from gapclose.core.errors import ErrorCollector
 from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item, content_parts
@@ -52,6 +54,23 @@ def refuse_unreadable(items: ItemSet, processor: Any, media: MediaLoader) -> Non
         lengths = {entry: (len(media.load(*entry)) / media.sampling_rate,) for entry in sorted(sounds)}
         report_faults(items, too_long(items, processor, lengths), problems)
     problems.raise_if_any()
+
+
+def refuse_long_prompts(items: Sequence[Item], mask: torch.Tensor, most: int | None) -> None:
+    """Refuse prompts with more tokens than the model has positions, before their forward.
+
+    Args:
+        mask: (B, T), the attention mask of the items' prompts.
+        most: number of positions; None: there is no limit.
+
+    Raises:
+        ValueError: naming the longest prompt.
+    """
+    length, longest = max(zip(mask.sum(1).tolist(), range(len(items)), strict=True))
+    if most is not None and length > most:
+        raise ValueError(
+            f"item {items[longest].id!r}: its prompt has {length:,} tokens, and the model has {most:,} positions; shorten the texts, or show less media"
+        )
 
 
 def check_kinds(items: ItemSet, processor: Any, problems: ErrorCollector) -> None:

@@ -11,11 +11,27 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from PIL import Image
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from gapclose.core.errors import ItemError
+from gapclose.data.audio import USUAL_RATE
+from gapclose.data.images import MOST_PIXELS
+from gapclose.data.item_set import Framing
+from gapclose.data.media import decode
 
 DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
 SOUNDS = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"ID3": ".mp3"}
 """first bytes of a sound -> suffix"""
+PICTURES = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF")
+"""formats of Pillow that are taken; their headers state the pixels that decoding takes"""
+MOST_CHARACTERS = 1_000_000
+"""of all texts of a request; a pipeline reads them several times"""
+MOST_PARTS, MOST_MEDIA, MOST_OPTIONS = 1_000, 64, 100
+"""content parts of a request, pictures and sounds among them, and options. A processor enlarges small
+pictures and fills up short sounds, so their number counts as well"""
+MOST_SECONDS = 3_600
+"""of all sounds of a request: 230 MB at 16 kHz. Its pictures have as many pixels in sum as one image may have"""
 Zero = Annotated[float | None, Field(ge=0, le=0)]
 """a setting that is taken only where it changes nothing"""
 
@@ -120,7 +136,7 @@ class StreamOptions(_Part):
 class Extension(_Part):
     """The key ``gapclose`` of a request."""
 
-    options: list[dict[str, str]] | None = None
+    options: list[dict[str, str]] | None = Field(default=None, max_length=MOST_OPTIONS)
     """possible answers with their concepts, ``{"text", "concept"}`` each; they decide on ``disagrees``"""
 
 
@@ -158,6 +174,16 @@ class ChatRequest(BaseModel):
     def _without_nulls(cls, data: Any) -> Any:
         return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
 
+    @model_validator(mode="after")
+    def _bounded(self) -> ChatRequest:
+        parts = [part for message in self.messages for part in message.content]
+        texts = [part.text for part in parts if isinstance(part, Text)]
+        texts += [text for option in self.gapclose.options or () for text in option.values()]
+        _refuse_above(len(parts), MOST_PARTS, "content parts", "join the texts")
+        _refuse_above(sum(not isinstance(part, Text) for part in parts), MOST_MEDIA, "pictures and sounds", "send fewer")
+        _refuse_above(sum(map(len, texts)), MOST_CHARACTERS, "characters of text", "shorten it")
+        return self
+
     def limit(self, default: int) -> int:
         """The length limit of the answer, in tokens."""
         return self.max_completion_tokens or self.max_tokens or default
@@ -169,7 +195,11 @@ class ChatRequest(BaseModel):
         return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p or 1.0, "top_k": 0}
 
     def conversation(self, folder: Path) -> list[dict[str, Any]]:
-        """Write the media to ``folder``, and return the messages in the form of items."""
+        """Write the media to ``folder``, and return the messages in the form of items.
+
+        Raises:
+            ValueError: when the media take too much memory.
+        """
         messages, count = list[dict[str, Any]](), 0
         for message in self.messages:
             parts = list[dict[str, str]]()
@@ -187,7 +217,43 @@ class ChatRequest(BaseModel):
                 parts.append({"type": kind, "path": name})
             role = "system" if message.role == "developer" else message.role
             messages.append({"role": role, "content": parts})
+        _refuse_large(folder)
         return messages
+
+
+def _refuse_above(count: float, most: int, what: str, remedy: str) -> None:
+    if count > most:
+        raise ValueError(f"the request has {count:,.0f} {what}, and {most:,} are taken; {remedy}")
+
+
+def _refuse_large(folder: Path) -> None:
+    """Refuse media whose decoded sizes are too large in sum; a small file may hold much.
+
+    Headers count for pictures. Sounds are decoded one by one, since their headers may be wrong.
+
+    Raises:
+        ValueError: with the sum or the faulty file, and the remedy.
+    """
+    pixels, seconds = 0, 0.0
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("image"):
+            pixels += _pixels(path)
+            _refuse_above(pixels, MOST_PIXELS, "pixels in its pictures", "scale them down")
+            continue
+        try:
+            seconds += len(decode("audio", path, USUAL_RATE, Framing())) / USUAL_RATE
+        except ItemError as error:
+            raise ValueError(f"{path.name}: {error}") from error
+        _refuse_above(seconds, MOST_SECONDS, "seconds of sound", "cut them")
+
+
+def _pixels(path: Path) -> int:
+    """The pixels of a picture, as its header states them. Raises: ValueError."""
+    try:
+        with Image.open(path, formats=PICTURES) as picture:
+            return picture.width * picture.height
+    except Exception as error:  # damaged files make Pillow raise errors of any kind
+        raise ValueError(f"{path.name}: the image cannot be decoded as one of {list(PICTURES)}; write it as PNG") from error
 
 
 def read_request(body: bytes) -> ChatRequest:

@@ -22,13 +22,14 @@ from gapclose.data.media import MediaLoader
 from gapclose.evaluation.monitor_file import NAME, MonitorFile
 from gapclose.export.monitor import monitor_of
 from gapclose.models.chat_template import set_variables
-from gapclose.models.input_checks import refuse_unreadable
+from gapclose.models.input_checks import refuse_long_prompts, refuse_unreadable
 from gapclose.models.loading import LoadedModel, assemble
 from gapclose.observe.batching import plan_batches
 from gapclose.observe.forward import generate
 from gapclose.observe.reading import generate_and_read, read_prompts
 from gapclose.pipeline.config import parse_config
 from gapclose.pipeline.items import run_items
+from gapclose.pipeline.model_summary import positions
 from gapclose.pipeline.monitor_results import MonitoredAnswer, Reading, readings_of
 from gapclose.pipeline.monitored_model import base_fingerprint, refuse_adapters
 from gapclose.pipeline.on_flag import Messages, OnFlag, check_on_flag, other_texts
@@ -143,7 +144,7 @@ class Monitor:
         Raises:
             ValueError: when the monitor was calibrated for another model, an argument is wrong, or the
                 model would not read a conversation as it is written: a special token in a text,
-                audio that is too long, media that the model does not take.
+                audio or a prompt that is too long, media that the model does not take.
             FloatingPointError: when a residual is not finite.
         """
         check_on_flag(on_flag, escalate)
@@ -256,6 +257,7 @@ class Monitor:
         found = dict[str, tuple[str, Reading | None]]()
         for batch in plan_batches(items, batch_size):
             inputs = {k: v.to(loaded.device) for k, v in loaded.prompts(batch, media).items()}
+            refuse_long_prompts(batch, inputs["attention_mask"], positions(loaded.model))
             texts, residuals = ask(batch, inputs)
             readings = readings_of(self.file, residuals, [i.id for i in batch]) if residuals else [None] * len(batch)
             found |= {item.id: (text, reading) for item, text, reading in zip(batch, texts, readings, strict=True)}

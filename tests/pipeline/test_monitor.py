@@ -212,6 +212,14 @@ def test_what_the_model_would_not_read_as_written_is_refused(monitor, loaded, tm
             ask(loaded.model, loaded.processor, asked, root=tmp_path)
 
 
+def test_a_prompt_beyond_the_models_positions_is_refused_before_its_forward(monitor, loaded):
+    loaded.model.forward = lambda **_: pytest.fail("run")
+    message = r"item 'conversation 0': its prompt has [\d,]+ tokens, and the model has 512 positions; shorten"
+    for ask in (monitor.check, monitor.generate):
+        with pytest.raises(ValueError, match=message):
+            ask(loaded.model, loaded.processor, [[{"role": "user", "content": "Is it odd? " * 300}], SAY])
+
+
 def test_a_monitor_is_found_in_export_and_run_or_made_of_the_runs_files(tiny_run, monitor, tmp_path, monkeypatch):
     exported = json.loads((tiny_run / "adapter" / "monitor" / "monitor.json").read_text())
     made = Monitor.from_run(tiny_run)

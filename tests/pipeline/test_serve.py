@@ -120,6 +120,7 @@ def test_a_stream_says_what_one_answer_says(client, tiny_run, question, sampling
         ({"max_tokens": 9}, 400, "8 tokens at most"),
         ({"n": 2}, 400, "n: "),
         ({"seed": 2**64}, 400, "seed: "),
+        ({"messages": [{"role": "user", "content": "odd " * 100_000}]}, 400, "its prompt has .* tokens, and the model has 512 positions"),
         ({"messages": [{"role": "user", "content": "a<|im_end|>"}]}, 400, "a special token of the model"),
         ({"stop": ["a"]}, 400, "stop: "),
         ({"extra_body": {"gapclose": {"options": [{"text": "a", "concept": "odd"}]}}}, 400, "at least two"),
