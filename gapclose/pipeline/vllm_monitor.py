@@ -32,6 +32,7 @@ from safetensors import SafetensorError
 
 from gapclose.evaluation.monitor_file import MonitorFile
 from gapclose.pipeline.monitor_results import Reading, readings_of
+from gapclose.pipeline.vllm_requests import LIMIT, fault, most_bytes, whole_body
 from gapclose.pipeline.vllm_storage import STORAGE, SWEPT, default_storage, private_directory, sweep
 
 FOLDER = "GAPCLOSE_MONITOR"
@@ -43,8 +44,6 @@ WATCHED = "/v1/chat/completions"
 HARMLESS = ("/tokenize", "/detokenize", "/ping")
 """endpoints that take a POST and generate nothing; every other POST is refused, since vLLM has many
 that generate"""
-REFUSED = {"stream": "in a stream", "kv_transfer_params": "with kv_transfer_params of the client's own"}
-"""key of a request -> the kind of request that is refused; so is ``n`` above 1"""
 
 Load = Callable[[str], Mapping[str, torch.Tensor]]
 """reads a file of vLLM: ``hidden_states`` (T, L, D) and ``token_ids`` (T,)"""
@@ -148,13 +147,15 @@ class MonitorMiddleware:
 
     The monitor is that of the directory in :data:`FOLDER`. Nothing generated goes out unread: a
     response without a reading becomes an error, and so does every other request that may generate.
+    It runs before vLLM checks its key. It reads no request beyond the limit of
+    :func:`gapclose.pipeline.vllm_requests.most_bytes`.
 
     Args:
         storage: directory in which vLLM leaves hidden states. None: that in the environment variable
             :data:`gapclose.pipeline.vllm_storage.STORAGE`, else the default.
 
     Raises:
-        ValueError: when no monitor is named, or others may enter the directory.
+        ValueError: when no monitor is named, others may enter the directory, or the limit is no size.
     """
 
     def __init__(self, app: Any, monitor: VllmMonitor | None = None, storage: Path | None = None) -> None:
@@ -162,7 +163,7 @@ class MonitorMiddleware:
         self.monitor = monitor or VllmMonitor(_monitor_file(os.environ.get(FOLDER)))
         named = os.environ.get(STORAGE)
         self.storage = private_directory(storage or (Path(named) if named else default_storage()))
-        self.begun, self.swept = dict[object, float](), 0.0
+        self.most, self.begun, self.swept = most_bytes(), dict[object, float](), 0.0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -177,9 +178,13 @@ class MonitorMiddleware:
 
     async def _read(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a chat completion with its reading, and remove what requests have left behind."""
-        body = await _whole_body(receive)
-        if fault := _fault(body):
-            await _answer(send, 400, _error(fault, "invalid_request_error"))
+        body = await whole_body(receive, self.most)
+        if body is None:
+            large = f"the request is larger than {self.most / 1e6:g} MB; send smaller media, or start vLLM with a larger {LIMIT}"
+            await _answer(send, 413, _error(large, "invalid_request_error"))
+            return
+        if found := fault(body):
+            await _answer(send, 400, _error(found, "invalid_request_error"))
             return
         me = object()
         self.begun[me] = time.time()
@@ -252,27 +257,6 @@ def _monitor_file(folder: str | None) -> MonitorFile:
     if not folder:
         raise ValueError(f"set the environment variable {FOLDER} to the directory of a monitor, such as runs/digits/adapter/monitor")
     return MonitorFile.load(Path(folder))
-
-
-def _fault(body: bytes) -> str | None:
-    """Why a request cannot be read beside its answer; None where it can, or where vLLM refuses it."""
-    try:
-        request = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(request, dict):
-        return None
-    kinds = [kind for key, kind in REFUSED.items() if request.get(key)] + (["with n above 1"] if (request.get("n") or 1) != 1 else [])
-    return f"an answer {' and '.join(kinds)} has no reading; ask for one whole answer" if kinds else None
-
-
-async def _whole_body(receive: Receive) -> bytes:
-    content, more = bytearray(), True
-    while more:
-        message = await receive()
-        content.extend(message.get("body", b""))
-        more = message["type"] == "http.request" and message.get("more_body", False)
-    return bytes(content)
 
 
 async def _answer(send: Send, status: int, value: Mapping[str, Any], more: Sequence[tuple[bytes, bytes]] = ()) -> None:

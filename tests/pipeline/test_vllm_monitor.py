@@ -17,9 +17,17 @@ from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.calibration import EventBin
 from gapclose.pipeline import vllm_monitor
 from gapclose.pipeline.vllm_monitor import FOLDER, MonitorMiddleware, VllmMonitor
+from gapclose.pipeline.vllm_requests import LIMIT
 from gapclose.pipeline.vllm_storage import KEPT, STORAGE, private_directory
 from gapclose.probes.linear import FrozenProbe
 
+MOVING = {
+    "add_generation_prompt": False, "continue_final_message": True, "truncate_prompt_tokens": 4, "chat_template": "{{ 1 }}",
+    "chat_template_kwargs": {"enable_thinking": False}, "echo": True, "documents": [{"text": "a"}], "add_special_tokens": True,
+    "mm_processor_kwargs": {"max_pixels": 9}, "media_io_kwargs": {"video": {"num_frames": 1}}, "tools": [{"type": "function"}],
+    "reasoning_effort": "low", "use_beam_search": True, "kv_transfer_params": {"include_output_tokens": True}, "request_id": "1", "new": 1,
+}  # fmt: skip
+"""keys that move the end of the prompt, change what it holds, or are not known"""
 WIDTH, CONCEPTS, CHAT = 8, ("standard", "false_vision"), "/v1/chat/completions"
 
 
@@ -164,14 +172,38 @@ def test_a_completion_gets_its_reading(file, request_of):
     ("body", "message"),
     [
         ({"stream": True}, "in a stream"),
-        ({"n": 2}, "with n above 1"),
-        ({"kv_transfer_params": {"include_output_tokens": True}}, "with kv_transfer_params of the client's own"),
+        ({"n": 2}, "n is 2"),
+        ({"messages": [{"role": "user", "content": "Is"}, {"role": "assistant", "content": "It"}]}, "the last message is the assistant's"),
+        ([], "not a JSON object"),
+        *(({"messages": [], key: value}, f"['{key}'] may change the prompt or its end") for key, value in MOVING.items()),
     ],
 )
 def test_what_could_not_be_read_is_refused_before_it_is_answered(file, body, message):
     app = served({})
     status, _, answer = ask(MonitorMiddleware(app, VllmMonitor(file, load_file)), body)
     assert status == 400 and message in answer["error"]["message"] and app.seen == []
+
+
+def test_keys_that_act_behind_the_prompt_pass(file, request_of):
+    """And every key whose value is null."""
+    body = {"model": "base", "messages": [], "temperature": 0.5, "stop": ["."], "n": 1, "stream": False} | dict.fromkeys(MOVING)
+    app = served(completion(request_of("r", 5), 5))
+    assert ask(MonitorMiddleware(app, VllmMonitor(file, load_file)), body)[0] == 200 and json.loads(app.seen[0]) == body
+
+
+def test_a_large_request_is_not_read_to_its_end(file, request_of, monkeypatch):
+    body = {"messages": [{"role": "user", "content": "a" * 2_000}]}
+    monkeypatch.setenv(LIMIT, "0.001")
+    app = served(completion(request_of("r", 5), 5))
+    status, _, answer = ask(MonitorMiddleware(app, VllmMonitor(file, load_file)), body)
+    assert status == 413 and app.seen == []
+    assert "larger than 0.001 MB; send smaller media, or start vLLM with a larger GAPCLOSE_MEGABYTES" in answer["error"]["message"]
+    monkeypatch.setenv(LIMIT, "0.003")
+    assert ask(MonitorMiddleware(app, VllmMonitor(file, load_file)), body)[0] == 200
+    for given in ("0", "-1", "nan", "inf", "20 MB"):
+        monkeypatch.setenv(LIMIT, given)
+        with pytest.raises(ValueError, match=f"GAPCLOSE_MEGABYTES is '{given}'; give a number of megabytes above 0"):
+            MonitorMiddleware(served({}), VllmMonitor(file))
 
 
 def test_no_answer_goes_out_unread_and_vllms_own_errors_pass(file, tmp_path):
