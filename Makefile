@@ -12,10 +12,11 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo real notebooks test test-slow test-newest lint release-check docs docs-check clean
+.PHONY: help install demo real notebooks test test-slow test-newest lint release-check docs docs-check clean
 .DEFAULT_GOAL := help
 
 help:
+	@echo "make install        the package with everything for development, in .venv (2 GB)"
 	@echo "make demo           install, then measure, close and re-measure the gap of the tiny omni model (writes $(RUN))"
 	@echo "make real           install, then close the gap of a pretrained language model (MODEL: hub name or directory; docs/start/pretrained.md)"
 	@echo "make notebooks      install, then execute the notebooks of examples/ again (ARGS=\"--out DIRECTORY\" for copies)"
@@ -37,6 +38,9 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt tiktoken pycountry pydantic-extra-types
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps mistral-common
 	touch $@
+
+install: $(VENV)/ready
+	@echo "installed; activate it with: . $(VENV)/bin/activate"
 
 demo: $(VENV)/ready
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python recipes/close.py --config configs/digits.yaml --run_dir $(RUN) $(ARGS)

@@ -142,6 +142,8 @@ def validate(arguments: Sequence[str]) -> None:
         faults.append(str(error))
     try:
         closing = is_for_closing(config)
+        if not closing:
+            print("the set has no train items, so it is checked for `gapclose measure`")
         plain = prepare_plain(config, closing=closing, without_model=absent is not None)
         items = apply_prompt(plain, config.prompts.asked, config.prompts)
         print_histogram(items)

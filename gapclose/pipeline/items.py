@@ -163,11 +163,11 @@ def check_prompts(prompts: PromptsConfig, model: ModelConfig, problems: ErrorCol
 
 
 def is_for_closing(config: Config) -> bool:
-    """Whether a set is empty or has train or val items; any other set can only be measured."""
+    """Whether a set is empty or has train items; any other set can only be measured."""
     if config.data.path in GENERATED:
         return True
     items = read_data(Path(config.data.path), config.data, ErrorCollector("the item set"))
-    return not items.items or any(i.split in ("train", "val") for i in items)
+    return not items.items or any(i.split == "train" for i in items)
 
 
 def generated_directory(config: Config) -> Path:

@@ -21,6 +21,7 @@ from gapclose.data.items import Item, Option
 from gapclose.data.media import MediaLoader
 from gapclose.evaluation.monitor_file import NAME, MonitorFile
 from gapclose.export.monitor import monitor_of
+from gapclose.metrics.alarms import AlarmRates
 from gapclose.models.chat_template import set_variables
 from gapclose.models.input_checks import refuse_long_prompts, refuse_unreadable
 from gapclose.models.loading import LoadedModel, assemble
@@ -99,6 +100,16 @@ class Monitor:
             raise ValueError(f"false_alarm_rate is {false_alarm_rate!r}; it must be at least 0 and below 1")
         config = parse_config(["--config", str(directory / "config.yaml"), "--run_dir", str(directory)])
         return cls(monitor_of(directory, config, run_items(config), false_alarm_rate))
+
+    @property
+    def threshold(self) -> float:
+        """Reading above which a conversation is flagged, 0..1."""
+        return self.file.threshold
+
+    @property
+    def rates(self) -> AlarmRates:
+        """Hits, false alarms and precision on the items that chose the threshold, with intervals."""
+        return self.file.rates
 
     def save(self, folder: str | Path) -> None:
         """Write the files of the monitor, for :meth:`from_pretrained`."""

@@ -18,7 +18,7 @@ from gapclose.evaluation.run_records import read_records, summarise
 from gapclose.evaluation.summary_text import budget_name, claims, next_steps, prompt_name, show, skipped_words, turned, verdict
 from gapclose.report.baselines import best_point, setting_words, standard_budget
 from gapclose.report.change import counts_line, premise_rows, ranking_rows, read_change
-from gapclose.report.tables import Row, print_table
+from gapclose.report.tables import Row, print_table, visible
 
 TEST_ROWS = {
     "action, balanced": "balanced",
@@ -57,6 +57,7 @@ def wide_console() -> Console:
 
 def print_sentence(console: Console, text: str) -> None:
     """Print a sentence, wrapped between words and around intervals; in a file or pipe on one line, where it can be searched for."""
+    text = visible(text)
     if console.width >= FILE_WIDTH and not console.is_terminal:
         console.print(text, highlight=False, soft_wrap=True)
         return

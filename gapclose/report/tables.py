@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 
 from rich.cells import cell_len
@@ -10,8 +11,14 @@ from rich.table import Table
 
 Row = Sequence[str] | None
 """cells, or None for a line between two groups of rows"""
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 TURNED = 4
 """a table of at most this many rows is turned on its side rather than split"""
+
+
+def visible(text: str) -> str:
+    """Return a text with its control characters spelled out, which would act on the terminal."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def print_table(
@@ -35,6 +42,7 @@ def print_table(
         aside: headings of columns that stand in tables of their own, the last ones, where it is split.
         keys: number of first columns, which tell the rows apart.
     """
+    headings, rows = [*map(visible, headings)], [None if row is None else [*map(visible, row)] for row in rows]
     columns = list(zip(headings, *(row for row in rows if row is not None), strict=True))
     if _fits(console, [_least(column, column[0] in words) for column in columns]):
         _print(console, title, headings, rows, words)

@@ -74,6 +74,10 @@ def test_readings_and_answers_are_those_of_the_runs_observation(tiny_run, monito
     assert {i.messages[0]["content"][0]["type"] for i in items} == {"image"} and digits.alarm == tuple(probe.concepts[1:])
 
 
+def test_threshold_and_rates_are_at_hand(monitor):
+    assert monitor.threshold == monitor.file.threshold and monitor.rates is monitor.file.rates
+
+
 def test_a_text_model_is_read_at_the_end_of_its_prompt(monitor, tmp_path, digits):
     """Prompts of other lengths in one batch, padded on the left."""
     tokenizer = tiny_model.build_tokenizer()

@@ -156,6 +156,17 @@ def test_a_whole_set_is_counted(digits_directory, tiny_checkpoint, tmp_path, cap
     assert "…" not in shown and not (tmp_path / "run").exists()
 
 
+def test_a_set_without_train_items_is_checked_for_measuring(digits_directory, tiny_checkpoint, tmp_path, capsys):
+    """Retention items, which training alone needs, may be missing; val may be there."""
+    folder = Path(shutil.copytree(digits_directory, tmp_path / "set"))
+    rows = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+    kept = [r for r in rows if r["split"] != "train" and r.get("purpose", "gap") != "retain"]
+    (folder / "items.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
+    assert main(["validate", "--data.path", str(folder), "--model.path", str(tiny_checkpoint), "--run_dir", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "the set has no train items, so it is checked for `gapclose measure`" in shown and "no problems found" in shown
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_outline")
 def test_what_the_machine_lacks_is_a_warning(digits_directory, tiny_checkpoint, tmp_path, monkeypatch, capsys):

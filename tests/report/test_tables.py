@@ -11,7 +11,7 @@ from test_untrained import BASELINES
 from gapclose.core.files import read_json, write_json
 from gapclose.evaluation.run_records import summarise
 from gapclose.report.compare_runs import compare, print_comparison
-from gapclose.report.console import print_prompts, print_report
+from gapclose.report.console import print_prompts, print_report, print_sentence
 from gapclose.report.tables import print_table
 
 BORDER = re.compile("[┏┓┗┛┡┩├┤┼│┃━─┳╇┴└┘┬╈╋]+")
@@ -97,3 +97,10 @@ def test_settings_that_most_runs_share_are_not_repeated(shown):
     """In eleven runs a setting is named where it differs from what more than half of them have."""
     text = printed(shown["comparison"], 200)
     assert "targets.control" not in text and text.count("train.gold 0.0") == 4 and text.count("train.gold 0.5") == 3
+
+
+def test_control_characters_of_items_do_not_act_on_the_terminal():
+    """``ESC [ 2 J`` would clear it."""
+    shown = printed(lambda console: print_table(console, "t", ["a", "b"], [("\x1b[2J", "1"), None, ("naïve", "\x9b31m")], words=["a"]), 80)
+    assert "\x1b" not in shown and "\x9b" not in shown and "\\x1b[2J" in shown and "\\x9b31m" in shown and "naïve" in shown
+    assert "\\x1b]0;" in printed(lambda console: print_sentence(console, "title \x1b]0;x\x07"), 80)

@@ -85,9 +85,9 @@ class WandbTracker(Tracker):
         written = [*records_written(self.directory, self.known["id"])]
         rows = [row for record in written if (row := row_of(record))]
         if mode() == "online":
-            logger.info(
+            logger.warning(
                 f"tracking: the last start of this run was cut off. `wandb sync {self.directory / 'wandb'}/*-{self.known['id']}` uploads what it had "
-                "written and not sent"
+                "written and not sent; nothing else sends it"
             )
         return {
             "records": dict(row[RECORD].rsplit("#", 1) for row in rows if RECORD in row),
