@@ -9,6 +9,7 @@ from typing import Any
 
 from gapclose.core.files import read_json, write_text
 from gapclose.core.settings import read_settings
+from gapclose.metrics.config import GapConfig
 
 CALLBACK_MARK = "callback.json"
 """file that tells a directory of :class:`gapclose.GapCallback` from that of a run"""
@@ -124,6 +125,14 @@ def _training(directory: Path) -> dict[str, Any] | None:
     return {name: given[key] for name, key in settings.items()} if set(settings.values()) <= set(given) else None
 
 
+def _beyond_budget(drop: Mapping[str, float | None] | None, directory: Path) -> bool:
+    """Whether standard accuracy is shown to have fallen by more than the run allows."""
+    if drop is None or drop["value"] is None or drop["lower"] is None:
+        return False
+    allowed = read_settings(directory).get("gap.standard_budget", GapConfig().standard_budget)
+    return drop["value"] > allowed and drop["lower"] > 0  # the rule of gapclose.metrics.status.beyond
+
+
 def _summary(directory: Path) -> dict[str, Any]:
     base, adapted = record_of(directory, "base/test"), record_of(directory, "adapted/test")
     if base is None:
@@ -182,6 +191,9 @@ def _summary(directory: Path) -> dict[str, Any]:
             "reading": base["transfer"]["reading"]["balanced"],
             "closure": inside["closure"] if inside else None,
             "share_of_closure": closures[0] / closures[1] if closures[0] is not None and closures[1] else None,
+            "standard_drop": inside["standard_drop"] if inside else None,
+            "false_alarm": adapted["transfer"]["action"]["false_alarm"] if adapted else None,
+            "beyond_budget": _beyond_budget(inside["standard_drop"] if inside else None, directory),
         }
     return summary
 

@@ -48,7 +48,13 @@ def claims(summary: dict[str, Any]) -> list[str]:
 def caveats(summary: Mapping[str, Any]) -> list[str]:
     """Return warnings about a trained run, in sentences."""
     unfinished = [f"not finished: {summary['unfinished']}"] if summary.get("unfinished") else []
-    return [*unfinished, *unimproved_words(summary.get("unimproved")), *target_words(summary.get("targets", []))]
+    other = []
+    if (of := summary.get("transfer")) and of.get("beyond_budget"):
+        other = [
+            f"on held-out question types the adapted model rejects {show(of['false_alarm'])} of the true premises, and standard accuracy fell by "
+            f"{show(of['standard_drop'])}, beyond gap.standard_budget: do not use it on questions of types that it was not trained on"
+        ]
+    return [*unfinished, *unimproved_words(summary.get("unimproved")), *other, *target_words(summary.get("targets", []))]
 
 
 def verdict(summary: dict[str, Any]) -> list[str]:
@@ -71,7 +77,8 @@ def verdict(summary: dict[str, Any]) -> list[str]:
         if summary["transfer"] and summary["transfer"]["closure"]:
             before, after, reading, closed = (show(summary["transfer"][k]) for k in ("base", "adapted", "reading", "closure"))
             lines.append(
-                f"held-out question types: action {before}, after training {after}; the base model's reading {reading}; closure {closed}"
+                f"held-out question types: action {before}, after training {after}; the base model's reading {reading}; closure {closed}; "
+                f"standard accuracy fell by {show(summary['transfer']['standard_drop'])}"
             )
     return [*lines, *caveats(summary), state_line(summary)]
 

@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from gapclose.evaluation.run_records import read_records, record_of, summarise
-from gapclose.evaluation.summary_text import claims, show, verdict
+from gapclose.evaluation.summary_text import caveats, claims, show, verdict
 from gapclose.metrics.status import STATES
 from gapclose.pipeline.cli import main
 from gapclose.report import console as report
@@ -176,8 +176,21 @@ def test_undefined_figures_do_not_stop_a_report(capsys, tiny_run, measured_run):
     assert summary["transfer"]["share_of_closure"] is None
     before, after, reading = (show(summary["transfer"][k]) for k in ("base", "adapted", "reading"))
     (line,) = [line for line in verdict(summary) if line.startswith("held-out")]
-    assert line == f"held-out question types: action {before}, after training {after}; the base model's reading {reading}; closure -"
+    assert line == f"held-out question types: action {before}, after training {after}; the base model's reading {reading}; closure -; " + (
+        f"standard accuracy fell by {show(summary['transfer']['standard_drop'])}"
+    )
     assert len({before, after, reading}) == 3
+
+
+@pytest.mark.parametrize(("drop", "told"), [((0.4, 0.3, 0.5), True), ((0.4, -0.1, 0.8), False), ((0.01, 0.005, 0.02), False)])
+def test_harm_to_other_question_types_is_told(tiny_run, measured_run, drop, told):
+    """Shown to be above zero, and beyond the run's budget."""
+    adapted = record_of(tiny_run, "adapted/test")
+    adapted["change"]["transfer"]["standard_drop"] = dict(zip(("value", "lower", "upper"), drop, strict=True))
+    with (measured_run / "gap.jsonl").open("a") as handle:
+        handle.write(json.dumps(adapted) + "\n")
+    found = [line for line in caveats(summarise(measured_run)) if "on held-out question types the adapted model rejects" in line]
+    assert [f"fell by {drop[0]:.3f}" in line for line in found] == [True] * told
 
 
 def test_show():
