@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
 
+from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item, Option
 from gapclose.evaluation.config import ControlsConfig
 from gapclose.evaluation.controls.blank_media import blank_controls, blank_sets, blank_stage
@@ -16,10 +18,11 @@ from gapclose.evaluation.controls.features import action_features, feature_readi
 from gapclose.evaluation.controls.mdl import clip_blocks, codelength, online_bits
 from gapclose.evaluation.controls.random_labels import clip_labels, concept_shares, shuffled
 from gapclose.evaluation.controls.residualize import residualise  # fmt: skip
-from gapclose.evaluation.controls.scoring import Control, ControlScorer, chance
+from gapclose.evaluation.controls.scoring import Control, ControlScorer, chance, named
 from gapclose.evaluation.controls.sentence_encoder import encode
-from gapclose.evaluation.controls.text import TEXT_MAKERS, text_only
+from gapclose.evaluation.controls.text import TEXT_MAKERS, text_control, text_only
 from gapclose.metrics.bootstrap import Interval
+from gapclose.metrics.config import GapConfig
 from gapclose.metrics.labels import Labels
 from gapclose.probes.linear import FrozenProbe, fit_linear
 from gapclose.probes.refit import refit, refit_within
@@ -347,6 +350,57 @@ def test_chance_is_that_of_whoever_knows_the_modality_alone():
     entry = judge.entry(Control(name="p", label="", question="", readings=[reading], at_chance=True))
     assert entry.at_chance == {"all": False, "audio": False, "vision": False} and entry.difference["all"].value == 0
     assert judge.entry(Control(name="p", label="", question="", readings=[reading])).at_chance is None
+
+
+def test_a_control_at_chance_is_judged_among_the_concepts_of_the_modality():
+    """One that knows nothing names the alarm of the other modality in a third of the items, and is at chance all the same."""
+    _, labels = planted(400, 0)
+    reading = np.random.default_rng(0).dirichlet(np.ones(3), len(labels.concept))
+    judge = ControlScorer(labels, np.eye(3)[labels.concept], 200, 0)
+    control = Control(name="c", label="", question="", readings=[reading], at_chance=True)
+    found, apart = judge.entry(control), judge.entry(replace(control, at_chance=False))
+    assert found.at_chance == {"all": True, "audio": True, "vision": True}
+    assert judge.outside(control) == pytest.approx(1 / 3, abs=0.05) and apart.balanced["all"].value < 0.4
+    assert found.auroc == apart.auroc  # which sums all alarms
+    telling = replace(control, readings=[(reading + 0.5 * np.eye(3)[labels.concept]) / 1.5])
+    assert set(judge.entry(telling).at_chance.values()) == {False}  # what it knows still shows
+    inside = replace(control, readings=[np.where(np.arange(3) == np.where(labels.modality == "vision", 2, 1)[:, None], 0, reading)])
+    assert judge.outside(inside) == 0 and judge.entry(inside).balanced == judge.entry(replace(inside, at_chance=False)).balanced
+
+
+def test_modalities_without_a_common_concept_have_a_majority_class_at_chance():
+    """The commonest concept of all is none of the other modality's; nor does certainty of it leave a modality without a name."""
+    _, labels = planted(30, 0)
+    labels = replace(labels, concept=np.where(labels.modality == "vision", labels.concept, labels.concept + 2), concepts=tuple("abcd"))
+    labels = replace(labels, concept=np.where(labels.concept == 4, 3, labels.concept), alarm=("b", "d"))
+    assert [sorted(set(labels.concept[labels.modality == m])) for m in ("vision", "audio")] == [[0, 1], [2, 3]]
+    reading = majority(np.array([0, 0, 0, 1, 2, 3]), len(labels.concept), 4)
+    entry = ControlScorer(labels, np.eye(4)[labels.concept], 100, 0).entry(
+        Control(name="m", label="", question="", readings=[reading], at_chance=True)
+    )
+    assert entry.at_chance == {"all": True, "audio": True, "vision": True} and entry.balanced["audio"].value == 0.5
+    assert named(np.eye(4)[np.zeros(len(reading), dtype=int)], labels).tolist() == np.where(labels.modality == "vision", 0, 2).tolist()
+
+
+def test_the_record_counts_text_and_majority_class_as_the_controls_do(tmp_path):
+    """Among the concepts of the modality, so that a certain but foreign name is a guess and no less."""
+    message = [{"role": "user", "content": "?"}]
+    items = [
+        Item(id=f"{n}", clip=f"{n // 2}", split="test", modality=m, messages=message, options=[Option(text=c, concept=c) for c in "abcd"], gold=k)
+        for n, (m, k) in enumerate([("vision", 0), ("audio", 2), ("vision", 1), ("audio", 3)] * 10)
+    ]  # fmt: skip
+    test = ItemSet(root=tmp_path, name="four", concepts=tuple("abcd"), alarm=("b", "d"), items=tuple(items))
+    ones = {"reading.balanced": np.ones(101)}
+    measured = SimpleNamespace(overall=ones, modality={"audio": ones, "vision": ones})
+    reading = np.tile(np.eye(4)[3], (len(items), 1))  # always d, which vision does not have
+    found = text_control(test, test, measured, GapConfig(replicates=100), reading=reading, seed=0)
+    for name in ("text_only", "majority"):
+        assert {scope: interval["value"] for scope, interval in found[name].items()} == {"all": 0.5, "audio": 0.5, "vision": 0.5}
+    labels = Labels.of(test)
+    entry = ControlScorer(labels, np.eye(4)[labels.concept], 100, 0).entry(
+        Control(name="t", label="", question="", readings=[reading], at_chance=True)
+    )
+    assert {scope: interval.to_dict() for scope, interval in entry.balanced.items()} == found["text_only"]
 
 
 def test_the_interval_of_random_draws_covers_the_draws_as_well_as_the_clips():

@@ -33,7 +33,8 @@ class Control:
     """K draws of (N, C); one if nothing is random"""
     guards: str = "reading"
     at_chance: bool = False
-    """whether it is expected to be at chance"""
+    """whether it is expected to be at chance; its accuracy then counts the most probable concept
+    among those that occur in the item's modality (:func:`named`)"""
     concepts: Sequence[np.ndarray] | None = None
     """K draws of (N,), the concepts that each reading is scored by; None: the right concepts"""
 
@@ -74,6 +75,19 @@ def chance(labels: Labels) -> float:
     return len(np.unique(labels.modality)) / len(labels.cells[1])
 
 
+def named(reading: np.ndarray, labels: Labels) -> np.ndarray:
+    """Return the most probable concept (N,) of a reading (N, C) among those of the item's modality.
+
+    These are the concepts that are right for any item of the modality. :func:`chance` holds for
+    readings that name no others: who names another one is always wrong, and so below chance.
+    """
+    possible = np.zeros(reading.shape, dtype=bool)
+    for name in np.unique(labels.modality):
+        here = labels.modality == name
+        possible[np.ix_(here, np.unique(labels.concept[here]))] = True
+    return np.where(possible, reading, -1).argmax(1)
+
+
 class ControlScorer:
     """Scores readings of one set of items and compares them with the probe's, on the same
     resampled clips."""
@@ -87,11 +101,22 @@ class ControlScorer:
         self.clips = {s: ClipBootstrap(labels.clip[keep], replicates, seed) for s, keep in self.keep.items()}
         self.reading = {s: self.judge(s, reading) for s in self.keep}
 
-    def judge(self, scope: str, reading: np.ndarray, concept: np.ndarray | None = None) -> Judged:
-        """Score one reading (N, C) in one scope, by the right concepts or by others (N,)."""
+    def judge(self, scope: str, reading: np.ndarray, concept: np.ndarray | None = None, *, within: bool = False) -> Judged:
+        """Score one reading (N, C) in one scope, by the right concepts or by others (N,).
+
+        ``within``: the accuracy is that of :func:`named`, among the concepts of the modality.
+        """
         labels, clips = self._labels(scope, concept), self.clips[scope]
         mine = reading[self.keep[scope]]
-        return Judged(clips.balanced(mine.argmax(1) == labels.concept, labels), reading_auroc(clips, labels, mine))
+        found = named(mine, labels) if within else mine.argmax(1)
+        return Judged(clips.balanced(found == labels.concept, labels), reading_auroc(clips, labels, mine))
+
+    def outside(self, control: Control) -> float:
+        """Return the share (0..1) of a control's readings that name a concept which does not occur
+        in the item's modality."""
+        concepts = control.concepts or [None] * len(control.readings)
+        pairs = zip(control.readings, concepts, strict=True)
+        return float(np.mean([reading.argmax(1) != named(reading, self._labels("all", concept)) for reading, concept in pairs]))
 
     def _labels(self, scope: str, concept: np.ndarray | None) -> Labels:
         labels = self.labels if concept is None else replace(self.labels, concept=concept)
@@ -101,6 +126,7 @@ class ControlScorer:
         """Build the control's entry in ``measurement.json``.
 
         Random draws are averaged; the interval covers their spread as well as that of the clips.
+        A control that should be at chance is judged among the concepts of each item's modality.
         ``at_chance`` is true if the interval contains chance and lies within ``detectable`` of it,
         false if it does not contain chance, and otherwise None: there are too few clips. It is also
         None where every modality has one concept.
@@ -109,7 +135,8 @@ class ControlScorer:
         accuracy, auroc, difference = dict[str, Interval](), dict[str, Interval](), dict[str, Interval]()
         level, at_chance = dict[str, float](), dict[str, bool | None]()
         for scope in self.keep:
-            draws = [self.judge(scope, reading, concept) for reading, concept in zip(control.readings, concepts, strict=True)]
+            pairs = zip(control.readings, concepts, strict=True)
+            draws = [self.judge(scope, reading, concept, within=control.at_chance) for reading, concept in pairs]
             balanced, area = (self._average([getattr(d, k) for d in draws]) for k in ("balanced", "auroc"))
             accuracy[scope], auroc[scope] = Interval.of(balanced), Interval.of(area)
             difference[scope] = Interval.of(self.reading[scope].balanced - balanced)

@@ -10,6 +10,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from gapclose.data.item_set import ItemSet
 from gapclose.evaluation.controls.features import Chosen, Within, chosen_reading, majority, read_features
+from gapclose.evaluation.controls.scoring import named
 from gapclose.evaluation.measurement import SplitMeasurement
 from gapclose.metrics.bootstrap import ClipBootstrap, Interval
 from gapclose.metrics.config import GapConfig
@@ -30,8 +31,9 @@ def text_control(
 ) -> dict[str, Any]:
     """Score the text-only reading, the majority class, and the probe's advantage over the text.
 
-    Each is given overall and per modality. :mod:`gapclose.metrics.verdict` decides what follows
-    from it.
+    Each is given overall and per modality. Text and majority class are judged among the concepts of
+    the modality (:func:`gapclose.evaluation.controls.scoring.named`).
+    :mod:`gapclose.metrics.verdict` decides what follows from it.
 
     Args:
         reading: (N, C) text-only reading of the measured gap items.
@@ -44,11 +46,11 @@ def text_control(
         keep = np.ones(len(gap), dtype=bool) if scope == "all" else labels.modality == scope
         part = labels.take(keep)
         clips = ClipBootstrap(part.clip, config.replicates, seed)
-        text = clips.balanced(reading[keep].argmax(1) == part.concept, part)
+        text = clips.balanced(named(reading[keep], part) == part.concept, part)
         found = measured.overall if scope == "all" else measured.modality[scope]
         difference = Interval.of(found["reading.balanced"] - text)
         result["text_only"][scope] = Interval.of(text).to_dict()
-        result["majority"][scope] = Interval.of(clips.balanced(guess[keep].argmax(1) == part.concept, part)).to_dict()
+        result["majority"][scope] = Interval.of(clips.balanced(named(guess[keep], part) == part.concept, part)).to_dict()
         result["reading_minus_text"][scope] = difference.to_dict()
     return result
 
