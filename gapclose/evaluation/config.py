@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,17 @@ ControlFunction = Callable[[Any], Any]
 """(:class:`gapclose.evaluation.controls.suite.ControlSuite`) ->
 :class:`gapclose.evaluation.controls.scoring.Control`"""
 CONTROLS: Registry[ControlFunction] = Registry("controls.extra", "control")
+BUILT_IN = frozenset(
+    ("majority", "text_only", "text_encoder", "options", "random_decoder", "random_everything", "action_confidence", "embedding",
+     "residualised", "shuffled_labels", "random_label", "random_label_items")
+)  # fmt: skip
+"""names of the package's own controls, beside those that :func:`is_built_in` knows by their
+beginning"""
+
+
+def is_built_in(name: str) -> bool:
+    """Whether a control of the package has this name, or may have it with other media."""
+    return name in BUILT_IN or name.startswith("blank_")
 
 
 def register_control(name: str, control: ControlFunction) -> ControlFunction:
@@ -26,8 +38,10 @@ def register_control(name: str, control: ControlFunction) -> ControlFunction:
             :class:`gapclose.evaluation.controls.scoring.Control` with readings of the judged items.
 
     Raises:
-        ValueError: when the name is taken.
+        ValueError: when the name is taken, also by a control of the package.
     """
+    if is_built_in(name):
+        raise ValueError(f"control {name!r} is one of the package's own; choose another name")
     return CONTROLS.register(name, control)
 
 
@@ -93,6 +107,9 @@ class ControlsConfig:
             for name in self.extra if check.sound("extra") else ():
                 if not CONTROLS.known(name):
                     check.add(f"controls.extra {name!r} is no control; register it first, or write package.module:function", "extra")
+            for name, count in Counter(self.extra).items() if check.sound("extra") else ():
+                if count > 1:
+                    check.add(f"controls.extra names {name!r} {count} times; name it once", "extra")
             if self.text_encoder is not None and check.sound("text_encoder") and not (Path(self.text_encoder) / "config.json").is_file():
                 check.add(
                     f"controls.text_encoder {self.text_encoder!r} is no directory with a config.json; save a sentence encoder there with "

@@ -19,7 +19,9 @@ from gapclose.data.answer_matching import parse_lenient
 from gapclose.data.config import PromptsConfig
 from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item, Option
+from gapclose.evaluation.config import is_built_in
 from gapclose.evaluation.controls import layer_analysis as inside
+from gapclose.evaluation.controls.random_weights import KINDS
 from gapclose.evaluation.measurement_file import data_root
 from gapclose.evaluation.measurement_parts import confusion, curve
 from gapclose.metrics.labels import Action, Labels
@@ -91,6 +93,7 @@ def test_everything_is_there_in_its_form(measured, whole, digits):
 def test_every_control_stands_beside_the_reading(whole):
     """In reading order, with intervals in every scope, and a word on chance where it should be at chance."""
     assert [c["name"] for c in whole["controls"]] == NAMES
+    assert all(is_built_in(name) for name in (*NAMES, *KINDS, "text_encoder")) and not is_built_in("mine")
     for control in whole["controls"]:
         judged_on_fit = {"random_label_items": "out-of-fold reading of fit"}
         guards = judged_on_fit.get(control["name"]) or ("gap" if control["name"] == "action_confidence" else "reading")

@@ -9,7 +9,7 @@ import pytest
 from gapclose import FrozenProbe, register_control, register_objective, register_probe_family, register_reader
 from gapclose.core.registry import Registry
 from gapclose.data.jsonl import read_items
-from gapclose.evaluation.config import CONTROLS
+from gapclose.evaluation.config import CONTROLS, ControlsConfig
 from gapclose.evaluation.controls.run_controls import extra_control
 from gapclose.evaluation.controls.scoring import Control
 from gapclose.pipeline.cli import main
@@ -87,17 +87,43 @@ def test_what_is_not_there_is_refused_by_validate(tiny_config, tmp_path, capsys,
     assert says in capsys.readouterr().err
 
 
-def test_a_control_must_be_probabilities_under_a_name_of_its_own():
-    suite = SimpleNamespace(reading=np.full((4, 2), 0.5))
-    for readings, name, says in (
-        ([np.ones((4, 1))], "mine", "shape"),
-        ([np.ones((4, 2))], "mine", "sum to one"),
-        ([], "text_only", "named 'text_only'"),
-    ):
-        CONTROLS.added["made_by_a_test"] = lambda suite, r=readings, n=name: Control(name=n, label="", question="", readings=r)
-        with pytest.raises(ValueError, match=says):
-            extra_control("made_by_a_test", suite, [])
-    del CONTROLS.added["made_by_a_test"]
+EVEN = [np.full((4, 2), 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"readings": [np.ones((4, 1))]}, "shape"),
+        ({"readings": [np.ones((4, 2))]}, "sum to one"),
+        ({"readings": [np.tile([1.5, -0.5], (4, 1))]}, "must be probabilities"),
+        ({"readings": [np.full((4, 2), np.nan)]}, "must be probabilities"),
+        ({"readings": []}, "has no readings"),
+        ({"name": "text_only"}, "named 'text_only'"),
+        ({"name": "shuffled_labels"}, "named 'shuffled_labels'"),
+        ({"name": "random_decoder"}, "named 'random_decoder'"),
+        ({"name": "blank_video_refit"}, "named 'blank_video_refit'"),
+        ({"name": "there"}, "named 'there'"),
+        ({"concepts": []}, r"an array of shape \(4,\) for each reading"),
+        ({"concepts": [np.array([0, 1, 2, 0])]}, "of indices below 2"),
+    ],
+)
+def test_a_control_must_be_probabilities_under_a_name_of_its_own(given, says):
+    made = Control(**{"name": "mine", "label": "", "question": "", "readings": EVEN} | given)
+    CONTROLS.added["made_by_a_test"] = lambda suite: made
+    with pytest.raises(ValueError, match=says):
+        extra_control("made_by_a_test", SimpleNamespace(reading=EVEN[0]), ["there"])
+
+
+def test_a_control_that_is_in_order_is_taken():
+    made = Control(name="mine", label="", question="", readings=EVEN, concepts=[np.array([0, 1, 1, 0])])
+    CONTROLS.added["made_by_a_test"] = lambda suite: made
+    found = extra_control("made_by_a_test", SimpleNamespace(reading=EVEN[0]), ["there"])
+    assert found.name == "mine" and np.array_equal(found.readings, EVEN) and np.array_equal(found.concepts, made.concepts)
+
+
+def test_what_is_named_twice_is_refused_with_the_configuration():
+    with pytest.raises(ValueError, match=r"controls.extra names 'a:b' 2 times; name it once"):
+        ControlsConfig(extra=["a:b", "c:d", "a:b"])
 
 
 def test_names_are_taken_once():
@@ -105,6 +131,8 @@ def test_names_are_taken_once():
     assert register_control("coin_of_a_test", coin) is coin and "coin_of_a_test" in CONTROLS.names
     with pytest.raises(ValueError, match="is there already"):
         register_control("coin_of_a_test", likeliest)
+    with pytest.raises(ValueError, match="'embedding' is one of the package's own"):
+        register_control("embedding", coin)
     with pytest.raises(ValueError, match="is there already"):
         register_objective("gold", likeliest)
     with pytest.raises(ValueError, match="letters, digits and underscores"):

@@ -15,14 +15,15 @@ Shapes: M fit items, N test items, D width, L decoder layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from gapclose.core.logging import get_logger
 from gapclose.evaluation.baselines.run_baselines import run_baselines
-from gapclose.evaluation.config import CONTROLS
+from gapclose.evaluation.config import CONTROLS, is_built_in
 from gapclose.evaluation.context import EvaluationContext
 from gapclose.evaluation.controls.layer_analysis import interchanged, layers, nested, protocol
 from gapclose.evaluation.controls.mdl import codelength
@@ -41,26 +42,39 @@ RIVALS = ("majority", "text_only", "text_encoder", "options", "blank_all_refit")
 blanked media"""
 
 
-def extra_control(name: str, suite: ControlSuite, others: Sequence[Control]) -> Control:
+def extra_control(name: str, suite: ControlSuite, taken: Collection[str]) -> Control:
     """Return a user's control, checked. It is compared with the reading; verdicts do not use it.
 
+    Args:
+        taken: names of the user's other controls.
+
     Raises:
-        ValueError: when it is no Control, its name is taken, or a reading is no (N, C) array of
-            probabilities.
+        ValueError: when it is no Control, its name is taken, it has no readings, a reading is no
+            (N, C) array of probabilities, or its concepts are not one index (N,) per reading.
     """
     control, shape = CONTROLS.get(name)(suite), suite.reading.shape
     if not isinstance(control, Control):
         raise ValueError(
             f"controls.extra {name!r} returned {type(control).__name__}; return a gapclose.evaluation.controls.scoring.Control"
         )
-    if control.name in {*RIVALS, *(c.name for c in others)}:
+    if is_built_in(control.name) or control.name in taken:
         raise ValueError(f"controls.extra {name!r} is named {control.name!r}, as another control is; give it another name")
-    for reading in control.readings:
-        if np.shape(reading) != shape or not np.isfinite(reading).all() or (np.abs(np.sum(reading, axis=1) - 1) > 1e-3).any():
+    if not len(control.readings):
+        raise ValueError(f"controls.extra {name!r} has no readings; give it one or more, each of shape {shape}, items x concepts")
+    readings = [np.asarray(reading) for reading in control.readings]
+    for reading in readings:
+        if reading.shape != shape or not (reading >= 0).all() or not (np.abs(reading.sum(1) - 1) <= 1e-3).all():
             raise ValueError(
                 f"controls.extra {name!r}: its readings must be probabilities of shape {shape}, items x concepts, rows that sum to one"
             )
-    return control
+    if control.concepts is None:
+        return replace(control, readings=readings)
+    concepts = [np.asarray(of) for of in control.concepts]
+    if [of.shape for of in concepts] != [shape[:1]] * len(readings) or not np.isin(concepts, np.arange(shape[1])).all():
+        raise ValueError(
+            f"controls.extra {name!r}: its concepts must be an array of shape {shape[:1]} for each reading, of indices below {shape[1]}"
+        )
+    return replace(control, readings=readings, concepts=[of.astype(int) for of in concepts])
 
 
 def run_controls(run: EvaluationContext, *, thorough: bool) -> Measurement:
@@ -80,7 +94,10 @@ def run_controls(run: EvaluationContext, *, thorough: bool) -> Measurement:
             more.append(now.residualised())
         if wanted.blank:
             more += now.blanked()
-        more += [extra_control(name, now, [*controls, *more]) for name in wanted.extra]
+        own = list[Control]()
+        for name in wanted.extra:
+            own.append(extra_control(name, now, [c.name for c in own]))
+        more += own
         entries += [now.judge.entry(c) for c in more]
         entries += now.label_controls() if wanted.labels else []
         if wanted.codelength:
