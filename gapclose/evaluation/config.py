@@ -78,7 +78,8 @@ class ControlsConfig:
     averaged) as a stronger text control; null: none"""
     extra: list[str] = field(default_factory=list)
     """your own controls: registered names or ``package.module:function``; `gapclose measure`
-    compares each with the reading, but verdicts do not use them"""
+    runs them before its own controls and compares each with the reading, but verdicts do not use
+    them"""
     protocol: str | None = None
     """``imavb``: also compute the source paper's own figures, flaws included, and compare them
     with ours (arXiv 2605.13737); costs a forward of every test item, shared with ``layers``, and

@@ -1,5 +1,6 @@
 """A reader, a control, an objective and a probe family from outside the package, by name and as ``package.module:function``."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -31,6 +32,11 @@ def coin(suite):
     return Control(name="coin", label="a coin", question="does a coin do as well?", readings=[np.full((len(suite.judged), 3), 1 / 3)])
 
 
+def unlike_its_name(suite):
+    """A control that has the name of one of the package's."""
+    return dataclasses.replace(coin(suite), name="random_decoder")
+
+
 def likeliest(targets, items):
     """An objective: the whole weight on the best option of the target by Jeffrey's rule."""
     return np.eye(targets.target.shape[1])[targets.target.argmax(1)]
@@ -42,8 +48,8 @@ def nearest_mean(z, y, strength):
     return strength * means, -0.5 * strength * (means**2).sum(1)
 
 
-def test_one_of_each_takes_part_in_a_run(digits_directory, tiny_config, tmp_path):
-    """By their names where they were registered, by module and function where not."""
+def test_one_of_each_takes_part_in_a_run(digits_directory, tiny_config, tmp_path, capsys):
+    """By their names where they were registered, by module and function where not; closing says that it runs no such control."""
     register_reader("renamed", read_under_another_name)
     register_probe_family("nearest_mean", nearest_mean)
     data = tmp_path / "data"
@@ -61,6 +67,7 @@ def test_one_of_each_takes_part_in_a_run(digits_directory, tiny_config, tmp_path
     ]
     run = ["--config", str(tiny_config), "--run_dir", str(tmp_path / "run"), "--train.epochs", "1", "--export.verify", "false"]
     assert main(["close", *run, *own, "--probe.families", "[nearest_mean]", "--probe.strengths", "[0.5]"]) == 0
+    assert "controls.extra ['test_extending:coin']: not run by `gapclose close`" in capsys.readouterr().out
     assert FrozenProbe.load(tmp_path / "run" / "probes" / "frozen").family == "nearest_mean"
     assert "targets of test_extending:likeliest" in (tmp_path / "run" / "adapter" / "README.md").read_text()
     off = [f"--controls.{name}=false" for name in ("layers", "blank", "nested", "codelength", "labels", "interchange", "baselines")]
@@ -119,6 +126,15 @@ def test_a_control_that_is_in_order_is_taken():
     CONTROLS.added["made_by_a_test"] = lambda suite: made
     found = extra_control("made_by_a_test", SimpleNamespace(reading=EVEN[0]), ["there"])
     assert found.name == "mine" and np.array_equal(found.readings, EVEN) and np.array_equal(found.concepts, made.concepts)
+
+
+def test_a_fault_of_a_control_shows_before_the_other_controls_run(tiny_config, tmp_path, capsys, monkeypatch):
+    """Each of them may take minutes."""
+    for name in ("random_readings", "layers"):
+        monkeypatch.setattr(f"gapclose.evaluation.controls.run_controls.{name}", lambda *_, **__: pytest.fail("another control has run"))
+    run = ["measure", "--config", str(tiny_config), "--run_dir", str(tmp_path / "run")]
+    assert main([*run, "--controls.extra", "[test_extending:unlike_its_name]"]) == 2
+    assert "is named 'random_decoder', as another control is" in capsys.readouterr().err
 
 
 def test_what_is_named_twice_is_refused_with_the_configuration():

@@ -27,8 +27,8 @@ from gapclose.evaluation.config import CONTROLS, is_built_in
 from gapclose.evaluation.context import EvaluationContext
 from gapclose.evaluation.controls.layer_analysis import interchanged, layers, nested, protocol
 from gapclose.evaluation.controls.mdl import codelength
-from gapclose.evaluation.controls.random_weights import random_readings
-from gapclose.evaluation.controls.scoring import Control
+from gapclose.evaluation.controls.random_weights import random_controls, random_readings
+from gapclose.evaluation.controls.scoring import Control, JudgedControl
 from gapclose.evaluation.controls.suite import ControlSuite
 from gapclose.evaluation.controls.text import read_text
 from gapclose.evaluation.measurement_file import Gate, Measurement, assemble, data_root
@@ -77,12 +77,35 @@ def extra_control(name: str, suite: ControlSuite, taken: Collection[str]) -> Con
     return replace(control, readings=readings, concepts=[of.astype(int) for of in concepts])
 
 
+def extra_controls(suite: ControlSuite) -> list[JudgedControl]:
+    """Run and judge the controls that ``controls.extra`` names, in its order.
+
+    Raises:
+        ValueError: as :func:`extra_control`.
+    """
+    found: list[JudgedControl] = []
+    for name in suite.config.controls.extra:
+        control = extra_control(name, suite, [c.name for c in found])
+        if control.at_chance and (share := suite.judge.outside(control)):
+            logger.info(
+                f"controls.extra {name!r}: {share:.1%} of its readings name a concept that their item's modality does not have; its accuracy "
+                "counts the most probable concept of the modality there"
+            )
+        found.append(suite.judge.entry(control))
+    return found
+
+
 def run_controls(run: EvaluationContext, *, thorough: bool) -> Measurement:
     """Build ``measurement.json``: all configured controls, or (not ``thorough``) only those
-    without media and random weights."""
-    now, wanted = ControlSuite(run, "test", run.text, random_readings(run, thorough=thorough)), run.config.controls
+    without media and random weights.
+
+    The user's own controls run first, so that a fault in one costs no other control.
+    """
+    now, wanted = ControlSuite(run, "test", run.text), run.config.controls
+    own = extra_controls(now) if thorough else []
+    random = random_readings(run, thorough=thorough)
     controls = now.wording_controls()
-    entries = [now.judge.entry(c) for c in [*controls, *now.random_controls]]
+    entries = [now.judge.entry(c) for c in [*controls, *random_controls(random, "test")]]
     rest: dict[str, Any] = {}
     more: list[Control] = []
     if thorough:
@@ -94,11 +117,7 @@ def run_controls(run: EvaluationContext, *, thorough: bool) -> Measurement:
             more.append(now.residualised())
         if wanted.blank:
             more += now.blanked()
-        own = list[Control]()
-        for name in wanted.extra:
-            own.append(extra_control(name, now, [c.name for c in own]))
-        more += own
-        entries += [now.judge.entry(c) for c in more]
+        entries += [*(now.judge.entry(c) for c in more), *own]
         entries += now.label_controls() if wanted.labels else []
         if wanted.codelength:
             known = now.known
@@ -122,7 +141,7 @@ def run_controls(run: EvaluationContext, *, thorough: bool) -> Measurement:
         controls=entries,
         thorough=thorough,
         rivals={c.name: c.readings[0] for c in [*controls, *more] if c.name in RIVALS},
-        untrained=now.random,
+        untrained={kind: of["test"] for kind, of in random.items()},
         acting=run.measured["test"].acting,
         **rest,
     )
@@ -134,10 +153,13 @@ def gate(run: EvaluationContext) -> Gate:
     So test is kept for the final result. The controls need no media: text, order and lengths of the
     options, majority class, and random weights.
     """
+    if extra := run.config.controls.extra:
+        logger.info(f"controls.extra {extra}: not run by `gapclose close`; `gapclose measure` runs them")
     fit, val = (run.items.select(split=split, purpose="gap") for split in ("fit", "val"))
     text = read_text(fit, val, folds=run.config.probe.folds, seed=run.config.seed)
-    now = ControlSuite(run, "val", text, random_readings(run, thorough=False))
+    now, random = ControlSuite(run, "val", text), random_readings(run, thorough=False)
+    untrained = {kind: of["val"] for kind, of in random.items()}
     rivals = {c.name: c.readings[0] for c in now.wording_controls()}
-    proofs = collect_evidence(now.labels, now.reading, rivals, run.config.gap, seed=run.config.seed, untrained=now.random)
+    proofs = collect_evidence(now.labels, now.reading, rivals, run.config.gap, seed=run.config.seed, untrained=untrained)
     verdicts = decide(proofs, run.config.gap, acting=run.measured["val"].acting)
     return Gate(split="val", n_clips=now.judge.clips["all"].n, n_items=len(val), verdicts=verdicts)

@@ -18,7 +18,6 @@ from gapclose.evaluation.context import EvaluationContext
 from gapclose.evaluation.controls.blank_media import blank_controls, blank_sets, blank_stage
 from gapclose.evaluation.controls.features import Chosen, action_features, feature_reading, majority, option_features
 from gapclose.evaluation.controls.random_labels import clip_labels, concept_shares, shuffled
-from gapclose.evaluation.controls.random_weights import Readings, random_controls
 from gapclose.evaluation.controls.residualize import residualise
 from gapclose.evaluation.controls.scoring import Control, ControlScorer, JudgedControl
 from gapclose.evaluation.controls.sentence_encoder import encode
@@ -30,20 +29,20 @@ from gapclose.probes.refit import refit_within
 
 
 class ControlSuite:
-    """The base model's fit items and judged items, their observations, and the controls on them."""
+    """The base model's fit items and judged items, their observations, and the controls on them.
 
-    def __init__(self, run: EvaluationContext, split: str, text: Chosen, random: Readings) -> None:
+    docs/how-to/extending.md lists the attributes that a user's control may use.
+    """
+
+    def __init__(self, run: EvaluationContext, split: str, text: Chosen) -> None:
         """The probes of ``run`` are fitted and its base model is measured on ``split``.
 
         Args:
             text: text-only reading of the judged items.
-            random: readings of networks with random weights.
         """
         self.run, self.config, self.probe, self.split = run, run.config, run.probe, split
         self.fit, self.judged = (run.items.select(split=name, purpose="gap") for name in ("fit", split))
         self.known, self.labels, self.text = Labels.of(self.fit), Labels.of(self.judged), text
-        self.random = {kind: of[split] for kind, of in random.items()}
-        self.random_controls = random_controls(random, split)
         self.seen_fit = self.stored("base-fit", self.fit, self.probe.layers)
         self.seen = self.stored(f"base-{split}", self.judged, self.probe.layers)
         self.z_fit, self.z = (self.probe.features(seen.residuals).double().numpy() for seen in (self.seen_fit, self.seen))
@@ -60,6 +59,10 @@ class ControlSuite:
         return read_observations(self.run.directory / "observations" / stage, [i.id for i in items], layers=layers)
 
     def rng(self, purpose: int) -> np.random.Generator:
+        """Return random numbers of their own for each purpose, by the seeds of run and controls.
+
+        Purposes 0 to 99 belong to the package; controls of users take 100 and above.
+        """
         return np.random.default_rng([self.config.seed, self.config.controls.seed, purpose])
 
     # -- controls ---------------------------------------------------------------------------------------------------------------
