@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from documented_commands import command_lines, words
 
 from gapclose import FrozenProbe, register_control, register_objective, register_probe_family, register_reader
 from gapclose.core.registry import Registry
@@ -16,6 +19,11 @@ from gapclose.evaluation.controls.scoring import Control
 from gapclose.pipeline.cli import main
 
 pytestmark = pytest.mark.usefixtures("registries")
+
+PAGE = "docs/how-to/extending.md"
+TEXT = (Path(__file__).parents[2] / PAGE).read_text()
+SEEN: list[set[str]] = []
+"""the public attributes of every suite that :func:`coin` met"""
 
 
 def read_under_another_name(directory, problems):
@@ -29,7 +37,14 @@ def read_under_another_name(directory, problems):
 
 def coin(suite):
     """A control: a fixed reading for all items."""
+    SEEN.append({name for name in vars(suite) if not name.startswith("_")})
     return Control(name="coin", label="a coin", question="does a coin do as well?", readings=[np.full((len(suite.judged), 3), 1 / 3)])
+
+
+def stranger(suite):
+    """A control that names one concept for all items, which one of the two modalities does not have."""
+    last = np.tile(np.eye(len(suite.labels.concepts))[-1], (len(suite.judged), 1))
+    return Control(name="stranger", label="a stranger", question="is it audio?", readings=[last], at_chance=True)
 
 
 def unlike_its_name(suite):
@@ -140,6 +155,44 @@ def test_a_fault_of_a_control_shows_before_the_other_controls_run(tiny_config, t
 def test_what_is_named_twice_is_refused_with_the_configuration():
     with pytest.raises(ValueError, match=r"controls.extra names 'a:b' 2 times; name it once"):
         ControlsConfig(extra=["a:b", "c:d", "a:b"])
+
+
+def test_the_control_of_the_page_runs_as_its_command_says(tiny_config, tmp_path, monkeypatch, capsys):
+    """As it stands, on the tiny model: both readings are there, at no more than chance, and a second start observes nothing."""
+    (block,) = [b for b in re.findall(r"^```python\n(.*?)^```", TEXT, re.S | re.M) if "def refitted" in b]
+    (tmp_path / "other_detail.py").write_text(block)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (line,) = [line for page, line in command_lines() if page == PAGE and "other_detail:" in line]
+    given = [w for w in words(line)[2:] if w.startswith("--controls.") and "=" in w]
+    run = ["measure", "--config", str(tiny_config), "--run_dir", str(tmp_path / "run"), *given]
+    extra = ["--controls.extra", "[other_detail:frozen, other_detail:refitted, test_extending:stranger, test_extending:coin]"]
+    SEEN.clear()
+    assert "[other_detail:frozen, other_detail:refitted]" in line and main([*run, *extra]) == 0
+    found = {c["name"]: c for c in json.loads((tmp_path / "run" / "measurement.json").read_text())["controls"]}
+    own = ["other_detail_frozen", "other_detail_refit"]
+    assert list(found) == ["majority", "text_only", "options", "action_confidence", *own, "stranger", "coin"]
+    for name in own:
+        assert found[name]["chance"] == {"all": 0.5, "audio": 0.5, "vision": 0.5} and found[name]["balanced"]["all"]["value"] < 0.65
+    assert found["stranger"]["at_chance"] == {"all": True, "audio": True, "vision": True}
+    assert "'test_extending:stranger': 50.0% of its readings name a concept that their item's modality" in capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "run" / "observations").iterdir()} >= {"other-detail-fit", "other-detail-test"}
+    monkeypatch.setattr("gapclose.observe.extract._forward", lambda *_: pytest.fail("a forward was run again"))
+    assert main([*run, *extra]) == 0
+    assert SEEN[0] == {name for name in rows_of("Attributes of `ControlSuite`") if name not in METHODS}
+
+
+METHODS = {"judge_of", "rng", "stored"}
+
+
+def rows_of(heading: str) -> set[str]:
+    """The names in the first column of a table of the page."""
+    table = TEXT.split(f"### {heading}")[1].split("\n\n")[1]
+    first = [line.split("|")[1] for line in table.splitlines()[2:]]
+    return {name for cell in first for name in re.findall(r"`(\w+)", cell)}
+
+
+def test_the_page_lists_every_field_of_a_control():
+    assert rows_of("Fields of `Control`") == {f.name for f in dataclasses.fields(Control)}
 
 
 def test_names_are_taken_once():
