@@ -1,6 +1,6 @@
 """Build wheel and sdist, install them into a bare environment outside the checkout, and use them there.
 
-    make release-check            # build, install, `gapclose --version`, import, the Python examples of README that need no run
+    make release-check            # build, install, `gapclose --version`, import, the Python examples that need no run
     make release-check DEMO=1     # the demo as well, and the examples that read its run
     make release-check SITE=DIR   # dependencies from an installed site-packages directory instead of a download
 
@@ -22,6 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 NEEDS_RUN = "runs/"
 """what an example contains that reads the demo's run"""
+PAGES = ("README.md", "docs/how-to/python.md")
+"""whose examples are tried: of the second, those that need no run"""
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -55,10 +57,10 @@ def build(root: Path, work: Path, dist: Path) -> tuple[Path, Path]:
     return next(dist.glob("*.whl")), next(dist.glob("*.tar.gz"))
 
 
-def examples(readme: str) -> tuple[list[str], list[str]]:
-    """Split the blocks of Python of a document into those that stand alone and those that read the demo's run."""
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
-    return [b for b in blocks if NEEDS_RUN not in b], [b for b in blocks if NEEDS_RUN in b]
+def examples(root: Path) -> tuple[list[str], list[str]]:
+    """Return the blocks of Python of the pages that stand alone, and those of README that read the demo's run."""
+    readme, page = (re.findall(r"```python\n(.*?)```", (root / name).read_text(encoding="utf-8"), re.S) for name in PAGES)
+    return [b for b in readme + page if NEEDS_RUN not in b], [b for b in readme if NEEDS_RUN in b]
 
 
 def use(programs: Path, place: Path, version: str) -> None:
@@ -79,9 +81,9 @@ def main() -> None:
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="where wheel and sdist go; it is emptied first")
     args = parser.parse_args()
     version = re.findall(r'__version__ = "(.+)"', (ROOT / "gapclose/core/version.py").read_text())[0]
-    alone, of_run = examples((ROOT / "README.md").read_text(encoding="utf-8"))
+    alone, of_run = examples(ROOT)
     if not alone:
-        raise SystemExit(f"release-check: README.md has no block of Python without {NEEDS_RUN!r}, so that nothing would be tried")
+        raise SystemExit(f"release-check: {' and '.join(PAGES)} have no block of Python without {NEEDS_RUN!r}, so that nothing would be tried")
     with tempfile.TemporaryDirectory(prefix="gapclose-release-") as folder:
         work = Path(folder)
         wheel, sdist = build(ROOT, work, args.dist.resolve())

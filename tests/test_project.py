@@ -148,6 +148,6 @@ def test_the_notice_ships_and_names_what_is_fetched():
 
 
 def test_a_release_check_has_an_example_to_run():
-    alone, of_run = release_check.examples((ROOT / "README.md").read_text(encoding="utf-8"))
+    alone, of_run = release_check.examples(ROOT)
     assert any("import" in block and "gapclose" in block for block in alone)
     assert all("runs/" in block for block in of_run)

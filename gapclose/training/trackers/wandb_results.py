@@ -85,7 +85,7 @@ def check_rows(directory: Path) -> list[list[Any]]:
         for control in found.get("controls") or []:
             for modality, difference in (control.get("difference") or {}).items():
                 at_chance = (control.get("at_chance") or {}).get(modality)
-                outcome = "" if at_chance is None else "at chance" if at_chance else "above chance"
+                outcome = "" if at_chance is None else "at chance" if at_chance else "off chance"
                 rows.append(["control", control["name"], modality, outcome, *_ends(difference), None, control["question"]])
     return rows
 
