@@ -4,25 +4,43 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from run_schemas import misfits
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from gapclose.evaluation.controls import random_weights
+from gapclose.evaluation.controls import random_weights, run_controls
 from gapclose.pipeline.cli import main
 from gapclose.pipeline.config import parse_config
 from gapclose.pipeline.context import RunContext
 
 ON = ["--controls.random_weights", "true", "--controls.random_draws", "2"]
+JUDGEABLE = run_controls.judgeable
 PLAIN = [
     "--controls.layers=false", "--controls.blank=false", "--controls.nested=false", "--controls.codelength=false", "--controls.labels=false",
     "--controls.interchange=false", "--controls.baselines=false", "--controls.residualise=false", "--controls.protocol=null",
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def answering() -> Iterator[None]:
+    """The random model counts as one that answers; of others nothing is drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_controls, "judgeable", lambda measured: True)
+        yield
+
+
+@pytest.fixture
+def silent(monkeypatch) -> None:
+    """It does not, as its answers have it."""
+    monkeypatch.setattr(run_controls, "judgeable", JUDGEABLE)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +63,63 @@ def test_both_kinds_stand_beside_the_reading(measured):
         assert values[of["kind"]] == max(values.values()) == pytest.approx(of["balanced"]["value"])
 
 
+def test_all_draws_are_announced_once(measured, tiny_config, tmp_path, monkeypatch, caplog):
+    """Both kinds in one line before the first; what is stored is not counted."""
+
+    def announced(*more: str) -> list[str]:
+        copy = tmp_path / f"run-{len(more)}"
+        shutil.copytree(measured, copy, ignore=shutil.ignore_patterns(".lock"))
+        if not more:
+            (copy / "probes" / "random_everything.safetensors").unlink()
+        caplog.clear()
+        with caplog.at_level("INFO", logger="gapclose"):
+            assert main(["measure", "--config", str(tiny_config), "--run_dir", str(copy), *PLAIN, *ON, *more]) == 2
+        return [r.message for r in caplog.records if "networks to draw" in r.message]
+
+    monkeypatch.setattr(random_weights, "draw_anew", lambda *a, **k: (_ for _ in ()).throw(ValueError("drawn anew")))
+    (line,) = announced()
+    assert line.startswith("control with random weights: 2 networks to draw (2 random_everything), each observed on ")
+    (line,) = announced("--controls.random_draws", "5")
+    assert line.startswith("control with random weights: 6 networks to draw (3 random_decoder, 3 random_everything), each observed on ")
+
+
+@pytest.mark.usefixtures("silent")
+def test_none_is_drawn_where_no_modality_is_judgeable(measured, tiny_config, tmp_path, monkeypatch, capsys):
+    """One line says so; the same command works again; what is stored is used."""
+    monkeypatch.setattr(random_weights, "draw_anew", lambda *a, **k: (_ for _ in ()).throw(ValueError("drawn anew")))
+    run = tmp_path / "run"
+    arguments = ["measure", "--config", str(tiny_config), "--run_dir", str(run), *PLAIN]
+    for _ in range(2):
+        assert main([*arguments, *ON]) == 0
+        assert capsys.readouterr().out.count("no networks are drawn, because no control can change the verdict *not judgeable*") == 1
+        found = json.loads((run / "measurement.json").read_text())
+        assert {of["word"] for of in found["verdicts"].values()} == {"not judgeable"} and misfits(run) == {}
+        assert all(of["random_weights"] is None for of in found["verdicts"].values())
+        assert not [c for c in found["controls"] if c["name"].startswith("random_")]
+    for kind in random_weights.KINDS:
+        shutil.copy(measured / "probes" / f"{kind}.safetensors", run / "probes")
+    assert main([*arguments, *ON]) == 0 and "no networks are drawn" not in capsys.readouterr().out
+    found = json.loads((run / "measurement.json").read_text())
+    assert [c["name"] for c in found["controls"] if c["name"].startswith("random_")] == list(random_weights.KINDS)
+
+
+@pytest.mark.usefixtures("silent")
+def test_closing_draws_none_either_where_no_modality_is_judgeable(tiny_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(random_weights, "draw_anew", lambda *a, **k: pytest.fail("drawn"))
+    assert main(["close", "--config", str(tiny_config), "--run_dir", str(tmp_path / "run"), *ON, "--force", "false"]) == 2
+    told = capsys.readouterr()
+    assert told.out.count("no networks are drawn") == 1 and "not judgeable" in told.err
+    verdicts = json.loads((tmp_path / "run" / "gate.json").read_text())["verdicts"]
+    assert all(of["word"] == "not judgeable" and of["random_weights"] is None for of in verdicts.values())
+
+
+def test_one_judgeable_modality_is_enough():
+    faulty, fine = (SimpleNamespace(faults=faults) for faults in (("a fault",), ()))
+    for audio, vision in ((faulty, fine), (fine, faulty), (fine, fine), (faulty, faulty)):
+        acting = {"all": faulty, "audio": audio, "vision": vision}
+        assert JUDGEABLE(SimpleNamespace(modality={"audio": {}, "vision": {}}, acting=acting)) == (fine in (audio, vision))
+
+
 def test_draws_differ_and_are_kept(measured, tiny_config, monkeypatch, capsys):
     """Each has readings of its own; their observations are gone, and the same command draws nothing again."""
     for kind in ("random_decoder", "random_everything"):
@@ -58,7 +133,7 @@ def test_draws_differ_and_are_kept(measured, tiny_config, monkeypatch, capsys):
     assert main(["measure", "--config", str(tiny_config), "--run_dir", str(measured), *ON, *PLAIN]) == 0
     assert (measured / "measurement.json").read_bytes() == before
     monkeypatch.setattr(random_weights, "draw_anew", lambda *a, **k: (_ for _ in ()).throw(ValueError("drawn anew")))
-    assert main(["measure", "--config", str(tiny_config), "--run_dir", str(measured), *ON[:3], "3", *PLAIN]) == 2
+    assert main(["measure", "--config", str(tiny_config), "--run_dir", str(measured), *ON, "--controls.random_draws", "3", *PLAIN]) == 2
     assert "drawn anew" in capsys.readouterr().err  # the third is not there
 
 

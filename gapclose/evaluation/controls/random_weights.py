@@ -50,7 +50,7 @@ LABELS = {
 }
 
 
-def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
+def random_readings(run: EvaluationContext, *, thorough: bool, needed: bool = True) -> Readings:
     """Read val and test from every network, or load the stored readings of this fingerprint.
 
     Each network is stored once it was read, so that an interrupted control goes on, and a larger
@@ -62,6 +62,8 @@ def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
     Args:
         thorough: draw both kinds; otherwise only ``random_decoder``, which keeps more of the model
             and is harder to beat.
+        needed: whether a verdict depends on them; otherwise no network is drawn, and only the kinds
+            that are stored completely are returned.
     """
     config = run.config
     if not config.controls.random_weights:
@@ -74,10 +76,18 @@ def random_readings(run: EvaluationContext, *, thorough: bool) -> Readings:
     draws, count = config.controls.random_draws, sum(len(items) for items in splits.values())
     found = {kind: run_on_main(lambda kind=kind: _stored(paths[kind], key)) for kind in kinds}
     missing = {kind: draws - len(found[kind]) for kind in kinds if len(found[kind]) < draws}
+    if missing and not needed:
+        logger.info(
+            "control with random weights: no networks are drawn, because no control can change the verdict *not judgeable*. They are drawn "
+            "where the thresholds gap.least_... are low enough for the model to pass"
+        )
+        found, missing = {kind: readings for kind, readings in found.items() if kind not in missing}, {}
+    if missing:
+        each = ", ".join(f"{lacking} {kind}" for kind, lacking in missing.items())
+        logger.info(f"control with random weights: {sum(missing.values())} networks to draw ({each}), each observed on {count} items")
     drawn = False
     try:
         for kind, lacking in missing.items():  # random_decoder first: it keeps trained embeddings and towers
-            logger.info(f"control with random weights ({kind}): networks to draw: {lacking}, each observed on {count} items")
             for draw in range(draws - lacking, draws):
                 # what a class does not initialise is drawn with the checkpoint's moments; a sharded model is loaded anew anyway
                 if drawn and not config.model.sharded:

@@ -5,7 +5,7 @@ Forwards in addition to the plain measurement:
 - fit and test for all layers;
 - fit and test per set of blanked media (three sets for items with images and audio);
 - test items with a twin;
-- fit, val and test per network with random weights;
+- fit, val and test per network with random weights, if any modality is judgeable;
 - val for the inference-time baselines, which closing the gap needs anyway.
 
 All are stored and resumed after an interruption like other observations.
@@ -31,6 +31,7 @@ from gapclose.evaluation.controls.random_weights import random_controls, random_
 from gapclose.evaluation.controls.scoring import Control, JudgedControl
 from gapclose.evaluation.controls.suite import ControlSuite
 from gapclose.evaluation.controls.text import read_text
+from gapclose.evaluation.measurement import SplitMeasurement
 from gapclose.evaluation.measurement_file import Gate, Measurement, assemble, data_root
 from gapclose.metrics.verdict import decide
 from gapclose.metrics.verdict_evidence import collect_evidence
@@ -95,6 +96,11 @@ def extra_controls(suite: ControlSuite) -> list[JudgedControl]:
     return found
 
 
+def judgeable(measured: SplitMeasurement) -> bool:
+    """Whether the model answers the questions of any modality; otherwise no control changes a verdict."""
+    return any(not measured.acting[modality].faults for modality in measured.modality)
+
+
 def run_controls(run: EvaluationContext, *, thorough: bool) -> Measurement:
     """Build ``measurement.json``: all configured controls, or (not ``thorough``) only those
     without media and random weights.
@@ -103,7 +109,7 @@ def run_controls(run: EvaluationContext, *, thorough: bool) -> Measurement:
     """
     now, wanted = ControlSuite(run, "test", run.text), run.config.controls
     own = extra_controls(now) if thorough else []
-    random = random_readings(run, thorough=thorough)
+    random = random_readings(run, thorough=thorough, needed=judgeable(run.measured["test"]))
     controls = now.wording_controls()
     entries = [now.judge.entry(c) for c in [*controls, *random_controls(random, "test")]]
     rest: dict[str, Any] = {}
@@ -157,7 +163,8 @@ def gate(run: EvaluationContext) -> Gate:
         logger.info(f"controls.extra {extra}: not run by `gapclose close`; `gapclose measure` runs them")
     fit, val = (run.items.select(split=split, purpose="gap") for split in ("fit", "val"))
     text = read_text(fit, val, folds=run.config.probe.folds, seed=run.config.seed)
-    now, random = ControlSuite(run, "val", text), random_readings(run, thorough=False)
+    now = ControlSuite(run, "val", text)
+    random = random_readings(run, thorough=False, needed=judgeable(run.measured["val"]))
     untrained = {kind: of["val"] for kind, of in random.items()}
     rivals = {c.name: c.readings[0] for c in now.wording_controls()}
     proofs = collect_evidence(now.labels, now.reading, rivals, run.config.gap, seed=run.config.seed, untrained=untrained)
