@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gapclose.metrics.judgeable import advice
 from gapclose.metrics.next_steps import CALLBACK_STEPS, FAINT, FAINT_STEP, NEXT_STEPS
 from gapclose.metrics.status import STATES
 from gapclose.metrics.verdict import VERDICTS
@@ -95,11 +96,13 @@ def next_steps(summary: Mapping[str, Any]) -> list[str]:
 
     Where no reading is real, the first verdict comes before a state that builds on the reading. A
     faint reading asks for another training than a strong one, which begins with labels: only a
-    reading that the text explains forbids it.
+    reading that the text explains forbids it. After *not judgeable* it follows from the faults.
     """
     of_state = (CALLBACK_STEPS if summary.get("callback") else NEXT_STEPS)["trained" if summary["adapted"] else "measured"][
         summary["state"]
     ]
+    if summary["state"] == "not judgeable":
+        of_state = acting_step(summary) or of_state
     auroc = summary["reading"]["auroc"]["value"]
     untrained = not (summary["adapted"] or summary.get("callback"))
     faint = untrained and summary["state"] in ("open", "no gap") and auroc is not None and auroc < FAINT
@@ -108,11 +111,33 @@ def next_steps(summary: Mapping[str, Any]) -> list[str]:
         of_state = FAINT_STEP
     doubted = {name: of["word"] for name, of in summary["verdicts"].items() if of["word"] in VERDICTS and of["word"] != "real"}
     steps = {word: NEXT_STEPS["verdict"][word] for word in doubted.values()}
+    if "not judgeable" in steps:
+        silent = [name for name, word in doubted.items() if word == "not judgeable"]
+        steps["not judgeable"] = acting_step(summary, silent) or steps["not judgeable"]
     builds_on_reading = faint or summary["state"] in ("open", "closed", "learned")
     begins_with_labels = labels or (faint and "explained by text" not in steps)
     if builds_on_reading and not begins_with_labels and steps and len(doubted) == len(summary["verdicts"]):
         return list(steps.values())
     return list(dict.fromkeys([of_state, *steps.values()]))
+
+
+def verdict_step(summary: Mapping[str, Any], modality: str) -> str | None:
+    """Return the next step after the verdict on one modality; None for a word of another version."""
+    word = summary["verdicts"][modality]["word"]
+    fitting = acting_step(summary, [modality]) if word == "not judgeable" else ""
+    return fitting or NEXT_STEPS["verdict"].get(word)
+
+
+def acting_step(summary: Mapping[str, Any], modalities: Sequence[str] | None = None) -> str:
+    """Return what to change where the base model does not answer such questions, by its faults.
+
+    Empty where none is recorded.
+
+    Args:
+        modalities: default: all.
+    """
+    acting = summary.get("acting") or {}
+    return advice(of["faults"] for name, of in acting.items() if (name != "all" if modalities is None else name in modalities))
 
 
 ABOUT_READING = {

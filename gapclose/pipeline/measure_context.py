@@ -25,7 +25,7 @@ from gapclose.evaluation.prompt_variants import Measures, measure_prompt_variant
 from gapclose.evaluation.record import make_record
 from gapclose.evaluation.run_records import read_records, write_records
 from gapclose.evaluation.summary_text import layer_words
-from gapclose.metrics.judgeable import ADVICE
+from gapclose.metrics.judgeable import advice
 from gapclose.metrics.labels import Labels
 from gapclose.metrics.status import STATES
 from gapclose.models.loading import LoadedModel
@@ -176,7 +176,7 @@ class MeasureContext:
         for split in splits:
             found[split] = self.measure("base", split)
             for fault in found[split].acting["all"].faults:
-                logger.warning(f"  on {split} {fault}. {ADVICE}")
+                logger.warning(f"  on {split} {fault}. {advice([[fault]])}")
             record = make_record(f"base/{split}", 0, found[split], None, self.config.gap, self.config.seed)
             if split == "test":
                 fit, items = self.items.select(split="fit"), self.measured_items(split)

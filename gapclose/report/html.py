@@ -15,8 +15,17 @@ from markupsafe import Markup
 
 from gapclose.core.files import read_json, read_versioned, write_text
 from gapclose.evaluation.run_records import layers_of, read_records, record_of, summarise
-from gapclose.evaluation.summary_text import layer_words, next_steps, prompt_name, prompt_words, round_words, skipped_words, turned, verdict
-from gapclose.metrics.next_steps import NEXT_STEPS
+from gapclose.evaluation.summary_text import (
+    layer_words,
+    next_steps,
+    prompt_name,
+    prompt_words,
+    round_words,
+    skipped_words,
+    turned,
+    verdict,
+    verdict_step,
+)
 from gapclose.metrics.status import STATES
 from gapclose.metrics.verdict import VERDICTS
 from gapclose.report import curves, figures
@@ -67,7 +76,7 @@ def build_page(directory: Path) -> str:
         budget=budget,
         best_baselines=_best_baselines(measured, budget),
         next_steps=next_steps(summary),
-        after_verdict=NEXT_STEPS["verdict"],
+        after_verdict={modality: verdict_step(summary, modality) for modality in summary["verdicts"]},
         name=directory.resolve().name,
         out=skipped_words(summary["n_skipped"]),
         concepts=measured.get("concepts") or probe.get("concepts"),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from gapclose.metrics.config import GapConfig
-from gapclose.metrics.judgeable import action_quality, least_standard, option_mass
+from gapclose.metrics.judgeable import LENGTH, OPTION_MASS, PARSE_RATE, REMEDIES, SKILL, action_quality, advice, least_standard, option_mass
 from gapclose.metrics.labels import Labels
+from gapclose.pipeline.config import Config
 
 CONFIG = GapConfig(replicates=100)
 LABELS = Labels(
@@ -42,6 +44,52 @@ def test_every_threshold_at_its_edge(given, failed):
     assert found.least_standard == pytest.approx(0.4)
     assert len(found.faults) == len(failed) and all(key in fault for key, fault in zip(failed, found.faults, strict=True))
     assert json.loads(json.dumps(found.to_dict()))["faults"] == list(found.faults)
+
+
+def test_the_fault_of_skill_gives_what_guessing_reaches_and_what_is_required():
+    (fault,) = action_quality(figures(standard=0.3), LABELS, CONFIG).faults
+    assert fault == (
+        "where the premise is true, 30 % [30, 30] of the answers are right; guessing gives 25.0 %, and 40.0 % are required "
+        "(gap.least_standard_skill)"
+    )
+    assert (
+        "guessing gives 25.0 %, and 100.0 % are" in action_quality(figures(), LABELS, replace(CONFIG, least_standard_skill=1.0)).faults[0]
+    )
+
+
+def test_answers_that_are_cut_off_belong_to_the_parse_rate():
+    """They are counted in its fault, and say nothing where most answers match."""
+    (fault,) = action_quality(figures(parses=0.25), LABELS, CONFIG, cut_off=3, limit=8).faults
+    assert fault.endswith("(gap.least_parse_rate), and 3 of 4 reach the limit of 8 tokens without naming one (observe.max_new_tokens)")
+    assert "max_new_tokens" not in action_quality(figures(parses=0.25), LABELS, CONFIG, limit=8).faults[0]
+    assert action_quality(figures(parses=0.75), LABELS, CONFIG, cut_off=1, limit=8).faults == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "keys"),
+    [
+        ({"mass": 0.01}, [OPTION_MASS]),
+        ({"parses": 0.2}, [PARSE_RATE]),
+        ({"parses": 0.2, "cut_off": 3}, [LENGTH]),
+        ({"standard": 0.3}, [SKILL]),
+        ({"mass": 0.01, "parses": 0.2, "cut_off": 3}, [OPTION_MASS, LENGTH]),
+        ({"mass": 0.01, "standard": 0.3}, [OPTION_MASS]),  # of another form of answer the accuracy says little
+    ],
+)
+def test_advice_follows_the_faults(given, keys):
+    counted = {"cut_off": given.pop("cut_off", 0), "limit": 8}
+    faults = action_quality(figures(**given), LABELS, CONFIG, **counted).faults
+    assert advice([faults]) == " ".join([*(REMEDIES[key] for key in keys), "Then measure again."])
+    assert advice([faults, faults]) == advice([(), faults]) == advice([faults])
+
+
+def test_advice_of_several_scopes_and_of_none():
+    mass, skill = (action_quality(figures(**of), LABELS, CONFIG).faults for of in ({"mass": 0.01}, {"standard": 0.3}))
+    assert advice([mass, skill]) == f"{REMEDIES[OPTION_MASS]} {REMEDIES[SKILL]} Then measure again."
+    assert advice([]) == advice([()]) == advice([("of another version",)]) == ""
+    config = Config()
+    for key in re.findall(r"`([a-z]+\.[a-z_]+)`", " ".join(REMEDIES.values())):
+        assert hasattr(getattr(config, key.partition(".")[0]), key.partition(".")[2]), key
 
 
 def test_where_standard_accuracy_tells_nothing():

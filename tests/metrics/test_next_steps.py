@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from gapclose.core.files import read_json, write_json
-from gapclose.evaluation.summary_text import next_steps
+from gapclose.evaluation.summary_text import next_steps, verdict_step
+from gapclose.metrics.judgeable import OPTION_MASS, REMEDIES, SKILL
 from gapclose.metrics.next_steps import CALLBACK_STEPS, FAINT, FAINT_SETTINGS, FAINT_STEP, NEXT_STEPS
 from gapclose.metrics.status import STATES
 from gapclose.metrics.verdict import VERDICTS
@@ -95,6 +96,21 @@ def test_doubt_comes_before_success():
     assert next_steps(after_labels) == [trained["learned"], verdict["explained by text"]]
     assert next_steps(summary("open", "real", auroc=FAINT - 0.01)) == [trained["open"]]
     assert next_steps(summary("not judgeable", "not judgeable", adapted=False)) == [NEXT_STEPS["measured"]["not judgeable"]]
+
+
+def test_the_step_after_not_judgeable_follows_from_the_faults():
+    """Of each modality on the page, of all together where no modality is judgeable; older records without faults keep the general step."""
+    mass, skill = "the options hold 3 % (gap.least_option_mass)", "30 % are right (gap.least_standard_skill)"
+    acting = {"all": {"faults": [mass, skill]}, "0": {"faults": [mass]}, "1": {"faults": [skill]}}
+    both = summary("not judgeable", "not judgeable", "not judgeable", adapted=False) | {"acting": acting}
+    assert next_steps(both) == [f"{REMEDIES[OPTION_MASS]} {REMEDIES[SKILL]} Then measure again."]
+    assert next_steps(both | {"verdicts": {}}) == next_steps(both)
+    assert verdict_step(both, "0") == f"{REMEDIES[OPTION_MASS]} Then measure again."
+    one = summary("no gap", "not judgeable", "real", adapted=False) | {"acting": acting | {"1": {"faults": []}}}
+    assert next_steps(one) == [NEXT_STEPS["measured"]["no gap"], verdict_step(one, "0")]
+    assert verdict_step(one, "1") == NEXT_STEPS["verdict"]["real"]
+    assert verdict_step(both | {"acting": None}, "0") == NEXT_STEPS["verdict"]["not judgeable"]
+    assert verdict_step(summary("open", "new word"), "0") is None
 
 
 @pytest.mark.parametrize("state", NEXT_STEPS["trained"])

@@ -205,7 +205,7 @@ def test_a_reading_must_beat_networks_that_learned_nothing(change, random, word)
 
 
 def test_no_verdict_on_a_model_that_does_not_act():
-    """Whatever is read: there is no action to compare with, and the sentence names what failed and what may help."""
+    """Whatever is read: there is no action to compare with, and the sentence names what failed and where the answers are."""
     whole = Interval(1.0, 1.0, 1.0)
     acting = ActionQuality(
         option_mass=whole, parse_rate=whole, standard_accuracy=whole, least_standard=0.4, faults=("its options hold 0.3 %",)
@@ -214,7 +214,7 @@ def test_no_verdict_on_a_model_that_does_not_act():
     assert (
         found["vision"].word == "not judgeable"
         and "its options hold 0.3 %" in found["vision"].why
-        and "model.template" in found["vision"].why
+        and "The log shows some of its answers and what to change." in found["vision"].why
     )
     assert found["audio"].word == "real"
 

@@ -96,7 +96,7 @@ def test_options_that_the_model_would_not_say_are_warned_of(quick_config, tmp_pa
     warned = [
         line for line in capsys.readouterr().out.splitlines() if line.startswith("  warning: on ") and "gap.least_option_mass" in line
     ]
-    assert len(warned) == times and all("set the variables of the chat template (model.template)" in line for line in warned)
+    assert len(warned) == times and all("set the chat template (`model.template`)" in line for line in warned)
 
 
 def test_no_training_on_a_reading_that_is_not_shown_to_be_real(quick_config, tmp_path, monkeypatch, capsys):
