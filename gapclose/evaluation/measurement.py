@@ -6,12 +6,13 @@ Pure functions of stored observations and labels; no model is used.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from gapclose.data.answer_matching import AnswerMatcher, parse_all
 from gapclose.data.item_set import ItemSet
+from gapclose.evaluation.measurement_answers import AnswerLimit, WrittenAnswers, written_answers
 from gapclose.metrics.bootstrap import ClipBootstrap
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.gap import detection, statistics
@@ -49,6 +50,8 @@ class SplitMeasurement:
     """scope (``all`` or a modality) -> whether the model answers such questions"""
     residual: np.ndarray
     """(N, D) features of the frozen probe for all items of the split"""
+    written: dict[str, WrittenAnswers] = field(default_factory=dict)
+    """modality whose questions the model does not answer -> examples of its answers"""
 
 
 def measure(
@@ -61,6 +64,7 @@ def measure(
     folds: int,
     seed: int,
     match: AnswerMatcher = AnswerMatcher(),  # noqa: B008 (frozen)
+    limit: AnswerLimit | None = None,
 ) -> SplitMeasurement:
     """Measure the labelled items of one split.
 
@@ -70,6 +74,7 @@ def measure(
             layers.
         folds: number of folds of the fresh probe's grouped cross-validation.
         match: matches generated answers to options, for the lenient figures.
+        limit: length limit of the generated answers; None: cut-off answers are not counted.
     """
     # once, because each access reads the disk
     read = {layer: observed.residuals[layer] for layer in {*probe.layers, *sentinel.layers}}
@@ -85,6 +90,18 @@ def measure(
         part = gap if scope == "all" else _of_modality(gap, scope)
         found[scope] = _scope(part, observed, probe, config, seed)
         found[scope] |= _generated({name: of[keep] for name, of in parsed.items()}, labels.take(keep), action.scores[keep], config, seed)
+    cut_off = limit.cut_off(seen.answers, parsed["lenient"]) if limit else np.zeros(len(gap), dtype=bool)
+    acting = {
+        scope: action_quality(
+            found[scope], labels.take(keep), config, cut_off=int(cut_off[keep].sum()), limit=limit.tokens if limit else None
+        )
+        for scope, keep in scopes.items()
+    }
+    written = {
+        scope: written_answers(gap, labels, seen.answers, parsed["lenient"], keep, seed=seed, cut_off=cut_off if limit else None)
+        for scope, keep in scopes.items()
+        if scope != "all" and acting[scope].faults
+    }
     overall, clips = found.pop("all"), ClipBootstrap(labels.clip, config.replicates, seed)
     other = {
         "fresh_probe": fresh_reading(probe, probe.features(seen.residuals), labels.concept, labels.clip, folds, seed),
@@ -105,9 +122,8 @@ def measure(
         scores=action.scores,
         right=action.concept(labels) == labels.concept,
         parse_rate=float(overall["generated.parse_lenient"][0]),
-        acting={
-            scope: action_quality(overall if scope == "all" else found[scope], labels.take(keep), config) for scope, keep in scopes.items()
-        },
+        acting=acting,
+        written=written,
         residual=probe.features(observed.residuals).float().numpy(),
     )
 

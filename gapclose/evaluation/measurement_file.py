@@ -22,6 +22,7 @@ from gapclose.evaluation.controls.layer_analysis import NestedChoice
 from gapclose.evaluation.controls.logit_lens import LayerReading
 from gapclose.evaluation.controls.mdl import Codelength
 from gapclose.evaluation.controls.scoring import ControlScorer, JudgedControl
+from gapclose.evaluation.measurement_answers import WrittenAnswers
 from gapclose.evaluation.measurement_parts import Calibration, Cell, Confusion, RocCurve, calibration, cells, confusion, curves
 from gapclose.metrics.bootstrap import finite
 from gapclose.metrics.config import GapConfig
@@ -104,6 +105,8 @@ class Measurement(Result):
     """by modality"""
     acting: Mapping[str, ActionQuality]
     """by scope"""
+    written: Mapping[str, WrittenAnswers]
+    """modality whose questions the model does not answer -> examples of its answers"""
     controls: Sequence[JudgedControl]
     codelength: Codelength | None
     layers: Sequence[LayerReading]
@@ -134,6 +137,7 @@ def assemble(
     rivals: Mapping[str, np.ndarray],
     untrained: Mapping[str, Sequence[np.ndarray]] | None = None,
     acting: Mapping[str, ActionQuality] | None = None,
+    written: Mapping[str, WrittenAnswers] | None = None,
     codelength: Codelength | None = None,
     layers: Sequence[LayerReading] = (),
     nested: NestedChoice | None = None,
@@ -148,6 +152,7 @@ def assemble(
         data_root: what the media paths of the items are relative to.
         controls: entries by :meth:`gapclose.evaluation.controls.scoring.ControlScorer.entry`. rivals: readings (N, C) that a verdict compares with.
         untrained: kind of network with random weights -> draws (N, C). acting: scope -> whether the model answers such questions.
+        written: modality whose questions it does not answer -> examples of its answers.
     """
     labels = judge.labels
     proofs = collect_evidence(labels, reading, rivals, config, seed=seed, untrained=untrained)
@@ -167,6 +172,7 @@ def assemble(
         calibration=calibration(labels, reading),
         verdicts=decide(proofs, config, acting=acting),
         acting=acting or {},
+        written=written or {},
         controls=controls,
         codelength=codelength,
         layers=layers,

@@ -140,6 +140,23 @@ def acting_step(summary: Mapping[str, Any], modalities: Sequence[str] | None = N
     return advice(of["faults"] for name, of in acting.items() if (name != "all" if modalities is None else name in modalities))
 
 
+def written_words(written: Mapping[str, Any]) -> list[str]:
+    """Describe the examples of a modality under ``written`` in measurement.json, one line each."""
+    return [f"{quoted(of)} ({about_answer(of)})" for of in written["examples"]]
+
+
+def quoted(answer: Mapping[str, Any]) -> str:
+    """Return a generated answer in quotes; line breaks and invisible characters as escapes."""
+    return repr(answer["text"])
+
+
+def about_answer(answer: Mapping[str, Any]) -> str:
+    """Return the item of a generated answer, its premise, and the option that it was matched to."""
+    premise = f", {answer['premise']} premise" if answer["premise"] else ""
+    option = "names no option" if answer["option"] is None else f"taken for {answer['option']!r}"
+    return f"{answer['id']}{premise}; {option}"
+
+
 ABOUT_READING = {
     "real": "the reading is real",
     "readable without training": "the reading needs no training",

@@ -21,10 +21,11 @@ from gapclose.evaluation.baselines.shift import after_shift
 from gapclose.evaluation.controls.features import Chosen
 from gapclose.evaluation.controls.text import read_text, text_control
 from gapclose.evaluation.measurement import SplitMeasurement, measure
+from gapclose.evaluation.measurement_answers import AnswerLimit
 from gapclose.evaluation.prompt_variants import Measures, measure_prompt_variants
 from gapclose.evaluation.record import make_record
 from gapclose.evaluation.run_records import read_records, write_records
-from gapclose.evaluation.summary_text import layer_words
+from gapclose.evaluation.summary_text import layer_words, written_words
 from gapclose.metrics.judgeable import advice
 from gapclose.metrics.labels import Labels
 from gapclose.metrics.status import STATES
@@ -137,8 +138,13 @@ class MeasureContext:
             trunk: hidden-state cache of its items, if there is one.
         """
         items, observed = self.measured_items(split), self.observe_measured(stage, split, replace=replace, trunk=trunk)
-        how = {"folds": self.config.probe.folds, "seed": self.config.seed, "match": self.config.prompts.matching(self.config.prompts.asked)}
+        limit = AnswerLimit(tokens=self.config.observe.max_new_tokens, count=self._count_tokens)
+        match = self.config.prompts.matching(self.config.prompts.asked)
+        how: dict[str, Any] = {"folds": self.config.probe.folds, "seed": self.config.seed, "match": match, "limit": limit}
         return measure(items, observed, self.probe, self.sentinel, self.config.gap, **how)
+
+    def _count_tokens(self, text: str) -> int:
+        return len(self.loaded.tokenizer(text, add_special_tokens=False).input_ids)
 
     def record(self, record: dict[str, Any]) -> None:
         """Write a record to ``gap.jsonl``, and log a line.
@@ -175,8 +181,8 @@ class MeasureContext:
         found = {}
         for split in splits:
             found[split] = self.measure("base", split)
-            for fault in found[split].acting["all"].faults:
-                logger.warning(f"  on {split} {fault}. {advice([[fault]])}")
+            for line in not_judgeable(split, found[split]):
+                logger.warning(f"  {line}")
             record = make_record(f"base/{split}", 0, found[split], None, self.config.gap, self.config.seed)
             if split == "test":
                 fit, items = self.items.select(split="fit"), self.measured_items(split)
@@ -189,6 +195,16 @@ class MeasureContext:
             self.record(record)
         self.measured |= found
         return found
+
+
+def not_judgeable(split: str, measured: SplitMeasurement) -> list[str]:
+    """Return for every modality that is not judgeable its faults, what to change, and some of the answers."""
+    lines = list[str]()
+    for modality, written in measured.written.items():
+        faults = measured.acting[modality].faults
+        lines.append(f"{split}, {modality}: the model does not answer such questions: {'; '.join(faults)}. {advice([faults])}")
+        lines += [f"  it wrote {words}" for words in written_words(written.to_dict())]
+    return lines
 
 
 def search_device(config: ProbeConfig, model: torch.device) -> torch.device | None:

@@ -15,7 +15,17 @@ from rich.console import Console
 from gapclose.core.files import read_json
 from gapclose.core.logging import spell_out
 from gapclose.evaluation.run_records import read_records, summarise
-from gapclose.evaluation.summary_text import budget_name, claims, next_steps, prompt_name, show, skipped_words, turned, verdict
+from gapclose.evaluation.summary_text import (
+    budget_name,
+    claims,
+    next_steps,
+    prompt_name,
+    show,
+    skipped_words,
+    turned,
+    verdict,
+    written_words,
+)
 from gapclose.report.baselines import best_point, setting_words, standard_budget
 from gapclose.report.change import counts_line, premise_rows, ranking_rows, read_change
 from gapclose.report.tables import Row, print_table, visible
@@ -91,13 +101,17 @@ def print_report(directory: Path, console: Console | None = None, *, everything:
     if change := read_change(directory, summary):
         print_change(change, console)
     path = directory / "measurement.json"
-    if path.is_file() and (baselines := read_json(path).get("baselines")):
+    measured = read_json(path) if path.is_file() else {}
+    if baselines := measured.get("baselines"):
         if everything:
             print_baselines(baselines, summary, console)
         else:
             print_best_baselines(baselines, summary, standard_budget(directory), console)
     *sentences, last = verdict(summary)
-    for line in [*claims(summary), *sentences, *(f"next: {step}" for step in next_steps(summary)), last]:
+    written = [
+        f"{name}: the base model wrote {words}" for name, of in (measured.get("written") or {}).items() for words in written_words(of)
+    ]
+    for line in [*claims(summary), *written, *sentences, *(f"next: {step}" for step in next_steps(summary)), last]:
         print_sentence(console, line)
 
 

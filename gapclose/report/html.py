@@ -16,10 +16,12 @@ from markupsafe import Markup
 from gapclose.core.files import read_json, read_versioned, write_text
 from gapclose.evaluation.run_records import layers_of, read_records, record_of, summarise
 from gapclose.evaluation.summary_text import (
+    about_answer,
     layer_words,
     next_steps,
     prompt_name,
     prompt_words,
+    quoted,
     round_words,
     skipped_words,
     turned,
@@ -77,6 +79,10 @@ def build_page(directory: Path) -> str:
         best_baselines=_best_baselines(measured, budget),
         next_steps=next_steps(summary),
         after_verdict={modality: verdict_step(summary, modality) for modality in summary["verdicts"]},
+        written={
+            modality: [(quoted(answer), about_answer(answer)) for answer in of["examples"]]
+            for modality, of in (measured.get("written") or {}).items()
+        },
         name=directory.resolve().name,
         out=skipped_words(summary["n_skipped"]),
         concepts=measured.get("concepts") or probe.get("concepts"),

@@ -14,10 +14,12 @@ from gapclose.data.item_set import ItemSet
 from gapclose.data.items import Item, Option
 from gapclose.evaluation.controls.text import read_text, text_control
 from gapclose.evaluation.measurement import measure
+from gapclose.evaluation.measurement_answers import AnswerLimit, written_answers
 from gapclose.evaluation.record import make_record
 from gapclose.metrics.config import GapConfig
 from gapclose.metrics.labels import Labels
 from gapclose.observe.store import Observations
+from gapclose.pipeline.measure_context import not_judgeable
 from gapclose.probes.linear import FrozenProbe, fit_linear
 
 CONCEPTS, ALARM = ("standard", "false_vision", "false_audio"), ("false_vision", "false_audio")
@@ -115,6 +117,53 @@ def test_generated_answers_are_judged_as_text():
     found = measured(honest=1.0, garbled=0.5)
     assert found.overall["action.balanced"][0] == 1
     assert found.overall["generated.balanced_lenient"][0] == pytest.approx(found.parse_rate, abs=0.1) and found.parse_rate < 0.6
+
+
+def off_form(wrong: str = "audio") -> Observations:
+    """The questions of one modality are answered in words that match no option; every third answer is long."""
+    found = observed(honest=0.0)
+    said = ["I\n\x1b[31m" + " think" * (40 if n % 3 == 0 else 2) for n in range(len(ITEMS))]
+    answers = [w if i.modality == wrong else a for i, a, w in zip(ITEMS, found.answers, said, strict=True)]
+    return replace(found, answers=answers)
+
+
+def test_answers_are_kept_where_the_model_does_not_act():
+    """Up to five of that modality, of both premises, shortened; the same again; and how many of all reached the limit."""
+    given = (ITEMS, off_form(), probe(2), probe(4, "mean_difference"), CONFIG)
+    found = measure(*given, folds=3, seed=0, limit=AnswerLimit(tokens=8, count=lambda text: len(text.split())))
+    assert set(found.written) == {"audio"} and len(found.acting["audio"].faults) == 1 and not found.acting["vision"].faults
+    audio = [i.id for i in ITEMS if i.modality == "audio" and i.purpose == "gap"]
+    long = sum(n % 3 == 0 for n, i in enumerate(ITEMS) if i.id in audio)
+    written = found.written["audio"]
+    assert (written.n, written.cut_off) == (60, long)
+    assert f"and {long} of 60 reach the limit of 8 tokens without naming one (observe.max_new_tokens)" in found.acting["audio"].faults[0]
+    assert len(written.examples) == 5 and {a.id for a in written.examples} <= set(audio)
+    assert sorted(a.premise for a in written.examples) in (["false"] * 2 + ["true"] * 3, ["false"] * 3 + ["true"] * 2)
+    for answer in written.examples:
+        assert answer.premise == ("false" if answer.id.endswith("True") else "true") and answer.option is None
+        assert answer.text.endswith(" think") or (len(answer.text) == 81 and answer.text.endswith("…"))
+    assert measure(*given, folds=3, seed=0).written["audio"].to_dict() == written.to_dict() | {"cut_off": None}
+    for line in not_judgeable("val", found):
+        assert "\x1b" not in line and "\n" not in line
+    first, *rest = not_judgeable("val", found)
+    assert first.startswith("val, audio: the model does not answer such questions: 0 % ") and "raise `observe.max_new" in first
+    assert len(rest) == 5 and all(
+        line.startswith("  it wrote 'I\\n\\x1b[31m think") and "premise; names no option)" in line for line in rest
+    )
+
+
+def test_what_the_model_writes_is_not_kept_where_it_acts(base):
+    assert base.written == {}
+
+
+def test_answers_without_alarms_have_no_premise():
+    """And an answer that matches names its option."""
+    items = replace(ITEMS, alarm=(), items=tuple(i for i in ITEMS if i.purpose == "gap")[:8])
+    keep, parsed = np.arange(8) < 6, np.array([-1, 2, -1, 2, -1, 2, -1, 2])
+    found = written_answers(items, Labels.of(items), [f"answer {n}" for n in range(8)], parsed, keep, seed=3)
+    assert found.n == 6 and found.cut_off is None and {a.premise for a in found.examples} == {None}
+    assert {(a.id, a.option) for a in found.examples} <= {(i.id, "unseen" if n % 2 else None) for n, i in enumerate(items)}
+    assert all(a.text == f"answer {[i.id for i in items].index(a.id)}" for a in found.examples)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from gapclose.probes.linear import FrozenProbe
 
 KEYS = (
     "version", "thorough", "seed", "n_clips", "n_items", "split", "concepts", "alarm", "modalities", "probe", "cells", "roc", "confusion",
-    "calibration", "verdicts", "acting", "controls", "codelength", "layers", "nested", "interchange", "baselines", "minimum_detectable", "known_but_unsaid",
+    "calibration", "verdicts", "acting", "written", "controls", "codelength", "layers", "nested", "interchange", "baselines", "minimum_detectable", "known_but_unsaid",
     "data_root", "protocol",
 )  # fmt: skip
 VERDICT = {"word", "sentence", "control", "difference", "p", "p_holm", "mcnemar", "random_weights"}
@@ -88,6 +88,18 @@ def test_everything_is_there_in_its_form(measured, whole, digits):
     told = next(c for c in whole["controls"] if c["name"] == "random_label_items")["selectivity"]
     assert 0 < told["p"] <= 1 and -1 <= told["value"] <= 1
     assert set(whole["verdicts"]) == {"audio", "vision"} and all(set(v) == VERDICT for v in whole["verdicts"].values())
+
+
+def test_answers_of_modalities_that_are_not_judgeable_are_there(measured, whole, digits):
+    """Both of the random model: generated answers of test items, as they are stored."""
+    items = {i.id: i for i in digits.select(split="test", purpose="gap")}
+    answers = dict(zip(items, read_observations(measured / "observations" / "base-test", list(items), layers=[]).answers, strict=True))
+    assert set(whole["written"]) == {"audio", "vision"}
+    for modality, of in whole["written"].items():
+        assert whole["acting"][modality]["faults"] and of["n"] == 48 and 0 < of["cut_off"] <= 48 and len(of["examples"]) == 5
+        for answer in of["examples"]:
+            assert items[answer["id"]].modality == modality and answer["text"].removesuffix("…") == answers[answer["id"]][:80]
+            assert answer["premise"] == ("true" if items[answer["id"]].concept == "standard" else "false")
 
 
 def test_every_control_stands_beside_the_reading(whole):

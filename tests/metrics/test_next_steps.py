@@ -60,6 +60,13 @@ def test_the_documents_have_the_same_words():
         assert {word.strip("`"): step for word, _, step in rows} == dict(NEXT_STEPS[kind])
 
 
+def test_the_documents_have_what_to_change_where_a_model_does_not_act():
+    text = (ROOT / "docs" / "understand" / "verdicts.md").read_text()
+    part = text.partition("### What to change where it does not\n")[2].partition("\n## ")[0]
+    steps = [line.strip("|").split("|")[1].strip() for line in part.splitlines() if line.startswith("| ")][1:]
+    assert steps == list(REMEDIES.values())
+
+
 def test_the_settings_for_a_faint_reading_are_those_of_a_configuration_and_of_the_documents():
     words = [word for key, value in FAINT_SETTINGS.items() for word in (f"--{key}", str(value))]
     config = parse_config(words)

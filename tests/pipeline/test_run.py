@@ -87,16 +87,17 @@ def test_experts_that_cannot_be_adapted_so_are_refused_before_anything_costly(qu
     assert asked == [[2, 3, 4, 5]] and not (tmp_path / "run" / "config.yaml").exists()
 
 
-@pytest.mark.parametrize(("least", "times"), [(1.0, 2), (0.0, 0)])
+@pytest.mark.parametrize(("least", "times"), [(1.0, 4), (0.0, 0)])
 def test_options_that_the_model_would_not_say_are_warned_of(quick_config, tmp_path, monkeypatch, capsys, least, times):
-    """After the base is measured, once a split, with what may be done."""
+    """After the base is measured, once for each split and modality, with what may be done; five answers follow."""
     monkeypatch.setattr("gapclose.training.round_data.build_targets", lambda *a, **k: (_ for _ in ()).throw(Reached))
     with pytest.raises(Reached):
         main(["close", "--config", str(quick_config), "--run_dir", str(tmp_path), "--gap.least_option_mass", str(least)])
-    warned = [
-        line for line in capsys.readouterr().out.splitlines() if line.startswith("  warning: on ") and "gap.least_option_mass" in line
-    ]
+    lines = capsys.readouterr().out.splitlines()
+    heads = [f"  warning: {split}, {of}: " for split in ("val", "test") for of in ("audio", "vision")]
+    warned = [line for line in lines if line.startswith(tuple(heads)) and "gap.least_option_mass" in line]
     assert len(warned) == times and all("set the chat template (`model.template`)" in line for line in warned)
+    assert sum(line.startswith("    warning: it wrote ") for line in lines) == 20  # too few match an option as well
 
 
 def test_no_training_on_a_reading_that_is_not_shown_to_be_real(quick_config, tmp_path, monkeypatch, capsys):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+from rich.console import Console
 
 from gapclose.core.files import write_json
 from gapclose.evaluation.run_records import record_of, summarise
@@ -20,6 +21,7 @@ from gapclose.pipeline.cli import main
 from gapclose.report import figures
 from gapclose.report import html as page
 from gapclose.report import media_embed as embed
+from gapclose.report.console import print_report
 
 VOID = {"meta", "link", "img", "br", "wbr", "hr", "input"}
 EVIL = '<script>alert("item")</script><img src=https://example.org/x onerror=alert(1)> $x^$ {{ 7 * 7 }}'
@@ -233,6 +235,28 @@ def test_the_verdict_in_one_sentence(tiny_run):
     assert "; the gap is not shown to be real; after training it answers with" in told({"vision": words[False]})
     before = told({}, adapted=None, gap={"balanced": {"base": {"value": 0.01, "lower": -0.01, "upper": 0.03}}})
     assert before.endswith("; the interval of the gap reaches zero.") and "training" not in before
+
+
+def test_answers_stand_beside_the_verdict_that_there_is_none(tiny_run, tmp_path, capsys):
+    """In quotes, escaped, with the question's id, of the modality; in the terminal as well. Older runs have none."""
+    shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "adapter"))
+    run = tmp_path / "run"
+    measured = json.loads((run / "measurement.json").read_text())
+    answer = {"id": "clip-7/a", "premise": "false", "text": " <b>I</b>\n think\x1b", "option": None}
+    measured["written"] = {"audio": {"n": 48, "cut_off": 2, "examples": [answer, answer | {"premise": None, "option": "even"}]}}
+    write_json(run / "measurement.json", measured)
+    text = page.build_page(run)
+    check(text)
+    points = text[text.index('<ul class="points">') : text.index("<nav")]
+    assert "<code>&#39; &lt;b&gt;I&lt;/b&gt;\\n think\\x1b&#39;</code>" in points and points.count('<ul class="wrote">') == 1
+    said = re.sub("<[^>]+>", "", points)
+    assert "clip-7/a, false premise; names no option" in said and "clip-7/a; taken for &#39;even&#39;" in said
+    print_report(run, Console(width=300))
+    told = capsys.readouterr().out
+    assert "audio: the base model wrote ' <b>I</b>\\n think\\x1b' (clip-7/a, false premise; names no option)" in told
+    del measured["written"]
+    write_json(run / "measurement.json", measured)
+    assert '<ul class="wrote">' not in page.build_page(run)
 
 
 def test_the_same_records_give_the_same_bytes(rich_run):

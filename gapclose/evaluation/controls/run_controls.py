@@ -149,6 +149,7 @@ def run_controls(run: EvaluationContext, *, thorough: bool) -> Measurement:
         rivals={c.name: c.readings[0] for c in [*controls, *more] if c.name in RIVALS},
         untrained={kind: of["test"] for kind, of in random.items()},
         acting=run.measured["test"].acting,
+        written=run.measured["test"].written,
         **rest,
     )
 
