@@ -135,6 +135,8 @@ def headline(summary: Mapping[str, Any]) -> str:
     if adapted:
         return f"{sentence}; after training it answers with {_plain(adapted['balanced'])}: {STATES[summary['state']]}."
     lower = summary["gap"]["balanced"]["base"]["lower"]
+    if summary["state"] == "not judgeable":
+        return f"{sentence}."
     return sentence + ("." if lower is None or lower > 0 else "; the interval of the gap reaches zero.")
 
 

@@ -237,6 +237,28 @@ def test_the_verdict_in_one_sentence(tiny_run):
     assert before.endswith("; the interval of the gap reaches zero.") and "training" not in before
 
 
+def test_no_gap_in_the_headline_of_a_model_that_does_not_act(tiny_run, tmp_path):
+    """A dash with the reason; the number stays in the table. Other states show it."""
+    shutil.copytree(tiny_run / "probes", tmp_path / "probes")
+    record = record_of(tiny_run, "base/test")
+    for state, claimed in (("not judgeable", False), ("no gap", True)):
+        (tmp_path / "gap.jsonl").write_text(json.dumps(record | {"state": state}) + "\n")
+        text = page.build_page(tmp_path)
+        check(text)
+        tiles, table = text[text.index('<dl class="tiles">') : text.index("</dl>")], text[text.index('id="sides"') :]
+        gap = summarise(tmp_path)["gap"]["balanced"]["base"]["value"]
+        shown = f"{round(gap, 3) + 0:.3f}".replace("-", "\u2212")
+        tile = tiles[tiles.index("Gap, balanced") :].partition("</div>")[0]
+        assert (shown in tile) == claimed and shown in table.partition("</table>")[0]
+        assert ("not claimed: the model does not answer such questions" in tile) == (not claimed)
+        assert ("the interval of the gap" in page.headline(summarise(tmp_path))) == (claimed and gap_reaches_zero(record))
+
+
+def gap_reaches_zero(record: dict) -> bool:
+    lower = record["gap"]["balanced"]["lower"]
+    return lower is not None and lower <= 0
+
+
 def test_answers_stand_beside_the_verdict_that_there_is_none(tiny_run, tmp_path, capsys):
     """In quotes, escaped, with the question's id, of the modality; in the terminal as well. Older runs have none."""
     shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "adapter"))
