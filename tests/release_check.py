@@ -83,7 +83,9 @@ def main() -> None:
     version = re.findall(r'__version__ = "(.+)"', (ROOT / "gapclose/core/version.py").read_text())[0]
     alone, of_run = examples(ROOT)
     if not alone:
-        raise SystemExit(f"release-check: {' and '.join(PAGES)} have no block of Python without {NEEDS_RUN!r}, so that nothing would be tried")
+        raise SystemExit(
+            f"release-check: {' and '.join(PAGES)} have no block of Python without {NEEDS_RUN!r}, so that nothing would be tried"
+        )
     with tempfile.TemporaryDirectory(prefix="gapclose-release-") as folder:
         work = Path(folder)
         wheel, sdist = build(ROOT, work, args.dist.resolve())

@@ -120,7 +120,14 @@ def asked(digits, tmp_path):
         items = digits.select(split="test", purpose="gap")
         items = replace(items, items=items.items[:number])
         figures = judge(items, [AskedAnswer(text=i.options[0].text, first=None) for i in items], {}, replicates=50, seed=0)
-        rest = {"usage": {}, "tokens": 32, "cut_off": 0, "log": "", "questions": [], "unanswered": {} if number is None else {"no sound": 7}}
+        rest = {
+            "usage": {},
+            "tokens": 32,
+            "cut_off": 0,
+            "log": "",
+            "questions": [],
+            "unanswered": {} if number is None else {"no sound": 7},
+        }
         rest["fingerprint"] = fingerprint or digits.fingerprint(labels=True)
         found = AskedModel(model="openai/gpt-x", items=items.name, split="test" if number is None else "val", figures=figures, **rest)
         (tmp_path / name).mkdir()
