@@ -51,7 +51,7 @@ class AskedFigures(Result):
     compared: int
     """those of them where both answers name an option"""
     flips: dict[str, float | None]
-    """share of the compared ones where the other order changed the option"""
+    """share of the compared ones where the other order changed the option; of a letter, its meaning counts"""
 
 
 def option_scores(item: Item, first: Mapping[str, float]) -> list[float] | None:
@@ -112,7 +112,7 @@ def judge(
             if name.startswith("action.") and (scored or name != "action.auroc")
         }
     )
-    texts = [item.options[k].text if k >= 0 else None for (item, _), k in zip(asked, chosen.tolist(), strict=True)]
+    texts = [item.options[k].words if k >= 0 else None for (item, _), k in zip(asked, chosen.tolist(), strict=True)]
     second = dict(zip(other, texts[len(items) :], strict=True))
     twice = np.array([second.get(i.id) is not None and text is not None for i, text in zip(items, texts, strict=False)])
     flipped = np.array([second.get(i.id) != text for i, text in zip(items, texts, strict=False)])

@@ -97,6 +97,12 @@ def record_of(directory: Path, stage: str) -> dict[str, Any] | None:
     return next((r for r in read_records(directory) if r["stage"] == stage), None)
 
 
+def val_record_after(directory: Path, step: int) -> dict[str, Any] | None:
+    """Return the latest record of ``val`` after an optimiser step of a training that a callback measures, or None."""
+    found = [r for r in read_records(directory) if r["stage"].endswith("/val") and r.get("step") == step]
+    return found[-1] if found else None
+
+
 def summarise(directory: Path) -> dict[str, Any]:
     """Summarise the test figures of a run as one JSON object, with None for missing measurements.
 

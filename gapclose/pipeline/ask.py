@@ -71,6 +71,8 @@ def ask(args: argparse.Namespace) -> None:
         require(module, "api", "gapclose ask")
     from gapclose.pipeline.ask_provider import ask_questions
 
+    if (args.out / "gap.jsonl").is_file():
+        raise ValueError(f"--out {args.out} holds a run; give the answers a directory of their own")
     whole = _questions(args)
     items = whole.select(split=args.split, purpose="gap")
     items = replace(items, items=tuple(i for i in items if i.gold is not None)[: args.limit])
@@ -117,9 +119,9 @@ def ask(args: argparse.Namespace) -> None:
             for i in kept
         ],
     )
-    print_asked(found)
     path = args.out / FILE
     write_text(path, json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
+    print_asked(found)
     print(f"answers: {path}; beside a run: gapclose report RUN {args.out}")
 
 

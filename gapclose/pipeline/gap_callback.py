@@ -21,12 +21,21 @@ from gapclose.data.item_set import ItemSet
 from gapclose.data.load import load_items
 from gapclose.data.prompt_templates import apply_prompt
 from gapclose.evaluation.record import make_record
-from gapclose.evaluation.run_records import CALLBACK_FOLDER, HEADLINES, headlines, read_records, record_of
+from gapclose.evaluation.run_records import CALLBACK_FOLDER, HEADLINES, headlines, read_records, record_of, val_record_after
 from gapclose.export.monitor import monitor_of_observations
 from gapclose.models.checkpoint import memory_fingerprint
 from gapclose.models.loading import assemble
 from gapclose.models.training_state import training_set_aside
-from gapclose.pipeline.callback_start import SETTINGS, claim_callback_directory, lora_above, only_lora, refuse_unmeasurable, trained_below
+from gapclose.pipeline.callback_start import (
+    SETTINGS,
+    claim_callback_directory,
+    lora_above,
+    only_lora,
+    refuse_metric,
+    refuse_unmeasurable,
+    step_that_is_left,
+    warn_of_training_below,
+)
 from gapclose.pipeline.config import config_of, missing_functions
 from gapclose.pipeline.items import Given, prepare_plain
 from gapclose.pipeline.measure_context import MeasureContext
@@ -107,6 +116,7 @@ class GapCallback(transformers.TrainerCallback):
         self.last_step, self.stopped, self.place = -1, dict[str, str](), 0
         self.figures = dict[str, float]()
         """of val after ``last_step``, by their names in the trainer's log"""
+        self.lora, self.ended = False, False  # whether all weights that are trained are LoRA's; whether the training is over
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the base model.
@@ -116,12 +126,13 @@ class GapCallback(transformers.TrainerCallback):
         """
         show_warnings()
         model, processor = kwargs["model"], self.processor or kwargs.get("processing_class")
-        self.trainer, self.last_step, self.stopped = running_trainer(), -1, {}
+        self.trainer, self.last_step, self.stopped, self.ended = running_trainer(), -1, {}, False
         if self.trainer is None:
             logger.warning("GapCallback: no transformers.Trainer called it, so its figures are in gap.jsonl alone")
         else:
             self.place = self._take_place(0)  # before the trackers, which close at the end of the training
         refuse_unmeasurable(model, self.trainer)
+        refuse_metric(args)
         if processor is None:
             raise ValueError("GapCallback needs a processor: give it one (processor=...), or the trainer its processing_class")
         directory = Path(self.out) if self.out is not None else Path(args.output_dir) / CALLBACK_FOLDER
@@ -135,16 +146,12 @@ class GapCallback(transformers.TrainerCallback):
         with training_set_aside(model):
             run.loaded = assemble(model, given.processor, path=self.config.model.path, fingerprint="")
             base, resumed = memory_fingerprint(model, given.processor), state.global_step
-            known = {"has_adapters": isinstance(model, PeftModel), "base_known": only_lora(model)}
-            run.loaded.fingerprint = run_on_main(lambda: claim_callback_directory(run, base, resumed, [*splits], **known))
+            self.lora = only_lora(model)
+            run.loaded.fingerprint = run_on_main(lambda: claim_callback_directory(run, base, resumed, [*splits], base_known=self.lora))
             with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
                 run.fit_probes()
                 run.measure_base([split for split in splits if split != "fit"])
-            if trained_below(model, run.probe.layer):
-                logger.warning(
-                    f"  the probe reads decoder layer {run.probe.layer}, and the training changes weights there or below: its reading may move, and "
-                    f"there will be no monitor. {lora_above(run.probe.layer)}"
-                )
+            warn_of_training_below(model, run.probe.layer)
             for split in () if resumed else run.measured:
                 self._log(split, f"base/{split}")
 
@@ -156,34 +163,32 @@ class GapCallback(transformers.TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Measure after every epoch."""
-        if self.every == "epoch":
-            self._measure_val(state, control, kwargs["model"])
+        if self.every == "epoch" and self.last_step != state.global_step:
+            self._measure_val(state, control, kwargs["model"], f"epoch-{math.ceil(round(state.epoch, 6))}/val")
         return control
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add the figures of ``val`` after the same step to the metrics, and measure them first if they choose the best checkpoint."""
-        if self.last_step != state.global_step and (args.metric_for_best_model or "").removeprefix("eval_") in HEADLINES:
+        if self.run is None or self.ended or state.global_step == 0:  # there is nothing to choose
+            return
+        chosen = (args.metric_for_best_model or "").removeprefix("eval_")
+        if self.last_step != state.global_step and chosen in HEADLINES:
             self._measure_val(state, control, kwargs["model"])
         if self.last_step == state.global_step:
-            kwargs["metrics"].update(self.figures)
+            missing = {f"eval_{chosen}": math.nan} if chosen in HEADLINES else {}  # never the best one
+            kwargs["metrics"].update(missing | self.figures)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the model that is left, the last or the best one: ``val`` unless it was measured then, and ``test``."""
         assert self.run is not None
-        step = (state.best_global_step if args.load_best_model_at_end else None) or state.global_step
-        if run_on_main(lambda: self._record_after(step)) is None:
-            self._measure_val(state, control, kwargs["model"], step)
+        directory, model, step = self.run.directory, kwargs["model"], step_that_is_left(args, state)
+        if run_on_main(lambda: val_record_after(directory, step)) is None:
+            self._measure(state, model, "val", f"step-{step}/val", step)
         if "test" in self.run.measured:
-            self._measure(state, kwargs["model"], "test", "adapted/test", step)
-        self.last_step = step
+            self._measure(state, model, "test", "adapted/test", step)
+        self.last_step, self.ended = step, True
         if self.trainer is not None:
             self._take_place(self.place)
-
-    def _record_after(self, step: int) -> dict[str, Any] | None:
-        """The record of ``val`` after an optimiser step, if there is one."""
-        assert self.run is not None
-        found = [r for r in read_records(self.run.directory) if r["stage"].endswith("/val") and r.get("step") == step]
-        return found[-1] if found else None
 
     def monitor(self, *, false_alarm_rate: float | None = None) -> Monitor:
         """Return a monitor of the model that was trained, with a threshold chosen on ``val``.
@@ -202,13 +207,12 @@ class GapCallback(transformers.TrainerCallback):
             raise ValueError("there is no monitor before the training; call trainer.train() first")
         model, probe = self.trainer.model, self.run.probe
         assert model is not None
-        if self.last_step < 0 or (record := self._record_after(self.last_step)) is None:
+        if (record := val_record_after(self.run.directory, self.last_step)) is None:
             raise ValueError("val of the trained model was not measured, so it is not known whether the base's threshold holds for it")
         largest = float(np.abs(self.run.measured["val"].residual).max())
-        lora = any("lora_" in name for name, _ in model.named_parameters())
-        if not lora or reaches_probe(model, probe.layer) or record["frozen_probe_shift"] / largest > SAME_READING:
+        if not self.lora or reaches_probe(model, probe.layer) or record["frozen_probe_shift"] / largest > SAME_READING:
             raise ValueError(
-                f"the training changed weights at or below decoder layer {probe.layer}, which the probe reads. {lora_above(probe.layer)}, or run "
+                f"the training changed more than LoRA above decoder layer {probe.layer}, which the probe reads. {lora_above(probe.layer)}, or run "
                 "gapclose.measure on the trained model and use Monitor.from_run"
             )
         made = monitor_of_observations(self.run.directory, self.config, self.run.items, "base-val", above=True, rate=false_alarm_rate)
@@ -222,17 +226,11 @@ class GapCallback(transformers.TrainerCallback):
         handler.callbacks = [*others[:place], self, *others[place:]]  # a new list: the old one is being gone through
         return before
 
-    def _measure_val(self, state: Any, control: Any, model: Any, step: int | None = None) -> None:
-        """Measure ``val``, and stop the training where a guard of ``stop_on`` asks for it.
-
-        Args:
-            step: of the checkpoint that the model was loaded from; None: it is what it is now.
-        """
-        after: int = state.global_step if step is None else step
-        by_epoch = self.every == "epoch" and after == state.global_step
-        stage = f"epoch-{math.ceil(round(state.epoch, 6))}/val" if by_epoch else f"step-{after}/val"
-        measured = self._measure(state, model, "val", stage, after)
-        self.last_step = after
+    def _measure_val(self, state: Any, control: Any, model: Any, stage: str | None = None) -> None:
+        """Measure ``val``, and stop the training where a guard of ``stop_on`` asks for it."""
+        stage, self.figures = stage or f"step-{state.global_step}/val", {}
+        measured = self._measure(state, model, "val", stage, state.global_step)
+        self.last_step = state.global_step
         not_finite = {"parsing": f"{stage} could not be measured"} if "parsing" not in (self.config.guards.off or []) else {}
         if fired := run_on_main(self._fired) if measured else not_finite:
             self.stopped = fired
@@ -260,13 +258,15 @@ class GapCallback(transformers.TrainerCallback):
             run.loaded = assemble(model, before.processor, path=before.path, fingerprint=before.fingerprint)
             lora = any("lora_" in name for name, _ in model.named_parameters())
             run.adapter = adapter_fingerprint(model) if lora else memory_fingerprint(model, before.processor)
+            now = None
             try:
                 now = run.measure("now", split, replace=True)
             except FloatingPointError as error:  # in all processes; it is no reason to end somebody's training
                 logger.warning(f"  {stage} is not measured: {error}")
+            # after other errors the processes must end at once, and not wait for each other here
+            run.on_main(lambda: shutil.rmtree(run.directory / "observations" / f"now-{split}", ignore_errors=True))
+            if now is None:
                 return False
-            finally:
-                run.on_main(lambda: shutil.rmtree(run.directory / "observations" / f"now-{split}", ignore_errors=True))
             of = (stage, int(epoch) if float(epoch).is_integer() else epoch, now, run.measured[split])
             if split == "val":
                 record = run.epoch_record(*of)

@@ -189,6 +189,7 @@ def test_a_missing_key_is_named_without_markup(digits_directory, tmp_path, monke
     ("arguments", "message"),
     [
         (["--items", "no"], "no: no such item set"),
+        (["--out", "{run}"], "holds a run; give the answers a directory of their own"),
         (["--split", "none"], "no labelled question of split 'none'"),
         (["--price", "1", "-1"], "prices are at least 0"),
         (["--limit", "0"], "--limit is 0; it must be above 0"),
@@ -197,6 +198,9 @@ def test_a_missing_key_is_named_without_markup(digits_directory, tmp_path, monke
 )
 def test_wrong_arguments_are_refused_by_name(digits_directory, tmp_path, arguments, message, capsys):
     pytest.importorskip("inspect_ai", reason="questions are put by inspect_ai (the extra `api`)")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "gap.jsonl").write_text("")
+    arguments = [a.format(run=tmp_path / "run") for a in arguments]
     assert main(["ask", "--model", MODEL, "--items", str(digits_directory), "--out", str(tmp_path), *arguments]) == 2
     assert message in capsys.readouterr().err
 
@@ -214,6 +218,17 @@ def test_a_flip_needs_an_option_in_both_answers(digits):
     given[3] = named("I cannot tell.")
     found = judge(replace(digits, items=tuple(items)), given, turned, replicates=20, seed=0)
     assert (found.reordered, found.compared, found.flips["value"]) == (4, 2, 0.5)
+
+
+def test_of_letters_the_meaning_counts(digits):
+    """In the reverse order the letters keep their places: who always says A names another option, who keeps to one content does not."""
+    plain = [i for i in digits.select(split="test", purpose="gap") if i.gold is not None and i.gold < 2][:2]
+    items = [replace(i, options=[replace(o, text="AB"[k], meaning=o.text) for k, o in enumerate(i.options[:2])]) for i in plain]
+    turned = [replace(i, options=[replace(o, meaning=i.options[1 - k].meaning) for k, o in enumerate(i.options)]) for i in items]
+    given, other = [named("A"), named("A")], [named("A"), named("B")]
+    pairs = {i.id: pair for i, pair in zip(items, zip(turned, other, strict=True), strict=True)}
+    found = judge(replace(digits, items=tuple(items)), given, pairs, replicates=20, seed=0)
+    assert (found.compared, found.flips["value"]) == (2, 0.5)
 
 
 def logged(replies) -> SimpleNamespace:

@@ -36,6 +36,7 @@ from gapclose.models.training_state import training_set_aside
 from gapclose.observe.store import read_observations
 from gapclose.pipeline.callback_start import FILES, claim_callback_directory, refuse_unmeasurable
 from gapclose.pipeline.cli import main
+from gapclose.pipeline.measure_context import MeasureContext
 from gapclose.training.trl.dataset import messages_for_trl
 
 SETTINGS = {
@@ -213,14 +214,14 @@ def test_no_monitor_of_a_model_whose_reading_is_not_the_base_models(trained, ima
     with pytest.raises(ValueError, match="false_alarm_rate is 5; it is a share, at least 0 and below 1"):
         watch.monitor(false_alarm_rate=5)
     with monkeypatch.context() as patch:  # numbers that were not finite
-        patch.setattr("gapclose.pipeline.gap_callback.read_records", lambda directory: records[:2])
+        patch.setattr("gapclose.evaluation.run_records.read_records", lambda directory: records[:2])
         with pytest.raises(ValueError, match="val of the trained model was not measured"):
             watch.monitor()
     with monkeypatch.context() as patch:  # a bias or an embedding below the probe was trained beside the adapters above it
-        patch.setattr("gapclose.pipeline.gap_callback.read_records", lambda directory: moved)
+        patch.setattr("gapclose.evaluation.run_records.read_records", lambda directory: moved)
         with pytest.raises(ValueError, match="which the probe reads. Put LoRA on the layers above it"):
             watch.monitor()
-    monkeypatch.setattr(watch, "trainer", SimpleNamespace(model=torch.nn.Linear(2, 2)))  # all weights were trained
+    monkeypatch.setattr(watch, "lora", False)  # other weights were trained as well
     with pytest.raises(ValueError, match="which the probe reads. Put LoRA on the layers above it"):
         watch.monitor()
 
@@ -297,10 +298,41 @@ def test_the_best_checkpoint_is_chosen_by_a_figure_of_val_and_measured(passages,
     assert [*found] == [2, 4, 5], "the trainer evaluates after its last step as well"
     assert at == min(found, key=found.get) and trainer.state.best_metric == found[at]
     assert records[-1]["stage"] == "adapted/test" and records[-1]["step"] == at
+    assert "eval_action/auroc" not in trainer.evaluate() and read_records(tmp_path / "gapclose") == records, "the training is over"
     plain = trainer_of_text(tmp_path / "plain", passages, GapCallback(passages, every=1000, **TEXT), **best, metric_for_best_model="loss")
     plain.train()  # val was not measured after the step of the best checkpoint
     loaded = plain.state.best_global_step
     assert [r["stage"] for r in read_records(tmp_path / "plain" / "gapclose")][2:] == [f"step-{loaded}/val", "adapted/test"]
+
+
+def test_figures_that_choose_no_checkpoint(passages, tmp_path, monkeypatch):
+    """Some are refused; before the first step nothing is measured; numbers that are not finite are never the best."""
+    with pytest.raises(ValueError, match="metric_for_best_model 'excess' chooses no checkpoint"):
+        trainer_of_text(tmp_path, passages, GapCallback(passages, **TEXT), metric_for_best_model="eval_excess").train()
+    how = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
+    trainer = trainer_of_text(
+        tmp_path / "out", passages, GapCallback(passages, every=2, **TEXT), **how, eval_on_start=True, metric_for_best_model="action/auroc"
+    )
+    known, measured = MeasureContext.measure, []
+
+    def measure(run, stage, split, **kwargs):
+        measured.append(split)
+        if stage == "now" and split == "val" and measured.count("val") == 2:  # after step 2
+            raise FloatingPointError("layer 2 is not finite")
+        return known(run, stage, split, **kwargs)
+
+    monkeypatch.setattr(MeasureContext, "measure", measure)
+    trainer.train()
+    stages = [r["stage"] for r in read_records(tmp_path / "out" / "gapclose")]
+    assert stages == ["base/val", "base/test", "step-4/val", "step-5/val", "adapted/test"]
+    assert trainer.state.best_global_step in (4, 5)
+
+
+def test_lora_that_changes_the_base_is_refused():
+    _, with_adapters = text_model()
+    with_adapters.peft_config = {"default": SimpleNamespace(init_lora_weights="pissa_niter_4")}
+    with pytest.raises(ValueError, match="init_lora_weights='pissa_niter_4' changes the base model"):
+        refuse_unmeasurable(with_adapters, None)
 
 
 def test_warnings_are_seen_without_any_set_up(passages, tmp_path, monkeypatch, capsys):
@@ -333,13 +365,13 @@ def test_a_training_that_began_before_auto_and_device_goes_on(by_steps, passages
     watch = GapCallback(passages, every=2, **TEXT | {"probe": {**TEXT.get("probe", {}), "device": "cpu"}})
     items = mark["items"]
     run = SimpleNamespace(directory=directory, items=SimpleNamespace(fingerprint=lambda labels: items), config=watch.config)
-    assert claim_callback_directory(run, "other", 4, [], has_adapters=False) == mark["base"]
+    assert claim_callback_directory(run, "other", 4, [], base_known=False) == mark["base"]
     assert decisions(directory)["observe.share_prefix"]["value"] is (
         began["share_prefix"] if isinstance(began.get("share_prefix"), bool) else came_to
     )
     watch.config.observe.share_prefix = not decisions(directory)["observe.share_prefix"]["value"]
     with pytest.raises(ValueError, match="settings of GapCallback are not those"):
-        claim_callback_directory(run, "other", 4, [], has_adapters=False)
+        claim_callback_directory(run, "other", 4, [], base_known=False)
 
 
 def test_a_resumed_training_of_adapters_needs_the_base_of_its_start(by_steps, passages, tmp_path):
@@ -349,7 +381,7 @@ def test_a_resumed_training_of_adapters_needs_the_base_of_its_start(by_steps, pa
     mark = json.loads((directory / "callback.json").read_text())
     watch = GapCallback(passages, every=2, **TEXT)
     run = SimpleNamespace(directory=directory, items=SimpleNamespace(fingerprint=lambda labels: mark["items"]), config=watch.config)
-    known = {"has_adapters": True, "base_known": True}
+    known = {"base_known": True}
     assert claim_callback_directory(run, mark["base"], 4, [], **known) == mark["base"]
     with pytest.raises(ValueError, match=f"with the hash {mark['base']}, and this one has other"):
         claim_callback_directory(run, "other", 4, [], **known)
