@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gapclose.metrics.judgeable import advice
-from gapclose.metrics.next_steps import CALLBACK_STEPS, FAINT, FAINT_STEP, NEXT_STEPS
+from gapclose.metrics.next_steps import CALLBACK_STEPS, FAINT, FAINT_STEP, NEXT_STEPS, OTHER_TYPES_STEP
 from gapclose.metrics.status import STATES
 from gapclose.metrics.verdict import VERDICTS
 from gapclose.probes.posterior import Point
@@ -118,7 +118,8 @@ def next_steps(summary: Mapping[str, Any]) -> list[str]:
     begins_with_labels = labels or (faint and "explained by text" not in steps)
     if builds_on_reading and not begins_with_labels and steps and len(doubted) == len(summary["verdicts"]):
         return list(steps.values())
-    return list(dict.fromkeys([of_state, *steps.values()]))
+    harmed = [OTHER_TYPES_STEP] if (summary.get("transfer") or {}).get("beyond_budget") else []
+    return list(dict.fromkeys([*harmed, of_state, *steps.values()]))
 
 
 def verdict_step(summary: Mapping[str, Any], modality: str) -> str | None:

@@ -30,6 +30,11 @@ FAINT_STEP = (
 )
 """after a base model with such a reading"""
 
+OTHER_TYPES_STEP = (
+    "Do not use the trained model on question types that it was not trained on: it harms them. Train on more types, and measure again."
+)
+"""before the step of a state, where the standard accuracy of held-out question types fell beyond its budget"""
+
 NEXT_STEPS: Mapping[str, Mapping[str, str]] = {
     "measured": {
         "open": "Run `gapclose close` with this configuration to train the answers towards the reading.",

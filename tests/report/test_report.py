@@ -9,7 +9,8 @@ from PIL import Image
 from rich.console import Console
 
 from gapclose.evaluation.run_records import read_records, record_of, summarise
-from gapclose.evaluation.summary_text import caveats, claims, show, verdict
+from gapclose.evaluation.summary_text import caveats, claims, next_steps, show, verdict
+from gapclose.metrics.next_steps import OTHER_TYPES_STEP
 from gapclose.metrics.status import STATES
 from gapclose.pipeline.cli import main
 from gapclose.report import console as report
@@ -191,6 +192,7 @@ def test_harm_to_other_question_types_is_told(tiny_run, measured_run, drop, told
         handle.write(json.dumps(adapted) + "\n")
     found = [line for line in caveats(summarise(measured_run)) if "on held-out question types the adapted model rejects" in line]
     assert [f"fell by {drop[0]:.3f}" in line for line in found] == [True] * told
+    assert (OTHER_TYPES_STEP in next_steps(summarise(measured_run))) is told
 
 
 def test_show():
