@@ -49,7 +49,10 @@ SPLITS = {  # fault -> what becomes of the rows, and what is said
     "no fit": (lambda rows: [r for r in rows if r["split"] != "fit"], ["split 'fit' has no items with purpose 'gap'", "add some"]),
     "no test": (lambda rows: [r for r in rows if r["split"] != "test"], ["split 'test' has no items with purpose 'gap'"]),
     "no val": (lambda rows: [r for r in rows if r["split"] != "val"], ["split 'val' has no items with purpose 'gap'"]),
-    "no train": (lambda rows: [r for r in rows if r["split"] != "train"], ["split 'train' has no items with purpose 'gap'"]),
+    "train that only keeps": (
+        lambda rows: change(rows, lambda r: r["split"] == "train", purpose="retain"),
+        ["split 'train' has no items with purpose 'gap'"],
+    ),
     "test without labels": (
         lambda rows: change(rows, lambda r: r["split"] == "test", gold=None),
         ["split 'test' needs labels, but 8 items have no gold option, e.g. ['test-0-odd'", "label them or move them to split 'train'"],
