@@ -125,7 +125,10 @@ def test_as_a_library_nothing_is_printed(tiny_checkpoint, digits_directory, tmp_
         "PYTHONPATH": str(ROOT)
     }  # of which transformers prints a line
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0 and (done.stdout, done.stderr) == ("", ""), done
+    printed = [
+        line for line in (done.stdout + done.stderr).splitlines() if "real_accelerator.py" not in line
+    ]  # DeepSpeed's own, where it is
+    assert done.returncode == 0 and printed == [], done
     code = "import logging, gapclose; log = logging.getLogger('gapclose'); print(log.handlers, log.level, logging.root.handlers)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told == "[<NullHandler (NOTSET)>] 0 []\n"
