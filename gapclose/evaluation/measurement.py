@@ -53,6 +53,11 @@ class SplitMeasurement:
     written: dict[str, WrittenAnswers] = field(default_factory=dict)
     """modality whose questions the model does not answer -> examples of its answers"""
 
+    @property
+    def judgeable(self) -> bool:
+        """Whether the model answers the questions of any modality; otherwise no control changes a verdict."""
+        return not self.modality or any(not self.acting[name].faults for name in self.modality)
+
 
 def measure(
     items: ItemSet,

@@ -49,7 +49,7 @@ def make_record(
 def _base_state(base: SplitMeasurement) -> str:
     """Return whether there is a gap to close, as one word of
     :data:`gapclose.metrics.status.STATES`."""
-    if base.modality and all(base.acting[m].faults for m in base.modality):
+    if not base.judgeable:
         return "not judgeable"
     return "open" if excludes_zero(base.overall["gap.balanced"]) else "no gap"
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from gapclose.core.files import read_json, write_text
 from gapclose.core.settings import read_settings
+from gapclose.metrics.bootstrap import Interval
 from gapclose.metrics.config import GapConfig
+from gapclose.metrics.status import beyond
 
 CALLBACK_MARK = "callback.json"
 """file that tells a directory of :class:`gapclose.GapCallback` from that of a run"""
@@ -131,12 +133,12 @@ def _training(directory: Path) -> dict[str, Any] | None:
     return {name: given[key] for name, key in settings.items()} if set(settings.values()) <= set(given) else None
 
 
-def _beyond_budget(drop: Mapping[str, float | None] | None, directory: Path) -> bool:
+def _beyond_budget(drop: Mapping[str, Any] | None, directory: Path) -> bool:
     """Whether standard accuracy is shown to have fallen by more than the run allows."""
-    if drop is None or drop["value"] is None or drop["lower"] is None:
+    if drop is None or None in drop.values():
         return False
     allowed = read_settings(directory).get("gap.standard_budget", GapConfig().standard_budget)
-    return drop["value"] > allowed and drop["lower"] > 0  # the rule of gapclose.metrics.status.beyond
+    return beyond(Interval(**drop), allowed)
 
 
 def _summary(directory: Path) -> dict[str, Any]:

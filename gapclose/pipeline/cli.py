@@ -142,8 +142,6 @@ def validate(arguments: Sequence[str]) -> None:
         faults.append(str(error))
     try:
         closing = is_for_closing(config)
-        if not closing:
-            print("the set has no train items, so it is checked for `gapclose measure`")
         plain = prepare_plain(config, closing=closing, without_model=absent is not None)
         items = apply_prompt(plain, config.prompts.asked, config.prompts)
         print_histogram(items)
@@ -173,7 +171,7 @@ def validate(arguments: Sequence[str]) -> None:
     for line in unnamed(items, plain, config):
         print(line)
     unseen = f"; options and prompts are not checked without the processor of {config.model.path}" if absent else ""
-    print("no problems found" + ("" if closing else "; without train and val this set is for `gapclose measure` alone") + unseen)
+    print("no problems found" + ("" if closing else "; without train items this set is for `gapclose measure` alone") + unseen)
 
 
 def measure(arguments: Sequence[str]) -> None:

@@ -16,13 +16,14 @@ from run_schemas import misfits
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from gapclose.evaluation.controls import random_weights, run_controls
+from gapclose.evaluation.controls import random_weights
+from gapclose.evaluation.measurement import SplitMeasurement
 from gapclose.pipeline.cli import main
 from gapclose.pipeline.config import parse_config
 from gapclose.pipeline.context import RunContext
 
 ON = ["--controls.random_weights", "true", "--controls.random_draws", "2"]
-JUDGEABLE = run_controls.judgeable
+JUDGEABLE = SplitMeasurement.judgeable
 PLAIN = [
     "--controls.layers=false", "--controls.blank=false", "--controls.nested=false", "--controls.codelength=false", "--controls.labels=false",
     "--controls.interchange=false", "--controls.baselines=false", "--controls.residualise=false", "--controls.protocol=null",
@@ -33,14 +34,14 @@ PLAIN = [
 def answering() -> Iterator[None]:
     """The random model counts as one that answers; of others nothing is drawn."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_controls, "judgeable", lambda measured: True)
+        patch.setattr(SplitMeasurement, "judgeable", property(lambda measured: True))
         yield
 
 
 @pytest.fixture
 def silent(monkeypatch) -> None:
     """It does not, as its answers have it."""
-    monkeypatch.setattr(run_controls, "judgeable", JUDGEABLE)
+    monkeypatch.setattr(SplitMeasurement, "judgeable", JUDGEABLE)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_one_judgeable_modality_is_enough():
     faulty, fine = (SimpleNamespace(faults=faults) for faults in (("a fault",), ()))
     for audio, vision in ((faulty, fine), (fine, faulty), (fine, fine), (faulty, faulty)):
         acting = {"all": faulty, "audio": audio, "vision": vision}
-        assert JUDGEABLE(SimpleNamespace(modality={"audio": {}, "vision": {}}, acting=acting)) == (fine in (audio, vision))
+        assert JUDGEABLE.fget(SimpleNamespace(modality={"audio": {}, "vision": {}}, acting=acting)) == (fine in (audio, vision))
 
 
 def test_draws_differ_and_are_kept(measured, tiny_config, monkeypatch, capsys):

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers as hf
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from PIL import Image
 from run_schemas import misfits
 from text_training import SETTINGS as TEXT
@@ -372,6 +372,22 @@ def test_a_training_that_began_before_auto_and_device_goes_on(by_steps, passages
     watch.config.observe.share_prefix = not decisions(directory)["observe.share_prefix"]["value"]
     with pytest.raises(ValueError, match="settings of GapCallback are not those"):
         claim_callback_directory(run, "other", 4, [], base_known=False)
+
+
+def test_a_resumed_training_of_adapters_knows_its_base(passages, tmp_path):
+    """Its fingerprint leaves the adapters out, so it is the same after steps."""
+
+    def trainer() -> hf.Trainer:
+        adapted = get_peft_model(
+            text_model()[1], LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[3], layers_pattern="layers")
+        )
+        watch = GapCallback(passages, every=2, **TEXT)
+        return trainer_of_text(tmp_path, passages, watch, model=adapted, save_strategy="steps", save_steps=2, max_steps=4)
+
+    trainer().train()
+    before = read_records(tmp_path / "gapclose")
+    trainer().train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert read_records(tmp_path / "gapclose") == before
 
 
 def test_a_resumed_training_of_adapters_needs_the_base_of_its_start(by_steps, passages, tmp_path):

@@ -31,7 +31,6 @@ from gapclose.evaluation.controls.random_weights import random_controls, random_
 from gapclose.evaluation.controls.scoring import Control, JudgedControl
 from gapclose.evaluation.controls.suite import ControlSuite
 from gapclose.evaluation.controls.text import read_text
-from gapclose.evaluation.measurement import SplitMeasurement
 from gapclose.evaluation.measurement_file import Gate, Measurement, assemble, data_root
 from gapclose.metrics.verdict import decide
 from gapclose.metrics.verdict_evidence import collect_evidence
@@ -96,11 +95,6 @@ def extra_controls(suite: ControlSuite) -> list[JudgedControl]:
     return found
 
 
-def judgeable(measured: SplitMeasurement) -> bool:
-    """Whether the model answers the questions of any modality; otherwise no control changes a verdict."""
-    return any(not measured.acting[modality].faults for modality in measured.modality)
-
-
 def run_controls(run: EvaluationContext, *, thorough: bool) -> Measurement:
     """Build ``measurement.json``: all configured controls, or (not ``thorough``) only those
     without media and random weights.
@@ -109,7 +103,7 @@ def run_controls(run: EvaluationContext, *, thorough: bool) -> Measurement:
     """
     now, wanted = ControlSuite(run, "test", run.text), run.config.controls
     own = extra_controls(now) if thorough else []
-    random = random_readings(run, thorough=thorough, needed=judgeable(run.measured["test"]))
+    random = random_readings(run, thorough=thorough, needed=run.measured["test"].judgeable)
     controls = now.wording_controls()
     entries = [now.judge.entry(c) for c in [*controls, *random_controls(random, "test")]]
     rest: dict[str, Any] = {}
@@ -165,7 +159,7 @@ def gate(run: EvaluationContext) -> Gate:
     fit, val = (run.items.select(split=split, purpose="gap") for split in ("fit", "val"))
     text = read_text(fit, val, folds=run.config.probe.folds, seed=run.config.seed)
     now = ControlSuite(run, "val", text)
-    random = random_readings(run, thorough=False, needed=judgeable(run.measured["val"]))
+    random = random_readings(run, thorough=False, needed=run.measured["val"].judgeable)
     untrained = {kind: of["val"] for kind, of in random.items()}
     rivals = {c.name: c.readings[0] for c in now.wording_controls()}
     proofs = collect_evidence(now.labels, now.reading, rivals, run.config.gap, seed=run.config.seed, untrained=untrained)
